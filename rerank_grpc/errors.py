@@ -1,0 +1,214 @@
+"""Everything that can go wrong, each defined once.
+
+A domain exception has a reason, metadata and sometimes a time to retry after,
+and no wire format: ``server/status.py`` maps it to gRPC, ``rest`` to HTTP, and
+the client raises the same class again on the caller's side.
+
+    RerankError
+    ├── InvalidRequest            a field has a value that is not allowed
+    │   └── UnsupportedOption     the model cannot do what an option asks
+    ├── UnknownModel
+    ├── ModelLoading              retry
+    ├── ModelFailed
+    ├── QueueFull                 retry
+    ├── DeadlineUnreachable       retry, unless an idle server could not either
+    ├── RateLimited               retry
+    ├── DeadlineExceeded
+    ├── Cancelled
+    ├── PairTooLarge              one pair exceeds the device's memory
+    ├── Unauthenticated
+    ├── PermissionDenied
+    ├── ShuttingDown              retry
+    └── InternalError
+
+    ConfigurationError            the operator's: one line, at start
+    └── ModelLoadError            a model directory that cannot be served
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class Reason(enum.StrEnum):
+    """The machine's word for an error; the names of the proto's ErrorReason."""
+
+    INVALID_REQUEST = "ERROR_REASON_INVALID_REQUEST"
+    UNKNOWN_MODEL = "ERROR_REASON_UNKNOWN_MODEL"
+    MODEL_LOADING = "ERROR_REASON_MODEL_LOADING"
+    MODEL_FAILED = "ERROR_REASON_MODEL_FAILED"
+    QUEUE_FULL = "ERROR_REASON_QUEUE_FULL"
+    DEADLINE_UNREACHABLE = "ERROR_REASON_DEADLINE_UNREACHABLE"
+    RATE_LIMITED = "ERROR_REASON_RATE_LIMITED"
+    DEADLINE_EXCEEDED = "ERROR_REASON_DEADLINE_EXCEEDED"
+    CANCELLED = "ERROR_REASON_CANCELLED"
+    UNSUPPORTED_OPTION = "ERROR_REASON_UNSUPPORTED_OPTION"
+    PERMISSION_DENIED = "ERROR_REASON_PERMISSION_DENIED"
+    PAIR_TOO_LARGE = "ERROR_REASON_PAIR_TOO_LARGE"
+    UNAUTHENTICATED = "ERROR_REASON_UNAUTHENTICATED"
+    SHUTTING_DOWN = "ERROR_REASON_SHUTTING_DOWN"
+    INTERNAL = "ERROR_REASON_INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """Which field of a request is wrong ("documents[3].text"), and how."""
+
+    field: str
+    description: str
+
+
+class RerankError(Exception):
+    """The base of all errors of a call.
+
+    `metadata` is for machines and never holds a query, document or token;
+    `retry_after` is in seconds, None where a retry does not help.
+    """
+
+    reason: ClassVar[Reason]
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+        violations: Sequence[FieldViolation] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+        self.violations = tuple(violations)
+
+
+class InvalidRequest(RerankError):
+    """A field of the request has a value that is not allowed."""
+
+    reason = Reason.INVALID_REQUEST
+
+    @classmethod
+    def of(cls, field: str, description: str, *, metadata: Mapping[str, str] | None = None) -> InvalidRequest:
+        """Makes the error for one field; the message is "field: description"."""
+        violation = FieldViolation(field, description)
+        return cls(f"{field}: {description}", metadata=metadata, violations=[violation])
+
+
+class UnsupportedOption(InvalidRequest):
+    """The model cannot do what an option asks."""
+
+    reason = Reason.UNSUPPORTED_OPTION
+
+
+class UnknownModel(RerankError):
+    """No model of that name is configured."""
+
+    reason = Reason.UNKNOWN_MODEL
+
+
+class ModelLoading(RerankError):
+    """The model is still being loaded."""
+
+    reason = Reason.MODEL_LOADING
+
+
+class ModelFailed(RerankError):
+    """The model could not be loaded, or its device broke."""
+
+    reason = Reason.MODEL_FAILED
+
+
+class QueueFull(RerankError):
+    """The queue has no room for the call."""
+
+    reason = Reason.QUEUE_FULL
+
+
+class DeadlineUnreachable(RerankError):
+    """The call's deadline cannot be met at the present load."""
+
+    reason = Reason.DEADLINE_UNREACHABLE
+
+
+class RateLimited(RerankError):
+    """The caller's own rate is used up."""
+
+    reason = Reason.RATE_LIMITED
+
+
+class DeadlineExceeded(RerankError):
+    """The deadline passed before the scores were there."""
+
+    reason = Reason.DEADLINE_EXCEEDED
+
+
+class Cancelled(RerankError):
+    """The caller cancelled."""
+
+    reason = Reason.CANCELLED
+
+
+class PairTooLarge(RerankError):
+    """One pair alone exceeds the device's memory."""
+
+    reason = Reason.PAIR_TOO_LARGE
+
+
+class Unauthenticated(RerankError):
+    """The token is missing or wrong."""
+
+    reason = Reason.UNAUTHENTICATED
+
+
+class PermissionDenied(RerankError):
+    """The token does not carry the right."""
+
+    reason = Reason.PERMISSION_DENIED
+
+
+class ShuttingDown(RerankError):
+    """The server is stopping."""
+
+    reason = Reason.SHUTTING_DOWN
+
+
+class InternalError(RerankError):
+    """A fault of the server; the text is fixed, the details are in its log."""
+
+    reason = Reason.INTERNAL
+
+    def __init__(self, message: str = "internal error", **details: object) -> None:
+        super().__init__(message, **details)  # type: ignore[arg-type]
+
+
+BY_REASON: Mapping[Reason, type[RerankError]] = {
+    error.reason: error
+    for error in (
+        InvalidRequest,
+        UnsupportedOption,
+        UnknownModel,
+        ModelLoading,
+        ModelFailed,
+        QueueFull,
+        DeadlineUnreachable,
+        RateLimited,
+        DeadlineExceeded,
+        Cancelled,
+        PairTooLarge,
+        Unauthenticated,
+        PermissionDenied,
+        ShuttingDown,
+        InternalError,
+    )
+}
+
+
+class ConfigurationError(Exception):
+    """An operator's mistake, in one line: what, where, what to do."""
+
+
+class ModelLoadError(ConfigurationError):
+    """A model directory that cannot be served, and the remedy, in one line."""

@@ -1,0 +1,1 @@
+"""The gRPC server: one servicer per service, and the mapping of errors to statuses."""

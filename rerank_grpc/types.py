@@ -1,0 +1,157 @@
+"""The values that the layers hand to each other.
+
+No wire format lives here: the gRPC server, the client and the REST shim each
+translate theirs to and from these.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+class Truncation(enum.Enum):
+    """What happens to a text that is too long for the model."""
+
+    END = "end"
+    START = "start"
+    NONE = "none"
+
+
+class Priority(enum.IntEnum):
+    """Which calls go first when the device is busy; the lower goes first."""
+
+    INTERACTIVE = 0
+    BATCH = 1
+
+
+class State(enum.Enum):
+    """Whether a model can be called now."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+class Scoring(enum.Enum):
+    """How a logit becomes a relevance_score (see engine/scores.py)."""
+
+    SIGMOID = "sigmoid"
+    COSINE = "cosine"
+    SOFTMAX = "softmax"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text to be scored, with the caller's own id for it."""
+
+    text: str
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """One query and its documents; defaults and limits are the proto's.
+
+    `top_n` and `max_tokens_per_document` of 0 mean all; `max_chunks_per_document`
+    of 1 means that a long document is truncated.
+    """
+
+    query: str
+    documents: Sequence[Document]
+    model: str = ""
+    top_n: int = 0
+    return_documents: bool = False
+    min_relevance_score: float | None = None
+    instruction: str = ""
+    max_tokens_per_document: int = 0
+    truncation: Truncation = Truncation.END
+    max_chunks_per_document: int = 1
+    priority: Priority = Priority.INTERACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a text in Unicode code points: start from 0, end exclusive."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDocument:
+    """One result: `index` is the document's place in the request."""
+
+    index: int
+    relevance_score: float
+    logit: float
+    id: str = ""
+    document: Document | None = None
+    tokens: int = 0
+    truncated: bool = False
+    best_chunk: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call cost; durations in seconds."""
+
+    input_tokens: int = 0
+    cached_pairs: int = 0
+    tokenization_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    inference_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RerankSummary:
+    """What is said once about a whole call."""
+
+    model: str
+    model_revision: str = ""
+    usage: Usage = field(default_factory=Usage)
+    query_truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RerankResponse:
+    """Results by descending relevance_score, ties in the caller's order."""
+
+    results: tuple[ScoredDocument, ...]
+    summary: RerankSummary
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What ListModels says of one configured model."""
+
+    name: str
+    state: State
+    aliases: tuple[str, ...] = ()
+    state_message: str = ""
+    is_default: bool = False
+    revision: str = ""
+    family: str = ""
+    device: str = ""
+    precision: str = ""
+    attention: str = ""
+    max_tokens: int = 0
+    max_batch_tokens: int = 0
+    scoring: Scoring | None = None
+    accepts_instruction: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the Health call says of one model and its queue; times in seconds."""
+
+    model: str
+    state: State
+    version: str
+    uptime_seconds: float = 0.0
+    queue_tokens: int = 0
+    queue_capacity_tokens: int = 0
+    tokens_per_second: float = 0.0

@@ -1,0 +1,1 @@
+"""Stubs generated from proto/rerank/v1/rerank.proto by `make proto`; never edited by hand."""

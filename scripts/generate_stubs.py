@@ -1,0 +1,56 @@
+"""Generates the committed stubs in rerank_grpc/v1 from proto/.
+
+The descriptor is registered as ``rerank/v1/rerank.proto`` (``-Iproto``), the
+path under which every other caller's own stubs register it too, so that both
+can be imported in one process; only then is the one import between the
+generated files rewritten to where they live in this package.
+
+Run it through ``make proto``: grpcio-tools is pinned there to the oldest
+supported grpcio, because stubs refuse a grpcio older than their generator.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import grpc_tools
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTO = "rerank/v1/rerank.proto"
+TARGET = ROOT / "rerank_grpc" / "v1"
+
+
+def generate(out: Path) -> None:
+    """Runs protoc into `out`; raises SystemExit with protoc's status if it fails."""
+    includes = ["-Iproto", f"-I{Path(grpc_tools.__file__).parent / '_proto'}"]
+    outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
+    status = protoc.main(["protoc", *includes, *outputs, PROTO])
+    if status:
+        raise SystemExit(status)
+
+
+def main() -> None:
+    """Writes the stubs, or with --check fails if the committed ones differ."""
+    check = "--check" in sys.argv[1:]
+    stale = []
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder))
+        for generated in sorted(Path(folder, "rerank", "v1").iterdir()):
+            text = generated.read_text().replace("from rerank.v1 import", "from rerank_grpc.v1 import")
+            target = TARGET / generated.name
+            if check and (not target.exists() or target.read_text() != text):
+                stale.append(target.name)
+            elif not check:
+                target.write_text(text)
+    if stale:
+        raise SystemExit(f"stubs are stale ({', '.join(stale)}): run `make proto` and commit")
+
+
+if __name__ == "__main__":
+    import os
+
+    os.chdir(ROOT)
+    main()
