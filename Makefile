@@ -1,0 +1,80 @@
+# Everything a developer types. `make help` lists it.
+#
+#   PYTHON=python3.12       the interpreter .venv is made with (3.11 or later)
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                           a further package index, for torch without CUDA
+#   PYTEST_ARGS="-k cli"    further arguments of pytest
+#   ARGS="--port 6000"      the arguments of `rerank-grpc serve`
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+BUF := tools/buf/node_modules/.bin/buf
+BASELINE := tools/buf/rerank.v1.binpb
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo serve test lint format proto baseline clean
+
+help:  ## Lists these targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## Installs, starts a server, reranks an example, stops it.
+	@$(BIN)/python scripts/demo.py
+
+serve: $(VENV)/.demo  ## Serves the embedded model, or what ARGS says.
+	@exec $(BIN)/rerank-grpc serve $(ARGS)
+
+test: $(VENV)/.dev  ## Runs every test.
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, contract and stubs.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BUF) lint
+	$(BUF) breaking --against $(BASELINE)
+	$(BIN)/python scripts/generate_stubs.py --check
+
+format: $(VENV)/.dev  ## Formats the code and sorts its imports.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(VENV)/.dev $(BUF)  ## Checks the contract and generates its stubs.
+	$(BUF) lint
+	$(BUF) breaking --against $(BASELINE)
+	$(BIN)/python scripts/generate_stubs.py
+
+baseline: $(BUF)  ## Makes today's contract the one that may not break; at a release.
+	$(BUF) build --exclude-source-info -o $(BASELINE)
+
+clean:  ## Removes what the targets above have installed and cached.
+	rm -rf $(VENV) tools/buf/node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is not Python 3.11 or later; name one with PYTHON=" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp says that an install has succeeded with these very versions.
+$(VENV)/.demo: constraints.txt pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV): about a minute with torch's CPU wheel, longer with CUDA's."
+	$(INSTALL) -e '.[server,embedded]'
+	@touch $@
+
+$(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV): about a minute with torch's CPU wheel, longer with CUDA's."
+	$(INSTALL) -e '.[server,embedded,dev]'
+	@touch $(VENV)/.demo $@
+
+$(BUF): tools/buf/package.json tools/buf/package-lock.json
+	@command -v npm >/dev/null || { echo "make: buf is installed by npm, and npm is missing" >&2; exit 1; }
+	npm --prefix tools/buf ci --ignore-scripts --no-audit --no-fund
+	@touch $@
