@@ -1,11 +1,25 @@
-"""Every setting of the server, with its default; the only reader of the environment."""
+"""Every setting, with its default; the only reader of the environment.
+
+An :class:`Option` is a flag of the command line and a variable of the
+environment at once; the flag wins. Values are read here and nowhere else, so
+that a bad one is refused by the same words wherever it came from.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from rerank_grpc.errors import ConfigurationError
 
 MIB = 1 << 20
+PREFIX = "RERANK_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +73,352 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 50_051
     admin_host: str = "127.0.0.1"
-    admin_port: int = 50_052
+    admin_port: int | None = 50_052
     tokens: tuple[str, ...] = field(default=(), repr=False)
     grace_seconds: float = 30.0
     connection_age_seconds: float = 600.0
     connection_age_grace_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """How `rerank-grpc rerank | models | health` reach a server."""
+
+    target: str = "127.0.0.1:50051"
+    token: str | None = field(default=None, repr=False)
+    timeout: float = 30.0
+
+
+class OptionError(ConfigurationError):
+    """A flag or variable that is unknown or has a bad value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting: its flag `--name`, and the variable that says the same.
+
+    `read` turns the text into the value or raises ValueError with what the text
+    is not ("is not a port"). `setting` is the attribute of the settings it
+    becomes. A repeatable option's variable holds its values separated by commas.
+    """
+
+    name: str
+    setting: str
+    read: Callable[[str], Any]
+    metavar: str
+    help: str
+    repeatable: bool = False
+    variable: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.variable:
+            object.__setattr__(self, "variable", PREFIX + self.name.upper().replace("-", "_"))
+
+
+def _text(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable():
+        raise ValueError("is empty, or has spaces around it or control characters in it")
+    return text
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"is none of {', '.join(choices)}{suggestion(text, choices)}")
+        return text
+
+    return read
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) == 0:
+        raise ValueError("is not a whole number above 0")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65_535:
+        raise ValueError("is not a port (1 to 65535, or 0 for any free one)")
+    return int(text)
+
+
+def _port_or_off(text: str) -> int | None:
+    return None if text == "off" else _port(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 86_400:
+        raise ValueError("is not a number of seconds above 0 and up to 86400")
+    return value
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        raise ValueError("is none of auto, cpu, cuda, cuda:0, cuda:1 ...")
+    return text
+
+
+def _model(text: str) -> ModelSpec:
+    name, equals, source = text.partition("=")
+    if not equals:
+        name, source = re.split(r"[/\\]", text.rstrip("/\\"))[-1], text
+    if not source or not re.fullmatch(r"[\w.:/@+-]{1,200}", name):
+        raise ValueError("is not NAME=DIR_OR_HUB_ID, nor a directory or hub id alone")
+    return ModelSpec(name, source)
+
+
+def _alias(text: str) -> tuple[str, str]:
+    alias, equals, name = text.partition("=")
+    if not equals or not name or not re.fullmatch(r"[\w.:/@+-]{1,200}", alias):
+        raise ValueError("is not ALIAS=NAME")
+    return alias, name
+
+
+SERVER_OPTIONS = (
+    Option(
+        "model",
+        "models",
+        _model,
+        "[NAME=]SOURCE",
+        "a model to serve: a directory, a hub id such as BAAI/bge-reranker-v2-m3, or embedded; "
+        "the first is the default model; without NAME= the last part of SOURCE is the name",
+        repeatable=True,
+        variable="RERANK_MODELS",
+    ),
+    Option(
+        "alias",
+        "aliases",
+        _alias,
+        "ALIAS=NAME",
+        "a further name that callers may use for a model",
+        repeatable=True,
+        variable="RERANK_ALIASES",
+    ),
+    Option("models-dir", "models_dir", Path, "DIR", "where DIR/basename stands for the hub id ORG/basename"),
+    Option("device", "device", _device, "auto|cpu|cuda[:N]", "where models run"),
+    Option(
+        "precision",
+        "precision",
+        _one_of("auto", "fp32", "bf16", "fp16"),
+        "auto|fp32|bf16|fp16",
+        "how weights are held",
+    ),
+    Option("host", "host", _text, "HOST", "the address to listen on; 0.0.0.0 is every one"),
+    Option("port", "port", _port, "PORT", "the port to listen on; 0 is any free one"),
+    Option("admin-host", "admin_host", _text, "HOST", "the address of the admin port"),
+    Option("admin-port", "admin_port", _port_or_off, "PORT|off", "the port for probes and operators"),
+    Option(
+        "token-file", "tokens", Path, "FILE", "a file of tokens, one a line; callers must send one of them"
+    ),
+    Option(
+        "grace", "grace_seconds", _seconds, "SECONDS", "how long calls in progress may take when stopping"
+    ),
+    Option(
+        "connection-age",
+        "connection_age_seconds",
+        _seconds,
+        "SECONDS",
+        "after which a connection is asked to be made anew",
+    ),
+    Option(
+        "connection-age-grace",
+        "connection_age_grace_seconds",
+        _seconds,
+        "SECONDS",
+        "how long calls on such a connection may still take",
+    ),
+    Option(
+        "max-batch-tokens",
+        "engine.max_batch_tokens",
+        _count,
+        "TOKENS",
+        "how much goes to the device at once, for each model",
+    ),
+    Option(
+        "max-queue-tokens",
+        "engine.max_queue_tokens",
+        _count,
+        "TOKENS",
+        "how much may wait for the device, for each model",
+    ),
+    Option("max-calls", "engine.max_calls", _count, "CALLS", "how many calls are admitted at once"),
+    Option(
+        "hang-timeout",
+        "engine.hang_seconds",
+        _seconds,
+        "SECONDS",
+        "after which one forward pass counts as hung",
+    ),
+    Option(
+        "log-level",
+        "log_level",
+        _one_of("debug", "info", "warning", "error"),
+        "debug|info|warning|error",
+        "how much is logged to stderr",
+    ),
+)
+
+CLIENT_OPTIONS = (
+    Option("target", "target", _text, "HOST:PORT", "the server to call"),
+    Option("timeout", "timeout", _seconds, "SECONDS", "how long a call may take"),
+    Option("token-file", "token", Path, "FILE", "a file that holds the token to send, on its first line"),
+)
+
+# Tokens have no flag: another user of the machine can read a command line.
+SERVER_TOKEN_VARIABLES = ("RERANK_TOKENS", "ACCESS_TOKEN", "RERANK_API_KEY")
+CLIENT_TOKEN_VARIABLE = "RERANK_TOKEN"
+
+
+def default(option: Option) -> str:
+    """Says an option's default as one would type it; "" where that is nothing."""
+    owner: Any = Settings() if option in SERVER_OPTIONS else ClientSettings()
+    if option.setting == "models":
+        return EMBEDDED.name
+    if option.setting in ("aliases", "tokens", "token"):
+        return ""
+    for part in option.setting.split("."):
+        owner = getattr(owner, part)
+    return f"{owner:g}" if isinstance(owner, float) else str(owner)
+
+
+def suggestion(text: str, choices: Iterable[str]) -> str:
+    """Says "; did you mean …?" where a choice is near the text, else nothing."""
+    near = difflib.get_close_matches(text, list(choices), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+Flags = Mapping[str, str | Sequence[str] | None]
+
+
+def read_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> Settings:
+    """Reads the server's settings; `flags` maps an option's name to its text, or texts.
+
+    Raises OptionError, naming the flag or variable, for anything that is
+    unknown, malformed or contradicts itself.
+    """
+    environment = os.environ if environment is None else environment
+    values = _values(SERVER_OPTIONS, flags, environment)
+    engine = {key.removeprefix("engine."): values.pop(key) for key in list(values) if "." in key}
+    models = _with_aliases(values.pop("models", (EMBEDDED,)), values.pop("aliases", ()))
+    tokens = _server_tokens(values.pop("tokens", None), environment)
+    return Settings(models=models, tokens=tokens, engine=EngineSettings(**engine), **values)
+
+
+def read_client_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> ClientSettings:
+    """Reads how to reach a server; raises OptionError like :func:`read_settings`."""
+    environment = os.environ if environment is None else environment
+    values = _values(CLIENT_OPTIONS, flags, environment)
+    file = values.pop("token", None)
+    if file is not None:
+        return ClientSettings(token=_tokens_of_file(file)[0], **values)
+    text = environment.get(CLIENT_TOKEN_VARIABLE, "")
+    return ClientSettings(token=_token(text, CLIENT_TOKEN_VARIABLE) if text else None, **values)
+
+
+def may_color(environment: Mapping[str, str] | None = None) -> bool:
+    """Tells whether the environment leaves a terminal its colours (no-color.org)."""
+    environment = os.environ if environment is None else environment
+    return not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+def forgotten_token(settings: Settings, environment: Mapping[str, str] | None = None) -> bool:
+    """Tells whether only the client's RERANK_TOKEN is set where the server's is meant."""
+    environment = os.environ if environment is None else environment
+    return not settings.tokens and bool(environment.get(CLIENT_TOKEN_VARIABLE))
+
+
+def _values(options: Sequence[Option], flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Reads what flags and variables say, by setting; what neither says is left out."""
+    _refuse_unknown_variables(environment)
+    values: dict[str, Any] = {}
+    for option in options:
+        origin, given = f"--{option.name}", flags.get(option.name)
+        if given is None:
+            # An empty variable counts as unset: compose files pass those on.
+            origin, given = option.variable, environment.get(option.variable) or None
+        if given is None:
+            continue
+        if not option.repeatable:
+            values[option.setting] = _value(option, origin, str(given))
+            continue
+        texts = given.split(",") if isinstance(given, str) else given
+        values[option.setting] = tuple(_value(option, origin, text.strip()) for text in texts)
+    return values
+
+
+def _value(option: Option, origin: str, text: str) -> Any:
+    try:
+        return option.read(text)
+    except ValueError as error:
+        raise OptionError(f"{origin}: {text!r} {error}") from None
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    options = (*SERVER_OPTIONS, *CLIENT_OPTIONS)
+    known = {option.variable for option in options} | {*SERVER_TOKEN_VARIABLES, CLIENT_TOKEN_VARIABLE}
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            raise OptionError(f"{name}: unknown environment variable{_hint(name, known)}")
+
+
+def _hint(variable: str, known: set[str]) -> str:
+    if re.match(r"RERANK_(SERVICE|PORT)_", variable):
+        return "; Kubernetes sets it for a Service named rerank: set enableServiceLinks to false"
+    return suggestion(variable, sorted(known))
+
+
+def _with_aliases(
+    models: tuple[ModelSpec, ...], aliases: tuple[tuple[str, str], ...]
+) -> tuple[ModelSpec, ...]:
+    """Gives each model its aliases; every name may be given once."""
+    names = [model.name for model in models]
+    taken = set[str]()
+    for name in (*names, *(alias for alias, _ in aliases)):
+        if name in taken:
+            raise OptionError(f"--model, --alias: the name {name!r} is given twice")
+        taken.add(name)
+    for alias, name in aliases:
+        if name not in names:
+            raise OptionError(
+                f"--alias: {alias}={name}: no --model is named {name!r}{suggestion(name, names)}"
+            )
+    return tuple(
+        replace(model, aliases=tuple(alias for alias, name in aliases if name == model.name))
+        for model in models
+    )
+
+
+def _server_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Gathers the tokens of the file and of all variables, each once."""
+    tokens = _tokens_of_file(file) if file is not None else []
+    listed, *single = SERVER_TOKEN_VARIABLES
+    if environment.get(listed):
+        tokens += [_token(text.strip(), listed) for text in environment[listed].split(",")]
+    tokens += [_token(environment[name], name) for name in single if environment.get(name)]
+    return tuple(dict.fromkeys(tokens))
+
+
+def _tokens_of_file(file: Path) -> list[str]:
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise OptionError(f"--token-file: cannot read {str(file)!r}: {reason}") from None
+    tokens = [_token(line.strip(), f"--token-file {file}") for line in lines if line.strip()]
+    if not tokens:
+        raise OptionError(f"--token-file: {str(file)!r} holds no token")
+    return tokens
+
+
+def _token(text: str, origin: str) -> str:
+    """Checks one token, and never repeats it: an HTTP header carries it."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise OptionError(f"{origin}: a token is empty, or has characters beyond visible ASCII")
+    return text
