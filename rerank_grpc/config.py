@@ -312,14 +312,24 @@ def read_settings(flags: Flags, environment: Mapping[str, str] | None = None) ->
 
 
 def read_client_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> ClientSettings:
-    """Reads how to reach a server; raises OptionError like :func:`read_settings`."""
+    """Reads how to reach a server; raises OptionError like :func:`read_settings`.
+
+    Where no target is named, this machine's own server is meant, and what its
+    environment says of port and tokens holds: a container's health check needs
+    no settings of its own. Those tokens are sent to no other target.
+    """
     environment = os.environ if environment is None else environment
     values = _values(CLIENT_OPTIONS, flags, environment)
     file = values.pop("token", None)
-    if file is not None:
-        return ClientSettings(token=_tokens_of_file(file)[0], **values)
     text = environment.get(CLIENT_TOKEN_VARIABLE, "")
-    return ClientSettings(token=_token(text, CLIENT_TOKEN_VARIABLE) if text else None, **values)
+    tokens = [_token(text, CLIENT_TOKEN_VARIABLE)] if text else []
+    if file is not None:
+        tokens = _tokens_of_file(file)
+    if "target" not in values:
+        port = environment.get("RERANK_PORT") or Settings().port
+        values["target"] = f"127.0.0.1:{port}"
+        tokens = tokens or list(_server_tokens(None, environment))
+    return ClientSettings(token=tokens[0] if tokens else None, **values)
 
 
 def may_color(environment: Mapping[str, str] | None = None) -> bool:

@@ -1,0 +1,43 @@
+"""The command line: flags and environment to settings, then serve or call.
+
+    parser.py     what can be typed, and its help
+    serve.py      runs the server: progress, summary, signals, exit
+    call.py       rerank, models and health against a running server
+    terminal.py   what is printed, as pure functions
+
+Importing it imports neither torch nor grpc: each command brings in its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from rerank_grpc.cli.parser import parse
+from rerank_grpc.cli.terminal import fail
+from rerank_grpc.config import OptionError
+from rerank_grpc.errors import ConfigurationError, RerankError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, 1 (failed) or 2 (bad option)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        parsed = parse(sys.argv[1:] if arguments is None else arguments)
+        status: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except OptionError as error:
+        return fail(str(error), 2)
+    except (ConfigurationError, RerankError) as error:
+        return fail(str(error), 1)
+    except BrokenPipeError:
+        # The reader has left, as `head` does: end as quietly as other tools.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return status

@@ -1,0 +1,192 @@
+"""Runs the server: shows how loading goes, says what is served, ends in time.
+
+Everything it says goes to stderr, as its logs do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import ipaddress
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rerank_grpc import __version__
+from rerank_grpc.cli import terminal
+from rerank_grpc.cli.terminal import Screen
+from rerank_grpc.config import Settings, forgotten_token, read_settings
+from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.types import ModelInfo, State
+
+if TYPE_CHECKING:
+    from rerank_grpc.server.app import RerankServer
+
+_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_FRAME_SECONDS = 0.1
+# The server has the whole grace; a thread that hangs on after it gets this.
+_EXIT_SECONDS = 1.0
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT; raises ConfigurationError for what cannot start."""
+    settings = read_settings(parsed.flags)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    screen = Screen.of(sys.stderr)
+    stopping = _on_signals(settings.grace_seconds, screen)
+    _say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
+    server = _build(settings)
+    try:
+        server.start()
+        if _load(server, screen, stopping):
+            _say(*summary(settings, server.port, server.admin_port, server.registry.models(), screen))
+            stopping.wait()
+        status = 0
+    except ConfigurationError as error:
+        status = terminal.fail(str(error), 1)
+    _end(server, settings.grace_seconds, status)
+    return status
+
+
+def _on_signals(grace: float, screen: Screen) -> threading.Event:
+    """Makes the first SIGTERM or SIGINT set the event it returns, the second end the process."""
+    stopping = threading.Event()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+        note = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+        os.write(2, f"\nstopping: calls in progress have {grace:g} s{note}\n".encode())
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    return stopping
+
+
+def _build(settings: Settings) -> RerankServer:
+    try:
+        from rerank_grpc.server.app import RerankServer
+    except ModuleNotFoundError as error:
+        name = error.name or "a package"
+        if name.startswith("rerank_grpc"):
+            raise
+        raise ConfigurationError(
+            f'serving needs {name}, which is not installed: pip install "rerank-grpc[server,embedded]"'
+        ) from None
+    return RerankServer(settings)
+
+
+def _load(server: RerankServer, screen: Screen, stopping: threading.Event) -> bool:
+    """Waits for the models and shows it; False if a signal came first.
+
+    Raises ConfigurationError if the default model cannot be served.
+    """
+    begin, told, animate = time.monotonic(), dict[str, State](), screen.width is not None
+    while not stopping.is_set():
+        loaded = server.wait_until_loaded(_FRAME_SECONDS)
+        infos, seconds = server.registry.models(), time.monotonic() - begin
+        if animate:
+            _draw("" if loaded else _progress(infos, seconds, screen))
+        _say(*_changes(infos, told, seconds))
+        if loaded:
+            return True
+    return False
+
+
+def _progress(infos: Sequence[ModelInfo], seconds: float, screen: Screen) -> str:
+    names = [terminal.printable(info.name) for info in infos if info.state is State.LOADING]
+    ready = sum(info.state is State.READY for info in infos)
+    frames = _FRAMES if screen.unicode else "|/-\\"
+    frame = frames[int(seconds / _FRAME_SECONDS) % len(frames)]
+    text = f"{frame} loading {', '.join(names)}  {seconds:.1f} s  {ready} of {len(infos)} ready"
+    return terminal.clip(text, (screen.width or 80) - 1)
+
+
+def _draw(line: str) -> None:
+    """Replaces the terminal's present line."""
+    sys.stderr.write(f"\r\x1b[2K{line}")
+    sys.stderr.flush()
+
+
+def _changes(infos: Sequence[ModelInfo], told: dict[str, State], seconds: float) -> Iterable[str]:
+    """Says each model's new state once; `told` remembers."""
+    for info in infos:
+        if told.get(info.name) is info.state:
+            continue
+        told[info.name] = info.state
+        name = terminal.printable(info.name)
+        if info.state is State.LOADING:
+            yield f"loading {name} ..."
+        elif info.state is State.READY:
+            yield f"{name} is ready after {seconds:.1f} s"
+        elif info.state is State.FAILED:
+            yield f"{name} failed: {terminal.printable(info.state_message)}"
+
+
+def summary(
+    settings: Settings, port: int, admin_port: int | None, infos: Sequence[ModelInfo], screen: Screen
+) -> Iterable[str]:
+    """Says on one screen what is served, where, and to whom."""
+    target = _address(settings.host, port)
+    count = len(settings.tokens)
+    access = f"one of {count} tokens" if count > 1 else "one token" if count else "none: any caller is served"
+    admin = _address(settings.admin_host, admin_port) if admin_port is not None else "off"
+    yield ""
+    yield screen.paint(f"rerank-grpc {__version__} serves rerank.v1 at {target}", "bold")
+    yield ""
+    yield from terminal.models(infos, screen)
+    yield ""
+    yield f"{screen.paint('admin port', 'dim')}      {admin}"
+    yield f"{screen.paint('authentication', 'dim')}  {access}"
+    yield from (screen.paint(line, "yellow", "bold") for line in _warnings(settings, target))
+    yield ""
+    yield "Ctrl-C stops it."
+
+
+def _warnings(settings: Settings, target: str) -> Iterable[str]:
+    if not settings.tokens and not _is_loopback(settings.host):
+        yield ""
+        yield f"WARNING: {target} can be reached from other machines, and any caller is served."
+        yield "         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
+    if forgotten_token(settings):
+        yield ""
+        yield "WARNING: RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS."
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _end(server: RerankServer, grace: float, status: int) -> None:
+    """Drains and ends the process, within the grace and a second even if threads hang.
+
+    The watchdog is C code: it also ends a process whose GIL is held for ever,
+    and prints where each thread stood.
+    """
+    faulthandler.dump_traceback_later(grace + _EXIT_SECONDS, exit=True)
+    server.stop(grace)
+    logging.shutdown()
+    sys.stderr.flush()
+    # A worker thread that hangs would keep an ordinary exit waiting for it.
+    os._exit(status)
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)

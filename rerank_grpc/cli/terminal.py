@@ -1,0 +1,198 @@
+"""What is printed, as pure functions of the text and the width it must fit.
+
+Documents come from anywhere: nothing of them reaches a terminal that the
+terminal would act on. Chinese, Japanese and Korean characters take two cells.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from rerank_grpc.config import may_color
+from rerank_grpc.types import ModelInfo, State
+
+# Zero-width (non-)joiners shape Persian and emoji; other format characters
+# (the bidirectional overrides) can make a text read as another.
+_JOINERS = "\u200c\u200d"
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What a stream can show: cells per line (None where nothing clips), colour, Unicode."""
+
+    width: int | None = None
+    color: bool = False
+    unicode: bool = True
+
+    @classmethod
+    def of(cls, stream: TextIO) -> Screen:
+        """Looks at a stream; a file or pipe gets whole lines and no colour."""
+        utf = (stream.encoding or "").lower().replace("-", "").startswith("utf")
+        if not stream.isatty():
+            return cls(unicode=utf)
+        width = shutil.get_terminal_size((80, 24)).columns
+        return cls(max(width, 20), may_color(), utf)
+
+    def paint(self, text: str, *styles: str) -> str:
+        """Colours a text where colours are allowed."""
+        codes = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+        if not self.color or not text:
+            return text
+        return f"\x1b[{';'.join(codes[style] for style in styles)}m{text}\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """Makes a text one line that a terminal shows and does not obey."""
+    return "".join(map(_printable, text)).strip()
+
+
+def _printable(character: str) -> str:
+    if character in "\t\n\r\v\f\u2028\u2029":
+        return " "
+    if character not in _JOINERS and unicodedata.category(character) in _UNPRINTABLE:
+        return "�"
+    return character
+
+
+def cells(text: str) -> int:
+    """Counts the cells of a terminal that a printable text takes."""
+    return sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    if character in _JOINERS or unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def clip(text: str, width: int) -> str:
+    """Cuts a printable text to at most `width` cells, the last of them "…"."""
+    if cells(text) <= width:
+        return text
+    used, kept = 1, []
+    for character in text:
+        used += _cells(character)
+        if used > width:
+            break
+        kept.append(character)
+    return "".join(kept).rstrip() + "…" if width > 0 else ""
+
+
+def pad(text: str, width: int) -> str:
+    """Fills a printable text up to `width` cells."""
+    return text + " " * (width - cells(text))
+
+
+def bar(score: float, width: int, *, unicode: bool = True) -> str:
+    """Draws a score in [0, 1] as a bar in `width` cells, to an eighth of a cell."""
+    score = min(max(score, 0.0), 1.0)
+    if not unicode:
+        return pad("#" * round(score * width), width)
+    full, eighths = divmod(round(score * width * 8), 8)
+    return pad("█" * full + (_EIGHTHS[eighths] if eighths else ""), width)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One line of a ranked table; `place` says where the document stood."""
+
+    score: float
+    place: str
+    text: str
+
+
+def ranking(rows: Sequence[Ranked], screen: Screen) -> Iterable[str]:
+    """Lays out results, best first: rank, score, bar, place and as much text as fits."""
+    if not rows:
+        yield "no results"
+        return
+    rank_width = len(str(len(rows)))
+    places = [printable(row.place) for row in rows]
+    place_width = max(map(cells, places))
+    if screen.width is None:
+        bar_width = 20
+    else:
+        bar_width = min(max((screen.width - 40) // 4, 4), 24)
+        place_width = min(place_width, max(screen.width // 5, 4))
+    left = rank_width + 1 + 6 + 1 + bar_width + 1 + place_width + 2
+    for rank, (row, place) in enumerate(zip(rows, places, strict=True), 1):
+        text = printable(row.text)
+        if screen.width is not None:
+            text = clip(text, max(screen.width - left, 8))
+        drawn = bar(row.score, bar_width, unicode=screen.unicode)
+        yield " ".join(
+            (
+                screen.paint(f"{rank:>{rank_width}}", "bold"),
+                f"{row.score:.4f}",
+                screen.paint(drawn, "green" if rank == 1 else "cyan"),
+                screen.paint(pad(clip(place, place_width), place_width), "dim"),
+                f" {text}",
+            )
+        ).rstrip()
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) -> Iterable[str]:
+    """Lays out rows under their head; one block for each row where the width is too small."""
+    clean = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(cells, column)) for column in zip(head, *clean, strict=True)]
+    if screen.width is not None and sum(widths) + 2 * (len(widths) - 1) > screen.width:
+        yield from _blocks(head, clean, screen)
+        return
+    yield screen.paint("  ".join(map(pad, head, widths)).rstrip(), "dim")
+    for row in clean:
+        yield "  ".join(map(pad, row, widths)).rstrip()
+
+
+def _blocks(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) -> Iterable[str]:
+    label = max(map(cells, head))
+    for number, row in enumerate(rows):
+        if number:
+            yield ""
+        for name, cell in zip(head, row, strict=True):
+            if cell:
+                room = max((screen.width or 80) - label - 2, 8)
+                yield f"{screen.paint(pad(name, label), 'dim')}  {clip(cell, room)}"
+
+
+_COLUMNS: tuple[tuple[str, Callable[[ModelInfo], str]], ...] = (
+    ("model", lambda model: model.name + (" (default)" if model.is_default else "")),
+    ("state", lambda model: model.state.value.upper()),
+    ("aliases", lambda model: ", ".join(model.aliases)),
+    ("revision", lambda model: model.revision[:12]),
+    ("family", lambda model: model.family),
+    ("device", lambda model: model.device),
+    ("precision", lambda model: model.precision),
+    ("attention", lambda model: model.attention),
+    ("tokens", lambda model: str(model.max_tokens or "")),
+)
+
+
+def models(infos: Sequence[ModelInfo], screen: Screen) -> Iterable[str]:
+    """Lays out what ListModels says; a column that is empty everywhere is left out."""
+    columns = [(name, list(map(of, infos))) for name, of in _COLUMNS]
+    shown = [(name, values) for name, values in columns if any(values)]
+    yield from table(
+        [name for name, _ in shown], list(zip(*(values for _, values in shown), strict=True)), screen
+    )
+    for info in infos:
+        if info.state is State.FAILED and info.state_message:
+            yield screen.paint(f"{printable(info.name)}: {printable(info.state_message)}", "red")
+
+
+def error_line(text: str) -> str:
+    """Makes the one line in which a command says why it ends."""
+    return f"rerank-grpc: error: {printable(text)}"
+
+
+def fail(text: str, status: int) -> int:
+    """Prints an error in one line to stderr; returns the exit status it was given."""
+    screen = Screen.of(sys.stderr)
+    print(screen.paint(error_line(text), "red"), file=sys.stderr)
+    return status

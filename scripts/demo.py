@@ -1,0 +1,119 @@
+"""Shows the service at work: starts it, reranks the README's example, stops it.
+
+The server is the real command in a process of its own, on free ports; the
+call is an ordinary gRPC call by the Python client.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from rerank_grpc.cli.terminal import Ranked, Screen, ranking
+from rerank_grpc.client import Client
+
+QUERY = "How do I reset my password?"
+DOCUMENTS = (
+    "Our office is closed on public holidays.",
+    "To choose a new password, open Settings, then Security, and click Forgot password.",
+    "Invoices are sent by e-mail on the first day of each month.",
+    "Passwords must have at least twelve characters.",
+    "The cafeteria serves lunch from 11:30 to 14:00.",
+    "If you cannot sign in, ask the help desk to unlock your account.",
+)
+START_SECONDS = 120.0
+STOP_SECONDS = 40.0
+
+
+def main() -> int:
+    """Runs the demo; returns 0 when all of it worked."""
+    begin = time.monotonic()
+    server = start()
+    try:
+        target = wait_until_serving(server)
+        print(f"The server is up after {time.monotonic() - begin:.1f} s, at {target}.\n")
+        show(target)
+    finally:
+        status = stop(server)
+    print(f"\nThe server has stopped{' cleanly' if status == 0 else f' with status {status}'}.")
+    return status
+
+
+def start() -> subprocess.Popen[str]:
+    """Starts the server on free ports, deaf to the caller's own settings."""
+    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    ours = ("RERANK_", "ACCESS_TOKEN")
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_until_serving(server: subprocess.Popen[str]) -> str:
+    """Passes on what the server says until its health is SERVING; returns its address."""
+    assert server.stderr is not None
+    for line in server.stderr:
+        print(f"  {line}", end="")
+        address = re.search(r"serves rerank\.v1 at (\S+)", line)
+        if address:
+            # What it says from here on is nothing new; a full pipe would block it.
+            threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
+            wait_for_health(address[1])
+            return address[1]
+    raise SystemExit("demo: the server has ended before it served")
+
+
+def wait_for_health(target: str) -> None:
+    """Asks grpc.health.v1.Health until it says SERVING."""
+    deadline = time.monotonic() + START_SECONDS
+    with grpc.insecure_channel(target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        while time.monotonic() < deadline:
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5, wait_for_ready=True)
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            time.sleep(0.1)
+    raise SystemExit(f"demo: the server is not SERVING after {START_SECONDS:g} s")
+
+
+def show(target: str) -> None:
+    """Reranks the example and prints the ranked table."""
+    with Client(target) as client:
+        begin = time.monotonic()
+        response = client.rerank(QUERY, DOCUMENTS)
+        seconds = time.monotonic() - begin
+    print(f"Query: {QUERY}\n")
+    rows = [
+        Ranked(result.relevance_score, f"[{result.index}]", DOCUMENTS[result.index])
+        for result in response.results
+    ]
+    print_lines(ranking(rows, Screen.of(sys.stdout)))
+    model = response.summary.model
+    print(f"\n{len(rows)} documents scored by {model!r} over gRPC, first call, {seconds * 1000:.0f} ms.")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Prints each line."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def stop(server: subprocess.Popen[str]) -> int:
+    """Stops the server by SIGTERM; returns its exit status."""
+    server.send_signal(signal.SIGTERM)
+    try:
+        return server.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        return server.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
