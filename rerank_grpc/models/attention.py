@@ -1,0 +1,44 @@
+"""Attention over packed sequences: the one place that chooses how it is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+# No mask function may be registered under this name: transformers would call it,
+# and it synchronises the device; for a name it does not know it makes no mask.
+NAME = "rerank_grpc_packed"
+BACKEND = "packed (sdpa)"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    sequence_lengths: tuple[int, ...],
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attends within each sequence, both ways; query, key and value are  # [1, heads, num_tokens, size].
+
+    Returns [1, num_tokens, heads, size], as transformers' attention functions do.
+    """
+    parts = [
+        scaled_dot_product_attention(q, k, v, scale=scaling)
+        for q, k, v in zip(
+            query.split(sequence_lengths, dim=2),
+            key.split(sequence_lengths, dim=2),
+            value.split(sequence_lengths, dim=2),
+            strict=True,
+        )
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, packed_attention)

