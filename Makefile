@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUF := tools/buf/node_modules/.bin/buf
 BASELINE := tools/buf/rerank.v1.binpb
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
   $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help

@@ -1,0 +1,213 @@
+"""Flags and environment become settings, or are refused by name."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from rerank_grpc import config
+from rerank_grpc.config import (
+    CLIENT_OPTIONS,
+    SERVER_OPTIONS,
+    ClientSettings,
+    EngineSettings,
+    ModelSpec,
+    OptionError,
+    Settings,
+    default,
+    read_client_settings,
+    read_settings,
+)
+
+SAMPLES = {
+    "model": ("bge=/srv/bge", ("bge", "/srv/bge")),
+    "alias": ("tiny=embedded", None),
+    "models-dir": ("/srv", Path("/srv")),
+    "device": ("cuda:1", "cuda:1"),
+    "precision": ("bf16", "bf16"),
+    "host": ("::1", "::1"),
+    "port": ("0", 0),
+    "admin-host": ("0.0.0.0", "0.0.0.0"),
+    "admin-port": ("off", None),
+    "grace": ("1.5", 1.5),
+    "connection-age": ("60", 60.0),
+    "connection-age-grace": ("5", 5.0),
+    "max-batch-tokens": ("8192", 8192),
+    "max-queue-tokens": ("1000", 1000),
+    "max-calls": ("7", 7),
+    "hang-timeout": ("9", 9.0),
+    "log-level": ("debug", "debug"),
+}
+
+
+def setting(settings, path):
+    for part in path.split("."):
+        settings = getattr(settings, part)
+    return settings
+
+
+def test_nothing_given_means_the_defaults():
+    assert read_settings({}, {}) == Settings()
+    assert read_client_settings({}, {}) == ClientSettings()
+
+
+@pytest.mark.parametrize("option", SERVER_OPTIONS, ids=lambda option: option.name)
+def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
+    if option.name == "token-file":
+        tokens = tmp_path / "tokens"
+        tokens.write_text("one\n\ntwo\n")
+        text = str(tokens)
+    else:
+        text, expected = SAMPLES[option.name]
+    flag = [text] if option.repeatable else text
+    by_flag = read_settings({option.name: flag}, {})
+    by_variable = read_settings({}, {option.variable: text})
+    assert by_flag == by_variable != Settings()
+    assert read_settings({option.name: flag}, {option.variable: "=not valid="}) == by_flag
+    if option.name == "token-file":
+        assert by_flag.tokens == ("one", "two")
+    elif option.name == "model":
+        assert by_flag.models == (ModelSpec(*expected),)
+    elif option.name == "alias":
+        assert by_flag.models == (ModelSpec("embedded", "embedded", ("tiny",)),)
+    else:
+        assert setting(by_flag, option.setting) == expected
+
+
+def test_every_setting_of_the_server_has_an_option():
+    fixed_by_the_contract = {"limits"}
+    names = {option.setting for option in SERVER_OPTIONS}
+    assert set(Settings.__slots__) - {"engine"} - fixed_by_the_contract <= names
+    assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "abc"),
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "٣"),
+        ("admin-port", "none"),
+        ("device", "gpu"),
+        ("device", "cuda:x"),
+        ("precision", "int8"),
+        ("grace", "0"),
+        ("grace", "nan"),
+        ("grace", "1e9"),
+        ("grace", "soon"),
+        ("max-batch-tokens", "0"),
+        ("max-batch-tokens", "4k"),
+        ("host", " "),
+        ("log-level", "verbose"),
+        ("model", "=dir"),
+        ("model", "a="),
+        ("model", "/"),
+        ("model", "a b=dir"),
+        ("alias", "a"),
+        ("alias", "a="),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_name_it_came_under(name, text):
+    option = next(option for option in SERVER_OPTIONS if option.name == name)
+    with pytest.raises(OptionError, match=f"^--{name}: .*{re.escape(text)}"):
+        read_settings({name: [text] if option.repeatable else text}, {})
+    with pytest.raises(OptionError, match=f"^{option.variable}: "):
+        read_settings({}, {option.variable: text})
+
+
+def test_an_empty_variable_counts_as_unset():
+    empty = {option.variable: "" for option in (*SERVER_OPTIONS, *CLIENT_OPTIONS)}
+    empty |= {"RERANK_TOKENS": "", "ACCESS_TOKEN": "", "RERANK_API_KEY": "", "RERANK_TOKEN": ""}
+    assert read_settings({}, empty) == Settings()
+    assert read_client_settings({}, empty) == ClientSettings()
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_name():
+    with pytest.raises(OptionError, match=r"^RERANK_PRECISON: unknown .*; did you mean RERANK_PRECISION\?$"):
+        read_settings({}, {"RERANK_PRECISON": "fp32"})
+    with pytest.raises(OptionError, match="enableServiceLinks"):
+        read_settings({}, {"RERANK_PORT_50051_TCP_ADDR": "10.0.0.1"})
+    assert read_settings({}, {"RERANKER": "x", "HOME": "/"}) == Settings()
+
+
+def test_either_side_knows_the_other_sides_variables():
+    assert read_settings({}, {"RERANK_TARGET": "x:1", "RERANK_TOKEN": "t"}) == Settings()
+    assert read_client_settings({}, {"RERANK_DEVICE": "cpu"}) == ClientSettings()
+
+
+def test_models_are_named_by_their_last_part_unless_named():
+    texts = ["BAAI/bge-reranker-v2-m3", "x=models/y/", "./here/z/", "embedded"]
+    models = read_settings({"model": texts}, {}).models
+    assert [(model.name, model.source) for model in models] == [
+        ("bge-reranker-v2-m3", "BAAI/bge-reranker-v2-m3"),
+        ("x", "models/y/"),
+        ("z", "./here/z/"),
+        ("embedded", "embedded"),
+    ]
+    assert read_settings({}, {"RERANK_MODELS": ",".join(texts)}).models == models
+
+
+def test_aliases_belong_to_one_model_and_names_are_unique():
+    settings = read_settings({"model": ["a=x", "b=y"], "alias": ["ORG/b=b", "c=a", "d=b"]}, {})
+    assert [model.aliases for model in settings.models] == [("c",), ("ORG/b", "d")]
+    with pytest.raises(OptionError, match=r"no --model is named 'embeded'; did you mean embedded\?"):
+        read_settings({"alias": ["x=embeded"]}, {})
+    for flags in ({"model": ["a=x", "a=y"]}, {"model": ["a=x", "b=y"], "alias": ["a=b"]}):
+        with pytest.raises(OptionError, match="'a' is given twice"):
+            read_settings(flags, {})
+
+
+def test_all_tokens_are_accepted_together(tmp_path):
+    file = tmp_path / "tokens"
+    file.write_text("f1\nf2\n")
+    environment = {"RERANK_TOKENS": "t1, t2", "ACCESS_TOKEN": "a", "RERANK_API_KEY": "t1"}
+    settings = read_settings({"token-file": str(file)}, environment)
+    assert settings.tokens == ("f1", "f2", "t1", "t2", "a")
+    assert "t1" not in repr(settings)
+
+
+@pytest.mark.parametrize("name", ["RERANK_TOKENS", "ACCESS_TOKEN", "RERANK_API_KEY"])
+@pytest.mark.parametrize("text", [" ", "canary ü", "canary x"])
+def test_a_bad_token_is_refused_and_never_repeated(name, text):
+    with pytest.raises(OptionError, match=f"^{name}: ") as caught:
+        read_settings({}, {name: text})
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff", b"canary x\n"])
+def test_a_bad_token_file_is_refused(tmp_path, content):
+    file = tmp_path / "tokens"
+    if content is not None:
+        file.write_bytes(content)
+    for read in (read_settings, read_client_settings):
+        with pytest.raises(OptionError, match=r"^--token-file") as caught:
+            read({"token-file": str(file)}, {})
+        assert "canary" not in str(caught.value)
+
+
+def test_the_client_without_a_target_means_this_machines_server():
+    server = {"RERANK_PORT": "6000", "RERANK_TOKENS": "s1,s2"}
+    assert read_client_settings({}, server) == ClientSettings("127.0.0.1:6000", "s1")
+    own = read_client_settings({}, {**server, "RERANK_TOKEN": "c"})
+    assert own == ClientSettings("127.0.0.1:6000", "c")
+    # A server's token goes to no machine that somebody names.
+    for flags, environment in (({"target": "far:1"}, server), ({}, {**server, "RERANK_TARGET": "far:1"})):
+        assert read_client_settings(flags, environment) == ClientSettings("far:1", None)
+
+
+def test_defaults_are_said_as_one_would_type_them():
+    for option in SERVER_OPTIONS:
+        if default(option) and not option.repeatable:
+            assert read_settings({option.name: default(option)}, {}) == Settings()
+
+
+def test_nothing_else_reads_the_environment():
+    package = Path(inspect.getfile(config)).parent
+    readers = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"os\.environ|os\.getenv|from os import", path.read_text())
+    ]
+    assert readers == ["config.py"]
