@@ -28,6 +28,7 @@ the client raises the same class again on the caller's side.
 from __future__ import annotations
 
 import enum
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -212,3 +213,13 @@ class ConfigurationError(Exception):
 
 class ModelLoadError(ConfigurationError):
     """A model directory that cannot be served, and the remedy, in one line."""
+
+
+def describe(error: BaseException) -> str:
+    """Returns an error's class and where it was raised, for a log.
+
+    Its text is left out: it may quote a query, a document or a token.
+    """
+    places = traceback.extract_tb(error.__traceback__)
+    where = " < ".join(f"{place.filename.rpartition('/')[2]}:{place.lineno}" for place in reversed(places))
+    return f"{type(error).__name__} at {where or 'unknown'}"

@@ -1,0 +1,46 @@
+"""What a request may be, checked before it costs anything; limits are config.Limits."""
+
+from __future__ import annotations
+
+from rerank_grpc.config import Limits
+from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.types import RerankRequest
+
+
+def check_document_count(count: int, limits: Limits) -> None:
+    """Raises InvalidRequest unless there is 1 document, and not too many.
+
+    Apart from `check_request`, because it must come before anything is done
+    for each document: a million empty ones fit into a small message.
+    """
+    if count == 0:
+        raise InvalidRequest.of("documents", "must not be empty")
+    if count > limits.documents:
+        raise InvalidRequest.of("documents", f"holds {count:,}, at most {limits.documents:,} are allowed")
+
+
+def check_request(request: RerankRequest, limits: Limits) -> None:
+    """Raises InvalidRequest naming the first field whose value is not allowed."""
+    check_document_count(len(request.documents), limits)
+    if not request.query:
+        raise InvalidRequest.of("query", "must not be empty")
+    _check_length("query", request.query, limits.characters)
+    _check_length("instruction", request.instruction, limits.characters)
+    for index, document in enumerate(request.documents):
+        if len(document.text) > limits.characters:
+            _check_length(f"documents[{index}].text", document.text, limits.characters)
+        if len(document.id) > limits.id_characters:
+            _check_length(f"documents[{index}].id", document.id, limits.id_characters)
+    score = request.min_relevance_score
+    if score is not None and not 0 <= score <= 1:
+        raise InvalidRequest.of("min_relevance_score", f"is {score:g}, must be from 0 to 1")
+    if request.max_chunks_per_document > limits.chunks:
+        raise InvalidRequest.of(
+            "max_chunks_per_document",
+            f"is {request.max_chunks_per_document:,}, at most {limits.chunks} are allowed",
+        )
+
+
+def _check_length(field: str, text: str, limit: int) -> None:
+    if len(text) > limit:
+        raise InvalidRequest.of(field, f"has {len(text):,} characters, at most {limit:,} are allowed")

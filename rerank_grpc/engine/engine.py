@@ -1,0 +1,284 @@
+"""Runs the queue of one model on one device: submit() → ScoringRequest.
+
+One thread, the device thread, takes a batch whenever the device is free and
+delivers its outputs. A second one watches it. If the device thread dies or
+hangs, every waiting request fails at once and `alive` turns false; the engine
+does not come back by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Sequence_
+from contextlib import contextmanager
+from time import monotonic
+
+from rerank_grpc.config import EngineSettings
+from rerank_grpc.engine.batch import PackedBatch, Sequence
+from rerank_grpc.engine.rate import Rate
+from rerank_grpc.engine.request import Output, ScoringRequest
+from rerank_grpc.engine.runner import OutOfMemory, Runner
+from rerank_grpc.engine.scheduler import Item, Scheduler
+from rerank_grpc.errors import (
+    DeadlineExceeded,
+    InternalError,
+    ModelFailed,
+    PairTooLarge,
+    QueueFull,
+    RerankError,
+    ShuttingDown,
+    describe,
+)
+from rerank_grpc.types import Priority
+
+log = logging.getLogger(__name__)
+
+Scored = tuple[Item, "Output | RerankError"]
+
+
+class Engine:
+    """Owns the device thread of one model.
+
+    `on_death` is called once, on the thread that found out, when the device
+    thread died or hung.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        settings: EngineSettings,
+        *,
+        name: str = "model",
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self._runner = runner
+        self._name = name
+        self._on_death = on_death
+        self._scheduler = Scheduler(
+            max_batch_tokens=settings.max_batch_tokens, max_queue_tokens=settings.max_queue_tokens
+        )
+        self._rate = Rate()
+        self._calls = 0
+        self._batch_started: float | None = None
+        self._closing = False
+        self._death: RerankError | None = None
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"device-{name}", daemon=True),
+            threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Starts the device thread and the one that watches it."""
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can score: not closed, and its device thread neither died nor hangs."""
+        return self._death is None and not self._closing
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait for the device."""
+        return self._scheduler.queued_tokens
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """How many tokens go to the device at once; less after it ran out of memory."""
+        return self._scheduler.max_batch_tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The measured rate; 0 until measured."""
+        return self._rate.tokens_per_second
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Counts a call from before it is tokenized until it is answered.
+
+        Raises QueueFull if too many calls are inside or the queue has no room
+        for a single token more: cheaper to say before tokenizing than after.
+        """
+        with self._changed:
+            self._check_alive()
+            if self._calls >= self.settings.max_calls:
+                raise QueueFull(
+                    "too many calls at once: retry later, or call another replica",
+                    metadata={"calls": str(self._calls), "max_calls": str(self.settings.max_calls)},
+                    retry_after=self._drain_seconds() / self._calls,
+                )
+            self._scheduler.check_room(1, self._rate.tokens_per_second)
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._calls -= 1
+
+    def submit(
+        self,
+        sequences: Sequence_[Sequence],
+        *,
+        deadline: float = math.inf,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> ScoringRequest:
+        """Lets a request in; the caller waits on it, then releases it.
+
+        Raises QueueFull, DeadlineUnreachable, DeadlineExceeded, ShuttingDown, or
+        ModelFailed when the device thread is gone.
+        """
+        request = ScoringRequest(sequences, deadline=deadline, priority=priority)
+        now = monotonic()
+        if request.dead(now) and sequences:
+            raise DeadlineExceeded("the deadline passed before the call reached the queue")
+        with self._changed:
+            self._check_alive()
+            self._scheduler.add(request, now, self._rate.tokens_per_second)
+            self._changed.notify_all()
+        return request
+
+    def release(self, request: ScoringRequest) -> None:
+        """Frees what a request still holds: nothing more is run for it."""
+        with self._changed:
+            self._scheduler.discard(request)
+
+    def close(self) -> None:
+        """Ends the threads after the batch in progress; whoever still waits gets ShuttingDown."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive() and self._death is None:
+                thread.join(timeout=self.settings.hang_seconds)
+        self._fail_all(ShuttingDown("the server is stopping", retry_after=1.0))
+
+    def _check_alive(self) -> None:
+        if self._death is not None:
+            raise ModelFailed(
+                "the model's device failed: the server must be restarted", metadata={"model": self._name}
+            )
+        if self._closing:
+            raise ShuttingDown("the server is stopping", retry_after=1.0)
+
+    def _drain_seconds(self) -> float:
+        rate = self._rate.tokens_per_second
+        return (self._scheduler.queued_tokens + self._scheduler.running_tokens) / rate if rate else 1.0
+
+    # The device thread
+
+    def _run(self) -> None:
+        try:
+            while items := self._next_batch():
+                self._deliver(self._score(items))
+        except BaseException as error:  # whatever ends this thread must not leave anybody waiting
+            log.critical("the device thread of %s died: %s", self._name, describe(error))
+            self._die()
+
+    def _next_batch(self) -> list[Item]:
+        """Waits for work and takes it; empty when the engine closes or has been given up."""
+        with self._changed:
+            while not self._closing and self._death is None:
+                now = monotonic()
+                for request in self._scheduler.expire(now):
+                    request.fail(DeadlineExceeded("the deadline passed while the call was queued"))
+                items = self._scheduler.next_batch(now)
+                if items:
+                    self._batch_started = now
+                    self._changed.notify_all()
+                    return items
+                self._changed.wait()
+        return []
+
+    def _score(self, items: list[Item]) -> list[Scored]:
+        """Runs items in one pass; if that fails, in halves, until the culprit stands alone."""
+        tokens = sum(map(len, items))
+        started = monotonic()
+        try:
+            outputs = self._runner.run(PackedBatch(tuple(item.sequence for item in items)))
+        except Exception as error:
+            return self._score_apart(items, tokens, error)
+        self._rate.add(tokens, monotonic() - started)
+        return [
+            (item, InternalError() if output is None else output)
+            for item, output in zip(items, outputs, strict=True)
+        ]
+
+    def _score_apart(self, items: list[Item], tokens: int, error: Exception) -> list[Scored]:
+        out_of_memory = isinstance(error, OutOfMemory)
+        if len(items) == 1:
+            log.error("a sequence of %d tokens failed alone: %s", tokens, describe(error))
+            return [(items[0], _too_large(tokens) if out_of_memory else InternalError())]
+        if out_of_memory:
+            self._scheduler.max_batch_tokens = max(1, min(self.max_batch_tokens, tokens // 2))
+            log.warning("out of memory at %d tokens a batch: now at most %d", tokens, self.max_batch_tokens)
+        else:
+            log.warning("a batch of %d failed, trying halves: %s", len(items), type(error).__name__)
+        wanted = [item for item in items if any(not request.done for request, _ in item.waiters)]
+        halves = (wanted[: len(wanted) // 2], wanted[len(wanted) // 2 :])
+        scored = [pair for half in halves if half for pair in self._score(half)]
+        left = set(items) - set(wanted)
+        return scored + [(item, InternalError()) for item in left]
+
+    def _deliver(self, scored: list[Scored]) -> None:
+        """Hands outputs to all who wait for them, and errors to them alone."""
+        now = monotonic()
+        outputs: dict[ScoringRequest, list[tuple[int, Output]]] = {}
+        results = dict(scored)
+        with self._changed:
+            self._batch_started = None
+            for item, waiters in self._scheduler.finish(results):
+                result = results[item]
+                for request, index in waiters:
+                    if isinstance(result, RerankError):
+                        request.fail(result)
+                    else:
+                        outputs.setdefault(request, []).append((index, result))
+            for request, pairs in outputs.items():
+                request.deliver(pairs, now)
+            for request in [request for request in self._scheduler.requests if request.done]:
+                self._scheduler.discard(request)
+
+    # The watching thread
+
+    def _watch(self) -> None:
+        hang = self.settings.hang_seconds
+        with self._changed:
+            while not self._closing and self._death is None:
+                if self._batch_started is None:
+                    self._changed.wait()
+                    continue
+                left = self._batch_started + hang - monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            else:
+                return
+        log.critical("the device of %s has not answered for %g s", self._name, hang)
+        self._die()
+
+    def _die(self) -> None:
+        with self._changed:
+            if self._death is not None:
+                return
+            self._death = InternalError()
+            self._changed.notify_all()
+        self._fail_all(self._death)
+        self._on_death()
+
+    def _fail_all(self, error: RerankError) -> None:
+        with self._changed:
+            for request in self._scheduler.requests:
+                request.fail(error)
+                self._scheduler.discard(request)
+
+
+def _too_large(tokens: int) -> PairTooLarge:
+    return PairTooLarge(
+        f"one pair of {tokens} tokens exceeds the device's memory: shorten it or use max_tokens_per_document",
+        metadata={"tokens": str(tokens)},
+    )

@@ -1,0 +1,257 @@
+"""Decides which sequences go into the next batch, and which calls are let in.
+
+Pure: it knows no model, thread or clock. Times are passed in, so every
+decision can be tested by calling it.
+
+The rules, in order:
+
+1. A batch is a budget of tokens. A sequence larger than the budget goes alone.
+2. Nothing is spent on requests that failed, were cancelled or are too late.
+3. INTERACTIVE goes before BATCH, but BATCH, while it waits, earns an eighth of
+   every batch.
+4. Within a class the budget is shared equally, so a small request enters the
+   next batch however large its neighbours are; what a request does not use of
+   its share goes to the others, the earliest deadline first.
+5. Equal sequences, of one request or of several, are run once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from rerank_grpc.engine.batch import Sequence
+from rerank_grpc.engine.request import ScoringRequest
+from rerank_grpc.errors import DeadlineUnreachable, QueueFull
+from rerank_grpc.types import Priority
+
+BATCH_SHARE = 1 / 8
+
+
+class Item:
+    """A sequence to be run once, and everybody who waits for it.
+
+    Attributes:
+        sequence: what to run.
+        waiters: (request, index into its sequences) of all who asked for it.
+        started: whether it has gone to the device.
+    """
+
+    __slots__ = ("sequence", "started", "waiters")
+
+    def __init__(self, sequence: Sequence) -> None:
+        self.sequence = sequence
+        self.waiters: list[tuple[ScoringRequest, int]] = []
+        self.started = False
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+
+@dataclass(slots=True)
+class Entry:
+    """A request in the queue, and what of it has not gone to the device."""
+
+    request: ScoringRequest
+    arrival: int
+    items: list[Item]
+    pending: deque[Item]
+    pending_tokens: int = field(default=0)
+
+    @property
+    def urgency(self) -> tuple[float, int]:
+        """Sorts the earliest deadline first, then the earliest arrival."""
+        return self.request.deadline, self.arrival
+
+
+class Scheduler:
+    """The queue of one engine; every method is called under the engine's lock."""
+
+    def __init__(self, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
+        self.max_batch_tokens = max_batch_tokens
+        self.max_queue_tokens = max_queue_tokens
+        self.queued_tokens = 0
+        self.running_tokens = 0
+        self._items: dict[Sequence, Item] = {}
+        self._entries: dict[ScoringRequest, Entry] = {}
+        self._arrivals = 0
+        self._batch_credit = 0.0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def requests(self) -> list[ScoringRequest]:
+        """All requests that are not finished, in the order of arrival."""
+        return list(self._entries)
+
+    def check_room(self, tokens: int, rate: float) -> None:
+        """Raises QueueFull if so many more tokens do not fit; `rate` is in tokens per second.
+
+        An empty queue takes a request of any size, else one larger than the
+        queue could never be served.
+        """
+        excess = self.queued_tokens + tokens - self.max_queue_tokens
+        if self.queued_tokens and excess > 0:
+            raise QueueFull(
+                "the queue is full: retry later, or call another replica",
+                metadata={
+                    "queue_tokens": str(self.queued_tokens),
+                    "queue_capacity_tokens": str(self.max_queue_tokens),
+                },
+                retry_after=min(excess, self.queued_tokens) / rate if rate else 1.0,
+            )
+
+    def add(self, request: ScoringRequest, now: float, rate: float) -> None:
+        """Lets a request in.
+
+        Raises QueueFull, or DeadlineUnreachable if at `rate` tokens per second
+        (0: not known) its deadline cannot be met.
+        """
+        fresh = {sequence for sequence in request.sequences if sequence not in self._items}
+        tokens = sum(map(len, fresh))
+        self.check_room(tokens, rate)
+        self._check_deadline(request, tokens, now, rate)
+        self._arrivals += 1
+        items, pending = [], deque[Item]()
+        for index, sequence in enumerate(request.sequences):
+            item = self._items.get(sequence)
+            if item is None:
+                item = self._items[sequence] = Item(sequence)
+                pending.append(item)
+            else:
+                request.joined += 1
+                if item.started:
+                    request.started_at = now
+                elif item.waiters[-1][0] is not request:
+                    pending.append(item)
+            item.waiters.append((request, index))
+            items.append(item)
+        request.admitted_at = now
+        self.queued_tokens += tokens
+        self._entries[request] = Entry(request, self._arrivals, items, pending, sum(map(len, pending)))
+
+    def _check_deadline(self, request: ScoringRequest, tokens: int, now: float, rate: float) -> None:
+        if not rate:
+            return
+        remaining = request.deadline - now
+        alone = tokens / rate
+        needed = (self._work_before(request, tokens) + tokens) / rate
+        if needed <= remaining:
+            return
+        idle_could = alone <= remaining
+        raise DeadlineUnreachable(
+            "the deadline cannot be met at the present load: retry later, or allow more time"
+            if idle_could
+            else "the deadline is shorter than the work takes: allow more time or send fewer documents",
+            metadata={"needed_seconds": f"{needed:.3f}", "remaining_seconds": f"{max(0.0, remaining):.3f}"},
+            retry_after=needed - remaining if idle_could else None,
+        )
+
+    def _work_before(self, request: ScoringRequest, tokens: int) -> float:
+        """Estimates the tokens that run before a new request of so many is finished.
+
+        Those of its class are served in equal shares: by the time it has had
+        `tokens`, so has each of the others, unless it needed less.
+        """
+        work = float(self.running_tokens)
+        for entry in self._entries.values():
+            if entry.request.priority == request.priority:
+                work += min(entry.pending_tokens, tokens)
+            elif entry.request.priority < request.priority:
+                work += entry.pending_tokens
+        return work
+
+    def discard(self, request: ScoringRequest) -> None:
+        """Forgets a request and frees its room; work that others wait for too stays."""
+        entry = self._entries.pop(request, None)
+        if entry is None:
+            return
+        for item in entry.items:
+            if not item.waiters:
+                continue
+            item.waiters = [waiter for waiter in item.waiters if waiter[0] is not request]
+            if not item.waiters and not item.started:
+                del self._items[item.sequence]
+                self.queued_tokens -= len(item)
+
+    def expire(self, now: float) -> list[ScoringRequest]:
+        """Forgets the requests for which work would be wasted, and returns them."""
+        dead = [request for request in self._entries if request.dead(now)]
+        for request in dead:
+            self.discard(request)
+        return dead
+
+    def next_batch(self, now: float) -> list[Item]:
+        """Takes the next batch off the queue; empty if nothing waits."""
+        waiting = [entry for entry in self._entries.values() if entry.pending]
+        if not waiting:
+            return []
+        waiting.sort(key=lambda entry: entry.urgency)
+        interactive = [entry for entry in waiting if entry.request.priority is Priority.INTERACTIVE]
+        background = [entry for entry in waiting if entry.request.priority is Priority.BATCH]
+        batch = _Filling(self.max_batch_tokens)
+        if interactive and background:
+            self._batch_credit = min(
+                self._batch_credit + self.max_batch_tokens * BATCH_SHARE, self.max_batch_tokens
+            )
+            spent = batch.fill(background, limit=int(self._batch_credit))
+            self._batch_credit -= spent
+        batch.fill(interactive)
+        batch.fill(background)
+        self._start(batch.items, now)
+        return batch.items
+
+    def _start(self, items: Iterable[Item], now: float) -> None:
+        for item in items:
+            item.started = True
+            self.queued_tokens -= len(item)
+            self.running_tokens += len(item)
+            for request, _ in item.waiters:
+                request.started_at = request.started_at or now
+
+    def finish(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[tuple[ScoringRequest, int]]]]:
+        """Forgets items that have run, and yields each with those who wait for it."""
+        for item in items:
+            self.running_tokens -= len(item)
+            del self._items[item.sequence]
+            waiters, item.waiters = item.waiters, []
+            yield item, waiters
+
+
+class _Filling:
+    """A batch being filled: a budget of tokens and what has been taken on it."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.items: list[Item] = []
+
+    def fill(self, entries: list[Entry], limit: int | None = None) -> int:
+        """Takes from entries in equal shares, then the rest in their order; returns the tokens taken.
+
+        With a `limit`, takes no more than that, and nothing that does not fit it.
+        """
+        before = self.budget
+        floor = 0 if limit is None else max(0, self.budget - limit)
+        if entries:
+            share = max(1, (self.budget - floor) // len(entries))
+            for entry in entries:
+                self._take(entry, max(floor, self.budget - share), floor)
+            for entry in entries:
+                self._take(entry, floor, floor)
+        return before - self.budget
+
+    def _take(self, entry: Entry, until: int, floor: int) -> None:
+        """Takes sequences of one entry until the budget is down to `until`, one at least if it fits."""
+        while entry.pending and self.budget > until:
+            item = entry.pending[0]
+            if not item.started:
+                fits = self.budget - len(item) >= floor or (not self.items and floor == 0)
+                if not fits:
+                    return
+                item.started = True
+                self.items.append(item)
+                self.budget -= len(item)
+            entry.pending.popleft()
+            entry.pending_tokens -= len(item)

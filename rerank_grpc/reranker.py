@@ -1,0 +1,193 @@
+"""The application: check, lease a model, tokenize, score, order, cut to top_n."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from heapq import heappush, heappushpop
+from time import monotonic
+
+import numpy as np
+
+from rerank_grpc.checks import check_request
+from rerank_grpc.config import Limits
+from rerank_grpc.engine.encoding import EncodedRequest
+from rerank_grpc.engine.request import ScoringRequest
+from rerank_grpc.engine.scores import chunk_logits, relevance_scores
+from rerank_grpc.errors import Cancelled
+from rerank_grpc.registry import LoadedModel, Registry
+from rerank_grpc.types import RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
+
+# Registers a function that the caller's disconnect will call, on any thread.
+OnCancel = Callable[[Callable[[], None]], None]
+
+
+def _never(_callback: Callable[[], None]) -> None:
+    """The OnCancel of a caller who cannot go away."""
+
+
+class Reranker:
+    """Answers requests with the models of a registry; called by many threads at once."""
+
+    def __init__(self, registry: Registry, limits: Limits) -> None:
+        self._registry = registry
+        self._limits = limits
+
+    def rerank(
+        self, request: RerankRequest, *, deadline: float = math.inf, on_cancel: OnCancel = _never
+    ) -> RerankResponse:
+        """Scores all documents and returns them by descending relevance.
+
+        `deadline` is in the seconds of time.monotonic. Raises a RerankError.
+        """
+        with self._admitted(request, deadline, on_cancel) as job:
+            for _ in job.scoring.completed():
+                pass
+            results = job.results(range(len(request.documents)))
+            results.sort(key=lambda result: -result.logit)  # stable: ties keep the caller's order
+            if request.top_n:
+                del results[request.top_n :]
+            return RerankResponse(tuple(results), job.summary())
+
+    def stream(
+        self, request: RerankRequest, *, deadline: float = math.inf, on_cancel: OnCancel = _never
+    ) -> Iterator[list[ScoredDocument] | RerankSummary]:
+        """Yields results as they are scored, and the summary at last; otherwise like `rerank`.
+
+        With top_n, a result comes only if it is among the best so far.
+        """
+        with self._admitted(request, deadline, on_cancel) as job:
+            best = _Best(request.top_n)
+            missing = job.sequences_missing()
+            for sequences in job.scoring.completed():
+                results = job.results(missing.complete(sequences))
+                results = [result for result in results if best.admits(result)]
+                if results:
+                    yield results
+            yield job.summary()
+
+    @contextmanager
+    def _admitted(self, request: RerankRequest, deadline: float, on_cancel: OnCancel) -> Iterator[_Job]:
+        check_request(request, self._limits)
+        with self._registry.lease(request.model) as model, model.engine.call():
+            started = monotonic()
+            encoded = model.encoder.encode(
+                request.query,
+                [document.text for document in request.documents],
+                instruction=request.instruction,
+                max_tokens_per_document=request.max_tokens_per_document,
+                truncation=request.truncation,
+                max_chunks=max(1, request.max_chunks_per_document),
+            )
+            tokenized = monotonic()
+            scoring = model.engine.submit(encoded.sequences, deadline=deadline, priority=request.priority)
+            on_cancel(lambda: scoring.fail(Cancelled("the caller cancelled")))
+            try:
+                yield _Job(request, model, encoded, scoring, tokenized - started)
+            finally:
+                model.engine.release(scoring)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One admitted request on its way to a response."""
+
+    request: RerankRequest
+    model: LoadedModel
+    encoded: EncodedRequest
+    scoring: ScoringRequest
+    tokenization_seconds: float
+
+    def results(self, indices: Iterable[int]) -> list[ScoredDocument]:
+        """Makes the results of documents whose sequences are all scored, but for those below the bound."""
+        encoded = self.encoded
+        chosen = []
+        for index in indices:
+            logits = chunk_logits(encoded.documents[index], self.scoring.outputs, encoded.query)
+            best = max(range(len(logits)), key=logits.__getitem__)
+            chosen.append((index, best, logits[best]))
+        scores = relevance_scores([logit for _, _, logit in chosen], self.model.card.scoring)
+        bound = np.float32(self.request.min_relevance_score or 0)
+        return [
+            self._result(index, best, logit, score)
+            for (index, best, logit), score in zip(chosen, scores, strict=True)
+            if score >= bound
+        ]
+
+    def _result(self, index: int, best: int, logit: float, score: float) -> ScoredDocument:
+        source = self.request.documents[index]
+        encoded = self.encoded.documents[index]
+        chunk = encoded.chunks[best]
+        return ScoredDocument(
+            index=index,
+            relevance_score=score,
+            logit=logit,
+            id=source.id,
+            document=source if self.request.return_documents else None,
+            tokens=chunk.tokens,
+            truncated=encoded.truncated,
+            best_chunk=chunk.span if len(encoded.chunks) > 1 else None,
+        )
+
+    def summary(self) -> RerankSummary:
+        """Says what is said once about the whole call."""
+        scoring = self.scoring
+        return RerankSummary(
+            model=self.model.name,
+            model_revision=self.model.card.revision,
+            usage=Usage(
+                input_tokens=scoring.tokens,
+                cached_pairs=scoring.joined,
+                tokenization_seconds=self.tokenization_seconds,
+                queue_seconds=max(0.0, scoring.started_at - scoring.admitted_at),
+                inference_seconds=max(0.0, scoring.finished_at - scoring.started_at),
+            ),
+            query_truncated=self.encoded.query_truncated,
+        )
+
+    def sequences_missing(self) -> _Missing:
+        """Starts to keep count of which documents are complete."""
+        return _Missing(self.encoded)
+
+
+class _Missing:
+    """Tells which documents become complete as sequences are scored."""
+
+    def __init__(self, encoded: EncodedRequest) -> None:
+        query = set() if encoded.query is None else {encoded.query}
+        self._needs = [
+            query | {chunk.sequence for chunk in document.chunks} for document in encoded.documents
+        ]
+        self._documents: dict[int, list[int]] = {}
+        for index, needs in enumerate(self._needs):
+            for sequence in needs:
+                self._documents.setdefault(sequence, []).append(index)
+
+    def complete(self, sequences: list[int]) -> list[int]:
+        """Takes scored sequences off, and returns the documents that now lack none."""
+        ready = []
+        for sequence in sequences:
+            for index in self._documents.get(sequence, ()):
+                self._needs[index].discard(sequence)
+                if not self._needs[index]:
+                    ready.append(index)
+        return ready
+
+
+class _Best:
+    """Keeps the best `top_n` logits so far; 0 admits all."""
+
+    def __init__(self, top_n: int) -> None:
+        self._top_n = top_n
+        self._logits: list[float] = []
+
+    def admits(self, result: ScoredDocument) -> bool:
+        """Whether a result is among the best so far, itself counted in."""
+        if not self._top_n:
+            return True
+        if len(self._logits) < self._top_n:
+            heappush(self._logits, result.logit)
+            return True
+        return heappushpop(self._logits, result.logit) < result.logit

@@ -1,0 +1,45 @@
+"""The rim of every handler: errors become statuses, and each call one line in the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import grpc
+
+from rerank_grpc.errors import InternalError, RerankError, describe
+from rerank_grpc.server import status
+
+log = logging.getLogger("rerank_grpc.calls")
+
+
+@contextmanager
+def boundary(context: grpc.ServicerContext, method: str) -> Iterator[dict[str, Any]]:
+    """Runs a handler's body; what it puts into the yielded dict goes into the log line.
+
+    A RerankError becomes its status. Any other exception becomes INTERNAL with
+    a fixed text, because grpcio would send the exception's own, and that may
+    quote the query; for the same reason the log has only its class and place.
+    """
+    started = monotonic()
+    facts: dict[str, Any] = {}
+    failure: RerankError | None = None
+    try:
+        yield facts
+    except RerankError as error:
+        failure = error
+    except GeneratorExit:  # the caller left in the middle of a stream
+        facts["left"] = True
+    except Exception as error:
+        failure = InternalError()
+        log.error("%s failed: %s", method, describe(error))
+    code = "OK" if failure is None else status.code_of(failure).name
+    if failure is not None:
+        facts["reason"] = failure.reason.name
+    notes = "".join(f" {name}={value}" for name, value in facts.items())
+    log.info("%s %s%s ms=%.1f", method, code, notes, (monotonic() - started) * 1000)
+    if failure is not None:
+        status.abort(context, failure)

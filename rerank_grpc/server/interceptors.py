@@ -1,0 +1,73 @@
+"""Authentication: the one thing that comes before a handler."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import grpc
+
+from rerank_grpc.errors import Unauthenticated
+from rerank_grpc.server import status
+
+SCHEME = "bearer "
+
+
+class TokenInterceptor(grpc.ServerInterceptor):
+    """Lets calls with one of several Bearer tokens in; `public` names services that need none.
+
+    It runs on grpcio's serving thread: no I/O and no lock. Tokens are kept and
+    compared as digests, each against every one, so that the time tells nothing.
+    """
+
+    def __init__(self, tokens: Iterable[str], *, public: Iterable[str]) -> None:
+        self._digests = [_digest(token.encode()) for token in tokens]
+        self._public = tuple(f"/{service}/" for service in public)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Passes the call on, or answers it with UNAUTHENTICATED."""
+        if handler_call_details.method.startswith(self._public):
+            return continuation(handler_call_details)
+        values = [
+            value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"
+        ]
+        if len(values) != 1:
+            return _MISSING if not values else _TWICE
+        return continuation(handler_call_details) if self._known(values[0]) else _WRONG
+
+    def _known(self, value: str | bytes) -> bool:
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        scheme, token = text[: len(SCHEME)], text[len(SCHEME) :]
+        digest = _digest(token.encode("utf-8", "surrogateescape"))
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == SCHEME and any(matches)
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def _denial(message: str) -> grpc.RpcMethodHandler:
+    """Makes a handler that refuses.
+
+    It is a stream's, whatever the method's kind, because grpcio then runs it
+    without waiting for a message that a hostile caller may never send.
+    """
+    error = Unauthenticated(message)
+
+    def deny(_requests: Any, context: grpc.ServicerContext) -> NoReturn:
+        status.abort(context, error)
+        raise AssertionError("abort returned")
+
+    return grpc.stream_stream_rpc_method_handler(deny)
+
+
+_MISSING = _denial("send a token as metadata: authorization: Bearer TOKEN")
+_TWICE = _denial("send one authorization, not several")
+_WRONG = _denial("the token is wrong, or not of the form: Bearer TOKEN")

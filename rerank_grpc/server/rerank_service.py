@@ -1,0 +1,86 @@
+"""RerankService: each method translates, calls the reranker or the registry, and translates back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic
+
+import grpc
+
+from rerank_grpc import __version__
+from rerank_grpc.config import Limits
+from rerank_grpc.registry import Registry
+from rerank_grpc.reranker import Reranker
+from rerank_grpc.server import convert
+from rerank_grpc.server.boundary import boundary
+from rerank_grpc.server.deadline import deadline_of, on_cancel_of
+from rerank_grpc.types import Health, RerankSummary
+from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.v1 import rerank_pb2_grpc
+
+
+class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
+    """Serves rerank.v1.RerankService."""
+
+    def __init__(self, reranker: Reranker, registry: Registry, limits: Limits) -> None:
+        self._reranker = reranker
+        self._registry = registry
+        self._limits = limits
+        self._started = monotonic()
+
+    def Rerank(self, request: pb.RerankRequest, context: grpc.ServicerContext) -> pb.RerankResponse:
+        """Scores all documents and returns them by descending relevance."""
+        with boundary(context, "Rerank") as facts:
+            facts["documents"] = len(request.documents)
+            response = self._reranker.rerank(
+                convert.request_from(request, self._limits),
+                deadline=deadline_of(context, self._limits.deadline_seconds),
+                on_cancel=on_cancel_of(context),
+            )
+            facts["model"] = response.summary.model
+            facts["tokens"] = response.summary.usage.input_tokens
+            return convert.response_to(response)
+
+    def StreamRerank(
+        self, request: pb.StreamRerankRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamRerankResponse]:
+        """Sends results as they are scored, and the summary at last."""
+        with boundary(context, "StreamRerank") as facts:
+            facts["documents"] = len(request.documents)
+            parts = self._reranker.stream(
+                convert.request_from(request, self._limits),
+                deadline=deadline_of(context, self._limits.deadline_seconds),
+                on_cancel=on_cancel_of(context),
+            )
+            for part in parts:
+                if isinstance(part, RerankSummary):
+                    facts["model"] = part.model
+                    facts["tokens"] = part.usage.input_tokens
+                    yield pb.StreamRerankResponse(summary=convert.summary_to(part))
+                else:
+                    yield pb.StreamRerankResponse(results=convert.results_to(part))
+
+    def ListModels(
+        self, request: pb.ListModelsRequest, context: grpc.ServicerContext
+    ) -> pb.ListModelsResponse:
+        """Lists the configured models, the default first."""
+        with boundary(context, "ListModels"):
+            return pb.ListModelsResponse(models=map(convert.model_to, self._registry.models()))
+
+    def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:
+        """Tells whether a model can be called now, and how full its queue is."""
+        with boundary(context, "Health"):
+            info = self._registry.info(request.model)
+            loaded = self._registry.loaded(request.model)
+            engine = loaded.engine if loaded else None
+            return convert.health_to(
+                Health(
+                    model=info.name,
+                    state=info.state,
+                    version=__version__,
+                    uptime_seconds=monotonic() - self._started,
+                    queue_tokens=engine.queued_tokens if engine else 0,
+                    queue_capacity_tokens=engine.settings.max_queue_tokens if engine else 0,
+                    tokens_per_second=engine.tokens_per_second if engine else 0.0,
+                )
+            )
