@@ -1,0 +1,255 @@
+"""A tokenizer in which no text can become a control token, and the template that puts texts together.
+
+Control tokens ([SEP], </s>, <think> …) keep their ids, but their written form
+is replaced, in memory, by strings nobody can guess: both in the list of added
+tokens and in the vocabulary, where Unigram's "</s>" is a piece like any other.
+All else is left as it is (scores, merges, ids), so that ordinary text becomes
+exactly what the model's own tokenizer makes of it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from rerank_grpc.errors import ModelLoadError
+
+# Control tokens which the model's tokenizer does not mark as special.
+_QWEN = frozenset(
+    """<think> </think> <tool_call> </tool_call> <tool_response> </tool_response> <|fim_prefix|> <|fim_middle|>
+    <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>""".split()
+)
+UNMARKED: Mapping[str, frozenset[str]] = {"qwen2": _QWEN, "qwen3": _QWEN}
+
+_NAMED_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The control tokens around texts: prefix A middle B suffix, or prefix A suffix.
+
+    Attributes:
+        prefix, middle, suffix: token ids.
+        segments: whether segment B (B and what follows it) has token type 1.
+        segment_start: how many ids of `middle` still belong to segment A.
+    """
+
+    prefix: array[int]
+    middle: array[int]
+    suffix: array[int]
+    segments: bool = False
+    segment_start: int = 0
+
+    @property
+    def overhead(self) -> int:
+        """How many control tokens it adds."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What is needed to encode texts for one model.
+
+    Attributes:
+        tokenizer: adds and recognises no control tokens; neither cuts nor pads.
+        single, pair: how one text, and two, are put together.
+        control_ids: ids that no text may become; the unknown id is not one.
+        is_control: the same as a table over all ids  # [num_ids] bool
+        splits_at_spaces: whether a text may be cut before a space between two
+            letters, and both parts tokenize to what the whole would.
+        splits_suffix: the same for the part that begins with the space.
+    """
+
+    tokenizer: Tokenizer
+    single: Template
+    pair: Template
+    control_ids: frozenset[int]
+    is_control: NDArray[np.bool_]
+    splits_at_spaces: bool
+    splits_suffix: bool
+
+
+def read_vocabulary(path: Path, family: str) -> Vocabulary:
+    """Reads a tokenizer.json, or raises ModelLoadError."""
+    try:
+        upstream = Tokenizer.from_file(str(path))
+        data = json.loads(path.read_bytes())
+        single = template_of(upstream, pair=False)
+        pair = template_of(upstream, pair=True)
+        written, ids = control_tokens(data, path.parent, family)
+        ids |= {*single.prefix, *single.suffix, *pair.prefix, *pair.middle, *pair.suffix}
+        written |= {token for token in map(upstream.id_to_token, ids) if token is not None}
+        unknown = upstream.token_to_id(str(unknown_token(data)))
+        ids |= {found for token in written if (found := upstream.token_to_id(token)) is not None}
+        tokenizer = Tokenizer.from_str(json.dumps(hide(data, written), ensure_ascii=False))
+        check_ids(upstream, tokenizer, written)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # the Rust library raises bare Exception
+        raise ModelLoadError(
+            f"{path}: not a tokenizer this version reads ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        ) from error
+    prefix_safe, suffix_safe = cut_safety(data)
+    control_ids = frozenset(ids - {unknown})
+    is_control = np.zeros(1 + max(tokenizer.get_vocab().values(), default=0), dtype=np.bool_)
+    is_control[list(control_ids)] = True
+    return Vocabulary(tokenizer, single, pair, control_ids, is_control, prefix_safe, suffix_safe)
+
+
+def control_tokens(data: Mapping[str, Any], directory: Path, family: str) -> tuple[set[str], set[int]]:
+    """Collects control tokens as written, and their ids, from all files that name some."""
+    written: set[str] = set()
+    ids: set[int] = set()
+    unmarked = UNMARKED.get(family, frozenset())
+    for token in data.get("added_tokens") or ():
+        if token["special"] or token["content"] in unmarked:
+            written.add(token["content"])
+            ids.add(token["id"])
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = directory / name
+        if file.is_file():
+            settings = json.loads(file.read_bytes())
+            values = [settings.get(role) for role in _NAMED_TOKENS]
+            values += settings.get("additional_special_tokens") or []
+            written |= {
+                value["content"] if isinstance(value, dict) else str(value) for value in values if value
+            }
+    written.add(str(unknown_token(data)))
+    return written - {"", "None"}, ids
+
+
+def unknown_token(data: Mapping[str, Any]) -> str | None:
+    """The written form of the unknown token, where the model has one."""
+    model = data["model"]
+    if model["type"] == "Unigram":
+        return None if model.get("unk_id") is None else str(model["vocab"][model["unk_id"]][0])
+    return model.get("unk_token")
+
+
+def hide(data: Mapping[str, Any], written: set[str]) -> dict[str, Any]:
+    """Returns a tokenizer.json's content with the control tokens' written forms replaced."""
+    names = {token: secrets.token_hex(16) for token in written}
+    model = dict(data["model"])
+    if model["type"] == "Unigram":
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {names.get(piece, piece): number for piece, number in model["vocab"].items()}
+        if model.get("unk_token") is not None:
+            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:  # a merge that makes a control token, or starts from one, serves no other text
+        model["merges"] = [merge for merge in model["merges"] if written.isdisjoint(_pieces(merge))]
+    added = [
+        {**token, "content": names.get(token["content"], token["content"])} for token in data["added_tokens"]
+    ]
+    return {
+        **data,
+        "model": model,
+        "added_tokens": added,
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+    }
+
+
+def _pieces(merge: str | list[str]) -> tuple[str, str, str]:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right, left + right
+
+
+def check_ids(upstream: Tokenizer, tokenizer: Tokenizer, written: set[str]) -> None:
+    """Raises ModelLoadError if a token that was left alone has got another id."""
+    after = tokenizer.get_vocab(with_added_tokens=True)
+    for token, number in upstream.get_vocab(with_added_tokens=True).items():
+        if token not in written and after.get(token) != number:
+            raise ModelLoadError(
+                f"tokenizer.json: token {number} cannot be kept in its place: write the file anew"
+            )
+
+
+def template_of(upstream: Tokenizer, *, pair: bool) -> Template:
+    """Reads off an encoding which control tokens the tokenizer puts around one text, or two."""
+    upstream.no_truncation()
+    upstream.no_padding()
+    encoding: Encoding = upstream.encode("a b", "a b") if pair else upstream.encode("a b")
+    places = encoding.sequence_ids
+    first = [index for index, place in enumerate(places) if place == 0]
+    second = [index for index, place in enumerate(places) if place == 1] if pair else first
+    ids, types = encoding.ids, encoding.type_ids
+    prefix = ids[: first[0]]
+    middle = ids[first[-1] + 1 : second[0]] if pair else []
+    suffix = ids[second[-1] + 1 :]
+    start = types.index(1) if 1 in types else len(types)
+    expected = [0] * start + [1] * (len(types) - start)
+    if (
+        types != expected
+        or (start < len(types) and not first[-1] < start <= second[0])
+        or (not pair and 1 in types)
+    ):
+        raise ModelLoadError(
+            "tokenizer.json: its token types do not split at the second text, which is not supported"
+        )
+    return Template(
+        prefix=array("i", prefix),
+        middle=array("i", middle),
+        suffix=array("i", suffix),
+        segments=start < len(types),
+        segment_start=start - first[-1] - 1 if start < len(types) else 0,
+    )
+
+
+# Normalizers that change a text the same way whatever stands beyond a space between two letters.
+_LOCAL = frozenset(
+    "BertNormalizer NFC NFD NFKC NFKD Lowercase StripAccents Precompiled Nmt ByteLevel Strip Prepend Replace".split()
+)
+# Of these, the ones that treat the beginning of a text as something special.
+_AT_START = frozenset({"Strip", "Prepend"})
+
+# Pre-tokenizers that look no further than the word they are in.
+_WORDWISE = frozenset(
+    "BertPreTokenizer Whitespace WhitespaceSplit ByteLevel Metaspace Punctuation Digits".split()
+)
+
+
+def cut_safety(data: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Decides Vocabulary.splits_at_spaces and splits_suffix; anything unknown is not safe."""
+    normalizers = _steps(data.get("normalizer"), "normalizers")
+    pre_tokenizers = _steps(data.get("pre_tokenizer"), "pretokenizers")
+    local = all(step["type"] in _LOCAL and _local_replace(step) for step in normalizers)
+    known = all(step["type"] in _WORDWISE for step in pre_tokenizers)
+    splits = known and any(_splits_before_space(step) for step in pre_tokenizers)
+    spaced = any(" " in token["content"].strip() for token in data["added_tokens"])
+    prefix = local and splits and not spaced
+    return prefix, prefix and not any(step["type"] in _AT_START for step in normalizers)
+
+
+def _steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
+    if step is None:
+        return []
+    if step["type"] == "Sequence":
+        return [leaf for child in step[inner] for leaf in _steps(child, inner)]
+    return [step]
+
+
+def _local_replace(step: Mapping[str, Any]) -> bool:
+    if step["type"] != "Replace":
+        return True
+    pattern = next(iter(step["pattern"].values()))
+    return not pattern.strip(" {}2,+\\s")  # runs of spaces only
+
+
+def _splits_before_space(step: Mapping[str, Any]) -> bool:
+    kind = step["type"]
+    if kind == "ByteLevel":
+        return bool(step.get("use_regex", True))
+    if kind == "Metaspace":
+        return bool(step.get("split", True))
+    return kind in {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
