@@ -1,0 +1,121 @@
+"""The Python client: `Client` for threads, `AsyncClient` for asyncio.
+
+    with Client("localhost:50051") as client:
+        for result in client.rerank("query", ["one text", "another"]).results:
+            print(result.index, result.relevance_score)
+
+A call that fails raises a RerankError; grpc's own error is its `__cause__`.
+What a message cannot hold (a wrong type, a lone surrogate, a negative count)
+raises TypeError or InvalidRequest before anything is sent.
+
+    RerankError
+    ├── InvalidRequest            a field has a value that is not allowed: `violations`
+    │   └── UnsupportedOption     the model cannot do what an option asks
+    ├── UnknownModel
+    ├── ModelLoading              retried by gRPC
+    ├── ModelFailed
+    ├── QueueFull                 retried after `retry_after` seconds
+    ├── DeadlineUnreachable       retried, unless an idle server could not either
+    ├── RateLimited               retried after `retry_after` seconds
+    ├── DeadlineExceeded
+    ├── Cancelled
+    ├── PairTooLarge              one pair exceeds the device's memory
+    ├── Unauthenticated
+    ├── PermissionDenied
+    ├── ShuttingDown              retried by gRPC
+    ├── InternalError
+    └── TransportError            no reason that this client knows came with it
+        ├── ServerUnavailable     retried by gRPC
+        ├── MessageTooLarge
+        ├── IncompleteStream      results may be missing
+        └── UnexpectedStatus      `code` says which
+"""
+
+from rerank_grpc.client.aio import AsyncClient, AsyncRerankStream
+from rerank_grpc.client.exceptions import (
+    IncompleteStream,
+    MessageTooLarge,
+    ServerUnavailable,
+    TransportError,
+    UnexpectedStatus,
+)
+from rerank_grpc.client.messages import DocumentLike, RerankOptions
+from rerank_grpc.client.sync import Client, RerankStream
+from rerank_grpc.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    FieldViolation,
+    InternalError,
+    InvalidRequest,
+    ModelFailed,
+    ModelLoading,
+    PairTooLarge,
+    PermissionDenied,
+    QueueFull,
+    RateLimited,
+    Reason,
+    RerankError,
+    ShuttingDown,
+    Unauthenticated,
+    UnknownModel,
+    UnsupportedOption,
+)
+from rerank_grpc.types import (
+    Document,
+    Health,
+    ModelInfo,
+    Priority,
+    RerankResponse,
+    RerankSummary,
+    ScoredDocument,
+    Scoring,
+    Span,
+    State,
+    Truncation,
+    Usage,
+)
+
+__all__ = [
+    "AsyncClient",
+    "AsyncRerankStream",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "DeadlineUnreachable",
+    "Document",
+    "DocumentLike",
+    "FieldViolation",
+    "Health",
+    "IncompleteStream",
+    "InternalError",
+    "InvalidRequest",
+    "MessageTooLarge",
+    "ModelFailed",
+    "ModelInfo",
+    "ModelLoading",
+    "PairTooLarge",
+    "PermissionDenied",
+    "Priority",
+    "QueueFull",
+    "RateLimited",
+    "Reason",
+    "RerankError",
+    "RerankOptions",
+    "RerankResponse",
+    "RerankStream",
+    "RerankSummary",
+    "ScoredDocument",
+    "Scoring",
+    "ServerUnavailable",
+    "ShuttingDown",
+    "Span",
+    "State",
+    "TransportError",
+    "Truncation",
+    "Unauthenticated",
+    "UnexpectedStatus",
+    "UnknownModel",
+    "UnsupportedOption",
+    "Usage",
+]

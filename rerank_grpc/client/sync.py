@@ -1,0 +1,218 @@
+"""The client for threads: a thin shell over :mod:`core`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from typing import Any, Self, Unpack
+
+import grpc
+
+from rerank_grpc.client import core, messages
+from rerank_grpc.client.exceptions import ServerUnavailable
+from rerank_grpc.client.messages import DocumentLike, RerankOptions
+from rerank_grpc.errors import DeadlineExceeded, ShuttingDown
+from rerank_grpc.types import Health, ModelInfo, RerankResponse, RerankSummary, ScoredDocument
+from rerank_grpc.v1 import rerank_pb2
+
+
+class Client:
+    """Calls a rerank service; threads may share one.
+
+    `timeout` is the deadline of a call in seconds, all its attempts together.
+    `retries` is how many further attempts a call may take, 0 to 4. With
+    `root_certificates` (PEM) or `credentials` the channel is TLS. `options` are
+    gRPC channel arguments and win over the client's own.
+    """
+
+    def __init__(
+        self,
+        target: str = core.DEFAULT_TARGET,
+        *,
+        token: str | None = None,
+        timeout: float = core.DEFAULT_TIMEOUT_SECONDS,
+        retries: int = core.DEFAULT_RETRIES,
+        root_certificates: bytes | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: Sequence[core.Option] = (),
+    ) -> None:
+        self._connection = connection = core.Connection.of(
+            target,
+            token=token,
+            timeout=timeout,
+            retries=retries,
+            root_certificates=root_certificates,
+            credentials=credentials,
+            options=options,
+        )
+        self._channel = (
+            grpc.insecure_channel(target, connection.options)
+            if connection.credentials is None
+            else grpc.secure_channel(target, connection.credentials, connection.options)
+        )
+        self._stub = core.make_stub(self._channel)
+        self._closed = False
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        model: str | None = None,
+        top_n: int | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> RerankResponse:
+        """Scores documents against a query, best first.
+
+        A document is a text, a Document or a mapping with "text" and maybe
+        "id". Options: return_documents, min_relevance_score, instruction,
+        max_tokens_per_document, truncation ("end", "start", "none"),
+        max_chunks_per_document, priority ("interactive", "batch").
+        """
+        request = messages.rerank_request(rerank_pb2.RerankRequest, query, documents, model, top_n, **options)
+        return messages.rerank_response(self._call(self._stub.Rerank, request, timeout))
+
+    def stream_rerank(
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        model: str | None = None,
+        top_n: int | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> RerankStream:
+        """Scores documents and yields each result as it is scored, in that order.
+
+        Takes the options of `rerank`. The call starts with the first result
+        asked for.
+        """
+        request = messages.rerank_request(
+            rerank_pb2.StreamRerankRequest, query, documents, model, top_n, **options
+        )
+        return RerankStream(self._stream(self._stub.StreamRerank, request, timeout))
+
+    def list_models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
+        """Lists the configured models; the default model is first."""
+        reply = self._call(self._stub.ListModels, rerank_pb2.ListModelsRequest(), timeout)
+        return tuple(messages.model_info(model) for model in reply.models)
+
+    def health(self, model: str | None = None, *, timeout: float | None = None) -> Health:
+        """Tells whether a model can be called now, and how full its queue is."""
+        return messages.health(self._call(self._stub.Health, messages.health_request(model), timeout))
+
+    def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
+        """Waits until a server is there and the model can be called.
+
+        Raises DeadlineExceeded when the time is over, ModelFailed when waiting
+        does not help.
+        """
+        attempts = core.Attempts(self._connection, timeout, time.monotonic())
+        request = messages.health_request(model)
+        while remaining := attempts.remaining(time.monotonic()):
+            try:
+                reply = self._call(self._stub.Health, request, remaining, wait_for_ready=True)
+                if core.is_ready(health := messages.health(reply)):
+                    return health
+            except (ServerUnavailable, ShuttingDown):
+                pass
+            time.sleep(min(core.READY_POLL_SECONDS, remaining))
+        raise DeadlineExceeded("the model was not ready in time")
+
+    def close(self) -> None:
+        """Ends the client; calls in progress raise Cancelled."""
+        self._closed = True
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(
+        self, method: Callable[..., Any], request: object, timeout: float | None, wait_for_ready: bool = False
+    ) -> Any:
+        attempts = core.Attempts(self._connection, timeout, time.monotonic())
+        while True:
+            self._check_open()
+            try:
+                return method(
+                    request,
+                    timeout=attempts.remaining(time.monotonic()),
+                    metadata=self._connection.metadata,
+                    wait_for_ready=wait_for_ready,
+                )
+            except grpc.RpcError as error:
+                delay = attempts.delay_after(error, time.monotonic())
+            time.sleep(delay)
+
+    def _stream(
+        self, method: Callable[..., Any], request: object, timeout: float | None
+    ) -> Generator[rerank_pb2.StreamRerankResponse, None, None]:
+        attempts = core.Attempts(self._connection, timeout, time.monotonic())
+        while True:
+            self._check_open()
+            call = method(
+                request,
+                timeout=attempts.remaining(time.monotonic()),
+                metadata=self._connection.metadata,
+            )
+            try:
+                for message in call:
+                    attempts.commit()
+                    yield message
+                return
+            except grpc.RpcError as error:
+                delay = attempts.delay_after(error, time.monotonic())
+            finally:
+                # Ends a call that the caller has left; one that is over stays as it is.
+                call.cancel()
+            time.sleep(delay)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+
+
+class RerankStream:
+    """The results of one stream_rerank call, in the order of scoring.
+
+    Iterate it once. Leaving early without `close` (or `with`) cancels the call
+    when the stream is collected.
+    """
+
+    def __init__(self, incoming: Generator[rerank_pb2.StreamRerankResponse, None, None]) -> None:
+        self._reader = core.StreamReader()
+        self._results = self._read(incoming)
+
+    @property
+    def summary(self) -> RerankSummary:
+        """What is said once about the call; there when the last result has been read."""
+        return self._reader.summary
+
+    def close(self) -> None:
+        """Cancels the call if it is not over."""
+        self._results.close()
+
+    def _read(
+        self, incoming: Generator[rerank_pb2.StreamRerankResponse, None, None]
+    ) -> Generator[ScoredDocument, None, None]:
+        with closing(incoming):
+            for message in incoming:
+                yield from self._reader.feed(message)
+        self._reader.finish()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ScoredDocument:
+        return next(self._results)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
