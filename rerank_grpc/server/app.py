@@ -78,7 +78,7 @@ class RerankServer:
         settings = self.settings
         workers = settings.engine.max_calls + SPARE_WORKERS
         streams = settings.engine.max_calls
-        interceptors = []
+        interceptors: list[grpc.ServerInterceptor] = []
         if settings.tokens:
             interceptors.append(TokenInterceptor(settings.tokens, public=[health.SERVICE]))
         server = grpc.server(

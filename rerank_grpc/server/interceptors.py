@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
@@ -13,6 +13,8 @@ from rerank_grpc.errors import Unauthenticated
 from rerank_grpc.server import status
 
 SCHEME = "bearer "
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class TokenInterceptor(grpc.ServerInterceptor):
@@ -28,9 +30,9 @@ class TokenInterceptor(grpc.ServerInterceptor):
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> Handler | None:
         """Passes the call on, or answers it with UNAUTHENTICATED."""
         if handler_call_details.method.startswith(self._public):
             return continuation(handler_call_details)
@@ -53,7 +55,7 @@ def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
-def _denial(message: str) -> grpc.RpcMethodHandler:
+def _denial(message: str) -> Handler:
     """Makes a handler that refuses.
 
     It is a stream's, whatever the method's kind, because grpcio then runs it
