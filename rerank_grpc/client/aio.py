@@ -79,7 +79,7 @@ class AsyncClient:
         request = messages.rerank_request(
             rerank_pb2.StreamRerankRequest, query, documents, model, top_n, **options
         )
-        return AsyncRerankStream(self._stream(request, timeout))
+        return AsyncRerankStream(self._stream(request, self._connection.attempts(timeout, time.monotonic())))
 
     async def list_models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
@@ -92,7 +92,7 @@ class AsyncClient:
 
     async def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and the model can be called; see Client.wait_until_ready."""
-        attempts = core.Attempts(self._connection, timeout, time.monotonic())
+        attempts = self._connection.attempts(timeout, time.monotonic())
         request = messages.health_request(model)
         while remaining := attempts.remaining(time.monotonic()):
             try:
@@ -119,7 +119,7 @@ class AsyncClient:
     async def _call(
         self, method: str, request: object, timeout: float | None, wait_for_ready: bool = False
     ) -> Any:
-        attempts = core.Attempts(self._connection, timeout, time.monotonic())
+        attempts = self._connection.attempts(timeout, time.monotonic())
         while True:
             try:
                 with self._cancelled_by_close():
@@ -134,9 +134,8 @@ class AsyncClient:
             await asyncio.sleep(delay)
 
     async def _stream(
-        self, request: rerank_pb2.StreamRerankRequest, timeout: float | None
+        self, request: rerank_pb2.StreamRerankRequest, attempts: core.Attempts
     ) -> AsyncGenerator[rerank_pb2.StreamRerankResponse, None]:
-        attempts = core.Attempts(self._connection, timeout, time.monotonic())
         while True:
             call = self._open().StreamRerank(
                 request,

@@ -76,6 +76,10 @@ class Connection:
             options=channel_options(retries, options),
         )
 
+    def attempts(self, timeout: float | None, now: float) -> Attempts:
+        """Begins a call's attempts; `timeout` None is the client's own."""
+        return Attempts(self.retries, self.timeout if timeout is None else seconds(timeout), now)
+
 
 def seconds(timeout: float) -> float:
     """Checks a timeout: more than 0 seconds, finite."""
@@ -138,9 +142,9 @@ def service_config(retries: int) -> str:
 class Attempts:
     """One call's attempts, all within one deadline; times are of one monotonic clock."""
 
-    def __init__(self, connection: Connection, timeout: float | None, now: float) -> None:
-        self._deadline = now + (connection.timeout if timeout is None else seconds(timeout))
-        self._retries_left = connection.retries
+    def __init__(self, retries: int, timeout: float, now: float) -> None:
+        self._deadline = now + timeout
+        self._retries_left = retries
 
     def remaining(self, now: float) -> float:
         """Tells the time left for the next attempt, never below zero."""

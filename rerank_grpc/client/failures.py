@@ -24,6 +24,8 @@ DOMAIN = "rerank.v1"
 # By how much a wait may grow, so that callers refused together do not return together.
 JITTER = 0.2
 
+_REASONS: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
+
 # What a code means when its reason is missing or newer than this client.
 _BY_CODE: Mapping[grpc.StatusCode, type[RerankError]] = {
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
@@ -60,7 +62,7 @@ def read_failure(code: grpc.StatusCode, text: str | None, trailers: Trailers | N
         code,
         text or "",
         described=True,
-        reason=Reason(info.reason) if info.reason in Reason else None,
+        reason=_REASONS.get(info.reason),
         metadata=dict(info.metadata),
         retry_after=None if retry is None else retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9,
         violations=tuple(FieldViolation(v.field, v.description) for v in bad_request.field_violations),

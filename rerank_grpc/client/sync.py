@@ -86,13 +86,13 @@ class Client:
     ) -> RerankStream:
         """Scores documents and yields each result as it is scored, in that order.
 
-        Takes the options of `rerank`. The call starts with the first result
-        asked for.
+        Takes the options of `rerank`. The deadline counts from here; the call is
+        sent when the first result is asked for.
         """
         request = messages.rerank_request(
             rerank_pb2.StreamRerankRequest, query, documents, model, top_n, **options
         )
-        return RerankStream(self._stream(self._stub.StreamRerank, request, timeout))
+        return RerankStream(self._stream(request, self._connection.attempts(timeout, time.monotonic())))
 
     def list_models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
@@ -109,7 +109,7 @@ class Client:
         Raises DeadlineExceeded when the time is over, ModelFailed when waiting
         does not help.
         """
-        attempts = core.Attempts(self._connection, timeout, time.monotonic())
+        attempts = self._connection.attempts(timeout, time.monotonic())
         request = messages.health_request(model)
         while remaining := attempts.remaining(time.monotonic()):
             try:
@@ -135,7 +135,7 @@ class Client:
     def _call(
         self, method: Callable[..., Any], request: object, timeout: float | None, wait_for_ready: bool = False
     ) -> Any:
-        attempts = core.Attempts(self._connection, timeout, time.monotonic())
+        attempts = self._connection.attempts(timeout, time.monotonic())
         while True:
             self._check_open()
             try:
@@ -150,12 +150,11 @@ class Client:
             time.sleep(delay)
 
     def _stream(
-        self, method: Callable[..., Any], request: object, timeout: float | None
+        self, request: rerank_pb2.StreamRerankRequest, attempts: core.Attempts
     ) -> Generator[rerank_pb2.StreamRerankResponse, None, None]:
-        attempts = core.Attempts(self._connection, timeout, time.monotonic())
         while True:
             self._check_open()
-            call = method(
+            call = self._stub.StreamRerank(
                 request,
                 timeout=attempts.remaining(time.monotonic()),
                 metadata=self._connection.metadata,

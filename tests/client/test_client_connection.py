@@ -1,0 +1,145 @@
+"""How a client is made: its arguments, TLS, channel options, and the loop it belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+
+import grpc
+import pytest
+from scripted_server import ScriptedServer, hang
+
+from rerank_grpc.client import AsyncClient, Client, ServerUnavailable
+from rerank_grpc.client.core import channel_options, service_config
+from rerank_grpc.config import Limits
+
+MADE = pytest.mark.parametrize("kind", [Client, AsyncClient])
+
+
+@MADE
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"target": "http://localhost:50051"}, ValueError, "target: host:port"),
+        ({"target": ""}, ValueError, "target: host:port"),
+        ({"target": 50051}, TypeError, "target: a str"),
+        ({"token": "with space"}, ValueError, "token: not empty, printable"),
+        ({"token": "пароль"}, ValueError, "token: not empty, printable"),
+        ({"token": ""}, ValueError, "token: not empty, printable"),
+        ({"token": b"bytes"}, TypeError, "token: a str"),
+        ({"timeout": 0}, ValueError, "timeout: more than 0"),
+        ({"timeout": float("inf")}, ValueError, "timeout: more than 0 seconds and finite"),
+        ({"timeout": None}, TypeError, "timeout: seconds"),
+        ({"retries": 5}, ValueError, "retries: 0 to 4"),
+        ({"retries": -1}, ValueError, "retries: 0 to 4"),
+        ({"root_certificates": "a.pem"}, TypeError, "root_certificates: PEM in bytes"),
+    ],
+)
+def test_a_bad_argument_is_refused_by_name(kind, arguments, error, says):
+    with pytest.raises(error, match=says) as refused:
+        kind(**arguments)
+    assert "пароль" not in str(refused.value)
+
+
+def test_certificates_come_one_way_only():
+    with pytest.raises(ValueError, match="root_certificates: not together"):
+        Client(root_certificates=b"", credentials=grpc.ssl_channel_credentials())
+
+
+def test_the_token_is_not_in_a_clients_description(server):
+    with Client(server.target, token="s3cret") as client:
+        assert "s3cret" not in repr(vars(client))
+
+
+def test_tls_is_spoken_with_the_callers_root_certificate_only(connect, certificate):
+    key, chain = certificate
+    server = ScriptedServer(credentials=grpc.ssl_server_credentials([(key, chain)]))
+    server.start()
+    try:
+        assert connect(server.target, root_certificates=chain, token="t").health().version == "1.2.3"
+        credentials = grpc.ssl_channel_credentials(chain)
+        assert connect(server.target, credentials=credentials).health().version == "1.2.3"
+        with pytest.raises(ServerUnavailable):
+            connect(server.target, retries=0).health(timeout=5)
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    command = f"""openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1
+        -keyout {key.name} -out {chain.name} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"""
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    return key.read_bytes(), chain.read_bytes()
+
+
+def test_the_channel_takes_what_the_service_may_send_and_keeps_what_a_retry_needs():
+    options = dict(channel_options(3))
+    limits = Limits()
+    assert options["grpc.max_receive_message_length"] == limits.reply_bytes == 16 << 20
+    assert options["grpc.per_rpc_retry_buffer_size"] > limits.message_bytes
+    assert options["grpc.keepalive_time_ms"] > 300_000
+    assert dict(channel_options(3, [("grpc.keepalive_time_ms", 1)]))["grpc.keepalive_time_ms"] == 1
+
+
+def test_only_unavailable_is_retried_by_grpc_and_every_replica_is_used():
+    config = json.loads(service_config(3))
+    assert config["loadBalancingConfig"] == [{"round_robin": {}}]
+    (method,) = config["methodConfig"]
+    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert method["retryPolicy"]["maxAttempts"] == 4
+    assert "methodConfig" not in json.loads(service_config(0))
+
+
+def test_an_async_client_may_be_made_before_its_loop(server):
+    client = AsyncClient(server.target)
+
+    async def use():
+        async with client:
+            return await client.rerank("q", ["a"])
+
+    assert len(asyncio.run(use()).results) == 1
+
+
+def test_an_async_client_does_not_work_in_a_second_loop(server, loop):
+    client = AsyncClient(server.target)
+    asyncio.run_coroutine_threadsafe(client.health(), loop).result(10)
+    with pytest.raises(RuntimeError, match="another event loop"):
+        asyncio.run(client.health())
+    asyncio.run_coroutine_threadsafe(client.close(), loop).result(10)
+
+
+def test_a_cancelled_task_stays_cancelled(server):
+    server.otherwise = hang
+
+    async def use():
+        async with AsyncClient(server.target) as client:
+            task = asyncio.create_task(client.rerank("q", ["a"]))
+            await asyncio.to_thread(server.called.wait, 10)
+            task.cancel()
+            await asyncio.wait([task])
+            return task.cancelled()
+
+    assert asyncio.run(use())
+
+
+def test_an_async_stream_that_is_left_is_cancelled_at_the_server(server):
+    """The same without `async with`: the loop closes what the caller dropped."""
+
+    async def use():
+        async with AsyncClient(server.target) as client:
+            async for result in client.stream_rerank("q", ["a", "b"]):
+                return result.index
+            return None
+
+    assert asyncio.run(use()) == 1
+
+
+def test_many_calls_share_one_async_client(server):
+    async def use():
+        async with AsyncClient(server.target) as client:
+            return await asyncio.gather(*(client.rerank("q", ["a"] * n) for n in range(1, 50)))
+
+    assert [len(response.results) for response in asyncio.run(use())] == list(range(1, 50))

@@ -1,0 +1,221 @@
+"""Which failures cost another attempt, how many, and when; counted at the server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+import scripted_server
+from scripted_server import fail
+
+from rerank_grpc.client import (
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    MessageTooLarge,
+    ModelLoading,
+    PairTooLarge,
+    QueueFull,
+    Reason,
+    ServerUnavailable,
+    ShuttingDown,
+)
+from rerank_grpc.client.failures import Failure, retry_delay
+from rerank_grpc.v1 import rerank_pb2 as pb
+
+Code = grpc.StatusCode
+
+SMALL = "x"
+# Four times what gRPC keeps for a retry by default.
+LARGE = "x" * (1 << 20)
+
+stopping = fail(Code.UNAVAILABLE, reason=Reason.SHUTTING_DOWN, retry_after=0.02, pushback_ms=20)
+full = fail(Code.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=0.02)
+
+
+@pytest.mark.parametrize("method", ["rerank", "stream_rerank"])
+@pytest.mark.parametrize("text", [SMALL, LARGE], ids=["small", "1 MiB"])
+def test_a_server_that_is_stopping_is_tried_again_after_its_pushback(client, server, method, text):
+    server.script.extend([stopping] * 3)
+    list(
+        getattr(client, method)("q", [text]).results
+        if method == "rerank"
+        else client.stream_rerank("q", [text])
+    )
+    assert [call.metadata.get("grpc-previous-rpc-attempts") for call in server.calls] == [None, "1", "2", "3"]
+    assert all(call.request.documents[0].text == text for call in server.calls)
+
+
+@pytest.mark.parametrize("text", [SMALL, LARGE], ids=["small", "1 MiB"])
+def test_after_four_attempts_the_error_is_raised(client, server, text):
+    server.otherwise = stopping
+    with pytest.raises(ShuttingDown) as caught:
+        client.rerank("q", [text])
+    assert len(server.calls) == 4
+    assert caught.value.retry_after == 0.02
+
+
+def test_a_request_at_the_limit_is_still_tried_again(client, server):
+    server.script.append(stopping)
+    client.rerank("q", ["x" * ((8 << 20) - 1000)])
+    assert len(server.calls) == 2
+
+
+@pytest.mark.parametrize("retries", [0, 1, 4])
+def test_the_caller_says_how_many_further_attempts_there_are(connect, server, retries):
+    server.otherwise = stopping
+    with pytest.raises(ShuttingDown):
+        connect(server.target, retries=retries).rerank("q", ["a"])
+    assert len(server.calls) == retries + 1
+
+
+def test_a_negative_pushback_ends_the_attempts(client, server):
+    server.otherwise = fail(Code.UNAVAILABLE, reason=Reason.MODEL_LOADING, pushback_ms=-1)
+    with pytest.raises(ModelLoading):
+        client.rerank("q", [LARGE])
+    assert len(server.calls) == 1
+
+
+def test_a_pushback_beyond_the_deadline_ends_with_the_deadline(client, server):
+    server.otherwise = fail(Code.UNAVAILABLE, reason=Reason.MODEL_LOADING, pushback_ms=60_000)
+    with pytest.raises((DeadlineExceeded, ModelLoading)):
+        client.rerank("q", ["a"], timeout=0.3)
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("method", ["rerank", "stream_rerank"])
+def test_a_full_queue_is_tried_again_when_the_server_said_so(client, server, method):
+    server.script.extend([full] * 3)
+    answer = getattr(client, method)("q", ["a"])
+    assert len(list(answer.results if method == "rerank" else answer)) == 1
+    assert len(server.calls) == 4
+
+
+def test_one_deadline_covers_all_attempts_and_the_waits_between_them(client, server):
+    server.script.append(fail(Code.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=0.5))
+    client.rerank("q", ["a"], timeout=2)
+    assert server.calls[1].time_remaining < 1.6
+
+
+def test_a_queue_that_stays_full_is_tried_four_times(client, server):
+    server.otherwise = full
+    with pytest.raises(QueueFull):
+        client.rerank("q", ["a"])
+    assert len(server.calls) == 4
+
+
+def test_a_wait_that_the_deadline_does_not_allow_is_not_begun(client, server):
+    server.otherwise = fail(Code.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=10)
+    with pytest.raises(QueueFull) as caught:
+        client.rerank("q", ["a"], timeout=5)
+    assert caught.value.retry_after == 10
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (fail(Code.RESOURCE_EXHAUSTED), MessageTooLarge),
+        (fail(Code.RESOURCE_EXHAUSTED, retry_after=0.01), MessageTooLarge),
+        (fail(Code.RESOURCE_EXHAUSTED, reason=Reason.PAIR_TOO_LARGE), PairTooLarge),
+        (fail(Code.RESOURCE_EXHAUSTED, reason=Reason.DEADLINE_UNREACHABLE), DeadlineUnreachable),
+    ],
+    ids=["grpc's own", "a proxy's", "pair too large", "deadline unreachable"],
+)
+def test_what_a_retry_does_not_help_is_not_tried_again(client, server, step, error):
+    server.otherwise = step
+    with pytest.raises(error):
+        client.rerank("q", ["a"])
+    assert len(server.calls) == 1
+
+
+def test_a_stream_that_has_yielded_is_not_started_again(client, server):
+    def one_then_full(request, context):
+        yield pb.StreamRerankResponse(results=[pb.RerankResult()])
+        full(request, context)
+
+    server.script.append(one_then_full)
+    stream = client.stream_rerank("q", ["a"])
+    next(stream)
+    with pytest.raises(QueueFull):
+        next(stream)
+    assert len(server.calls) == 1
+
+
+def test_the_decision_waits_as_told_and_a_little_longer_never_shorter():
+    failure = Failure(Code.RESOURCE_EXHAUSTED, "", described=True, reason=Reason.QUEUE_FULL, retry_after=2.0)
+    assert retry_delay(failure, retries_left=1, remaining=30, jitter=0.0) == 2.0
+    assert retry_delay(failure, retries_left=1, remaining=30, jitter=1.0) == pytest.approx(2.4)
+    assert retry_delay(failure, retries_left=0, remaining=30, jitter=0.0) is None
+    assert retry_delay(failure, retries_left=1, remaining=2.0, jitter=0.0) is None
+    unavailable = Failure(Code.UNAVAILABLE, "", described=True, retry_after=0.1)
+    assert retry_delay(unavailable, retries_left=3, remaining=30, jitter=0.0) is None
+
+
+def test_an_outage_costs_at_most_half_as_many_attempts_again(client, server):
+    server.otherwise = fail(Code.UNAVAILABLE)
+    outcomes = many(lambda: client.rerank("q", ["a"]), 200)
+    assert all(isinstance(outcome, ServerUnavailable) for outcome in outcomes)
+    assert 200 < len(server.calls) <= 300
+
+
+def test_a_server_that_comes_back_is_found_again(client, server):
+    client.rerank("q", ["a"])
+    server.stop()
+    with pytest.raises(ServerUnavailable):
+        client.rerank("q", [LARGE], timeout=5)
+    server.start()
+    client.wait_until_ready(10)
+    assert len(client.rerank("q", [LARGE]).results) == 1
+
+
+def test_a_client_may_be_there_before_its_server(connect, server):
+    server.stop()
+    client = connect(server.target)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(client.wait_until_ready, 20)
+        server.start()
+        assert waiting.result(20).version == "1.2.3"
+
+
+def test_calls_are_spread_over_the_replicas_and_survive_the_killing_of_one(connect, server, replica):
+    """Kills one of two processes under load, with requests small and large: no call fails."""
+    client = connect(f"ipv4:{server.target},127.0.0.1:{replica.port}")
+    with ThreadPoolExecutor(8) as threads:
+        calls = [threads.submit(client.rerank, "q", [LARGE if n % 2 else SMALL]) for n in range(300)]
+        calls[100].result(30)
+        served_before = len(server.calls)
+        replica.process.kill()
+        assert all(len(call.result(30).results) == 1 for call in calls)
+    assert 10 < served_before < 95, "half of the calls went to the other replica"
+
+
+class Replica:
+    """A server in a process of its own."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, scripted_server.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.port = int(self.process.stdout.readline())
+
+
+@pytest.fixture
+def replica():
+    replica = Replica()
+    with replica.process:
+        yield replica
+        replica.process.kill()
+
+
+def many(call, count):
+    def outcome(_):
+        try:
+            return call()
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(32) as threads:
+        return list(threads.map(outcome, range(count)))
