@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sequence_
 from contextlib import contextmanager
 from time import monotonic
+from typing import TypeAlias
 
 from rerank_grpc.config import EngineSettings
 from rerank_grpc.engine.batch import PackedBatch, Sequence
@@ -36,7 +37,7 @@ from rerank_grpc.types import Priority
 
 log = logging.getLogger(__name__)
 
-Scored = tuple[Item, "Output | RerankError"]
+Scored: TypeAlias = tuple[Item, Output | RerankError]
 
 
 class Engine:

@@ -10,13 +10,14 @@ from time import monotonic
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from rerank_grpc.engine.batch import Sequence
 from rerank_grpc.errors import DeadlineExceeded, RerankError
 from rerank_grpc.types import Priority
 
 # What the runner makes of a sequence: a logit, or a vector  # [hidden] float32
-Output: TypeAlias = "float | np.ndarray"
+Output: TypeAlias = float | npt.NDArray[np.float32]
 
 
 class ScoringRequest:

@@ -1,0 +1,311 @@
+"""The engine with its real threads; the device is a runner that the test holds, counts and breaks."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from rerank_grpc.config import EngineSettings
+from rerank_grpc.engine.batch import PackedBatch, Sequence
+from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.request import Output, ScoringRequest
+from rerank_grpc.engine.runner import OutOfMemory, Runner
+from rerank_grpc.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    InternalError,
+    ModelFailed,
+    PairTooLarge,
+    QueueFull,
+    ShuttingDown,
+)
+from tests.support import WAIT, CountingRunner, HeldRunner, score_of
+
+NUMBERS = iter(range(10**9))
+
+
+def sequences(count: int, tokens: int = 10) -> list[Sequence]:
+    """Sequences equal to no others."""
+    return [Sequence.of([next(NUMBERS)] + [0] * (tokens - 1)) for _ in range(count)]
+
+
+@contextmanager
+def running(runner: Runner, **settings: float) -> Iterator[Engine]:
+    engine = Engine(runner, EngineSettings(**settings))  # type: ignore[arg-type]
+    engine.start()
+    try:
+        yield engine
+    finally:
+        if isinstance(runner, HeldRunner):
+            runner.let_all()
+        engine.close()
+
+
+def outputs(request: ScoringRequest) -> list[Output | None]:
+    for _ in request.completed():
+        pass
+    return request.outputs
+
+
+def test_every_sequence_gets_its_own_output():
+    with running(CountingRunner(), max_batch_tokens=64) as engine:
+        work = sequences(100)
+        assert outputs(engine.submit(work)) == [score_of(sequence) for sequence in work]
+
+
+def test_a_request_without_sequences_is_answered_at_once():
+    with running(CountingRunner()) as engine:
+        assert outputs(engine.submit([])) == []
+
+
+def test_outputs_come_batch_by_batch():
+    runner = HeldRunner()
+    with running(runner, max_batch_tokens=20) as engine:
+        request = engine.submit(sequences(6))
+        completed = request.completed()
+        for expected in ([0, 1], [2, 3], [4, 5]):
+            runner.await_batch()
+            runner.let()
+            assert next(completed) == expected
+
+
+def test_no_batch_waits_for_a_fuller_one():
+    runner = CountingRunner()
+    with running(runner) as engine:
+        outputs(engine.submit(sequences(1)))
+        assert [len(batch.sequences) for batch in runner.batches] == [1]
+
+
+def test_identical_sequences_of_concurrent_requests_cost_one_pass():
+    runner = HeldRunner()
+    with running(runner) as engine:
+        blocker = engine.submit(sequences(1))
+        runner.await_batch()
+        same = sequences(5)
+        requests = [engine.submit(same) for _ in range(10)]
+        runner.let_all()
+        for request in requests:
+            assert outputs(request) == [score_of(sequence) for sequence in same]
+        outputs(blocker)
+        assert runner.sequences == 6
+        assert sum(request.joined for request in requests) == 45
+
+
+def test_r3_with_room_for_n_calls_exactly_the_others_are_refused():
+    runner = HeldRunner()
+    room, extra = 20, 13
+    with running(runner, max_queue_tokens=room * 10) as engine:
+        blocker = engine.submit(sequences(1))
+        runner.await_batch()
+
+        def call(work: list[Sequence]) -> ScoringRequest | QueueFull:
+            try:
+                return engine.submit(work)
+            except QueueFull as refusal:
+                return refusal
+
+        with ThreadPoolExecutor(room + extra) as callers:
+            answers = list(callers.map(call, [sequences(1) for _ in range(room + extra)]))
+        refused = [answer for answer in answers if isinstance(answer, QueueFull)]
+        assert len(refused) == extra
+        assert all(refusal.retry_after and refusal.retry_after > 0 for refusal in refused)
+        runner.let_all()
+        outputs(blocker)
+        for answer in answers:
+            if isinstance(answer, ScoringRequest):
+                assert len(outputs(answer)) == 1
+
+
+def test_too_many_calls_at_once_are_refused_before_they_are_tokenized():
+    with running(CountingRunner(), max_calls=1) as engine:
+        with engine.call(), pytest.raises(QueueFull) as refusal, engine.call():
+            pass
+        assert refusal.value.retry_after is not None
+        with engine.call():  # the one that left made room
+            pass
+
+
+def test_r6_a_deadline_in_a_long_queue_ends_on_time_and_costs_no_pass():
+    runner = HeldRunner()
+    with running(runner) as engine:
+        blocker = engine.submit(sequences(1))
+        runner.await_batch()
+        started = time.monotonic()
+        late = engine.submit(sequences(3), deadline=started + 0.3)
+        with pytest.raises(DeadlineExceeded):
+            outputs(late)
+        assert time.monotonic() - started < 0.4
+        engine.release(late)
+        runner.let_all()
+        outputs(blocker)
+        outputs(engine.submit(sequences(1)))
+        assert runner.sequences == 2
+
+
+def test_r6_a_deadline_that_the_queue_cannot_meet_is_refused_at_once():
+    runner = HeldRunner()
+    with running(runner) as engine:
+        runner.let()
+        outputs(engine.submit(sequences(1, tokens=1000)))
+        engine._rate._tokens, engine._rate._seconds = 1000.0, 1.0  # a device of 1,000 tokens a second
+        engine.submit(sequences(20, tokens=100))
+        with pytest.raises(DeadlineUnreachable) as refusal:
+            engine.submit(sequences(3, tokens=100), deadline=time.monotonic() + 0.4)
+        assert refusal.value.retry_after is not None
+
+
+def test_r7_a_call_cancelled_while_queued_costs_no_pass_and_frees_its_room():
+    runner = HeldRunner()
+    with running(runner, max_queue_tokens=100) as engine:
+        blocker = engine.submit(sequences(1))
+        runner.await_batch()
+        for _ in range(100):
+            request = engine.submit(sequences(10))
+            with pytest.raises(QueueFull):
+                engine.submit(sequences(1))
+            request.fail(Cancelled("the caller left"))
+            with pytest.raises(Cancelled):
+                outputs(request)
+            engine.release(request)
+            assert engine.queued_tokens == 0
+        runner.let_all()
+        outputs(blocker)
+        outputs(engine.submit(sequences(1)))
+        assert runner.sequences == 2
+
+
+def test_r8_a_call_cancelled_half_way_costs_at_most_one_further_batch():
+    runner = HeldRunner()
+    with running(runner, max_batch_tokens=20) as engine:
+        large = engine.submit(sequences(100))
+        small_work = sequences(30)
+        runner.await_batch()
+        small = engine.submit(small_work)
+        runner.let(3)
+        for _ in range(3):
+            runner.await_batch()
+        large.fail(Cancelled("the caller left"))
+        before = sum(sequence in large.sequences for batch in runner.batches for sequence in batch.sequences)
+        runner.let_all()
+        assert outputs(small) == [score_of(sequence) for sequence in small_work]
+        after = sum(sequence in large.sequences for batch in runner.batches for sequence in batch.sequences)
+        assert after - before <= 2  # one batch of 20 tokens
+
+
+@pytest.mark.parametrize("poison", ["raises", "nan"])
+def test_r16_a_poison_sequence_fails_its_request_alone(poison: str):
+    works = [sequences(4) for _ in range(8)]
+    culprit = works[3][2]
+
+    def score(sequence: Sequence) -> float | None:
+        if sequence == culprit:
+            if poison == "raises":
+                raise RuntimeError("poison")
+            return None
+        return score_of(sequence)
+
+    runner = HeldRunner(score)
+    with running(runner) as engine:
+        blocker = engine.submit(sequences(1))
+        runner.await_batch()
+        requests = [engine.submit(work) for work in works]
+        runner.let_all()
+        outputs(blocker)
+        for index, (request, work) in enumerate(zip(requests, works, strict=True)):
+            if index == 3:
+                with pytest.raises(InternalError) as failure:
+                    outputs(request)
+                assert failure.value.retry_after is None
+            else:
+                assert outputs(request) == [score_of(sequence) for sequence in work]
+        assert engine.alive
+
+
+class SmallMemory(CountingRunner):
+    """Runs out of memory above so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def run(self, batch: PackedBatch) -> list[Output | None]:
+        if batch.num_tokens > self.tokens:
+            self.batches.append(batch)
+            raise OutOfMemory
+        return super().run(batch)
+
+
+def test_r17_out_of_memory_splits_the_batch_and_is_remembered():
+    runner = SmallMemory(tokens=130)
+    with running(runner, max_batch_tokens=1000) as engine:
+        work = sequences(300)
+        assert outputs(engine.submit(work)) == [score_of(sequence) for sequence in work]
+        assert engine.max_batch_tokens <= 130
+        failures = sum(batch.num_tokens > 130 for batch in runner.batches)
+        runner.batches.clear()
+        outputs(engine.submit(sequences(300)))
+        assert failures > 0
+        assert not any(batch.num_tokens > 130 for batch in runner.batches)
+
+
+def test_r17_a_single_pair_too_large_fails_alone():
+    runner = SmallMemory(tokens=130)
+    with running(runner, max_batch_tokens=1000) as engine:
+        small, large = sequences(5), sequences(1, tokens=500)
+        requests = engine.submit(small), engine.submit(large)
+        assert outputs(requests[0]) == [score_of(sequence) for sequence in small]
+        with pytest.raises(PairTooLarge) as failure:
+            outputs(requests[1])
+        assert failure.value.metadata == {"tokens": "500"}
+        assert engine.max_batch_tokens > 1  # one huge pair must not cripple the batches
+
+
+class Deadly(HeldRunner):
+    """Ends its thread as nothing that is caught per batch does."""
+
+    def run(self, batch: PackedBatch) -> list[Output | None]:
+        super().run(batch)
+        raise SystemExit
+
+
+@pytest.mark.parametrize("runner", [Deadly(), HeldRunner()], ids=["dies", "hangs"])
+def test_r18_when_the_device_thread_dies_or_hangs_every_waiting_call_fails_at_once(runner: HeldRunner):
+    died = threading.Event()
+    hang = WAIT if isinstance(runner, Deadly) else 0.2
+    engine = Engine(runner, EngineSettings(max_batch_tokens=20, hang_seconds=hang), on_death=died.set)
+    engine.start()
+    requests = [engine.submit(sequences(10)) for _ in range(5)]
+    if isinstance(runner, Deadly):
+        runner.let()
+    for request in requests:
+        with pytest.raises(InternalError):
+            outputs(request)
+    assert died.wait(WAIT)
+    assert not engine.alive
+    with pytest.raises(ModelFailed):
+        engine.submit(sequences(1))
+    runner.let_all()
+    engine.close()
+
+
+def test_closing_runs_out_the_batch_and_settles_everybody():
+    runner = HeldRunner()
+    engine = Engine(runner, EngineSettings(max_batch_tokens=20))
+    engine.start()
+    requests = [engine.submit(sequences(2))]
+    runner.await_batch()
+    requests += [engine.submit(sequences(2)) for _ in range(2)]
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    runner.let_all()
+    closing.join(WAIT)
+    assert outputs(requests[0])
+    for request in requests[1:]:
+        with pytest.raises(ShuttingDown):
+            outputs(request)
+    with pytest.raises(ShuttingDown):
+        engine.submit(sequences(1))

@@ -1,0 +1,248 @@
+"""The scheduler decides by its arguments alone, so these tests need no thread and no clock."""
+
+import math
+import random
+
+import pytest
+
+from rerank_grpc.engine.batch import Sequence
+from rerank_grpc.engine.request import ScoringRequest
+from rerank_grpc.engine.scheduler import Item, Scheduler
+from rerank_grpc.errors import Cancelled, DeadlineUnreachable, QueueFull
+from rerank_grpc.types import Priority
+
+NUMBERS = iter(range(10**9))
+
+
+def sequence(tokens: int) -> Sequence:
+    """A sequence equal to no other."""
+    return Sequence.of([next(NUMBERS)] + [0] * (tokens - 1))
+
+
+def request(
+    *tokens: int, deadline: float = math.inf, priority: Priority = Priority.INTERACTIVE
+) -> ScoringRequest:
+    return ScoringRequest([sequence(n) for n in tokens], deadline=deadline, priority=priority)
+
+
+def scheduler(batch: int = 100, queue: int = 10_000) -> Scheduler:
+    return Scheduler(max_batch_tokens=batch, max_queue_tokens=queue)
+
+
+def owners(items: list[Item]) -> list[ScoringRequest]:
+    return [item.waiters[0][0] for item in items]
+
+
+def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[ScoringRequest, int]]]:
+    """Runs the queue empty; returns for each batch the first owner and the tokens of its items."""
+    batches = []
+    while items := queue.next_batch(now):
+        batches.append(list(zip(owners(items), map(len, items), strict=True)))
+        for item, waiters in queue.finish(items):
+            for waiter, index in waiters:
+                waiter.deliver([(index, float(len(item)))], now)
+    return batches
+
+
+def test_a_batch_holds_at_most_its_budget_of_tokens():
+    queue = scheduler(batch=100)
+    queue.add(request(*[30] * 10), now=0, rate=0)
+    assert [sum(tokens for _, tokens in batch) for batch in drain(queue)] == [90, 90, 90, 30]
+
+
+def test_a_sequence_larger_than_the_budget_goes_alone():
+    queue = scheduler(batch=100)
+    queue.add(request(250, 10), now=0, rate=0)
+    assert [[tokens for _, tokens in batch] for batch in drain(queue)] == [[250], [10]]
+
+
+def test_a_small_request_enters_the_next_batch_while_a_large_one_runs():
+    queue = scheduler(batch=100)
+    large = request(*[10] * 1000, deadline=1.0)
+    small = request(10, deadline=30.0)
+    queue.add(large, now=0, rate=0)
+    first = queue.next_batch(0)
+    queue.add(small, now=0, rate=0)
+    second = queue.next_batch(0)
+    assert set(owners(first)) == {large}
+    assert small in owners(second)
+    assert len(second) == 10
+
+
+def test_requests_share_a_batch_equally():
+    queue = scheduler(batch=100)
+    requests = [request(*[10] * 100) for _ in range(5)]
+    for each in requests:
+        queue.add(each, now=0, rate=0)
+    batch = owners(queue.next_batch(0))
+    assert [batch.count(each) for each in requests] == [2, 2, 2, 2, 2]
+
+
+def test_what_one_request_leaves_of_its_share_goes_to_the_earliest_deadline():
+    queue = scheduler(batch=100)
+    late, early, small = request(*[10] * 100, deadline=9), request(*[10] * 100, deadline=5), request(10)
+    for each in (late, early, small):
+        queue.add(each, now=0, rate=0)
+    batch = owners(queue.next_batch(0))
+    assert (batch.count(early), batch.count(late), batch.count(small)) == (5, 4, 1)
+
+
+def test_the_earliest_deadline_goes_first_when_not_all_fit():
+    queue = scheduler(batch=100)
+    requests = [request(60, deadline=deadline) for deadline in (9, 3, 6)]
+    for each in requests:
+        queue.add(each, now=0, rate=0)
+    assert [owner.deadline for batch in drain(queue) for owner, _ in batch] == [3, 6, 9]
+
+
+def test_interactive_goes_before_batch():
+    queue = scheduler(batch=100)
+    background = request(*[50] * 4, priority=Priority.BATCH)
+    interactive = request(*[50] * 2)
+    queue.add(background, now=0, rate=0)
+    queue.add(interactive, now=0, rate=0)
+    assert owners(queue.next_batch(0)) == [interactive, interactive]
+
+
+def test_batch_is_not_starved_by_an_endless_stream_of_interactive_calls():
+    queue = scheduler(batch=100)
+    background = request(*[10] * 200, priority=Priority.BATCH)
+    queue.add(background, now=0, rate=0)
+    served = 0
+    for _ in range(80):
+        queue.add(request(*[10] * 10), now=0, rate=0)
+        items = queue.next_batch(0)
+        served += owners(items).count(background)
+        list(queue.finish(items))
+    assert served == pytest.approx(80 * 10 / 8, abs=2)
+
+
+def test_batch_work_longer_than_its_share_gets_its_turn_too():
+    queue = scheduler(batch=100)
+    background = request(100, priority=Priority.BATCH)
+    queue.add(background, now=0, rate=0)
+    turns = 0
+    while background.started_at == 0:
+        turns += 1
+        queue.add(request(*[10] * 20), now=1, rate=0)
+        list(queue.finish(queue.next_batch(1)))
+    assert turns == 8
+
+
+def test_equal_sequences_of_several_requests_are_run_once():
+    queue = scheduler()
+    same = sequence(10)
+    first, second = ScoringRequest([same, same]), ScoringRequest([same])
+    queue.add(first, now=0, rate=0)
+    queue.add(second, now=0, rate=0)
+    assert queue.queued_tokens == 10
+    assert [len(batch) for batch in drain(queue)] == [1]
+    assert first.outputs == [10.0, 10.0]
+    assert second.outputs == [10.0]
+    assert (first.joined, second.joined) == (1, 1)
+
+
+def test_a_request_joins_a_sequence_that_is_running():
+    queue = scheduler()
+    same = sequence(10)
+    first, second = ScoringRequest([same]), ScoringRequest([same])
+    queue.add(first, now=0, rate=0)
+    running = queue.next_batch(0)
+    queue.add(second, now=1, rate=0)
+    assert queue.next_batch(1) == []
+    assert [waiter for _, waiters in queue.finish(running) for waiter, _ in waiters] == [first, second]
+
+
+def test_nothing_is_run_for_a_request_that_was_cancelled_or_is_too_late():
+    queue = scheduler()
+    cancelled, late, good = request(10), request(10, deadline=5), request(10)
+    for each in (cancelled, late, good):
+        queue.add(each, now=0, rate=0)
+    cancelled.fail(Cancelled("gone"))
+    assert set(queue.expire(now=5)) == {cancelled, late}
+    assert queue.queued_tokens == 10
+    assert owners(queue.next_batch(5)) == [good]
+
+
+def test_a_cancelled_request_leaves_what_another_waits_for():
+    queue = scheduler()
+    same = sequence(10)
+    first, second = ScoringRequest([same, sequence(20)]), ScoringRequest([same])
+    queue.add(first, now=0, rate=0)
+    queue.add(second, now=0, rate=0)
+    queue.discard(first)
+    assert queue.queued_tokens == 10
+    assert drain(queue) == [[(second, 10)]]
+
+
+def test_a_full_queue_refuses_and_says_when_there_will_be_room():
+    queue = scheduler(queue=100)
+    queue.add(request(80), now=0, rate=100)
+    with pytest.raises(QueueFull) as refusal:
+        queue.add(request(60), now=0, rate=100)
+    assert refusal.value.retry_after == pytest.approx(0.4)
+    assert refusal.value.metadata == {"queue_tokens": "80", "queue_capacity_tokens": "100"}
+
+
+def test_an_empty_queue_takes_a_request_larger_than_itself():
+    queue = scheduler(queue=100)
+    queue.add(request(500), now=0, rate=100)
+    assert queue.queued_tokens == 500
+
+
+def test_a_deadline_that_the_load_does_not_allow_is_refused_with_a_time_to_retry():
+    queue = scheduler()
+    queue.add(request(*[100] * 10), now=0, rate=1000)
+    with pytest.raises(DeadlineUnreachable) as refusal:
+        queue.add(request(*[100] * 5, deadline=0.6), now=0, rate=1000)
+    assert refusal.value.retry_after == pytest.approx(0.4)
+
+
+def test_a_deadline_that_no_server_could_meet_is_refused_without_a_time_to_retry():
+    with pytest.raises(DeadlineUnreachable) as refusal:
+        scheduler().add(request(1000, deadline=0.5), now=0, rate=1000)
+    assert refusal.value.retry_after is None
+
+
+def test_a_small_call_with_a_short_deadline_is_let_in_behind_a_large_one():
+    queue = scheduler(batch=100)
+    queue.add(request(*[10] * 500), now=0, rate=1000)
+    queue.add(request(10, deadline=0.5), now=0, rate=1000)
+    assert len(queue) == 2
+
+
+def test_tokens_are_accounted_for_under_any_sequence_of_events():
+    chance = random.Random(7)
+    queue = scheduler(batch=64, queue=2_000)
+    shared = [sequence(chance.randint(1, 40)) for _ in range(30)]
+    alive: list[ScoringRequest] = []
+    running: list[list[Item]] = []
+    for _ in range(3_000):
+        event = chance.random()
+        if event < 0.4:
+            fresh = ScoringRequest(
+                [
+                    chance.choice(shared) if chance.random() < 0.5 else sequence(chance.randint(1, 90))
+                    for _ in range(3)
+                ],
+                priority=chance.choice(list(Priority)),
+            )
+            try:
+                queue.add(fresh, now=0, rate=0)
+                alive.append(fresh)
+            except QueueFull:
+                pass
+        elif event < 0.5 and alive:
+            queue.discard(alive.pop(chance.randrange(len(alive))))
+        elif event < 0.75:
+            running += [items] if (items := queue.next_batch(0)) else []
+        elif running:
+            for item, waiters in queue.finish(running.pop(0)):
+                for waiter, index in waiters:
+                    waiter.deliver([(index, float(len(item)))], 0)
+    while alive:
+        queue.discard(alive.pop())
+    for items in running:
+        assert [waiters for _, waiters in queue.finish(items)] == [[]] * len(items)
+    assert (queue.queued_tokens, queue.running_tokens, len(queue)) == (0, 0, 0)
+    assert queue.next_batch(0) == []
