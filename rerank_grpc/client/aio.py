@@ -16,7 +16,7 @@ from rerank_grpc.client.exceptions import ServerUnavailable
 from rerank_grpc.client.messages import DocumentLike, RerankOptions
 from rerank_grpc.errors import Cancelled, DeadlineExceeded, ShuttingDown
 from rerank_grpc.types import Health, ModelInfo, RerankResponse, RerankSummary, ScoredDocument
-from rerank_grpc.v1 import rerank_pb2
+from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
 
 
 class AsyncClient:
@@ -168,7 +168,7 @@ class AsyncClient:
                 if connection.credentials is None
                 else grpc.aio.secure_channel(connection.target, connection.credentials, connection.options)
             )
-            self._stub = core.make_stub(self._channel)
+            self._stub = rerank_pb2_grpc.RerankServiceStub(self._channel)
         if loop is not self._loop:
             raise RuntimeError("the client belongs to another event loop: make one for each")
         return self._stub

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from rerank_grpc.client import failures, messages
 from rerank_grpc.client.exceptions import IncompleteStream
 from rerank_grpc.config import MIB, Limits
 from rerank_grpc.types import Health, RerankSummary, ScoredDocument, State
-from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
+from rerank_grpc.v1 import rerank_pb2
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -31,10 +31,6 @@ MAX_RETRIES = 4
 READY_POLL_SECONDS = 0.25
 
 Option = tuple[str, str | int]
-
-
-# Generated without types.
-make_stub: Callable[[Any], Any] = rerank_pb2_grpc.RerankServiceStub
 
 
 @dataclass(frozen=True, slots=True)

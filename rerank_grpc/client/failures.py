@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf import message
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped, unused-ignore]
+from google.rpc import error_details_pb2, status_pb2
 
 from rerank_grpc import errors
 from rerank_grpc.client.exceptions import MessageTooLarge, ServerUnavailable, UnexpectedStatus

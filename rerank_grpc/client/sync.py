@@ -14,7 +14,7 @@ from rerank_grpc.client.exceptions import ServerUnavailable
 from rerank_grpc.client.messages import DocumentLike, RerankOptions
 from rerank_grpc.errors import DeadlineExceeded, ShuttingDown
 from rerank_grpc.types import Health, ModelInfo, RerankResponse, RerankSummary, ScoredDocument
-from rerank_grpc.v1 import rerank_pb2
+from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
 
 
 class Client:
@@ -51,7 +51,7 @@ class Client:
             if connection.credentials is None
             else grpc.secure_channel(target, connection.credentials, connection.options)
         )
-        self._stub = core.make_stub(self._channel)
+        self._stub = rerank_pb2_grpc.RerankServiceStub(self._channel)
         self._closed = False
 
     def rerank(

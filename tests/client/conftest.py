@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_server import ScriptedServer
 
 from rerank_grpc.client import AsyncClient, AsyncRerankStream, Client
+from tests.client.scripted_server import ScriptedServer
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ("Client", "AsyncClient")

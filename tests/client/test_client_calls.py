@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from google.protobuf import duration_pb2
-from scripted_server import hang, health, reply, scored
 
 from rerank_grpc.client import (
     Document,
@@ -26,6 +25,7 @@ from rerank_grpc.client import (
 )
 from rerank_grpc.errors import Cancelled, DeadlineExceeded
 from rerank_grpc.v1 import rerank_pb2 as pb
+from tests.client.scripted_server import hang, health, reply, scored
 
 
 def test_a_reply_becomes_results_in_the_servers_order_with_its_summary(client, server):

@@ -8,11 +8,11 @@ import subprocess
 
 import grpc
 import pytest
-from scripted_server import ScriptedServer, hang
 
 from rerank_grpc.client import AsyncClient, Client, ServerUnavailable
 from rerank_grpc.client.core import channel_options, service_config
 from rerank_grpc.config import Limits
+from tests.client.scripted_server import ScriptedServer, hang
 
 MADE = pytest.mark.parametrize("kind", [Client, AsyncClient])
 

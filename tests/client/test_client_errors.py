@@ -5,7 +5,6 @@ from __future__ import annotations
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from scripted_server import fail
 
 from rerank_grpc import client as exported
 from rerank_grpc import errors
@@ -26,6 +25,7 @@ from rerank_grpc.client import (
     UnexpectedStatus,
 )
 from rerank_grpc.v1 import rerank_pb2 as pb
+from tests.client.scripted_server import fail
 
 Code = grpc.StatusCode
 

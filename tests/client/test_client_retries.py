@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-import scripted_server
-from scripted_server import fail
 
 from rerank_grpc.client import (
     DeadlineExceeded,
@@ -24,6 +22,8 @@ from rerank_grpc.client import (
 )
 from rerank_grpc.client.failures import Failure, retry_delay
 from rerank_grpc.v1 import rerank_pb2 as pb
+from tests.client import scripted_server
+from tests.client.scripted_server import fail
 
 Code = grpc.StatusCode
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from scripted_server import fail
 
 from rerank_grpc.client import Reason
+from tests.client.scripted_server import fail
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = pytest.mark.parametrize("example", ["python_client.py", "python_stub.py"])
