@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Self, Unpack
 
@@ -59,11 +59,12 @@ class AsyncClient:
         top_n: int | None = None,
         *,
         timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
         **options: Unpack[RerankOptions],
     ) -> RerankResponse:
         """Scores documents against a query, best first; see Client.rerank."""
         request = messages.rerank_request(rerank_pb2.RerankRequest, query, documents, model, top_n, **options)
-        return messages.rerank_response(await self._call("Rerank", request, timeout))
+        return messages.rerank_response(await self._call("Rerank", request, timeout, metadata))
 
     def stream_rerank(
         self,
@@ -81,14 +82,22 @@ class AsyncClient:
         )
         return AsyncRerankStream(self._stream(request, self._connection.attempts(timeout, time.monotonic())))
 
-    async def list_models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
+    async def list_models(
+        self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
-        reply = await self._call("ListModels", rerank_pb2.ListModelsRequest(), timeout)
+        reply = await self._call("ListModels", rerank_pb2.ListModelsRequest(), timeout, metadata)
         return tuple(messages.model_info(model) for model in reply.models)
 
-    async def health(self, model: str | None = None, *, timeout: float | None = None) -> Health:
+    async def health(
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Health:
         """Tells whether a model can be called now, and how full its queue is."""
-        return messages.health(await self._call("Health", messages.health_request(model), timeout))
+        return messages.health(await self._call("Health", messages.health_request(model), timeout, metadata))
 
     async def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and the model can be called; see Client.wait_until_ready."""
@@ -117,7 +126,12 @@ class AsyncClient:
         await self.close()
 
     async def _call(
-        self, method: str, request: object, timeout: float | None, wait_for_ready: bool = False
+        self,
+        method: str,
+        request: object,
+        timeout: float | None,
+        metadata: Mapping[str, str] | None = None,
+        wait_for_ready: bool = False,
     ) -> Any:
         attempts = self._connection.attempts(timeout, time.monotonic())
         while True:
@@ -126,7 +140,7 @@ class AsyncClient:
                     return await getattr(self._open(), method)(
                         request,
                         timeout=attempts.remaining(time.monotonic()),
-                        metadata=self._connection.metadata,
+                        metadata=self._connection.metadata_with(metadata),
                         wait_for_ready=wait_for_ready,
                     )
             except grpc.RpcError as error:

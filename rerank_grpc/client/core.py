@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,10 @@ class Connection:
             metadata=_metadata(token),
             options=channel_options(retries, options),
         )
+
+    def metadata_with(self, extra: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+        """Adds one call's own metadata, in lower case keys; it wins over the client's."""
+        return tuple({**dict(self.metadata), **extra}.items()) if extra else self.metadata
 
     def attempts(self, timeout: float | None, now: float) -> Attempts:
         """Begins a call's attempts; `timeout` None is the client's own."""

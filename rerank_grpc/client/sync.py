@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Self, Unpack
 
@@ -62,6 +62,7 @@ class Client:
         top_n: int | None = None,
         *,
         timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
         **options: Unpack[RerankOptions],
     ) -> RerankResponse:
         """Scores documents against a query, best first.
@@ -70,9 +71,10 @@ class Client:
         "id". Options: return_documents, min_relevance_score, instruction,
         max_tokens_per_document, truncation ("end", "start", "none"),
         max_chunks_per_document, priority ("interactive", "batch").
+        `metadata` goes with this call and wins over the client's own.
         """
         request = messages.rerank_request(rerank_pb2.RerankRequest, query, documents, model, top_n, **options)
-        return messages.rerank_response(self._call(self._stub.Rerank, request, timeout))
+        return messages.rerank_response(self._call(self._stub.Rerank, request, timeout, metadata))
 
     def stream_rerank(
         self,
@@ -94,14 +96,24 @@ class Client:
         )
         return RerankStream(self._stream(request, self._connection.attempts(timeout, time.monotonic())))
 
-    def list_models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
+    def list_models(
+        self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
-        reply = self._call(self._stub.ListModels, rerank_pb2.ListModelsRequest(), timeout)
+        reply = self._call(self._stub.ListModels, rerank_pb2.ListModelsRequest(), timeout, metadata)
         return tuple(messages.model_info(model) for model in reply.models)
 
-    def health(self, model: str | None = None, *, timeout: float | None = None) -> Health:
+    def health(
+        self,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Health:
         """Tells whether a model can be called now, and how full its queue is."""
-        return messages.health(self._call(self._stub.Health, messages.health_request(model), timeout))
+        return messages.health(
+            self._call(self._stub.Health, messages.health_request(model), timeout, metadata)
+        )
 
     def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and the model can be called.
@@ -133,7 +145,12 @@ class Client:
         self.close()
 
     def _call(
-        self, method: Callable[..., Any], request: object, timeout: float | None, wait_for_ready: bool = False
+        self,
+        method: Callable[..., Any],
+        request: object,
+        timeout: float | None,
+        metadata: Mapping[str, str] | None = None,
+        wait_for_ready: bool = False,
     ) -> Any:
         attempts = self._connection.attempts(timeout, time.monotonic())
         while True:
@@ -142,7 +159,7 @@ class Client:
                 return method(
                     request,
                     timeout=attempts.remaining(time.monotonic()),
-                    metadata=self._connection.metadata,
+                    metadata=self._connection.metadata_with(metadata),
                     wait_for_ready=wait_for_ready,
                 )
             except grpc.RpcError as error:
