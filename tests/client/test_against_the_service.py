@@ -1,0 +1,121 @@
+"""Both clients against the service itself, with the embedded model."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rerank_grpc import __version__
+from rerank_grpc.client import (
+    DeadlineExceeded,
+    InvalidRequest,
+    QueueFull,
+    ServerUnavailable,
+    ShuttingDown,
+    State,
+    Unauthenticated,
+    UnknownModel,
+    UnsupportedOption,
+)
+from rerank_grpc.config import EngineSettings, Settings
+from tests.support import WAIT, HeldRunner, serving
+
+QUERY = "What do pandas eat?"
+DOCUMENTS = ["Paris is the capital of France.", "Bamboo is what pandas eat.", "Pandas live in China."]
+
+
+@pytest.fixture(scope="module")
+def service():
+    with serving() as service:
+        yield service
+
+
+@pytest.fixture
+def client(connect, service):
+    return connect(f"127.0.0.1:{service.port}")
+
+
+def test_documents_come_back_best_first(client):
+    response = client.rerank(QUERY, DOCUMENTS, top_n=2, return_documents=True)
+    assert [result.index for result in response.results] == [1, 2]
+    assert response.results[0].document.text == DOCUMENTS[1]
+    assert response.results[0].relevance_score > response.results[1].relevance_score
+    assert response.summary.model == "embedded"
+    assert response.summary.usage.input_tokens > 0
+
+
+def test_a_stream_gives_the_scores_of_the_single_reply(client):
+    stream = client.stream_rerank(QUERY, DOCUMENTS)
+    streamed = {result.index: result.relevance_score for result in stream}
+    single = {result.index: result.relevance_score for result in client.rerank(QUERY, DOCUMENTS).results}
+    assert streamed == pytest.approx(single, abs=1e-5)
+    assert stream.summary.model == "embedded"
+
+
+def test_the_service_describes_itself(client):
+    assert client.wait_until_ready(WAIT).state is State.READY
+    assert client.health("embedded").version == __version__
+    (model,) = client.list_models()
+    assert (model.name, model.is_default, model.state) == ("embedded", True, State.READY)
+    assert model.scoring is not None
+
+
+def test_the_services_refusals_are_the_same_classes_here(client):
+    with pytest.raises(UnknownModel) as unknown:
+        client.rerank(QUERY, DOCUMENTS, "none-such")
+    assert "embedded" in unknown.value.metadata["known_models"]
+    with pytest.raises(InvalidRequest) as empty:
+        client.rerank(QUERY, [])
+    assert [violation.field for violation in empty.value.violations] == ["documents"]
+    with pytest.raises(UnsupportedOption):
+        list(client.stream_rerank(QUERY, DOCUMENTS, instruction="Judge."))
+
+
+def test_a_service_with_tokens_asks_for_one(connect):
+    settings = Settings(tokens=("s3cret",))
+    with serving(settings, runner=HeldRunner()) as service:
+        target = f"127.0.0.1:{service.port}"
+        assert connect(target, token="s3cret").list_models()
+        for wrong in (None, "other"):
+            with pytest.raises(Unauthenticated):
+                connect(target, token=wrong).list_models()
+
+
+def test_a_full_queue_is_refused_with_its_delay_and_taken_after_it(connect):
+    runner = HeldRunner()
+    settings = Settings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
+    with serving(settings, runner=runner) as service:
+        target = f"127.0.0.1:{service.port}"
+        impatient, patient = connect(target, retries=0), connect(target, retries=4)
+        text = "one two three four five six seven eight nine ten"
+        calls = [threading.Thread(target=patient.rerank, args=("q", [f"{n} {text}"])) for n in range(2)]
+        calls[0].start()
+        runner.await_batch()
+        calls[1].start()
+        while impatient.health().queue_tokens == 0:
+            pass
+        with pytest.raises(QueueFull) as full:
+            impatient.rerank("q", [text])
+        assert full.value.retry_after > 0
+        assert int(full.value.metadata["queue_capacity_tokens"]) == 16
+        runner.let_all()
+        assert len(patient.rerank("q", [text]).results) == 1
+        for call in calls:
+            call.join()
+
+
+def test_a_deadline_ends_a_call_that_waits_for_the_device(connect):
+    runner = HeldRunner()
+    with serving(runner=runner) as service:
+        with pytest.raises(DeadlineExceeded):
+            connect(f"127.0.0.1:{service.port}").rerank("q", ["a"], timeout=0.3)
+        runner.let_all()
+
+
+def test_a_service_that_has_stopped_is_unavailable(connect):
+    with serving(runner=HeldRunner()) as service:
+        client = connect(f"127.0.0.1:{service.port}")
+        client.health()
+    with pytest.raises((ShuttingDown, ServerUnavailable)):
+        client.rerank("q", ["a"])
