@@ -139,18 +139,19 @@ def read_parts(
             _check_unicode(text, field(index))
     encodings = list(encode_batch(vocabulary, parts, field))
     enough = cutting.reach + CUT_MARGIN
+    short = list(range(len(texts)))
     while True:
         short = [
             index
-            for index, encoding in enumerate(encodings)
-            if len(parts[index]) < len(texts[index]) and len(encoding) < enough
+            for index in short
+            if len(parts[index]) < len(texts[index]) and len(encodings[index]) < enough
         ]
         if not short:
             return parts, encodings
         limit *= GROWTH
         for index in short:
             parts[index] = _part(vocabulary, texts[index], limit, cutting.truncation)
-        again = encode_batch(vocabulary, [parts[index] for index in short], lambda at: field(short[at]))
+        again = encode_batch(vocabulary, [parts[index] for index in short], field)
         for index, encoding in zip(short, again, strict=True):
             encodings[index] = encoding
 
@@ -178,7 +179,7 @@ def _cut(
 
 
 def _part(vocabulary: Vocabulary, text: str, limit: int, truncation: Truncation) -> str:
-    """The first (or, cut from the start, last) part of a text, of at most `limit` characters; or all of it."""
+    """The first (cut from the start: last) part of a text, of at most `limit` characters; or all of it."""
     if len(text) <= limit:
         return text
     if truncation is Truncation.START:

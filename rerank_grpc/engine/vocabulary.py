@@ -25,8 +25,8 @@ from rerank_grpc.errors import ModelLoadError
 
 # Control tokens which the model's tokenizer does not mark as special.
 _QWEN = frozenset(
-    """<think> </think> <tool_call> </tool_call> <tool_response> </tool_response> <|fim_prefix|> <|fim_middle|>
-    <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>""".split()
+    {"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"}
+    | {"<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"}
 )
 UNMARKED: Mapping[str, frozenset[str]] = {"qwen2": _QWEN, "qwen3": _QWEN}
 
@@ -95,8 +95,9 @@ def read_vocabulary(path: Path, family: str) -> Vocabulary:
     except ModelLoadError:
         raise
     except Exception as error:  # the Rust library raises bare Exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise ModelLoadError(
-            f"{path}: not a tokenizer this version reads ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            f"{path}: not a tokenizer this version reads ({reason}): copy it again"
         ) from error
     prefix_safe, suffix_safe = cut_safety(data)
     control_ids = frozenset(ids - {unknown})
@@ -132,7 +133,8 @@ def unknown_token(data: Mapping[str, Any]) -> str | None:
     model = data["model"]
     if model["type"] == "Unigram":
         return None if model.get("unk_id") is None else str(model["vocab"][model["unk_id"]][0])
-    return model.get("unk_token")
+    unknown: str | None = model.get("unk_token")
+    return unknown
 
 
 def hide(data: Mapping[str, Any], written: set[str]) -> dict[str, Any]:
@@ -208,14 +210,28 @@ def template_of(upstream: Tokenizer, *, pair: bool) -> Template:
 
 # Normalizers that change a text the same way whatever stands beyond a space between two letters.
 _LOCAL = frozenset(
-    "BertNormalizer NFC NFD NFKC NFKD Lowercase StripAccents Precompiled Nmt ByteLevel Strip Prepend Replace".split()
+    {
+        "BertNormalizer",
+        "NFC",
+        "NFD",
+        "NFKC",
+        "NFKD",
+        "Lowercase",
+        "StripAccents",
+        "Precompiled",
+        "Nmt",
+        "ByteLevel",
+        "Strip",
+        "Prepend",
+        "Replace",
+    }
 )
 # Of these, the ones that treat the beginning of a text as something special.
 _AT_START = frozenset({"Strip", "Prepend"})
 
 # Pre-tokenizers that look no further than the word they are in.
 _WORDWISE = frozenset(
-    "BertPreTokenizer Whitespace WhitespaceSplit ByteLevel Metaspace Punctuation Digits".split()
+    {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace", "Punctuation", "Digits"}
 )
 
 

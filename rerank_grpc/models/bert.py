@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import BertForSequenceClassification
 
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.packed import first_rows, run_body
@@ -12,7 +13,7 @@ from rerank_grpc.models.packed import first_rows, run_body
 class Bert:
     """Scores pairs by BERT's pooler and classifier over the first token of each."""
 
-    def __init__(self, card: ModelCard, network: BertForSequenceClassification, dtype: torch.dtype) -> None:
+    def __init__(self, card: ModelCard, network: Any, dtype: torch.dtype) -> None:
         self.card = card
         self._pooler = network.bert.pooler.float()
         self._classifier = network.classifier.float()

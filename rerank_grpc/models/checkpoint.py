@@ -91,7 +91,8 @@ def find_directory(source: str, *, models_dir: Path) -> Path:
     directory = Path(source).expanduser()
     if not directory.is_dir():
         raise ModelLoadError(
-            f"{source}: no such directory: give 'embedded', a directory, or a hub id such as BAAI/bge-reranker-base"
+            f"{source}: no such directory: "
+            "give 'embedded', a directory, or a hub id such as BAAI/bge-reranker-base"
         )
     return directory
 
@@ -99,7 +100,7 @@ def find_directory(source: str, *, models_dir: Path) -> Path:
 def download(hub_id: str) -> Path:
     """Returns the hub cache's directory of a model, fetching what is missing, or raises ModelLoadError."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     try:
@@ -156,8 +157,8 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
     if not index.is_file():
         if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
             raise ModelLoadError(
-                f"{directory}: only pickled weights, which can run code and are never read: on a machine that trusts "
-                "them, use transformers' from_pretrained(DIR).save_pretrained(NEW), which writes model.safetensors"
+                f"{directory}: only pickled weights, which can run code and are never read: on a machine "
+                "that trusts them, transformers' from_pretrained(DIR).save_pretrained(NEW) makes safetensors"
             )
         raise ModelLoadError(f"{directory}: no model.safetensors: copy the whole checkpoint")
     mapping = read_json(index).get("weight_map")

@@ -21,7 +21,8 @@ def choose_device(name: str) -> torch.device:
         raise ModelLoadError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         raise ModelLoadError(
-            f"device {name!r}: torch finds no CUDA device: use cpu, or install the driver and a CUDA build of torch"
+            f"device {name!r}: torch finds no CUDA device: "
+            "use cpu, or install the driver and a CUDA build of torch"
         )
     index = int(name.partition(":")[2] or 0)
     count = torch.cuda.device_count()
@@ -31,7 +32,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Makes "auto", "fp32", "bf16" or "fp16" a precision that serves on `device`, or raises ModelLoadError."""
+    """Makes "auto", "fp32", "bf16" or "fp16" a precision of `device`, or raises ModelLoadError."""
     if name != "auto" and name not in DTYPES:
         raise ModelLoadError(f"precision {name!r} is unknown: use auto, fp32, bf16 or fp16")
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""The built-in model: all-MiniLM-L6-v2 out of a PyPI package, so that the service works without any download."""
+"""The built-in model: all-MiniLM-L6-v2 out of a PyPI package, so that no download is needed."""
 
 from __future__ import annotations
 

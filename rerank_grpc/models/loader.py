@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,12 @@ def load_model(source: str, *, models_dir: Path, device: str, precision: str) ->
         return load_embedded(place)
     checkpoint = open_checkpoint(source, models_dir=models_dir)
     check_classifier(checkpoint)
+    check_modules(checkpoint)
     family = PACKED.get(checkpoint.family)
     network = read_network(
         AutoModelForSequenceClassification, checkpoint, attention=attention.NAME if family else None
     )
+    check_vocabulary(checkpoint, network)
     card = ModelCard(
         source=source,
         revision=checkpoint.revision,
@@ -74,7 +77,7 @@ def check_classifier(checkpoint: Checkpoint) -> None:
             f"{where}: {architectures[0]} is not a sequence classification model: "
             "use a reranker (cross-encoder), or the embedded model"
         )
-    labels = len(config.get("id2label") or {}) or int(config.get("num_labels", 2))
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
     if labels != 1:
         raise ModelLoadError(
             f"{where}: {labels} labels where a reranker has 1: use a checkpoint with one label"
@@ -82,6 +85,44 @@ def check_classifier(checkpoint: Checkpoint) -> None:
     if config.get("is_decoder") or config.get("is_encoder_decoder"):
         raise ModelLoadError(
             f"{where}: {checkpoint.family} is a decoder here, which is not supported: use an encoder"
+        )
+
+
+def check_modules(checkpoint: Checkpoint) -> None:
+    """Raises ModelLoadError if sentence-transformers would put modules of its own behind the network."""
+    path = checkpoint.directory / "modules.json"
+    if not path.is_file():
+        return
+    try:
+        kinds = [str(module["type"]).rpartition(".")[2] for module in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelLoadError(f"{path}: cannot be read ({type(error).__name__}): copy it again") from error
+    extra = [kind for kind in kinds if kind != "Transformer"]
+    if extra:
+        raise ModelLoadError(
+            f"{path}: {extra[0]} is a module of its own, which this version cannot score with"
+        )
+
+
+def check_vocabulary(checkpoint: Checkpoint, network: Any) -> None:
+    """Raises ModelLoadError if the tokenizer has ids that the network's table of embeddings has not.
+
+    Such an id would raise in the middle of a batch, and on a GPU end the process.
+    """
+    path = checkpoint.tokenizer_file
+    data = read_json(path)
+    try:
+        vocabulary = data["model"]["vocab"]
+        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
+        added = [token["id"] for token in data.get("added_tokens") or () if not token["special"]]
+        highest = max([*added, max(ids, default=0)])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelLoadError(f"{path}: not a tokenizer this version reads: copy it again") from error
+    rows = network.get_input_embeddings().num_embeddings
+    if highest >= rows:
+        raise ModelLoadError(
+            f"{path}: has token {highest}, but the weights know {rows} tokens: "
+            "use the tokenizer that the model came with"
         )
 
 

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import ModelCard, PackedTokens
+
+# Lengths of the sequences that an unknown architecture is tried with.
+_PROBES = (4, 32)
 
 
 class Padded:
@@ -16,13 +20,13 @@ class Padded:
 
     def __init__(self, card: ModelCard, network: Any, dtype: torch.dtype) -> None:
         self.card = card
-        network.float()
+        self._network = network.float()
+        self._pad = int(network.config.pad_token_id or 0)
+        self._reads_types = "token_type_ids" in inspect.signature(network.forward).parameters
+        check_plain_encoder(self, network)
         network.base_model.to(dtype)
         if dtype is not torch.float32:
             network.base_model.register_forward_hook(_float_output)
-        self._network = network
-        self._pad = int(network.config.pad_token_id)
-        self._reads_types = "token_type_ids" in inspect.signature(network.forward).parameters
 
     @torch.inference_mode()
     def forward(self, packed: PackedTokens) -> torch.Tensor:
@@ -41,6 +45,42 @@ class Padded:
             )
         logits: torch.Tensor = self._network(**inputs).logits
         return logits.float()
+
+
+def check_plain_encoder(model: Padded, network: Any) -> None:
+    """Raises ModelLoadError unless an unknown architecture behaves as an encoder does.
+
+    A decoder, which sees only what is to the left, expects a prompt that this
+    path does not write; and a model whose score depends on the padding would
+    score differently among other callers' documents.
+    """
+    device = next(network.parameters()).device
+    ids = torch.arange(5, 5 + 36, device=device) % network.config.vocab_size
+    places = torch.cat([torch.arange(length, device=device) for length in _PROBES])
+    types = torch.zeros_like(ids)
+    together = model.forward(PackedTokens(ids, places, types, _PROBES))
+    alone = [
+        model.forward(PackedTokens(own_ids, own_places, types[: len(own_ids)], (len(own_ids),)))
+        for own_ids, own_places in zip(ids.split(_PROBES), places.split(_PROBES), strict=True)
+    ]
+    if not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-3):
+        raise ModelLoadError(
+            f"{model.card.source}: {model.card.family} scores depend on the padding: not supported"
+        )
+    if reads_leftward_only(network, ids[:12]):
+        raise ModelLoadError(
+            f"{model.card.source}: {model.card.family} is a decoder, which needs a prompt that this version "
+            "does not know: use an encoder reranker such as BAAI/bge-reranker-v2-m3"
+        )
+
+
+@torch.inference_mode()
+def reads_leftward_only(network: Any, ids: torch.Tensor) -> bool:
+    """Whether the first token's row stays the same when the last token changes."""
+    other = ids.clone()
+    other[-1] = ids[0]
+    rows = [network.base_model(input_ids=each[None])[0][0, 0] for each in (ids, other)]
+    return torch.equal(*rows)
 
 
 def _float_output(module: torch.nn.Module, args: object, output: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import RobertaForSequenceClassification, XLMRobertaForSequenceClassification
 
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.packed import first_rows, run_body
@@ -15,14 +16,14 @@ class Roberta:
     def __init__(
         self,
         card: ModelCard,
-        network: RobertaForSequenceClassification | XLMRobertaForSequenceClassification,
+        network: Any,
         dtype: torch.dtype,
     ) -> None:
         self.card = card
         self._classifier = network.classifier.float()
         self._body = network.roberta.to(dtype)
         # The rows up to the padding id's are reserved in the table of positions.
-        self._first_position = int(network.config.pad_token_id) + 1
+        self._first_position = int(network.roberta.embeddings.padding_idx) + 1
 
     @torch.inference_mode()
     def forward(self, packed: PackedTokens) -> torch.Tensor:

@@ -1,0 +1,213 @@
+"""Writes small checkpoints: real architectures, random weights, tokenizers trained on natural texts.
+
+Weights drawn as transformers does by default give every document nearly the
+same score, and a test against them proves nothing: INITIALIZER_RANGE and HEAD_SCALE
+make the scores' standard deviation larger than 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import pydoc_data.topics
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+INITIALIZER_RANGE = 0.3
+HEAD_SCALE = 3.0
+MAX_TOKENS = 128
+VOCABULARY = 2_000
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "initializer_range": INITIALIZER_RANGE,
+    "num_labels": 1,
+}
+
+
+def texts() -> list[str]:
+    """Paragraphs about Python, natural and always there."""
+    return [
+        paragraph
+        for topic in pydoc_data.topics.topics.values()
+        for paragraph in topic.split("\n\n")
+        if len(paragraph) > 40
+    ]
+
+
+def bert(path: Path, **changes: Any) -> Path:
+    """Writes a BERT with one label and a WordPiece tokenizer, lower case."""
+    settings = {"vocab_size": VOCABULARY, "max_position_embeddings": MAX_TOKENS, "pad_token_id": 0}
+    config = transformers.BertConfig(**SHAPE | settings | changes)
+    _write(transformers.BertForSequenceClassification, config, path)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    _write_tokenizer(wordpiece(), path, model_input_names=inputs, **_BERT_NAMES)
+    return path
+
+
+def roberta(path: Path, **changes: Any) -> Path:
+    """Writes a RoBERTa with one label and a byte-level BPE tokenizer."""
+    config = transformers.RobertaConfig(**SHAPE | _ROBERTA | changes)
+    _write(transformers.RobertaForSequenceClassification, config, path)
+    _write_tokenizer(byte_level(), path, model_input_names=["input_ids", "attention_mask"], **_ROBERTA_NAMES)
+    return path
+
+
+def xlm_roberta(path: Path, **changes: Any) -> Path:
+    """Writes an XLM-RoBERTa with one label and a Unigram tokenizer whose control tokens are pieces."""
+    config = transformers.XLMRobertaConfig(**SHAPE | _ROBERTA | changes)
+    _write(transformers.XLMRobertaForSequenceClassification, config, path)
+    _write_tokenizer(unigram(), path, model_input_names=["input_ids", "attention_mask"], **_ROBERTA_NAMES)
+    return path
+
+
+def deberta(path: Path, **changes: Any) -> Path:
+    """Writes a DeBERTa-v2 with one label, which does its attention itself."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": MAX_TOKENS,
+        "relative_attention": True,
+        "position_buckets": 32,
+        "pos_att_type": ["p2c", "c2p"],
+        "type_vocab_size": 0,
+        "position_biased_input": False,
+        "pad_token_id": 0,
+    }
+    config = transformers.DebertaV2Config(**SHAPE | settings | changes)
+    _write(transformers.DebertaV2ForSequenceClassification, config, path)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    _write_tokenizer(wordpiece(), path, model_input_names=inputs, **_BERT_NAMES)
+    return path
+
+
+def qwen3(path: Path) -> Path:
+    """Writes a decoder with one label, and a tokenizer that puts nothing between two texts."""
+    settings = {"vocab_size": VOCABULARY, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 1}
+    config = transformers.Qwen3Config(**SHAPE | settings)
+    _write(transformers.Qwen3ForSequenceClassification, config, path)
+    _write_tokenizer(byte_level(), path, **_ROBERTA_NAMES)
+    return path
+
+
+_ROBERTA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": MAX_TOKENS + 2,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+_BERT_NAMES = {
+    "unk_token": "[UNK]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_ROBERTA_NAMES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+
+
+def wordpiece() -> Tokenizer:
+    """A tokenizer like BERT's."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    return _trained("wordpiece", tokenizer, trainer, ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"))
+
+
+def byte_level() -> Tokenizer:
+    """A tokenizer like RoBERTa's, with one token of its user's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 1,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained = _trained("byte level", tokenizer, trainer, ("<s> $A </s>", "<s> $A </s> </s> $B </s>"))
+    trained.add_tokens([AddedToken("    ", normalized=False)])
+    return trained
+
+
+def unigram() -> Tokenizer:
+    """A tokenizer like XLM-RoBERTa's, with its control tokens among the pieces, at score 0."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY - 1,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    trained = _trained("unigram", tokenizer, trainer, ("<s> $A </s>", "<s> $A </s> </s> $B </s>"))
+    trained.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    return trained
+
+
+_cache: dict[str, str] = {}
+
+
+def _trained(name: str, tokenizer: Tokenizer, trainer: Any, templates: tuple[str, str]) -> Tokenizer:
+    """Trains a tokenizer, once for all tests, and gives it its template."""
+    if name not in _cache:
+        tokenizer.train_from_iterator(_corpus(), trainer)
+        special = sorted({word.split(":")[0] for word in templates[1].split() if word[0] != "$"})
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=templates[0],
+            pair=templates[1],
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in special],
+        )
+        _cache[name] = tokenizer.to_str()
+    return Tokenizer.from_str(_cache[name])
+
+
+@functools.cache
+def _corpus() -> list[str]:
+    return texts()[:3_000]
+
+
+def _write(architecture: Any, config: Any, path: Path) -> None:
+    torch.manual_seed(0)
+    network = architecture(config).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Linear) and module.out_features == config.num_labels:
+                module.weight *= HEAD_SCALE
+    network.save_pretrained(path)
+
+
+def _write_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> None:
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=MAX_TOKENS, **settings
+    ).save_pretrained(path)

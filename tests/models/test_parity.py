@@ -1,0 +1,212 @@
+"""Scores equal transformers' own, and the tests would notice if they did not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rerank_grpc.engine.encoding import EncodedRequest
+from rerank_grpc.engine.tokenizer import encoder_for
+from rerank_grpc.models.base import Model, PackedTokens
+from tests import checkpoints
+from tests.models.conftest import WRITERS, load
+
+QUERY = "how does a coroutine wait for a future?"
+FAMILIES = sorted(WRITERS)
+PACKED = [family for family in FAMILIES if family != "deberta"]
+# Of the standard deviation of the reference's own scores.
+BOUND = 5e-5
+
+
+def documents() -> list[str]:
+    """From nothing and a single token to more than fits, in no order of length."""
+    source = checkpoints.texts()
+    joined = " ".join(source[100:300])
+    lengths = [0, 1, 900, 2, 5, 10, 700, 20, 33, 47, 60, 300, 75, 90, 120, 2_000, 150, 200, 250, 400]
+    return [joined[97 * place : 97 * place + length] for place, length in enumerate(lengths)]
+
+
+def pack(sequences: list[tuple[list[int], int]]) -> PackedTokens:
+    """Lays (ids, split) end to end."""
+    ids = [token for tokens, _ in sequences for token in tokens]
+    places = [place for tokens, _ in sequences for place in range(len(tokens))]
+    types = [int(0 < split <= place) for tokens, split in sequences for place in range(len(tokens))]
+    return PackedTokens(
+        torch.tensor(ids),
+        torch.tensor(places),
+        torch.tensor(types),
+        tuple(len(tokens) for tokens, _ in sequences),
+    )
+
+
+def pack_request(request: EncodedRequest) -> PackedTokens:
+    chosen = [request.sequences[document.chunks[0].sequence] for document in request.documents]
+    return pack([(sequence.token_ids(), sequence.split) for sequence in chosen])
+
+
+def score(model: Model, texts: list[str], query: str = QUERY) -> torch.Tensor:
+    return model.forward(pack_request(encoder_for(model.card).encode(query, texts)))[:, 0]
+
+
+def reference(directory: Path, texts: list[str], query: str = QUERY) -> torch.Tensor:
+    """Transformers' logits, padded, in fp32, from its own tokenizer's pairs."""
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    batch = tokenizer(
+        [query] * len(texts),
+        texts,
+        truncation="only_second",
+        max_length=checkpoints.MAX_TOKENS,
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        logits: torch.Tensor = network.eval()(**batch).logits[:, 0]
+    return logits
+
+
+@pytest.fixture(scope="module")
+def references(directories: dict[str, Path]) -> dict[str, torch.Tensor]:
+    return {family: reference(path, documents()) for family, path in directories.items()}
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, as a share of the reference's standard deviation."""
+    return float((found - expected).abs().max() / expected.std())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_those_of_transformers(
+    family: str, loaded: dict[str, Model], references: dict[str, torch.Tensor]
+) -> None:
+    expected = references[family]
+    assert expected.std() >= 1, "scores this close together would prove nothing"
+    found = score(loaded[family], documents())
+    assert found.dtype is torch.float32
+    assert error(found, expected) <= BOUND
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parity_would_notice_a_dropped_document(
+    family: str, loaded: dict[str, Model], references: dict[str, torch.Tensor]
+) -> None:
+    found = score(loaded[family], [""] * len(documents()))
+    assert error(found, references[family]) > 100 * BOUND
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_parity_would_notice_shifted_positions(
+    family: str, loaded: dict[str, Model], references: dict[str, torch.Tensor]
+) -> None:
+    model = loaded[family]
+    packed = pack_request(encoder_for(model.card).encode(QUERY, documents()))
+    shifted = PackedTokens(
+        packed.input_ids,
+        (packed.position_ids + 1).clamp(max=checkpoints.MAX_TOKENS - 1),
+        packed.token_type_ids,
+        packed.lengths,
+    )
+    assert error(model.forward(shifted)[:, 0], references[family]) > 100 * BOUND
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_parity_would_notice_neighbours_leaking(
+    family: str,
+    loaded: dict[str, Model],
+    references: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = loaded[family]
+    body: Callable[..., Any] = model._body
+
+    def leaking(**inputs: Any) -> Any:
+        return body(**inputs | {"sequence_lengths": (sum(inputs["sequence_lengths"]),)})
+
+    monkeypatch.setattr(model, "_body", leaking)
+    assert error(score(model, documents()), references[family]) > 100 * BOUND
+
+
+def test_parity_would_notice_padding_leaking(
+    loaded: dict[str, Model], references: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = loaded["deberta"]
+    network: Callable[..., SimpleNamespace] = model._network
+
+    def leaking(**inputs: Any) -> SimpleNamespace:
+        return network(**inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])})
+
+    monkeypatch.setattr(model, "_network", leaking)
+    assert error(score(model, documents()), references["deberta"]) > 100 * BOUND
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_length_up_to_the_maximum_scores_the_same_alone_and_among_others(
+    family: str, loaded: dict[str, Model]
+) -> None:
+    model = loaded[family]
+    generator = torch.Generator().manual_seed(1)
+    lengths = [1, 128, 2, 3, 127, 64, 17, 4, 100, 8, 33, 126, 1]
+    sequences = [
+        (torch.randint(10, 1_000, (length,), generator=generator).tolist(), length // 2) for length in lengths
+    ]
+    together = model.forward(pack(sequences))
+    alone = torch.cat([model.forward(pack([sequence])) for sequence in sequences])
+    assert together.std() >= 1
+    assert error(alone, together) <= 1e-5
+    assert model.card.max_tokens == checkpoints.MAX_TOKENS
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_bf16_stays_close_and_its_head_computes_in_fp32(
+    family: str, directories: dict[str, Path], references: dict[str, torch.Tensor]
+) -> None:
+    model: Any = load(directories[family], precision="bf16")
+    assert model.card.precision == "bf16"
+    assert {weight.dtype for weight in model._body.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in model._classifier.parameters()} == {torch.float32}
+    found = score(model, documents())
+    assert found.dtype is torch.float32
+    # Weights this wild amplify rounding far beyond a trained model's.
+    correlation = torch.corrcoef(torch.stack([found, references[family]]))[0, 1]
+    assert correlation > 0.9
+    assert error(found, references[family]) > 1e-3
+
+
+def test_a_padded_model_in_bf16_keeps_its_head_in_fp32(
+    directories: dict[str, Path], references: dict[str, torch.Tensor]
+) -> None:
+    model: Any = load(directories["deberta"], precision="bf16")
+    found = score(model, documents())
+    assert {weight.dtype for weight in model._network.classifier.parameters()} == {torch.float32}
+    assert torch.corrcoef(torch.stack([found, references["deberta"]]))[0, 1] > 0.9
+
+
+def test_two_models_in_one_process_do_not_disturb_each_other(
+    loaded: dict[str, Model], references: dict[str, torch.Tensor]
+) -> None:
+    for first, second in pairwise([*FAMILIES, *reversed(FAMILIES)]):
+        for family in (first, second):
+            assert error(score(loaded[family], documents()), references[family]) <= BOUND
+
+
+def test_embedded_cosines_equal_those_of_sentence_transformers(embedded: Model) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = [text for text in documents() if text] + ["x " * 1_000, "深度学习", "!"]
+    theirs = SentenceTransformer(str(embedded.card.tokenizer_file.parent), device="cpu")
+    expected = theirs.encode([QUERY], convert_to_tensor=True) @ theirs.encode(texts, convert_to_tensor=True).T
+    request = encoder_for(embedded.card).encode(QUERY, texts)
+    assert request.query == 0
+    vectors = embedded.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
+    places = [document.chunks[0].sequence for document in request.documents]
+    found = vectors[places] @ vectors[request.query]
+    assert float((found - expected[0]).abs().max()) <= 1e-5
+    assert float(expected.std()) > 0.03
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
