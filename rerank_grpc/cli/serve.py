@@ -6,6 +6,7 @@ Everything it says goes to stderr, as its logs do.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import ipaddress
 import logging
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,9 @@ def run(parsed: argparse.Namespace) -> int:
     server = _build(settings)
     try:
         server.start()
-        if _load(server, screen, stopping):
+        with _quiet(logging.getLogger("rerank_grpc.registry")):
+            loaded = _load(server, screen, stopping)
+        if loaded:
             _say(*summary(settings, server.port, server.admin_port, server.registry.models(), screen))
             stopping.wait()
         status = 0
@@ -83,6 +86,17 @@ def _build(settings: Settings) -> RerankServer:
             f'serving needs {name}, which is not installed: pip install "rerank-grpc[server,embedded]"'
         ) from None
     return RerankServer(settings)
+
+
+@contextlib.contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Silences a logger whose lines would say what is shown here already."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _load(server: RerankServer, screen: Screen, stopping: threading.Event) -> bool:
