@@ -122,6 +122,9 @@ def _options(settings: Settings, streams: int) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", streams),
         ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),
         ("grpc.max_connection_age_grace_ms", round(settings.connection_age_grace_seconds * 1000)),
+        # On by default, it counts calls that have ended but whose objects are still being freed as
+        # streams, and refuses new ones (RST_STREAM 7) to a client that keeps to the limit above.
+        ("grpc.http.overload_protection", 0),
         # On by default: a second server on the same port would start without an error.
         ("grpc.so_reuseport", 0),
         # Clients that keep an idle connection alive through a NAT ping every 30 s or so.

@@ -1,0 +1,107 @@
+"""R25: every method with no token, a wrong one, an empty one, one outside ASCII, and two."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from rerank_grpc.config import Settings
+from rerank_grpc.server.interceptors import TokenInterceptor
+from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.v1 import rerank_pb2_grpc
+from tests.support import CountingRunner, channel_of, request_of, serving
+
+TOKENS = ("first-token", "second-token")
+WRONG = {
+    "none": [],
+    "wrong": [("authorization", "Bearer third-token")],
+    "a prefix": [("authorization", "Bearer first-toke")],
+    "empty": [("authorization", "Bearer ")],
+    "no scheme": [("authorization", "first-token")],
+    "another scheme": [("authorization", "Basic first-token")],
+    "twice": [("authorization", "Bearer first-token")] * 2,
+    "another header": [("x-api-key", "first-token")],
+}
+CALLS = {
+    "Rerank": lambda stub, metadata: stub.Rerank(request_of("q", "d"), metadata=metadata),
+    "StreamRerank": lambda stub, metadata: list(
+        stub.StreamRerank(pb.StreamRerankRequest(query="q"), metadata=metadata)
+    ),
+    "ListModels": lambda stub, metadata: stub.ListModels(pb.ListModelsRequest(), metadata=metadata),
+    "Health": lambda stub, metadata: stub.Health(pb.HealthRequest(), metadata=metadata),
+}
+
+
+class HandlerCallDetails(NamedTuple):
+    """What grpcio hands to an interceptor."""
+
+    method: str
+    invocation_metadata: list[tuple[str, str | bytes]]
+
+
+@pytest.fixture(scope="module")
+def channel():
+    runner = CountingRunner()
+    with (
+        serving(replace(Settings(), tokens=TOKENS), runner=runner) as server,
+        channel_of(server.port) as channel,
+    ):
+        yield channel
+        assert runner.sequences == 2  # those of the two right tokens
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("method", CALLS)
+def test_without_a_right_token_no_method_is_entered(channel: grpc.Channel, method: str, case: str):
+    stub = rerank_pb2_grpc.RerankServiceStub(channel)
+    with pytest.raises(grpc.RpcError) as caught:
+        CALLS[method](stub, WRONG[case])
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert "token" in caught.value.details() or "authorization" in caught.value.details()
+    assert "first" not in caught.value.details()
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_each_of_several_tokens_opens_every_method(channel: grpc.Channel, scheme: str):
+    stub = rerank_pb2_grpc.RerankServiceStub(channel)
+    assert stub.ListModels(
+        pb.ListModelsRequest(), metadata=[("authorization", f"{scheme} first-token")]
+    ).models
+    assert stub.Health(pb.HealthRequest(), metadata=[("authorization", f"{scheme} second-token")]).model
+
+
+def test_both_tokens_rerank(channel: grpc.Channel):
+    stub = rerank_pb2_grpc.RerankServiceStub(channel)
+    for number, token in enumerate(TOKENS):
+        metadata = [("authorization", f"Bearer {token}")]
+        assert stub.Rerank(request_of("q", f"document {number}"), metadata=metadata).results
+
+
+def test_health_is_public_and_reflection_is_not(channel: grpc.Channel):
+    check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert check.status == health_pb2.HealthCheckResponse.SERVING
+    reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(reflect(iter([question])))
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    answer = list(reflect(iter([question]), metadata=[("authorization", "Bearer first-token")]))
+    assert [service.name for service in answer[0].list_services_response.service] == [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "rerank.v1.RerankService",
+    ]
+
+
+@pytest.mark.parametrize(
+    "value", ["Bearer tökén", "Bearer tökén".encode(), b"Bearer \xff\xfe", "Bearer \udcff", "", b""]
+)
+def test_a_token_outside_ascii_is_wrong_and_breaks_nothing(value: str | bytes):
+    """grpcio's own client cannot send one, another may."""
+    interceptor = TokenInterceptor(TOKENS, public=[])
+    details = HandlerCallDetails("/rerank.v1.RerankService/Rerank", [("authorization", value)])
+    denied = interceptor.intercept_service(lambda _: pytest.fail("entered"), details)
+    assert denied is not None

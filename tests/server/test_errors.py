@@ -1,0 +1,118 @@
+"""Every domain error has one status; every handler is inside the boundary."""
+
+import inspect
+import logging
+import math
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from rerank_grpc import errors
+from rerank_grpc.server import status
+from rerank_grpc.v1 import rerank_pb2 as pb
+from tests.support import CountingRunner, request_of, serving, stub_of
+
+ERRORS = [
+    cls
+    for _, cls in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(cls, errors.RerankError) and cls is not errors.RerankError
+]
+CANARY = "canary-7f3a"
+
+
+def test_the_table_names_every_error_and_every_reason_of_the_proto():
+    assert set(status.CODES) == set(ERRORS)
+    assert {cls.reason.value for cls in ERRORS} | {"ERROR_REASON_UNSPECIFIED"} == set(pb.ErrorReason.keys())
+    assert set(errors.BY_REASON.values()) == set(ERRORS)
+
+
+@pytest.mark.parametrize("cls", ERRORS)
+def test_a_status_has_exactly_one_error_info_and_mirrors_its_retry(cls: type[errors.RerankError]):
+    error = cls("text", metadata={"model": "m"}, retry_after=1.5)
+    message = status.status_of(error)
+    infos = [detail for detail in message.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
+    retries = [detail for detail in message.details if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR)]
+    info = error_details_pb2.ErrorInfo.FromString(infos[0].value)
+    assert (len(infos), len(retries)) == (1, 1)
+    assert (info.reason, info.domain, dict(info.metadata)) == (cls.reason.value, "rerank.v1", {"model": "m"})
+    assert message.code == status.CODES[cls].value[0]
+
+
+def failure(port: int | None, request: pb.RerankRequest) -> grpc.RpcError:
+    with stub_of(port) as stub, pytest.raises(grpc.RpcError) as caught:
+        stub.Rerank(request, timeout=10)
+    return caught.value
+
+
+def details_of(error: grpc.RpcError) -> tuple[status_pb2.Status, dict[str, str | bytes]]:
+    trailers = dict(error.trailing_metadata())
+    return status_pb2.Status.FromString(trailers[status.DETAILS_KEY]), trailers
+
+
+def test_a_poison_pair_is_internal_with_a_fixed_text_and_must_not_be_retried(
+    caplog: pytest.LogCaptureFixture,
+):
+    def score(_sequence: object) -> float:
+        raise RuntimeError(CANARY)
+
+    with caplog.at_level(logging.DEBUG), serving(runner=CountingRunner(score)) as server:
+        error = failure(server.port, request_of(CANARY, CANARY))
+    message, trailers = details_of(error)
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details() == "internal error"
+    assert trailers["grpc-retry-pushback-ms"] == "-1"
+    assert CANARY not in str(message) + caplog.text
+    assert "RuntimeError" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["Rerank", "StreamRerank", "ListModels", "Health"])
+def test_an_exception_in_a_handler_never_reaches_the_caller_or_the_log_as_text(
+    method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fault(*_args: object, **_options: object) -> None:
+        raise ValueError(CANARY)
+
+    request = {
+        "Rerank": request_of(CANARY, CANARY),
+        "StreamRerank": pb.StreamRerankRequest(query=CANARY, documents=[pb.Document(text=CANARY)]),
+        "ListModels": pb.ListModelsRequest(),
+        "Health": pb.HealthRequest(),
+    }[method]
+    with (
+        caplog.at_level(logging.DEBUG),
+        serving(runner=CountingRunner()) as server,
+        stub_of(server.port) as stub,
+    ):
+        for name in ("lease", "models", "info"):
+            monkeypatch.setattr(server.registry, name, fault)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.StreamRerank(request)) if method == "StreamRerank" else getattr(stub, method)(request)
+        monkeypatch.undo()
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert caught.value.details() == "internal error"
+    assert CANARY not in caplog.text
+    assert f"{method} INTERNAL" in caplog.text
+
+
+def test_an_unknown_model_is_not_found_and_the_known_ones_are_named():
+    with serving(runner=CountingRunner()) as server:
+        error = failure(server.port, request_of("q", "d", model="../etc/passwd"))
+    message, _ = details_of(error)
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    info = error_details_pb2.ErrorInfo.FromString(message.details[0].value)
+    assert info.metadata["known_models"] == "embedded"
+
+
+def test_a_nan_score_is_internal():
+    with serving(runner=CountingRunner(lambda _: None)) as server:
+        assert failure(server.port, request_of("q", "d")).code() is grpc.StatusCode.INTERNAL
+
+
+def test_a_score_is_the_same_alone_and_among_others_and_finite():
+    with serving() as server, stub_of(server.port) as stub:
+        texts = [f"{word} about pandas and bears" * 3 for word in "abcdefghij"]
+        together = stub.Rerank(request_of("what is a panda?", *texts)).results
+        for result in together:
+            alone = stub.Rerank(request_of("what is a panda?", texts[result.index])).results[0]
+            assert math.isclose(alone.logit, result.logit, abs_tol=1e-5)

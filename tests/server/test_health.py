@@ -1,0 +1,182 @@
+"""Probes are answered whatever else is going on: R5, R9, R29, R18's outside."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
+
+from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.registry import LoadedModel
+from rerank_grpc.server.app import RERANK_SERVICE, RerankServer
+from rerank_grpc.v1 import rerank_pb2 as pb
+from tests.engine.test_engine import Deadly
+from tests.support import (
+    WAIT,
+    CountingRunner,
+    HeldRunner,
+    channel_of,
+    loader_of,
+    request_of,
+    serving,
+    stub_of,
+)
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def check(channel: grpc.Channel, service: str = "") -> int:
+    return (
+        health_pb2_grpc.HealthStub(channel)
+        .Check(health_pb2.HealthCheckRequest(service=service), timeout=WAIT)
+        .status
+    )
+
+
+@pytest.fixture(params=["", RERANK_SERVICE], ids=["overall", "by service"])
+def service(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service: str):
+    warm = threading.Event()
+    inner = loader_of(CountingRunner(), EngineSettings())
+
+    def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
+        assert warm.wait(WAIT)
+        return inner(spec, on_death)
+
+    server = RerankServer(replace(Settings(), port=0, admin_port=0), load=load)
+    server.start()
+    with channel_of(server.port) as channel, channel_of(server.admin_port) as admin:
+        for each in (channel, admin):
+            assert check(each, service) == NOT_SERVING
+        with stub_of(server.port) as stub, pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request_of("q", "d"))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert int(dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
+        warm.set()
+        assert server.wait_until_loaded(WAIT)
+        for each in (channel, admin):
+            assert check(each, service) == SERVING
+    server.stop(5)
+
+
+def test_watching_health_shows_the_change_and_holds_no_thread(service: str):
+    with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
+        watches = [
+            health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
+            for _ in range(50)
+        ]
+        assert [next(watch).status for watch in watches] == [SERVING] * 50
+        assert check(channel, service) == SERVING
+        stopping = threading.Thread(target=server.stop, args=[1])
+        stopping.start()
+        assert [next(watch).status for watch in watches] == [NOT_SERVING] * 50
+        for watch in watches:
+            watch.cancel()
+        stopping.join(WAIT)
+
+
+def test_r18_health_turns_to_not_serving_when_the_device_thread_dies():
+    runner = Deadly()
+    with serving(runner=runner) as server, channel_of(server.port) as channel, stub_of(server.port) as stub:
+        runner.let()
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request_of("q", "d"), timeout=WAIT)
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request_of("q", "d"), timeout=WAIT)
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert check(channel) == NOT_SERVING
+        assert stub.ListModels(pb.ListModelsRequest()).models[0].state == pb.MODEL_STATE_FAILED
+
+
+def test_r5_health_is_answered_while_the_service_is_saturated():
+    runner = HeldRunner()
+    settings = replace(Settings(), engine=EngineSettings(max_calls=16))
+    with serving(settings, runner=runner) as server, channel_of(server.port) as probe:
+        with ThreadPoolExecutor(200) as callers:
+
+            def call(number: int) -> grpc.StatusCode:
+                with stub_of(server.port) as stub:
+                    try:
+                        stub.Rerank(request_of("q", f"document {number}"), timeout=WAIT)
+                    except grpc.RpcError as error:
+                        return error.code()
+                    return grpc.StatusCode.OK
+
+            answers = callers.map(call, range(200))
+            runner.await_batch()
+            took = []
+            for _ in range(100):
+                started = time.monotonic()
+                assert check(probe) == SERVING
+                took.append(time.monotonic() - started)
+            runner.let_all()
+            codes = list(answers)
+        assert sorted(took)[98] < 0.1
+        assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def hold(channel: grpc.Channel, method: str) -> grpc.Call:
+    """Starts a call that sends headers and never a message."""
+    forever = threading.Event()
+
+    def nothing():
+        forever.wait(WAIT)
+        yield from ()
+
+    call = channel.stream_stream(method, lambda _: b"", lambda _: b"")(nothing())
+    call.add_done_callback(lambda _: forever.set())
+    return call
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        f"/{RERANK_SERVICE}/Rerank",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_r9_one_connection_full_of_calls_without_a_body_starves_no_other(method: str):
+    settings = replace(
+        Settings(),
+        engine=EngineSettings(max_calls=16),
+        connection_age_seconds=1.0,
+        connection_age_grace_seconds=1.0,
+    )
+    with serving(settings, runner=CountingRunner()) as server, channel_of(server.port) as hostile:
+        held = [hold(hostile, method) for _ in range(16)]
+        for _ in range(10):
+            with channel_of(server.port) as channel, stub_of(server.port) as stub:
+                started = time.monotonic()
+                assert check(channel) == SERVING
+                assert stub.Rerank(request_of("q", "d"), timeout=5).results
+                assert time.monotonic() - started < 1
+        for call in held:  # the connection's age frees what they hold
+            with pytest.raises(grpc.RpcError):
+                list(call)
+
+
+def test_idle_reflection_streams_do_not_starve_reflection_on_another_connection():
+    settings = replace(Settings(), engine=EngineSettings(max_calls=8))
+    with serving(settings, runner=CountingRunner()) as server, channel_of(server.port) as hostile:
+        held = [
+            hold(hostile, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") for _ in range(8)
+        ]
+        with channel_of(server.port) as channel:
+            answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+                iter(()), timeout=5
+            )
+            assert list(answers) == []
+        for call in held:
+            call.cancel()
