@@ -338,6 +338,11 @@ def may_color(environment: Mapping[str, str] | None = None) -> bool:
     return not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
+def quiet_grpc() -> None:
+    """Keeps grpc's C core from printing what is raised as well; before grpc is imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def forgotten_token(settings: Settings, environment: Mapping[str, str] | None = None) -> bool:
     """Tells whether only the client's RERANK_TOKEN is set where the server's is meant."""
     environment = os.environ if environment is None else environment

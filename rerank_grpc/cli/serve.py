@@ -6,7 +6,6 @@ Everything it says goes to stderr, as its logs do.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
 import ipaddress
 import logging
@@ -15,14 +14,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from rerank_grpc import __version__
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.terminal import Screen
-from rerank_grpc.config import Settings, forgotten_token, read_settings
+from rerank_grpc.config import Settings, forgotten_token, quiet_grpc, read_settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import ModelInfo, State
 
@@ -41,15 +40,17 @@ def run(parsed: argparse.Namespace) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    quiet_grpc()
     screen = Screen.of(sys.stderr)
     stopping = _on_signals(settings.grace_seconds, screen)
     _say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
     server = _build(settings)
     try:
         server.start()
-        with _quiet(logging.getLogger("rerank_grpc.registry")):
-            loaded = _load(server, screen, stopping)
-        if loaded:
+        # What the registry logs of loading is shown here already.
+        logging.getLogger("rerank_grpc.registry").setLevel(logging.CRITICAL)
+        if _load(server, screen, stopping):
+            logging.getLogger("rerank_grpc.registry").setLevel(logging.NOTSET)
             _say(*summary(settings, server.port, server.admin_port, server.registry.models(), screen))
             stopping.wait()
         status = 0
@@ -88,17 +89,6 @@ def _build(settings: Settings) -> RerankServer:
     return RerankServer(settings)
 
 
-@contextlib.contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Silences a logger whose lines would say what is shown here already."""
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _load(server: RerankServer, screen: Screen, stopping: threading.Event) -> bool:
     """Waits for the models and shows it; False if a signal came first.
 
@@ -132,7 +122,10 @@ def _draw(line: str) -> None:
 
 
 def _changes(infos: Sequence[ModelInfo], told: dict[str, State], seconds: float) -> Iterable[str]:
-    """Says each model's new state once; `told` remembers."""
+    """Says each model's new state once; `told` remembers.
+
+    That the default model failed is what the command ends with, and not said here.
+    """
     for info in infos:
         if told.get(info.name) is info.state:
             continue
@@ -142,7 +135,7 @@ def _changes(infos: Sequence[ModelInfo], told: dict[str, State], seconds: float)
             yield f"loading {name} ..."
         elif info.state is State.READY:
             yield f"{name} is ready after {seconds:.1f} s"
-        elif info.state is State.FAILED:
+        elif info.state is State.FAILED and not info.is_default:
             yield f"{name} failed: {terminal.printable(info.state_message)}"
 
 

@@ -1,0 +1,79 @@
+"""Runs the real command in processes of its own."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+
+SETTINGS = re.compile(r"RERANK_|ACCESS_TOKEN$|NO_COLOR$|COLUMNS$|PYTHONIOENCODING$")
+
+
+def environment(**variables):
+    """Makes an environment without the caller's own settings."""
+    inherited = {name: text for name, text in os.environ.items() if not SETTINGS.match(name)}
+    return inherited | variables
+
+
+def run(*arguments, stdin="", timeout=60, **variables):
+    """Runs `rerank-grpc` with these arguments and returns how it ended."""
+    return subprocess.run(
+        [sys.executable, "-m", "rerank_grpc", *arguments],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment(**variables),
+        timeout=timeout,
+    )
+
+
+class Served:
+    """A server in a process of its own: its target, and what it has said so far."""
+
+    def __init__(self, *arguments, **variables):
+        command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+        self.process = subprocess.Popen(
+            [*command, *arguments], stderr=subprocess.PIPE, encoding="utf-8", env=environment(**variables)
+        )
+        self.said = []
+        self.target = self._wait_for("serves rerank.v1 at ").split()[-1]
+        self._wait_for("Ctrl-C stops it.")
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.said.append(line)
+
+    def _wait_for(self, text):
+        for line in self.process.stderr:
+            self.said.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"the server ended first: {''.join(self.said)}")
+
+    def stop(self, number, timeout=40):
+        """Sends a signal; returns the exit status."""
+        self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout)
+        finally:
+            self.close()
+
+    def close(self):
+        """Ends the process if it has not ended, and what reads from it."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self.process.stderr.close()
+
+
+@contextlib.contextmanager
+def served(*arguments, **variables):
+    """Serves the embedded model for as long as the block runs."""
+    server = Served(*arguments, **variables)
+    try:
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,326 @@
+"""The command line, by real processes, and what it prints, by pure functions."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rerank_grpc.cli import terminal
+from rerank_grpc.cli.serve import summary
+from rerank_grpc.cli.terminal import Ranked, Screen, bar, cells, clip, printable, ranking, table
+from rerank_grpc.config import Settings
+from rerank_grpc.types import ModelInfo, State
+from tests.command import Served, environment, run, served
+
+QUERY = "How do I reset my password?"
+LINES = "The office is closed.\n\nChoose Forgot password in the settings.\r\n茶はおいしい\x1b[31m\n"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with served(RERANK_TOKENS="s3cret") as server:
+        yield server
+
+
+def call(server, *arguments, **options):
+    return run(*arguments, RERANK_TARGET=server.target, RERANK_TOKEN="s3cret", **options)
+
+
+# What is printed
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_a_ranking_fits_its_width(width):
+    texts = ["short", "long " * 100, "熊猫是一种哺乳动物" * 20, "é" * 300, "e\u0301" * 300]
+    rows = [Ranked(1 - n / 5, f"docs.txt:{n}", text) for n, text in enumerate(texts)]
+    lines = list(ranking(rows, Screen(width)))
+    assert len(lines) == len(rows)
+    assert max(map(cells, lines)) <= max(width, 33)
+    if width >= 80:
+        assert max(map(cells, lines)) >= width - 1
+
+
+def test_wide_characters_keep_columns_aligned():
+    infos = [ModelInfo("模型", State.READY, revision="abc"), ModelInfo("bge", State.LOADING)]
+    head, first, second = terminal.models(infos, Screen(80))
+    assert cells(first[: first.index("READY")]) == head.index("state") == second.index("LOADING")
+
+
+def test_what_is_not_a_terminal_gets_whole_lines():
+    (line,) = ranking([Ranked(0.5, "1", "word " * 100)], Screen())
+    assert line.endswith("word")
+    assert len(line) > 500
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2Jb", "a�[2Jb"),
+        ("\u202eevil", "�evil"),
+        ("a\tb\nc\x85d", "a b c�d"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("\ud800", "�"),
+        (" 熊猫 ", "熊猫"),
+    ],
+)
+def test_nothing_of_a_document_commands_the_terminal(text, shown):
+    assert printable(text) == shown
+
+
+def test_cells_and_clip_count_what_a_terminal_shows():
+    assert (cells("熊a"), cells("e\u0301"), cells("")) == (3, 1, 0)
+    assert [clip("熊猫熊猫", width) for width in (8, 7, 4, 2, 1, 0)] == [
+        "熊猫熊猫",
+        "熊猫熊…",
+        "熊…",
+        "…",
+        "…",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("score", [-1, 0, 0.01, 0.5, 0.999, 1, 2])
+def test_a_bar_is_as_long_as_its_score(score):
+    for unicode in (True, False):
+        assert cells(bar(score, 10, unicode=unicode)) == 10
+    assert bar(score, 10).count("█") == int(max(0, min(score, 1)) * 10 + 1 / 16)
+
+
+def test_a_table_too_wide_becomes_blocks():
+    lines = list(table(["name", "value"], [["a", "x" * 50], ["b", ""]], Screen(30)))
+    assert lines == ["name   a", "value  " + "x" * 22 + "…", "", "name   b"]
+
+
+def test_a_missing_token_beyond_loopback_is_a_loud_warning():
+    def lines(**settings):
+        return "\n".join(summary(Settings(**settings), 50051, 50052, (), Screen(80)))
+
+    assert "WARNING: 0.0.0.0:50051 can be reached" in lines(host="0.0.0.0")
+    assert "WARNING: [::]:50051" in lines(host="::")
+    assert "WARNING" not in lines(host="0.0.0.0", tokens=("canary",))
+    for host in ("127.0.0.1", "::1", "[::1]", "localhost", "127.8.8.8"):
+        assert "WARNING" not in lines(host=host)
+    assert "canary" not in lines(tokens=("canary",))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["serve", "--prot", "1"], "unknown option --prot; did you mean --port?"),
+        (["serve", "--port=abc"], "--port: 'abc' is not a port"),
+        (["serve", "--mod", "x"], "unknown option --mod; did you mean --model?"),
+        (["serve", "extra"], "unknown argument extra"),
+        (["sevre"], "invalid choice: 'sevre'"),
+        ([], "COMMAND"),
+        (["rerank", "query"], "FILE"),
+        (["rerank", "query", "-", "--top-n", "0"], "--top-n: '0' is not a whole number above 0"),
+        (["health", "--timeout", "never"], "--timeout: 'never' is not"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_exit_2(arguments, complaint):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("rerank-grpc: error: ")
+    assert complaint in done.stderr
+
+
+def test_an_unknown_variable_is_one_line_and_exit_2():
+    done = run("serve", RERANK_PROT="1")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "rerank-grpc: error: RERANK_PROT: unknown environment variable; did you mean RERANK_PORT?\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["", "serve", "rerank", "models", "health"])
+def test_help_has_examples_and_names_every_variable(command):
+    done = run(*command.split(), "--help", COLUMNS="80")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "examples:\n  " in done.stdout
+    if command == "serve":
+        assert {"RERANK_MODELS", "RERANK_PORT", "RERANK_TOKENS", "ACCESS_TOKEN"} <= set(
+            re.findall(r"\w+", done.stdout)
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--model", "x=no/such/dir/anywhere"], "no/such/dir/anywhere"),
+        (["--host", "203.0.113.1"], "203.0.113.1"),
+    ],
+)
+def test_what_cannot_start_is_said_without_a_traceback(arguments, complaint):
+    done = run("serve", "--port", "0", "--admin-port", "off", *arguments, HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert line.startswith("rerank-grpc: error: ")
+    assert complaint in line
+
+
+def test_a_second_server_on_the_same_port_says_so(server):
+    port = server.target.rpartition(":")[2]
+    done = run("serve", "--port", port, "--admin-port", "off")
+    assert done.returncode == 1
+    assert f":{port}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+# Calls
+
+
+def test_rerank_prints_a_ranked_table(server):
+    done = call(server, "rerank", QUERY, "-", stdin=LINES)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *rest = done.stdout.splitlines()
+    assert re.fullmatch(r"1 0\.\d{4} █+\S* +3  Choose Forgot password in the settings\.", first)
+    assert len(rest) == 2
+    assert "\x1b" not in done.stdout
+
+
+def test_rerank_prints_json_that_says_where_each_document_stood(server, tmp_path):
+    (tmp_path / "a.txt").write_text(LINES)
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfReset a password by mail.\n")
+    files = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+    answer = json.loads(call(server, "rerank", QUERY, *files, "--json", "--top-n", "3").stdout)
+    assert answer["model"] == "embedded"
+    assert len(answer["results"]) == 3
+    scores = [result["relevance_score"] for result in answer["results"]]
+    assert scores == sorted(scores, reverse=True)
+    places = {(result["index"], result["file"], result["line"]) for result in answer["results"]}
+    assert {(1, files[0], 3), (3, files[1], 1)} <= places
+
+
+def test_models_and_health_tell_the_state(server):
+    done = call(server, "models")
+    assert re.search(r"^embedded \(default\) +READY +1110a243fdf4 ", done.stdout, re.MULTILINE)
+    assert json.loads(call(server, "models", "--json").stdout)["models"][0]["state"] == "ready"
+    done = call(server, "health")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("embedded is READY")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["rerank", QUERY, "-", "--model", "bgee"], "bgee"),
+        (["rerank", "", "-"], "query"),
+        (["rerank", QUERY, "no-such.txt"], "cannot read no-such.txt: No such file"),
+        (["health", "--model", "bgee"], "bgee"),
+        (["models", "--target", "127.0.0.1:1", "--timeout", "2"], "127.0.0.1:1"),
+    ],
+)
+def test_a_call_that_fails_is_one_line_and_exit_1(server, arguments, complaint):
+    done = call(server, *arguments, stdin=LINES)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("rerank-grpc: error: ")
+    assert complaint in done.stderr
+
+
+def test_a_wrong_token_and_bad_input_are_refused(server, tmp_path):
+    done = run("models", "--target", server.target, RERANK_TOKEN="canary")
+    assert (done.returncode, "canary" in done.stderr) == (1, False)
+    (tmp_path / "bad.txt").write_bytes(b"fine\n\xff\n")
+    done = call(server, "rerank", QUERY, str(tmp_path / "bad.txt"))
+    assert "line 2 is not UTF-8" in done.stderr
+    assert call(server, "rerank", QUERY, "-", stdin="\n \n").returncode == 1
+
+
+def test_a_reader_that_leaves_is_no_error(server):
+    command = f"{sys.executable} -m rerank_grpc rerank q - | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        input="document " * 500 + "\n" + "another\n" * 500,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(RERANK_TARGET=server.target, RERANK_TOKEN="s3cret"),
+    )
+    assert done.stderr == ""
+    assert done.stdout.strip() in ("0", str(128 + signal.SIGPIPE))
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_colour_is_for_terminals_that_want_it(server, variables):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rerank_grpc", "models"],
+        stdout=theirs,
+        env=environment(
+            RERANK_TARGET=server.target, RERANK_TOKEN="s3cret", **({"TERM": "xterm"} | variables)
+        ),
+    )
+    assert process.wait(60) == 0
+    os.close(theirs)
+    assert (b"\x1b[" in os.read(ours, 65536)) == (not variables)
+    os.close(ours)
+
+
+def test_a_call_imports_no_torch():
+    heavy = "{'torch', 'transformers', 'numpy'} & {*sys.modules}"
+    code = f"import sys, rerank_grpc.cli, rerank_grpc.client; print({heavy})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_ends_with_0(number):
+    server = Served("--grace", "5")
+    begin = time.monotonic()
+    assert server.stop(number) == 0
+    assert time.monotonic() - begin < 5
+    assert "calls in progress have 5 s" in "".join(server.said)
+
+
+def test_a_signal_before_anything_is_served_ends_it():
+    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    assert "starting" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) in (0, -signal.SIGTERM)
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
+def hanging_call(target):
+    """Opens a call that sends headers and no body: it holds a worker thread for ever."""
+    import grpc
+
+    channel = grpc.insecure_channel(target)
+    method = channel.stream_unary("/rerank.v1.RerankService/Rerank")
+    gate = socket.socketpair()
+    call = method.future(message for message in iter(lambda: gate[0].recv(1), b""))
+    grpc.channel_ready_future(channel).result(10)
+    return channel, call, gate
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_hung_call_ends_with_the_grace_or_by_a_second_signal(second):
+    server = Served("--grace", "2")
+    channel, call, gate = hanging_call(server.target)
+    begin = time.monotonic()
+    if second:
+        server.process.send_signal(signal.SIGTERM)
+        while not any("calls in progress" in line for line in server.said):
+            assert time.monotonic() - begin < 5
+    status = server.stop(signal.SIGTERM)
+    seconds = time.monotonic() - begin
+    assert seconds < (2 if second else 4)
+    assert status == (128 + signal.SIGTERM if second else 0)
+    gate[1].close()
+    call.cancel()
+    channel.close()
+    gate[0].close()

@@ -1,0 +1,117 @@
+"""The README's own commands run, and its table of options is the real one."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rerank_grpc.config import SERVER_OPTIONS, default
+from tests.command import environment, served
+
+ROOT = Path(__file__).resolve().parent.parent
+BUF = ROOT / "tools/buf/node_modules/.bin/buf"
+PAGES = ("README.md", "README.zh-CN.md")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with served() as server:
+        yield server
+
+
+def blocks(page):
+    """Reads the fenced blocks that are marked as to be tested: (language, text)."""
+    return re.findall(r"<!-- test -->\n```(\w+)\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+
+
+def as_buf_curl(command):
+    """Turns a grpcurl command line into the arguments of buf that do the same."""
+    assert command[:2] == ["grpcurl", "-plaintext"]
+    arguments, data = command[2:], []
+    if arguments[0] == "-d":
+        data, arguments = ["--data", arguments[1]], arguments[2:]
+    target, method = arguments
+    curl = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
+    if method == "list":
+        return [*curl, "--list-services", f"http://{target}"]
+    return [*curl, *data, f"http://{target}/{method}"]
+
+
+def execute(language, text, folder):
+    """Runs one block as it stands and returns what it prints."""
+    if language == "python":
+        command = [sys.executable, "-c", text]
+    elif text.startswith("grpcurl"):
+        if not BUF.exists():
+            if os.environ.get("CI"):
+                pytest.fail("buf is missing: `make lint` installs it")
+            pytest.skip("buf is missing: `make lint` installs it")
+        command = as_buf_curl(shlex.split(text))
+    else:
+        script = f'rerank-grpc() {{ {shlex.quote(sys.executable)} -m rerank_grpc "$@"; }}\n{text}'
+        command = ["bash", "-euc", script]
+    variables = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+EXPECTED = (
+    r"(?s)grpc\.health\.v1\.Health.*rerank\.v1\.RerankService",
+    r'(?s)"id": ?"faq-17".*"relevanceScore"',
+    r"^0\.\d\d  Open Settings",
+    r"(?s)^1 0\.\d+ .*Open Settings.*embedded \(default\).*embedded is READY",
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("number", range(len(EXPECTED)))
+def test_the_pages_commands_do_what_they_say(server, page, number, tmp_path):
+    language, text = blocks(page)[number]
+    ours = text.replace("127.0.0.1:50051", server.target)
+    if "rerank-grpc" in ours:
+        ours = f"export RERANK_TARGET={server.target}\n{ours}"
+    assert re.search(EXPECTED[number], execute(language, ours, tmp_path))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_marked_block_is_expected(page):
+    assert len(blocks(page)) == len(EXPECTED)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_table_of_options_is_the_real_one(page):
+    rows = re.findall(
+        r"^\| `--(\S+) (.*?)` \| `(\w+)` \| (?:`(.*?)`)? ?\| (.+) \|$", read(page), re.MULTILINE
+    )
+    said = [
+        (name, metavar.replace("\\|", "|"), variable, value) for name, metavar, variable, value, _ in rows
+    ]
+    assert said == [
+        (option.name, option.metavar, option.variable, default(option)) for option in SERVER_OPTIONS
+    ]
+    if page == "README.md":
+        assert [row[-1] for row in rows] == [option.help for option in SERVER_OPTIONS]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/structures.md"])
+def test_links_lead_to_files_that_exist(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", read(page))
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_demos_example_is_the_readmes():
+    demo = (ROOT / "scripts/demo.py").read_text("utf-8")
+    shown = re.search(r"```text\nQuery: (.*?)```", read("README.md"), re.DOTALL)[1]
+    query, _, *lines = shown.splitlines()
+    assert f'"{query}"' in demo
+    for line in lines:
+        assert f'"{line.partition("]  ")[2]}"' in demo
+
+
+def read(page):
+    return (ROOT / page).read_text("utf-8")
