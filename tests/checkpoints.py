@@ -94,6 +94,16 @@ def deberta(path: Path, **changes: Any) -> Path:
     return path
 
 
+def electra(path: Path) -> Path:
+    """Writes an ELECTRA with one label, which has no file of its own among the models."""
+    settings = {"vocab_size": VOCABULARY, "max_position_embeddings": MAX_TOKENS, "embedding_size": 32}
+    config = transformers.ElectraConfig(**SHAPE | settings)
+    _write(transformers.ElectraForSequenceClassification, config, path)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    _write_tokenizer(wordpiece(), path, model_input_names=inputs, **_BERT_NAMES)
+    return path
+
+
 def qwen3(path: Path) -> Path:
     """Writes a decoder with one label, and a tokenizer that puts nothing between two texts."""
     settings = {"vocab_size": VOCABULARY, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 1}
@@ -103,13 +113,32 @@ def qwen3(path: Path) -> Path:
     return path
 
 
+def gpt2(path: Path) -> Path:
+    """Writes a decoder whose configuration does not say so."""
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, num_labels=1, **_ROBERTA_IDS
+    )
+    _write(transformers.GPT2ForSequenceClassification, config, path)
+    _write_tokenizer(byte_level(), path, **_ROBERTA_NAMES)
+    return path
+
+
+def xlnet(path: Path) -> Path:
+    """Writes a model that pools the last place, padding or not."""
+    config = transformers.XLNetConfig(
+        vocab_size=VOCABULARY, d_model=64, n_layer=2, n_head=4, d_inner=128, num_labels=1, **_ROBERTA_IDS
+    )
+    _write(transformers.XLNetForSequenceClassification, config, path)
+    _write_tokenizer(byte_level(), path, **_ROBERTA_NAMES)
+    return path
+
+
+_ROBERTA_IDS: dict[str, Any] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 _ROBERTA: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "max_position_embeddings": MAX_TOKENS + 2,
     "type_vocab_size": 1,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
+    **_ROBERTA_IDS,
 }
 _BERT_NAMES = {
     "unk_token": "[UNK]",

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding
@@ -63,8 +64,7 @@ class Cutting:
         yield start, used
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """The tokens of a text that are used.
 
     Attributes:
@@ -79,7 +79,7 @@ class Tokens:
     spans: list[tuple[int, int]] | None = None
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         """The number of tokens."""
         return len(self.ids) // TOKEN_BYTES
 
@@ -95,15 +95,15 @@ def tokenize(
         InternalError: if a text became a control token, which is a defect.
     """
     limit = (cutting.reach + CUT_MARGIN) * CHARACTERS_PER_TOKEN
-    if all(len(text) <= limit for text in texts):
+    if max(map(len, texts), default=0) <= limit:
         encodings = encode_batch(vocabulary, texts, field)
         parts = texts
     else:
         parts, encodings = read_parts(vocabulary, texts, cutting, limit, field)
-    tokens = []
+    tokens, room = [], cutting.room
     for index, encoding in enumerate(encodings):
         ids = encoding.ids
-        if len(ids) <= cutting.room and len(parts[index]) == len(texts[index]):
+        if len(ids) <= room and parts[index] is texts[index]:
             tokens.append(Tokens(pack(ids), False))
         else:
             tokens.append(_cut(vocabulary, ids, texts[index], parts[index], cutting, field(index)))
@@ -225,5 +225,5 @@ def _check_unicode(text: str, field: str) -> None:
 def _check_control(vocabulary: Vocabulary, tokens: list[Tokens]) -> None:
     """Raises InternalError if a text became a control token; vocabulary.py makes that impossible."""
     ids = np.frombuffer(b"".join([part.ids for part in tokens]), dtype=np.int32)
-    if vocabulary.is_control[ids].any():
+    if vocabulary.is_control.take(ids).any():
         raise InternalError

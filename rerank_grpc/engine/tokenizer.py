@@ -71,7 +71,7 @@ class PairEncoder:
         """Encodes one request; see Encoder.encode."""
         refuse_instruction(instruction)
         head = encode_query(self._vocabulary, query, self._max_tokens // 2, truncation)
-        template, length = self._template, head.count
+        template, length = self._template, head.length
         room = max(0, self._max_tokens - template.overhead - length)
         most = max_tokens_per_document or ALL
         cutting = Cutting(min(room, most), most, truncation, max_chunks)
@@ -146,7 +146,7 @@ def encode_documents(
     sequences = list(earlier)
     encoded: dict[str, EncodedDocument] = {}
     for text, tokens in zip(texts, tokenize(vocabulary, texts, cutting, field), strict=True):
-        count = tokens.count
+        count = tokens.length
         if tokens.spans is None:
             chunk = EncodedChunk(len(sequences), count, Span(0, len(text)))
             sequences.append(Sequence(before + tokens.ids + after, split))

@@ -131,17 +131,21 @@ def control_tokens(data: Mapping[str, Any], directory: Path, family: str) -> tup
 def unknown_token(data: Mapping[str, Any]) -> str | None:
     """The written form of the unknown token, where the model has one."""
     model = data["model"]
-    if model["type"] == "Unigram":
+    if _is_unigram(model):
         return None if model.get("unk_id") is None else str(model["vocab"][model["unk_id"]][0])
     unknown: str | None = model.get("unk_token")
     return unknown
+
+
+def _is_unigram(model: Mapping[str, Any]) -> bool:
+    return isinstance(model["vocab"], list)  # older files do not say the type
 
 
 def hide(data: Mapping[str, Any], written: set[str]) -> dict[str, Any]:
     """Returns a tokenizer.json's content with the control tokens' written forms replaced."""
     names = {token: secrets.token_hex(16) for token in written}
     model = dict(data["model"])
-    if model["type"] == "Unigram":
+    if _is_unigram(model):
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
     else:
         model["vocab"] = {names.get(piece, piece): number for piece, number in model["vocab"].items()}
@@ -226,7 +230,9 @@ _LOCAL = frozenset(
         "Replace",
     }
 )
-# Of these, the ones that treat the beginning of a text as something special.
+# What Replace may make one space of, so that letters and a lone space between them stay.
+_SPACE_PATTERNS = frozenset({" {2,}", r"\s+", r"\s{2,}", r"\s{2,}|[\n\r\t]"})
+# Of the normalizers, the ones that treat the beginning of a text as something special.
 _AT_START = frozenset({"Strip", "Prepend"})
 
 # Pre-tokenizers that look no further than the word they are in.
@@ -258,8 +264,7 @@ def _steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]
 def _local_replace(step: Mapping[str, Any]) -> bool:
     if step["type"] != "Replace":
         return True
-    pattern = next(iter(step["pattern"].values()))
-    return not pattern.strip(" {}2,+\\s")  # runs of spaces only
+    return step["content"] == " " and next(iter(step["pattern"].values())) in _SPACE_PATTERNS
 
 
 def _splits_before_space(step: Mapping[str, Any]) -> bool:

@@ -126,9 +126,9 @@ def check_vocabulary(checkpoint: Checkpoint, network: Any) -> None:
         )
 
 
-def max_tokens_of(checkpoint: Checkpoint, network: torch.nn.Module) -> int:
+def max_tokens_of(checkpoint: Checkpoint, network: Any) -> int:
     """The longest sequence that both the table of positions and the tokenizer's configuration allow."""
-    limits = [int(checkpoint.config.get("max_position_embeddings") or 512)]
+    limits = [int(getattr(network.config, "max_position_embeddings", None) or 512)]
     for name, module in network.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             # RoBERTa's relatives reserve the rows up to the padding id's.

@@ -17,6 +17,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "roberta": checkpoints.roberta,
     "xlm_roberta": checkpoints.xlm_roberta,
     "deberta": checkpoints.deberta,
+    "electra": checkpoints.electra,
 }
 
 

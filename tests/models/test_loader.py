@@ -212,6 +212,15 @@ def test_a_decoder_is_refused_because_it_needs_a_prompt(tmp_path: Path) -> None:
     assert "prompt" in text
 
 
+def test_a_decoder_in_disguise_is_found_by_what_it_does(tmp_path: Path) -> None:
+    text = refusal(checkpoints.gpt2(tmp_path))
+    assert "decoder" in text
+
+
+def test_a_model_whose_scores_depend_on_the_padding_is_refused(tmp_path: Path) -> None:
+    assert "depend on the padding" in refusal(checkpoints.xlnet(tmp_path))
+
+
 def test_a_config_that_makes_bert_a_decoder_is_refused(directory: Path) -> None:
     change_config(directory, is_decoder=True)
     assert "decoder" in refusal(directory)
