@@ -45,10 +45,10 @@ def run(parsed: argparse.Namespace) -> int:
     stopping = _on_signals(settings.grace_seconds, screen)
     _say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
     server = _build(settings)
+    # What the registry logs of loading is shown here already.
+    logging.getLogger("rerank_grpc.registry").setLevel(logging.CRITICAL)
     try:
         server.start()
-        # What the registry logs of loading is shown here already.
-        logging.getLogger("rerank_grpc.registry").setLevel(logging.CRITICAL)
         if _load(server, screen, stopping):
             logging.getLogger("rerank_grpc.registry").setLevel(logging.NOTSET)
             _say(*summary(settings, server.port, server.admin_port, server.registry.models(), screen))
