@@ -1,0 +1,297 @@
+"""Checkpoints of real shape, with random weights and a tokenizer trained on the spot.
+
+What a pass costs does not depend on the values of the weights, so nothing need
+be downloaded. They are written once into a cache folder outside the tree:
+$BENCH_CACHE, or ~/.cache/rerank-grpc/bench. The weights are drawn wider than
+transformers draws them, and the head is scaled, so that scores differ between
+documents: on scores that lie close together no comparison would prove a thing.
+
+    python -m benchmarks.checkpoints base v2-m3
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import workloads
+
+# Not RERANK_…: the server refuses variables of its own that it does not know.
+CACHE_VARIABLE = "BENCH_CACHE"
+RECIPE = 1  # goes up when what is written changes, so that old files are not used
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's architecture and size.
+
+    Attributes:
+        name: what benchmarks call it.
+        like: the public checkpoint that has this shape.
+        family: transformers' model_type.
+        positions: the longest sequence.
+        initializer: the weights' standard deviation.
+    """
+
+    name: str
+    like: str
+    family: str
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    positions: int
+    initializer: float
+    kv_heads: int = 0
+    head_size: int = 0
+
+    @property
+    def linear_weights(self) -> int:
+        """How many weights every token meets in linear layers."""
+        if self.family == "qwen3":
+            attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
+            return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+
+    def useful_flop(self, lengths: list[int]) -> float:
+        """Operations for sequences of these lengths, real tokens only; the head is left out."""
+        width = self.heads * (self.head_size or self.hidden // self.heads)
+        linear = 2 * sum(lengths) * self.linear_weights
+        return linear + 4 * width * self.layers * sum(length**2 for length in lengths)
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("base", "BAAI/bge-reranker-base", "xlm-roberta", 12, 768, 12, 3072, 250_002, 512, 0.05),
+        Shape("large", "BAAI/bge-reranker-large", "xlm-roberta", 24, 1024, 16, 4096, 250_002, 512, 0.045),
+        Shape("v2-m3", "BAAI/bge-reranker-v2-m3", "xlm-roberta", 24, 1024, 16, 4096, 250_002, 8192, 0.045),
+        Shape("minilm", "cross-encoder/ms-marco-MiniLM-L-6-v2", "bert", 6, 384, 12, 1536, 30_522, 512, 0.07),
+        Shape(
+            "qwen3-0.6b",
+            "Qwen/Qwen3-Reranker-0.6B",
+            "qwen3",
+            28,
+            1024,
+            16,
+            3072,
+            151_669,
+            40_960,
+            0.02,
+            kv_heads=8,
+            head_size=128,
+        ),
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where checkpoints, peers' environments and converted models lie."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rerank-grpc" / "bench")
+
+
+def checkpoint(name: str) -> Path:
+    """The directory of a shape's checkpoint, made if it is not there."""
+    shape = SHAPES[name]
+    path = cache_folder() / "checkpoints" / f"{name}-{RECIPE}"
+    if not path.is_dir():
+        print(f"making {path}", file=sys.stderr, flush=True)
+        unfinished = path.with_name(path.name + ".part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write(shape, unfinished)
+        unfinished.rename(path)
+    return path
+
+
+def write(shape: Shape, path: Path) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    network, tokenizer = (qwen3 if shape.family == "qwen3" else encoder)(shape)
+    tokenizer.save_pretrained(path)
+    if shape.family != "qwen3":
+        spread_scores(network, tokenizer)
+    network.save_pretrained(path)
+
+
+def encoder(shape: Shape) -> tuple[Any, Any]:
+    import transformers
+
+    settings = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.intermediate,
+        "initializer_range": shape.initializer,
+        "num_labels": 1,
+    }
+    if shape.family == "bert":
+        config = transformers.BertConfig(**settings, max_position_embeddings=shape.positions, pad_token_id=0)
+        return transformers.BertForSequenceClassification(config).eval(), wordpiece(shape.positions)
+    config = transformers.XLMRobertaConfig(
+        **settings,
+        # The rows up to the padding id's are reserved.
+        max_position_embeddings=shape.positions + 2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+    return transformers.XLMRobertaForSequenceClassification(config).eval(), unigram(shape.positions)
+
+
+def qwen3(shape: Shape) -> tuple[Any, Any]:
+    import torch
+    import transformers
+
+    config = transformers.Qwen3Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_size,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=shape.positions,
+        initializer_range=shape.initializer,
+        tie_word_embeddings=True,
+        rope_theta=1e6,
+        dtype="bfloat16",
+    )
+    network = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
+    return network, byte_level(shape.positions)
+
+
+def spread_scores(network: Any, tokenizer: Any) -> None:
+    """Scales the head so that logits of some passages have a mean of 0 and a standard deviation of 2."""
+    import torch
+
+    workload = workloads.passages(24, seed=9)
+    batch = tokenizer(
+        [workload.query] * 24,
+        list(workload.documents),
+        truncation="only_second",
+        max_length=512,
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        logits = network(**batch).logits
+    head = network.classifier if network.config.model_type == "bert" else network.classifier.out_proj
+    scale = 2 / float(logits.std())
+    with torch.no_grad():
+        head.weight *= scale
+        head.bias[:] = (head.bias - logits.mean()) * scale
+
+
+def unigram(positions: int) -> Any:
+    """A tokenizer like XLM-RoBERTa's."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=16_000,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    return finished(
+        tokenizer,
+        trainer,
+        positions,
+        ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+        {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"},
+        ["input_ids", "attention_mask"],
+    )
+
+
+def wordpiece(positions: int) -> Any:
+    """A tokenizer like BERT's."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=16_000,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+        show_progress=False,
+    )
+    return finished(
+        tokenizer,
+        trainer,
+        positions,
+        ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+        {"unk": "[UNK]", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+        ["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def byte_level(positions: int) -> Any:
+    """A tokenizer like Qwen's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=16_000,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(workloads.paragraphs(), trainer)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=positions,
+    )
+
+
+def finished(
+    tokenizer: Any,
+    trainer: Any,
+    positions: int,
+    templates: tuple[str, str],
+    names: dict[str, str],
+    inputs: list[str],
+) -> Any:
+    """Trains a tokenizer and gives it its templates and its control tokens."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.train_from_iterator(workloads.paragraphs(), trainer)
+    special = sorted({word.split(":")[0] for word in templates[1].split() if word[0] != "$"})
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=templates[0],
+        pair=templates[1],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in special],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=positions,
+        model_input_names=inputs,
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+
+
+if __name__ == "__main__":
+    for chosen in sys.argv[1:] or ["base"]:
+        print(checkpoint(chosen))
