@@ -241,19 +241,19 @@ def nasty() -> list[str]:
         "x" * 100_000,
         "long" * 2_000 + " " + natural,
         natural[:3_000] + " " + "y" * 50_000,
-        " " * 100_000,
+        " " * 60_000,
         " " * 50_000 + natural,
         natural[:9_000] + " " * 50_000,
-        "👩‍👩‍👧" * 20_000,
-        "深度学习" * 20_000,
-        "e\u0301" * 20_000,
+        "👩‍👩‍👧" * 8_000,
+        "深度学习" * 8_000,
+        "e\u0301" * 8_000,
         "a " * 40_000,
-        "a \u0301" * 20_000,
+        "a \u0301" * 8_000,
         "\n" * 60_000,
         natural.replace(" ", "\u00a0"),
         natural.replace(" ", "  "),
         "word " + "." * 60_000,
-        *("".join(random_words.choices(alphabet, k=8_000)) for _ in range(12)),
+        *("".join(random_words.choices(alphabet, k=8_000)) for _ in range(6)),
     ]
 
 
@@ -295,15 +295,15 @@ def test_hostile_texts_cost_time_in_proportion_to_their_length(
     encoder = pair_encoder(directories[family])
 
     def seconds(text: str) -> float:
-        start = time.perf_counter()
+        start = time.process_time()  # not the clock: other processes may be busy
         encoder.encode(QUERY, [text])
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     for unit in ("x", " ", "深", "a ", "e\u0301", "."):
-        short = min(seconds(unit * (250_000 // len(unit))) for _ in range(2))
-        long = min(seconds(unit * (500_000 // len(unit))) for _ in range(2))
-        assert long <= 1
-        assert long <= 2.5 * short + 0.2
+        short = min(seconds(unit * (100_000 // len(unit))) for _ in range(2))
+        long = min(seconds(unit * (200_000 // len(unit))) for _ in range(2))
+        assert long <= 0.4
+        assert long <= 2.5 * short + 0.05
 
 
 def test_a_query_gets_at_most_half_of_the_model(directories: dict[str, Path]) -> None:
@@ -417,7 +417,7 @@ def test_a_lone_surrogate_is_refused_by_its_field(where: str, directories: dict[
     query = bad if where == "query" else QUERY
     documents = [
         "fine",
-        "word " * 20_000 + bad if where == "long document" else bad if where == "document" else "x",
+        "word " * 8_000 + bad if where == "long document" else bad if where == "document" else "x",
     ]
     with pytest.raises(InvalidRequest) as caught:
         encoder.encode(query, documents)
