@@ -33,13 +33,20 @@ class Served:
 
     def __init__(self, *arguments, **variables):
         command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+        # Arguments that come later win.
+        command += ["--rest-port", "off"]
         self.process = subprocess.Popen(
             [*command, *arguments], stderr=subprocess.PIPE, encoding="utf-8", env=environment(**variables)
         )
         self.said = []
-        self.target = self._wait_for("serves rerank.v1 at ").split()[-1]
-        self._wait_for("Ctrl-C stops it.")
         self._reader = threading.Thread(target=self._read)
+        try:
+            self.target = self._wait_for("serves rerank.v1 at ").split()[-1]
+            self._wait_for("Ctrl-C stops it.")
+        except AssertionError:
+            self.process.wait()
+            self.process.stderr.close()
+            raise
         self._reader.start()
 
     def _read(self):
