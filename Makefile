@@ -74,7 +74,8 @@ $(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
 	$(INSTALL) -e '.[server,embedded,dev]'
 	@touch $(VENV)/.demo $@
 
+# Not `npm ci`: it insists on a lock entry for every platform that buf has a package for.
 $(BUF): tools/buf/package.json tools/buf/package-lock.json
 	@command -v npm >/dev/null || { echo "make: buf is installed by npm, and npm is missing" >&2; exit 1; }
-	npm --prefix tools/buf ci --ignore-scripts --no-audit --no-fund
+	npm --prefix tools/buf install --no-save --ignore-scripts --no-audit --no-fund
 	@touch $@
