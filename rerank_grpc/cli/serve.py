@@ -98,9 +98,12 @@ def _load(server: RerankServer, screen: Screen, stopping: threading.Event) -> bo
     while not stopping.is_set():
         loaded = server.wait_until_loaded(_FRAME_SECONDS)
         infos, seconds = server.registry.models(), time.monotonic() - begin
+        changes = list(_changes(infos, told, seconds))
         if animate:
-            _draw("" if loaded else _progress(infos, seconds, screen))
-        _say(*_changes(infos, told, seconds))
+            _draw("")
+        _say(*changes)
+        if animate and not loaded:
+            _draw(_progress(infos, seconds, screen))
         if loaded:
             return True
     return False
