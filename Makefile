@@ -5,11 +5,16 @@
 #                           a further package index, for torch without CUDA
 #   PYTEST_ARGS="-k cli"    further arguments of pytest
 #   ARGS="--port 6000"      the arguments of `rerank-grpc serve`
+#   IMAGE=rerank-grpc:cuda  the image's name
+#   ENGINE=podman           what builds it, instead of the first that works here
+#   IMAGE_ARGS="--no-cache" further arguments of the engine's build
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 ARGS ?=
+IMAGE ?= rerank-grpc
+IMAGE_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +25,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test lint format proto baseline clean
+.PHONY: help demo serve test lint format proto baseline image clean
 
 help:  ## Lists these targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +59,9 @@ proto: $(VENV)/.dev $(BUF)  ## Checks the contract and generates its stubs.
 
 baseline: $(BUF)  ## Makes today's contract the one that may not break; at a release.
 	$(BUF) build --exclude-source-info -o $(BASELINE)
+
+image:  ## Builds the container image: for CPUs, or with the torch of TORCH_INDEX.
+	@ENGINE='$(ENGINE)' scripts/image.sh -t $(IMAGE) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(IMAGE_ARGS)
 
 clean:  ## Removes what the targets above have installed and cached.
 	rm -rf $(VENV) tools/buf/node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
