@@ -63,6 +63,40 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RestSettings:
+    """How the REST shim listens and answers.
+
+    `timeout` is for callers who name none, in seconds. `data` adds the second
+    list of results that some callers read; `fastgpt` says access errors as
+    FastGPT's bge-rerank app does. `body_bytes` is more than a gRPC message's
+    limit, because many callers escape every character that is not ASCII.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = 6_006
+    timeout: float = 60.0
+    data: bool = True
+    fastgpt: bool = False
+    body_bytes: int = 12 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """All settings of `rerank-grpc rest`, the shim in a process of its own.
+
+    With `tokens`, callers need one of them; without, the servers decide.
+    `upstream_token` is what the shim itself sends, for its public routes.
+    """
+
+    targets: tuple[str, ...] = ("127.0.0.1:50051",)
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    upstream_token: str | None = field(default=None, repr=False)
+    grace_seconds: float = 30.0
+    rest: RestSettings = field(default_factory=RestSettings)
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of `rerank-grpc serve`, frozen once read."""
 
@@ -80,6 +114,7 @@ class Settings:
     connection_age_grace_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    rest: RestSettings = field(default_factory=RestSettings)
     log_level: str = "info"
 
 
@@ -149,6 +184,10 @@ def _port_or_off(text: str) -> int | None:
     return None if text == "off" else _port(text)
 
 
+def _on_or_off(text: str) -> bool:
+    return _one_of("on", "off")(text) == "on"
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -180,6 +219,38 @@ def _alias(text: str) -> tuple[str, str]:
         raise ValueError("is not ALIAS=NAME")
     return alias, name
 
+
+REST_OPTIONS = (
+    Option(
+        "rest-host",
+        "rest.host",
+        _text,
+        "HOST",
+        "the address of the REST port; --host's where only that is given",
+    ),
+    Option("rest-port", "rest.port", _port_or_off, "PORT|off", "the port for JSON over HTTP"),
+    Option(
+        "rest-timeout",
+        "rest.timeout",
+        _seconds,
+        "SECONDS",
+        "how long a REST call may take that names no time itself",
+    ),
+    Option(
+        "rest-data",
+        "rest.data",
+        _on_or_off,
+        "on|off",
+        "whether REST replies carry the older list `data` beside `results`",
+    ),
+    Option(
+        "rest-fastgpt",
+        "rest.fastgpt",
+        _on_or_off,
+        "on|off",
+        "whether REST access errors are those of FastGPT's bge-rerank app",
+    ),
+)
 
 SERVER_OPTIONS = (
     Option(
@@ -256,6 +327,7 @@ SERVER_OPTIONS = (
         "SECONDS",
         "after which one forward pass counts as hung",
     ),
+    *REST_OPTIONS,
     Option(
         "log-level",
         "log_level",
@@ -263,6 +335,21 @@ SERVER_OPTIONS = (
         "debug|info|warning|error",
         "how much is logged to stderr",
     ),
+)
+
+_BY_NAME = {option.name: option for option in SERVER_OPTIONS}
+
+GATEWAY_OPTIONS = (
+    Option(
+        "target",
+        "targets",
+        _text,
+        "HOST:PORT",
+        "a gRPC server to pass calls on to; of several, those that are well take turns",
+        repeatable=True,
+    ),
+    *REST_OPTIONS,
+    *(_BY_NAME[name] for name in ("token-file", "grace", "log-level")),
 )
 
 CLIENT_OPTIONS = (
@@ -274,17 +361,26 @@ CLIENT_OPTIONS = (
 # Tokens have no flag: another user of the machine can read a command line.
 SERVER_TOKEN_VARIABLES = ("RERANK_TOKENS", "ACCESS_TOKEN", "RERANK_API_KEY")
 CLIENT_TOKEN_VARIABLE = "RERANK_TOKEN"
+UPSTREAM_TOKEN_VARIABLE = "RERANK_UPSTREAM_TOKEN"
 
 
 def default(option: Option) -> str:
     """Says an option's default as one would type it; "" where that is nothing."""
-    owner: Any = Settings() if option in SERVER_OPTIONS else ClientSettings()
+    owner: Any = Settings()
+    if option not in SERVER_OPTIONS:
+        owner = GatewaySettings() if option in GATEWAY_OPTIONS else ClientSettings()
     if option.setting == "models":
         return EMBEDDED.name
     if option.setting in ("aliases", "tokens", "token"):
         return ""
     for part in option.setting.split("."):
         owner = getattr(owner, part)
+    if isinstance(owner, bool):
+        return "on" if owner else "off"
+    if isinstance(owner, tuple):
+        return ",".join(owner)
+    if owner is None:
+        return "off"
     return f"{owner:g}" if isinstance(owner, float) else str(owner)
 
 
@@ -305,10 +401,42 @@ def read_settings(flags: Flags, environment: Mapping[str, str] | None = None) ->
     """
     environment = os.environ if environment is None else environment
     values = _values(SERVER_OPTIONS, flags, environment)
-    engine = {key.removeprefix("engine."): values.pop(key) for key in list(values) if "." in key}
+    engine, rest = _part(values, "engine."), _part(values, "rest.")
     models = _with_aliases(values.pop("models", (EMBEDDED,)), values.pop("aliases", ()))
     tokens = _server_tokens(values.pop("tokens", None), environment)
-    return Settings(models=models, tokens=tokens, engine=EngineSettings(**engine), **values)
+    if "host" in values:
+        rest.setdefault("host", values["host"])
+    return Settings(
+        models=models,
+        tokens=tokens,
+        engine=EngineSettings(**engine),
+        rest=RestSettings(**rest),
+        **values,
+    )
+
+
+def read_gateway_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> GatewaySettings:
+    """Reads the settings of the shim alone; raises OptionError like :func:`read_settings`."""
+    environment = os.environ if environment is None else environment
+    values = _values(GATEWAY_OPTIONS, flags, environment)
+    rest = _part(values, "rest.")
+    if rest.get("port", 0) is None:
+        raise OptionError("--rest-port: 'off' leaves nothing to run")
+    own = environment.get(UPSTREAM_TOKEN_VARIABLE)
+    if "targets" in values:
+        # A flag may hold several too, as the variable does.
+        values["targets"] = tuple(part for text in values["targets"] for part in text.split(",") if part)
+    return GatewaySettings(
+        tokens=_server_tokens(values.pop("tokens", None), environment),
+        upstream_token=_token(own, UPSTREAM_TOKEN_VARIABLE) if own else None,
+        rest=RestSettings(**rest),
+        **values,
+    )
+
+
+def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Takes the values of one nested dataclass out, by their names there."""
+    return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}
 
 
 def read_client_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> ClientSettings:
@@ -376,8 +504,9 @@ def _value(option: Option, origin: str, text: str) -> Any:
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    options = (*SERVER_OPTIONS, *CLIENT_OPTIONS)
-    known = {option.variable for option in options} | {*SERVER_TOKEN_VARIABLES, CLIENT_TOKEN_VARIABLE}
+    options = (*SERVER_OPTIONS, *CLIENT_OPTIONS, *GATEWAY_OPTIONS)
+    known = {option.variable for option in options}
+    known |= {*SERVER_TOKEN_VARIABLES, CLIENT_TOKEN_VARIABLE, UPSTREAM_TOKEN_VARIABLE}
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
             raise OptionError(f"{name}: unknown environment variable{_hint(name, known)}")

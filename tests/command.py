@@ -34,6 +34,7 @@ class Served:
     def __init__(self, *arguments, **variables):
         command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
         # Arguments that come later win.
+        command += ["--rest-port", "off"]
         self.process = subprocess.Popen(
             [*command, *arguments], stderr=subprocess.PIPE, encoding="utf-8", env=environment(**variables)
         )

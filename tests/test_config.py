@@ -12,11 +12,14 @@ from rerank_grpc.config import (
     SERVER_OPTIONS,
     ClientSettings,
     EngineSettings,
+    GatewaySettings,
     ModelSpec,
     OptionError,
+    RestSettings,
     Settings,
     default,
     read_client_settings,
+    read_gateway_settings,
     read_settings,
 )
 
@@ -38,6 +41,11 @@ SAMPLES = {
     "max-calls": ("7", 7),
     "hang-timeout": ("9", 9.0),
     "log-level": ("debug", "debug"),
+    "rest-host": ("0.0.0.0", "0.0.0.0"),
+    "rest-port": ("off", None),
+    "rest-timeout": ("7.5", 7.5),
+    "rest-data": ("off", False),
+    "rest-fastgpt": ("on", True),
 }
 
 
@@ -78,8 +86,32 @@ def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
 def test_every_setting_of_the_server_has_an_option():
     fixed_by_the_contract = {"limits"}
     names = {option.setting for option in SERVER_OPTIONS}
-    assert set(Settings.__slots__) - {"engine"} - fixed_by_the_contract <= names
+    assert set(Settings.__slots__) - {"engine", "rest"} - fixed_by_the_contract <= names
     assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
+    assert {f"rest.{name}" for name in RestSettings.__slots__ if name != "body_bytes"} <= names
+
+
+def test_rest_listens_where_grpc_does_unless_told_otherwise():
+    assert read_settings({"host": "0.0.0.0"}, {}).rest.host == "0.0.0.0"
+    assert read_settings({"host": "0.0.0.0", "rest-host": "127.0.0.1"}, {}).rest.host == "127.0.0.1"
+
+
+def test_the_shim_alone_reads_its_own_settings():
+    assert read_gateway_settings({}, {}) == GatewaySettings()
+    variables = {
+        "RERANK_TARGET": "a:1,b:2",
+        "RERANK_TOKENS": "t1,t2",
+        "RERANK_UPSTREAM_TOKEN": "own",
+        "RERANK_REST_PORT": "0",
+    }
+    settings = read_gateway_settings({}, variables)
+    assert (settings.targets, settings.tokens) == (("a:1", "b:2"), ("t1", "t2"))
+    assert (settings.upstream_token, settings.rest.port) == ("own", 0)
+    assert read_gateway_settings({"target": ["c:3,d:4", "e:5"]}, variables).targets == ("c:3", "d:4", "e:5")
+    assert "own" not in repr(settings)
+    for flags, environment in (({"rest-port": "off"}, {}), ({}, {"RERANK_UPSTREAM_TOKEN": "two words"})):
+        with pytest.raises(OptionError):
+            read_gateway_settings(flags, environment)
 
 
 @pytest.mark.parametrize(

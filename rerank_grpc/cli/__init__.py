@@ -2,6 +2,8 @@
 
     parser.py     what can be typed, and its help
     serve.py      runs the server: progress, summary, signals, exit
+    gateway.py    runs the REST shim in a process of its own
+    rest.py       makes it, there or beside the server
     call.py       rerank, models and health against a running server
     terminal.py   what is printed, as pure functions
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from rerank_grpc import __version__
-from rerank_grpc.cli import call, serve
+from rerank_grpc.cli import call, gateway, serve
 from rerank_grpc.config import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
+    GATEWAY_OPTIONS,
     SERVER_OPTIONS,
     SERVER_TOKEN_VARIABLES,
+    UPSTREAM_TOKEN_VARIABLE,
     Option,
     OptionError,
     default,
@@ -38,6 +40,16 @@ Each option has an environment variable, named in brackets; the option wins.
 Tokens come from --token-file and from {", ".join(SERVER_TOKEN_VARIABLES[:-1])}
 and {SERVER_TOKEN_VARIABLES[-1]}; all of them are accepted. SIGTERM and Ctrl-C let the calls in
 progress finish; a second one ends at once.
+""",
+    "rest": f"""\
+examples:
+  rerank-grpc rest --target rerank.internal:50051
+  rerank-grpc rest --target a:50051,b:50051 --rest-host 0.0.0.0
+
+Passes JSON calls on to gRPC servers, with their callers' tokens. What /health
+and / tell needs a token of its own where the servers want one:
+{UPSTREAM_TOKEN_VARIABLE}. With {SERVER_TOKEN_VARIABLES[0]} or --token-file, callers without one of
+those tokens are refused here already.
 """,
     "rerank": f"""\
 examples:
@@ -109,6 +121,7 @@ def _build() -> tuple[Parser, dict[str, Parser]]:
     built = {}
     for name, usage, summary, fill in (
         ("serve", "[OPTION ...]", "serve models", _fill_serve),
+        ("rest", "[OPTION ...]", "serve JSON in front of gRPC servers", _fill_rest),
         (
             "rerank",
             "[OPTION ...] QUERY FILE [FILE ...]",
@@ -133,6 +146,11 @@ def _build() -> tuple[Parser, dict[str, Parser]]:
 def _fill_serve(command: Parser) -> None:
     command.set_defaults(run=serve.run)
     _add(command, SERVER_OPTIONS)
+
+
+def _fill_rest(command: Parser) -> None:
+    command.set_defaults(run=gateway.run)
+    _add(command, GATEWAY_OPTIONS)
 
 
 def _fill_rerank(command: Parser) -> None:

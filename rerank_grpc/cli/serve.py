@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import ipaddress
 import logging
 import os
 import signal
@@ -19,13 +18,15 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from rerank_grpc import __version__
-from rerank_grpc.cli import terminal
+from rerank_grpc.cli import rest, terminal
+from rerank_grpc.cli.address import address, is_loopback
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config import Settings, forgotten_token, quiet_grpc, read_settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import ModelInfo, State
 
 if TYPE_CHECKING:
+    from rerank_grpc.rest.server import RestServer
     from rerank_grpc.server.app import RerankServer
 
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -42,25 +43,30 @@ def run(parsed: argparse.Namespace) -> int:
     )
     quiet_grpc()
     screen = Screen.of(sys.stderr)
-    stopping = _on_signals(settings.grace_seconds, screen)
-    _say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
-    server = _build(settings)
+    stopping = on_signals(settings.grace_seconds, screen)
+    say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
+    server, shim = _build(settings), None
     # What the registry logs of loading is shown here already.
     logging.getLogger("rerank_grpc.registry").setLevel(logging.CRITICAL)
     try:
+        shim = rest.beside(settings, server.port)
         server.start()
+        if shim:
+            shim.start()
         if _load(server, screen, stopping):
             logging.getLogger("rerank_grpc.registry").setLevel(logging.NOTSET)
-            _say(*summary(settings, server.port, server.admin_port, server.registry.models(), screen))
+            rest_port = shim.port if shim else None
+            infos = server.registry.models()
+            say(*summary(settings, server.port, server.admin_port, infos, screen, rest_port=rest_port))
             stopping.wait()
         status = 0
     except ConfigurationError as error:
         status = terminal.fail(str(error), 1)
-    _end(server, settings.grace_seconds, status)
+    _end(server, shim, settings.grace_seconds, status)
     return status
 
 
-def _on_signals(grace: float, screen: Screen) -> threading.Event:
+def on_signals(grace: float, screen: Screen) -> threading.Event:
     """Makes the first SIGTERM or SIGINT set the event it returns, the second end the process."""
     stopping = threading.Event()
 
@@ -101,7 +107,7 @@ def _load(server: RerankServer, screen: Screen, stopping: threading.Event) -> bo
         changes = list(_changes(infos, told, seconds))
         if animate:
             _draw("")
-        _say(*changes)
+        say(*changes)
         if animate and not loaded:
             _draw(_progress(infos, seconds, screen))
         if loaded:
@@ -143,19 +149,27 @@ def _changes(infos: Sequence[ModelInfo], told: dict[str, State], seconds: float)
 
 
 def summary(
-    settings: Settings, port: int, admin_port: int | None, infos: Sequence[ModelInfo], screen: Screen
+    settings: Settings,
+    port: int,
+    admin_port: int | None,
+    infos: Sequence[ModelInfo],
+    screen: Screen,
+    *,
+    rest_port: int | None = None,
 ) -> Iterable[str]:
     """Says on one screen what is served, where, and to whom."""
-    target = _address(settings.host, port)
+    target = address(settings.host, port)
     count = len(settings.tokens)
     access = f"one of {count} tokens" if count > 1 else "one token" if count else "none: any caller is served"
-    admin = _address(settings.admin_host, admin_port) if admin_port is not None else "off"
+    admin = address(settings.admin_host, admin_port) if admin_port is not None else "off"
     yield ""
     yield screen.paint(f"rerank-grpc {__version__} serves rerank.v1 at {target}", "bold")
     yield ""
     yield from terminal.models(infos, screen)
     yield ""
     yield f"{screen.paint('admin port', 'dim')}      {admin}"
+    shim = f"http://{address(settings.rest.host, rest_port)}" if rest_port is not None else "off"
+    yield f"{screen.paint('REST', 'dim')}            {shim}"
     yield f"{screen.paint('authentication', 'dim')}  {access}"
     yield from (screen.paint(line, "yellow", "bold") for line in _warnings(settings, target))
     yield ""
@@ -163,7 +177,7 @@ def summary(
 
 
 def _warnings(settings: Settings, target: str) -> Iterable[str]:
-    if not settings.tokens and not _is_loopback(settings.host):
+    if not settings.tokens and not is_loopback(settings.host):
         yield ""
         yield f"WARNING: {target} can be reached from other machines, and any caller is served."
         yield "         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
@@ -172,31 +186,25 @@ def _warnings(settings: Settings, target: str) -> Iterable[str]:
         yield "WARNING: RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS."
 
 
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _end(server: RerankServer, grace: float, status: int) -> None:
+def _end(server: RerankServer, shim: RestServer | None, grace: float, status: int) -> None:
     """Drains and ends the process, within the grace and a second even if threads hang.
 
     The watchdog is C code: it also ends a process whose GIL is held for ever,
     and prints where each thread stood.
     """
     faulthandler.dump_traceback_later(grace + _EXIT_SECONDS, exit=True)
-    server.stop(grace)
+    end = time.monotonic() + grace
+    if shim:
+        # Before the server that it calls: whoever is inside gets an answer.
+        shim.stop(grace)
+    server.stop(max(end - time.monotonic(), 0.0))
     logging.shutdown()
     sys.stderr.flush()
     # A worker thread that hangs would keep an ordinary exit waiting for it.
     os._exit(status)
 
 
-def _say(*lines: str) -> None:
+def say(*lines: str) -> None:
+    """Prints lines to stderr at once."""
     for line in lines:
         print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,165 @@
+"""What callers ask before they rerank: which models, is it well, does it want a token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from rerank_grpc import __version__
+from rerank_grpc.config import Limits, RestSettings
+from rerank_grpc.errors import Unauthenticated, UnknownModel
+from rerank_grpc.rest.auth import TokenCheck
+from rerank_grpc.rest.dialects.base import Json
+from rerank_grpc.rest.dialects.tei import LABEL
+from rerank_grpc.rest.exchange import Exchange
+from rerank_grpc.rest.upstream import Upstream
+from rerank_grpc.types import ModelInfo, State
+
+# A probe that takes longer counts as failed anyhow.
+PROBE_SECONDS = 5.0
+
+
+class Unready(dict[str, Any]):
+    """A health answer that goes out with 503."""
+
+
+class Discovery:
+    """The routes that only tell; each method takes the exchange and the caller's token."""
+
+    def __init__(self, settings: RestSettings, upstream: Upstream, check: TokenCheck) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._check = check
+        self._created = int(time.time())
+
+    def routes(self) -> Iterator[tuple[str, Callable[[Exchange, str | None], Awaitable[Json]], bool]]:
+        """Lists path, endpoint, and whether it is public."""
+        yield "/", self.root, True
+        yield "/health", self.health, True
+        yield "/ping", self.health, True
+        yield "/v1/cluster/auth", self.cluster_auth, True
+        yield "/v1/models", self.models, False
+        yield "/v1/models/{model:path}", self.model, False
+        yield "/models", self.infinity_models, False
+        yield "/info", self.info, False
+        yield "/model-info", self.model_info, False
+
+    async def root(self, _exchange: Exchange, _token: str | None) -> Json:
+        """Says what is served; without a token of its own where one is needed, nothing of the models."""
+        models: tuple[ModelInfo, ...] = ()
+        try:
+            models = await self._upstream.models(PROBE_SECONDS)
+            locked = bool(self._check) or await self._upstream.needs_token(PROBE_SECONDS)
+        except Unauthenticated:
+            locked = True
+        return {
+            "status": "running",
+            "version": __version__,
+            "loaded_models": [model.name for model in models if model.state is State.READY],
+            "default_model": next((model.name for model in models if model.is_default), None),
+            "supported_models": [name for model in models for name in _names(model)],
+            "authentication": locked,
+        }
+
+    async def health(self, _exchange: Exchange, _token: str | None) -> Json:
+        """Says whether the default model can be called."""
+        try:
+            health = await self._upstream.health(PROBE_SECONDS)
+        except Unauthenticated:
+            # The server is there; more it tells only those with a token.
+            return {"status": "healthy"}
+        if health.state is not State.READY:
+            return Unready(status="unhealthy", model=health.model, model_loaded=False)
+        return {"status": "healthy", "model": health.model, "model_loaded": True, "version": health.version}
+
+    async def cluster_auth(self, _exchange: Exchange, _token: str | None) -> Json:
+        """Tells Xinference's clients whether to send their key."""
+        return {"auth": bool(self._check) or await self._upstream.needs_token(PROBE_SECONDS)}
+
+    async def models(self, _exchange: Exchange, token: str | None) -> Json:
+        """Lists the models and their aliases, as OpenAI and Xinference do."""
+        models = await self._upstream.models(PROBE_SECONDS, token)
+        return {"object": "list", "data": [self._entry(name, m) for m in models for name in _names(m)]}
+
+    async def model(self, exchange: Exchange, token: str | None) -> Json:
+        """Describes one model; raises UnknownModel."""
+        wanted = exchange.request.path_params["model"]
+        for model in await self._upstream.models(PROBE_SECONDS, token):
+            if wanted in _names(model):
+                return self._entry(wanted, model)
+        raise UnknownModel("no model has that name: see /v1/models")
+
+    async def infinity_models(self, _exchange: Exchange, token: str | None) -> Json:
+        """Lists the models as Infinity does."""
+        models = await self._upstream.models(PROBE_SECONDS, token)
+        stats = {"queue_fraction": 0.0, "queue_absolute": 0, "results_pending": 0, "batch_size": 1}
+        return {
+            "object": "list",
+            "data": [
+                {
+                    "id": name,
+                    "object": "model",
+                    "owned_by": "infinity",
+                    "created": self._created,
+                    "backend": "torch",
+                    "capabilities": ["rerank"],
+                    "stats": stats,
+                }
+                for model in models
+                for name in _names(model)
+            ],
+        }
+
+    async def info(self, _exchange: Exchange, token: str | None) -> Json:
+        """Describes the default model as TEI does."""
+        model = (await self._upstream.models(PROBE_SECONDS, token))[0]
+        limits = Limits()
+        return {
+            "model_id": model.name,
+            "model_sha": model.revision or None,
+            "model_dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
+                model.precision, model.precision
+            ),
+            "served_model_name": model.name,
+            "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
+            "max_concurrent_requests": 512,
+            "max_input_length": model.max_tokens,
+            "max_batch_tokens": model.max_batch_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": limits.documents,
+            "auto_truncate": True,
+            "tokenization_workers": 1,
+            "version": __version__,
+            "sha": None,
+            "docker_label": None,
+        }
+
+    async def model_info(self, _exchange: Exchange, token: str | None) -> Json:
+        """Describes the default model for callers of the legacy batch form."""
+        model = (await self._upstream.models(PROBE_SECONDS, token))[0]
+        return {
+            "model": model.name,
+            "model_name": model.name,
+            "device": model.device,
+            "max_length": model.max_tokens,
+            "loaded": model.state is State.READY,
+        }
+
+    def _entry(self, name: str, model: ModelInfo) -> Json:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "rerank-grpc",
+            "root": model.name,
+            "model_type": "rerank",
+            "model_name": model.name,
+            "model_uid": name,
+            "loaded": model.state is State.READY,
+            "local_available": True,
+        }
+
+
+def _names(model: ModelInfo) -> tuple[str, ...]:
+    return (model.name, *model.aliases)

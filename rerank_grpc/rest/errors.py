@@ -1,0 +1,119 @@
+"""From an error to HTTP: the one table, and the common error body."""
+
+from __future__ import annotations
+
+import http
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rerank_grpc import client as errors
+from rerank_grpc.client import RerankError
+from rerank_grpc.errors import InternalError, Reason
+
+# 499 is nginx's word for a caller who has left; the standard library has none.
+STATUSES: dict[type[RerankError], int] = {
+    errors.InvalidRequest: 400,
+    errors.UnsupportedOption: 400,
+    errors.UnknownModel: 404,
+    errors.ModelLoading: 503,
+    errors.ModelFailed: 503,
+    errors.QueueFull: 429,
+    errors.DeadlineUnreachable: 429,
+    errors.RateLimited: 429,
+    errors.DeadlineExceeded: 504,
+    errors.Cancelled: 499,
+    errors.PairTooLarge: 413,
+    errors.Unauthenticated: 401,
+    errors.PermissionDenied: 403,
+    errors.ShuttingDown: 503,
+    errors.InternalError: 500,
+    errors.TransportError: 500,
+    errors.ServerUnavailable: 503,
+    errors.MessageTooLarge: 413,
+    errors.IncompleteStream: 500,
+    errors.UnexpectedStatus: 500,
+}
+
+# Callers wait as long as told; where the service names no time, this many seconds.
+DEFAULT_RETRY_SECONDS = 1.0
+
+
+class HttpError(Exception):
+    """What only HTTP can get wrong: a path, a method, a body too large or too slow."""
+
+    def __init__(self, status: int, message: str, *, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = headers or {}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error on its way to the caller: HTTP's status, a text, and what a dialect may need.
+
+    `empty` tells that there was nothing to score, which TEI says apart.
+    """
+
+    status: int
+    code: str
+    message: str
+    reason: Reason | None = None
+    retry_after: float | None = None
+    empty: bool = False
+    token_sent: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that go with the status."""
+        if self.status in (429, 503):
+            seconds = DEFAULT_RETRY_SECONDS if self.retry_after is None else self.retry_after
+            return {"retry-after": str(max(1, math.ceil(seconds)))}
+        return {"www-authenticate": "Bearer"} if self.status == 401 else {}
+
+
+def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
+    """Makes a problem of an error; of one that nobody foresaw, a fixed text."""
+    if isinstance(error, HttpError):
+        return Problem(error.status, _code_of(error.status), error.message)
+    if not isinstance(error, RerankError):
+        error = InternalError()
+    status = STATUSES.get(type(error), 500)
+    if isinstance(error, errors.DeadlineUnreachable) and error.retry_after is None:
+        status = 504  # even an idle server could not meet it: a retry does not help
+    problem = Problem(
+        status=status,
+        code=error.reason.removeprefix("ERROR_REASON_").lower() if error.reason else _code_of(status),
+        message=error.message,
+        reason=error.reason,
+        retry_after=error.retry_after,
+        empty=any("must not be empty" in violation.description for violation in error.violations),
+        token_sent=token_sent,
+    )
+    # gRPC's own texts name addresses and versions, which are no caller's business.
+    if isinstance(error, errors.TransportError):
+        problem = replace(problem, message=_TRANSPORT_TEXTS.get(status, "internal error"))
+    return problem
+
+
+_TRANSPORT_TEXTS = {
+    413: "the request or its answer is too large",
+    503: "the rerank server cannot be reached at the moment",
+}
+
+
+def _code_of(status: int) -> str:
+    if status == 499:
+        return "cancelled"
+    return http.HTTPStatus(status).phrase.lower().replace(" ", "_")
+
+
+def common_body(problem: Problem) -> tuple[int, Any]:
+    """Says an error in every shape at once that clients of the non-TEI dialects parse."""
+    kind = "invalid_request_error" if problem.status < 500 else "server_error"
+    return problem.status, {
+        "detail": problem.message,
+        "message": problem.message,
+        "error": {"message": problem.message, "type": kind, "param": None, "code": problem.code},
+    }

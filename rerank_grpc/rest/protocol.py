@@ -1,0 +1,129 @@
+"""HTTP/1.1 that waits for no caller longer than it says: what uvicorn's protocol leaves open.
+
+uvicorn bounds only how long a connection may be idle between two requests.
+Here a request's head, its body, and the reading of the answer have their times
+too, so that slow callers, by accident or intent, do not keep their sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import Any
+
+import h11
+import orjson
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from rerank_grpc.rest.errors import HttpError, common_body, problem_of
+
+HEAD_SECONDS = 10.0
+# A body may take this long, and longer only as long as it comes this fast.
+BODY_SECONDS = 10.0
+BODY_BYTES_PER_SECOND = 65_536
+# A caller who does not read the answer.
+WRITE_SECONDS = 15.0
+# After a refusal: closing at once would reset the connection before the caller
+# has read why. So what still comes is thrown away for a while.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 16 << 20
+
+
+class _Phase(enum.Enum):
+    HEAD = "head"
+    BODY = "body"
+    LINGER = "linger"
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's h11 protocol with a time for each phase of a request."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._phase: _Phase | None = None
+        self._since = 0.0
+        self._received = 0
+        self._reading: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the time for the first request's head."""
+        super().connection_made(transport)
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the times."""
+        for timer in (self._reading, self._writing):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes data in, and looks which phase that leads to."""
+        self._received += len(data)
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """Ends a request; a body that nobody wanted may still come."""
+        super().on_response_complete()
+        self._look()
+
+    def pause_writing(self) -> None:
+        """Starts the time in which the caller has to read what is there."""
+        super().pause_writing()
+        self._writing = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Ends that time."""
+        super().resume_writing()
+        if self._writing is not None:
+            self._writing.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP in JSON, where uvicorn does in plain text."""
+        _, content = common_body(problem_of(HttpError(400, "this is no HTTP request that can be read")))
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=orjson.dumps(content)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _look(self) -> None:
+        """Starts a new phase's time, and ends the old one's."""
+        phase = self._present()
+        if phase is self._phase:
+            if phase is _Phase.LINGER and self._received > LINGER_BYTES:
+                self.transport.abort()
+            return
+        self._phase, self._since, self._received = phase, self.loop.time(), 0
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        if phase is not None:
+            seconds = {_Phase.HEAD: HEAD_SECONDS, _Phase.BODY: BODY_SECONDS, _Phase.LINGER: LINGER_SECONDS}
+            self._reading = self.loop.call_later(seconds[phase], self._late)
+
+    def _present(self) -> _Phase | None:
+        if self.transport.is_closing():
+            return None
+        if self.conn.their_state is h11.IDLE:
+            # Between two requests uvicorn's own timer runs until data comes.
+            return None if self.timeout_keep_alive_task is not None else _Phase.HEAD
+        if self.conn.their_state is h11.SEND_BODY:
+            return _Phase.LINGER if self.cycle.response_complete else _Phase.BODY
+        return None
+
+    def _late(self) -> None:
+        """Closes, unless a body has come fast enough so far."""
+        if self._phase is _Phase.BODY:
+            allowed = BODY_SECONDS + self._received / BODY_BYTES_PER_SECOND
+            left = self._since + allowed - self.loop.time()
+            if left > 0:
+                self._reading = self.loop.call_later(left, self._late)
+                return
+        self.transport.abort()

@@ -1,0 +1,120 @@
+"""Runs the app on uvicorn, in a thread of whatever process wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Sequence
+
+import uvicorn
+
+from rerank_grpc.config import RestSettings
+from rerank_grpc.errors import ConfigurationError, describe
+from rerank_grpc.rest.app import build_app
+from rerank_grpc.rest.protocol import PatientProtocol
+from rerank_grpc.rest.upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 10
+HEAD_BYTES = 32_768
+BACKLOG = 512
+# What is left to do after the grace: to close channels and sockets.
+END_SECONDS = 2.0
+
+
+class RestServer:
+    """The shim on a port: bound at once, served from `start` to `stop`.
+
+    Raises ConfigurationError if the port cannot be bound.
+    """
+
+    def __init__(
+        self,
+        settings: RestSettings,
+        targets: Sequence[str],
+        *,
+        tokens: Sequence[str] = (),
+        upstream_token: str | None = None,
+    ) -> None:
+        assert settings.port is not None
+        self._upstream = Upstream(targets, token=upstream_token)
+        self._app = build_app(settings, self._upstream, tokens)
+        self._socket = _bind(settings.host, settings.port)
+        self.port: int = self._socket.getsockname()[1]
+        self._server: uvicorn.Server | None = None
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rest", daemon=True)
+
+    def start(self) -> None:
+        """Serves from now on."""
+        self._thread.start()
+        self._started.wait()
+
+    def stop(self, grace_seconds: float) -> None:
+        """Takes no more callers, and gives those inside the grace to finish."""
+        if not self._thread.is_alive() or self._server is None:
+            self._socket.close()
+            return
+        self._server.config.timeout_graceful_shutdown = max(1, round(grace_seconds))
+        self._server.should_exit = True
+        self._thread.join(grace_seconds + END_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception as error:
+            log.critical("the REST shim has ended: %s", describe(error))
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        config = uvicorn.Config(
+            self._app,
+            http=PatientProtocol,
+            ws="none",
+            lifespan="off",
+            # Logging is the process's, and a request's path and address are nobody's.
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            h11_max_incomplete_event_size=HEAD_BYTES,
+        )
+        self._server = uvicorn.Server(config)
+        await self._upstream.start()
+        self._started.set()
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            await self._upstream.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _cannot(host, port) from error
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        # Listening at once: callers who come before uvicorn runs wait, and are not refused.
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise _cannot(host, port) from error
+    return listening
+
+
+def _cannot(host: str, port: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot listen on {host}:{port} for REST: the port is taken or the address is not this machine's; "
+        "choose another with --rest-port (or off), or stop what listens there"
+    )

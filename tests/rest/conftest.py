@@ -1,0 +1,48 @@
+"""One server with a scripted runner, one with the embedded model, and the shim in front of each."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.server.app import RerankServer
+from tests.rest.support import shim
+from tests.support import CountingRunner, serving
+
+ALIASES = ("rerank-v3.5", "BAAI/bge-reranker-base", "rerank-2")
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_grpc_proxy", "127.0.0.1,localhost")
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Iterator[RerankServer]:
+    """A server whose scores are any numbers, but always the same."""
+    settings = Settings(models=(ModelSpec("embedded", "embedded", ALIASES),))
+    with serving(settings, runner=CountingRunner()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def port(scripted: RerankServer) -> Iterator[int]:
+    """The port of a shim in front of the scripted server."""
+    with shim(scripted.port) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[RerankServer]:
+    """A server with the embedded model."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

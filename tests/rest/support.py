@@ -1,0 +1,74 @@
+"""The shim in this process on a free port, and plain HTTP calls to it."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rerank_grpc.config import RestSettings
+from rerank_grpc.rest.server import RestServer
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Reply:
+    """What came back of one HTTP call."""
+
+    status: int
+    headers: dict[str, str]
+    raw: bytes
+
+    @property
+    def json(self) -> Any:
+        assert self.headers["content-type"] == "application/json", self.raw
+        return json.loads(self.raw)
+
+
+def call(port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+    """Sends one request over a connection of its own; a body that is not bytes goes as JSON."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=30)
+    try:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, data, headers or {})
+        return read(connection)
+    finally:
+        connection.close()
+
+
+def read(connection: http.client.HTTPConnection) -> Reply:
+    """Reads the answer of a request that was sent."""
+    response = connection.getresponse()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return Reply(response.status, headers, response.read())
+
+
+def post(port: int, path: str, body: Any, **headers: str) -> Reply:
+    """Posts a body; `x_api_key=...` becomes the header x-api-key."""
+    return call(port, "POST", path, body, {name.replace("_", "-"): text for name, text in headers.items()})
+
+
+def get(port: int, path: str, **headers: str) -> Reply:
+    """Gets a path; headers as in `post`."""
+    return call(port, "GET", path, None, {name.replace("_", "-"): text for name, text in headers.items()})
+
+
+@contextmanager
+def shim(
+    *ports: int | None,
+    tokens: tuple[str, ...] = (),
+    upstream_token: str | None = None,
+    grace: float = 5,
+    **settings: Any,
+) -> Iterator[int]:
+    """Runs the shim in front of gRPC servers on these ports; yields its own port."""
+    rest = replace(RestSettings(), host=HOST, port=0, **settings)
+    targets = [f"{HOST}:{port}" for port in ports]
+    server = RestServer(rest, targets, tokens=tokens, upstream_token=upstream_token)
+    server.start()
+    try:
+        yield server.port
+    finally:
+        server.stop(grace)

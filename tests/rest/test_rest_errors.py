@@ -1,0 +1,161 @@
+"""What goes wrong: the table is complete, and whatever comes in, JSON of the right shape goes out."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rerank_grpc import client, errors
+from rerank_grpc.client import RerankError
+from rerank_grpc.rest.errors import STATUSES, problem_of
+from rerank_grpc.server.app import RerankServer
+from tests.rest.support import Reply, call, get, post, shim
+
+GOOD = {"query": "q", "documents": ["d"]}
+
+
+def every(kind: type[RerankError]) -> Iterator[type[RerankError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from every(child)
+
+
+def check_shape(reply: Reply) -> None:
+    """The common error body: every key that some client reads, and one text."""
+    body = reply.json
+    text = body["detail"]
+    assert isinstance(text, str)
+    assert text
+    assert body["message"] == body["error"]["message"] == text
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"]["param"] is None
+    assert b"Traceback" not in reply.raw
+
+
+def test_the_table_of_errors_is_complete() -> None:
+    ours = {kind for kind in every(RerankError) if kind.__module__.startswith("rerank_grpc.")}
+    assert ours == STATUSES.keys()
+    assert set(errors.BY_REASON.values()) <= STATUSES.keys()
+
+
+def test_an_error_says_when_to_come_back() -> None:
+    assert problem_of(client.QueueFull("full", retry_after=2.1)).headers == {"retry-after": "3"}
+    assert problem_of(client.ServerUnavailable("10.0.0.1 refused")).headers == {"retry-after": "1"}
+    assert problem_of(client.DeadlineUnreachable("busy", retry_after=0.1)).status == 429
+    assert problem_of(client.DeadlineUnreachable("never")).status == 504
+
+
+def test_texts_that_are_not_ours_stay_inside() -> None:
+    for error in (client.ServerUnavailable("at 10.0.0.1"), ValueError("secret"), client.TransportError("x")):
+        message = problem_of(error).message
+        assert not any(secret in message for secret in ("10.0.0.1", "secret", "x: "))
+
+
+WRONG: dict[str, Any] = {
+    "no body": b"",
+    "no JSON": b"query=q",
+    "half a JSON": b'{"query": "q", "documents": ["d"',
+    "not UTF-8": b'{"query": "\xff", "documents": ["d"]}',
+    "a byte order mark": b'\xef\xbb\xbf{"query": "q", "documents": ["d"]}',
+    "a lone surrogate": b'{"query": "\\ud800", "documents": ["d"]}',
+    "NaN": b'{"query": "q", "documents": ["d"], "top_n": NaN}',
+    "an infinite number": b'{"query": "q", "documents": ["d"], "top_n": 1e999}',
+    "100,000 brackets": b'{"query": ' + b"[" * 100_000,
+    "a list": [],
+    "a text": "query",
+    "null": None,
+    "nothing in it": {},
+    "no query": {"documents": ["d"]},
+    "an empty query": {"query": "", "documents": ["d"]},
+    "a query that is a number": {"query": 1, "documents": ["d"]},
+    "a query that is a list": {"query": ["q"], "documents": ["d"]},
+    "no documents": {"query": "q"},
+    "documents null": {"query": "q", "documents": None},
+    "documents empty": {"query": "q", "documents": []},
+    "documents a text": {"query": "q", "documents": "d"},
+    "documents an object": {"query": "q", "documents": {"text": "d"}},
+    "a document that is a number": {"query": "q", "documents": ["d", 1]},
+    "a document without text": {"query": "q", "documents": [{"title": "d"}]},
+    "too many documents": {"query": "q", "documents": ["d"] * 1001},
+    "a document too long": {"query": "q", "documents": ["d" * 100_001]},
+    "top_n negative": GOOD | {"top_n": -1},
+    "top_n a text": GOOD | {"top_n": "two"},
+    "top_n true": GOOD | {"top_n": True},
+    "top_n a fraction": GOOD | {"top_n": 1.5},
+    "return_documents a number": GOOD | {"return_documents": 1},
+    "model a list": GOOD | {"model": ["m"]},
+    "kwargs no JSON": GOOD | {"kwargs": "{"},
+    "texts and documents": GOOD | {"texts": ["d"]},
+    "input a text": {"query": "q", "input": "d"},
+    "parameters a list": {"input": {"query": "q", "documents": ["d"]}, "parameters": []},
+    "an instruction too long": GOOD | {"instruction": "i" * 100_001},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_body_is_400_in_every_shape_at_once(port: int, case: str) -> None:
+    body = WRONG[case]
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    reply = call(port, "POST", "/v1/rerank", data)
+    assert reply.status == 400
+    check_shape(reply)
+    assert post(port, "/v1/rerank", GOOD).status == 200
+
+
+@pytest.mark.parametrize("body", [{"query": "q\0", "documents": ["\0"]}, GOOD | {"top_n": 10**30}])
+def test_what_is_odd_but_right_is_answered(port: int, body: Any) -> None:
+    assert post(port, "/v1/rerank", body).status == 200
+
+
+def test_an_unknown_model_is_404(port: int) -> None:
+    reply = post(port, "/v1/rerank", GOOD | {"model": "rerank-english-v3.0"})
+    assert reply.status == 404
+    check_shape(reply)
+    assert "known: embedded" in reply.json["message"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/rerank", 405), ("POST", "/v3", 404)])
+def test_an_unknown_path_or_method_is_json_too(port: int, method: str, path: str, status: int) -> None:
+    reply = call(port, method, path)
+    assert reply.status == status
+    check_shape(reply)
+
+
+def test_a_body_in_another_encoding_is_415(port: int) -> None:
+    reply = post(port, "/v1/rerank", b"\x1f\x8b", content_encoding="gzip")
+    assert reply.status == 415
+    check_shape(reply)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", "1e9"])
+def test_a_time_that_is_none_is_400(port: int, text: str) -> None:
+    assert post(port, "/v1/rerank", GOOD, x_request_timeout=text).status == 400
+
+
+def test_without_a_server_it_is_503_and_says_when_to_come_back(free_port: int) -> None:
+    with shim(free_port) as port:
+        for reply in (post(port, "/v1/rerank", GOOD), get(port, "/health"), get(port, "/")):
+            assert reply.status == 503
+            assert reply.headers["retry-after"] == "1"
+            check_shape(reply)
+        tei = post(port, "/tei/rerank", {"query": "q", "texts": ["d"]})
+        assert (tei.status, tei.json["error_type"]) == (503, "Unhealthy")
+
+
+def test_a_fault_of_ours_is_a_fixed_text(
+    scripted: RerankServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from rerank_grpc.rest.upstream import Upstream
+
+    def fail(*_: object) -> None:
+        raise ValueError("CANARY")
+
+    monkeypatch.setattr(Upstream, "rerank_all", fail)
+    with shim(scripted.port) as port:
+        reply = post(port, "/v1/rerank", GOOD)
+    assert reply.status == 500
+    check_shape(reply)
+    assert b"CANARY" not in reply.raw
+    assert "CANARY" not in caplog.text
+    assert "ValueError" in caplog.text
