@@ -37,11 +37,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model to serve: `name` for callers, `source` a directory or hub id ("embedded" is built in)."""
+    """A model to serve: `name` for callers, `source` a directory or hub id ("embedded" is built in).
+
+    A `lazy` one is loaded when it is first called; a `pinned` one, once in
+    memory, stays there.
+    """
 
     name: str
     source: str
     aliases: tuple[str, ...] = ()
+    lazy: bool = False
+    pinned: bool = False
 
 
 EMBEDDED = ModelSpec("embedded", "embedded")
@@ -102,6 +108,9 @@ class Settings:
 
     models: tuple[ModelSpec, ...] = (EMBEDDED,)
     models_dir: Path = Path("models")
+    catalogue: Path | None = None
+    model_memory: int | None = None
+    idle_seconds: float | None = None
     device: str = "auto"
     precision: str = "auto"
     host: str = "127.0.0.1"
@@ -198,6 +207,20 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _seconds_or_off(text: str) -> float | None:
+    return None if text == "off" else _seconds(text)
+
+
+def _bytes_or_off(text: str) -> int | None:
+    if text == "off":
+        return None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(MiB|GiB|TiB|MB|GB|TB)", text)
+    if match is None or float(match[1]) == 0:
+        raise ValueError("is not an amount of memory such as 20GiB, nor off")
+    base, power = (1024 if "i" in match[2] else 1000), "MGT".index(match[2][0]) + 2
+    return int(float(match[1]) * base**power)
+
+
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
         raise ValueError("is none of auto, cpu, cuda, cuda:0, cuda:1 ...")
@@ -272,7 +295,40 @@ SERVER_OPTIONS = (
         repeatable=True,
         variable="RERANK_ALIASES",
     ),
+    Option(
+        "lazy-model",
+        "lazy_models",
+        _model,
+        "[NAME=]SOURCE",
+        "a further model, loaded when it is first called",
+        repeatable=True,
+        variable="RERANK_LAZY_MODELS",
+    ),
+    Option(
+        "pin",
+        "pins",
+        _text,
+        "NAME",
+        "a model that stays in memory once it is there",
+        repeatable=True,
+        variable="RERANK_PINS",
+    ),
     Option("models-dir", "models_dir", Path, "DIR", "where DIR/basename stands for the hub id ORG/basename"),
+    Option("catalogue", "catalogue", Path, "FILE", "a TOML file of further models: see the README"),
+    Option(
+        "model-memory",
+        "model_memory",
+        _bytes_or_off,
+        "20GiB|off",
+        "how much all models in memory may take; the least recently used makes room",
+    ),
+    Option(
+        "idle-timeout",
+        "idle_seconds",
+        _seconds_or_off,
+        "SECONDS|off",
+        "after which an unused model leaves memory until it is called again",
+    ),
     Option("device", "device", _device, "auto|cpu|cuda[:N]", "where models run"),
     Option(
         "precision",
@@ -371,7 +427,7 @@ def default(option: Option) -> str:
         owner = GatewaySettings() if option in GATEWAY_OPTIONS else ClientSettings()
     if option.setting == "models":
         return EMBEDDED.name
-    if option.setting in ("aliases", "tokens", "token"):
+    if option.setting in ("aliases", "tokens", "token", "lazy_models", "pins", "catalogue"):
         return ""
     for part in option.setting.split("."):
         owner = getattr(owner, part)
@@ -379,6 +435,8 @@ def default(option: Option) -> str:
         return "on" if owner else "off"
     if isinstance(owner, tuple):
         return ",".join(owner)
+    if owner is None:
+        return "off"
     if owner is None:
         return "off"
     return f"{owner:g}" if isinstance(owner, float) else str(owner)
@@ -402,7 +460,7 @@ def read_settings(flags: Flags, environment: Mapping[str, str] | None = None) ->
     environment = os.environ if environment is None else environment
     values = _values(SERVER_OPTIONS, flags, environment)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
-    models = _with_aliases(values.pop("models", (EMBEDDED,)), values.pop("aliases", ()))
+    models = _with_aliases(_models(values), values.pop("aliases", ()))
     tokens = _server_tokens(values.pop("tokens", None), environment)
     if "host" in values:
         rest.setdefault("host", values["host"])
@@ -516,6 +574,17 @@ def _hint(variable: str, known: set[str]) -> str:
     if re.match(r"RERANK_(SERVICE|PORT)_", variable):
         return "; Kubernetes sets it for a Service named rerank: set enableServiceLinks to false"
     return suggestion(variable, sorted(known))
+
+
+def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
+    """Takes the models out of what was read: the loaded ones, then the lazy ones, each pinned or not."""
+    models = values.pop("models", (EMBEDDED,))
+    models += tuple(replace(model, lazy=True) for model in values.pop("lazy_models", ()))
+    pins, names = values.pop("pins", ()), [model.name for model in models]
+    for pin in pins:
+        if pin not in names:
+            raise OptionError(f"--pin: no model is named {pin!r}{suggestion(pin, names)}")
+    return tuple(replace(model, pinned=model.name in pins) for model in models)
 
 
 def _with_aliases(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
@@ -17,16 +17,8 @@ from rerank_grpc.engine.encoding import EncodedRequest
 from rerank_grpc.engine.request import ScoringRequest
 from rerank_grpc.engine.scores import chunk_logits, relevance_scores
 from rerank_grpc.errors import Cancelled
-from rerank_grpc.registry import LoadedModel, Registry
+from rerank_grpc.registry import LoadedModel, OnCancel, Registry, never
 from rerank_grpc.types import RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
-
-# Registers a function that the caller's disconnect will call, on any thread.
-OnCancel = Callable[[Callable[[], None]], None]
-
-
-def _never(_callback: Callable[[], None]) -> None:
-    """The OnCancel of a caller who cannot go away."""
-
 
 class Reranker:
     """Answers requests with the models of a registry; called by many threads at once."""
@@ -36,7 +28,7 @@ class Reranker:
         self._limits = limits
 
     def rerank(
-        self, request: RerankRequest, *, deadline: float = math.inf, on_cancel: OnCancel = _never
+        self, request: RerankRequest, *, deadline: float = math.inf, on_cancel: OnCancel = never
     ) -> RerankResponse:
         """Scores all documents and returns them by descending relevance.
 
@@ -52,7 +44,7 @@ class Reranker:
             return RerankResponse(tuple(results), job.summary())
 
     def stream(
-        self, request: RerankRequest, *, deadline: float = math.inf, on_cancel: OnCancel = _never
+        self, request: RerankRequest, *, deadline: float = math.inf, on_cancel: OnCancel = never
     ) -> Iterator[list[ScoredDocument] | RerankSummary]:
         """Yields results as they are scored, and the summary at last; otherwise like `rerank`.
 
@@ -71,7 +63,8 @@ class Reranker:
     @contextmanager
     def _admitted(self, request: RerankRequest, deadline: float, on_cancel: OnCancel) -> Iterator[_Job]:
         check_request(request, self._limits)
-        with self._registry.lease(request.model) as model, model.engine.call():
+        lease = self._registry.lease(request.model, deadline=deadline, on_cancel=on_cancel)
+        with lease as model, model.engine.call():
             started = monotonic()
             encoded = model.encoder.encode(
                 request.query,

@@ -142,6 +142,9 @@ class ModelInfo:
     max_batch_tokens: int = 0
     scoring: Scoring | None = None
     accepts_instruction: bool = False
+    local_available: bool = False
+    memory_bytes: int = 0
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

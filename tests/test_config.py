@@ -9,6 +9,7 @@ import pytest
 from rerank_grpc import config
 from rerank_grpc.config import (
     CLIENT_OPTIONS,
+    EMBEDDED,
     SERVER_OPTIONS,
     ClientSettings,
     EngineSettings,
@@ -26,7 +27,12 @@ from rerank_grpc.config import (
 SAMPLES = {
     "model": ("bge=/srv/bge", ("bge", "/srv/bge")),
     "alias": ("tiny=embedded", None),
+    "lazy-model": ("bge=/srv/bge", None),
+    "pin": ("embedded", None),
     "models-dir": ("/srv", Path("/srv")),
+    "catalogue": ("own.toml", Path("own.toml")),
+    "model-memory": ("1.5GiB", 3 << 29),
+    "idle-timeout": ("60", 60.0),
     "device": ("cuda:1", "cuda:1"),
     "precision": ("bf16", "bf16"),
     "host": ("::1", "::1"),
@@ -79,6 +85,10 @@ def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
         assert by_flag.models == (ModelSpec(*expected),)
     elif option.name == "alias":
         assert by_flag.models == (ModelSpec("embedded", "embedded", ("tiny",)),)
+    elif option.name == "lazy-model":
+        assert by_flag.models == (EMBEDDED, ModelSpec("bge", "/srv/bge", lazy=True))
+    elif option.name == "pin":
+        assert by_flag.models == (ModelSpec("embedded", "embedded", pinned=True),)
     else:
         assert setting(by_flag, option.setting) == expected
 
@@ -139,6 +149,12 @@ def test_the_shim_alone_reads_its_own_settings():
         ("model", "a b=dir"),
         ("alias", "a"),
         ("alias", "a="),
+        ("lazy-model", "a="),
+        ("pin", "nobody"),
+        ("model-memory", "20"),
+        ("model-memory", "0GiB"),
+        ("model-memory", "lots"),
+        ("idle-timeout", "0"),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_it_came_under(name, text):

@@ -139,6 +139,9 @@ def model_info(model: rerank_pb2.Model) -> ModelInfo:
         max_batch_tokens=model.max_batch_tokens,
         scoring=_SCORINGS.get(model.scoring),
         accepts_instruction=model.accepts_instruction,
+        local_available=model.local_available,
+        memory_bytes=model.memory_bytes,
+        pinned=model.pinned,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,17 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models import attention
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bert import Bert
-from rerank_grpc.models.checkpoint import Checkpoint, open_checkpoint, read_json
+from rerank_grpc.models.checkpoint import (
+    Checkpoint,
+    find_directory,
+    find_weights,
+    open_checkpoint,
+    read_config,
+    read_header,
+    read_json,
+)
 from rerank_grpc.models.device import DTYPES, choose_device, choose_precision
-from rerank_grpc.models.embedded import load_embedded
+from rerank_grpc.models.embedded import find_package, load_embedded
 from rerank_grpc.models.network import read_network
 from rerank_grpc.models.padded import Padded
 from rerank_grpc.models.roberta import Roberta
@@ -66,6 +75,23 @@ def load_model(source: str, *, models_dir: Path, device: str, precision: str) ->
     )
     network.to(place)
     return (family or Padded)(card, network, DTYPES[precision])
+
+
+def estimate_bytes(source: str, *, models_dir: Path, device: str, precision: str) -> int:
+    """Brings a model's files here and says what its weights will take in memory; raises ModelLoadError.
+
+    Weights that are damaged or missing are found here, before another model
+    has made room for them.
+    """
+    dtype = DTYPES.get(choose_precision(precision, choose_device(device)), torch.float32)
+    if source == "embedded":
+        dtype, weights = torch.float32, find_weights(find_package())
+    else:
+        directory = find_directory(source, models_dir=models_dir)
+        read_config(directory)
+        weights = find_weights(directory)
+    shapes = [entry["shape"] for path in weights for entry in read_header(path).values()]
+    return sum(map(math.prod, shapes)) * dtype.itemsize
 
 
 def check_classifier(checkpoint: Checkpoint) -> None:

@@ -9,13 +9,13 @@ import grpc
 
 from rerank_grpc.config import Settings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.registry import Loader, Registry, loader_for
+from rerank_grpc.registry import Loader, registry_for
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server import health, reflection
+from rerank_grpc.server.admin_service import ModelAdminServicer
 from rerank_grpc.server.health import HealthService
 from rerank_grpc.server.interceptors import TokenInterceptor
 from rerank_grpc.server.rerank_service import RerankServicer
-from rerank_grpc.types import State
 from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
 
 RERANK_SERVICE = rerank_pb2.DESCRIPTOR.services_by_name["RerankService"].full_name
@@ -37,7 +37,7 @@ class RerankServer:
     def __init__(self, settings: Settings, *, load: Loader | None = None) -> None:
         self.settings = settings
         self._health = HealthService([RERANK_SERVICE])
-        self.registry = Registry(settings.models, load or loader_for(settings), on_change=self._show_health)
+        self.registry = registry_for(settings, load, on_change=self._show_health)
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
         self._main, self.port = self._build_main()
@@ -72,7 +72,7 @@ class RerankServer:
             self._stopped.set()
 
     def _show_health(self) -> None:
-        self._health.set_serving(self.registry.info("").state is State.READY)
+        self._health.set_serving(self.registry.serving)
 
     def _build_main(self) -> tuple[grpc.Server, int]:
         settings = self.settings
@@ -103,9 +103,8 @@ class RerankServer:
             return None, None
         pool = ThreadPoolExecutor(8, thread_name_prefix="admin")
         server = grpc.server(pool, options=_options(settings, streams=8))
-        rerank_pb2_grpc.add_ModelAdminServiceServicer_to_server(
-            rerank_pb2_grpc.ModelAdminServiceServicer(), server
-        )
+        admin = ModelAdminServicer(self.registry, settings.limits)
+        rerank_pb2_grpc.add_ModelAdminServiceServicer_to_server(admin, server)
         self._health.add_to(server, ThreadPoolExecutor(16, thread_name_prefix="admin-health"))
         reflection.add_reflection(
             server,

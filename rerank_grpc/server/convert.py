@@ -154,6 +154,9 @@ def model_to(info: ModelInfo) -> pb.Model:
         max_batch_tokens=info.max_batch_tokens,
         scoring=SCORINGS[info.scoring],
         accepts_instruction=info.accepts_instruction,
+        local_available=info.local_available,
+        memory_bytes=info.memory_bytes,
+        pinned=info.pinned,
     )
 
 

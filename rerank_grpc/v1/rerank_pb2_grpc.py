@@ -262,14 +262,16 @@ class ModelAdminServiceServicer:
     """
 
     def LoadModel(self, request, context):
-        """Loads a configured model and returns once it is READY.
+        """Loads a configured model and returns once it is READY. A FAILED one is
+        tried again at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Waits for the calls in progress on a model, then frees its memory.
+        """Waits for the calls in progress on a model, then frees its memory. It stays
+        configured: the next call that names it has it loaded again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

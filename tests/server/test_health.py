@@ -58,7 +58,7 @@ def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service
         for each in (channel, admin):
             assert check(each, service) == NOT_SERVING
         with stub_of(server.port) as stub, pytest.raises(grpc.RpcError) as caught:
-            stub.Rerank(request_of("q", "d"))
+            stub.Rerank(request_of("q", "d"), timeout=1)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert int(dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
         warm.set()

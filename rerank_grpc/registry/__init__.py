@@ -1,0 +1,25 @@
+"""Which models exist, in which state each is, and who uses them.
+
+registry.py   names, leases, loading and unloading on request
+keeper.py     the thread that loads, evicts and unloads
+residency.py  whom to evict, what is too large, when to try again: pure
+entry.py      one configured model as it is now
+loading.py    from a spec to a model that is warm
+memory.py     what a device's models take, and giving it back
+"""
+
+from rerank_grpc.registry.entry import LoadedModel, describe_loaded
+from rerank_grpc.registry.loading import Loader, Preparer, loader_for
+from rerank_grpc.registry.registry import OnCancel, Registry, never, registry_for
+
+__all__ = [
+    "LoadedModel",
+    "Loader",
+    "OnCancel",
+    "Preparer",
+    "Registry",
+    "describe_loaded",
+    "loader_for",
+    "never",
+    "registry_for",
+]

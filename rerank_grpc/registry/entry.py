@@ -1,0 +1,118 @@
+"""One configured model as it is now, and the callers who wait for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+
+from rerank_grpc.config import ModelSpec
+from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.tokenizer import Encoder
+from rerank_grpc.errors import RerankError
+from rerank_grpc.models.base import ModelCard
+from rerank_grpc.types import ModelInfo, State
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory, with what turns texts into its scores.
+
+    Attributes:
+        name: what the operator called it.
+        card: what it is.
+        encoder: makes sequences of texts.
+        engine: scores them.
+        memory_bytes: by how much its loading made the device's memory grow.
+    """
+
+    name: str
+    card: ModelCard
+    encoder: Encoder
+    engine: Engine
+    memory_bytes: int = 0
+
+
+class Ticket:
+    """One caller's wait for a model; whoever settles it first is heard, and nothing here takes a lock."""
+
+    def __init__(self) -> None:
+        self._answers: SimpleQueue[LoadedModel | RerankError] = SimpleQueue()
+
+    def settle(self, answer: LoadedModel | RerankError) -> None:
+        """Ends the wait with the model, leased already, or with an error."""
+        self._answers.put(answer)
+
+    def wait(self, seconds: float) -> LoadedModel | RerankError | None:
+        """Waits for the answer; None if it did not come in time."""
+        try:
+            return self._answers.get(timeout=None if seconds == math.inf else max(0.0, seconds))
+        except Empty:
+            return None
+
+
+class Entry:
+    """One configured model; only read and written under the registry's lock.
+
+    Attributes:
+        spec: what was configured.
+        state, message: what ListModels says.
+        loaded: the model, while it is in memory.
+        leases: calls that use it now.
+        waiting: calls that wait for it.
+        last_used: when a call took or returned it.
+        ready_at, load_seconds: when it came into memory, and how long that took.
+        memory_bytes: what it takes; what it is expected to take before its first load.
+        local: whether its files are on this machine.
+        failures, retry_at: how often in a row loading failed, and from when on it is tried again.
+        settled: whether it has been READY or FAILED, or was left for later.
+        served: whether it has been READY.
+        preloading: whether this load is the one at the start.
+        unload_asked: whether an operator wants it out of memory.
+        dead: whether its device broke; only an unload helps.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.state = State.UNLOADED
+        self.message = ""
+        self.loaded: LoadedModel | None = None
+        self.leases = 0
+        self.waiting: list[Ticket] = []
+        self.last_used = self.ready_at = self.load_seconds = 0.0
+        self.memory_bytes = 0
+        self.local = False
+        self.failures = 0
+        self.retry_at = 0.0
+        self.settled = self.served = self.preloading = self.unload_asked = self.dead = False
+
+    def describe(self, *, is_default: bool) -> ModelInfo:
+        """Says of it what ListModels does."""
+        info = ModelInfo(
+            name=self.spec.name,
+            aliases=self.spec.aliases,
+            state=self.state,
+            state_message=self.message,
+            is_default=is_default,
+            local_available=self.local or self.loaded is not None,
+            memory_bytes=self.memory_bytes if self.loaded else 0,
+            pinned=self.spec.pinned,
+        )
+        return info if self.loaded is None else describe_loaded(info, self.loaded)
+
+
+def describe_loaded(info: ModelInfo, loaded: LoadedModel) -> ModelInfo:
+    """Adds to a model's description what is known once it is in memory."""
+    card = loaded.card
+    return replace(
+        info,
+        revision=card.revision,
+        family=card.family,
+        device=card.device,
+        precision=card.precision,
+        attention=card.attention,
+        max_tokens=card.max_tokens,
+        max_batch_tokens=loaded.engine.max_batch_tokens,
+        scoring=card.scoring,
+        accepts_instruction=card.accepts_instruction,
+    )

@@ -1,0 +1,79 @@
+"""From a configured model to one that can score: files, weights, encoder, engine, warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.runner import ModelRunner
+from rerank_grpc.engine.tokenizer import encoder_for
+from rerank_grpc.engine.warmup import warm_up
+from rerank_grpc.errors import ConfigurationError, describe
+from rerank_grpc.models.device import choose_device
+from rerank_grpc.models.loader import estimate_bytes, load_model
+from rerank_grpc.registry import memory
+from rerank_grpc.registry.entry import LoadedModel
+
+# Makes a LoadedModel of a spec; the callback is for when the model's device dies.
+Loader: TypeAlias = Callable[[ModelSpec, Callable[[], None]], LoadedModel]
+# Brings a spec's files to this machine, checks them, and says how much memory they will take.
+Preparer: TypeAlias = Callable[[ModelSpec], int]
+
+
+def loader_for(settings: Settings) -> Loader:
+    """Makes the function that loads a spec as the settings say, warm and ready to score."""
+
+    def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
+        device = choose_device(settings.device)
+        memory.give_back(device)
+        before = memory.used(device)
+        model = load_model(
+            spec.source,
+            models_dir=settings.models_dir,
+            device=settings.device,
+            precision=settings.precision,
+        )
+        encoder = encoder_for(model.card)
+        engine = Engine(ModelRunner(model), settings.engine, name=spec.name, on_death=on_death)
+        engine.start()
+        try:
+            warm_up(engine, encoder, model.card)
+        except BaseException:
+            engine.close()
+            raise
+        memory.give_back(device)
+        taken = max(0, memory.used(device) - before)
+        return LoadedModel(spec.name, model.card, encoder, engine, taken)
+
+    return load
+
+
+def preparer_for(settings: Settings) -> Preparer:
+    """Makes the function that fetches a spec's files, so that loading never waits for the network."""
+
+    def prepare(spec: ModelSpec) -> int:
+        return estimate_bytes(
+            spec.source,
+            models_dir=settings.models_dir,
+            device=settings.device,
+            precision=settings.precision,
+        )
+
+    return prepare
+
+
+def let_go(loaded: LoadedModel) -> torch.device:
+    """Ends a model's engine; the caller drops its last reference and then gives the memory back."""
+    loaded.engine.close()
+    return torch.device(loaded.card.device)
+
+
+def one_line(spec: ModelSpec, error: Exception) -> str:
+    """Says why a model could not be loaded, for ListModels and the log."""
+    if isinstance(error, ConfigurationError):
+        return str(error)
+    return f"model {spec.name} could not be loaded from {spec.source}: {describe(error)}"

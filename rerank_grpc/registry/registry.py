@@ -1,0 +1,269 @@
+"""Which models exist, in which state each is, and who uses them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+
+from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.errors import (
+    Cancelled,
+    ConfigurationError,
+    DeadlineExceeded,
+    ModelLoadError,
+    ModelLoading,
+    RerankError,
+    ShuttingDown,
+    UnknownModel,
+)
+from rerank_grpc.registry.entry import Entry, LoadedModel, Ticket
+from rerank_grpc.registry.keeper import Keeper, failed
+from rerank_grpc.registry.loading import Loader, Preparer, loader_for, preparer_for
+from rerank_grpc.types import ModelInfo, State
+
+# A caller is told that a model is still loading this long before its deadline, and a tenth of it at most.
+MARGIN_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+
+# Registers a function that the caller's disconnect will call, on any thread.
+OnCancel = Callable[[Callable[[], None]], None]
+
+
+def never(_callback: Callable[[], None]) -> None:
+    """The OnCancel of a caller who cannot go away."""
+
+
+def _ready_at_once(_spec: ModelSpec) -> int:
+    """The Preparer of models that need none."""
+    return 0
+
+
+class Registry:
+    """The configured models; the first is the default.
+
+    `load` makes a LoadedModel of a spec, `prepare` brings its files here before
+    that. `budget` bounds the bytes of all models in memory, `idle_seconds` how
+    long an unused one stays there, `max_waiting` how many calls may wait for
+    models at once. `on_change` is called after each change of a state, on the
+    thread that made it.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        load: Loader,
+        *,
+        prepare: Preparer = _ready_at_once,
+        budget: int | None = None,
+        idle_seconds: float | None = None,
+        max_waiting: int = 48,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._changed = threading.Condition()
+        self._entries = [Entry(spec) for spec in specs]
+        self._max_waiting = max_waiting
+        self._names: dict[str, Entry] = {}
+        for entry in self._entries:
+            for name in (entry.spec.name, *entry.spec.aliases):
+                if self._names.setdefault(name, entry) is not entry:
+                    raise ConfigurationError(f"two models are named {name!r}: rename one")
+        self._keeper = Keeper(
+            self._entries,
+            self._changed,
+            load,
+            prepare,
+            budget=budget,
+            idle_seconds=idle_seconds,
+            on_change=on_change,
+        )
+
+    @property
+    def default(self) -> str:
+        """The name of the default model."""
+        return self._entries[0].spec.name
+
+    @property
+    def serving(self) -> bool:
+        """Whether the default model can be called: it is READY, or was and comes back when it is called."""
+        entry = self._entries[0]
+        with self._changed:
+            return entry.state is State.READY or (entry.served and entry.state is not State.FAILED)
+
+    def start(self) -> None:
+        """Starts to load the models that are not lazy in the background, in their order."""
+        self._keeper.start()
+
+    def wait_until_loaded(self, timeout: float | None = None) -> bool:
+        """Waits until every model that is not lazy has been READY or FAILED, or found no room.
+
+        False if `timeout` seconds were not enough. Raises ModelLoadError if the
+        default model is FAILED: without it there is nothing to serve.
+        """
+        with self._changed:
+            settled = self._changed.wait_for(
+                lambda: all(entry.settled or entry.spec.lazy for entry in self._entries), timeout
+            )
+            if self._entries[0].state is State.FAILED:
+                raise ModelLoadError(self._entries[0].message)
+        return settled
+
+    def models(self) -> list[ModelInfo]:
+        """Describes every model, the default first."""
+        with self._changed:
+            return [entry.describe(is_default=entry is self._entries[0]) for entry in self._entries]
+
+    def info(self, name: str) -> ModelInfo:
+        """Describes one model by name or alias ("" is the default); raises UnknownModel."""
+        with self._changed:
+            entry = self._find(name)
+            return entry.describe(is_default=entry is self._entries[0])
+
+    def loaded(self, name: str) -> LoadedModel | None:
+        """Returns a model if it is in memory, without leasing it; raises UnknownModel."""
+        with self._changed:
+            return self._find(name).loaded
+
+    @contextmanager
+    def lease(
+        self,
+        name: str,
+        *,
+        deadline: float = math.inf,
+        on_cancel: OnCancel = never,
+        force: bool = False,
+    ) -> Iterator[LoadedModel]:
+        """Keeps a model in memory while it is used, and has it loaded if it is not there.
+
+        Waits for the loading as long as the deadline (in the seconds of
+        time.monotonic) leaves time. `force` tries a FAILED model again at once.
+
+        Raises UnknownModel, ModelLoading if the time is not enough, ModelFailed,
+        Cancelled or ShuttingDown.
+        """
+        with self._changed:
+            entry = self._find(name)
+            ticket = self._enter(entry, deadline, force=force)
+            loaded = entry.loaded
+        if ticket is not None:
+            loaded = self._await(entry, ticket, deadline, on_cancel)
+        assert loaded is not None
+        try:
+            yield loaded
+        finally:
+            del loaded  # an unload frees nothing that this frame still holds
+            with self._changed:
+                self._leave(entry)
+
+    def load(self, name: str, *, deadline: float, on_cancel: OnCancel = never) -> ModelInfo:
+        """Brings a model into memory, whatever its failures before; raises like `lease`."""
+        with self.lease(name, deadline=deadline, on_cancel=on_cancel, force=True):
+            return self.info(name)
+
+    def unload(self, name: str, *, deadline: float) -> ModelInfo:
+        """Waits for the calls in progress on a model, then frees its memory.
+
+        It stays configured, and is loaded again when it is called. Raises
+        UnknownModel, DeadlineExceeded (it is unloaded nevertheless) or ShuttingDown.
+        """
+        with self._changed:
+            entry = self._find(name)
+            if entry.state is not State.UNLOADED:
+                entry.unload_asked = True
+                self._changed.notify_all()
+            patience = None if deadline == math.inf else max(0.0, deadline - monotonic())
+            done = self._changed.wait_for(lambda: not entry.unload_asked or self._keeper.closing, patience)
+            self._check_open()
+            if not done:
+                raise DeadlineExceeded("calls in progress still use the model; it is unloaded after them")
+            return entry.describe(is_default=entry is self._entries[0])
+
+    def close(self) -> None:
+        """Refuses further leases and ends every engine."""
+        self._keeper.close()
+        with self._changed:
+            loaded = [entry.loaded for entry in self._entries if entry.loaded]
+        for model in loaded:
+            model.engine.close()
+
+    def _find(self, name: str) -> Entry:
+        if not name:
+            return self._entries[0]
+        entry = self._names.get(name)
+        if entry is None:
+            known = ", ".join(self._names)
+            # The unknown name is the caller's text: it goes back to the caller, cut, and into no log.
+            raise UnknownModel(
+                f"no model is named {name[:100]!r}; known: {known}",
+                metadata={"model": name[:100], "known_models": known},
+            )
+        return entry
+
+    def _check_open(self) -> None:
+        if self._keeper.closing:
+            raise ShuttingDown("the server is stopping", retry_after=1.0)
+
+    def _enter(self, entry: Entry, deadline: float, *, force: bool) -> Ticket | None:
+        """Leases a model that is READY, or returns a ticket to wait with; under the lock."""
+        self._check_open()
+        now = monotonic()
+        if entry.state is State.READY:
+            entry.leases += 1
+            entry.last_used = now
+            return None
+        if entry.state is State.FAILED and (entry.dead or (now < entry.retry_at and not force)):
+            raise failed(entry.spec.name)
+        self._keeper.want(entry)
+        waiting = sum(len(each.waiting) for each in self._entries)
+        if now + entry.load_seconds >= deadline or waiting >= self._max_waiting:
+            raise _loading(entry)
+        ticket = Ticket()
+        entry.waiting.append(ticket)
+        return ticket
+
+    def _await(self, entry: Entry, ticket: Ticket, deadline: float, on_cancel: OnCancel) -> LoadedModel:
+        on_cancel(lambda: ticket.settle(Cancelled("the caller cancelled")))
+        left = deadline - monotonic()
+        answer = ticket.wait(left if left == math.inf else left - min(MARGIN_SECONDS, left / 10))
+        with self._changed:
+            if isinstance(answer, LoadedModel):
+                return answer
+            if ticket in entry.waiting:
+                entry.waiting.remove(ticket)
+            elif isinstance(granted := ticket.wait(0), LoadedModel):
+                if answer is None:
+                    return granted
+                self._leave(entry)  # the caller left at the very moment it was let in
+            raise answer if isinstance(answer, RerankError) else _loading(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        entry.leases -= 1
+        entry.last_used = monotonic()
+        if not entry.leases and (entry.state is State.UNLOADING or self._keeper.short_of_room):
+            self._changed.notify_all()
+
+
+def registry_for(
+    settings: Settings, load: Loader | None = None, *, on_change: Callable[[], None] = lambda: None
+) -> Registry:
+    """Makes the registry that the settings describe; `load` replaces what loads real models."""
+    return Registry(
+        settings.models,
+        load or loader_for(settings),
+        prepare=_ready_at_once if load else preparer_for(settings),
+        budget=settings.model_memory,
+        idle_seconds=settings.idle_seconds,
+        # Those who wait hold worker threads: half of them stay for models that are there.
+        max_waiting=max(1, settings.engine.max_calls // 2),
+        on_change=on_change,
+    )
+
+
+def _loading(entry: Entry) -> ModelLoading:
+    return ModelLoading(
+        f"model {entry.spec.name} is still loading",
+        metadata={"model": entry.spec.name},
+        retry_after=max(RETRY_SECONDS, entry.load_seconds),
+    )
