@@ -74,12 +74,12 @@ $(BIN)/python:
 # A stamp says that an install has succeeded with these very versions.
 $(VENV)/.demo: constraints.txt pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV): about a minute with torch's CPU wheel, longer with CUDA's."
-	$(INSTALL) -e '.[server,embedded]'
+	$(INSTALL) -e '.[server,embedded,rest]'
 	@touch $@
 
 $(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV): about a minute with torch's CPU wheel, longer with CUDA's."
-	$(INSTALL) -e '.[server,embedded,dev]'
+	$(INSTALL) -e '.[server,embedded,rest,dev]'
 	@touch $(VENV)/.demo $@
 
 # Not `npm ci`: it insists on a lock entry for every platform that buf has a package for.

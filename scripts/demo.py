@@ -1,11 +1,13 @@
 """Shows the service at work: starts it, reranks the README's example, stops it.
 
-The server is the real command in a process of its own, on free ports; the
-call is an ordinary gRPC call by the Python client.
+The server is the real command in a process of its own, on free ports. The
+first call is an ordinary gRPC call by the Python client, the second the same
+in JSON, as older callers make it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterable
 
 import grpc
@@ -39,9 +42,10 @@ def main() -> int:
     begin = time.monotonic()
     server = start()
     try:
-        target = wait_until_serving(server)
-        print(f"The server is up after {time.monotonic() - begin:.1f} s, at {target}.\n")
-        show(target)
+        target, url = wait_until_serving(server)
+        print(f"The server is up after {time.monotonic() - begin:.1f} s, at {target} and {url}.\n")
+        scores = show(target)
+        show_rest(url, scores)
     finally:
         status = stop(server)
     print(f"\nThe server has stopped{' cleanly' if status == 0 else f' with status {status}'}.")
@@ -51,22 +55,25 @@ def main() -> int:
 def start() -> subprocess.Popen[str]:
     """Starts the server on free ports, deaf to the caller's own settings."""
     command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    command += ["--rest-port", "0"]
     ours = ("RERANK_", "ACCESS_TOKEN")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def wait_until_serving(server: subprocess.Popen[str]) -> str:
-    """Passes on what the server says until its health is SERVING; returns its address."""
+def wait_until_serving(server: subprocess.Popen[str]) -> tuple[str, str]:
+    """Passes on what the server says until its health is SERVING; returns its address and its URL."""
     assert server.stderr is not None
+    target = ""
     for line in server.stderr:
         print(f"  {line}", end="")
-        address = re.search(r"serves rerank\.v1 at (\S+)", line)
-        if address:
+        if address := re.search(r"serves rerank\.v1 at (\S+)", line):
+            target = address[1]
+        if url := re.search(r"(http://\S+)", line):
             # What it says from here on is nothing new; a full pipe would block it.
             threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
-            wait_for_health(address[1])
-            return address[1]
+            wait_for_health(target)
+            return target, url[1]
     raise SystemExit("demo: the server has ended before it served")
 
 
@@ -83,8 +90,8 @@ def wait_for_health(target: str) -> None:
     raise SystemExit(f"demo: the server is not SERVING after {START_SECONDS:g} s")
 
 
-def show(target: str) -> None:
-    """Reranks the example and prints the ranked table."""
+def show(target: str) -> dict[int, float]:
+    """Reranks the example and prints the ranked table; returns each document's score."""
     with Client(target) as client:
         begin = time.monotonic()
         response = client.rerank(QUERY, DOCUMENTS)
@@ -97,6 +104,23 @@ def show(target: str) -> None:
     print_lines(ranking(rows, Screen.of(sys.stdout)))
     model = response.summary.model
     print(f"\n{len(rows)} documents scored by {model!r} over gRPC, first call, {seconds * 1000:.0f} ms.")
+    return {result.index: result.relevance_score for result in response.results}
+
+
+def show_rest(url: str, scores: dict[int, float]) -> None:
+    """Reranks the same over REST and says whether the scores are the same."""
+    body = json.dumps({"query": QUERY, "documents": DOCUMENTS}).encode()
+    begin = time.monotonic()
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/rerank", body), timeout=30) as response:
+        results = json.load(response)["results"]
+    seconds = time.monotonic() - begin
+    print(f"\nThe same as JSON, POST {url}/v1/rerank, {seconds * 1000:.0f} ms:\n")
+    for rank, result in enumerate(results[:3], 1):
+        print(f"{rank} {result['relevance_score']:.4f} [{result['index']}]")
+    print("...")
+    if {result["index"]: result["relevance_score"] for result in results} != scores:
+        raise SystemExit("demo: REST and gRPC do not agree")
+    print("REST and gRPC agree on every score.")
 
 
 def print_lines(lines: Iterable[str]) -> None:
