@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sequence_
 from contextlib import contextmanager
+from queue import SimpleQueue
 from time import monotonic
 from typing import TypeAlias
 
@@ -67,7 +68,12 @@ class Engine:
         self._batch_started: float | None = None
         self._closing = False
         self._death: RerankError | None = None
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # The device thread sleeps on a queue in C, not on a condition: it wakes without the lock
+        # that the caller who wakes it still holds, and nobody is woken while it is at work.
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
+        self._idle = False
+        self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, name=f"device-{name}", daemon=True),
             threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True),
@@ -105,7 +111,7 @@ class Engine:
         Raises QueueFull if too many calls are inside or the queue has no room
         for a single token more: cheaper to say before tokenizing than after.
         """
-        with self._changed:
+        with self._lock:
             self._check_alive()
             if self._calls >= self.settings.max_calls:
                 raise QueueFull(
@@ -118,7 +124,7 @@ class Engine:
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._calls -= 1
 
     def submit(
@@ -137,22 +143,24 @@ class Engine:
         now = monotonic()
         if request.dead(now) and sequences:
             raise DeadlineExceeded("the deadline passed before the call reached the queue")
-        with self._changed:
+        with self._lock:
             self._check_alive()
             self._scheduler.add(request, now, self._rate.tokens_per_second)
-            self._changed.notify_all()
+            idle, self._idle = self._idle, False
+        if idle:
+            self._wakeups.put(None)
         return request
 
     def release(self, request: ScoringRequest) -> None:
         """Frees what a request still holds: nothing more is run for it."""
-        with self._changed:
+        with self._lock:
             self._scheduler.discard(request)
 
     def close(self) -> None:
         """Ends the threads after the batch in progress; whoever still waits gets ShuttingDown."""
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
+        self._end()
         for thread in self._threads:
             if thread.is_alive() and self._death is None:
                 thread.join(timeout=self.settings.hang_seconds)
@@ -182,17 +190,18 @@ class Engine:
 
     def _next_batch(self) -> list[Item]:
         """Waits for work and takes it; empty when the engine closes or has been given up."""
-        with self._changed:
-            while not self._closing and self._death is None:
-                now = monotonic()
-                for request in self._scheduler.expire(now):
-                    request.fail(DeadlineExceeded("the deadline passed while the call was queued"))
+        while not self._ended.is_set():
+            now = monotonic()
+            with self._lock:
+                expired = self._scheduler.expire(now)
                 items = self._scheduler.next_batch(now)
-                if items:
-                    self._batch_started = now
-                    self._changed.notify_all()
-                    return items
-                self._changed.wait()
+                self._idle = not items
+                self._batch_started = now if items else None
+            for request in expired:
+                request.fail(DeadlineExceeded("the deadline passed while the call was queued"))
+            if items:
+                return items
+            self._wakeups.get()
         return []
 
     def _score(self, items: list[Item]) -> list[Scored]:
@@ -230,7 +239,7 @@ class Engine:
         now = monotonic()
         outputs: dict[ScoringRequest, list[tuple[int, Output]]] = {}
         results = dict(scored)
-        with self._changed:
+        with self._lock:
             self._batch_started = None
             for item, waiters in self._scheduler.finish(results):
                 result = results[item]
@@ -239,40 +248,36 @@ class Engine:
                         request.fail(result)
                     else:
                         outputs.setdefault(request, []).append((index, result))
-            for request, pairs in outputs.items():
-                request.deliver(pairs, now)
-            for request in [request for request in self._scheduler.requests if request.done]:
-                self._scheduler.discard(request)
+        for request, pairs in outputs.items():
+            request.deliver(pairs, now)
 
     # The watching thread
 
     def _watch(self) -> None:
+        """Looks from time to time, so that no batch has to wake this thread."""
         hang = self.settings.hang_seconds
-        with self._changed:
-            while not self._closing and self._death is None:
-                if self._batch_started is None:
-                    self._changed.wait()
-                    continue
-                left = self._batch_started + hang - monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(left)
-            else:
-                return
-        log.critical("the device of %s has not answered for %g s", self._name, hang)
-        self._die()
+        while not self._ended.wait(hang / 4):
+            started = self._batch_started
+            if started is not None and monotonic() - started > hang:
+                log.critical("the device of %s has not answered for %g s", self._name, hang)
+                self._die()
+
+    def _end(self) -> None:
+        """Makes both threads end."""
+        self._ended.set()
+        self._wakeups.put(None)
 
     def _die(self) -> None:
-        with self._changed:
+        with self._lock:
             if self._death is not None:
                 return
             self._death = InternalError()
-            self._changed.notify_all()
+        self._end()
         self._fail_all(self._death)
         self._on_death()
 
     def _fail_all(self, error: RerankError) -> None:
-        with self._changed:
+        with self._lock:
             for request in self._scheduler.requests:
                 request.fail(error)
                 self._scheduler.discard(request)
