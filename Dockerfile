@@ -52,7 +52,8 @@ ENV PATH=/opt/service/bin:/opt/rerank/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HOME=/models/.huggingface \
     RERANK_MODELS_DIR=/models \
-    RERANK_HOST=0.0.0.0
+    RERANK_HOST=0.0.0.0 \
+    RERANK_REST_HOST=0.0.0.0
 VOLUME /models
 WORKDIR /models
 USER 10001:10001

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from rerank_grpc.cli.parser import parse
-from rerank_grpc.config import Settings, read_settings
+from rerank_grpc.config import Settings, read_gateway_settings, read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = ROOT / "Dockerfile"
-REST_PORT = 6_006
+REST_PORT = Settings().rest.port
 
 
 def instructions():
@@ -123,7 +123,8 @@ def test_it_runs_as_one_fixed_user_that_is_not_root():
 
 def test_its_settings_are_the_servers():
     settings = read_settings({}, environment())
-    assert settings.host == "0.0.0.0"
+    assert settings.host == settings.rest.host == "0.0.0.0"
+    assert read_gateway_settings({}, environment()).rest.host == "0.0.0.0"
     assert [str(settings.models_dir)] == of("VOLUME") == ["/models"]
     assert of("EXPOSE") == [f"{settings.port} {REST_PORT}"]
     assert settings.admin_host == "127.0.0.1"
