@@ -164,3 +164,13 @@ def channel_of(port: int | None) -> Iterator[grpc.Channel]:
 def request_of(query: str, *documents: str, **fields: object) -> pb.RerankRequest:
     """Makes a request message."""
     return pb.RerankRequest(query=query, documents=[pb.Document(text=text) for text in documents], **fields)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = WAIT) -> None:
+    """Waits until a condition holds, asking again and again, or fails."""
+    given_up = threading.Event()
+    for _ in range(int(seconds / 0.005)):
+        if condition():
+            return
+        given_up.wait(0.005)
+    raise AssertionError("it never came true")

@@ -14,7 +14,7 @@ from rerank_grpc.config import EngineSettings, ModelSpec, Settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.server.app import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.support import WAIT, CountingRunner, HeldRunner, channel_of, request_of, serving, stub_of
+from tests.support import WAIT, CountingRunner, HeldRunner, channel_of, request_of, serving, stub_of, wait_for
 
 TOPICS = [
     "pandas eat bamboo",
@@ -96,46 +96,6 @@ def test_a_streams_best_top_n_are_the_answer():
         best = sorted(results, key=lambda result: (-result.logit, result.index))[:5]
         assert {result.index for result in best} == {result.index for result in whole.results}
         assert len(results) < len(texts)
-
-
-def test_r7_calls_cancelled_while_queued_cost_no_pass():
-    runner = HeldRunner()
-    settings = replace(Settings(), engine=EngineSettings(max_calls=200))
-    with serving(settings, runner=runner) as server, stub_of(server.port) as stub:
-        blocker = stub.Rerank.future(request_of("q", "blocker"))
-        runner.await_batch()
-        calls = [stub.Rerank.future(request_of("q", f"document {n}")) for n in range(100)]
-        engine = server.registry.loaded("").engine
-        wait_for(lambda: engine.queued_tokens == 100 * 5)
-        for call in calls:
-            call.cancel()
-        wait_for(lambda: engine.queued_tokens == 0)
-        runner.let_all()
-        blocker.result(WAIT)
-        assert runner.sequences == 1
-
-
-@pytest.mark.parametrize("method", ["Rerank", "StreamRerank"])
-def test_r8_a_call_cancelled_half_way_costs_at_most_one_further_batch(method: str):
-    runner = HeldRunner()
-    settings = replace(Settings(), engine=EngineSettings(max_batch_tokens=40))
-    texts = [f"document {n}" for n in range(1_000)]
-    with serving(settings, runner=runner) as server, stub_of(server.port) as stub:
-        message = request_of("q", *texts).SerializeToString()
-        if method == "Rerank":
-            call = stub.Rerank.future(pb.RerankRequest.FromString(message))
-        else:
-            call = stub.StreamRerank(pb.StreamRerankRequest.FromString(message))
-        runner.let(3)
-        for _ in range(4):
-            runner.await_batch()
-        call.cancel()
-        engine = server.registry.loaded("").engine
-        wait_for(lambda: engine.queued_tokens == 0)
-        neighbour = stub.Rerank.future(request_of("q", "neighbour"))
-        runner.let_all()
-        assert len(neighbour.result(WAIT).results) == 1
-        assert len(runner.batches) <= 5
 
 
 def test_r8_killing_the_client_ends_its_call():
@@ -225,13 +185,3 @@ def test_stopping_lets_calls_inside_finish_and_refuses_new_ones():
         assert not stopping.is_alive()
         with pytest.raises(grpc.RpcError):
             stub.Rerank(request_of("q", "d"), timeout=1)
-
-
-def wait_for(condition) -> None:
-    """Waits until a condition holds, asking again and again, or fails."""
-    given_up = threading.Event()
-    for _ in range(int(WAIT / 0.005)):
-        if condition():
-            return
-        given_up.wait(0.005)
-    raise AssertionError("it never came true")

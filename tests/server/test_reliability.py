@@ -1,0 +1,358 @@
+"""R3, R4, R6, R7, R8, R16, R17 and R18 on the running server, each with a proof that its test can fail.
+
+Every measurement is a function of a running server. One test asserts its
+bound; a second takes the protection away and asserts that the bound is broken.
+Time is counted in batches of a held device wherever that says the same, so a
+busy machine fails no test; milliseconds are the benchmark's.
+"""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.engine.batch import PackedBatch, Sequence
+from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.request import Output, ScoringRequest
+from rerank_grpc.engine.runner import OutOfMemory, Runner
+from rerank_grpc.engine.scheduler import Scheduler
+from rerank_grpc.errors import InternalError
+from rerank_grpc.server import rerank_service
+from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.v1 import rerank_pb2_grpc
+from tests.support import (
+    WAIT,
+    CountingRunner,
+    HeldRunner,
+    WordEncoder,
+    request_of,
+    score_of,
+    serving,
+    stub_of,
+    wait_for,
+)
+
+TOKENS = 5  # of the pair ("q", "document 7") and its like
+OK = grpc.StatusCode.OK
+
+
+def code_of(call: grpc.Future) -> grpc.StatusCode:
+    error = call.exception(WAIT)
+    return OK if error is None else error.code()
+
+
+@contextmanager
+def calling(runner: Runner, **fields: object) -> Iterator[tuple[Engine, rerank_pb2_grpc.RerankServiceStub]]:
+    """Serves a scripted device, and yields its engine and a stub that calls it."""
+    settings = replace(Settings(), engine=replace(EngineSettings(), **fields))
+    with serving(settings, runner=runner) as server, stub_of(server.port) as stub:
+        loaded = server.registry.loaded("")
+        assert loaded is not None
+        yield loaded.engine, stub
+
+
+# R3
+
+
+def refused_of(room: int, extra: int) -> Counter[grpc.StatusCode]:
+    """Holds the device, sends `room + extra` calls at once, and counts their codes."""
+    runner = HeldRunner()
+    with calling(runner, max_queue_tokens=room * TOKENS) as (engine, stub):
+        blocker = stub.Rerank.future(request_of("q", "the blocker"))
+        runner.await_batch()
+        calls = [stub.Rerank.future(request_of("q", f"document {n}")) for n in range(room + extra)]
+        wait_for(lambda: sum(call.done() for call in calls) >= extra or engine.queued_tokens > room * TOKENS)
+        wait_for(lambda: engine.queued_tokens >= room * TOKENS)
+        runner.let_all()
+        assert code_of(blocker) is OK
+        for call in calls:
+            if call.exception(WAIT):
+                assert int(dict(call.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
+        return Counter(map(code_of, calls))
+
+
+def test_r3_with_room_for_n_calls_exactly_the_others_are_refused():
+    assert refused_of(20, 13) == {OK: 20, grpc.StatusCode.RESOURCE_EXHAUSTED: 13}
+
+
+def test_r3_fails_without_the_queues_bound(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Scheduler, "check_room", lambda *_: None)
+    assert refused_of(20, 13) == {OK: 33}
+
+
+# R4
+
+
+def batches_until_answered() -> list[int]:
+    """Runs 1,000 documents and one-document calls beside them; returns the batches each of these took."""
+    runner, took = HeldRunner(), []
+    with calling(runner, max_batch_tokens=TOKENS * 20) as (engine, stub):
+        large = stub.Rerank.future(request_of("q", *[f"document {n}" for n in range(1_000)]))
+        runner.await_batch()
+        for n in range(10):
+            took.append(_batches_of_small(stub, engine, runner, f"small {n}"))
+            if took[-1] > 2:
+                break
+        runner.let_all()
+        assert len(large.result(WAIT).results) == 1_000
+        took.append(len(runner.batches))
+    return took
+
+
+def _batches_of_small(stub, engine: Engine, runner: HeldRunner, text: str) -> int:
+    """Lets batch after batch run until a new call has its answer; returns how many."""
+    queued, before = engine.queued_tokens, len(runner.batches)
+    small = stub.Rerank.future(request_of("q", text))
+    wait_for(lambda: engine.queued_tokens > queued)
+    while not any(_holds(batch, text) for batch in runner.batches[before:]):
+        run = len(runner.batches)
+        runner.let()
+        wait_for(lambda run=run: len(runner.batches) > run)
+    assert code_of(small) is OK
+    return len(runner.batches) - before
+
+
+def _holds(batch: PackedBatch, text: str) -> bool:
+    return WordEncoder().encode("q", [text]).sequences[0] in batch.sequences
+
+
+def test_r4_a_one_document_call_takes_at_most_two_batches_beside_a_thousand_documents():
+    *small, total = batches_until_answered()
+    assert max(small) <= 2  # the one in progress, and its own
+    assert total <= 1.25 * 1_000 / 20  # and the large call hardly notices
+
+
+def test_r4_fails_when_the_queue_is_first_come_first_served(monkeypatch: pytest.MonkeyPatch):
+    def greedy(self: Scheduler, now: float) -> list:
+        entries = [entry for entry in self._entries.values() if entry.pending]
+        items: list = []
+        while entries and sum(map(len, items)) < self.max_batch_tokens and entries[0].pending:
+            items.append(entries[0].pending.popleft())
+        self._start(items, now)
+        return items
+
+    monkeypatch.setattr(Scheduler, "next_batch", greedy)
+    assert max(batches_until_answered()[:-1]) > 2
+
+
+# R6
+
+
+def late_call() -> tuple[float, int]:
+    """Sends a call with 300 ms behind a held device; returns its seconds and its forward passes."""
+    runner = HeldRunner()
+    with calling(runner) as (_, stub):
+        blocker = stub.Rerank.future(request_of("q", "the blocker"))
+        runner.await_batch()
+        started = time.monotonic()
+        late = stub.Rerank.future(request_of("q", "document 1"), timeout=0.3)
+        assert code_of(late) is grpc.StatusCode.DEADLINE_EXCEEDED
+        seconds = time.monotonic() - started
+        runner.let_all()
+        assert code_of(blocker) is OK
+        assert code_of(stub.Rerank.future(request_of("q", "document 2"))) is OK
+        return seconds, runner.sequences - 2
+
+
+def test_r6_a_deadline_behind_a_long_queue_ends_on_time_and_costs_no_pass():
+    seconds, passes = late_call()
+    assert seconds < 0.4
+    assert passes == 0
+
+
+def test_r6_fails_when_late_work_is_not_dropped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ScoringRequest, "dead", lambda *_: False)
+    monkeypatch.setattr(Engine, "release", lambda *_: None)
+    assert late_call()[1] == 1
+
+
+# R7 and R8
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Takes away what tells the engine that a caller has gone."""
+    monkeypatch.setattr(rerank_service, "on_cancel_of", lambda _: lambda _: None)
+    return
+
+
+def passes_of_cancelled(count: int) -> int:
+    """Cancels calls that are queued behind a held device; returns how many were run all the same."""
+    runner = HeldRunner()
+    with calling(runner, max_calls=count * 2) as (engine, stub):
+        blocker = stub.Rerank.future(request_of("q", "the blocker"))
+        runner.await_batch()
+        calls = [stub.Rerank.future(request_of("q", f"document {n}")) for n in range(count)]
+        wait_for(lambda: engine.queued_tokens == count * TOKENS)
+        for call in calls:
+            call.cancel()
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: engine.queued_tokens == 0, seconds=1)
+        runner.let_all()
+        assert code_of(blocker) is OK
+        assert code_of(stub.Rerank.future(request_of("q", "the last"))) is OK
+        return runner.sequences - 2
+
+
+def test_r7_calls_cancelled_while_queued_cost_no_pass_and_free_their_room():
+    assert passes_of_cancelled(100) == 0
+
+
+@pytest.mark.usefixtures("deaf")
+def test_r7_fails_when_the_engine_is_not_told():
+    assert passes_of_cancelled(100) == 100
+
+
+def batches_after_cancelling(method: str) -> int:
+    """Cancels a call in the middle of 1,000 documents; returns how many further batches held its work."""
+    runner = HeldRunner()
+    with calling(runner, max_batch_tokens=TOKENS * 10) as (engine, stub):
+        message = request_of("q", *[f"document {n}" for n in range(1_000)]).SerializeToString()
+        if method == "Rerank":
+            call = stub.Rerank.future(pb.RerankRequest.FromString(message))
+        else:
+            call = stub.StreamRerank(pb.StreamRerankRequest.FromString(message))
+        runner.let(3)
+        for _ in range(4):
+            runner.await_batch()
+        call.cancel()
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: engine.queued_tokens == 0, seconds=1)
+        before = len(runner.batches)
+        neighbour = stub.Rerank.future(request_of("q", "the neighbour"))
+        runner.let_all()
+        (result,) = neighbour.result(WAIT).results
+        assert result.logit == pytest.approx(own_score("the neighbour"))
+        wait_for(lambda: engine.queued_tokens == 0)
+        return sum(len(batch.sequences) > 1 for batch in runner.batches[before:])
+
+
+def own_score(text: str) -> float:
+    return score_of(WordEncoder().encode("q", [text]).sequences[0])
+
+
+@pytest.mark.parametrize("method", ["Rerank", "StreamRerank"])
+def test_r8_a_call_cancelled_half_way_costs_at_most_one_further_batch(method: str):
+    assert batches_after_cancelling(method) <= 1
+
+
+@pytest.mark.usefixtures("deaf")
+def test_r8_fails_when_the_engine_is_not_told():
+    assert batches_after_cancelling("Rerank") > 50
+
+
+# R16
+
+
+def poison(kind: str) -> Callable[[Sequence], Output | None]:
+    culprit = WordEncoder().encode("q", ["document 3"]).sequences[0]
+
+    def score(sequence: Sequence) -> float | None:
+        if sequence != culprit:
+            return score_of(sequence)
+        if kind == "raises":
+            raise RuntimeError("poison")
+        return None
+
+    return score
+
+
+def codes_beside_poison(kind: str) -> Counter[grpc.StatusCode]:
+    """Runs one poison pair in a batch with seven others; checks the scores of those that succeed."""
+    runner = HeldRunner(poison(kind))
+    with calling(runner) as (engine, stub):
+        blocker = stub.Rerank.future(request_of("q", "the blocker"))
+        runner.await_batch()
+        calls = [stub.Rerank.future(request_of("q", f"document {n}")) for n in range(8)]
+        wait_for(lambda: engine.queued_tokens == 8 * TOKENS)
+        runner.let_all()
+        assert code_of(blocker) is OK
+        for n, call in enumerate(calls):
+            if code_of(call) is OK:
+                assert call.result().results[0].logit == pytest.approx(own_score(f"document {n}"))
+            else:
+                assert dict(call.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
+        return Counter(map(code_of, calls))
+
+
+@pytest.mark.parametrize("kind", ["raises", "nan"])
+def test_r16_a_poison_pair_fails_its_own_call_alone(kind: str):
+    assert codes_beside_poison(kind) == {OK: 7, grpc.StatusCode.INTERNAL: 1}
+
+
+def test_r16_fails_when_a_failed_batch_is_not_split(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        Engine, "_score_apart", lambda _self, items, *_: [(item, InternalError()) for item in items]
+    )
+    assert codes_beside_poison("raises") == {grpc.StatusCode.INTERNAL: 8}
+
+
+# R17
+
+
+class SmallMemory(CountingRunner):
+    """Runs out of memory above 130 tokens."""
+
+    def run(self, batch: PackedBatch) -> list[Output | None]:
+        if batch.num_tokens > 130:
+            raise OutOfMemory
+        return super().run(batch)
+
+
+def codes_with_small_memory() -> list[grpc.StatusCode]:
+    """Runs a call of many pairs, and one whose single pair is too large."""
+    with calling(SmallMemory(), max_batch_tokens=4_096) as (_, stub):
+        many = stub.Rerank.future(request_of("q", *[f"document {n}" for n in range(300)]))
+        huge = stub.Rerank.future(request_of("q", "word " * 200))
+        return [code_of(many), code_of(huge), code_of(stub.Rerank.future(request_of("q", "after")))]
+
+
+def test_r17_out_of_memory_is_split_and_retried_and_one_pair_too_large_fails_alone():
+    assert codes_with_small_memory() == [OK, grpc.StatusCode.RESOURCE_EXHAUSTED, OK]
+
+
+def test_r17_fails_when_it_is_not_split(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        Engine, "_score_apart", lambda _self, items, *_: [(item, InternalError()) for item in items]
+    )
+    assert codes_with_small_memory()[0] is grpc.StatusCode.INTERNAL
+
+
+# R18
+
+
+class Deadly(HeldRunner):
+    """Ends the device thread."""
+
+    def run(self, batch: PackedBatch) -> list[Output | None]:
+        super().run(batch)
+        raise SystemExit
+
+
+def codes_after_death(runner: HeldRunner, hang_seconds: float) -> Counter[grpc.StatusCode]:
+    """Lets the device die, or hang, with ten calls waiting."""
+    with calling(runner, hang_seconds=hang_seconds, max_batch_tokens=TOKENS) as (engine, stub):
+        calls = [stub.Rerank.future(request_of("q", f"document {n}"), timeout=5) for n in range(10)]
+        wait_for(lambda: engine.queued_tokens == 9 * TOKENS)
+        if isinstance(runner, Deadly):
+            runner.let()
+        return Counter(map(code_of, calls))
+
+
+def test_r18_when_the_device_thread_dies_every_waiting_call_fails_at_once():
+    assert codes_after_death(Deadly(), WAIT) == {grpc.StatusCode.INTERNAL: 10}
+
+
+def test_r18_when_the_device_hangs_every_waiting_call_fails_at_once():
+    assert codes_after_death(HeldRunner(), 0.2) == {grpc.StatusCode.INTERNAL: 10}
+
+
+def test_r18_fails_when_nobody_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Engine, "_die", lambda _: None)
+    assert codes_after_death(Deadly(), WAIT) == {grpc.StatusCode.DEADLINE_EXCEEDED: 10}
