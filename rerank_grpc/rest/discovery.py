@@ -49,7 +49,7 @@ class Discovery:
         """Says what is served; without a token of its own where one is needed, nothing of the models."""
         models: tuple[ModelInfo, ...] = ()
         try:
-            models = await self._upstream.models(PROBE_SECONDS)
+            models = await self._upstream.own_models(PROBE_SECONDS)
             locked = bool(self._check) or await self._upstream.needs_token(PROBE_SECONDS)
         except Unauthenticated:
             locked = True

@@ -123,10 +123,14 @@ class Upstream:
 
         return await self._call(call)
 
-    async def models(self, timeout: float, token: str | None = None) -> tuple[ModelInfo, ...]:
-        """Lists the models, with a caller's token or the shim's own."""
-        metadata = authorization(token or self._token)
+    async def models(self, timeout: float, token: str | None) -> tuple[ModelInfo, ...]:
+        """Lists the models, with a caller's token."""
+        metadata = authorization(token)
         return await self._call(lambda client: client.list_models(timeout=timeout, metadata=metadata))
+
+    async def own_models(self, timeout: float) -> tuple[ModelInfo, ...]:
+        """Lists the models with the shim's own token: for what is public, and for nothing else."""
+        return await self.models(timeout, self._token)
 
     async def health(self, timeout: float) -> Health:
         """Asks for the default model's health, with the shim's own token."""
@@ -136,7 +140,7 @@ class Upstream:
     async def needs_token(self, timeout: float) -> bool:
         """Tells whether the servers refuse a caller without a token."""
         try:
-            await self._call(lambda client: client.list_models(timeout=timeout))
+            await self.models(timeout, None)
         except Unauthenticated:
             return True
         return False

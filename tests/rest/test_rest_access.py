@@ -1,0 +1,162 @@
+"""Who may call: all forms of a token, in front of servers with and without one (R25, R26)."""
+
+import http.client
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from rerank_grpc.config import Settings
+from tests.rest.support import Reply, call, get, post, read, shim
+from tests.support import CountingRunner, serving
+
+TOKENS = ("first-token", "second-token")
+BODY = {"query": "q", "documents": ["d"]}
+RIGHT = {
+    "Bearer": ("Authorization", "Bearer second-token"),
+    "bearer in another case": ("AUTHORIZATION", "bEARER  first-token"),
+    "the token alone": ("Authorization", "first-token"),
+    "Api-Key": ("Api-Key", "first-token"),
+    "x-api-key": ("x-api-key", "second-token"),
+}
+WRONG = {
+    "none": [],
+    "wrong": [("Authorization", "Bearer third-token")],
+    "a prefix": [("Authorization", "Bearer first-toke")],
+    "empty": [("Authorization", "")],
+    "Bearer alone": [("Authorization", "Bearer ")],
+    "not ASCII": [("Authorization", "Bearer first-tokén")],
+    "another scheme": [("Authorization", "Basic first-token")],
+    "twice": [("Authorization", "Bearer first-token")] * 2,
+    "a cookie": [("Cookie", "token=first-token")],
+}
+PUBLIC = ("/", "/health", "/ping", "/v1/cluster/auth", "/docs", "/openapi.json")
+CLOSED = (
+    ("POST", "/v1/rerank"),
+    ("POST", "/tei/rerank"),
+    ("POST", "/score"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/embedded"),
+    ("GET", "/models"),
+    ("GET", "/info"),
+    ("GET", "/model-info"),
+)
+
+
+@pytest.fixture(scope="module")
+def runner() -> CountingRunner:
+    return CountingRunner()
+
+
+@pytest.fixture(scope="module", params=["checks itself", "leaves it to the server"])
+def guarded(request: pytest.FixtureRequest, runner: CountingRunner) -> Iterator[int]:
+    own = TOKENS if request.param == "checks itself" else ()
+    with (
+        serving(replace(Settings(), tokens=TOKENS), runner=runner) as server,
+        shim(server.port, tokens=own, upstream_token=TOKENS[0]) as port,
+    ):
+        yield port
+
+
+def send(port: int, method: str, path: str, headers: list[tuple[str, str]]) -> Reply:
+    """Sends a request whose headers may repeat."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.putrequest(method, path)
+        content = {"query": "q", "texts": ["d"]} if path.startswith("/tei") else BODY
+        body = json.dumps(content).encode() if method == "POST" else b""
+        connection.putheader("Content-Length", str(len(body)))
+        for name, value in headers:
+            connection.putheader(name, value.encode("latin-1"))
+        connection.endheaders(body)
+        return read(connection)
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_a_token_is_taken_in_every_form(guarded: int, case: str) -> None:
+    assert send(guarded, "POST", "/v1/rerank", [RIGHT[case]]).status == 200
+    assert send(guarded, "GET", "/v1/models", [RIGHT[case]]).status == 200
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_without_a_right_token_nothing_is_scored_or_told(
+    guarded: int, runner: CountingRunner, case: str
+) -> None:
+    before = runner.sequences
+    for method, path in CLOSED:
+        reply = send(guarded, method, path, WRONG[case])
+        assert reply.status == 401, path
+        assert reply.headers["www-authenticate"] == "Bearer"
+        assert "error" in reply.json
+    assert runner.sequences == before
+
+
+def test_public_routes_need_none_and_tell_all(guarded: int) -> None:
+    for path in PUBLIC:
+        assert get(guarded, path).status == 200
+    assert get(guarded, "/v1/cluster/auth").json == {"auth": True}
+    root = get(guarded, "/").json
+    assert (root["authentication"], root["loaded_models"]) == (True, ["embedded"])
+    assert get(guarded, "/health").json["model_loaded"]
+
+
+def test_without_a_token_of_its_own_the_shim_tells_nothing_of_the_models() -> None:
+    with (
+        serving(replace(Settings(), tokens=TOKENS), runner=CountingRunner()) as server,
+        shim(server.port) as port,
+    ):
+        root = get(port, "/").json
+        assert (root["authentication"], root["supported_models"]) == (True, [])
+        assert get(port, "/health").json == {"status": "healthy"}
+        assert get(port, "/v1/cluster/auth").json == {"auth": True}
+
+
+def test_an_open_server_takes_any_token(port: int) -> None:
+    assert get(port, "/v1/cluster/auth").json == {"auth": False}
+    for headers in ([], [("Authorization", "Bearer anything")], [("Authorization", "Basic x y")]):
+        assert send(port, "POST", "/v1/rerank", headers).status == 200
+
+
+def test_fastgpts_switch_says_access_errors_as_its_app_does() -> None:
+    settings = replace(Settings(), tokens=TOKENS)
+    with (
+        serving(settings, runner=CountingRunner()) as server,
+        shim(server.port, tokens=TOKENS, fastgpt=True) as port,
+    ):
+        missing, wrong = post(port, "/v1/rerank", BODY), post(port, "/v1/rerank", BODY, x_api_key="no")
+        assert (missing.status, missing.json) == (403, {"detail": "Not authenticated"})
+        assert (wrong.status, wrong.json) == (401, {"detail": "Invalid token"})
+        empty = {"query": "q", "documents": []}
+        reply = post(port, "/v1/rerank", empty, authorization="Bearer first-token")
+        assert (reply.status, reply.json) == (200, {"results": []})
+
+
+def test_nothing_of_a_caller_reaches_the_log(caplog: pytest.LogCaptureFixture, free_port: int) -> None:
+    caplog.set_level(logging.DEBUG)
+    settings = replace(Settings(), tokens=TOKENS)
+    canary = "CANARY"
+    body = {"query": canary, "documents": [canary], "model": canary}
+    bodies = (
+        body,
+        body | {"model": ""},
+        body | {"top_n": canary},
+        body | {"texts": [canary]},
+        {"text_pairs": f"[['{canary}'"},
+        f'{{"query": "{canary}'.encode(),
+    )
+    with (
+        serving(settings, runner=CountingRunner()) as server,
+        shim(server.port) as good,
+        shim(free_port) as away,
+    ):
+        for port in (good, away):
+            for one in bodies:
+                post(port, "/v1/rerank", one, authorization="Bearer first-token")
+            post(port, "/v1/rerank", body, authorization=f"Bearer {canary}")
+            get(port, f"/{canary}?q={canary}")
+            call(port, canary, "/v1/rerank")
+    assert canary not in caplog.text

@@ -1,0 +1,223 @@
+"""Callers who leave, who are slow, who send too much; deadlines, and servers that come and go."""
+
+import contextlib
+import json
+import re
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rerank_grpc.client import Client
+from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.server.app import RerankServer
+from tests.rest.support import HOST, Reply, post, shim
+from tests.support import WAIT, CountingRunner, HeldRunner, loader_of, serving
+
+BODY = {"query": "q", "documents": ["d"]}
+
+
+def connect(port: int, sent: bytes = b"") -> socket.socket:
+    """Opens a connection and sends something."""
+    connection = socket.create_connection((HOST, port), timeout=WAIT)
+    connection.sendall(sent)
+    return connection
+
+
+def request(body: Any, *headers: str, path: str = "/v1/rerank") -> bytes:
+    """Writes a request's bytes."""
+    data = json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(data)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + data
+
+
+def until(condition: Callable[[], object], seconds: float = WAIT) -> None:
+    """Waits for something that happens elsewhere."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        threading.Event().wait(0.005)
+
+
+@pytest.fixture
+def held() -> Iterator[tuple[HeldRunner, RerankServer]]:
+    """A server whose batches hold one document each, and run when the test lets them."""
+    runner = HeldRunner()
+    settings = replace(Settings(), engine=EngineSettings(max_batch_tokens=8))
+    with serving(settings, runner=runner) as server:
+        yield runner, server
+
+
+def test_a_caller_who_leaves_costs_at_most_one_further_batch(held) -> None:
+    runner, server = held
+    with shim(server.port) as port, Client(f"{HOST}:{server.port}") as client:
+        connection = connect(port, request({"query": "q", "documents": [f"d{n}" for n in range(500)]}))
+        runner.await_batch()
+        assert client.health().queue_tokens > 0
+        connection.close()
+        until(lambda: client.health().queue_tokens == 0)
+        neighbour: list[Reply] = []
+        asking = threading.Thread(target=lambda: neighbour.append(post(port, "/v1/rerank", BODY)))
+        asking.start()
+        runner.let_all()
+        asking.join(WAIT)
+        assert neighbour[0].status == 200
+        # The batch that ran when the caller left, at most one more, and the neighbour's own.
+        assert len(runner.batches) <= 3
+
+
+def test_the_callers_time_becomes_the_deadline(held) -> None:
+    runner, server = held
+    with shim(server.port) as port:
+        for headers, path, kind in ((("X-Request-Timeout: 0.3",), "/v1/rerank", "error"),):
+            begin = time.monotonic()
+            with connect(port, request(BODY, *headers, "Connection: close", path=path)) as connection:
+                answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+            assert answer.startswith(b"HTTP/1.1 504 ")
+            assert f'"{kind}"'.encode() in answer
+            assert 0.25 < time.monotonic() - begin < 5
+    with shim(server.port, timeout=0.2) as port:
+        assert post(port, "/v1/rerank", BODY).status == 504
+    assert runner.sequences == 0
+
+
+def test_a_shim_that_stops_answers_those_inside(held) -> None:
+    runner, server = held
+    replies: list[Reply] = []
+    with shim(server.port, grace=WAIT) as port:
+        asking = threading.Thread(target=lambda: replies.append(post(port, "/v1/rerank", BODY)))
+        asking.start()
+        runner.await_batch()
+        threading.Timer(0.3, runner.let_all).start()
+    asking.join(WAIT)
+    assert replies[0].status == 200
+
+
+def test_one_connection_takes_many_requests_also_ahead_of_their_answers(port: int) -> None:
+    with connect(port, request(BODY) * 3 + request(BODY, "Connection: close")) as connection:
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert len(re.findall(rb"HTTP/1\.1 200 ", answer)) == 4
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"nonsense\r\n\r\n",
+        b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000,
+    ],
+)
+def test_what_is_no_http_gets_json(port: int, sent: bytes) -> None:
+    with connect(port, sent) as connection:
+        head, _, body = b"".join(iter(lambda: connection.recv(65_536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["told", "chunked"])
+def test_too_large_a_body_is_413_before_it_is_read(port: int, chunked: bool) -> None:
+    head = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\n"
+    block = b" " * (1 << 20)
+    if chunked:
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
+        block = b"100000\r\n" + block + b"\r\n"
+    else:
+        head += b"Content-Length: 200000000\r\n\r\n"
+    with connect(port, head) as connection:
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 200:
+                connection.sendall(block)
+                sent += 1
+        answer = connection.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert sent < 60
+    assert post(port, "/v1/rerank", BODY).status == 200
+
+
+def test_200_slow_callers_lose_their_sockets_and_take_nobodys_time(port: int) -> None:
+    def ninety_ninth(seconds: list[float]) -> float:
+        return sorted(seconds)[int(len(seconds) * 0.99)]
+
+    def one() -> float:
+        begin = time.monotonic()
+        assert post(port, "/v1/rerank", BODY).status == 200
+        return time.monotonic() - begin
+
+    alone = [one() for _ in range(200)]
+    head = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\n"
+    # Silent, slow in the head, slow in the body; each 10 s after it began at the latest.
+    begins = [b"", head, head + b"Content-Length: 1000\r\n\r\n"]
+    watch = selectors.DefaultSelector()
+    begin = time.monotonic()
+    for number in range(200):
+        watch.register(connect(port, begins[number % 3]), selectors.EVENT_READ, number % 3)
+    beside: list[float] = []
+    while watch.get_map():
+        beside += [one() for _ in range(10)]
+        for key, _ in watch.select(0.2):
+            watch.unregister(key.fileobj)
+            key.fileobj.close()
+        for key in list(watch.get_map().values()):
+            if key.data:
+                try:
+                    key.fileobj.send(b"x")
+                except OSError:
+                    watch.unregister(key.fileobj)
+                    key.fileobj.close()
+        assert time.monotonic() - begin < 15, f"{len(watch.get_map())} sockets are still open"
+    watch.close()
+    # Callers, shim and server share this process and machine, whose noise is the larger below that.
+    assert ninety_ninth(beside) <= max(2 * ninety_ninth(alone), 0.25)
+
+
+def restarted(server: RerankServer, runner: CountingRunner) -> RerankServer:
+    """Starts a new server on a stopped one's port."""
+    settings = replace(Settings(), port=server.port, admin_port=0)
+    again = RerankServer(settings, load=loader_of(runner, settings.engine))
+    again.start()
+    assert again.wait_until_loaded(WAIT)
+    return again
+
+
+def test_the_shim_outlives_a_restart_of_the_server() -> None:
+    runner = CountingRunner()
+    with serving(runner=runner) as server, shim(server.port) as port:
+        assert post(port, "/v1/rerank", BODY).status == 200
+        server.stop(1)
+        assert post(port, "/v1/rerank", BODY).status == 503
+        again = restarted(server, runner)
+        try:
+            until(lambda: post(port, "/v1/rerank", BODY).status == 200, 10)
+        finally:
+            again.stop(1)
+
+
+def test_of_two_servers_the_one_that_is_there_takes_every_call() -> None:
+    first, second = CountingRunner(), CountingRunner()
+    with serving(runner=first) as one, serving(runner=second) as two, shim(one.port, two.port) as port:
+        for number in range(20):
+            assert post(port, "/v1/rerank", {"query": f"{number}", "documents": ["d"]}).status == 200
+        assert (first.sequences, second.sequences) == (10, 10)
+        one.stop(1)
+        for number in range(20):
+            assert post(port, "/v1/rerank", {"query": f"{number}", "documents": ["e"]}).status == 200
+        assert (first.sequences, second.sequences) == (10, 30)
+        again = restarted(one, first)
+        try:
+            numbers = iter(range(10_000))
+            until(
+                lambda: (
+                    post(port, "/v1/rerank", {"query": f"again {next(numbers)}", "documents": ["d"]}).status
+                    == 200
+                    and first.sequences > 10
+                )
+            )
+        finally:
+            again.stop(1)
