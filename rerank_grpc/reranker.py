@@ -15,10 +15,11 @@ from rerank_grpc.checks import check_request
 from rerank_grpc.config import Limits
 from rerank_grpc.engine.encoding import EncodedRequest
 from rerank_grpc.engine.request import ScoringRequest
-from rerank_grpc.engine.scores import chunk_logits, relevance_scores
+from rerank_grpc.engine.scores import best_chunk, relevance_scores
 from rerank_grpc.errors import Cancelled
 from rerank_grpc.registry import LoadedModel, OnCancel, Registry, never
 from rerank_grpc.types import RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
+
 
 class Reranker:
     """Answers requests with the models of a registry; called by many threads at once."""
@@ -95,12 +96,8 @@ class _Job:
 
     def results(self, indices: Iterable[int]) -> list[ScoredDocument]:
         """Makes the results of documents whose sequences are all scored, but for those below the bound."""
-        encoded = self.encoded
-        chosen = []
-        for index in indices:
-            logits = chunk_logits(encoded.documents[index], self.scoring.outputs, encoded.query)
-            best = max(range(len(logits)), key=logits.__getitem__)
-            chosen.append((index, best, logits[best]))
+        documents, query, outputs = self.encoded.documents, self.encoded.query, self.scoring.outputs
+        chosen = [(index, *best_chunk(documents[index], outputs, query)) for index in indices]
         scores = relevance_scores([logit for _, _, logit in chosen], self.model.card.scoring)
         bound = np.float32(self.request.min_relevance_score or 0)
         return [

@@ -23,7 +23,7 @@ from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.rate import Rate
 from rerank_grpc.engine.request import Output, ScoringRequest
 from rerank_grpc.engine.runner import OutOfMemory, Runner
-from rerank_grpc.engine.scheduler import Item, Scheduler
+from rerank_grpc.engine.scheduler import Item, Scheduler, tokens_of
 from rerank_grpc.errors import (
     DeadlineExceeded,
     InternalError,
@@ -206,7 +206,7 @@ class Engine:
 
     def _score(self, items: list[Item]) -> list[Scored]:
         """Runs items in one pass; if that fails, in halves, until the culprit stands alone."""
-        tokens = sum(map(len, items))
+        tokens = tokens_of(items)
         started = monotonic()
         try:
             outputs = self._runner.run(PackedBatch(tuple(item.sequence for item in items)))

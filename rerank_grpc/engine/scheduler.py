@@ -34,19 +34,23 @@ class Item:
 
     Attributes:
         sequence: what to run.
+        tokens: how many it has.
         waiters: (request, index into its sequences) of all who asked for it.
         started: whether it has gone to the device.
     """
 
-    __slots__ = ("sequence", "started", "waiters")
+    __slots__ = ("sequence", "started", "tokens", "waiters")
 
     def __init__(self, sequence: Sequence) -> None:
         self.sequence = sequence
+        self.tokens = len(sequence)
         self.waiters: list[tuple[ScoringRequest, int]] = []
         self.started = False
 
-    def __len__(self) -> int:
-        return len(self.sequence)
+
+def tokens_of(items: Iterable[Item]) -> int:
+    """Adds up the tokens of items."""
+    return sum([item.tokens for item in items])
 
 
 @dataclass(slots=True)
@@ -109,28 +113,29 @@ class Scheduler:
         Raises QueueFull, or DeadlineUnreachable if at `rate` tokens per second
         (0: not known) its deadline cannot be met.
         """
-        fresh = {sequence for sequence in request.sequences if sequence not in self._items}
-        tokens = sum(map(len, fresh))
+        fresh: dict[Sequence, Item] = {}
+        items = [
+            self._items.get(sequence) or fresh.setdefault(sequence, Item(sequence))
+            for sequence in request.sequences
+        ]
+        tokens = tokens_of(fresh.values())
         self.check_room(tokens, rate)
         self._check_deadline(request, tokens, now, rate)
-        self._arrivals += 1
-        items, pending = [], deque[Item]()
-        for index, sequence in enumerate(request.sequences):
-            item = self._items.get(sequence)
-            if item is None:
-                item = self._items[sequence] = Item(sequence)
-                pending.append(item)
-            else:
+        self._items.update(fresh)
+        pending = deque[Item]()
+        for index, item in enumerate(items):
+            waiters = item.waiters
+            if waiters:
                 request.joined += 1
-                if item.started:
-                    request.started_at = now
-                elif item.waiters[-1][0] is not request:
-                    pending.append(item)
-            item.waiters.append((request, index))
-            items.append(item)
-        request.admitted_at = now
+            if item.started:
+                request.started_at = now
+            elif not waiters or waiters[-1][0] is not request:
+                pending.append(item)
+            waiters.append((request, index))
+        self._arrivals += 1
         self.queued_tokens += tokens
-        self._entries[request] = Entry(request, self._arrivals, items, pending, sum(map(len, pending)))
+        request.admitted_at = now
+        self._entries[request] = Entry(request, self._arrivals, items, pending, tokens_of(pending))
 
     def _check_deadline(self, request: ScoringRequest, tokens: int, now: float, rate: float) -> None:
         if not rate:
@@ -174,7 +179,7 @@ class Scheduler:
             item.waiters = [waiter for waiter in item.waiters if waiter[0] is not request]
             if not item.waiters and not item.started:
                 del self._items[item.sequence]
-                self.queued_tokens -= len(item)
+                self.queued_tokens -= item.tokens
 
     def expire(self, now: float) -> list[ScoringRequest]:
         """Forgets the requests for which work would be wasted, and returns them."""
@@ -206,15 +211,15 @@ class Scheduler:
     def _start(self, items: Iterable[Item], now: float) -> None:
         for item in items:
             item.started = True
-            self.queued_tokens -= len(item)
-            self.running_tokens += len(item)
+            self.queued_tokens -= item.tokens
+            self.running_tokens += item.tokens
             for request, _ in item.waiters:
                 request.started_at = request.started_at or now
 
     def finish(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[tuple[ScoringRequest, int]]]]:
         """Forgets items that have run, and yields each with those who wait for it."""
         for item in items:
-            self.running_tokens -= len(item)
+            self.running_tokens -= item.tokens
             del self._items[item.sequence]
             waiters, item.waiters = item.waiters, []
             yield item, waiters
@@ -247,11 +252,11 @@ class _Filling:
         while entry.pending and self.budget > until:
             item = entry.pending[0]
             if not item.started:
-                fits = self.budget - len(item) >= floor or (not self.items and floor == 0)
+                fits = self.budget - item.tokens >= floor or (not self.items and floor == 0)
                 if not fits:
                     return
                 item.started = True
                 self.items.append(item)
-                self.budget -= len(item)
+                self.budget -= item.tokens
             entry.pending.popleft()
-            entry.pending_tokens -= len(item)
+            entry.pending_tokens -= item.tokens

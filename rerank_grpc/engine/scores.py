@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,18 +12,21 @@ from rerank_grpc.engine.request import Output
 from rerank_grpc.types import Scoring
 
 
-def chunk_logits(
+def best_chunk(
     document: EncodedDocument, outputs: Sequence[Output | None], query: int | None
-) -> list[float]:
-    """Returns the logit of each window of a document, in float32.
+) -> tuple[int, float]:
+    """Returns which window of a document scores best, and its logit in float32.
 
     An output is the logit itself, or, with `query` the index of the query's
     vector, a vector of length 1 whose cosine with it is the logit.
     """
-    logits = [outputs[chunk.sequence] for chunk in document.chunks]
-    if query is not None:
-        logits = [np.dot(outputs[query], vector) for vector in logits]  # type: ignore[arg-type]
-    return [float(logit) for logit in logits]  # type: ignore[arg-type]
+    best, highest = 0, -math.inf
+    for number, chunk in enumerate(document.chunks):
+        output = outputs[chunk.sequence]
+        logit = float(output if query is None else np.dot(outputs[query], output))  # type: ignore[arg-type]
+        if logit > highest:
+            best, highest = number, logit
+    return best, highest
 
 
 def relevance_scores(logits: Sequence[float], scoring: Scoring) -> list[float]:
@@ -37,4 +41,5 @@ def relevance_scores(logits: Sequence[float], scoring: Scoring) -> list[float]:
     else:
         with np.errstate(over="ignore"):  # exp(100) is inf in float32, and 1 / inf the right 0
             scores = 1 / (1 + np.exp(-values))
-    return [float(score) for score in scores]
+    listed: list[float] = scores.tolist()
+    return listed

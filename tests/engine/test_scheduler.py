@@ -37,10 +37,10 @@ def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[ScoringRequest,
     """Runs the queue empty; returns for each batch the first owner and the tokens of its items."""
     batches = []
     while items := queue.next_batch(now):
-        batches.append(list(zip(owners(items), map(len, items), strict=True)))
+        batches.append(list(zip(owners(items), [item.tokens for item in items], strict=True)))
         for item, waiters in queue.finish(items):
             for waiter, index in waiters:
-                waiter.deliver([(index, float(len(item)))], now)
+                waiter.deliver([(index, float(item.tokens))], now)
     return batches
 
 
@@ -239,7 +239,7 @@ def test_tokens_are_accounted_for_under_any_sequence_of_events():
         elif running:
             for item, waiters in queue.finish(running.pop(0)):
                 for waiter, index in waiters:
-                    waiter.deliver([(index, float(len(item)))], 0)
+                    waiter.deliver([(index, float(item.tokens))], 0)
     while alive:
         queue.discard(alive.pop())
     for items in running:

@@ -21,7 +21,7 @@ from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.request import Output, ScoringRequest
 from rerank_grpc.engine.runner import OutOfMemory, Runner
-from rerank_grpc.engine.scheduler import Scheduler
+from rerank_grpc.engine.scheduler import Scheduler, tokens_of
 from rerank_grpc.errors import InternalError
 from rerank_grpc.server import rerank_service
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -132,7 +132,7 @@ def test_r4_fails_when_the_queue_is_first_come_first_served(monkeypatch: pytest.
     def greedy(self: Scheduler, now: float) -> list:
         entries = [entry for entry in self._entries.values() if entry.pending]
         items: list = []
-        while entries and sum(map(len, items)) < self.max_batch_tokens and entries[0].pending:
+        while entries and tokens_of(items) < self.max_batch_tokens and entries[0].pending:
             items.append(entries[0].pending.popleft())
         self._start(items, now)
         return items
