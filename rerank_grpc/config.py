@@ -57,12 +57,12 @@ EMBEDDED = ModelSpec("embedded", "embedded")
 class EngineSettings:
     """How work is queued and batched, for each model.
 
-    `max_batch_tokens` and `max_queue_tokens` bound the batch and the queue;
-    `max_calls` bounds the calls admitted at once; `hang_seconds` is how long
+    `max_batch_tokens` and `max_queue_tokens` bound the batch and the queue; a
+    batch bound of None is measured when the model is warmed up. `max_calls` bounds the calls admitted at once; `hang_seconds` is how long
     one forward pass may take before its device counts as hung.
     """
 
-    max_batch_tokens: int = 4_096
+    max_batch_tokens: int | None = None
     max_queue_tokens: int = 524_288
     max_calls: int = 96
     hang_seconds: float = 120.0
@@ -187,6 +187,10 @@ def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65_535:
         raise ValueError("is not a port (1 to 65535, or 0 for any free one)")
     return int(text)
+
+
+def _count_or_auto(text: str) -> int | None:
+    return None if text == "auto" else _count(text)
 
 
 def _port_or_off(text: str) -> int | None:
@@ -333,9 +337,9 @@ SERVER_OPTIONS = (
     Option(
         "precision",
         "precision",
-        _one_of("auto", "fp32", "bf16", "fp16"),
-        "auto|fp32|bf16|fp16",
-        "how weights are held",
+        _one_of("auto", "fp32", "bf16", "fp16", "int8"),
+        "auto|fp32|bf16|fp16|int8",
+        "how weights are held; auto never means int8",
     ),
     Option("host", "host", _text, "HOST", "the address to listen on; 0.0.0.0 is every one"),
     Option("port", "port", _port, "PORT", "the port to listen on; 0 is any free one"),
@@ -364,9 +368,9 @@ SERVER_OPTIONS = (
     Option(
         "max-batch-tokens",
         "engine.max_batch_tokens",
-        _count,
-        "TOKENS",
-        "how much goes to the device at once, for each model",
+        _count_or_auto,
+        "TOKENS|auto",
+        "how much goes to the device at once, for each model; auto measures it",
     ),
     Option(
         "max-queue-tokens",
@@ -436,9 +440,7 @@ def default(option: Option) -> str:
     if isinstance(owner, tuple):
         return ",".join(owner)
     if owner is None:
-        return "off"
-    if owner is None:
-        return "off"
+        return "auto" if option.metavar.endswith("auto") else "off"
     return f"{owner:g}" if isinstance(owner, float) else str(owner)
 
 

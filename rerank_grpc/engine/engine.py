@@ -38,6 +38,8 @@ from rerank_grpc.types import Priority
 
 log = logging.getLogger(__name__)
 
+UNMEASURED_BATCH_TOKENS = 4_096  # until the warm-up has measured what the device likes
+
 Scored: TypeAlias = tuple[Item, Output | RerankError]
 
 
@@ -61,7 +63,8 @@ class Engine:
         self._name = name
         self._on_death = on_death
         self._scheduler = Scheduler(
-            max_batch_tokens=settings.max_batch_tokens, max_queue_tokens=settings.max_queue_tokens
+            max_batch_tokens=settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS,
+            max_queue_tokens=settings.max_queue_tokens,
         )
         self._rate = Rate()
         self._calls = 0
@@ -98,6 +101,11 @@ class Engine:
     def max_batch_tokens(self) -> int:
         """How many tokens go to the device at once; less after it ran out of memory."""
         return self._scheduler.max_batch_tokens
+
+    @max_batch_tokens.setter
+    def max_batch_tokens(self, tokens: int) -> None:
+        with self._lock:
+            self._scheduler.max_batch_tokens = tokens
 
     @property
     def tokens_per_second(self) -> float:

@@ -1,25 +1,70 @@
-"""Runs a new engine before its first call, so that caches are warm and its rate is known."""
+"""Runs a new engine before its first call: caches get warm, and its rate and best batch are measured."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
+
+from rerank_grpc.engine.batch import Sequence
 from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.request import ScoringRequest
 from rerank_grpc.engine.tokenizer import Encoder
 from rerank_grpc.models.base import ModelCard
 
 QUERY = "how does a reranker score a document?"
 WORDS = "It reads the query and the document together and gives the pair one number. "
 
+# A batch twice as large must be so much faster a token to be worth its longer wait for others.
+WORTHWHILE = 1.05
+# A batch that takes longer makes everybody wait, however well it fills the device.
+LONGEST_BATCH_SECONDS = 1.0
+SMALLEST_BATCH_TOKENS = 512
+LARGEST_BATCH_TOKENS = 131_072
+PASSAGE_TOKENS = 128
+
 
 def warm_up(engine: Engine, encoder: Encoder, card: ModelCard) -> None:
-    """Scores a few documents of several lengths, up to the longest the model takes.
+    """Scores documents of several lengths, and sets the batch budget unless it was configured.
 
     Raises whatever an ordinary call would, so that a model that cannot score
     is never READY.
     """
-    for tokens in (16, 128, card.max_tokens):
-        documents = [f"{number} {WORDS * (tokens // 16)}" for number in range(4)]
-        encoded = encoder.encode(QUERY, documents)
-        request = engine.submit(encoded.sequences)
-        for _ in request.completed():
-            pass
-        engine.release(request)
+    for tokens in (16, PASSAGE_TOKENS, card.max_tokens):
+        _score(engine, _sequences(encoder, tokens, count=4))
+    if engine.settings.max_batch_tokens is None:
+        engine.max_batch_tokens = best_budget(lambda budget: _measure(engine, encoder, budget))
+
+
+def best_budget(seconds_of: Callable[[int], float]) -> int:
+    """Doubles the batch as long as that pays; `seconds_of` measures a batch of so many tokens."""
+    best = SMALLEST_BATCH_TOKENS
+    seconds = seconds_of(best)
+    while best < LARGEST_BATCH_TOKENS and seconds <= LONGEST_BATCH_SECONDS / 2:
+        doubled = seconds_of(2 * best)
+        if doubled > LONGEST_BATCH_SECONDS or doubled * WORTHWHILE > 2 * seconds:
+            break
+        best, seconds = 2 * best, doubled
+    return best
+
+
+def _measure(engine: Engine, encoder: Encoder, budget: int) -> float:
+    """Returns the seconds of one batch of about `budget` tokens, the better of two."""
+    engine.max_batch_tokens = budget
+    sequences = _sequences(encoder, PASSAGE_TOKENS, count=max(1, budget // PASSAGE_TOKENS))
+    share = budget / sum(map(len, sequences))
+    return share * min(_score(engine, sequences) for _ in range(2))
+
+
+def _sequences(encoder: Encoder, tokens: int, *, count: int) -> tuple[Sequence, ...]:
+    documents = [f"{number} {WORDS * max(1, tokens // 16)}" for number in range(count)]
+    return encoder.encode(QUERY, documents, max_tokens_per_document=tokens).sequences
+
+
+def _score(engine: Engine, sequences: tuple[Sequence, ...]) -> float:
+    """Runs sequences through the engine; returns the seconds from the first batch to the last."""
+    request: ScoringRequest = engine.submit(sequences)
+    started = monotonic()
+    for _ in request.completed():
+        pass
+    engine.release(request)
+    return monotonic() - started
