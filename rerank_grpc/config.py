@@ -58,8 +58,9 @@ class EngineSettings:
     """How work is queued and batched, for each model.
 
     `max_batch_tokens` and `max_queue_tokens` bound the batch and the queue; a
-    batch bound of None is measured when the model is warmed up. `max_calls` bounds the calls admitted at once; `hang_seconds` is how long
-    one forward pass may take before its device counts as hung.
+    batch bound of None is measured when the model is warmed up. `max_calls`
+    bounds the calls admitted at once; `hang_seconds` is how long one forward
+    pass may take before its device counts as hung.
     """
 
     max_batch_tokens: int | None = None
