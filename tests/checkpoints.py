@@ -8,6 +8,7 @@ make the scores' standard deviation larger than 1.
 from __future__ import annotations
 
 import functools
+import json
 import pydoc_data.topics
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import transformers
 from tokenizers import (
     AddedToken,
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -24,6 +26,10 @@ from tokenizers import (
     processors,
     trainers,
 )
+
+from rerank_grpc.models.gemma import PROMPT as GEMMA_PROMPT
+from rerank_grpc.models.prompt import Prompt
+from rerank_grpc.models.qwen3 import PROMPT as QWEN3_PROMPT
 
 INITIALIZER_RANGE = 0.3
 HEAD_SCALE = 3.0
@@ -37,6 +43,44 @@ SHAPE: dict[str, Any] = {
     "initializer_range": INITIALIZER_RANGE,
     "num_labels": 1,
 }
+
+
+PROMPT_TOKENS = 320
+DECODER_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY + 64,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "initializer_range": INITIALIZER_RANGE,
+    "max_position_embeddings": PROMPT_TOKENS,
+    "tie_word_embeddings": True,
+}
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+] + [
+    f"<|{name}|>"
+    for name in ("box_start", "box_end", "quad_start", "quad_end", "vision_start", "vision_end", "vision_pad")
+]
+QWEN_UNMARKED = [
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+] + [f"<|{name}|>" for name in ("fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep")]
+GEMMA_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+GEMMA_UNMARKED = ["<2mass>", "[@BOS@]", "<unused0>", "<unused1>", "<start_of_turn>", "<end_of_turn>"]
 
 
 def texts() -> list[str]:
@@ -113,6 +157,23 @@ def qwen3(path: Path) -> Path:
     return path
 
 
+def qwen3_reranker(path: Path, **changes: Any) -> Path:
+    """Writes a Qwen3 as Qwen3-Reranker is one: grouped heads, tied embeddings, Qwen's own tokenizer."""
+    config = transformers.Qwen3Config(**DECODER_SHAPE | {"num_key_value_heads": 2} | changes)
+    _write_language_model(transformers.Qwen3ForCausalLM, config, path)
+    _write_tokenizer(qwen_tokenizer(), path, model_max_length=PROMPT_TOKENS, **_QWEN_NAMES)
+    return path
+
+
+def gemma_reranker(path: Path, **changes: Any) -> Path:
+    """Writes a Gemma as bge-reranker-v2-gemma is one: one key head for all, pieces that begin with ▁."""
+    own = {"num_key_value_heads": 1, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    config = transformers.GemmaConfig(**DECODER_SHAPE | own | changes)
+    _write_language_model(transformers.GemmaForCausalLM, config, path)
+    _write_tokenizer(gemma_tokenizer(), path, model_max_length=PROMPT_TOKENS, **_GEMMA_NAMES)
+    return path
+
+
 def gpt2(path: Path) -> Path:
     """Writes a decoder whose configuration does not say so."""
     config = transformers.GPT2Config(
@@ -147,6 +208,8 @@ _BERT_NAMES = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_QWEN_NAMES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+_GEMMA_NAMES = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
 _ROBERTA_NAMES = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -204,6 +267,60 @@ def unigram() -> Tokenizer:
     return trained
 
 
+def qwen_tokenizer() -> Tokenizer:
+    """A tokenizer with Qwen's steps and added tokens, some of which are not marked as special."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(_corpus() + [_asked(QWEN3_PROMPT)] * 300, trainer)
+    tokenizer.add_special_tokens(QWEN_SPECIAL)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in QWEN_UNMARKED])
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer
+
+
+def gemma_tokenizer() -> Tokenizer:
+    """A tokenizer with Gemma's steps: spaces become ▁, and a piece holds one at its beginning only."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # for the training only
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=GEMMA_SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus() + [_asked(GEMMA_PROMPT)] * 300, trainer)
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in GEMMA_SPECIAL]
+    data["pre_tokenizer"] = json.loads(Tokenizer(models.BPE()).to_str())["pre_tokenizer"]
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in GEMMA_UNMARKED])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
+    )
+    return tokenizer
+
+
+def _asked(prompt: Prompt) -> str:
+    """A prompt as a text, with its answers, so that a trained tokenizer knows its words."""
+    return " ".join((*prompt.system, *prompt.heads("", ""), *prompt.suffix, *prompt.answers)).replace(
+        "<|", " "
+    )
+
+
 _cache: dict[str, str] = {}
 
 
@@ -236,7 +353,11 @@ def _write(architecture: Any, config: Any, path: Path) -> None:
     network.save_pretrained(path)
 
 
+def _write_language_model(architecture: Any, config: Any, path: Path) -> None:
+    torch.manual_seed(0)
+    architecture(config).eval().save_pretrained(path)
+
+
 def _write_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> None:
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=MAX_TOKENS, **settings
-    ).save_pretrained(path)
+    settings = {"model_max_length": MAX_TOKENS} | settings
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings).save_pretrained(path)

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 TOKEN_BYTES = 4  # token ids travel as int32, native byte order
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Prefix:
+    """Tokens that stand before many sequences and see nothing of them, so that they are computed once.
+
+    Equal prefixes are one. What a model has computed of a prefix lives as long
+    as the object itself, which is as long as a request or the encoder holds it.
+
+    Attributes:
+        ids: its own token ids, packed as int32.
+        before: the prefix which it continues.
+    """
+
+    ids: bytes
+    before: Prefix | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids) // TOKEN_BYTES
+
+    def chain(self) -> Iterator[Prefix]:
+        """Yields the prefixes up to itself, the first one first."""
+        if self.before is not None:
+            yield from self.before.chain()
+        yield self
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +44,16 @@ class Sequence:
     Attributes:
         ids: token ids, packed as int32.
         split: where segment B begins (token_type_ids 1); 0 means nowhere.
+        prefix: what stands before it, in a decoder; its length is not the
+            sequence's.
     """
 
     ids: bytes
     split: int = 0
+    prefix: Prefix | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.ids)  # bytes keep theirs; sequences that differ only elsewhere are rare
 
     @classmethod
     def of(cls, ids: Iterable[int], split: int = 0) -> Sequence:
@@ -36,6 +67,11 @@ class Sequence:
         """Unpacks the token ids."""
         return array("i", self.ids).tolist()
 
+    def whole(self) -> Sequence:
+        """Returns what it scores like: itself with its prefix's tokens among its own."""
+        chain = self.prefix.chain() if self.prefix else ()
+        return Sequence(b"".join([*(prefix.ids for prefix in chain), self.ids]), self.split)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
@@ -45,5 +81,5 @@ class PackedBatch:
 
     @property
     def num_tokens(self) -> int:
-        """The number of tokens of all sequences."""
+        """The number of tokens of all sequences, without their prefixes."""
         return sum(len(sequence) for sequence in self.sequences)

@@ -122,7 +122,7 @@ def encode_batch(vocabulary: Vocabulary, texts: ListOf[str], field: Callable[[in
         return vocabulary.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     except (TypeError, UnicodeError):
         for index, text in enumerate(texts):
-            _check_unicode(text, field(index))
+            check_unicode(text, field(index))
         raise
 
 
@@ -141,7 +141,7 @@ def read_parts(
     parts = [_part(vocabulary, text, limit, cutting.truncation) for text in texts]
     for index, (text, part) in enumerate(zip(texts, parts, strict=True)):
         if len(part) < len(text):
-            _check_unicode(text, field(index))
+            check_unicode(text, field(index))
     encodings = list(encode_batch(vocabulary, parts, field))
     enough = cutting.reach + CUT_MARGIN
     short = list(range(len(texts)))
@@ -215,7 +215,8 @@ def _plain(character: str) -> bool:
     return unicodedata.category(character) in {"Lu", "Ll"}
 
 
-def _check_unicode(text: str, field: str) -> None:
+def check_unicode(text: str, field: str) -> None:
+    """Raises InvalidRequest if a text holds a lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

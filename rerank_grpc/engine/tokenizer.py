@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence as ListOf
 from typing import Protocol
 
-from rerank_grpc.engine.batch import TOKEN_BYTES, Sequence
-from rerank_grpc.engine.encoding import EncodedChunk, EncodedDocument, EncodedRequest
-from rerank_grpc.engine.texts import Cutting, Tokens, tokenize
+from rerank_grpc.engine.batch import Sequence
+from rerank_grpc.engine.documents import ALL, encode_documents, encode_query, refuse_instruction
+from rerank_grpc.engine.encoding import EncodedRequest
+from rerank_grpc.engine.prompt import PromptEncoder
+from rerank_grpc.engine.texts import Cutting
 from rerank_grpc.engine.vocabulary import Vocabulary, read_vocabulary
-from rerank_grpc.errors import UnsupportedOption
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.types import Span, Truncation
-
-ALL = 1 << 31  # more tokens than any document has
+from rerank_grpc.types import Truncation
 
 
 class Encoder(Protocol):
@@ -45,6 +44,8 @@ class Encoder(Protocol):
 def encoder_for(card: ModelCard) -> Encoder:
     """Makes the encoder of a loaded model, or raises ModelLoadError."""
     vocabulary = read_vocabulary(card.tokenizer_file, card.family)
+    if card.prompt is not None:
+        return PromptEncoder(vocabulary, card.prompt, card.tokenizer_file, max_tokens=card.max_tokens)
     if card.reads_pairs:
         return PairEncoder(vocabulary, max_tokens=card.max_tokens)
     return TextEncoder(vocabulary, max_tokens=card.max_tokens)
@@ -113,51 +114,3 @@ class TextEncoder:
             self._vocabulary, documents, cutting, before=before, after=after, split=0, earlier=[first]
         )
         return EncodedRequest(tuple(sequences), encoded, 0, head.truncated)
-
-
-def refuse_instruction(instruction: str) -> None:
-    """Raises UnsupportedOption for an instruction to a model that takes none."""
-    if instruction:
-        raise UnsupportedOption.of("instruction", "this model takes no instruction")
-
-
-def encode_query(vocabulary: Vocabulary, query: str, room: int, truncation: Truncation) -> Tokens:
-    """Tokenizes the query, and cuts it to `room` tokens."""
-    (tokens,) = tokenize(vocabulary, [query], Cutting(room, room, truncation), lambda _: "query")
-    return tokens
-
-
-def encode_documents(
-    vocabulary: Vocabulary,
-    documents: ListOf[str],
-    cutting: Cutting,
-    *,
-    before: bytes,
-    after: bytes,
-    split: int,
-    earlier: ListOf[Sequence] = (),
-) -> tuple[list[Sequence], tuple[EncodedDocument, ...]]:
-    """Makes the sequences of all documents; those with equal text share theirs."""
-    texts = list(dict.fromkeys(documents))
-
-    def field(index: int) -> str:
-        return f"documents[{documents.index(texts[index])}].text"
-
-    sequences = list(earlier)
-    encoded: dict[str, EncodedDocument] = {}
-    for text, tokens in zip(texts, tokenize(vocabulary, texts, cutting, field), strict=True):
-        count = tokens.length
-        if tokens.spans is None:
-            chunk = EncodedChunk(len(sequences), count, Span(0, len(text)))
-            sequences.append(Sequence(before + tokens.ids + after, split))
-            encoded[text] = EncodedDocument((chunk,), tokens.truncated)
-            continue
-        chunks = []
-        for start, end in cutting.windows(count):
-            span = Span(tokens.spans[start][0], tokens.spans[end - 1][1])
-            chunks.append(EncodedChunk(len(sequences), end - start, span))
-            sequences.append(
-                Sequence(before + tokens.ids[TOKEN_BYTES * start : TOKEN_BYTES * end] + after, split)
-            )
-        encoded[text] = EncodedDocument(tuple(chunks), tokens.truncated)
-    return sequences, tuple(map(encoded.__getitem__, documents))

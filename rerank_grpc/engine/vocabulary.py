@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from rerank_grpc.engine.cuts import cut_safety
 from rerank_grpc.errors import ModelLoadError
 
 # Control tokens which the model's tokenizer does not mark as special.
@@ -28,7 +29,11 @@ _QWEN = frozenset(
     {"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"}
     | {"<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"}
 )
-UNMARKED: Mapping[str, frozenset[str]] = {"qwen2": _QWEN, "qwen3": _QWEN}
+_GEMMA = frozenset(
+    {"<bos>", "<eos>", "<pad>", "<mask>", "<2mass>", "[@BOS@]", "<start_of_turn>", "<end_of_turn>"}
+    | {f"<unused{number}>" for number in range(99)}
+)
+UNMARKED: Mapping[str, frozenset[str]] = {"qwen2": _QWEN, "qwen3": _QWEN, "gemma": _GEMMA}
 
 _NAMED_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
@@ -210,67 +215,3 @@ def template_of(upstream: Tokenizer, *, pair: bool) -> Template:
         segments=start < len(types),
         segment_start=start - first[-1] - 1 if start < len(types) else 0,
     )
-
-
-# Normalizers that change a text the same way whatever stands beyond a space between two letters.
-_LOCAL = frozenset(
-    {
-        "BertNormalizer",
-        "NFC",
-        "NFD",
-        "NFKC",
-        "NFKD",
-        "Lowercase",
-        "StripAccents",
-        "Precompiled",
-        "Nmt",
-        "ByteLevel",
-        "Strip",
-        "Prepend",
-        "Replace",
-    }
-)
-# What Replace may make one space of, so that letters and a lone space between them stay.
-_SPACE_PATTERNS = frozenset({" {2,}", r"\s+", r"\s{2,}", r"\s{2,}|[\n\r\t]"})
-# Of the normalizers, the ones that treat the beginning of a text as something special.
-_AT_START = frozenset({"Strip", "Prepend"})
-
-# Pre-tokenizers that look no further than the word they are in.
-_WORDWISE = frozenset(
-    {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace", "Punctuation", "Digits"}
-)
-
-
-def cut_safety(data: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Decides Vocabulary.splits_at_spaces and splits_suffix; anything unknown is not safe."""
-    normalizers = _steps(data.get("normalizer"), "normalizers")
-    pre_tokenizers = _steps(data.get("pre_tokenizer"), "pretokenizers")
-    local = all(step["type"] in _LOCAL and _local_replace(step) for step in normalizers)
-    known = all(step["type"] in _WORDWISE for step in pre_tokenizers)
-    splits = known and any(_splits_before_space(step) for step in pre_tokenizers)
-    spaced = any(" " in token["content"].strip() for token in data["added_tokens"])
-    prefix = local and splits and not spaced
-    return prefix, prefix and not any(step["type"] in _AT_START for step in normalizers)
-
-
-def _steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
-    if step is None:
-        return []
-    if step["type"] == "Sequence":
-        return [leaf for child in step[inner] for leaf in _steps(child, inner)]
-    return [step]
-
-
-def _local_replace(step: Mapping[str, Any]) -> bool:
-    if step["type"] != "Replace":
-        return True
-    return step["content"] == " " and next(iter(step["pattern"].values())) in _SPACE_PATTERNS
-
-
-def _splits_before_space(step: Mapping[str, Any]) -> bool:
-    kind = step["type"]
-    if kind == "ByteLevel":
-        return bool(step.get("use_regex", True))
-    if kind == "Metaspace":
-        return bool(step.get("split", True))
-    return kind in {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}

@@ -8,6 +8,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from rerank_grpc.models.causal import CausalParts
+
 # No mask function may be registered under this name: transformers would call it,
 # and it synchronises the device; for a name it does not know it makes no mask.
 NAME = "rerank_grpc_packed"
@@ -22,22 +24,29 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     *,
     sequence_lengths: tuple[int, ...],
+    causal_parts: CausalParts | None = None,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attends within each sequence, both ways; query, key and value are  # [1, heads, num_tokens, size].
+    """Attends within each sequence; query, key and value are  # [1, heads, num_tokens, size].
 
+    Both ways, or with `causal_parts` to what stands before, which there may
+    also be a prefix, and with fewer heads for key and value than for query.
     Returns [1, num_tokens, heads, size], as transformers' attention functions do.
     """
-    parts = [
-        scaled_dot_product_attention(q, k, v, scale=scaling)
-        for q, k, v in zip(
-            query.split(sequence_lengths, dim=2),
-            key.split(sequence_lengths, dim=2),
-            value.split(sequence_lengths, dim=2),
-            strict=True,
-        )
-    ]
+    if causal_parts is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        parts = causal_parts.attend(layer, query, key, value, sequence_lengths, scaling)
+    else:
+        parts = [
+            scaled_dot_product_attention(q, k, v, scale=scaling)
+            for q, k, v in zip(
+                query.split(sequence_lengths, dim=2),
+                key.split(sequence_lengths, dim=2),
+                value.split(sequence_lengths, dim=2),
+                strict=True,
+            )
+        ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from rerank_grpc.models.causal import KeysValues
+from rerank_grpc.models.prompt import Prompt
 from rerank_grpc.types import Scoring
 
 
@@ -29,6 +31,8 @@ class ModelCard:
         attention: "packed (sdpa)", "padded" …, as ListModels shows it.
         tokenizer_file: its tokenizer.json.
         accepts_instruction: whether a request's instruction means something to it.
+        prompt: what a language model is asked; None for all others.
+        prefix_token_bytes: what the keys and values of one token take.
     """
 
     source: str
@@ -42,23 +46,33 @@ class ModelCard:
     attention: str
     tokenizer_file: Path
     accepts_instruction: bool = False
+    prompt: Prompt | None = None
+    prefix_token_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
     """All sequences of a batch laid end to end, without padding, on the model's device.
 
+    In a decoder's batch, the prefixes that are not computed yet come first, as
+    parts of their own, and the sequences after them.
+
     Attributes:
         input_ids: token ids  # [num_tokens] int64
-        position_ids: places within each sequence, from 0  # [num_tokens] int64
+        position_ids: places within each sequence, from 0, or from the end of
+            what it continues  # [num_tokens] int64
         token_type_ids: segment of each token, 0 or 1  # [num_tokens] int64
-        lengths: the length of each sequence; their sum is num_tokens.
+        lengths: the length of each part; their sum is num_tokens.
+        contexts: what each part continues, if anything; empty if none does.
+        prefixes: what the parts that come first leave; the pass fills it.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     token_type_ids: torch.Tensor
     lengths: tuple[int, ...]
+    contexts: tuple[KeysValues | None, ...] = ()
+    prefixes: tuple[KeysValues, ...] = ()
 
 
 class Model(Protocol):

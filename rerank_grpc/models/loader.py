@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models import attention
@@ -24,10 +24,14 @@ from rerank_grpc.models.checkpoint import (
     read_header,
     read_json,
 )
+from rerank_grpc.models.decoder import Decoder, check_decoder, prefix_token_bytes
 from rerank_grpc.models.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.embedded import find_package, load_embedded
+from rerank_grpc.models.gemma import Gemma
 from rerank_grpc.models.network import read_network
 from rerank_grpc.models.padded import Padded
+from rerank_grpc.models.prompt import check_prompt
+from rerank_grpc.models.qwen3 import Qwen3
 from rerank_grpc.models.roberta import Roberta
 from rerank_grpc.models.xlm_roberta import XlmRoberta
 from rerank_grpc.types import Scoring
@@ -37,6 +41,9 @@ PACKED: Mapping[str, type[Bert] | type[Roberta]] = {
     "roberta": Roberta,
     "xlm-roberta": XlmRoberta,
 }
+
+# By architecture: a decoder's family alone does not say that it answers in words.
+PROMPTED: Mapping[str, type[Decoder]] = {"Qwen3ForCausalLM": Qwen3, "GemmaForCausalLM": Gemma}
 
 
 def load_model(source: str, *, models_dir: Path, device: str, precision: str) -> Model:
@@ -54,6 +61,9 @@ def load_model(source: str, *, models_dir: Path, device: str, precision: str) ->
     if source == "embedded":
         return load_embedded(place)
     checkpoint = open_checkpoint(source, models_dir=models_dir)
+    prompted = PROMPTED.get(architecture_of(checkpoint))
+    if prompted is not None:
+        return load_prompted(prompted, checkpoint, place, precision)
     check_classifier(checkpoint)
     check_modules(checkpoint)
     family = PACKED.get(checkpoint.family)
@@ -77,6 +87,33 @@ def load_model(source: str, *, models_dir: Path, device: str, precision: str) ->
     return (family or Padded)(card, network, DTYPES[precision])
 
 
+def load_prompted(
+    kind: type[Decoder], checkpoint: Checkpoint, place: torch.device, precision: str
+) -> Decoder:
+    """Loads a language model that answers whether a document is relevant, or raises ModelLoadError."""
+    check_decoder(checkpoint)
+    answers = check_prompt(checkpoint.tokenizer_file, kind.prompt)
+    network = read_network(AutoModelForCausalLM, checkpoint, attention=attention.NAME)
+    check_vocabulary(checkpoint, network)
+    dtype = DTYPES[precision]
+    card = ModelCard(
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        family=checkpoint.family,
+        scoring=kind.scoring,
+        reads_pairs=True,
+        max_tokens=min(kind.max_tokens, max_tokens_of(checkpoint, network)),
+        device=str(place),
+        precision=precision,
+        attention=attention.BACKEND,
+        tokenizer_file=checkpoint.tokenizer_file,
+        accepts_instruction=bool(kind.prompt.instruction),
+        prompt=kind.prompt,
+        prefix_token_bytes=prefix_token_bytes(network.config, dtype),
+    )
+    return kind(card, network.to(place), dtype, answers)
+
+
 def estimate_bytes(source: str, *, models_dir: Path, device: str, precision: str) -> int:
     """Brings a model's files here and says what its weights will take in memory; raises ModelLoadError.
 
@@ -94,13 +131,19 @@ def estimate_bytes(source: str, *, models_dir: Path, device: str, precision: str
     return sum(map(math.prod, shapes)) * dtype.itemsize
 
 
+def architecture_of(checkpoint: Checkpoint) -> str:
+    """The class that config.json names; "none" if it names none."""
+    architectures = checkpoint.config.get("architectures") or ["none"]
+    return str(architectures[0])
+
+
 def check_classifier(checkpoint: Checkpoint) -> None:
     """Raises ModelLoadError unless the config describes an encoder with one label."""
     config, where = checkpoint.config, f"{checkpoint.directory}/config.json"
-    architectures = config.get("architectures") or ["none"]
-    if not str(architectures[0]).endswith("ForSequenceClassification"):
+    architecture = architecture_of(checkpoint)
+    if not architecture.endswith("ForSequenceClassification"):
         raise ModelLoadError(
-            f"{where}: {architectures[0]} is not a sequence classification model: "
+            f"{where}: {architecture} is not a sequence classification model: "
             "use a reranker (cross-encoder), or the embedded model"
         )
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)

@@ -1,0 +1,67 @@
+"""What all encoders do alike with queries and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListOf
+
+from rerank_grpc.engine.batch import TOKEN_BYTES, Prefix, Sequence
+from rerank_grpc.engine.encoding import EncodedChunk, EncodedDocument
+from rerank_grpc.engine.texts import Cutting, Tokens, tokenize
+from rerank_grpc.engine.vocabulary import Vocabulary
+from rerank_grpc.errors import UnsupportedOption
+from rerank_grpc.types import Span, Truncation
+
+ALL = 1 << 31  # more tokens than any document has
+
+
+def refuse_instruction(instruction: str) -> None:
+    """Raises UnsupportedOption for an instruction to a model that takes none."""
+    if instruction:
+        raise UnsupportedOption.of("instruction", "this model takes no instruction")
+
+
+def encode_query(vocabulary: Vocabulary, query: str, room: int, truncation: Truncation) -> Tokens:
+    """Tokenizes the query, and cuts it to `room` tokens."""
+    (tokens,) = tokenize(vocabulary, [query], Cutting(room, room, truncation), lambda _: "query")
+    return tokens
+
+
+def encode_documents(
+    vocabulary: Vocabulary,
+    documents: ListOf[str],
+    cutting: Cutting,
+    *,
+    before: bytes,
+    after: bytes,
+    split: int = 0,
+    earlier: ListOf[Sequence] = (),
+    lead: str = "",
+    prefix: Prefix | None = None,
+) -> tuple[list[Sequence], tuple[EncodedDocument, ...]]:
+    """Makes the sequences of all documents; those with equal text share theirs.
+
+    `lead` is put before each text and counts as a part of it, but for its place.
+    """
+    distinct = list(dict.fromkeys(documents))
+    texts = [lead + text for text in distinct] if lead else distinct
+
+    def field(index: int) -> str:
+        return f"documents[{documents.index(distinct[index])}].text"
+
+    sequences = list(earlier)
+    encoded: dict[str, EncodedDocument] = {}
+    for text, tokens in zip(distinct, tokenize(vocabulary, texts, cutting, field), strict=True):
+        count = tokens.length
+        if tokens.spans is None:
+            chunk = EncodedChunk(len(sequences), count, Span(0, len(text)))
+            sequences.append(Sequence(before + tokens.ids + after, split, prefix))
+            encoded[text] = EncodedDocument((chunk,), tokens.truncated)
+            continue
+        chunks = []
+        for start, end in cutting.windows(count):
+            span = Span(max(0, tokens.spans[start][0] - len(lead)), tokens.spans[end - 1][1] - len(lead))
+            chunks.append(EncodedChunk(len(sequences), end - start, span))
+            window = tokens.ids[TOKEN_BYTES * start : TOKEN_BYTES * end]
+            sequences.append(Sequence(before + window + after, split, prefix))
+        encoded[text] = EncodedDocument(tuple(chunks), tokens.truncated)
+    return sequences, tuple(map(encoded.__getitem__, documents))
