@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from rerank_grpc.models.window import attend
 
 from rerank_grpc.models.causal import CausalParts
 
@@ -26,6 +27,7 @@ def packed_attention(
     sequence_lengths: tuple[int, ...],
     causal_parts: CausalParts | None = None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attends within each sequence; query, key and value are  # [1, heads, num_tokens, size].
@@ -39,7 +41,7 @@ def packed_attention(
         parts = causal_parts.attend(layer, query, key, value, sequence_lengths, scaling)
     else:
         parts = [
-            scaled_dot_product_attention(q, k, v, scale=scaling)
+            attend(q, k, v, scaling, sliding_window)
             for q, k, v in zip(
                 query.split(sequence_lengths, dim=2),
                 key.split(sequence_lengths, dim=2),

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.models.catalogue import Catalogue, Entry
+from rerank_grpc.models.sources import locate
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 BLOCK = 1 << 20
@@ -39,6 +39,7 @@ class Checkpoint:
         weights: its safetensors files, in order.
         dtype: the type most of its weights are stored in.
         revision: see ModelCard.revision.
+        entry: what the catalogue knows of it, if it was named by its hub id.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Checkpoint:
     weights: tuple[Path, ...]
     dtype: torch.dtype
     revision: str
+    entry: Entry | None = None
 
     @property
     def family(self) -> str:
@@ -59,15 +61,16 @@ class Checkpoint:
         return self.directory / "tokenizer.json"
 
 
-def open_checkpoint(source: str, *, models_dir: Path) -> Checkpoint:
+def open_checkpoint(source: str, *, models_dir: Path, catalogue: Catalogue | None = None) -> Checkpoint:
     """Finds a checkpoint, downloading it if need be, and checks its files; raises ModelLoadError."""
-    directory = find_directory(source, models_dir=models_dir)
+    place = locate(source, models_dir=models_dir, catalogue=catalogue)
+    directory = place.directory
     config = read_config(directory)
     weights = find_weights(directory)
     if not (directory / "tokenizer.json").is_file():
         raise ModelLoadError(
-            f"{directory}: no tokenizer.json: write one with transformers' "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+            f"{directory}: no tokenizer.json: copy it again, or 'rerank-grpc convert {directory}' "
+            "makes it of an older tokenizer"
         )
     headers = [read_header(path) for path in weights]
     return Checkpoint(
@@ -77,40 +80,8 @@ def open_checkpoint(source: str, *, models_dir: Path) -> Checkpoint:
         weights=weights,
         dtype=stored_dtype(headers),
         revision=revision_of(directory, weights),
+        entry=place.entry,
     )
-
-
-def find_directory(source: str, *, models_dir: Path) -> Path:
-    """Finds the directory of a path or a hub id, or raises ModelLoadError."""
-    if HUB_ID.fullmatch(source):
-        local = models_dir / source.rpartition("/")[2]
-        if local.is_dir():
-            return local
-        if not Path(source).is_dir():
-            return download(source)
-    directory = Path(source).expanduser()
-    if not directory.is_dir():
-        raise ModelLoadError(
-            f"{source}: no such directory: "
-            "give 'embedded', a directory, or a hub id such as BAAI/bge-reranker-base"
-        )
-    return directory
-
-
-def download(hub_id: str) -> Path:
-    """Returns the hub cache's directory of a model, fetching what is missing, or raises ModelLoadError."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
-    except Exception as error:  # the hub's client raises a dozen unrelated classes
-        reason = type(error).__name__
-        raise ModelLoadError(
-            f"{hub_id}: not in the models directory, and the hub did not give it ({reason}): "
-            "check the id, the network and HF_HUB_OFFLINE, or put the files into the models directory"
-        ) from error
 
 
 def read_config(directory: Path) -> Mapping[str, Any]:
@@ -157,8 +128,8 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
     if not index.is_file():
         if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
             raise ModelLoadError(
-                f"{directory}: only pickled weights, which can run code and are never read: on a machine "
-                "that trusts them, transformers' from_pretrained(DIR).save_pretrained(NEW) makes safetensors"
+                f"{directory}: only pickled weights, which can run code and are never served: "
+                f"'rerank-grpc convert {directory}' makes safetensors of them"
             )
         raise ModelLoadError(f"{directory}: no model.safetensors: copy the whole checkpoint")
     mapping = read_json(index).get("weight_map")

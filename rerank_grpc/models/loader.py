@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models import attention
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bert import Bert
+from rerank_grpc.models.bi_encoder import SentenceEncoder, longest_of, module_kinds, pooling_of, read_body
+from rerank_grpc.models.catalogue import Catalogue
 from rerank_grpc.models.checkpoint import (
     Checkpoint,
-    find_directory,
     find_weights,
     open_checkpoint,
     read_config,
@@ -28,30 +29,38 @@ from rerank_grpc.models.decoder import Decoder, check_decoder, prefix_token_byte
 from rerank_grpc.models.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.embedded import find_package, load_embedded
 from rerank_grpc.models.gemma import Gemma
+from rerank_grpc.models.modernbert import ModernBert
 from rerank_grpc.models.network import read_network
 from rerank_grpc.models.padded import Padded
 from rerank_grpc.models.prompt import check_prompt
 from rerank_grpc.models.qwen3 import Qwen3
 from rerank_grpc.models.roberta import Roberta
+from rerank_grpc.models.sources import locate
 from rerank_grpc.models.xlm_roberta import XlmRoberta
 from rerank_grpc.types import Scoring
 
-PACKED: Mapping[str, type[Bert] | type[Roberta]] = {
+PACKED: Mapping[str, type[Bert] | type[Roberta] | type[ModernBert]] = {
     "bert": Bert,
+    "modernbert": ModernBert,
     "roberta": Roberta,
     "xlm-roberta": XlmRoberta,
 }
+# How the catalogue calls what a config names in transformers' words.
+POOLINGS = {"cls": "first", "mean": "mean"}
 
 # By architecture: a decoder's family alone does not say that it answers in words.
 PROMPTED: Mapping[str, type[Decoder]] = {"Qwen3ForCausalLM": Qwen3, "GemmaForCausalLM": Gemma}
 
 
-def load_model(source: str, *, models_dir: Path, device: str, precision: str) -> Model:
+def load_model(
+    source: str, *, models_dir: Path, device: str, precision: str, catalogue: Catalogue | None = None
+) -> Model:
     """Loads "embedded", a directory, or a hub id such as BAAI/bge-reranker-base.
 
     A hub id is first looked for as `models_dir`/NAME, then in the hub's cache,
-    then fetched. The embedded model is always fp32. See device.py for what
-    `device` and `precision` may be.
+    then fetched; a model of the catalogue needs its short name only. The
+    embedded model is always fp32. See device.py for what `device` and
+    `precision` may be.
 
     Raises:
         ModelLoadError: whatever is wrong, in one line with the remedy.
@@ -60,31 +69,34 @@ def load_model(source: str, *, models_dir: Path, device: str, precision: str) ->
     precision = choose_precision(precision, place)
     if source == "embedded":
         return load_embedded(place)
-    checkpoint = open_checkpoint(source, models_dir=models_dir)
+    checkpoint = open_checkpoint(source, models_dir=models_dir, catalogue=catalogue)
     prompted = PROMPTED.get(architecture_of(checkpoint))
     if prompted is not None:
         return load_prompted(prompted, checkpoint, place, precision)
+    if is_classifier(checkpoint) or not module_kinds(checkpoint):
+        return load_classifier(checkpoint, place, precision)
+    return load_bi_encoder(checkpoint, place, precision)
+
+
+def load_classifier(checkpoint: Checkpoint, place: torch.device, precision: str) -> Model:
+    """Loads a cross-encoder with one label, or raises ModelLoadError."""
     check_classifier(checkpoint)
-    check_modules(checkpoint)
     family = PACKED.get(checkpoint.family)
     network = read_network(
         AutoModelForSequenceClassification, checkpoint, attention=attention.NAME if family else None
     )
-    check_vocabulary(checkpoint, network)
-    card = ModelCard(
-        source=source,
-        revision=checkpoint.revision,
-        family=checkpoint.family,
-        scoring=Scoring.SIGMOID,
-        reads_pairs=True,
-        max_tokens=max_tokens_of(checkpoint, network),
-        device=str(place),
-        precision=precision,
-        attention=attention.BACKEND if family else "padded",
-        tokenizer_file=checkpoint.tokenizer_file,
-    )
+    pooling = POOLINGS[getattr(network.config, "classifier_pooling", "cls")]
+    card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, pooling, packed=bool(family))
     network.to(place)
     return (family or Padded)(card, network, DTYPES[precision])
+
+
+def load_bi_encoder(checkpoint: Checkpoint, place: torch.device, precision: str) -> Model:
+    """Loads a model in sentence-transformers' format, or raises ModelLoadError."""
+    pooling = pooling_of(checkpoint)
+    network = read_body(checkpoint, attention=attention.NAME)
+    card = card_of(checkpoint, network, place, precision, Scoring.COSINE, pooling, packed=True)
+    return SentenceEncoder(card, network.to(place), DTYPES[precision], pooling)
 
 
 def load_prompted(
@@ -94,19 +106,11 @@ def load_prompted(
     check_decoder(checkpoint)
     answers = check_prompt(checkpoint.tokenizer_file, kind.prompt)
     network = read_network(AutoModelForCausalLM, checkpoint, attention=attention.NAME)
-    check_vocabulary(checkpoint, network)
     dtype = DTYPES[precision]
-    card = ModelCard(
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        family=checkpoint.family,
-        scoring=kind.scoring,
-        reads_pairs=True,
-        max_tokens=min(kind.max_tokens, max_tokens_of(checkpoint, network)),
-        device=str(place),
-        precision=precision,
-        attention=attention.BACKEND,
-        tokenizer_file=checkpoint.tokenizer_file,
+    card = card_of(checkpoint, network, place, precision, kind.scoring, "last", packed=True)
+    card = replace(
+        card,
+        max_tokens=min(card.max_tokens, kind.max_tokens),
         accepts_instruction=bool(kind.prompt.instruction),
         prompt=kind.prompt,
         prefix_token_bytes=prefix_token_bytes(network.config, dtype),
@@ -114,7 +118,43 @@ def load_prompted(
     return kind(card, network.to(place), dtype, answers)
 
 
-def estimate_bytes(source: str, *, models_dir: Path, device: str, precision: str) -> int:
+def card_of(
+    checkpoint: Checkpoint,
+    network: Any,
+    place: torch.device,
+    precision: str,
+    scoring: Scoring,
+    pooling: str,
+    *,
+    packed: bool,
+) -> ModelCard:
+    """Says what a model is; raises ModelLoadError if the catalogue knows it otherwise."""
+    check_vocabulary(checkpoint, network)
+    entry = checkpoint.entry
+    if entry is not None:
+        entry.check(family=checkpoint.family, pooling=pooling, directory=checkpoint.directory)
+    longest = [
+        max_tokens_of(checkpoint, network),
+        entry.max_tokens if entry else None,
+        longest_of(checkpoint),
+    ]
+    return ModelCard(
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        family=checkpoint.family,
+        scoring=scoring,
+        reads_pairs=scoring is not Scoring.COSINE,
+        max_tokens=min(length for length in longest if length),
+        device=str(place),
+        precision=precision,
+        attention=attention.BACKEND if packed else "padded",
+        tokenizer_file=checkpoint.tokenizer_file,
+    )
+
+
+def estimate_bytes(
+    source: str, *, models_dir: Path, device: str, precision: str, catalogue: Catalogue | None = None
+) -> int:
     """Brings a model's files here and says what its weights will take in memory; raises ModelLoadError.
 
     Weights that are damaged or missing are found here, before another model
@@ -124,7 +164,7 @@ def estimate_bytes(source: str, *, models_dir: Path, device: str, precision: str
     if source == "embedded":
         dtype, weights = torch.float32, find_weights(find_package())
     else:
-        directory = find_directory(source, models_dir=models_dir)
+        directory = locate(source, models_dir=models_dir, catalogue=catalogue).directory
         read_config(directory)
         weights = find_weights(directory)
     shapes = [entry["shape"] for path in weights for entry in read_header(path).values()]
@@ -137,14 +177,25 @@ def architecture_of(checkpoint: Checkpoint) -> str:
     return str(architectures[0])
 
 
+def is_classifier(checkpoint: Checkpoint) -> bool:
+    """Whether the config describes a network with a classifier."""
+    return architecture_of(checkpoint).endswith("ForSequenceClassification")
+
+
 def check_classifier(checkpoint: Checkpoint) -> None:
     """Raises ModelLoadError unless the config describes an encoder with one label."""
     config, where = checkpoint.config, f"{checkpoint.directory}/config.json"
     architecture = architecture_of(checkpoint)
-    if not architecture.endswith("ForSequenceClassification"):
+    if not is_classifier(checkpoint):
         raise ModelLoadError(
             f"{where}: {architecture} is not a sequence classification model: "
-            "use a reranker (cross-encoder), or the embedded model"
+            "use a reranker (cross-encoder), or a bi-encoder in sentence-transformers' format"
+        )
+    extra = [kind for kind in module_kinds(checkpoint) if kind != "Transformer"]
+    if extra:
+        raise ModelLoadError(
+            f"{checkpoint.directory}/modules.json: {extra[0]} is a module of its own, "
+            "which this version cannot score with"
         )
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
     if labels != 1:
@@ -154,22 +205,6 @@ def check_classifier(checkpoint: Checkpoint) -> None:
     if config.get("is_decoder") or config.get("is_encoder_decoder"):
         raise ModelLoadError(
             f"{where}: {checkpoint.family} is a decoder here, which is not supported: use an encoder"
-        )
-
-
-def check_modules(checkpoint: Checkpoint) -> None:
-    """Raises ModelLoadError if sentence-transformers would put modules of its own behind the network."""
-    path = checkpoint.directory / "modules.json"
-    if not path.is_file():
-        return
-    try:
-        kinds = [str(module["type"]).rpartition(".")[2] for module in json.loads(path.read_bytes())]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelLoadError(f"{path}: cannot be read ({type(error).__name__}): copy it again") from error
-    extra = [kind for kind in kinds if kind != "Transformer"]
-    if extra:
-        raise ModelLoadError(
-            f"{path}: {extra[0]} is a module of its own, which this version cannot score with"
         )
 
 

@@ -13,6 +13,7 @@ from rerank_grpc.engine.runner import ModelRunner
 from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.engine.warmup import warm_up
 from rerank_grpc.errors import ConfigurationError, describe
+from rerank_grpc.models.catalogue import read_catalogue
 from rerank_grpc.models.device import choose_device
 from rerank_grpc.models.loader import estimate_bytes, load_model
 from rerank_grpc.registry import memory
@@ -26,6 +27,7 @@ Preparer: TypeAlias = Callable[[ModelSpec], int]
 
 def loader_for(settings: Settings) -> Loader:
     """Makes the function that loads a spec as the settings say, warm and ready to score."""
+    catalogue = read_catalogue(settings.catalogue)
 
     def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
         device = choose_device(settings.device)
@@ -36,6 +38,7 @@ def loader_for(settings: Settings) -> Loader:
             models_dir=settings.models_dir,
             device=settings.device,
             precision=settings.precision,
+            catalogue=catalogue,
         )
         encoder = encoder_for(model.card)
         engine = Engine(ModelRunner(model), settings.engine, name=spec.name, on_death=on_death)
@@ -54,6 +57,7 @@ def loader_for(settings: Settings) -> Loader:
 
 def preparer_for(settings: Settings) -> Preparer:
     """Makes the function that fetches a spec's files, so that loading never waits for the network."""
+    catalogue = read_catalogue(settings.catalogue)
 
     def prepare(spec: ModelSpec) -> int:
         return estimate_bytes(
@@ -61,6 +65,7 @@ def preparer_for(settings: Settings) -> Preparer:
             models_dir=settings.models_dir,
             device=settings.device,
             precision=settings.precision,
+            catalogue=catalogue,
         )
 
     return prepare

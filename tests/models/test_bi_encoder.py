@@ -1,0 +1,132 @@
+"""Bi-encoders in sentence-transformers' format give its own vectors; what it does beyond that is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rerank_grpc.engine.tokenizer import encoder_for
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.types import Scoring
+from tests import checkpoints
+from tests.models.conftest import load
+from tests.models.test_parity import QUERY, documents, pack
+
+FAMILIES = ("bert", "xlm_roberta")
+
+
+@pytest.fixture(
+    scope="module", params=[(family, pooling) for family in FAMILIES for pooling in ("mean", "cls")]
+)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family, pooling = request.param
+    return write(tmp_path_factory.mktemp("bi-encoder") / f"{family}-{pooling}", family, pooling)
+
+
+def write(path: Path, family: str, pooling: str) -> Path:
+    """Writes a bi-encoder as sentence-transformers itself does."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    classifier = path.parent / f"{family}-classifier"
+    getattr(checkpoints, family)(classifier)
+    body = path.parent / f"{family}-body"
+    transformers.AutoModel.from_pretrained(classifier).save_pretrained(body)
+    for file in classifier.glob("*token*"):
+        shutil.copy(file, body)
+    transformer = Transformer(str(body), max_seq_length=100)
+    pooled = Pooling(checkpoints.SHAPE["hidden_size"], pooling_mode=pooling)
+    SentenceTransformer(modules=[transformer, pooled, Normalize()], device="cpu").save(str(path))
+    return path
+
+
+def test_cosines_equal_those_of_sentence_transformers(directory: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = [text for text in documents() if text]
+    theirs = SentenceTransformer(str(directory), device="cpu")
+    expected = (
+        theirs.encode([QUERY], convert_to_tensor=True) @ theirs.encode(texts, convert_to_tensor=True).T
+    )[0]
+    model = load(directory)
+    assert (model.card.scoring, model.card.reads_pairs, model.card.max_tokens) == (Scoring.COSINE, False, 100)
+    request = encoder_for(model.card).encode(QUERY, texts)
+    vectors = model.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
+    places = [document.chunks[0].sequence for document in request.documents]
+    found = vectors[places] @ vectors[request.query]
+    assert float(expected.std()) > 0.02, "cosines this close together would prove nothing"
+    assert float((found - expected).abs().max()) <= 1e-5
+
+
+def test_bf16_stays_close(directory: Path) -> None:
+    texts = [text for text in documents() if text]
+    cosines = []
+    for precision in ("fp32", "bf16"):
+        model = load(directory, precision=precision)
+        request = encoder_for(model.card).encode(QUERY, texts)
+        vectors = model.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
+        assert vectors.dtype is torch.float32
+        cosines.append(vectors[1:] @ vectors[0])
+    assert torch.corrcoef(torch.stack(cosines))[0, 1] > 0.9
+
+
+@pytest.fixture
+def copied(directory: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(directory, tmp_path / "model"))
+
+
+def change(path: Path, **changes: Any) -> None:
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(found | changes))
+
+
+def refusal(directory: Path) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        load(directory)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_done_beyond_pooling_is_refused(copied: Path) -> None:
+    modules = json.loads((copied / "modules.json").read_text())
+    modules.insert(
+        2, {"idx": 9, "name": "9", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    )
+    (copied / "modules.json").write_text(json.dumps(modules))
+    assert "Dense" in refusal(copied)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "reason"),
+    [
+        ("config_sentence_transformers.json", {"prompts": {"query": "query: "}}, "a prompt before its texts"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "dot"}, "similarity 'dot'"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
+    ],
+)
+def test_texts_that_would_be_treated_otherwise_are_refused(
+    copied: Path, file: str, changes: dict[str, Any], reason: str
+) -> None:
+    change(copied / file, **changes)
+    assert reason in refusal(copied)
+
+
+def test_another_pooling_is_refused(copied: Path) -> None:
+    (path,) = copied.glob("*_Pooling/config.json")
+    path.write_text('{"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": false}')
+    assert "max_tokens" in refusal(copied)
+    path.unlink()
+    assert "1_Pooling/config.json" in refusal(copied)
+
+
+def test_another_family_is_refused(copied: Path, directories: dict[str, Path]) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(directories["deberta"] / name, copied / name)
+    change(copied / "config.json", architectures=["DebertaV2Model"])
+    assert "family deberta-v2 is not supported" in refusal(copied)

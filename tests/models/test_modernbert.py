@@ -1,0 +1,147 @@
+"""ModernBERT: windows, rotations and both ways of pooling give transformers' own scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.models.base import Model, PackedTokens
+from rerank_grpc.models.window import BLOCK, attend
+from tests import checkpoints
+from tests.models.conftest import load
+
+LONGEST = 1_024
+WINDOW = 64  # each side sees half of it
+BOUND = 5e-5
+
+
+def write(path: Path, pooling: str, **changes: Any) -> Path:
+    """Writes a ModernBERT with one label whose window is far smaller than its sequences."""
+    config = transformers.ModernBertConfig(
+        vocab_size=checkpoints.VOCABULARY,
+        hidden_size=64,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=LONGEST,
+        local_attention=WINDOW,
+        initializer_range=0.2,
+        classifier_pooling=pooling,
+        num_labels=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        cls_token_id=0,
+        sep_token_id=2,
+        **changes,
+    )
+    torch.manual_seed(0)
+    network = transformers.ModernBertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        network.classifier.weight *= 6
+    network.save_pretrained(path)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=checkpoints.byte_level(),
+        model_max_length=LONGEST,
+        model_input_names=["input_ids", "attention_mask"],
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module", params=["mean", "cls"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("modernbert") / request.param, request.param)
+
+
+def sequences() -> list[list[int]]:
+    """From one token to the longest, several of them beyond the window and the block."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = [5, WINDOW // 2, WINDOW, 200, BLOCK, BLOCK + 1, 700, LONGEST, 1]
+    return [torch.randint(10, 1_900, (length,), generator=generator).tolist() for length in lengths]
+
+
+def pack(batch: list[list[int]]) -> PackedTokens:
+    ids = torch.tensor([token for sequence in batch for token in sequence])
+    places = torch.tensor([place for sequence in batch for place in range(len(sequence))])
+    return PackedTokens(ids, places, torch.zeros_like(ids), tuple(map(len, batch)))
+
+
+def reference(directory: Path, batch: list[list[int]]) -> torch.Tensor:
+    """Transformers' own logits, padded, in fp32."""
+    network: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+    longest = max(map(len, batch))
+    ids = torch.tensor([sequence + [1] * (longest - len(sequence)) for sequence in batch])
+    mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in batch])
+    with torch.inference_mode():
+        logits: torch.Tensor = network(input_ids=ids, attention_mask=mask).logits[:, 0]
+    return logits
+
+
+def test_logits_beyond_the_window_equal_those_of_transformers(directory: Path) -> None:
+    model, expected = load(directory), reference(directory, sequences())
+    assert expected.std() >= 1, "scores this close together would prove nothing"
+    assert (model.card.family, model.card.attention) == ("modernbert", "packed (sdpa)")
+    found = model.forward(pack(sequences()))[:, 0]
+    assert float((found - expected).abs().max() / expected.std()) <= BOUND
+
+
+def test_ignoring_the_window_would_be_noticed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = load(directory)
+    expected = reference(directory, sequences())
+    for layer in model._body.layers:
+        monkeypatch.setattr(layer.attn, "sliding_window", None)
+    found = model.forward(pack(sequences()))[:, 0]
+    assert float((found - expected).abs().max() / expected.std()) > 100 * BOUND
+
+
+def test_each_sequence_scores_the_same_alone_and_among_others(directory: Path) -> None:
+    model: Model = load(directory)
+    together = model.forward(pack(sequences()))
+    alone = torch.cat([model.forward(pack([sequence])) for sequence in sequences()])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+
+
+def test_bf16_keeps_the_rotations_and_the_head_in_fp32(directory: Path) -> None:
+    model: Any = load(directory, precision="bf16")
+    assert {weight.dtype for weight in model._body.parameters()} == {torch.bfloat16}
+    assert model._body.rotary_emb.full_attention_inv_freq.dtype is torch.float32
+    assert {weight.dtype for weight in model._head.parameters()} == {torch.float32}
+    found, expected = model.forward(pack(sequences()))[:, 0], reference(directory, sequences())
+    assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
+@pytest.mark.parametrize("window", [1, 2, 65, 1_000])
+def test_windows_computed_in_blocks_equal_one_large_mask(length: int, window: int) -> None:
+    torch.manual_seed(length)
+    query, key, value = torch.randn(3, 1, 2, length, 8).unbind(0)
+    places = torch.arange(length)
+    near = (places[:, None] - places[None]).abs() < window
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=near)
+    torch.testing.assert_close(attend(query, key, value, None, window), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_catalogue_knows_otherwise_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "gte-reranker-modernbert-base", "cls")
+    from rerank_grpc.models.loader import load_model
+
+    options = {"models_dir": tmp_path, "device": "cpu", "precision": "fp32"}
+    for source in ("gte-reranker-modernbert-base", "Alibaba-NLP/gte-reranker-modernbert-base"):
+        with pytest.raises(ModelLoadError, match=r"its pooling is first, and Alibaba-NLP.* has mean"):
+            load_model(source, **options)  # type: ignore[arg-type]
+    write(tmp_path / "gte-reranker-modernbert-base", "mean")
+    card = load_model("GTE-reranker-modernbert-base", **options).card  # type: ignore[arg-type]
+    assert card.max_tokens == LONGEST
