@@ -25,10 +25,10 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test lint format proto baseline image clean
+.PHONY: help demo serve test test-clients test-clients-quick lint format proto baseline image clean
 
 help:  ## Lists these targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Installs, starts a server, reranks an example, stops it.
 	@$(BIN)/python scripts/demo.py
@@ -51,6 +51,12 @@ lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, contract and stubs.
 format: $(VENV)/.dev  ## Formats the code and sorts its imports.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs against the shim.
+	@$(BIN)/python clients/conformance/run.py all
+
+test-clients-quick: $(VENV)/.demo  ## The same with the six that install fastest.
+	@$(BIN)/python clients/conformance/run.py quick
 
 proto: $(VENV)/.dev $(BUF)  ## Checks the contract and generates its stubs.
 	$(BUF) lint

@@ -53,7 +53,11 @@ PREFIXES: dict[str, tuple[Dialect, ...]] = {
 }
 
 # What a body that shows nothing is taken for, where the path says it.
-BY_PATH = {"/predict": PREDICT, "/bge-reranker-base/post": TEXT_PAIRS}
+BY_PATH = {
+    "/predict": PREDICT,
+    "/bge-reranker-base/post": TEXT_PAIRS,
+    "/api/v1/services/rerank/text-rerank/text-rerank": DASHSCOPE,
+}
 
 # Where rerank calls may be posted; each takes every dialect.
 PATHS = (

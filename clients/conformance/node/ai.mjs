@@ -1,0 +1,31 @@
+// The Vercel AI SDK's rerank through three providers.
+import assert from "node:assert/strict";
+import { createCohere } from "@ai-sdk/cohere";
+import { createTogetherAI } from "@ai-sdk/togetherai";
+import { APICallError, rerank } from "ai";
+import { createVoyage } from "voyage-ai-provider";
+import { documents, main, model, noModel, query, ranks, throws, token, url } from "./harness.mjs";
+
+const providers = {
+  "@ai-sdk/cohere": [createCohere, `${url}/v2`],
+  "@ai-sdk/togetherai": [createTogetherAI, `${url}/v1`],
+  "voyage-ai-provider": [createVoyage, `${url}/v1`],
+};
+
+for (const [name, [create, baseURL]] of Object.entries(providers)) {
+  const provider = create({ apiKey: token, baseURL });
+  const wrong = create({ apiKey: "wrong", baseURL });
+  const ask = (fields = {}, of = provider, id = model) =>
+    rerank({ model: (of.reranking ?? of.rerankingModel)(id), documents, query, maxRetries: 0, ...fields });
+  const pairs = (reply) => reply.ranking.map((result) => [result.originalIndex, result.score]);
+  await main(`ai with ${name}`, name, {
+    reranks: async () => ranks(pairs(await ask())),
+    documents: async () => {
+      const { rerankedDocuments, ranking } = await ask();
+      assert.deepEqual(rerankedDocuments, ranking.map((result) => documents[result.originalIndex]));
+    },
+    top_n: async () => ranks(pairs(await ask({ topN: 2 })), 2),
+    error: () => throws(APICallError.isInstance, () => ask({}, provider, noModel), noModel),
+    "wrong token": () => throws(APICallError.isInstance, () => ask({}, wrong), "token"),
+  });
+}

@@ -1,0 +1,183 @@
+"""Runs real clients against the running shim and says what each of them made of it.
+
+    python clients/conformance/run.py quick     the six cheapest to install
+    python clients/conformance/run.py all       every one
+    ... --write                                 and writes docs/clients.md's table
+
+Each client lives in an environment of its own under .tools/conformance, built
+on the first run and anew when its list of versions changes. The server is the
+real command, with the embedded model, a token, and the shim beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.request
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILT = ROOT / ".tools" / "conformance"
+PAGE = ROOT / "docs" / "clients.md"
+MARKS = ("<!-- conformance: begin -->\n", "<!-- conformance: end -->\n")
+
+TOKEN = "conformance-token"
+QUERY = "How do I reset my password?"
+DOCUMENTS = (
+    "Our office is closed on public holidays.",
+    "To choose a new password, open Settings, then Security, and click Forgot password.",
+    "Passwords must have at least twelve characters.",
+    "密码至少要有十二个字符。",
+)
+
+# Environment → scripts; None is the one of node.
+PYTHON = {
+    "cohere-5.6.2": ("cohere_sdk.py",),
+    "quick": ("cohere_sdk.py", "voyageai_sdk.py", "infinity_sdk.py", "xinference_sdk.py"),
+    "full": (
+        "langchain_cohere_sdk.py",
+        "llama_index_sdk.py",
+        "mixedbread_sdk.py",
+        "together_sdk.py",
+        "dashscope_sdk.py",
+    ),
+}
+NODE = ("cohere-ai.mjs", "ai.mjs")
+
+
+def main() -> int:
+    """Builds, runs, prints a table; returns 1 if any check failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("which", choices=("quick", "all"))
+    parser.add_argument("--write", action="store_true", help="write the table into docs/clients.md")
+    given = parser.parse_args()
+    environments = ["quick"] if given.which == "quick" else list(PYTHON)
+    pythons = {name: build_python(name) for name in environments}
+    folder = build_node()
+    lines = []
+    with serving() as variables:
+        for name, python in pythons.items():
+            for script in PYTHON[name]:
+                lines += run([str(python), str(HERE / "python" / script)], variables)
+        for script in NODE:
+            lines += run(["node", str(folder / script)], variables)
+    rows = list(table(lines))
+    print("\n".join(rows))
+    if given.write:
+        write(rows)
+    failed = [line for line in lines if line["problem"]]
+    for line in failed:
+        print(f"FAILED {line['client']} {line['version']}, {line['check']}: {line['problem']}")
+    print(f"{len(lines)} checks of {len(rows) - 2} clients, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def build_python(name: str) -> Path:
+    """Builds a virtual environment unless one of these very versions is there."""
+    folder, wanted = BUILT / name, HERE / "python" / f"{name}.txt"
+    python, stamp = folder / "bin" / "python", folder / "built"
+    if not stamp.exists() or stamp.read_text() != wanted.read_text():
+        print(f"installing {name} ...", flush=True)
+        venv.create(folder, clear=True, with_pip=True)
+        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", wanted]
+        subprocess.run(pip, check=True)
+        stamp.write_text(wanted.read_text())
+    return python
+
+
+def build_node() -> Path:
+    """Installs the npm packages unless these very versions are there; returns where the scripts run."""
+    folder, lock = BUILT / "node", HERE / "node" / "package-lock.json"
+    stamp = folder / "built"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not stamp.exists() or stamp.read_text() != lock.read_text():
+        print("installing node ...", flush=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(HERE / "node" / name, folder)
+        command = ["npm", "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund"]
+        subprocess.run(command, cwd=folder, check=True)
+        stamp.write_text(lock.read_text())
+    for script in ("harness.mjs", *NODE):
+        shutil.copy(HERE / "node" / script, folder)
+    return folder
+
+
+@contextmanager
+def serving() -> Iterator[dict[str, str]]:
+    """Runs the server; yields the environment that a client's script needs."""
+    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    command += ["--rest-port", "0", "--alias", "rerank-test=embedded", "--log-level", "warning"]
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("RERANK_")}
+    ours = {**inherited, "RERANK_TOKENS": TOKEN, "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ours)
+    assert server.stderr is not None
+    try:
+        said = next((found for line in server.stderr if (found := re.search(r"http://\S+", line))), None)
+        if said is None:
+            raise SystemExit("the server ended before it served")
+        threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
+        yield {
+            **inherited,
+            "NO_PROXY": "127.0.0.1",
+            "CONFORMANCE_URL": said[0],
+            "CONFORMANCE_TOKEN": TOKEN,
+            "CONFORMANCE_QUERY": QUERY,
+            "CONFORMANCE_DOCUMENTS": json.dumps(DOCUMENTS),
+            "CONFORMANCE_SCORES": json.dumps(scores(said[0])),
+        }
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def scores(url: str) -> list[float]:
+    """Asks the shim by a plain HTTP call: each document's score, in the documents' order."""
+    body = json.dumps({"query": QUERY, "documents": DOCUMENTS}).encode()
+    request = urllib.request.Request(f"{url}/v1/rerank", body, {"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        results = json.load(response)["results"]
+    found = {result["index"]: result["relevance_score"] for result in results}
+    return [found[index] for index in range(len(DOCUMENTS))]
+
+
+def run(command: list[str], variables: dict[str, str]) -> list[dict[str, str]]:
+    """Runs a client's script; one that dies is one failed check."""
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"client"')]
+    if done.returncode or not lines:
+        problem = f"exit {done.returncode}: {done.stderr[-2000:]}"
+        lines.append({"client": Path(command[-1]).stem, "version": "", "check": "runs", "problem": problem})
+    return lines
+
+
+def table(lines: list[dict[str, str]]) -> Iterator[str]:
+    """Makes one row for each client and version."""
+    yield "| client | version | passed | failed |"
+    yield "|---|---|---|---|"
+    for client, version in dict.fromkeys((line["client"], line["version"]) for line in lines):
+        own = [line for line in lines if (line["client"], line["version"]) == (client, version)]
+        passed = ", ".join(line["check"] for line in own if not line["problem"])
+        failed = ", ".join(line["check"] for line in own if line["problem"])
+        yield f"| {client} | {version} | {passed} | {failed} |"
+
+
+def write(rows: list[str]) -> None:
+    """Puts the table between its marks in docs/clients.md."""
+    text = PAGE.read_text("utf-8")
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    PAGE.write_text(before + MARKS[0] + "\n".join(rows) + "\n" + MARKS[1] + after, "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
