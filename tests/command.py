@@ -43,6 +43,7 @@ class Served:
         try:
             self.target = self._wait_for("serves rerank.v1 at ").split()[-1]
             self._wait_for("Ctrl-C stops it.")
+            self.url = next((line.split()[-1] for line in self.said if "http://" in line), "")
         except AssertionError:
             self.process.wait()
             self.process.stderr.close()

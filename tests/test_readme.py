@@ -19,7 +19,7 @@ PAGES = ("README.md", "README.zh-CN.md")
 
 @pytest.fixture(scope="module")
 def server():
-    with served() as server:
+    with served("--rest-port", "0") as server:
         yield server
 
 
@@ -65,6 +65,8 @@ EXPECTED = (
     r'(?s)"id": ?"faq-17".*"relevanceScore"',
     r"^0\.\d\d  Open Settings",
     r"(?s)^1 0\.\d+ .*Open Settings.*embedded \(default\).*embedded is READY",
+    r'"results":\[\{"index":1,"relevance_score":0\.\d+,"document":\{"text":"Open Settings',
+    r'(?s)^\[\{"index":1,"score":0\.\d+\}.*"id":"embedded".*"status":"healthy"',
 )
 
 
@@ -72,7 +74,7 @@ EXPECTED = (
 @pytest.mark.parametrize("number", range(len(EXPECTED)))
 def test_the_pages_commands_do_what_they_say(server, page, number, tmp_path):
     language, text = blocks(page)[number]
-    ours = text.replace("127.0.0.1:50051", server.target)
+    ours = text.replace("127.0.0.1:50051", server.target).replace("http://127.0.0.1:6006", server.url)
     if "rerank-grpc" in ours:
         ours = f"export RERANK_TARGET={server.target}\n{ours}"
     assert re.search(EXPECTED[number], execute(language, ours, tmp_path))
