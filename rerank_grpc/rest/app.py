@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerank_grpc.config import RestSettings
@@ -138,9 +138,16 @@ def _refusal(exchange: Exchange, dialect: Dialect, error: Exception, token: str 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Says what the router refuses: an unknown path, a method that a path does not have."""
     assert isinstance(error, HTTPException)
-    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    headers = {"allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else {}
     problem = problem_of(HttpError(error.status_code, _ROUTER_TEXTS.get(error.status_code, error.detail)))
     return Exchange.of(request).refuse(problem, common_body(problem), headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """Tells which methods a path takes: several routes may share it."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in here for method in route.methods or ()}
 
 
 _ROUTER_TEXTS = {

@@ -33,7 +33,7 @@ def _list(items: Json, **more: Json) -> Json:
 
 
 def _optional_count(description: str) -> Json:
-    return {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1, "description": description}
+    return {"type": ["integer", "null"], "minimum": 0, "description": description}
 
 
 _DOCUMENTS = {"minItems": 1, "maxItems": _LIMITS.documents}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -12,8 +13,12 @@ from rerank_grpc.rest.dialects import fields
 from rerank_grpc.rest.dialects.base import Body, Call, Context, Dialect, Json, Reply, in_input_order
 from rerank_grpc.rest.errors import Problem, common_body
 
-# Python's parser takes some hundred bytes for each character of a hostile literal.
-MAX_LITERAL_CHARACTERS = 262_144
+MAX_LITERAL_CHARACTERS = 2_000_000
+# Python's parser takes a second and a hundred megabytes for a quarter of a million brackets. So what
+# is between the strings is looked at first, in linear time: one that is not closed ends with the text.
+STRING = re.compile(r"""u?'(?:[^'\\]++|\\.)*+(?:'|\Z)|u?"(?:[^"\\]++|\\.)*+(?:"|\Z)""", re.DOTALL)
+PAIR = r"[\[(]s,s,?[\])]"
+PAIRS = re.compile(rf"[\[(](?:{PAIR}(?:,{PAIR})*+,?)?[\])]")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
@@ -32,6 +37,10 @@ def decode(body: Body, _context: Context) -> Call:
 def _literal(text: str) -> Any:
     if len(text) > MAX_LITERAL_CHARACTERS:
         raise InvalidRequest.of("text_pairs", f"has more than {MAX_LITERAL_CHARACTERS:,} characters")
+    between = "".join(STRING.sub("s", text).split())
+    fields.check_count("text_pairs", between.count("s") // 2)
+    if not PAIRS.fullmatch(between):
+        raise InvalidRequest.of("text_pairs", "is not a list of pairs")
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

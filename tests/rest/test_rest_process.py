@@ -1,0 +1,130 @@
+"""The shim as a process of its own: it starts or says why not, and what a bomb costs it (R11)."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rerank_grpc.server.app import RerankServer
+from tests.command import environment, run
+from tests.rest.support import HOST, Reply, get, post
+from tests.rest.test_rest_connections import BODY, restarted, until
+from tests.support import WAIT, CountingRunner, serving
+
+
+class Process:
+    """`rerank-grpc rest` on a free port."""
+
+    def __init__(self, target: str) -> None:
+        command = [sys.executable, "-m", "rerank_grpc", "rest", "--target", target, "--rest-port", "0"]
+        command += ["--log-level", "warning"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+        assert self.process.stderr is not None
+        found = next(filter(None, (re.search(r"http://\S+:(\d+)", line) for line in self.process.stderr)))
+        self.port = int(found[1])
+        self._reader = threading.Thread(target=lambda: list(self.process.stderr or ()))
+        self._reader.start()
+
+    def peak_kib(self) -> int:
+        """The most memory it has had so far."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+
+    def stop(self) -> int:
+        """Ends it; returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(WAIT)
+        finally:
+            self.process.kill()
+            self._reader.join()
+            assert self.process.stderr is not None
+            self.process.stderr.close()
+
+
+@pytest.fixture
+def alone(scripted: RerankServer) -> Iterator[Process]:
+    process = Process(f"{HOST}:{scripted.port}")
+    yield process
+    assert process.stop() == 0
+
+
+def send_all(port: int, head: bytes, blocks: Iterator[bytes]) -> Reply:
+    """Sends until the peer takes no more; returns the status that came back."""
+    with socket.create_connection((HOST, port), timeout=WAIT) as connection:
+        try:
+            connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n")
+            for block in blocks:
+                connection.sendall(block)
+        except ConnectionError:
+            pass
+        answer = connection.recv(65_536)
+    return Reply(int(answer.split()[1]), {}, answer)
+
+
+def test_200_mb_bombs_are_refused_and_cost_little(alone: Process) -> None:
+    block = b" " * (1 << 20)
+    assert post(alone.port, "/v1/rerank", BODY).status == 200
+    before = alone.peak_kib()
+    told = send_all(alone.port, b"Content-Length: 200000000\r\n", iter([block] * 200))
+    chunk = b"100000\r\n" + block + b"\r\n"
+    chunked = send_all(alone.port, b"Transfer-Encoding: chunked\r\n", iter([chunk] * 200))
+    packed = send_all(
+        alone.port, b"Content-Encoding: gzip\r\nContent-Length: 200000000\r\n", iter([block] * 200)
+    )
+    assert (told.status, chunked.status, packed.status) == (413, 413, 415)
+    assert alone.peak_kib() - before <= 20_000
+    assert post(alone.port, "/v1/rerank", BODY).status == 200
+
+
+def test_brackets_without_end_are_refused_before_they_are_read(alone: Process) -> None:
+    before = alone.peak_kib()
+    reply = post(alone.port, "/v1/rerank", b'{"query": [' + b"[]," * 3_000_000 + b"0]}")
+    assert reply.status == 413
+    assert alone.peak_kib() - before <= 30_000
+
+
+def test_a_process_of_its_own_outlives_a_restart_of_the_server() -> None:
+    runner = CountingRunner()
+    with serving(runner=runner) as server:
+        process = Process(f"{HOST}:{server.port}")
+        try:
+            assert post(process.port, "/v1/rerank", BODY).status == 200
+            server.stop(1)
+            assert get(process.port, "/health").status == 503
+            again = restarted(server, runner)
+            until(lambda: post(process.port, "/v1/rerank", BODY).status == 200, 10)
+            again.stop(1)
+        finally:
+            assert process.stop() == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "rest"])
+def test_a_taken_port_is_one_clear_line(command: str) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        own = ["--port", "0", "--admin-port", "off"] if command == "serve" else []
+        done = run(command, *own, "--rest-port", port, "--log-level", "warning")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert line.startswith("rerank-grpc: error: ")
+    assert port in line
+    assert "--rest-port" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_the_shim_imports_nothing_of_what_it_calls() -> None:
+    code = (
+        "import sys; import rerank_grpc.rest.server, rerank_grpc.cli.gateway; "
+        "print({'torch', 'transformers', 'tokenizers', 'numpy', 'rerank_grpc.engine'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert (done.stdout, done.stderr) == ("set()\n", "")
