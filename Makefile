@@ -25,7 +25,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-clients test-clients-quick lint format proto baseline image clean
+.PHONY: help demo serve test test-clients test-clients-quick test-openapi lint format proto baseline image clean
 
 help:  ## Lists these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs again
 
 test-clients-quick: $(VENV)/.demo  ## The same with the six that install fastest.
 	@$(BIN)/python clients/conformance/run.py quick
+
+test-openapi: $(VENV)/.dev  ## Runs schemathesis against the shim's OpenAPI document.
+	@$(BIN)/python clients/conformance/openapi.py
 
 proto: $(VENV)/.dev $(BUF)  ## Checks the contract and generates its stubs.
 	$(BUF) lint

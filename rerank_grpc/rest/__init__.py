@@ -13,7 +13,7 @@ A call's story, in this order:
     upstream.py    the gRPC calls, over one server or several
     errors.py      errors to HTTP: one table
     discovery.py   models, health, what a caller asks first
-    docs.py, openapi.py
+    docs.py       Swagger UI, of what openapi.py and schemas.py say
 
 It knows the service only through rerank_grpc.client, so that it runs in the
 server's process or on another machine.

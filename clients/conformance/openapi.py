@@ -1,0 +1,40 @@
+"""Runs schemathesis against the shim: 500 cases an operation, and what it must not find.
+
+    python clients/conformance/openapi.py
+
+The server's model costs nothing, so that an answer that takes a second is the
+shim's own. Like run.py it builds an environment of its own under .tools.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from run import ROOT, build_python
+
+sys.path.insert(0, str(ROOT))
+
+CASES = 500
+SECONDS = 1
+
+
+def main() -> int:
+    """Returns schemathesis' own exit status."""
+    from tests.rest.support import shim
+    from tests.support import CountingRunner, serving
+
+    python = build_python("schemathesis")
+    with serving(runner=CountingRunner()) as server, shim(server.port) as port:
+        command = [
+            python.parent / "schemathesis",
+            "--config-file",
+            Path(__file__).with_name("schemathesis.toml"),
+        ]
+        command += ["run", f"http://127.0.0.1:{port}/openapi.json", "--max-examples", str(CASES)]
+        return subprocess.run([*command, "--max-response-time", str(SECONDS)], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
