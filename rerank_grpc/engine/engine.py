@@ -192,6 +192,7 @@ class Engine:
         try:
             while items := self._next_batch():
                 self._deliver(self._score(items))
+                del items  # nothing of it is held while this thread sleeps
         except BaseException as error:  # whatever ends this thread must not leave anybody waiting
             log.critical("the device thread of %s died: %s", self._name, describe(error))
             self._die()
@@ -199,18 +200,22 @@ class Engine:
     def _next_batch(self) -> list[Item]:
         """Waits for work and takes it; empty when the engine closes or has been given up."""
         while not self._ended.is_set():
-            now = monotonic()
-            with self._lock:
-                expired = self._scheduler.expire(now)
-                items = self._scheduler.next_batch(now)
-                self._idle = not items
-                self._batch_started = now if items else None
-            for request in expired:
-                request.fail(DeadlineExceeded("the deadline passed while the call was queued"))
-            if items:
+            if items := self._take_batch():
                 return items
             self._wakeups.get()
         return []
+
+    def _take_batch(self) -> list[Item]:
+        """Takes what waits, and fails who is too late; apart from the waiting, which must hold no request."""
+        now = monotonic()
+        with self._lock:
+            expired = self._scheduler.expire(now)
+            items = self._scheduler.next_batch(now)
+            self._idle = not items
+            self._batch_started = now if items else None
+        for request in expired:
+            request.fail(DeadlineExceeded("the deadline passed while the call was queued"))
+        return items
 
     def _score(self, items: list[Item]) -> list[Scored]:
         """Runs items in one pass; if that fails, in halves, until the culprit stands alone."""

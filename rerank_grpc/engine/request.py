@@ -31,7 +31,7 @@ class ScoringRequest:
         outputs: the output of each sequence, None until it is there.
         deadline: in the seconds of time.monotonic; math.inf for none.
         priority: its class in the scheduler.
-        tokens: of all sequences, before identical ones are joined.
+        tokens: of all sequences, before identical ones are joined; a prefix counts once.
         joined: sequences that cost nothing, because an equal one was there.
         admitted_at, started_at, finished_at: monotonic seconds; 0 until then.
         error: why it failed, once it has.
@@ -48,7 +48,8 @@ class ScoringRequest:
         self.deadline = deadline
         self.priority = priority
         self.outputs: list[Output | None] = [None] * len(sequences)
-        self.tokens = sum(map(len, sequences))
+        prefixes = {sequence.prefix for sequence in sequences if sequence.prefix is not None}
+        self.tokens = sum(map(len, sequences)) + sum(sum(map(len, each.chain())) for each in prefixes)
         self.joined = 0
         self.admitted_at = self.started_at = self.finished_at = 0.0
         self.error: RerankError | None = None

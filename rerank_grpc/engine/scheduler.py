@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
-from rerank_grpc.engine.batch import Sequence
+from rerank_grpc.engine.batch import Prefix, Sequence
 from rerank_grpc.engine.request import ScoringRequest
 from rerank_grpc.errors import DeadlineUnreachable, QueueFull
 from rerank_grpc.types import Priority
@@ -34,7 +35,7 @@ class Item:
 
     Attributes:
         sequence: what to run.
-        tokens: how many it has.
+        tokens: how many it has, with those of its prefix if it is the first to bring that.
         waiters: (request, index into its sequences) of all who asked for it.
         started: whether it has gone to the device.
     """
@@ -78,6 +79,8 @@ class Scheduler:
         self.queued_tokens = 0
         self.running_tokens = 0
         self._items: dict[Sequence, Item] = {}
+        # Counted already; what the runner keeps of a prefix lives as long as the object, too.
+        self._prefixes: WeakSet[Prefix] = WeakSet()
         self._entries: dict[ScoringRequest, Entry] = {}
         self._arrivals = 0
         self._batch_credit = 0.0
@@ -118,10 +121,12 @@ class Scheduler:
             self._items.get(sequence) or fresh.setdefault(sequence, Item(sequence))
             for sequence in request.sequences
         ]
+        prefixes = self._bring_prefixes(fresh.values())
         tokens = tokens_of(fresh.values())
         self.check_room(tokens, rate)
         self._check_deadline(request, tokens, now, rate)
         self._items.update(fresh)
+        self._prefixes.update(prefixes)
         pending = deque[Item]()
         for index, item in enumerate(items):
             waiters = item.waiters
@@ -136,6 +141,17 @@ class Scheduler:
         self.queued_tokens += tokens
         request.admitted_at = now
         self._entries[request] = Entry(request, self._arrivals, items, pending, tokens_of(pending))
+
+    def _bring_prefixes(self, items: Iterable[Item]) -> set[Prefix]:
+        """Counts each prefix to the first item that has it, and returns those not counted before."""
+        brought: set[Prefix] = set()
+        for item in items:
+            prefix = item.sequence.prefix
+            while prefix is not None and prefix not in brought and prefix not in self._prefixes:
+                brought.add(prefix)
+                item.tokens += len(prefix)
+                prefix = prefix.before
+        return brought
 
     def _check_deadline(self, request: ScoringRequest, tokens: int, now: float, rate: float) -> None:
         if not rate:

@@ -21,6 +21,7 @@ LONGEST_BATCH_SECONDS = 1.0
 SMALLEST_BATCH_TOKENS = 512
 LARGEST_BATCH_TOKENS = 131_072
 PASSAGE_TOKENS = 128
+LONGEST_TOKENS = 512  # the longest that a language model takes costs minutes on a CPU
 
 
 def warm_up(engine: Engine, encoder: Encoder, card: ModelCard) -> None:
@@ -29,7 +30,7 @@ def warm_up(engine: Engine, encoder: Encoder, card: ModelCard) -> None:
     Raises whatever an ordinary call would, so that a model that cannot score
     is never READY.
     """
-    for tokens in (16, PASSAGE_TOKENS, card.max_tokens):
+    for tokens in (16, PASSAGE_TOKENS, min(card.max_tokens, LONGEST_TOKENS)):
         _score(engine, _sequences(encoder, tokens, count=4))
     if engine.settings.max_batch_tokens is None:
         engine.max_batch_tokens = best_budget(lambda budget: _measure(engine, encoder, budget))

@@ -51,7 +51,12 @@ def check_prompt(tokenizer_file: Path, prompt: Prompt) -> tuple[int, ...]:
             of the prompt is none here, or if the tokens of the document depend
             on the head.
     """
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise ModelLoadError(
+            f"{tokenizer_file}: not a tokenizer this version reads ({type(error).__name__}): copy it again"
+        ) from error
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids

@@ -1,0 +1,261 @@
+"""Scores of language models equal transformers' own, shared prefix or not, and the tests would notice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rerank_grpc.engine.batch import PackedBatch
+from rerank_grpc.engine.batch import Sequence as Tokens
+from rerank_grpc.engine.kept import KeptPrefixes
+from rerank_grpc.engine.prompt import PromptEncoder
+from rerank_grpc.engine.runner import ModelRunner
+from rerank_grpc.engine.tokenizer import encoder_for
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.models import causal
+from rerank_grpc.models.base import Model, PackedTokens
+from rerank_grpc.types import Scoring
+from tests import checkpoints, prompts
+from tests.models.conftest import load
+from tests.prompts import QUERY
+
+FAMILIES = sorted(prompts.WRITERS)
+# Of the standard deviation of the reference's own logits.
+BOUND = 1e-4
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("language models")
+    return {family: write(root / family) for family, write in prompts.WRITERS.items()}
+
+
+@pytest.fixture(scope="module")
+def loaded(directories: dict[str, Path]) -> dict[str, Model]:
+    return {family: load(path, precision="fp32") for family, path in directories.items()}
+
+
+def documents() -> list[str]:
+    """From nothing to almost all that fits, in no order of length."""
+    joined = " ".join(checkpoints.texts()[100:300])
+    lengths = [0, 1, 400, 2, 5, 10, 300, 20, 33, 47, 60, 250, 75, 90, 120, 150, 200]
+    return [joined[97 * place : 97 * place + length] for place, length in enumerate(lengths)]
+
+
+@pytest.fixture(scope="module")
+def references(directories: dict[str, Path]) -> dict[str, torch.Tensor]:
+    return {
+        family: prompts.own_logits(path, family, prompts.own_ids(path, family, QUERY, documents()))
+        for family, path in directories.items()
+    }
+
+
+def sequences(model: Model, query: str = QUERY, instruction: str = "") -> tuple[Tokens, ...]:
+    return encoder_for(model.card).encode(query, documents(), instruction=instruction).sequences
+
+
+def score(model: Model, batch: Sequence[Tokens], runner: ModelRunner | None = None) -> torch.Tensor:
+    return torch.tensor((runner or ModelRunner(model)).run(PackedBatch(tuple(batch))))
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, as a share of the reference's standard deviation."""
+    return float((found - expected).abs().max() / expected.std())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_the_model_cards_shared_or_not(
+    family: str, loaded: dict[str, Model], references: dict[str, torch.Tensor]
+) -> None:
+    expected, model = references[family], loaded[family]
+    assert expected.std() >= 1, "scores this close together would prove nothing"
+    runner, batch = ModelRunner(model), sequences(model)
+    assert error(score(model, batch, runner), expected) <= BOUND  # computes the prefix
+    assert error(score(model, batch, runner), expected) <= BOUND  # finds it kept
+    assert error(score(model, [each.whole() for each in batch]), expected) <= BOUND  # has none
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sequences_spread_over_batches_score_the_same_and_compute_their_prefix_once(
+    family: str,
+    loaded: dict[str, Model],
+    references: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = loaded[family]
+    forward: Callable[[PackedTokens], torch.Tensor] = model.forward
+    tokens: list[int] = []
+    monkeypatch.setattr(
+        type(model), "forward", lambda _, packed: tokens.append(sum(packed.lengths)) or forward(packed)
+    )
+    runner, batch = ModelRunner(model), sequences(model)
+    found = torch.cat([score(model, [each], runner) for each in batch])
+    assert error(found, references[family]) <= BOUND
+    prefix = batch[0].prefix
+    assert prefix is not None
+    assert sum(tokens) == sum(map(len, batch)) + sum(map(len, prefix.chain()))
+    other = sequences(model, "another query")  # the system's part is there already
+    score(model, other[:1], runner)
+    assert other[0].prefix is not None
+    assert tokens[-1] == len(other[0]) + len(other[0].prefix)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_requests_in_one_batch_score_as_they_do_alone(family: str, loaded: dict[str, Model]) -> None:
+    model, runner = loaded[family], ModelRunner(loaded[family])
+    requests = [sequences(model, query)[:6] for query in ("one", "two " * 30, QUERY, "深度学习")]
+    alone = torch.cat([score(model, [each]) for request in requests for each in request])
+    mixed = [request[place] for place in range(6) for request in requests]
+    order = [6 * request + place for place in range(6) for request in range(len(requests))]
+    score(model, requests[1], runner)  # one of the prefixes is kept, the others are not
+    assert error(score(model, mixed, runner), alone[order]) <= BOUND
+
+
+def test_parity_would_notice_a_prefix_that_leaks_between_requests(
+    loaded: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, runner = loaded["qwen3"], ModelRunner(loaded["qwen3"])
+    first, second = sequences(model), sequences(model, "what is a tuple for, and a list?")
+    expected = score(model, second)
+    score(model, first, runner)
+    assert first[0].prefix is not None
+    kept = runner._kept.get(first[0].prefix)
+    monkeypatch.setattr(KeptPrefixes, "get", lambda self, prefix: kept)
+    assert error(score(model, second, runner), expected) > 100 * BOUND
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parity_would_notice_a_suffix_that_is_cut(
+    family: str, loaded: dict[str, Model], references: dict[str, torch.Tensor]
+) -> None:
+    own: Any = encoder_for(loaded[family].card)
+    assert isinstance(own, PromptEncoder)
+    own._suffix = own._suffix[:-4]
+    found = score(loaded[family], own.encode(QUERY, documents()).sequences)
+    assert error(found, references[family]) > 100 * BOUND
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("change", ["shifted", "from 0"])
+def test_parity_would_notice_other_positions_after_the_prefix(
+    family: str,
+    change: str,
+    loaded: dict[str, Model],
+    references: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = loaded[family]
+    forward: Callable[[PackedTokens], torch.Tensor] = model.forward
+
+    def moved(_: object, packed: PackedTokens) -> torch.Tensor:
+        places = packed.position_ids.clone()
+        start = sum(packed.lengths[: len(packed.prefixes)])
+        first = int(places[start])
+        places[start:] += 1 if change == "shifted" else -first
+        return forward(replace(packed, position_ids=places))
+
+    monkeypatch.setattr(type(model), "forward", moved)
+    assert error(score(model, sequences(model)), references[family]) > 100 * BOUND
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parity_would_notice_a_dropped_document_and_attention_to_what_comes_after(
+    family: str,
+    loaded: dict[str, Model],
+    references: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = loaded[family]
+    nothing = encoder_for(model.card).encode(QUERY, [""]).sequences * len(documents())
+    assert error(score(model, nothing), references[family]) > 100 * BOUND
+    monkeypatch.setattr(
+        causal.CausalParts, "_mask", lambda self, rows, columns, repeats, like: like.new_zeros(1, columns)
+    )
+    assert error(score(model, sequences(model)), references[family]) > 100 * BOUND
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_long_parts_attend_in_blocks_of_rows(
+    family: str,
+    loaded: dict[str, Model],
+    references: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(causal, "MASK_ROWS", 7)
+    assert error(score(loaded[family], sequences(loaded[family])), references[family]) <= BOUND
+
+
+def test_r15_control_tokens_of_a_neighbour_change_no_score(
+    loaded: dict[str, Model], references: dict[str, torch.Tensor]
+) -> None:
+    model = loaded["qwen3"]
+    hostile = [*checkpoints.QWEN_SPECIAL, *checkpoints.QWEN_UNMARKED, "</s>", prompts.SUFFIX + "yes"]
+    own = encoder_for(model.card)
+    among = own.encode(QUERY, [text for pair in zip(hostile, documents(), strict=False) for text in pair])
+    count = len(among.documents) // 2
+    found = score(model, among.sequences)[1::2]
+    assert error(found, references["qwen3"][:count]) <= BOUND
+
+
+def test_a_language_model_says_what_it_is(loaded: dict[str, Model]) -> None:
+    qwen3, gemma = loaded["qwen3"].card, loaded["gemma"].card
+    assert (qwen3.family, qwen3.scoring, qwen3.accepts_instruction) == ("qwen3", Scoring.SOFTMAX, True)
+    assert (gemma.family, gemma.scoring, gemma.accepts_instruction) == ("gemma", Scoring.SIGMOID, False)
+    assert qwen3.max_tokens == checkpoints.PROMPT_TOKENS
+    assert qwen3.prefix_token_bytes == 2 * 3 * 2 * 16 * 4  # key and value, layers, heads, size, fp32
+
+
+def test_bf16_rounds_neither_the_head_nor_the_positions(
+    directories: dict[str, Path], references: dict[str, torch.Tensor]
+) -> None:
+    model: Any = load(directories["qwen3"], precision="bf16")
+    assert {weight.dtype for weight in model._body.parameters()} == {torch.bfloat16}
+    assert model._head.dtype is torch.float32
+    assert model._body.rotary_emb.inv_freq.dtype is torch.float32
+    found = score(model, sequences(model))
+    # Weights this wild amplify rounding far beyond a trained model's.
+    assert torch.corrcoef(torch.stack([found, references["qwen3"]]))[0, 1] > 0.9
+
+
+def test_a_head_of_its_own_is_not_kept_but_for_the_answers(tmp_path: Path) -> None:
+    path = prompts.WRITERS["qwen3"](tmp_path, tie_word_embeddings=False)
+    model: Any = load(path, precision="fp32")
+    assert model._head.shape == (64,)
+    expected = prompts.own_logits(path, "qwen3", prompts.own_ids(path, "qwen3", QUERY, documents()))
+    assert error(score(model, sequences(model)), expected) <= BOUND
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"use_sliding_window": True, "sliding_window": 8}, "attention other than"),
+        ({"layer_types": ["sliding_attention"] * 3}, "attention other than"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary embedding"),
+        ({"architectures": ["Qwen3Model"]}, "Qwen3Model"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "missing|decoder|labels"),
+    ],
+)
+def test_decoders_that_this_pass_does_not_compute_are_refused(
+    changes: dict[str, Any], reason: str, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(directories["qwen3"], tmp_path / "model"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ModelLoadError, match=reason):
+        load(path)
+
+
+def test_a_language_model_without_its_answers_is_refused_at_load(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(directories["qwen3"], tmp_path / "model"))
+    checkpoints.byte_level().save(str(path / "tokenizer.json"))
+    with pytest.raises(ModelLoadError, match="no token 'yes'"):
+        load(path)

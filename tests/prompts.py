@@ -1,0 +1,104 @@
+"""How the model cards' own code asks, for tests that compare with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from rerank_grpc.engine.prompt import PromptEncoder
+from rerank_grpc.engine.tokenizer import encoder_for
+from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.gemma import PROMPT as GEMMA
+from rerank_grpc.models.prompt import Prompt
+from rerank_grpc.models.qwen3 import PROMPT as QWEN3
+from rerank_grpc.types import Scoring
+from tests import checkpoints
+
+PROMPTS = {"qwen3": QWEN3, "gemma": GEMMA}
+WRITERS = {"qwen3": checkpoints.qwen3_reranker, "gemma": checkpoints.gemma_reranker}
+QUERY = "how does a coroutine wait for a future?"
+
+# As https://huggingface.co/Qwen/Qwen3-Reranker-0.6B writes them.
+PREFIX = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+    'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+TASK = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+def card(directory: Path, family: str, max_tokens: int = checkpoints.PROMPT_TOKENS) -> ModelCard:
+    prompt: Prompt = PROMPTS[family]
+    return ModelCard(
+        source=str(directory),
+        revision="",
+        family=family,
+        scoring=Scoring.SOFTMAX,
+        reads_pairs=True,
+        max_tokens=max_tokens,
+        device="cpu",
+        precision="fp32",
+        attention="",
+        tokenizer_file=directory / "tokenizer.json",
+        prompt=prompt,
+    )
+
+
+def encoder(directory: Path, family: str, max_tokens: int = checkpoints.PROMPT_TOKENS) -> PromptEncoder:
+    made = encoder_for(card(directory, family, max_tokens))
+    assert isinstance(made, PromptEncoder)
+    return made
+
+
+def own_ids(
+    directory: Path, family: str, query: str, documents: Sequence[str], instruction: str = ""
+) -> list[list[int]]:
+    """The token ids that the model card's code makes, nothing cut."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left")
+    if family == "qwen3":
+        return _qwen3_ids(tokenizer, query, documents, instruction or TASK)
+    return _gemma_ids(tokenizer, query, documents)
+
+
+def _qwen3_ids(tokenizer: Any, query: str, documents: Sequence[str], instruction: str) -> list[list[int]]:
+    """`process_inputs` of the model card."""
+    before = tokenizer.encode(PREFIX, add_special_tokens=False)
+    after = tokenizer.encode(SUFFIX, add_special_tokens=False)
+    pairs = [f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}" for document in documents]
+    return [before + ids + after for ids in tokenizer(pairs, padding=False)["input_ids"]]
+
+
+def _gemma_ids(tokenizer: Any, query: str, documents: Sequence[str]) -> list[list[int]]:
+    """`compute_score_single_gpu` of FlagEmbedding's BaseLLMReranker."""
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    question = ids(
+        "Given a query A and a passage B, determine whether the passage contains an answer to the query by "
+        "providing a prediction of either 'Yes' or 'No'."
+    )
+    head = [tokenizer.bos_token_id, *ids(f"A: {query}")]
+    return [head + ids("\n") + ids(f"B: {text}") + ids("\n") + question for text in documents]
+
+
+def own_logits(directory: Path, family: str, rows: Sequence[list[int]]) -> torch.Tensor:
+    """Transformers' logits in fp32, padded on the left, from the head's full width."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, padding_side="left")
+    network = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    batch = tokenizer.pad({"input_ids": list(rows)}, padding=True, return_tensors="pt")
+    places = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        logits = network(**batch, position_ids=places).logits[:, -1, :]
+    if family == "qwen3":
+        yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+        difference: torch.Tensor = logits[:, yes] - logits[:, no]
+        return difference
+    yes = tokenizer("Yes", add_special_tokens=False)["input_ids"][0]
+    found: torch.Tensor = logits[:, yes]
+    return found
