@@ -5,6 +5,8 @@
     gateway.py    runs the REST shim in a process of its own
     rest.py       makes it, there or beside the server
     call.py       rerank, models and health against a running server
+    download.py   fetches models, and converts old ones
+    verify.py     checks a model's scores on this machine
     terminal.py   what is printed, as pure functions
 
 Importing it imports neither torch nor grpc: each command brings in its own.

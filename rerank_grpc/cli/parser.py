@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from rerank_grpc import __version__
-from rerank_grpc.cli import call, gateway, serve
+from rerank_grpc.cli import call, download, gateway, serve, verify
 from rerank_grpc.config import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
@@ -28,6 +28,8 @@ examples:
   rerank-grpc rerank "what is a panda?" docs.txt     rank the lines of a file
   rerank-grpc models                                 what is served, and in what state
   rerank-grpc health                                 exit 0 when the model can be called
+  rerank-grpc download bge-reranker-v2-m3            fetch a model, so that serving it needs no network
+  rerank-grpc verify bge-reranker-v2-m3              check its scores on this machine
 """,
     "serve": f"""\
 examples:
@@ -66,6 +68,32 @@ examples:
   rerank-grpc models --json --target rerank.internal:50051
 
 The token to send comes from {CLIENT_TOKEN_VARIABLE} or --token-file.
+""",
+    "download": """\
+examples:
+  rerank-grpc download bge-reranker-v2-m3
+  rerank-grpc download BAAI/bge-reranker-base@main cross-encoder/ms-marco-MiniLM-L-6-v2
+  HF_ENDPOINT=https://hub.internal HF_TOKEN=... rerank-grpc download ORG/NAME
+
+A MODEL is a hub id, or the short name of one in the catalogue; @REVISION picks
+another commit, branch or tag. Files go to the hub's cache (HF_HOME). A download
+that was cut off goes on where it ended.
+""",
+    "convert": """\
+examples:
+  rerank-grpc convert models/bge-reranker-base
+
+For old clones that have only pytorch_model.bin: writes model.safetensors, and
+tokenizer.json if it is missing, offline. The old files stay.
+""",
+    "verify": """\
+examples:
+  rerank-grpc verify bge-reranker-base
+  rerank-grpc verify models/bge-reranker-base --device cuda --precision bf16
+  rerank-grpc verify embedded
+
+Scores pairs whose score is known, where the catalogue has some, and compares
+the packed pass with transformers' own padded one. Exits 0 when all are right.
 """,
     "health": f"""\
 examples:
@@ -130,6 +158,9 @@ def _build() -> tuple[Parser, dict[str, Parser]]:
         ),
         ("models", "[OPTION ...]", "list what a server serves", _fill_models),
         ("health", "[OPTION ...]", "tell whether a model can be called", _fill_health),
+        ("download", "[OPTION ...] MODEL [MODEL ...]", "fetch models from the hub", _fill_download),
+        ("convert", "DIR [DIR ...]", "make safetensors of pickled weights", _fill_convert),
+        ("verify", "[OPTION ...] MODEL [MODEL ...]", "check a model's scores on this machine", _fill_verify),
     ):
         command = commands.add_parser(
             name,
@@ -174,6 +205,27 @@ def _fill_health(command: Parser) -> None:
     _add_model(command)
     _add_json(command)
     _add(command, CLIENT_OPTIONS)
+
+
+def _fill_download(command: Parser) -> None:
+    command.set_defaults(run=download.download)
+    command.add_argument("models", metavar="MODEL", nargs="+", help="a hub id, or a name of the catalogue")
+    _add(command, _server_options("catalogue"))
+
+
+def _fill_convert(command: Parser) -> None:
+    command.set_defaults(run=download.convert)
+    command.add_argument("directories", metavar="DIR", nargs="+", help="a directory with an old checkpoint")
+
+
+def _fill_verify(command: Parser) -> None:
+    command.set_defaults(run=verify.run)
+    command.add_argument("models", metavar="MODEL", nargs="+", help="embedded, a directory, a hub id or a name")
+    _add(command, _server_options("models-dir", "catalogue", "device", "precision"))
+
+
+def _server_options(*names: str) -> list[Option]:
+    return [option for option in SERVER_OPTIONS if option.name in names]
 
 
 def _top_n(text: str) -> int:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from rerank_grpc.models.window import attend
-
 from rerank_grpc.models.causal import CausalParts
+from rerank_grpc.models.window import attend
 
 # No mask function may be registered under this name: transformers would call it,
 # and it synchronises the device; for a name it does not know it makes no mask.

@@ -35,6 +35,7 @@ class SentenceEncoder:
         pooling: str = "mean",
     ) -> None:
         self.card = card
+        self.pooling = pooling
         self._pool = POOLS[pooling]
         self._body = round_weights(network, dtype)
         self._first_position = 0

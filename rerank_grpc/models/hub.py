@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.transfer import Progress, RemoteFile, Silence, Transfer, replace
+from rerank_grpc.units import size
 
 CONFIG = "config.json"
 NEEDED = ("model*.safetensors", "tokenizer.json")
@@ -79,7 +80,7 @@ def check_room(root: Path, files: list[RemoteFile]) -> None:
     needed, free = sum(file.size or 0 for file in files), shutil.disk_usage(place).free
     if needed and needed - there + SPARE_BYTES > free:
         raise ModelLoadError(
-            f"{root}: {needed:,} bytes are to be fetched and {free:,} are free on the disk: "
+            f"{root}: {size(needed)} are to be fetched and {size(free)} are free on the disk: "
             "free some, or name another place in HF_HOME"
         )
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models import hub
 from rerank_grpc.models.catalogue import NEWEST, Catalogue, Entry, builtin
+from rerank_grpc.models.transfer import Progress
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
 
 
@@ -66,3 +68,13 @@ def locate(source: str, *, models_dir: Path, catalogue: Catalogue | None = None)
             "give 'embedded', a directory, or a hub id such as BAAI/bge-reranker-base"
         )
     return Source(directory)
+
+
+def download(source: str, *, catalogue: Catalogue, progress: Progress) -> Path:
+    """Fetches a model by name, pickled weights too where there are no others; raises ModelLoadError."""
+    name = read_name(source, catalogue)
+    if name is None:
+        known = ", ".join(entry.short for entry in catalogue if not entry.unsupported)
+        raise ModelLoadError(f"{source}: neither a hub id such as ORG/NAME nor one of {known}")
+    here = hub.cached(name.id, name.revision, exact=True) if COMMIT.fullmatch(name.revision) else None
+    return here or hub.fetch(name.id, name.revision, progress=progress, pickled=True)

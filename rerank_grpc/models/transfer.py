@@ -16,6 +16,7 @@ from rerank_grpc.errors import ModelLoadError
 SHA256 = re.compile(r"[0-9a-f]{64}")
 ETAG = re.compile(r"[\w.-]{1,200}")
 BLOCK = 1 << 20
+CHUNK_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +105,12 @@ class Transfer:
         self._progress.end()
 
     def _transfer(self, file: Any, url: str, location: str, size: int | None) -> None:
+        from huggingface_hub import constants
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+        # The client's own 10 MiB would be lost with a connection, and make a bar stand still for as long.
+        constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
         # The token is for the hub, not for where it keeps its files.
         same = location.split("/")[2:3] == url.split("/")[2:3]
         http_get(

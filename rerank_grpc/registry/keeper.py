@@ -21,6 +21,7 @@ from rerank_grpc.registry import memory, residency
 from rerank_grpc.registry.entry import Entry, LoadedModel
 from rerank_grpc.registry.loading import Loader, Preparer, let_go, one_line
 from rerank_grpc.types import State
+from rerank_grpc.units import size
 
 log = logging.getLogger("rerank_grpc.registry")
 
@@ -186,7 +187,7 @@ class Keeper:
         log.warning(
             "model %s takes %s, for which --model-memory leaves no room: it is loaded when it is called",
             entry.spec.name,
-            residency.size(entry.memory_bytes),
+            size(entry.memory_bytes),
         )
 
     def _ready(self, entry: Entry, loaded: LoadedModel, seconds: float) -> None:
@@ -202,9 +203,7 @@ class Keeper:
             entry.leases += len(entry.waiting)
             _settle(entry, loaded)
             self._changed.notify_all()
-        log.info(
-            "model %s is ready after %.1f s, %s", entry.spec.name, seconds, residency.size(entry.memory_bytes)
-        )
+        log.info("model %s is ready after %.1f s, %s", entry.spec.name, seconds, size(entry.memory_bytes))
         self._on_change()
 
     def _fail(self, entry: Entry, error: Exception) -> None:

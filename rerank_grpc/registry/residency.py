@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.registry.entry import Entry
 from rerank_grpc.types import State
+from rerank_grpc.units import size
 
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 300.0
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def used_bytes(entries: Iterable[Entry]) -> int:
@@ -87,12 +87,3 @@ def patience(entries: Iterable[Entry], now: float, idle_seconds: float | None) -
 def retry_seconds(failures: int) -> float:
     """How long after so many failures in a row loading is tried again: 1 s, doubled up to 5 minutes."""
     return min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 20))
-
-
-def size(count: float) -> str:
-    """Says bytes as an operator would: "1.5 GiB"."""
-    for unit in UNITS:
-        if count < 1024 or unit == UNITS[-1]:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
