@@ -1,0 +1,101 @@
+"""An instruction changes the order of results, through gRPC and REST, with a model made to follow it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.server.app import RerankServer
+from rerank_grpc.v1 import rerank_pb2 as pb
+from tests import checkpoints, prompts
+from tests.rest.support import post, shim
+from tests.support import request_of, serving, stub_of
+
+QUERY = "animals"
+DOCUMENTS = ["All about cats.", "All about dogs."]
+INSTRUCTIONS = ["Prefer cats", "Prefer dogs"]
+
+
+@pytest.fixture(scope="module")
+def obedient(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 that answers yes if the document is about what the instruction asks for, and no otherwise."""
+    path = checkpoints.qwen3_reranker(tmp_path_factory.mktemp("obedient") / "qwen3", initializer_range=0.05)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    network: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    ids = [
+        (prompts.own_ids(path, "qwen3", QUERY, [document], instruction)[0], instruction[-4:] in document)
+        for instruction in INSTRUCTIONS
+        for document in DOCUMENTS
+    ]
+    answers = torch.tensor([tokenizer.convert_tokens_to_ids("yes" if fits else "no") for _, fits in ids])
+    assert {fits for _, fits in ids} == {True, False}
+    assert len({len(row) for row, _ in ids}) == 1
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    torch.manual_seed(0)
+    for _ in range(400):
+        logits = network(input_ids=torch.tensor([row for row, _ in ids])).logits[:, -1]
+        loss = torch.nn.functional.cross_entropy(logits, answers)
+        if loss < 0.02:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02, "it has not learned it"
+    network.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(obedient: Path) -> Iterator[RerankServer]:
+    with serving(Settings(models=(ModelSpec("judge", str(obedient)),), precision="fp32")) as running:
+        yield running
+
+
+def order(response: pb.RerankResponse) -> list[int]:
+    return [result.index for result in response.results]
+
+
+def test_an_instruction_changes_the_order(server: RerankServer) -> None:
+    with stub_of(server.port) as stub:
+        cats, dogs = (
+            stub.Rerank(request_of(QUERY, *DOCUMENTS, instruction=instruction))
+            for instruction in INSTRUCTIONS
+        )
+        assert (order(cats), order(dogs)) == ([0, 1], [1, 0])
+        for response in (cats, dogs):
+            best, other = response.results
+            assert best.relevance_score > 0.9
+            assert other.relevance_score < 0.1
+            assert best.logit > 0 > other.logit
+
+
+def test_a_language_model_is_listed_with_what_it_accepts(server: RerankServer) -> None:
+    with stub_of(server.port) as stub:
+        (model,) = stub.ListModels(pb.ListModelsRequest()).models
+    assert model.accepts_instruction
+    assert model.scoring == pb.SCORING_SOFTMAX
+    assert model.family == "qwen3"
+
+
+@pytest.mark.parametrize("wording", ["instruction", "instruct", "kwargs", "kwargs as JSON"])
+def test_an_instruction_reaches_the_model_over_rest(wording: str, server: RerankServer) -> None:
+    orders = []
+    with shim(server.port) as port:
+        for instruction in INSTRUCTIONS:
+            fields: dict[str, Any] = {wording: instruction}
+            if wording.startswith("kwargs"):
+                inner = {"instruction": instruction}
+                fields = {"kwargs": json.dumps(inner) if wording.endswith("JSON") else inner}
+            reply = post(
+                port, "/v1/rerank", {"model": "judge", "query": QUERY, "documents": DOCUMENTS} | fields
+            )
+            assert reply.status == 200
+            orders.append([result["index"] for result in reply.json["results"]])
+    assert orders == [[0, 1], [1, 0]]
