@@ -25,7 +25,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test test-clients test-clients-quick test-openapi lint format proto baseline image clean
+.PHONY: help demo serve bench-quick test test-clients test-clients-quick test-openapi lint format proto baseline image clean
 
 help:  ## Lists these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ test-clients-quick: $(VENV)/.demo  ## The same with the six that install fastest
 test-openapi: $(VENV)/.dev  ## Runs schemathesis against the shim's OpenAPI document.
 	@$(BIN)/python clients/conformance/openapi.py
 
+bench-quick: $(VENV)/.bench  ## Measures what the service adds to its model, under 3 minutes.
+	@$(BIN)/python -m benchmarks.quick
+
 proto: $(VENV)/.dev $(BUF)  ## Checks the contract and generates its stubs.
 	$(BUF) lint
 	$(BUF) breaking --against $(BASELINE)
@@ -89,6 +92,10 @@ $(VENV)/.demo: constraints.txt pyproject.toml | $(BIN)/python
 $(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV): about a minute with torch's CPU wheel, longer with CUDA's."
 	$(INSTALL) -e '.[server,embedded,rest,dev]'
+	@touch $(VENV)/.demo $@
+
+$(VENV)/.bench: constraints.txt pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[server,embedded,rest,bench]'
 	@touch $(VENV)/.demo $@
 
 # Not `npm ci`: it insists on a lock entry for every platform that buf has a package for.

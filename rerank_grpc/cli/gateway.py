@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 
 from rerank_grpc import __version__
 from rerank_grpc.cli import rest
 from rerank_grpc.cli.address import address, is_loopback
+from rerank_grpc.cli.logs import log_to
 from rerank_grpc.cli.serve import on_signals, say
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config import read_gateway_settings
@@ -17,9 +17,7 @@ from rerank_grpc.config import read_gateway_settings
 def run(parsed: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT; raises ConfigurationError for what cannot start."""
     settings = read_gateway_settings(parsed.flags)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_to(sys.stderr, settings.log_level)
     server = rest.build(settings.rest, settings.targets, settings.tokens, settings.upstream_token)
     stopping = on_signals(settings.grace_seconds, Screen.of(sys.stderr))
     server.start()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from rerank_grpc import __version__
 from rerank_grpc.cli import rest, terminal
 from rerank_grpc.cli.address import address, is_loopback
+from rerank_grpc.cli.logs import log_to
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config import Settings, forgotten_token, quiet_grpc, read_settings
 from rerank_grpc.errors import ConfigurationError
@@ -38,9 +39,7 @@ _EXIT_SECONDS = 1.0
 def run(parsed: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT; raises ConfigurationError for what cannot start."""
     settings = read_settings(parsed.flags)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_to(sys.stderr, settings.log_level)
     quiet_grpc()
     screen = Screen.of(sys.stderr)
     stopping = on_signals(settings.grace_seconds, screen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence as ListOf
 
 from rerank_grpc.engine.batch import TOKEN_BYTES, Prefix, Sequence
@@ -12,6 +13,8 @@ from rerank_grpc.errors import UnsupportedOption
 from rerank_grpc.types import Span, Truncation
 
 ALL = 1 << 31  # more tokens than any document has
+REMEMBERED_QUERIES = 128
+REMEMBERED_CHARACTERS = 2_000
 
 
 def refuse_instruction(instruction: str) -> None:
@@ -20,10 +23,23 @@ def refuse_instruction(instruction: str) -> None:
         raise UnsupportedOption.of("instruction", "this model takes no instruction")
 
 
-def encode_query(vocabulary: Vocabulary, query: str, room: int, truncation: Truncation) -> Tokens:
-    """Tokenizes the query, and cuts it to `room` tokens."""
-    (tokens,) = tokenize(vocabulary, [query], Cutting(room, room, truncation), lambda _: "query")
-    return tokens
+class QueryEncoder:
+    """Tokenizes queries, and remembers the last ones: who sends few documents at a time repeats them."""
+
+    def __init__(self, vocabulary: Vocabulary, room: int) -> None:
+        self._vocabulary = vocabulary
+        self._room = room
+        self._remembered = functools.lru_cache(REMEMBERED_QUERIES)(self._encode)
+
+    def encode(self, query: str, truncation: Truncation) -> Tokens:
+        """Tokenizes a query and cuts it to the room; raises InvalidRequest if it may not be cut."""
+        encode = self._remembered if len(query) <= REMEMBERED_CHARACTERS else self._encode
+        return encode(query, truncation)
+
+    def _encode(self, query: str, truncation: Truncation) -> Tokens:
+        cutting = Cutting(self._room, self._room, truncation)
+        (tokens,) = tokenize(self._vocabulary, [query], cutting, lambda _: "query")
+        return tokens
 
 
 def encode_documents(

@@ -27,6 +27,8 @@ GROWTH = 4
 CUT_SEARCH = 256
 # Tokens next to such a cut are never used, as a second line of defence.
 CUT_MARGIN = 8
+# So few tokens are looked at faster one by one than by NumPy.
+SMALL = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,11 @@ def check_unicode(text: str, field: str) -> None:
 
 def _check_control(vocabulary: Vocabulary, tokens: list[Tokens]) -> None:
     """Raises InternalError if a text became a control token; vocabulary.py makes that impossible."""
-    ids = np.frombuffer(b"".join([part.ids for part in tokens]), dtype=np.int32)
-    if vocabulary.is_control.take(ids).any():
+    packed = b"".join([part.ids for part in tokens])
+    if len(packed) <= SMALL * TOKEN_BYTES:
+        # NumPy lets go of the interpreter, and in a busy server waits to get it back.
+        found = not vocabulary.control_ids.isdisjoint(memoryview(packed).cast("i"))
+    else:
+        found = bool(vocabulary.is_control.take(np.frombuffer(packed, dtype=np.int32)).any())
+    if found:
         raise InternalError

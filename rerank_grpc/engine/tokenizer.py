@@ -6,7 +6,7 @@ from collections.abc import Sequence as ListOf
 from typing import Protocol
 
 from rerank_grpc.engine.batch import Sequence
-from rerank_grpc.engine.documents import ALL, encode_documents, encode_query, refuse_instruction
+from rerank_grpc.engine.documents import ALL, QueryEncoder, encode_documents, refuse_instruction
 from rerank_grpc.engine.encoding import EncodedRequest
 from rerank_grpc.engine.prompt import PromptEncoder
 from rerank_grpc.engine.texts import Cutting
@@ -58,6 +58,7 @@ class PairEncoder:
         self._vocabulary = vocabulary
         self._template = vocabulary.pair
         self._max_tokens = max_tokens
+        self._queries = QueryEncoder(vocabulary, max_tokens // 2)
 
     def encode(
         self,
@@ -71,7 +72,7 @@ class PairEncoder:
     ) -> EncodedRequest:
         """Encodes one request; see Encoder.encode."""
         refuse_instruction(instruction)
-        head = encode_query(self._vocabulary, query, self._max_tokens // 2, truncation)
+        head = self._queries.encode(query, truncation)
         template, length = self._template, head.length
         room = max(0, self._max_tokens - template.overhead - length)
         most = max_tokens_per_document or ALL
@@ -91,6 +92,7 @@ class TextEncoder:
         self._vocabulary = vocabulary
         self._template = vocabulary.single
         self._max_tokens = max_tokens
+        self._queries = QueryEncoder(vocabulary, max_tokens // 2)
 
     def encode(
         self,
@@ -104,7 +106,7 @@ class TextEncoder:
     ) -> EncodedRequest:
         """Encodes one request; see Encoder.encode."""
         refuse_instruction(instruction)
-        head = encode_query(self._vocabulary, query, self._max_tokens // 2, truncation)
+        head = self._queries.encode(query, truncation)
         before, after = self._template.prefix.tobytes(), self._template.suffix.tobytes()
         most = max_tokens_per_document or ALL
         room = max(0, self._max_tokens - self._template.overhead)

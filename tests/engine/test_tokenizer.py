@@ -205,12 +205,15 @@ def test_merges_that_spell_a_control_token_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_control_token_in_spite_of_all_is_an_internal_error(
-    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    directories: dict[str, Path],
 ) -> None:
     encoder: Any = pair_encoder(directories["bert"])
-    encoder._vocabulary.is_control[:] = True
-    with pytest.raises(InternalError):
-        encoder.encode(QUERY, ["a text"])
+    (word,) = encoder._vocabulary.tokenizer.encode("text", add_special_tokens=False).ids[:1]
+    encoder._vocabulary = replace(encoder._vocabulary, control_ids=frozenset([word]))
+    encoder._vocabulary.is_control[word] = True
+    for count in (1, 1_000):  # few tokens are looked at one by one, many by NumPy
+        with pytest.raises(InternalError):
+            encoder.encode(QUERY, [f"{number} text" for number in range(count)])
 
 
 def nasty() -> list[str]:

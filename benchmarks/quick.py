@@ -1,0 +1,290 @@
+"""What the service adds to its model, and how calls share it: `make bench-quick`, under three minutes.
+
+Ratios and differences are taken in one run, interleaved with a bare threaded
+grpcio server that computes nothing, because an absolute time says more about
+the machine than about the service. The model is ms-marco-MiniLM-L-6's shape
+with random weights; the load comes from this process, the server is another.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from benchmarks import checkpoints, load, report, workloads
+from benchmarks.report import Spread
+from benchmarks.servers import CALLERS, concurrent_calls, served
+
+SHAPE = "minilm"
+ROUNDS = 5
+Row = tuple[str, str, str, bool]
+
+
+def main() -> None:
+    began = perf_counter()
+    data: dict[str, Any] = {"when": report.now(), "load_before": report.load_average()}
+    steps = (overhead, tokenizing, single_calls, concurrent, fairness)
+    for number, step in enumerate(steps, 1):
+        print(f"[{number}/{len(steps)}] {step.__doc__.splitlines()[0]}", file=sys.stderr, flush=True)  # type: ignore[union-attr]
+        data[step.__name__] = step()
+    data["seconds"] = round(perf_counter() - began)
+    data["load_after"] = report.load_average()
+    write(data)
+
+
+def overhead() -> dict[str, Any]:
+    """A model that costs nothing, beside a bare grpcio server."""
+    text = ("the quick brown fox jumps over the lazy dog and " * 11)[:497]
+    one = load.request_of(workloads.QUERY, ["a short document"])
+    hundred = load.request_of(workloads.QUERY, [f"{text}{number:03}" for number in range(100)])
+    found: dict[str, list[float]] = {}
+    with served("free") as ours, served("echo") as bare:
+        for target in (ours.target, bare.target):
+            load.closed_loop(target, [one, hundred], 4, 1.0)
+        for _ in range(ROUNDS):
+            for name, target in (("service", ours.target), ("echo", bare.target)):
+                for size, request, count in (("1", one, 300), ("100", hundred, 60)):
+                    answers = load.one_by_one(target, request, count)
+                    added = [answer.seconds - answer.tokenization for answer in answers]
+                    whole = [answer.seconds for answer in answers]
+                    found.setdefault(f"{name}_{size}_ms", []).append(1e3 * statistics.median(whole))
+                    found.setdefault(f"{name}_{size}_without_tokenizing_ms", []).append(
+                        1e3 * statistics.median(added)
+                    )
+                answers, seconds = load.closed_loop(target, [one], 8, 2.0)
+                found.setdefault(f"{name}_calls_per_second", []).append(len(answers) / seconds)
+    return {name: vars_of(Spread.of(samples)) for name, samples in found.items()}
+
+
+def tokenizing() -> dict[str, Any]:
+    """W2's pairs: our encoder beside the library's own pair encoding."""
+    from transformers import AutoTokenizer
+
+    from rerank_grpc.engine.tokenizer import encoder_for
+    from rerank_grpc.models.loader import load_model
+
+    path = checkpoints.checkpoint(SHAPE)
+    library = AutoTokenizer.from_pretrained(path)
+    model = load_model(str(path), models_dir=Path("models"), device="cpu", precision="fp32")
+    encoder = encoder_for(model.card)
+    workload = workloads.passages()
+    documents = list(workload.documents)
+    queries = [workload.query] * len(documents)
+    ours, theirs = [], []
+    for _ in range(2 * ROUNDS):
+        started = perf_counter()
+        encoder.encode(workload.query, documents)
+        middle = perf_counter()
+        library(queries, documents, truncation="only_second", max_length=512)
+        ours.append(1e3 * (middle - started))
+        theirs.append(1e3 * (perf_counter() - middle))
+    ratio = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "ours_ms": vars_of(Spread.of(ours)),
+        "library_ms": vars_of(Spread.of(theirs)),
+        "ratio": vars_of(Spread.of(ratio)),
+    }
+
+
+def single_calls() -> dict[str, Any]:
+    """W1, W2 and W3 through gRPC, one caller."""
+    cases = {"W1": workloads.short(), "W2": workloads.passages(), "W3": workloads.long()}
+    shape, found = checkpoints.SHAPES[SHAPE], {}
+    with served("model", SHAPE) as server:
+        for name, workload in cases.items():
+            request = load.request_of(workload.query, workload.documents)
+            load.one_by_one(server.target, request, 1)
+            answers = load.one_by_one(server.target, request, ROUNDS)
+            found[name] = {
+                "seconds": vars_of(Spread.of([answer.seconds for answer in answers])),
+                "tokens": answers[0].tokens,
+                "precision": server.facts["precision"],
+                "budget": server.facts["budget"],
+                "weights": shape.linear_weights,
+            }
+    return found
+
+
+def concurrent() -> dict[str, Any]:
+    """W4: 16 callers at saturation beside the engine alone, then open loop at 50, 80 and 120 %."""
+    requests = [load.request_of(workloads.QUERY, documents) for documents in concurrent_calls()]
+    through, alone, found = [], [], dict[str, Any]()
+    with served("model", SHAPE) as server, served("alone", SHAPE) as engine:
+        load.closed_loop(server.target, requests, CALLERS, 1.0)
+        for _ in range(ROUNDS):
+            answers, seconds = load.closed_loop(server.target, requests, CALLERS, 3.0)
+            through.append(sum(answer.tokens for answer in answers) / seconds)
+            alone.append(engine.ask("3")["tokens_per_second"])
+        tokens = statistics.mean(answer.tokens for answer in answers)
+        capacity = statistics.median(through) / tokens
+        for share in (0.5, 0.8, 1.2):
+            answers = load.open_loop(server.target, requests, share * capacity, 6.0)
+            codes = [answer.code for answer in answers]
+            served_ones = [answer for answer in answers if answer.code == "OK"]
+            found[f"{share:.0%}"] = {
+                "calls": len(answers),
+                "codes": {code: codes.count(code) for code in sorted(set(codes))},
+                "p50": load.percentile(served_ones, 0.5),
+                "p99": load.percentile(served_ones, 0.99),
+            }
+    ratio = [a / b for a, b in zip(through, alone, strict=True)]
+    return {
+        "through_grpc": vars_of(Spread.of(through)),
+        "engine_alone": vars_of(Spread.of(alone)),
+        "ratio": vars_of(Spread.of(ratio)),
+        "capacity_calls_per_second": capacity,
+        "open_loop": found,
+    }
+
+
+def fairness() -> dict[str, Any]:
+    """W5: one-document calls alone, and while a call of 1,000 documents runs."""
+    many = load.request_of(workloads.QUERY, workloads.passages(1_000, seed=5).documents)
+    singles = [load.request_of(workloads.QUERY, [text]) for text in workloads.passages(60, seed=6).documents]
+    with served("model", SHAPE) as server:
+        target, turn = server.target, iter(range(1 << 30))
+
+        def single() -> list[load.Answer]:
+            return load.one_by_one(target, singles[next(turn) % len(singles)], 1)
+
+        load.one_by_one(target, singles[0], 20)
+        alone = [answer for _ in range(100) for answer in single()]
+        large_alone = load.one_by_one(target, many, 1)[0].seconds
+        large: list[load.Answer] = []
+        both = load.beside(lambda: large.extend(load.one_by_one(target, many, 1)), single)
+        caller = load.Caller(target)
+        batch = server.facts["budget"] / caller.health().tokens_per_second
+        caller.close()
+    return {
+        "alone_p50": load.percentile(alone, 0.5),
+        "alone_p99": load.percentile(alone, 0.99),
+        "beside_p50": load.percentile(both, 0.5),
+        "beside_p99": load.percentile(both, 0.99),
+        "calls_beside": len(both),
+        "batch_seconds": batch,
+        "bound": load.percentile(alone, 0.99) + 2 * batch,
+        "large_alone": large_alone,
+        "large_beside": large[0].seconds,
+    }
+
+
+def vars_of(spread: Spread) -> dict[str, float]:
+    return {"median": spread.median, "least": spread.least, "most": spread.most, "count": spread.count}
+
+
+def text_of(spread: dict[str, float], digits: int = 2) -> str:
+    return f"{spread['median']:.{digits}f} ({spread['least']:.{digits}f}–{spread['most']:.{digits}f})"
+
+
+def rows_of(data: dict[str, Any]) -> list[Row]:
+    """What is asked, what was measured, and whether it was met."""
+    cost, tokens, many, fair = (data[name] for name in ("overhead", "tokenizing", "concurrent", "fairness"))
+    one, hundred = cost["service_1_ms"], cost["service_100_without_tokenizing_ms"]
+    rate = cost["service_calls_per_second"]
+    return [
+        (
+            "model that costs nothing, one document: p50",
+            "≤ 0.8 ms",
+            f"{text_of(one)} ms; bare echo {text_of(cost['echo_1_ms'])} ms",
+            one["median"] <= 0.8,
+        ),
+        (
+            "the same, 100 documents of 500 characters, without tokenizing: p50",
+            "≤ 1.5 ms",
+            f"{text_of(hundred)} ms; bare echo {text_of(cost['echo_100_ms'])} ms",
+            hundred["median"] <= 1.5,
+        ),
+        (
+            "one-document calls per second, 8 callers",
+            "≥ 2,000",
+            f"{text_of(rate, 0)}; bare echo {text_of(cost['echo_calls_per_second'], 0)}",
+            rate["median"] >= 2_000,
+        ),
+        (
+            "W4 at saturation ÷ engine alone",
+            "≥ 0.95",
+            text_of(many["ratio"]),
+            many["ratio"]["median"] >= 0.95,
+        ),
+        (
+            "tokenizing W2's 100 pairs ÷ the library's pair encoding",
+            "≤ 0.6",
+            text_of(tokens["ratio"]),
+            tokens["ratio"]["median"] <= 0.6,
+        ),
+        (
+            "W5: one-document p99 beside 1,000 documents",
+            f"≤ alone + 2 batches = {fair['bound']:.3f} s",
+            f"{fair['beside_p99']:.3f} s of {fair['calls_beside']} calls",
+            fair["beside_p99"] <= fair["bound"],
+        ),
+    ]
+
+
+def write(data: dict[str, Any]) -> None:
+    rows = rows_of(data)
+    found = report.versions("rerank-grpc", "grpcio", "protobuf", "torch", "transformers", "tokenizers")
+    table = report.table(
+        ["figure", "asked", "measured: median (least–most)", "met"],
+        [(name, asked, measured, "yes" if met else "**no**") for name, asked, measured, met in rows],
+    )
+    single = report.table(
+        ["workload", "tokens", "seconds"],
+        [(name, case["tokens"], text_of(case["seconds"], 3)) for name, case in data["single_calls"].items()],
+    )
+    loop = report.table(
+        ["load", "calls", "answers", "p50 s", "p99 s"],
+        [
+            (
+                share,
+                case["calls"],
+                ", ".join(f"{n} {code}" for code, n in case["codes"].items()),
+                f"{case['p50']:.3f}",
+                f"{case['p99']:.3f}",
+            )
+            for share, case in data["concurrent"]["open_loop"].items()
+        ],
+    )
+    import torch
+
+    markdown = f"""# What the service adds, and how calls share it
+
+`make bench-quick`, {data["when"]}, {data["seconds"]} s, {ROUNDS} rounds interleaved in one run.
+
+{report.facts(torch.get_num_threads(), found)}
+- load average before and after: {data["load_before"]}, {data["load_after"]}
+- load generator on the same machine, token check and one log line per call on
+- model: {checkpoints.SHAPES[SHAPE].like}'s shape, random weights, {data["single_calls"]["W2"]["precision"]},
+  batches of {data["single_calls"]["W2"]["budget"]} tokens as measured at warm-up
+
+{table}
+
+![chart](quick.svg)
+
+## Through gRPC, one caller
+{single}
+
+## W4, open loop: {data["concurrent"]["capacity_calls_per_second"]:.1f} calls per second are 100 %
+{loop}
+
+## W5
+A call of 1,000 documents takes {data["fairness"]["large_alone"]:.2f} s alone and
+{data["fairness"]["large_beside"]:.2f} s beside the one-document calls.
+"""
+    report.write("quick", data, markdown)
+    cost = data["overhead"]
+    bars = [
+        (f"{label}, {size} document{'s' * (size != '1')}", cost[f"{name}_{size}{rest}_ms"]["median"], own)
+        for size, rest in (("1", ""), ("100", "_without_tokenizing"))
+        for name, label, own in (("service", "rerank-grpc", True), ("echo", "bare grpcio echo", False))
+    ]
+    if not report.chart("quick", "A call whose model costs nothing", bars, "milliseconds, p50"):
+        print("no chart: pip install matplotlib", file=sys.stderr)
+    print(markdown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Servers to be measured, each in a process of its own.
+
+    python -m benchmarks.servers echo            a bare threaded grpcio server that computes nothing
+    python -m benchmarks.servers free            the service, whose model costs nothing
+    python -m benchmarks.servers model minilm    the service with a checkpoint of real shape
+    python -m benchmarks.servers alone minilm    no server: the engine alone, asked on stdin
+
+Each prints one JSON line when it is ready. The service has its token check on
+and writes one log line a call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import grpc
+
+from benchmarks import checkpoints, workloads
+
+TOKEN = "benchmark"
+CALLERS = 16
+METADATA = (("authorization", f"Bearer {TOKEN}"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server in a process of its own, and a channel to it."""
+
+    process: subprocess.Popen[str]
+    facts: dict[str, Any]
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.facts['port']}"
+
+    def ask(self, question: str) -> dict[str, Any]:
+        """Sends a line to its stdin and reads the answer, one JSON line."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(question + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+@contextlib.contextmanager
+def served(*arguments: str) -> Iterator[Served]:
+    """Starts one of the servers above, waits until it is ready, and stops it at last."""
+    command = [sys.executable, "-m", "benchmarks.servers", *arguments]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        try:
+            assert process.stdout
+            line = process.stdout.readline()
+            if not line:
+                log.seek(0)
+                raise SystemExit(f"{' '.join(arguments)} did not start:\n{log.read()[-2000:]}")
+            yield Served(process, json.loads(line))
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def say(**facts: Any) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def echo() -> None:
+    from rerank_grpc.v1 import rerank_pb2 as pb
+    from rerank_grpc.v1 import rerank_pb2_grpc
+
+    class Servicer(rerank_pb2_grpc.RerankServiceServicer):
+        def Rerank(self, request: pb.RerankRequest, context: grpc.ServicerContext) -> pb.RerankResponse:
+            count = range(len(request.documents))
+            return pb.RerankResponse(
+                results=[pb.RerankResult(index=n, relevance_score=0.5, logit=0.5) for n in count]
+            )
+
+    server = grpc.server(ThreadPoolExecutor(128), options=[("grpc.max_receive_message_length", 8 << 20)])
+    rerank_pb2_grpc.add_RerankServiceServicer_to_server(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    say(port=port)
+    sys.stdin.read()
+
+
+class Free:
+    """A runner that costs nothing."""
+
+    def run(self, batch: Any) -> list[float]:
+        return [0.5] * len(batch.sequences)
+
+
+def free() -> None:
+    """Serves a cross-encoder whose tokenizer is real and whose model costs nothing."""
+    from rerank_grpc.config import EngineSettings
+    from rerank_grpc.engine.engine import Engine
+    from rerank_grpc.engine.tokenizer import encoder_for
+    from rerank_grpc.registry import LoadedModel
+
+    card = load("minilm").card
+
+    def loader(spec: Any, on_death: Callable[[], None]) -> LoadedModel:
+        engine = Engine(Free(), EngineSettings(), name="free", on_death=on_death)
+        engine.start()
+        return LoadedModel(spec.name, card, encoder_for(card), engine)
+
+    serve("embedded", loader)
+
+
+def load(name: str) -> Any:
+    from rerank_grpc.models.loader import load_model
+
+    path = str(checkpoints.checkpoint(name))
+    return load_model(path, models_dir=Path("models"), device="cpu", precision="auto")
+
+
+def serve(source: str, loader: Any = None) -> None:
+    from rerank_grpc.cli.logs import log_to
+    from rerank_grpc.config import ModelSpec, Settings
+    from rerank_grpc.server.app import RerankServer
+
+    # Standard error is a file here, and a log line costs what it costs in production.
+    log_to(sys.stderr, "info")
+    settings = replace(
+        Settings(), models=(ModelSpec("model", source),), port=0, admin_port=None, tokens=(TOKEN,)
+    )
+    server = RerankServer(settings, load=loader)
+    server.start()
+    server.wait_until_loaded()
+    info = server.registry.models()[0]
+    say(port=server.port, precision=info.precision, budget=info.max_batch_tokens)
+    sys.stdin.read()
+    server.stop(5)
+
+
+def alone(name: str) -> None:
+    """Runs the calls of W4 through the engine without a server; each line on stdin is a number of seconds."""
+    from rerank_grpc.config import EngineSettings
+    from rerank_grpc.engine.engine import Engine
+    from rerank_grpc.engine.runner import ModelRunner
+    from rerank_grpc.engine.tokenizer import encoder_for
+    from rerank_grpc.engine.warmup import warm_up
+
+    model = load(name)
+    encoder = encoder_for(model.card)
+    engine = Engine(ModelRunner(model), EngineSettings())
+    engine.start()
+    warm_up(engine, encoder, model.card)
+    calls = [encoder.encode(workloads.QUERY, list(call)).sequences for call in concurrent_calls()]
+    say(port=0, budget=engine.max_batch_tokens, precision=model.card.precision)
+    for line in sys.stdin:
+        say(tokens_per_second=saturate(engine, calls, float(line)))
+
+
+def saturate(engine: Any, calls: list[Any], seconds: float) -> float:
+    """Keeps as many calls in the engine as W4 has callers; returns tokens per second."""
+    started, done = perf_counter(), 0
+
+    def caller(number: int) -> int:
+        tokens = 0
+        for turn in range(number, 1 << 30, CALLERS):
+            if perf_counter() - started > seconds:
+                break
+            request = engine.submit(calls[turn % len(calls)])
+            for _ in request.completed():
+                pass
+            engine.release(request)
+            tokens += request.tokens
+        return tokens
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        done = sum(callers.map(caller, range(CALLERS)))
+    return done / (perf_counter() - started)
+
+
+def concurrent_calls() -> list[tuple[str, ...]]:
+    """The documents of W4's calls: 10 to 100 each, no two alike."""
+    texts = workloads.passages(3_000, seed=4).documents
+    calls, start = [], 0
+    for number in range(48):
+        count = 10 + (number * 37) % 91
+        calls.append(texts[start : start + count])
+        start += count
+    return calls
+
+
+def main() -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    kind, *rest = sys.argv[1:]
+    {"echo": echo, "free": free, "model": model_server, "alone": alone}[kind](*rest)
+
+
+def model_server(name: str) -> None:
+    serve(str(checkpoints.checkpoint(name)))
+
+
+if __name__ == "__main__":
+    main()
