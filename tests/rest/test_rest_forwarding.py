@@ -1,0 +1,106 @@
+"""What of a caller's request reaches the gRPC call: words of every dialect, token, trace, deadline."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rerank_grpc.v1 import rerank_pb2 as pb
+from tests.client.scripted_server import Call, ScriptedServer
+from tests.rest.support import get, post, shim
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def score(request: pb.RerankRequest, _context: object) -> pb.RerankResponse:
+    results = [pb.RerankResult(index=index, relevance_score=0.5) for index in range(len(request.documents))]
+    return pb.RerankResponse(results=results, model="m")
+
+
+@pytest.fixture(scope="module")
+def behind() -> Iterator[ScriptedServer]:
+    server = ScriptedServer(otherwise=score)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def front(behind: ScriptedServer) -> Iterator[int]:
+    with shim(behind.port) as port:
+        yield port
+
+
+def seen(behind: ScriptedServer, port: int, body: Any, path: str = "/v1/rerank", **headers: str) -> Call:
+    """Posts a body; returns the last gRPC call that came of it."""
+    reply = post(port, path, body, **headers)
+    assert reply.status == 200, reply.raw
+    return behind.calls[-1]
+
+
+DOCUMENTS = ["a", "b", "c"]
+SUPERSET = {"query": "q", "documents": DOCUMENTS}
+TEI = {"query": "q", "texts": DOCUMENTS}
+NIM = {"query": {"text": "q"}, "passages": [{"text": text} for text in DOCUMENTS]}
+MIXEDBREAD = {"query": "q", "input": DOCUMENTS}
+
+
+def dashscope(**parameters: Any) -> dict[str, Any]:
+    return {"input": SUPERSET, "parameters": parameters}
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "value"),
+    [
+        (SUPERSET | {"model": "m"}, "model", "m"),
+        (SUPERSET | {"top_n": 2}, "top_n", 2),
+        (SUPERSET | {"top_k": 2}, "top_n", 2),
+        (SUPERSET | {"instruction": "i"}, "instruction", "i"),
+        (SUPERSET | {"instruct": "i"}, "instruction", "i"),
+        (SUPERSET | {"kwargs": '{"instruction": "i"}', "instruction": None}, "instruction", "i"),
+        (SUPERSET | {"max_tokens_per_doc": 7}, "max_tokens_per_document", 7),
+        (SUPERSET | {"truncate_prompt_tokens": 7}, "max_tokens_per_document", 7),
+        (SUPERSET | {"truncate_prompt_tokens": -1}, "max_tokens_per_document", 0),
+        (SUPERSET | {"max_chunks_per_doc": 5}, "max_chunks_per_document", 5),
+        (SUPERSET | {"max_chunks_per_doc": 10_000}, "max_chunks_per_document", 64),
+        (SUPERSET | {"truncation": False}, "truncation", pb.TRUNCATION_NONE),
+        (SUPERSET | {"truncation": True}, "truncation", pb.TRUNCATION_END),
+        (SUPERSET | {"return_documents": True}, "return_documents", False),
+        (TEI | {"truncation_direction": "LEFT"}, "truncation", pb.TRUNCATION_START),
+        (TEI | {"truncate": False, "truncation_direction": "left"}, "truncation", pb.TRUNCATION_NONE),
+        (TEI | {"top_n": 1}, "top_n", 1),
+        (NIM | {"truncate": "NONE"}, "truncation", pb.TRUNCATION_NONE),
+        (NIM | {"model": "m"}, "model", "m"),
+        (MIXEDBREAD | {"top_k": 1}, "top_n", 1),
+        (dashscope(top_n=1), "top_n", 1),
+        (dashscope(instruct="i"), "instruction", "i"),
+        ({"text_1": "q", "text_2": DOCUMENTS, "truncate_prompt_tokens": 9}, "max_tokens_per_document", 9),
+    ],
+)
+def test_a_dialects_word_reaches_the_grpc_call(
+    behind: ScriptedServer, front: int, body: Any, field: str, value: Any
+) -> None:
+    assert getattr(seen(behind, front, body).request, field) == value
+
+
+def test_pairs_are_asked_once_for_each_query(behind: ScriptedServer, front: int) -> None:
+    before = len(behind.calls)
+    body = {"text_1": ["p", "q", "p", "r"], "text_2": ["a", "b", "c", "d"]}
+    assert post(front, "/score", body).status == 200
+    asked = {call.request.query: [d.text for d in call.request.documents] for call in behind.calls[before:]}
+    assert asked == {"p": ["a", "c"], "q": ["b"], "r": ["d"]}
+
+
+def test_token_and_trace_go_along(behind: ScriptedServer, front: int) -> None:
+    headers = {"x_api_key": "t0ken", "x_request_id": "id-1", "traceparent": TRACE}
+    metadata = seen(behind, front, SUPERSET, **headers).metadata
+    assert metadata["authorization"] == "Bearer t0ken"
+    assert (metadata["x-request-id"], metadata["traceparent"]) == ("id-1", TRACE)
+    assert "authorization" not in seen(behind, front, SUPERSET).metadata
+    get(front, "/v1/models", authorization="t0ken")
+    assert behind.calls[-1].metadata["authorization"] == "Bearer t0ken"
+
+
+def test_the_callers_time_or_a_minute_is_the_deadline(behind: ScriptedServer, front: int) -> None:
+    assert 55 < seen(behind, front, SUPERSET).time_remaining < 61
+    assert 15 < seen(behind, front, SUPERSET, x_request_timeout="20.5").time_remaining < 21.5
