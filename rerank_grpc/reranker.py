@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
 from time import monotonic
-
-import numpy as np
 
 from rerank_grpc.checks import check_request
 from rerank_grpc.config import Limits
@@ -99,7 +98,7 @@ class _Job:
         documents, query, outputs = self.encoded.documents, self.encoded.query, self.scoring.outputs
         chosen = [(index, *best_chunk(documents[index], outputs, query)) for index in indices]
         scores = relevance_scores([logit for _, _, logit in chosen], self.model.card.scoring)
-        bound = np.float32(self.request.min_relevance_score or 0)
+        (bound,) = array("f", [self.request.min_relevance_score or 0])  # as the caller saw scores: in float32
         return [
             self._result(index, best, logit, score)
             for (index, best, logit), score in zip(chosen, scores, strict=True)

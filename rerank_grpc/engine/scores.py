@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,16 +31,21 @@ def best_chunk(
 
 
 def relevance_scores(logits: Sequence[float], scoring: Scoring) -> list[float]:
-    """Maps logits to [0, 1] in float32: sigmoid, or (1 + cosine) / 2.
+    """Maps logits to [0, 1], rounded to float32: sigmoid, or (1 + cosine) / 2.
 
     A softmax over "yes" and "no" is the sigmoid of their difference, which is
     what such a model's logit is.
     """
-    values = np.asarray(logits, dtype=np.float32)
-    if scoring is Scoring.COSINE:
-        scores = ((1 + values) / 2).clip(0, 1)
-    else:
-        with np.errstate(over="ignore"):  # exp(100) is inf in float32, and 1 / inf the right 0
-            scores = 1 / (1 + np.exp(-values))
-    listed: list[float] = scores.tolist()
-    return listed
+    activate = _from_cosine if scoring is Scoring.COSINE else _sigmoid
+    return array("f", map(activate, logits)).tolist()
+
+
+def _sigmoid(logit: float) -> float:
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    small = math.exp(logit)  # of a negative number, so that it cannot overflow
+    return small / (1 + small)
+
+
+def _from_cosine(cosine: float) -> float:
+    return min(max((1 + cosine) / 2, 0.0), 1.0)
