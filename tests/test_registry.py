@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 
 import pytest
 
-from rerank_grpc.config import EngineSettings, ModelSpec
+from rerank_grpc.config import EngineSettings, ModelSpec, Settings
 from rerank_grpc.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -21,7 +22,7 @@ from rerank_grpc.errors import (
     ShuttingDown,
     UnknownModel,
 )
-from rerank_grpc.registry import LoadedModel, Registry, residency
+from rerank_grpc.registry import LoadedModel, Registry, registry_for, residency
 from rerank_grpc.types import State
 from tests.support import WAIT, CountingRunner, loader_of
 
@@ -265,6 +266,23 @@ def test_what_does_not_fit_at_the_start_is_left_for_when_it_is_called():
         assert states(registry) == {"one": State.READY, "two": State.READY, "three": State.UNLOADED}
         assert [info.local_available for info in registry.models()] == [True] * 3
         assert use(registry, "three") == "three"
+
+
+def test_it_is_told_whose_files_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "bge-reranker-base").mkdir()
+    sources = (
+        "embedded",
+        "bge-reranker-base",
+        "BAAI/bge-reranker-large",
+        str(tmp_path),
+        str(tmp_path / "none"),
+    )
+    models = tuple(ModelSpec(source.replace("/", "-"), source, lazy=True) for source in sources)
+    registry = registry_for(replace(Settings(), models=models, models_dir=tmp_path))
+    assert [info.local_available for info in registry.models()] == [True, True, False, True, False]
 
 
 def test_an_unused_model_leaves_memory_and_comes_back():

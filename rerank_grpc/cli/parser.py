@@ -220,7 +220,9 @@ def _fill_convert(command: Parser) -> None:
 
 def _fill_verify(command: Parser) -> None:
     command.set_defaults(run=verify.run)
-    command.add_argument("models", metavar="MODEL", nargs="+", help="embedded, a directory, a hub id or a name")
+    command.add_argument(
+        "models", metavar="MODEL", nargs="+", help="embedded, a directory, a hub id or a name"
+    )
     _add(command, _server_options("models-dir", "catalogue", "device", "precision"))
 
 

@@ -70,6 +70,21 @@ def locate(source: str, *, models_dir: Path, catalogue: Catalogue | None = None)
     return Source(directory)
 
 
+def is_local(source: str, *, models_dir: Path, catalogue: Catalogue) -> bool:
+    """Whether a model's files are on this machine; asks nobody, and never raises."""
+    try:
+        name = read_name(source, catalogue)
+    except ModelLoadError:
+        return False
+    if Path(source).expanduser().is_dir():
+        return True
+    if name is None:
+        return False
+    if not name.pinned and (models_dir / name.id.rpartition("/")[2]).is_dir():
+        return True
+    return hub.cached(name.id, name.revision, exact=name.pinned) is not None
+
+
 def download(source: str, *, catalogue: Catalogue, progress: Progress) -> Path:
     """Fetches a model by name, pickled weights too where there are no others; raises ModelLoadError."""
     name = read_name(source, catalogue)

@@ -8,9 +8,10 @@ loading.py    from a spec to a model that is warm
 memory.py     what a device's models take, and giving it back
 """
 
-from rerank_grpc.registry.entry import LoadedModel, describe_loaded
+from rerank_grpc.registry.building import registry_for
+from rerank_grpc.registry.entry import LoadedModel, OnCancel, describe_loaded, never
 from rerank_grpc.registry.loading import Loader, Preparer, loader_for
-from rerank_grpc.registry.registry import OnCancel, Registry, never, registry_for
+from rerank_grpc.registry.registry import Registry
 
 __all__ = [
     "LoadedModel",

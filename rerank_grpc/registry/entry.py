@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 from rerank_grpc.config import ModelSpec
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.tokenizer import Encoder
-from rerank_grpc.errors import RerankError
+from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError, ShuttingDown
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.types import ModelInfo, State
+
+# When a caller may come back for a model that nobody has seen load yet.
+RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,14 @@ class LoadedModel:
     encoder: Encoder
     engine: Engine
     memory_bytes: int = 0
+
+
+# Registers a function that the caller's disconnect will call, on any thread.
+OnCancel = Callable[[Callable[[], None]], None]
+
+
+def never(_callback: Callable[[], None]) -> None:
+    """The OnCancel of a caller who cannot go away."""
 
 
 class Ticket:
@@ -72,7 +84,7 @@ class Entry:
         dead: whether its device broke; only an unload helps.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, *, local: bool) -> None:
         self.spec = spec
         self.state = State.UNLOADED
         self.message = ""
@@ -81,7 +93,7 @@ class Entry:
         self.waiting: list[Ticket] = []
         self.last_used = self.ready_at = self.load_seconds = 0.0
         self.memory_bytes = 0
-        self.local = False
+        self.local = local
         self.failures = 0
         self.retry_at = 0.0
         self.settled = self.served = self.preloading = self.unload_asked = self.dead = False
@@ -115,4 +127,25 @@ def describe_loaded(info: ModelInfo, loaded: LoadedModel) -> ModelInfo:
         max_batch_tokens=loaded.engine.max_batch_tokens,
         scoring=card.scoring,
         accepts_instruction=card.accepts_instruction,
+    )
+
+
+def failed(name: str) -> ModelFailed:
+    """What a caller of a model that cannot be loaded gets; the reason is for operators."""
+    return ModelFailed(f"model {name} failed: see ListModels or the log", metadata={"model": name})
+
+
+def settle(entry: Entry, answer: LoadedModel | ModelFailed | ShuttingDown) -> None:
+    """Answers everybody who waits for a model; under the lock."""
+    for ticket in entry.waiting:
+        ticket.settle(answer)
+    entry.waiting.clear()
+
+
+def still_loading(entry: Entry) -> ModelLoading:
+    """What a caller gets whose time is not enough, with the time that loading took last."""
+    return ModelLoading(
+        f"model {entry.spec.name} is still loading",
+        metadata={"model": entry.spec.name},
+        retry_after=max(RETRY_SECONDS, entry.load_seconds),
     )

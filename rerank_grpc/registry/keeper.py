@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 
-from rerank_grpc.errors import ModelFailed, ModelLoadError, ShuttingDown
+from rerank_grpc.errors import ModelLoadError, ShuttingDown
 from rerank_grpc.registry import memory, residency
-from rerank_grpc.registry.entry import Entry, LoadedModel
+from rerank_grpc.registry.entry import Entry, LoadedModel, failed, settle
 from rerank_grpc.registry.loading import Loader, Preparer, let_go, one_line
 from rerank_grpc.types import State
 from rerank_grpc.units import size
@@ -76,7 +76,7 @@ class Keeper:
         with self._changed:
             self.closing = True
             for entry in self._entries:
-                _settle(entry, ShuttingDown("the server is stopping", retry_after=1.0))
+                settle(entry, ShuttingDown("the server is stopping", retry_after=1.0))
             self._changed.notify_all()
 
     def died(self, entry: Entry) -> None:
@@ -201,7 +201,7 @@ class Keeper:
             entry.settled = entry.served = True
             # Leased before anybody else can evict it: who waited for it is served by it.
             entry.leases += len(entry.waiting)
-            _settle(entry, loaded)
+            settle(entry, loaded)
             self._changed.notify_all()
         log.info("model %s is ready after %.1f s, %s", entry.spec.name, seconds, size(entry.memory_bytes))
         self._on_change()
@@ -217,7 +217,7 @@ class Keeper:
             entry.retry_at = monotonic() + wait
             entry.state, entry.message = State.FAILED, text
             entry.settled, entry.preloading = True, False
-            _settle(entry, failed(name))
+            settle(entry, failed(name))
             self._changed.notify_all()
         log.error("model %s failed to load, attempt %d: %s", name, entry.failures, text)
         self._on_change()
@@ -242,14 +242,3 @@ class Keeper:
                 self.want(entry)
             self._changed.notify_all()
         self._on_change()
-
-
-def failed(name: str) -> ModelFailed:
-    """What a caller of a model that cannot be loaded gets; the reason is for operators."""
-    return ModelFailed(f"model {name} failed: see ListModels or the log", metadata={"model": name})
-
-
-def _settle(entry: Entry, answer: LoadedModel | ModelFailed | ShuttingDown) -> None:
-    for ticket in entry.waiting:
-        ticket.settle(answer)
-    entry.waiting.clear()

@@ -16,6 +16,7 @@ from rerank_grpc.errors import ConfigurationError, describe
 from rerank_grpc.models.catalogue import read_catalogue
 from rerank_grpc.models.device import choose_device
 from rerank_grpc.models.loader import estimate_bytes, load_model
+from rerank_grpc.models.sources import is_local
 from rerank_grpc.registry import memory
 from rerank_grpc.registry.entry import LoadedModel
 
@@ -23,6 +24,8 @@ from rerank_grpc.registry.entry import LoadedModel
 Loader: TypeAlias = Callable[[ModelSpec, Callable[[], None]], LoadedModel]
 # Brings a spec's files to this machine, checks them, and says how much memory they will take.
 Preparer: TypeAlias = Callable[[ModelSpec], int]
+# Tells whether a spec's files are on this machine.
+Finder: TypeAlias = Callable[[ModelSpec], bool]
 
 
 def loader_for(settings: Settings) -> Loader:
@@ -69,6 +72,28 @@ def preparer_for(settings: Settings) -> Preparer:
         )
 
     return prepare
+
+
+def finder_for(settings: Settings) -> Finder:
+    """Makes the function that tells whether loading a spec needs no download."""
+    catalogue = read_catalogue(settings.catalogue)
+
+    def is_here(spec: ModelSpec) -> bool:
+        if spec.source == "embedded":
+            return True
+        return is_local(spec.source, models_dir=settings.models_dir, catalogue=catalogue)
+
+    return is_here
+
+
+def ready_at_once(_spec: ModelSpec) -> int:
+    """The Preparer of models that need none."""
+    return 0
+
+
+def here(_spec: ModelSpec) -> bool:
+    """The Finder of models that have no files."""
+    return True
 
 
 def let_go(loaded: LoadedModel) -> torch.device:

@@ -8,47 +8,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
-from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.config import ModelSpec
 from rerank_grpc.errors import (
     Cancelled,
     ConfigurationError,
     DeadlineExceeded,
     ModelLoadError,
-    ModelLoading,
     RerankError,
     ShuttingDown,
     UnknownModel,
 )
-from rerank_grpc.registry.entry import Entry, LoadedModel, Ticket
-from rerank_grpc.registry.keeper import Keeper, failed
-from rerank_grpc.registry.loading import Loader, Preparer, loader_for, preparer_for
+from rerank_grpc.registry.entry import Entry, LoadedModel, OnCancel, Ticket, failed, never, still_loading
+from rerank_grpc.registry.keeper import Keeper
+from rerank_grpc.registry.loading import Finder, Loader, Preparer, here, ready_at_once
 from rerank_grpc.types import ModelInfo, State
 
 # A caller is told that a model is still loading this long before its deadline, and a tenth of it at most.
 MARGIN_SECONDS = 1.0
-RETRY_SECONDS = 1.0
-
-# Registers a function that the caller's disconnect will call, on any thread.
-OnCancel = Callable[[Callable[[], None]], None]
-
-
-def never(_callback: Callable[[], None]) -> None:
-    """The OnCancel of a caller who cannot go away."""
-
-
-def _ready_at_once(_spec: ModelSpec) -> int:
-    """The Preparer of models that need none."""
-    return 0
 
 
 class Registry:
     """The configured models; the first is the default.
 
     `load` makes a LoadedModel of a spec, `prepare` brings its files here before
-    that. `budget` bounds the bytes of all models in memory, `idle_seconds` how
-    long an unused one stays there, `max_waiting` how many calls may wait for
-    models at once. `on_change` is called after each change of a state, on the
-    thread that made it.
+    that, and `find` tells whether they are here. `budget` bounds the bytes of
+    all models in memory, `idle_seconds` how long an unused one stays there,
+    `max_waiting` how many calls may wait for models at once. `on_change` is
+    called after each change of a state, on the thread that made it.
     """
 
     def __init__(
@@ -56,14 +42,15 @@ class Registry:
         specs: Sequence[ModelSpec],
         load: Loader,
         *,
-        prepare: Preparer = _ready_at_once,
+        prepare: Preparer = ready_at_once,
+        find: Finder = here,
         budget: int | None = None,
         idle_seconds: float | None = None,
         max_waiting: int = 48,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._changed = threading.Condition()
-        self._entries = [Entry(spec) for spec in specs]
+        self._entries = [Entry(spec, local=find(spec)) for spec in specs]
         self._max_waiting = max_waiting
         self._names: dict[str, Entry] = {}
         for entry in self._entries:
@@ -218,7 +205,7 @@ class Registry:
         self._keeper.want(entry)
         waiting = sum(len(each.waiting) for each in self._entries)
         if now + entry.load_seconds >= deadline or waiting >= self._max_waiting:
-            raise _loading(entry)
+            raise still_loading(entry)
         ticket = Ticket()
         entry.waiting.append(ticket)
         return ticket
@@ -236,34 +223,10 @@ class Registry:
                 if answer is None:
                     return granted
                 self._leave(entry)  # the caller left at the very moment it was let in
-            raise answer if isinstance(answer, RerankError) else _loading(entry)
+            raise answer if isinstance(answer, RerankError) else still_loading(entry)
 
     def _leave(self, entry: Entry) -> None:
         entry.leases -= 1
         entry.last_used = monotonic()
         if not entry.leases and (entry.state is State.UNLOADING or self._keeper.short_of_room):
             self._changed.notify_all()
-
-
-def registry_for(
-    settings: Settings, load: Loader | None = None, *, on_change: Callable[[], None] = lambda: None
-) -> Registry:
-    """Makes the registry that the settings describe; `load` replaces what loads real models."""
-    return Registry(
-        settings.models,
-        load or loader_for(settings),
-        prepare=_ready_at_once if load else preparer_for(settings),
-        budget=settings.model_memory,
-        idle_seconds=settings.idle_seconds,
-        # Those who wait hold worker threads: half of them stay for models that are there.
-        max_waiting=max(1, settings.engine.max_calls // 2),
-        on_change=on_change,
-    )
-
-
-def _loading(entry: Entry) -> ModelLoading:
-    return ModelLoading(
-        f"model {entry.spec.name} is still loading",
-        metadata={"model": entry.spec.name},
-        retry_after=max(RETRY_SECONDS, entry.load_seconds),
-    )

@@ -157,7 +157,7 @@ class Discovery:
             "model_name": model.name,
             "model_uid": name,
             "loaded": model.state is State.READY,
-            "local_available": True,
+            "local_available": model.local_available,
         }
 
 
