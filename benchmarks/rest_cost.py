@@ -58,14 +58,14 @@ def shim(pipe: multiprocessing.connection.Connection, target: int) -> None:
 
 
 @contextmanager
-def process(work: Callable[..., None], *arguments: object) -> Iterator[int]:
-    """Runs one of the two in a process; yields its port."""
+def process(work: Callable[..., None], *arguments: object) -> Iterator[tuple[int, int]]:
+    """Runs one of the two in a process; yields its port and process id."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=work, args=(theirs, *arguments))
     child.start()
     try:
-        yield ours.recv()
+        yield ours.recv(), child.pid or 0
     finally:
         ours.send("end")
         child.join(30)
@@ -172,6 +172,12 @@ def beside_slow_callers(port: int) -> tuple[float, float, float]:
     return ninety_ninth(alone), ninety_ninth(beside), ended[0]
 
 
+def cpu(pid: int) -> float:
+    """Reads how many seconds of a core a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def ninety_ninth(seconds: list[float]) -> float:
     """Takes the 99th percentile."""
     return sorted(seconds)[int(len(seconds) * 0.99)]
@@ -180,7 +186,7 @@ def ninety_ninth(seconds: list[float]) -> float:
 def main() -> None:
     """Measures and prints."""
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    with process(server) as grpc_port, process(shim, grpc_port) as port:
+    with process(server) as (grpc_port, server_pid), process(shim, grpc_port) as (port, shim_pid):
         for documents in (1, 100):
             over_rest, over_grpc = latency(port, grpc_port, documents)
             rest_ms, grpc_ms = (statistics.median(times) * 1000 for times in (over_rest, over_grpc))
@@ -188,7 +194,14 @@ def main() -> None:
                 f"{documents} documents: p50 REST {rest_ms:.2f} ms, gRPC {grpc_ms:.2f} ms, "
                 f"more {rest_ms - grpc_ms:.2f} ms, ratio {rest_ms / grpc_ms:.2f}"
             )
-        print(f"{CALLERS} callers: {rate(port):.0f} small calls per second")
+        before = cpu(server_pid), cpu(shim_pid)
+        per_second = rate(port)
+        used = [(cpu(pid) - old) * 1000 for pid, old in zip((server_pid, shim_pid), before, strict=True)]
+        calls = per_second * (SECONDS + 0.5)
+        print(
+            f"{CALLERS} callers: {per_second:.0f} small calls per second; "
+            f"CPU a call: server {used[0] / calls:.2f} ms, shim {used[1] / calls:.2f} ms"
+        )
         alone, beside, seconds = beside_slow_callers(port)
         print(
             f"beside {SLOW} slow callers: p99 {alone * 1000:.2f} -> {beside * 1000:.2f} ms "
