@@ -235,7 +235,7 @@ def _device(text: str) -> str:
 def _model(text: str) -> ModelSpec:
     name, equals, source = text.partition("=")
     if not equals:
-        name, source = re.split(r"[/\\]", text.rstrip("/\\"))[-1], text
+        name, source = re.split(r"[/\\]", text.rstrip("/\\"))[-1].partition("@")[0], text
     if not source or not re.fullmatch(r"[\w.:/@+-]{1,200}", name):
         raise ValueError("is not NAME=DIR_OR_HUB_ID, nor a directory or hub id alone")
     return ModelSpec(name, source)

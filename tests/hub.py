@@ -28,6 +28,7 @@ class Hub:
         damaged: names of files whose last byte is sent flipped.
         silent: whether it gives neither sizes nor digests in its listing.
         asked: (method, path, Range, whether a token was sent).
+        held: cleared, it keeps the contents of large files back.
     """
 
     models: dict[str, Path] = field(default_factory=dict)
@@ -37,6 +38,10 @@ class Hub:
     silent: bool = False
     asked: list[tuple[str, str, str | None, bool]] = field(default_factory=list)
     port: int = 0
+    held: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.held.set()
 
     @property
     def endpoint(self) -> str:
@@ -110,6 +115,8 @@ class Handler(BaseHTTPRequestHandler):
     def content(self, path: Path, headers: dict[str, str] | None = None) -> None:
         content = bytearray(path.read_bytes())
         large = path.name.endswith(LARGE)
+        if large:
+            self.hub.held.wait(20)
         if path.name in self.hub.damaged:
             content[-1] ^= 1
         span = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")

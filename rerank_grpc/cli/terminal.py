@@ -15,6 +15,7 @@ from typing import TextIO
 
 from rerank_grpc.config import may_color
 from rerank_grpc.types import ModelInfo, State
+from rerank_grpc.units import size
 
 # Zero-width (non-)joiners shape Persian and emoji; other format characters
 # (the bidirectional overrides) can make a text read as another.
@@ -171,6 +172,7 @@ _COLUMNS: tuple[tuple[str, Callable[[ModelInfo], str]], ...] = (
     ("precision", lambda model: model.precision),
     ("attention", lambda model: model.attention),
     ("tokens", lambda model: str(model.max_tokens or "")),
+    ("memory", lambda model: size(model.memory_bytes) if model.memory_bytes else ""),
 )
 
 

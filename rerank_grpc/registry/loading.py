@@ -13,12 +13,14 @@ from rerank_grpc.engine.runner import ModelRunner
 from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.engine.warmup import warm_up
 from rerank_grpc.errors import ConfigurationError, describe
-from rerank_grpc.models.catalogue import read_catalogue
-from rerank_grpc.models.device import choose_device
+from rerank_grpc.models.catalogue import Catalogue, read_catalogue
+from rerank_grpc.models.device import choose_device, choose_precision
 from rerank_grpc.models.loader import estimate_bytes, load_model
 from rerank_grpc.models.sources import is_local
 from rerank_grpc.registry import memory
 from rerank_grpc.registry.entry import LoadedModel
+from rerank_grpc.registry.residency import TooLarge
+from rerank_grpc.units import size
 
 # Makes a LoadedModel of a spec; the callback is for when the model's device dies.
 Loader: TypeAlias = Callable[[ModelSpec, Callable[[], None]], LoadedModel]
@@ -63,6 +65,7 @@ def preparer_for(settings: Settings) -> Preparer:
     catalogue = read_catalogue(settings.catalogue)
 
     def prepare(spec: ModelSpec) -> int:
+        check_estimate(spec, settings, catalogue)
         return estimate_bytes(
             spec.source,
             models_dir=settings.models_dir,
@@ -72,6 +75,18 @@ def preparer_for(settings: Settings) -> Preparer:
         )
 
     return prepare
+
+
+def check_estimate(spec: ModelSpec, settings: Settings, catalogue: Catalogue) -> None:
+    """Raises TooLarge, before anything is fetched, if the catalogue knows that a model cannot fit."""
+    entry = catalogue.find(spec.source.partition("@")[0])
+    precision = choose_precision(settings.precision, choose_device(settings.device))
+    estimate = entry.memory_mib.get(precision, 0) << 20 if entry else 0
+    if settings.model_memory is not None and estimate > settings.model_memory:
+        raise TooLarge(
+            f"model {spec.name} takes about {size(estimate)} where all models together may take "
+            f"{size(settings.model_memory)}: raise --model-memory, or hold it in a smaller --precision"
+        )
 
 
 def finder_for(settings: Settings) -> Finder:

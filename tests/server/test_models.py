@@ -16,14 +16,15 @@ from time import monotonic
 
 import grpc
 import pytest
+from huggingface_hub import constants
 
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
 from rerank_grpc.registry import LoadedModel, loader_for
 from rerank_grpc.server.app import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests import checkpoints
+from tests import checkpoints, hub
 from tests.server.test_errors import details_of
-from tests.support import WAIT, request_of, serving, stub_of
+from tests.support import WAIT, request_of, serving, stub_of, wait_for
 
 SIZE = 100
 ENGINE = EngineSettings(max_batch_tokens=1_024)
@@ -199,6 +200,52 @@ def test_r27_a_callers_path_is_no_name_and_nothing_is_opened(
         else:
             assert stub.Rerank(request_of("q", "d"), timeout=WAIT).model == "one"
         assert opened == []
+
+
+def test_a_lazy_model_is_fetched_by_the_first_call_and_nobody_else_waits_for_that(
+    directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = (ModelSpec("one", str(directories["one"])), ModelSpec("two", "org/two", lazy=True))
+    settings = Settings(models=models, models_dir=tmp_path, precision="fp32", engine=ENGINE)
+    with hub.running(two=directories["two"]) as served, monkeypatch.context() as patched:
+        for name, value in (
+            ("ENDPOINT", served.endpoint),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"),
+            ("HF_HUB_CACHE", str(tmp_path / "hub")),
+            ("HF_HUB_OFFLINE", False),
+        ):
+            patched.setattr(constants, name, value)
+        with serving(settings) as server, stub_of(server.port) as stub:
+            info = {model.name: model for model in stub.ListModels(pb.ListModelsRequest()).models}["two"]
+            assert (info.state, info.local_available) == (pb.MODEL_STATE_UNLOADED, False)
+            served.held.clear()
+            first = stub.Rerank.future(request_of("q", "d", model="two"), timeout=60)
+            wait_for(lambda: served.transfers("model.safetensors"))
+            assert stub.Rerank(request_of("q", "d"), timeout=WAIT).model == "one"
+            served.held.set()
+            assert first.result(60).model == "two"
+            info = {model.name: model for model in stub.ListModels(pb.ListModelsRequest()).models}["two"]
+            assert (info.local_available, info.revision) == (True, hub.COMMIT)
+
+
+def test_a_model_known_to_be_too_large_is_not_even_fetched(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    large = ModelSpec("bge", "bge-reranker-v2-m3", lazy=True)
+    settings = Settings(
+        models=(ModelSpec("one", str(directories["one"])), large),
+        models_dir=tmp_path,
+        precision="fp32",
+        model_memory=500 << 20,
+        engine=ENGINE,
+    )
+    with serving(settings) as server, stub_of(server.port) as stub:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request_of("q", "d", model="bge"), timeout=WAIT)
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        message = stub.ListModels(pb.ListModelsRequest()).models[1].state_message
+        assert "2.1 GiB" in message
+        assert "500.0 MiB" in message
 
 
 FILLER = [
