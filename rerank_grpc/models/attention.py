@@ -37,17 +37,16 @@ def packed_attention(
     """
     if causal_parts is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        parts = causal_parts.attend(layer, query, key, value, sequence_lengths, scaling)
-    else:
-        parts = [
-            attend(q, k, v, scaling, sliding_window)
-            for q, k, v in zip(
-                query.split(sequence_lengths, dim=2),
-                key.split(sequence_lengths, dim=2),
-                value.split(sequence_lengths, dim=2),
-                strict=True,
-            )
-        ]
+        return causal_parts.attend(layer, query, key, value, sequence_lengths, scaling), None
+    parts = [
+        attend(q, k, v, scaling, sliding_window)
+        for q, k, v in zip(
+            query.split(sequence_lengths, dim=2),
+            key.split(sequence_lengths, dim=2),
+            value.split(sequence_lengths, dim=2),
+            strict=True,
+        )
+    ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 # Rows of a part that attend at once where it continues something: their mask is this high, and as
 # wide as what they see, so that long documents need no mask of their length squared.
-MASK_ROWS = 1024
+MASK_ROWS = 128
 
 
 @dataclass(slots=True)
@@ -47,42 +47,55 @@ class CausalParts:
         value: torch.Tensor,
         lengths: tuple[int, ...],
         scaling: float | None,
-    ) -> list[torch.Tensor]:
-        """Attends to what stands before, part by part; see attention.packed_attention for the shapes."""
-        outputs = []
-        parts = zip(self.contexts, *(each.split(lengths, dim=2) for each in (query, key, value)), strict=True)
-        for index, (context, q, k, v) in enumerate(parts):
+    ) -> torch.Tensor:
+        """Attends to what stands before, part by part.
+
+        Query, key and value are  # [1, heads, num_tokens, size], fewer heads of
+        key and value; the result is  # [1, num_tokens, heads, size].
+        """
+        mixed = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+        parts = zip(
+            self.contexts,
+            *(each.split(lengths, dim=2) for each in (query, key, value)),
+            mixed.split(lengths, dim=1),
+            strict=True,
+        )
+        for index, (context, q, k, v, out) in enumerate(parts):
             if context is not None:
                 kept_k, kept_v = context.layers[layer]
-                k, v = torch.cat((kept_k, k), dim=2), torch.cat((kept_v, v), dim=2)
+                k, v = _join(kept_k, k), _join(kept_v, v)
             if index < len(self.prefixes):
                 # Copies: a view would keep the keys of the whole batch.
                 self.prefixes[index].layers.append((k.clone(), v.clone()))
-            outputs.append(self._attend(q, k, v, scaling))
-        return outputs
+            self._attend(q, k, v, scaling, out)
+        return mixed
 
     def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
-        """Attends from the last rows of a context; q is  # [1, heads, rows, size]."""
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, out: torch.Tensor
+    ) -> None:
+        """Attends from the last rows of a context, into `out`  # [1, rows, heads, size]."""
         heads, rows, size = q.shape[1:]
         groups, columns = k.shape[1:3]
         if rows == columns:
-            return scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scaling, enable_gqa=heads != groups
-            )
-        outputs = []
+            grouped = heads != groups
+            mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+            out.copy_(mixed.transpose(1, 2))
+            return
         for start in range(0, rows, MASK_ROWS):
             block = q[:, :, start : start + MASK_ROWS]
-            seen = columns - rows + start + block.shape[2]
-            mask = self._mask(block.shape[2], seen, heads // groups, q)
+            height, repeats = block.shape[2], heads // groups
+            seen = columns - rows + start + height
+            mask = self._mask(height, seen, repeats, q)
             # The query heads that share a key head become rows beside each other: keys are read once.
-            flat = block.reshape(1, groups, -1, size)
-            out = scaled_dot_product_attention(
-                flat, k[:, :, :seen], v[:, :, :seen], attn_mask=mask, scale=scaling
+            mixed = scaled_dot_product_attention(
+                block.reshape(1, groups, repeats * height, size),
+                k[:, :, :seen],
+                v[:, :, :seen],
+                attn_mask=mask,
+                scale=scaling,
             )
-            outputs.append(out.reshape(1, heads, -1, size))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+            target = out[0, start : start + height].unflatten(1, (groups, repeats))
+            target.copy_(mixed[0].unflatten(1, (repeats, height)).permute(2, 0, 1, 3))
 
     def _mask(self, rows: int, columns: int, repeats: int, like: torch.Tensor) -> torch.Tensor:
         """The last rows of a causal mask, made once for all layers  # [repeats * rows, columns]."""
@@ -92,3 +105,11 @@ class CausalParts:
             mask = infinite.triu(columns - rows + 1).repeat(repeats, 1)
             self._masks[rows, columns, repeats] = mask
         return mask
+
+
+def _join(kept: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Puts keys, or values, behind others  # [1, key heads, tokens, size].
+
+    In memory tokens come before heads, and joined so, whole blocks are copied.
+    """
+    return torch.cat((kept.transpose(1, 2), own.transpose(1, 2)), dim=1).transpose(1, 2)

@@ -1,0 +1,200 @@
+"""Language models that rerank, beside transformers, and with and without the shared prefix.
+
+    python -m benchmarks.decoder [documents] [rounds]
+
+Qwen3-Reranker-0.6B's shape with random weights, in bf16 on the CPU, over W2: the
+prompt and the query are about 90 tokens. All ways take turns in one run. Scores
+are compared in fp32, on a small model of the same family whose scores differ.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks import checkpoints, report, workloads
+from benchmarks.checkpoints import Shape
+from benchmarks.report import Spread
+
+SHAPE = "qwen3-0.6b"
+SMALL = Shape("small", "", "qwen3", 4, 256, 8, 512, 16_384, 2048, 0.1, kv_heads=4, head_size=32)
+ROUNDS = 5
+DOCUMENTS = 64
+BATCH_TOKENS = 2048
+CARD, SORTED = "transformers, as the model card", "transformers, sorted, last logits"
+WHOLE, SHARED = "ours, prefix not shared", "ours"
+GOALS = ((CARD, 2.0), (SORTED, 1.5), (WHOLE, 1.35))
+Way = Callable[[], list[float]]
+
+
+def main() -> None:
+    given = [int(word) for word in sys.argv[1:]]
+    count, rounds = (*given, *(DOCUMENTS, ROUNDS)[len(given) :])
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    data: dict[str, Any] = {"when": report.now(), "load_before": report.load_average()}
+    data["differences"] = compare()
+    workload = workloads.passages(count)
+    ways, tokens = ways_of(checkpoints.checkpoint(SHAPE), workload, "bf16")
+    data |= tokens
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):  # the first one warms up
+        for name, run in ways.items():
+            started = perf_counter()
+            run()
+            if turn:
+                seconds[name].append(perf_counter() - started)
+            print(f"{turn}/{rounds} {name}: {perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+    data["seconds"] = seconds
+    data["load_after"] = report.load_average()
+    write(data, count)
+
+
+def compare() -> dict[str, float]:
+    """The largest differences of logits in fp32, as shares of their standard deviation."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints.write(SMALL, Path(folder))
+        ways, _ = ways_of(Path(folder), workloads.passages(24), "fp32")
+        logits = {name: torch.tensor(run()) for name, run in ways.items()}
+    scale = float(logits[CARD].std())
+    found = {name: float((logits[name] - logits[CARD]).abs().max()) / scale for name in (WHOLE, SHARED)}
+    return found | {"standard deviation": scale}
+
+
+def ways_of(
+    path: Path, workload: workloads.Workload, precision: str
+) -> tuple[dict[str, Way], dict[str, Any]]:
+    """All ways to score a workload, each from texts to logits."""
+    theirs = Theirs(path, workload, precision)
+    ours = Ours(path, workload, precision)
+    ways: dict[str, Way] = {
+        CARD: lambda: theirs.score(8, keep=0, by_length=False),
+        SORTED: lambda: theirs.score(32, keep=1, by_length=True),
+        WHOLE: lambda: ours.score(shared=False),
+        SHARED: lambda: ours.score(shared=True),
+    }
+    return ways, ours.tokens()
+
+
+class Theirs:
+    """The model card's code, on the CPU."""
+
+    def __init__(self, path: Path, workload: workloads.Workload, precision: str) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._workload = workload
+        self._tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        self._network = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+        self._answers = [self._tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
+
+    @torch.inference_mode()
+    def score(self, size: int, *, keep: int, by_length: bool) -> list[float]:
+        rows = self._rows()
+        order = (
+            sorted(range(len(rows)), key=lambda at: len(rows[at])) if by_length else list(range(len(rows)))
+        )
+        logits = [0.0] * len(rows)
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            batch = self._tokenizer.pad(
+                {"input_ids": [rows[at] for at in chosen]}, padding=True, return_tensors="pt"
+            )
+            last = self._network(**batch, logits_to_keep=keep).logits[:, -1, :].float()
+            yes, no = last[:, self._answers].unbind(1)
+            for at, logit in zip(chosen, (yes - no).tolist(), strict=True):
+                logits[at] = logit
+        return logits
+
+    def _rows(self) -> list[list[int]]:
+        from rerank_grpc.models.qwen3 import PROMPT
+
+        before, after = (
+            self._tokenizer.encode("".join(texts), add_special_tokens=False)
+            for texts in (PROMPT.system, PROMPT.suffix)
+        )
+        (head,) = PROMPT.heads(self._workload.query, "")
+        pairs = [f"{head} {document}" for document in self._workload.documents]
+        return [before + ids + after for ids in self._tokenizer(pairs)["input_ids"]]
+
+
+class Ours:
+    """The service's own path: encoder, scheduler, runner, model."""
+
+    def __init__(self, path: Path, workload: workloads.Workload, precision: str) -> None:
+        from rerank_grpc.config import EngineSettings
+        from rerank_grpc.engine.engine import Engine
+        from rerank_grpc.engine.runner import ModelRunner
+        from rerank_grpc.engine.tokenizer import encoder_for
+        from rerank_grpc.models.loader import load_model
+
+        model = load_model(str(path), models_dir=Path("models"), device="cpu", precision=precision)
+        self._workload = workload
+        self._encoder = encoder_for(model.card)
+        self._engine = Engine(
+            ModelRunner(model), EngineSettings(max_batch_tokens=BATCH_TOKENS, hang_seconds=600)
+        )
+        self._engine.start()
+
+    def score(self, *, shared: bool) -> list[float]:
+        encoded = self._encoder.encode(self._workload.query, self._workload.documents)
+        sequences = [encoded.sequences[each.chunks[0].sequence] for each in encoded.documents]
+        if not shared:
+            sequences = [sequence.whole() for sequence in sequences]
+        request = self._engine.submit(sequences)
+        for _ in request.completed():
+            pass
+        self._engine.release(request)
+        return [float(output) for output in request.outputs]  # type: ignore[arg-type]
+
+    def tokens(self) -> dict[str, Any]:
+        sequences = self._encoder.encode(self._workload.query, self._workload.documents).sequences
+        prefix = sequences[0].prefix
+        assert prefix is not None
+        return {
+            "prefix_tokens": sum(map(len, prefix.chain())),
+            "tokens_after_the_prefix": sum(map(len, sequences)),
+        }
+
+
+def write(data: dict[str, Any], count: int) -> None:
+    data["machine"] = report.machine()
+    data["versions"] = report.versions("torch", "transformers", "tokenizers")
+    seconds, ours = data["seconds"], data["seconds"][SHARED]
+    rows = []
+    for name, samples in seconds.items():
+        ratio = Spread.of([theirs / own for theirs, own in zip(samples, ours, strict=True)])
+        goal = next((f"{bound:g}" for other, bound in GOALS if other == name), "")
+        pairs = Spread.of([count / sample for sample in samples])
+        rows.append([name, pairs.text(), ratio.text() if name != SHARED else "", goal])
+    per_document = data["tokens_after_the_prefix"] / count
+    most = (per_document + data["prefix_tokens"]) / per_document
+    data["ratio_by_arithmetic"] = most
+    differences = data["differences"]
+    lines = [
+        "# Language models: Qwen3-Reranker-0.6B's shape, bf16, CPU\n",
+        f"{count} documents of W2, {per_document:.0f} tokens each with what stands after them, "
+        f"behind a prompt and query of {data['prefix_tokens']} tokens. Medians of {len(ours)} rounds, with "
+        "minimum and maximum; ratios are taken round by round.\n",
+        report.table(["", "pairs per second", "ours is faster by", "goal"], rows),
+        f"\nBy arithmetic alone, sharing the prefix is worth {most:.2f}.\n",
+        "Logits in fp32, small shape, largest difference from transformers as a share of their standard "
+        f"deviation ({differences['standard deviation']:.2f}): shared {differences[SHARED]:.1e}, "
+        f"not shared {differences[WHOLE]:.1e}; goal 1e-4.\n",
+        report.facts(torch.get_num_threads(), data["versions"]),
+        f"- load average {data['load_before']} before, {data['load_after']} after; {data['when']}",
+        "- `python -m benchmarks.decoder`",
+    ]
+    markdown = "\n".join(lines)
+    report.write("decoder", data, markdown)
+    print(markdown)
+
+
+if __name__ == "__main__":
+    main()
