@@ -15,6 +15,9 @@ from rerank_grpc.server import status
 
 log = logging.getLogger("rerank_grpc.calls")
 
+# Called every few seconds by machines that watch the service; a line each would drown the calls.
+PROBES = ("Health",)
+
 
 @contextmanager
 def boundary(context: grpc.ServicerContext, method: str) -> Iterator[dict[str, Any]]:
@@ -40,6 +43,7 @@ def boundary(context: grpc.ServicerContext, method: str) -> Iterator[dict[str, A
     if failure is not None:
         facts["reason"] = failure.reason.name
     notes = "".join(f" {name}={value}" for name, value in facts.items())
-    log.info("%s %s%s ms=%.1f", method, code, notes, (monotonic() - started) * 1000)
+    level = logging.DEBUG if failure is None and method in PROBES else logging.INFO
+    log.log(level, "%s %s%s ms=%.1f", method, code, notes, (monotonic() - started) * 1000)
     if failure is not None:
         status.abort(context, failure)
