@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 from rerank_grpc.engine.batch import Prefix
-from rerank_grpc.models.causal import KeysValues
-
-# How many tokens' keys and values a model keeps, over all requests; a quarter
-# of a gigabyte for each 32 KiB that a token takes.
-MAX_TOKENS = 8_192
+from rerank_grpc.models.causal import MAX_KEPT_TOKENS, KeysValues
 
 
 class KeptPrefixes:
@@ -21,7 +17,7 @@ class KeptPrefixes:
     computed again if it is wanted again.
     """
 
-    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(self, max_tokens: int = MAX_KEPT_TOKENS) -> None:
         self._max_tokens = max_tokens
         self._kept: WeakKeyDictionary[Prefix, KeysValues] = WeakKeyDictionary()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -66,7 +67,9 @@ def check_decoder(checkpoint: Checkpoint) -> None:
         )
 
 
-def prefix_token_bytes(config: Any, dtype: torch.dtype) -> int:
-    """What the keys and values of one token take in all layers."""
-    width = config.num_key_value_heads * config.head_dim
-    return int(2 * config.num_hidden_layers * width * dtype.itemsize)
+def prefix_token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """What the keys and values of one token take in all layers; `config` is config.json's."""
+    heads = int(config["num_attention_heads"])
+    size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    width = int(config.get("num_key_value_heads") or heads) * size
+    return 2 * int(config["num_hidden_layers"]) * width * dtype.itemsize

@@ -17,6 +17,7 @@ from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bert import Bert
 from rerank_grpc.models.bi_encoder import SentenceEncoder, longest_of, module_kinds, pooling_of, read_body
 from rerank_grpc.models.catalogue import Catalogue
+from rerank_grpc.models.causal import MAX_KEPT_TOKENS
 from rerank_grpc.models.checkpoint import (
     Checkpoint,
     find_weights,
@@ -113,7 +114,7 @@ def load_prompted(
         max_tokens=min(card.max_tokens, kind.max_tokens),
         accepts_instruction=bool(kind.prompt.instruction),
         prompt=kind.prompt,
-        prefix_token_bytes=prefix_token_bytes(network.config, dtype),
+        prefix_token_bytes=prefix_token_bytes(checkpoint.config, dtype),
     )
     return kind(card, network.to(place), dtype, answers)
 
@@ -155,20 +156,27 @@ def card_of(
 def estimate_bytes(
     source: str, *, models_dir: Path, device: str, precision: str, catalogue: Catalogue | None = None
 ) -> int:
-    """Brings a model's files here and says what its weights will take in memory; raises ModelLoadError.
+    """Brings a model's files here and says what it will take in memory; raises ModelLoadError.
 
     Weights that are damaged or missing are found here, before another model
     has made room for them.
     """
     dtype = DTYPES.get(choose_precision(precision, choose_device(device)), torch.float32)
     if source == "embedded":
-        dtype, weights = torch.float32, find_weights(find_package())
+        dtype, weights, kept = torch.float32, find_weights(find_package()), 0
     else:
         directory = locate(source, models_dir=models_dir, catalogue=catalogue).directory
-        read_config(directory)
+        kept = most_kept_bytes(read_config(directory), dtype)
         weights = find_weights(directory)
     shapes = [entry["shape"] for path in weights for entry in read_header(path).values()]
-    return sum(map(math.prod, shapes)) * dtype.itemsize
+    return int(sum(map(math.prod, shapes))) * dtype.itemsize + kept
+
+
+def most_kept_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """What a language model's prefixes may take at most; 0 for all others."""
+    if str((config.get("architectures") or ["none"])[0]) not in PROMPTED:
+        return 0
+    return MAX_KEPT_TOKENS * prefix_token_bytes(config, dtype)
 
 
 def architecture_of(checkpoint: Checkpoint) -> str:

@@ -27,7 +27,8 @@ class LoadedModel:
         card: what it is.
         encoder: makes sequences of texts.
         engine: scores them.
-        memory_bytes: by how much its loading made the device's memory grow.
+        memory_bytes: by how much its loading made the device's memory grow, and what
+            its prefixes may take besides.
     """
 
     name: str

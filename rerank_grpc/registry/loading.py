@@ -14,6 +14,7 @@ from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.engine.warmup import warm_up
 from rerank_grpc.errors import ConfigurationError, describe
 from rerank_grpc.models.catalogue import Catalogue, read_catalogue
+from rerank_grpc.models.causal import MAX_KEPT_TOKENS
 from rerank_grpc.models.device import choose_device, choose_precision
 from rerank_grpc.models.loader import estimate_bytes, load_model
 from rerank_grpc.models.sources import is_local
@@ -54,7 +55,8 @@ def loader_for(settings: Settings) -> Loader:
             engine.close()
             raise
         memory.give_back(device)
-        taken = max(0, memory.used(device) - before)
+        kept = MAX_KEPT_TOKENS * model.card.prefix_token_bytes
+        taken = max(0, memory.used(device) - before) + kept
         return LoadedModel(spec.name, model.card, encoder, engine, taken)
 
     return load

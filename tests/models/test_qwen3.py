@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rerank_grpc.engine.batch import PackedBatch
 from rerank_grpc.engine.batch import Sequence as Tokens
@@ -21,6 +22,7 @@ from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models import causal
 from rerank_grpc.models.base import Model, PackedTokens
+from rerank_grpc.models.loader import estimate_bytes
 from rerank_grpc.types import Scoring
 from tests import checkpoints, prompts
 from tests.models.conftest import load
@@ -259,3 +261,11 @@ def test_a_language_model_without_its_answers_is_refused_at_load(
     checkpoints.byte_level().save(str(path / "tokenizer.json"))
     with pytest.raises(ModelLoadError, match="no token 'yes'"):
         load(path)
+
+
+def test_what_prefixes_may_take_is_counted_in_the_models_memory(directories: dict[str, Path]) -> None:
+    for family, heads in (("qwen3", 2), ("gemma", 1)):
+        path = directories[family]
+        found = estimate_bytes(str(path), models_dir=Path("none"), device="cpu", precision="fp32")
+        weights = sum(weight.numel() for weight in load_file(path / "model.safetensors").values())
+        assert found == 4 * weights + causal.MAX_KEPT_TOKENS * 2 * 3 * heads * 16 * 4
