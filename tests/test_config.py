@@ -93,6 +93,17 @@ def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
         assert setting(by_flag, option.setting) == expected
 
 
+def test_lazy_and_pinned_models_are_models():
+    flags = {"model": ["one=a"], "lazy-model": ["two=b", "org/three@v1"], "pin": ["two"]}
+    assert read_settings(flags, {}).models == (
+        ModelSpec("one", "a"),
+        ModelSpec("two", "b", lazy=True, pinned=True),
+        ModelSpec("three", "org/three@v1", lazy=True),
+    )
+    with pytest.raises(OptionError, match=r"^--pin: no model is named 'tow'; did you mean two\?"):
+        read_settings(flags | {"pin": ["tow"]}, {})
+
+
 def test_every_setting_of_the_server_has_an_option():
     fixed_by_the_contract = {"limits"}
     names = {option.setting for option in SERVER_OPTIONS}
@@ -150,7 +161,7 @@ def test_the_shim_alone_reads_its_own_settings():
         ("alias", "a"),
         ("alias", "a="),
         ("lazy-model", "a="),
-        ("pin", "nobody"),
+        ("pin", " "),
         ("model-memory", "20"),
         ("model-memory", "0GiB"),
         ("model-memory", "lots"),
