@@ -302,7 +302,7 @@ settings = Settings(models=models, precision="fp32", engine=EngineSettings(max_b
 registry = registry_for(settings)
 registry.start()
 registry.wait_until_loaded()
-for _ in range(3):
+for _ in range(2):
     before = memory.used(cpu)
     registry.load("large", deadline=float("inf"))
     with registry.lease("large") as model:
