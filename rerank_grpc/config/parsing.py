@@ -1,0 +1,115 @@
+"""From the text that an operator types to a value; each raises ValueError with what the text is not."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable
+
+from rerank_grpc.config.settings import ModelSpec
+
+
+def suggestion(text: str, choices: Iterable[str]) -> str:
+    """Says "; did you mean …?" where a choice is near the text, else nothing."""
+    near = difflib.get_close_matches(text, list(choices), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def text(text: str) -> str:
+    """Reads a name, address or path as it stands."""
+    if not text or text != text.strip() or not text.isprintable():
+        raise ValueError("is empty, or has spaces around it or control characters in it")
+    return text
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Makes a reader of one of several words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"is none of {', '.join(choices)}{suggestion(text, choices)}")
+        return text
+
+    return read
+
+
+def count(text: str) -> int:
+    """Reads a whole number above 0."""
+    if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) == 0:
+        raise ValueError("is not a whole number above 0")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Reads a port; 0 is any free one."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65_535:
+        raise ValueError("is not a port (1 to 65535, or 0 for any free one)")
+    return int(text)
+
+
+def count_or_auto(text: str) -> int | None:
+    """Reads a count, or "auto" as None."""
+    return None if text == "auto" else count(text)
+
+
+def port_or_off(text: str) -> int | None:
+    """Reads a port, or "off" as None."""
+    return None if text == "off" else port(text)
+
+
+def on_or_off(text: str) -> bool:
+    """Reads "on" or "off"."""
+    return one_of("on", "off")(text) == "on"
+
+
+def seconds(text: str) -> float:
+    """Reads a number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 86_400:
+        raise ValueError("is not a number of seconds above 0 and up to 86400")
+    return value
+
+
+def seconds_or_off(text: str) -> float | None:
+    """Reads a number of seconds, or "off" as None."""
+    return None if text == "off" else seconds(text)
+
+
+def bytes_or_off(text: str) -> int | None:
+    """Reads an amount of memory such as 20GiB, or "off" as None."""
+    if text == "off":
+        return None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(MiB|GiB|TiB|MB|GB|TB)", text)
+    if match is None or float(match[1]) == 0:
+        raise ValueError("is not an amount of memory such as 20GiB, nor off")
+    base, power = (1024 if "i" in match[2] else 1000), "MGT".index(match[2][0]) + 2
+    return int(float(match[1]) * base**power)
+
+
+def device(text: str) -> str:
+    """Reads "auto", "cpu", "cuda" or "cuda:N"."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        raise ValueError("is none of auto, cpu, cuda, cuda:0, cuda:1 ...")
+    return text
+
+
+def model(text: str) -> ModelSpec:
+    """Reads NAME=DIR_OR_HUB_ID; without a name the basename is it."""
+    name, equals, source = text.partition("=")
+    if not equals:
+        name, source = re.split(r"[/\\]", text.rstrip("/\\"))[-1].partition("@")[0], text
+    if not source or not re.fullmatch(r"[\w.:/@+-]{1,200}", name):
+        raise ValueError("is not NAME=DIR_OR_HUB_ID, nor a directory or hub id alone")
+    return ModelSpec(name, source)
+
+
+def alias(text: str) -> tuple[str, str]:
+    """Reads ALIAS=NAME."""
+    alias, equals, name = text.partition("=")
+    if not equals or not name or not re.fullmatch(r"[\w.:/@+-]{1,200}", alias):
+        raise ValueError("is not ALIAS=NAME")
+    return alias, name

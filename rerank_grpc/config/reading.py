@@ -1,0 +1,220 @@
+"""Flags and environment to settings; the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rerank_grpc.config.options import (
+    CLIENT_OPTIONS,
+    CLIENT_TOKEN_VARIABLE,
+    GATEWAY_OPTIONS,
+    PREFIX,
+    SERVER_OPTIONS,
+    SERVER_TOKEN_VARIABLES,
+    UPSTREAM_TOKEN_VARIABLE,
+    Option,
+    OptionError,
+)
+from rerank_grpc.config.parsing import suggestion
+from rerank_grpc.config.settings import (
+    EMBEDDED,
+    ClientSettings,
+    EngineSettings,
+    GatewaySettings,
+    ModelSpec,
+    RestSettings,
+    Settings,
+)
+
+Flags = Mapping[str, str | Sequence[str] | None]
+
+
+def read_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> Settings:
+    """Reads the server's settings; `flags` maps an option's name to its text, or texts.
+
+    Raises OptionError, naming the flag or variable, for anything that is
+    unknown, malformed or contradicts itself.
+    """
+    environment = os.environ if environment is None else environment
+    values = _values(SERVER_OPTIONS, flags, environment)
+    engine, rest = _part(values, "engine."), _part(values, "rest.")
+    models = _with_aliases(_models(values), values.pop("aliases", ()))
+    tokens = _server_tokens(values.pop("tokens", None), environment)
+    if "host" in values:
+        rest.setdefault("host", values["host"])
+    return Settings(
+        models=models,
+        tokens=tokens,
+        engine=EngineSettings(**engine),
+        rest=RestSettings(**rest),
+        **values,
+    )
+
+
+def read_gateway_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> GatewaySettings:
+    """Reads the settings of the shim alone; raises OptionError like :func:`read_settings`."""
+    environment = os.environ if environment is None else environment
+    values = _values(GATEWAY_OPTIONS, flags, environment)
+    rest = _part(values, "rest.")
+    if rest.get("port", 0) is None:
+        raise OptionError("--rest-port: 'off' leaves nothing to run")
+    own = environment.get(UPSTREAM_TOKEN_VARIABLE)
+    if "targets" in values:
+        # A flag may hold several too, as the variable does.
+        values["targets"] = tuple(part for text in values["targets"] for part in text.split(",") if part)
+    return GatewaySettings(
+        tokens=_server_tokens(values.pop("tokens", None), environment),
+        upstream_token=_token(own, UPSTREAM_TOKEN_VARIABLE) if own else None,
+        rest=RestSettings(**rest),
+        **values,
+    )
+
+
+def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Takes the values of one nested dataclass out, by their names there."""
+    return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}
+
+
+def read_client_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> ClientSettings:
+    """Reads how to reach a server; raises OptionError like :func:`read_settings`.
+
+    Where no target is named, this machine's own server is meant, and what its
+    environment says of port and tokens holds: a container's health check needs
+    no settings of its own. Those tokens are sent to no other target.
+    """
+    environment = os.environ if environment is None else environment
+    values = _values(CLIENT_OPTIONS, flags, environment)
+    file = values.pop("token", None)
+    text = environment.get(CLIENT_TOKEN_VARIABLE, "")
+    tokens = [_token(text, CLIENT_TOKEN_VARIABLE)] if text else []
+    if file is not None:
+        tokens = _tokens_of_file(file)
+    if "target" not in values:
+        port = environment.get("RERANK_PORT") or Settings().port
+        values["target"] = f"127.0.0.1:{port}"
+        tokens = tokens or list(_server_tokens(None, environment))
+    return ClientSettings(token=tokens[0] if tokens else None, **values)
+
+
+def may_color(environment: Mapping[str, str] | None = None) -> bool:
+    """Tells whether the environment leaves a terminal its colours (no-color.org)."""
+    environment = os.environ if environment is None else environment
+    return not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+def quiet_grpc() -> None:
+    """Keeps grpc's C core from printing what is raised as well; before grpc is imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def forgotten_token(settings: Settings, environment: Mapping[str, str] | None = None) -> bool:
+    """Tells whether only the client's RERANK_TOKEN is set where the server's is meant."""
+    environment = os.environ if environment is None else environment
+    return not settings.tokens and bool(environment.get(CLIENT_TOKEN_VARIABLE))
+
+
+def _values(options: Sequence[Option], flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Reads what flags and variables say, by setting; what neither says is left out."""
+    _refuse_unknown_variables(environment)
+    values: dict[str, Any] = {}
+    for option in options:
+        origin, given = f"--{option.name}", flags.get(option.name)
+        if given is None:
+            # An empty variable counts as unset: compose files pass those on.
+            origin, given = option.variable, environment.get(option.variable) or None
+        if given is None:
+            continue
+        if not option.repeatable:
+            values[option.setting] = _value(option, origin, str(given))
+            continue
+        texts = given.split(",") if isinstance(given, str) else given
+        values[option.setting] = tuple(_value(option, origin, text.strip()) for text in texts)
+    return values
+
+
+def _value(option: Option, origin: str, text: str) -> Any:
+    try:
+        return option.read(text)
+    except ValueError as error:
+        raise OptionError(f"{origin}: {text!r} {error}") from None
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    options = (*SERVER_OPTIONS, *CLIENT_OPTIONS, *GATEWAY_OPTIONS)
+    known = {option.variable for option in options}
+    known |= {*SERVER_TOKEN_VARIABLES, CLIENT_TOKEN_VARIABLE, UPSTREAM_TOKEN_VARIABLE}
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            raise OptionError(f"{name}: unknown environment variable{_hint(name, known)}")
+
+
+def _hint(variable: str, known: set[str]) -> str:
+    if re.match(r"RERANK_(SERVICE|PORT)_", variable):
+        return "; Kubernetes sets it for a Service named rerank: set enableServiceLinks to false"
+    return suggestion(variable, sorted(known))
+
+
+def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
+    """Takes the models out of what was read: the loaded ones, then the lazy ones, each pinned or not."""
+    models = values.pop("models", (EMBEDDED,))
+    models += tuple(replace(model, lazy=True) for model in values.pop("lazy_models", ()))
+    pins, names = values.pop("pins", ()), [model.name for model in models]
+    for pin in pins:
+        if pin not in names:
+            raise OptionError(f"--pin: no model is named {pin!r}{suggestion(pin, names)}")
+    return tuple(replace(model, pinned=model.name in pins) for model in models)
+
+
+def _with_aliases(
+    models: tuple[ModelSpec, ...], aliases: tuple[tuple[str, str], ...]
+) -> tuple[ModelSpec, ...]:
+    """Gives each model its aliases; every name may be given once."""
+    names = [model.name for model in models]
+    taken = set[str]()
+    for name in (*names, *(alias for alias, _ in aliases)):
+        if name in taken:
+            raise OptionError(f"--model, --alias: the name {name!r} is given twice")
+        taken.add(name)
+    for alias, name in aliases:
+        if name not in names:
+            raise OptionError(
+                f"--alias: {alias}={name}: no --model is named {name!r}{suggestion(name, names)}"
+            )
+    return tuple(
+        replace(model, aliases=tuple(alias for alias, name in aliases if name == model.name))
+        for model in models
+    )
+
+
+def _server_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Gathers the tokens of the file and of all variables, each once."""
+    tokens = _tokens_of_file(file) if file is not None else []
+    listed, *single = SERVER_TOKEN_VARIABLES
+    if environment.get(listed):
+        tokens += [_token(text.strip(), listed) for text in environment[listed].split(",")]
+    tokens += [_token(environment[name], name) for name in single if environment.get(name)]
+    return tuple(dict.fromkeys(tokens))
+
+
+def _tokens_of_file(file: Path) -> list[str]:
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise OptionError(f"--token-file: cannot read {str(file)!r}: {reason}") from None
+    tokens = [_token(line.strip(), f"--token-file {file}") for line in lines if line.strip()]
+    if not tokens:
+        raise OptionError(f"--token-file: {str(file)!r} holds no token")
+    return tokens
+
+
+def _token(text: str, origin: str) -> str:
+    """Checks one token, and never repeats it: an HTTP header carries it."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise OptionError(f"{origin}: a token is empty, or has characters beyond visible ASCII")
+    return text
