@@ -7,28 +7,38 @@ from typing import Any
 import torch
 
 from rerank_grpc.models.base import ModelCard, PackedTokens
-from rerank_grpc.models.packed import first_rows, run_body
+from rerank_grpc.models.encoder import Encoder, Take
+from rerank_grpc.models.network import fill
+from rerank_grpc.models.packed import run_first_rows
 
 
 class Bert:
-    """Scores pairs by BERT's pooler and classifier over the first token of each."""
+    """Scores pairs by BERT's pooler and classifier over the first token of each.
 
-    def __init__(self, card: ModelCard, network: Any, dtype: torch.dtype) -> None:
+    With `take` (see read_outline) the layers run in encoder.py, else in the network.
+    """
+
+    def __init__(self, card: ModelCard, network: Any, dtype: torch.dtype, take: Take | None = None) -> None:
         self.card = card
-        self._pooler = network.bert.pooler.float()
-        self._classifier = network.classifier.float()
+        pooler = network.bert.pooler
         network.bert.pooler = None  # it would pool row 0 of the pack, for nothing
-        self._body = network.bert.to(dtype)
+        if take is None:
+            self._pooler = pooler.float()
+            self._classifier = network.classifier.float()
+            self._body = network.bert.to(dtype)
+        else:
+            self._pooler = fill(pooler, take, "bert.pooler")
+            self._classifier = fill(network.classifier, take, "classifier")
+            self._body = Encoder(network.config, take, "bert.", precision=card.precision, first_only=True)
 
     @torch.inference_mode()
     def forward(self, packed: PackedTokens) -> torch.Tensor:
         """Scores each sequence; see base.Model.  # [num_sequences, 1]."""
-        hidden = run_body(
+        first = run_first_rows(
             self._body,
             packed,
             position_ids=packed.position_ids,
             token_type_ids=packed.token_type_ids,
         )
-        first = first_rows(hidden, packed.lengths)
         logits: torch.Tensor = self._classifier(self._pooler(first[:, None]))
         return logits

@@ -13,6 +13,7 @@ from transformers import AutoModel
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.checkpoint import Checkpoint, read_json
+from rerank_grpc.models.encoder import Encoder
 from rerank_grpc.models.modernbert import round_weights, run_rotary
 from rerank_grpc.models.network import read_network
 from rerank_grpc.models.packed import first_rows, mean_rows, run_body
@@ -37,7 +38,7 @@ class SentenceEncoder:
         self.card = card
         self.pooling = pooling
         self._pool = POOLS[pooling]
-        self._body = round_weights(network, dtype)
+        self._body = network if isinstance(network, Encoder) else round_weights(network, dtype)
         self._first_position = 0
         if card.family in ("roberta", "xlm-roberta"):  # they reserve the rows up to the padding id's
             self._first_position = int(network.embeddings.padding_idx) + 1

@@ -8,7 +8,8 @@ import torch
 
 from rerank_grpc.errors import ModelLoadError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The type that activations have; with int8 only the products of linear layers are int8.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,15 +33,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Makes "auto", "fp32", "bf16" or "fp16" a precision of `device`, or raises ModelLoadError."""
+    """Makes "auto" or a name of DTYPES a precision of `device`, or raises ModelLoadError."""
     if name != "auto" and name not in DTYPES:
-        raise ModelLoadError(f"precision {name!r} is unknown: use auto, fp32, bf16 or fp16")
+        raise ModelLoadError(f"precision {name!r} is unknown: use auto, fp32, bf16, fp16 or int8")
     if device.type == "cpu":
-        if name == "fp16":
-            raise ModelLoadError(
-                "precision 'fp16' is ten times slower than others on the CPU: use fp32 or bf16"
-            )
-        return "fp32" if name == "auto" else name
+        return _cpu_precision(name)
+    if name == "int8":
+        raise ModelLoadError("precision 'int8' is for CPUs: use fp32, bf16 or fp16 on a GPU")
     # bf16 came with compute capability 8; below, torch emulates it slowly.
     capable = torch.cuda.get_device_capability(device) >= (8, 0)
     if name == "bf16" and not capable:
@@ -50,3 +49,29 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "bf16" if capable else "fp16"
     return name
+
+
+def _cpu_precision(name: str) -> str:
+    """int8 is never chosen for the operator: it changes scores more than bf16 does."""
+    if name == "auto":
+        return "bf16" if fast_bf16() else "fp32"
+    if name == "fp16":
+        raise ModelLoadError("precision 'fp16' is ten times slower than others on the CPU: use fp32 or bf16")
+    if name == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise ModelLoadError("precision 'bf16' needs AVX-512 or AMX, which this CPU lacks: use fp32")
+    if name == "int8" and not fast_int8():
+        remedy = "bf16 or fp32" if fast_bf16() else "fp32"
+        raise ModelLoadError(
+            f"precision 'int8' needs AVX-512 VNNI or AMX, which this CPU lacks: use {remedy}"
+        )
+    return name
+
+
+def fast_bf16() -> bool:
+    """Whether the CPU multiplies bf16 faster than fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def fast_int8() -> bool:
+    """Whether the CPU multiplies int8 faster than bf16."""
+    return bool(torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported())

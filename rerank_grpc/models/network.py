@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.models import weights
 from rerank_grpc.models.checkpoint import Checkpoint
 
 _output = threading.Lock()
@@ -51,6 +53,38 @@ def read_network(auto_class: Any, checkpoint: Checkpoint, *, attention: str | No
         )
     _check_finite(network, checkpoint)
     return network.eval().requires_grad_(False)
+
+
+def read_outline(
+    build: Callable[[Any], Any], auto_class: Any, checkpoint: Checkpoint, **options: Any
+) -> tuple[Any, Callable[[str], torch.Tensor]]:
+    """A network without weights, and a function that reads one by its name, in fp32.
+
+    Of all weights there is then only one in memory twice. What is not plain
+    about the files is left to read_network, with its errors.
+    """
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(
+                checkpoint.directory, local_files_only=True, trust_remote_code=False
+            )
+            with torch.device("meta"):
+                network = build(config)
+            take = weights.reader(checkpoint, network)
+        except Exception:
+            take = None
+    if take is None:
+        network = read_network(auto_class, checkpoint, attention=None, **options)
+        parameters = dict(network.named_parameters())
+        return network, lambda name: parameters[name].detach().float()
+    return network.eval(), take
+
+
+def fill(module: Any, take: Callable[[str], torch.Tensor], name: str) -> Any:
+    """Gives a network's part its weights, in fp32, on the CPU."""
+    state = {key: take(f"{name}.{key}") for key, _ in module.named_parameters()}
+    module.load_state_dict(state, assign=True)
+    return module.requires_grad_(False)
 
 
 def _check_finite(network: torch.nn.Module, checkpoint: Checkpoint) -> None:

@@ -7,16 +7,24 @@ from itertools import accumulate
 import torch
 
 from rerank_grpc.models.base import PackedTokens
+from rerank_grpc.models.encoder import Encoder
 
 
 def run_body(
-    body: torch.nn.Module,
+    body: torch.nn.Module | Encoder,
     packed: PackedTokens,
     *,
     position_ids: torch.Tensor,
     token_type_ids: torch.Tensor,
 ) -> torch.Tensor:
     """Runs the layers over all sequences at once; returns  # [num_tokens, hidden]."""
+    if isinstance(body, Encoder):
+        return body(
+            input_ids=packed.input_ids,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            sequence_lengths=packed.lengths,
+        )
     output = body(
         input_ids=packed.input_ids[None],
         position_ids=position_ids[None],
@@ -25,6 +33,18 @@ def run_body(
     )
     hidden: torch.Tensor = output.last_hidden_state[0]
     return hidden
+
+
+def run_first_rows(
+    body: torch.nn.Module | Encoder,
+    packed: PackedTokens,
+    *,
+    position_ids: torch.Tensor,
+    token_type_ids: torch.Tensor,
+) -> torch.Tensor:
+    """The first row of each sequence after the last layer, in float32  # [num_sequences, hidden]."""
+    rows = run_body(body, packed, position_ids=position_ids, token_type_ids=token_type_ids)
+    return rows.float() if isinstance(body, Encoder) else first_rows(rows, packed.lengths)
 
 
 def first_rows(hidden: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:

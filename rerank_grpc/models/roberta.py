@@ -7,23 +7,27 @@ from typing import Any
 import torch
 
 from rerank_grpc.models.base import ModelCard, PackedTokens
-from rerank_grpc.models.packed import first_rows, run_body
+from rerank_grpc.models.encoder import Encoder, Take
+from rerank_grpc.models.network import fill
+from rerank_grpc.models.packed import run_first_rows
 
 
 class Roberta:
-    """Scores pairs by the classification head over the first token of each."""
+    """Scores pairs by the classification head over the first token of each.
 
-    def __init__(
-        self,
-        card: ModelCard,
-        network: Any,
-        dtype: torch.dtype,
-    ) -> None:
+    With `take` (see read_outline) the layers run in encoder.py, else in the network.
+    """
+
+    def __init__(self, card: ModelCard, network: Any, dtype: torch.dtype, take: Take | None = None) -> None:
         self.card = card
-        self._classifier = network.classifier.float()
-        self._body = network.roberta.to(dtype)
         # The rows up to the padding id's are reserved in the table of positions.
         self._first_position = int(network.roberta.embeddings.padding_idx) + 1
+        if take is None:
+            self._classifier = network.classifier.float()
+            self._body = network.roberta.to(dtype)
+        else:
+            self._classifier = fill(network.classifier, take, "classifier")
+            self._body = Encoder(network.config, take, "roberta.", precision=card.precision, first_only=True)
 
     @torch.inference_mode()
     def forward(self, packed: PackedTokens) -> torch.Tensor:
@@ -31,12 +35,11 @@ class Roberta:
 
         Segments are all 0, whatever the tokenizer says: these models know one only.
         """
-        hidden = run_body(
+        first = run_first_rows(
             self._body,
             packed,
             position_ids=packed.position_ids + self._first_position,
             token_type_ids=torch.zeros_like(packed.token_type_ids),
         )
-        first = first_rows(hidden, packed.lengths)
         logits: torch.Tensor = self._classifier(first[:, None])
         return logits

@@ -45,5 +45,5 @@ def embedded() -> Model:
     return load("embedded")
 
 
-def load(source: Path | str, *, precision: str = "auto", device: str = "cpu") -> Model:
+def load(source: Path | str, *, precision: str = "fp32", device: str = "cpu") -> Model:
     return load_model(str(source), models_dir=Path("models"), device=device, precision=precision)

@@ -14,6 +14,7 @@ import transformers
 
 from rerank_grpc.engine.encoding import EncodedRequest
 from rerank_grpc.engine.tokenizer import encoder_for
+from rerank_grpc.models import encoder
 from rerank_grpc.models.base import Model, PackedTokens
 from tests import checkpoints
 from tests.models.conftest import WRITERS, load
@@ -123,14 +124,20 @@ def test_parity_would_notice_neighbours_leaking(
     references: dict[str, torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model: Any = loaded[family]
-    body: Callable[..., Any] = model._body
+    attend = encoder.attend
 
-    def leaking(**inputs: Any) -> Any:
-        return body(**inputs | {"sequence_lengths": (sum(inputs["sequence_lengths"]),)})
+    def leaking(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        query_starts: torch.Tensor,
+        key_starts: torch.Tensor,
+        heads: int,
+    ) -> torch.Tensor:
+        return attend(query, key, value, query_starts[[0, -1]], key_starts[[0, -1]], heads)
 
-    monkeypatch.setattr(model, "_body", leaking)
-    assert error(score(model, documents()), references[family]) > 100 * BOUND
+    monkeypatch.setattr(encoder, "attend", leaking)
+    assert error(score(loaded[family], documents()), references[family]) > 100 * BOUND
 
 
 def test_parity_would_notice_padding_leaking(
@@ -169,7 +176,7 @@ def test_bf16_stays_close_and_its_head_computes_in_fp32(
 ) -> None:
     model: Any = load(directories[family], precision="bf16")
     assert model.card.precision == "bf16"
-    assert {weight.dtype for weight in model._body.parameters()} == {torch.bfloat16}
+    assert model._body._words.dtype is torch.bfloat16
     assert {weight.dtype for weight in model._classifier.parameters()} == {torch.float32}
     found = score(model, documents())
     assert found.dtype is torch.float32

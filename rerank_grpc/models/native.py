@@ -1,0 +1,192 @@
+"""The kernels of kernels.c, compiled at load where the machine has both the instructions and a compiler.
+
+Nothing depends on them: without them the same results come, slower, from
+torch's own operations. The compiled file is kept in the user's cache folder,
+under a name that the source, the flags and the compiler's version make.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = (
+    *("-O3", "-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512"),
+    *("-fopenmp", "-fPIC", "-shared"),
+)
+CACHE = Path(".cache") / "rerank-grpc"
+COMPILE_SECONDS = 60
+ALIGNMENT = 64
+
+_int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+def instructions() -> bool:
+    """Whether the CPU has what the kernels need, and not AMX, with which torch's own are faster."""
+    cpu = torch.cpu
+    return bool(
+        cpu._is_avx512_bf16_supported() and cpu._is_vnni_supported() and not cpu._is_amx_tile_supported()
+    )
+
+
+@functools.cache
+def kernels() -> Kernels | None:
+    """The kernels, compiled on the first call; None where this machine cannot have them."""
+    if not instructions():
+        return None
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        log.info("no C compiler: bf16 and int8 run without the kernels of kernels.c, slower")
+        return None
+    try:
+        return Kernels(_compiled(compiler))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("kernels.c was not compiled (%s): bf16 and int8 run slower", type(error).__name__)
+        return None
+
+
+def _compiled(compiler: str) -> Path:
+    version = subprocess.run(
+        [compiler, "--version"], check=True, capture_output=True, timeout=COMPILE_SECONDS
+    ).stdout
+    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, *(flag.encode() for flag in FLAGS)]))
+    name = f"kernels-{key.hexdigest()[:16]}.so"
+    folder = _folder()
+    path = folder / name
+    if path.is_file() and path.stat().st_uid == os.getuid():
+        return path
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        made = Path(unfinished) / name
+        subprocess.run(
+            [compiler, *FLAGS, str(SOURCE), "-o", str(made)],
+            check=True,
+            capture_output=True,
+            timeout=COMPILE_SECONDS,
+        )
+        made.replace(path)
+    return path
+
+
+def _folder() -> Path:
+    """A folder that only this user can write to: what lies in it is run."""
+    try:
+        folder = Path.home() / CACHE
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK) and not folder.stat().st_mode & 0o022:
+            return folder
+    except (OSError, RuntimeError):  # no home
+        pass
+    return Path(tempfile.mkdtemp(prefix="rerank-grpc-"))
+
+
+class Kernels:
+    """Typed calls; all tensors lie on the CPU and end in a contiguous dimension."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._pack_int8 = library.pack_int8
+        self._pack_int8.argtypes = [_pointer, _long, _long, _pointer]
+        self._quantize = library.quantize
+        self._quantize.argtypes = [_pointer, _long, _long, _pointer, _pointer, _pointer, _int]
+        self._linear_int8 = library.linear_int8
+        self._linear_int8.argtypes = [*[_pointer] * 7, _long, _long, _long, _int, _int]
+        self._add_norm = library.add_norm
+        self._add_norm.argtypes = [*[_pointer] * 4, _float, _long, _long, _pointer, _int]
+        self._attention = library.attention
+        self._attention.argtypes = [
+            *(_pointer, _long, _pointer, _pointer, _long, _pointer, _long, _pointer, _pointer),
+            *(_long, _long, _long, _float, _int),
+        ]
+        for name in ("_pack_int8", "_quantize", "_linear_int8", "_add_norm"):
+            getattr(self, name).restype = None
+
+    def pack_int8(self, weight: torch.Tensor) -> torch.Tensor:
+        """Lays an int8 weight  # [n, k]  out for linear_int8; n is a multiple of 64, k of 16."""
+        n, k = weight.shape
+        packed = aligned(n * k)
+        self._pack_int8(weight.contiguous().data_ptr(), n, k, packed.data_ptr())
+        return packed
+
+    def linear_int8(
+        self,
+        rows: torch.Tensor,
+        packed: torch.Tensor,
+        scales: torch.Tensor,
+        bias: torch.Tensor,
+        *,
+        gelu: bool,
+    ) -> torch.Tensor:
+        """Quantizes bf16 rows  # [m, k]  each with its own scale, and multiplies; returns bf16  # [m, n]."""
+        (m, k), n, threads = rows.shape, len(scales), torch.get_num_threads()
+        quantized = torch.empty(m, k, dtype=torch.int8)
+        row_scales, sums = torch.empty(m), torch.empty(m, dtype=torch.int32)
+        places = quantized.data_ptr(), row_scales.data_ptr(), sums.data_ptr()
+        self._quantize(rows.data_ptr(), m, k, *places, threads)
+        out = torch.empty(m, n, dtype=torch.bfloat16)
+        self._linear_int8(
+            *places,
+            *(packed.data_ptr(), scales.data_ptr(), bias.data_ptr(), out.data_ptr()),
+            *(m, n, k, gelu, threads),
+        )
+        return out
+
+    def add_norm(
+        self,
+        rows: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        epsilon: float,
+    ) -> torch.Tensor:
+        """Normalizes the sum of two bf16 matrices row by row; weight and bias are fp32."""
+        out = torch.empty_like(rows)
+        self._add_norm(
+            *(rows.data_ptr(), residual.data_ptr(), weight.data_ptr(), bias.data_ptr()),
+            *(epsilon, *rows.shape, out.data_ptr(), torch.get_num_threads()),
+        )
+        return out
+
+    def attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        query_starts: torch.Tensor,
+        key_starts: torch.Tensor,
+        heads: int,
+    ) -> torch.Tensor:
+        """Attends within each sequence, both ways; all are bf16  # [rows, heads · size].
+
+        `key` and `value` have one stride. `*_starts` hold where each sequence
+        begins, and the end  # [num_sequences + 1] int64.
+        """
+        rows, width = query.shape
+        out = torch.empty(rows, width, dtype=torch.bfloat16)
+        size = width // heads
+        failed = self._attention(
+            *(query.data_ptr(), query.stride(0), key.data_ptr(), value.data_ptr(), key.stride(0)),
+            *(out.data_ptr(), width, query_starts.data_ptr(), key_starts.data_ptr()),
+            *(len(query_starts) - 1, heads, size, size**-0.5, torch.get_num_threads()),
+        )
+        if failed:
+            raise MemoryError
+        return out
+
+
+def aligned(size: int) -> torch.Tensor:
+    """Unsigned bytes that begin where a cache line does."""
+    buffer = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+    offset = -buffer.data_ptr() % ALIGNMENT
+    return buffer[offset : offset + size]
