@@ -11,6 +11,7 @@ documents: on scores that lie close together no comparison would prove a thing.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -115,9 +116,17 @@ def write(shape: Shape, path: Path) -> None:
     torch.manual_seed(0)
     network, tokenizer = (qwen3 if shape.family == "qwen3" else encoder)(shape)
     tokenizer.save_pretrained(path)
+    name_tokenizer(path)
     if shape.family != "qwen3":
         spread_scores(network, tokenizer)
     network.save_pretrained(path)
+
+
+def name_tokenizer(path: Path) -> None:
+    """Names the tokenizer's class as transformers 4 did, which a peer still needs."""
+    settings = path / "tokenizer_config.json"
+    content = json.loads(settings.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.write_text(json.dumps(content, indent=1), "utf-8")
 
 
 def encoder(shape: Shape) -> tuple[Any, Any]:

@@ -51,6 +51,14 @@ def long(count: int = 20, *, max_tokens: int = 512) -> Workload:
     return Workload("W3", QUERY, documents([1_500] * count, seed=3), max_tokens)
 
 
+def named(name: str) -> Workload:
+    """W1, W2, W3, or W3@8192 for another length to cut at."""
+    kind, _, cut = name.partition("@")
+    if kind == "W3":
+        return long(max_tokens=int(cut or 512))
+    return {"W1": short, "W2": passages}[kind]()
+
+
 def documents(tokens: list[float], *, seed: int) -> tuple[str, ...]:
     """Texts of about so many tokens each, from places of the corpus that `seed` chooses."""
     words = corpus_words()

@@ -1,0 +1,89 @@
+"""How far lower precisions move logits, ours and the peers', on the checkpoints of the tests.
+
+    python -m benchmarks.bounds
+
+Errors are root mean squares of the difference to transformers in fp32, as shares of
+its logits' standard deviation. tests/models/test_precision.py holds the service
+to what this prints: bf16 to transformers' own, int8 to ONNX Runtime's dynamic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environments, report, worker
+
+FAMILIES = ("bert", "roberta", "xlm_roberta")
+
+
+def main() -> None:
+    from tests.models import conftest, test_parity, test_precision
+
+    texts, rows = test_precision.texts(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for family in FAMILIES:
+            path = conftest.WRITERS[family](Path(folder) / "checkpoints" / family)
+            expected = test_parity.reference(path, texts)
+            found = {
+                "transformers bf16": test_precision.reference_bf16(path),
+                "rerank-grpc fp32": test_parity.score(conftest.load(path), texts),
+                "rerank-grpc bf16": test_parity.score(conftest.load(path, precision="bf16"), texts),
+                "rerank-grpc int8": test_parity.score(conftest.load(path, precision="int8"), texts),
+            }
+            errors = {name: test_precision.error(each, expected) for name, each in found.items()}
+            errors["ONNX Runtime int8"] = in_onnxruntime(path, texts)
+            rows.append([family, *(f"{value:.2g}" for value in errors.values())])
+            header = ["family", *errors]
+    print(report.table(header, rows))
+
+
+def in_onnxruntime(path: Path, texts: list[str]) -> float:
+    from tests.models.test_parity import QUERY
+
+    (path / "texts.json").write_text(json.dumps([[QUERY, text] for text in texts]))
+    root = Path(__file__).parent.parent
+    found = subprocess.run(
+        [environments.python_of("onnxruntime"), "-m", "benchmarks.bounds", path],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    return float(found.stdout.split()[-1])
+
+
+def measure(path: Path) -> float:
+    """In ONNX Runtime's environment: its int8 against transformers' fp32, one pair at a time."""
+    import onnxruntime
+    import torch
+    import transformers
+
+    worker.convert(path)
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    session = onnxruntime.InferenceSession(
+        str(worker.converted(path) / "int8.onnx"), providers=["CPUExecutionProvider"]
+    )
+    found, expected = [], []
+    for pair in json.loads((path / "texts.json").read_text()):
+        ids: Any = tokenizer(*pair, truncation="only_second", max_length=128, return_tensors="pt")
+        inputs = {"input_ids": ids["input_ids"], "attention_mask": torch.ones_like(ids["input_ids"])}
+        (logits,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        found.append(float(logits[0, 0]))
+        with torch.inference_mode():
+            expected.append(float(network(**inputs).logits[0, 0]))
+    difference = torch.tensor(found) - torch.tensor(expected)
+    return float(difference.square().mean().sqrt() / torch.tensor(expected).std())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(measure(Path(sys.argv[1])))
+    else:
+        main()

@@ -1,0 +1,459 @@
+"""What the service makes of a CPU, and its peers beside it, in one interleaved run.
+
+    python -m benchmarks.cpu                    all of it: an hour and a half on two cores
+    python -m benchmarks.cpu --cases base/W2    one case
+    python -m benchmarks.cpu --report           the page again, from the samples that are there
+
+A case is a shape and a workload. In each round every system scores it once,
+and the plain matrix product is measured too; efficiencies and ratios are taken
+within a round, and their median over the rounds is reported. A finished round
+is kept: the run can be interrupted and goes on where it was. `--fresh` starts
+over. Peers get environments of their own, see environments.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import checkpoints, environments, report, worker, workloads
+from benchmarks.environments import Unavailable
+from benchmarks.report import Spread
+
+THREADS = 2
+ROUNDS = 5
+SAMPLES = report.RESULTS / "cpu.json"
+OURS = ("rerank-grpc", "rerank-grpc-server")
+REFERENCE = "crossencoder fp32"
+
+DIRECT = {
+    "product fp32": "",
+    "product bf16": "",
+    "product int8": "",
+    "rerank-grpc fp32": "",
+    "rerank-grpc bf16": "",
+    "rerank-grpc int8": "",
+    "crossencoder fp32": "crossencoder",
+    "crossencoder bf16": "crossencoder",
+    "infinity fp32": "infinity",
+    "infinity bf16": "infinity",
+    "onnxruntime fp32": "onnxruntime",
+    "onnxruntime int8": "onnxruntime",
+    "openvino fp32": "openvino",
+    "openvino bf16": "openvino",
+}
+SERVERS = {
+    "product bf16": "",
+    "rerank-grpc-server bf16": "",
+    "rerank-grpc-server int8": "",
+    "infinity-server fp32": "infinity",
+    "infinity-server bf16": "infinity",
+    "crossencoder-server fp32": "crossencoder",
+}
+LONG = {"product bf16": "", "product int8": "", "rerank-grpc bf16": "", "rerank-grpc int8": ""}
+# Infinity takes the model's whole length and has no setting for less.
+CUT = {name: peer for name, peer in DIRECT.items() if peer != "infinity"}
+
+CASES = {
+    "base/W2": DIRECT,
+    "base/W2 server": SERVERS,
+    "base/W1": DIRECT,
+    "base/W3": DIRECT,
+    "v2-m3/W2": DIRECT,
+    "v2-m3/W1": DIRECT,
+    "v2-m3/W3": CUT,
+    "v2-m3/W3@8192": LONG,
+}
+NAMES = {
+    "product": "plain matrix product",
+    "rerank-grpc": "rerank-grpc",
+    "rerank-grpc-server": "rerank-grpc, over gRPC",
+    "crossencoder": "sentence-transformers CrossEncoder",
+    "crossencoder-server": "FastAPI + CrossEncoder, over HTTP",
+    "infinity": "Infinity",
+    "infinity-server": "Infinity, over HTTP",
+    "onnxruntime": "ONNX Runtime, fused graph, sorted",
+    "openvino": "OpenVINO, sorted",
+}
+
+MEMORY = """
+import sys
+from pathlib import Path
+from rerank_grpc.models.loader import load_model
+
+def kib(name):
+    (line,) = (line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1])
+
+def load(source):
+    return load_model(source, models_dir=Path("models"), device="cpu", precision=sys.argv[2])
+
+load("embedded")
+before = kib("VmRSS")
+model = load(sys.argv[1])
+print(kib("VmHWM") - before, kib("VmRSS") - before, before)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    name: str
+    shape: checkpoints.Shape
+    workload: str
+    path: Path
+    flop: float
+    tokens: int
+    systems: dict[str, str]
+
+    @classmethod
+    def of(cls, name: str) -> Case:
+        shape, _, rest = name.partition("/")
+        path = checkpoints.checkpoint(shape)
+        workload = rest.split()[0]
+        lengths = worker.lengths(path, workloads.named(workload))
+        flop = checkpoints.SHAPES[shape].useful_flop(lengths)
+        return cls(name, checkpoints.SHAPES[shape], workload, path, flop, sum(lengths), CASES[name])
+
+
+class Worker:
+    """A system in a process of its own; see worker.py."""
+
+    def __init__(self, system: str, peer: str, path: Path) -> None:
+        python = environments.python_of(peer)
+        name = system.partition(" ")[0]
+        if name in ("onnxruntime", "openvino"):
+            self._convert(path)
+        root = Path(__file__).parent.parent
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(THREADS)}
+        log = (checkpoints.cache_folder() / f"{system.replace(' ', '-')}.log").open("w")
+        self._log = Path(log.name)
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.worker", system, path, str(THREADS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
+        if not self._read():
+            lines = self._log.read_text().strip().splitlines() or ["no message"]
+            raise Unavailable(f"{system}: did not start: {lines[-1][:200]}")
+
+    @staticmethod
+    def _convert(path: Path) -> None:
+        if (worker.converted(path) / "int8.onnx").is_file():
+            return
+        print(f"converting {path.name} to ONNX", file=sys.stderr, flush=True)
+        python = environments.python_of("onnxruntime")
+        done = subprocess.run(
+            [python, "-m", "benchmarks.worker", "convert", path, str(THREADS)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise Unavailable(f"ONNX export of {path.name} failed: {done.stderr.strip().splitlines()[-1]}")
+
+    def score(self, workload: str) -> dict[str, Any]:
+        assert self._process.stdin
+        self._process.stdin.write(workload + "\n")
+        self._process.stdin.flush()
+        answer = self._read()
+        if not answer:
+            raise Unavailable(f"stopped: {self._log.read_text().strip().splitlines()[-1][:200]}")
+        return answer
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else {}
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(60)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--skip", nargs="*", default=[], help="systems to leave out, e.g. 'infinity fp32'")
+    parser.add_argument("--fresh", action="store_true", help="forget the samples of these cases")
+    parser.add_argument("--report", action="store_true", help="write the page, measure nothing")
+    options = parser.parse_args()
+    data = json.loads(SAMPLES.read_text()) if SAMPLES.is_file() else {"cases": {}}
+    if not options.report:
+        report.RESULTS.mkdir(exist_ok=True)
+        data |= {
+            "machine": report.machine(),
+            "threads": THREADS,
+            "versions": report.versions("torch", "transformers", "tokenizers", "grpcio"),
+        }
+        for name in options.cases:
+            if options.fresh:
+                data["cases"].pop(name, None)
+            measure(Case.of(name), data, options.rounds, options.skip)
+        if "base/W2" in options.cases:
+            data["memory"] = {kind: memory("base", kind) for kind in ("fp32", "bf16", "int8")}
+        data["peers"] = {name: environments.versions_of(name) for name in environments.SHOWN}
+        save(data)
+    write(data)
+
+
+def measure(case: Case, data: dict[str, Any], rounds: int, skip: list[str]) -> None:
+    """Measures the rounds of a case that are missing."""
+    found = data["cases"].setdefault(case.name, {"rounds": [], "errors": {}, "skipped": {}})
+    found |= {"tokens": case.tokens, "flop": case.flop}
+    if len(found["rounds"]) >= rounds:
+        return
+    workers: dict[str, Worker] = {}
+    found["skipped"] = {name: "left out by hand" for name in case.systems if name in skip}
+    try:
+        for system, peer in case.systems.items():
+            if system in found["skipped"]:
+                continue
+            progress(f"{case.name}: starting {system}")
+            try:
+                needed = (case.path / "model.safetensors").stat().st_size * 2.2
+                if not system.startswith("product") and needed > available_memory():
+                    raise Unavailable("not enough memory beside the other systems")
+                workers[system] = Worker(system, peer, case.path)
+                workers[system].score("W1")
+            except Unavailable as error:
+                found["skipped"][system] = str(error)
+                progress(f"{case.name}: {system} skipped: {error}")
+                workers.pop(system, None)
+        while len(found["rounds"]) < rounds:
+            found["rounds"].append(one_round(case, workers, found, rounds))
+            save(data)
+    finally:
+        for running in workers.values():
+            running.close()
+
+
+def one_round(case: Case, workers: dict[str, Worker], found: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Runs every system once; products come as FLOP/s, all others as seconds."""
+    number = len(found["rounds"])
+    names = list(workers)
+    names = names[number % len(names) :] + names[: number % len(names)]
+    scores: dict[str, list[float]] = {}
+    result: dict[str, Any] = {"at": report.now(), "load": report.load_average(), "seconds": {}, "rates": {}}
+    for name in names:
+        answer = workers[name].score(case.workload)
+        if name.startswith("product"):
+            result["rates"][name.split()[1]] = answer["scores"][0]
+            shown = f"{answer['scores'][0] / 1e9:.0f} GFLOP/s"
+        else:
+            result["seconds"][name] = round(answer["seconds"], 4)
+            scores[name] = answer["scores"]
+            shown = f"{answer['seconds']:.2f} s, {case.flop / answer['seconds'] / 1e9:.0f} GFLOP/s"
+        progress(f"{case.name}: round {number + 1} of {rounds}: {name}: {shown}")
+    if REFERENCE in scores:
+        found["errors"] = {name: error(each, scores[REFERENCE]) for name, each in scores.items()}
+        found["deviation"] = deviation(scores[REFERENCE])
+    return result
+
+
+def error(found: list[float], expected: list[float]) -> dict[str, float]:
+    """The differences' root mean square and largest, as shares of the reference's standard deviation."""
+    differences = [a - b for a, b in zip(found, expected, strict=True)]
+    square = sum(each * each for each in differences) / len(differences)
+    scale = deviation(expected)
+    return {"rms": square**0.5 / scale, "max": max(map(abs, differences)) / scale}
+
+
+def deviation(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return float((sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5)
+
+
+def memory(shape: str, precision: str) -> dict[str, float]:
+    """Resident memory of loading, less what the imports cost, in bytes."""
+    path = checkpoints.checkpoint(shape)
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(path), precision], check=True, capture_output=True, text=True
+    ).stdout.split()
+    peak, steady, imports = (int(value) * 1024 for value in found)
+    size = (path / "model.safetensors").stat().st_size
+    return {"peak": peak, "steady": steady, "imports": imports, "file": size}
+
+
+def available_memory() -> int:
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
+    return int(line.split()[1]) * 1024
+
+
+def save(data: dict[str, Any]) -> None:
+    unfinished = SAMPLES.with_suffix(".part")
+    unfinished.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    unfinished.replace(SAMPLES)
+
+
+def progress(text: str) -> None:
+    print(f"{report.now()[11:19]} {text}", file=sys.stderr, flush=True)
+
+
+# The page
+
+
+def efficiencies(case: dict[str, Any], system: str) -> list[float]:
+    """Useful FLOP/s over the plain product's of that precision, round by round."""
+    kind = system.split()[1]
+    return [
+        case["flop"] / each["seconds"][system] / each["rates"][kind]
+        for each in case["rounds"]
+        if system in each["seconds"] and kind in each["rates"]
+    ]
+
+
+def ratios(case: dict[str, Any], ours: str, theirs: str) -> list[float]:
+    """How many times faster ours was, round by round."""
+    return [
+        each["seconds"][theirs] / each["seconds"][ours]
+        for each in case["rounds"]
+        if {ours, theirs} <= set(each["seconds"])
+    ]
+
+
+def write(data: dict[str, Any]) -> None:
+    cases = {name: data["cases"][name] for name in CASES if data["cases"].get(name, {}).get("rounds")}
+    versions = data["versions"] | {
+        f"{peer}: {name}": version
+        for peer, all_ in data.get("peers", {}).items()
+        for name, version in all_.items()
+    }
+    parts = [
+        "# CPU: the service and its peers",
+        "`make bench` writes this page; the samples are in cpu.json. In each round every system scores the "
+        "workload once, and the plain matrix product is measured; shares and ratios are taken per round. "
+        "The seconds are medians with minimum and maximum, tokenizing included. Useful operations are those "
+        "of real tokens, all layers counted whole.",
+        report.facts(data["threads"], versions),
+        targets(data, cases),
+    ]
+    for name, case in cases.items():
+        parts += [f"## {name}", section(case)]
+    (report.RESULTS / "cpu.md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    if "base/W2" in cases:
+        bars = [
+            (label(name), median(gflops(cases["base/W2"], name)), name.split()[0] in OURS)
+            for name in systems_of(cases["base/W2"])
+        ]
+        bars += [
+            (f"limit: plain product {kind}", median([each["rates"][kind] / 1e9 for each in rounds]), False)
+            for rounds in [cases["base/W2"]["rounds"]]
+            for kind in rounds[0]["rates"]
+        ]
+        bars.sort(key=lambda bar: -bar[1])
+        if not report.chart("cpu", "W2, bge-reranker-base's shape", bars, "useful GFLOP/s"):
+            print("no chart: pip install matplotlib", file=sys.stderr)
+    print(report.RESULTS / "cpu.md")
+
+
+def label(system: str) -> str:
+    name, kind = system.split()
+    return f"{NAMES[name]} {kind}"
+
+
+def systems_of(case: dict[str, Any]) -> list[str]:
+    names = {name for each in case["rounds"] for name in each["seconds"]}
+    return sorted(names, key=lambda name: median(seconds(case, name)))
+
+
+def seconds(case: dict[str, Any], system: str) -> list[float]:
+    return [each["seconds"][system] for each in case["rounds"] if system in each["seconds"]]
+
+
+def gflops(case: dict[str, Any], system: str) -> list[float]:
+    return [case["flop"] / each / 1e9 for each in seconds(case, system)]
+
+
+def section(case: dict[str, Any]) -> str:
+    rows = []
+    for name in systems_of(case):
+        shares = efficiencies(case, name)
+        difference = case["errors"].get(name)
+        rows.append(
+            [
+                f"**{label(name)}**" if name.split()[0] in OURS else label(name),
+                Spread.of(seconds(case, name)).text(),
+                f"{median(gflops(case, name)):.0f}",
+                f"{median(shares):.2f}" if shares else "",
+                f"{difference['rms']:.1e} / {difference['max']:.1e}" if difference else "",
+            ]
+        )
+    header = ["system", "seconds", "useful GFLOP/s", "of the plain product", "error, rms / max"]
+    rates = [
+        f"{kind} {Spread.of([each['rates'][kind] / 1e9 for each in case['rounds']]).text(0)}"
+        for kind in case["rounds"][0]["rates"]
+    ]
+    loads = Spread.of([each["load"] for each in case["rounds"]])
+    lines = [
+        f"{case['tokens']:,} tokens, {case['flop'] / 1e12:.2f} TFLOP, {len(case['rounds'])} rounds; "
+        f"plain product in GFLOP/s: {', '.join(rates)}; load average {loads.text(1)}."
+        + (
+            f" Errors are against transformers in fp32, as shares of its logits' standard deviation "
+            f"({case['deviation']:.2f})."
+            if case["errors"]
+            else ""
+        ),
+        report.table(header, rows),
+    ]
+    lines += [f"Skipped: {label(name)}: {reason}." for name, reason in case["skipped"].items()]
+    return "\n\n".join(lines)
+
+
+def targets(data: dict[str, Any], cases: dict[str, Any]) -> str:
+    """What the service is held to on W2 with the base shape, and what was measured."""
+    rows = []
+
+    def add(text: str, least: float, found: list[float]) -> None:
+        if found:
+            value = median(found)
+            met = "yes" if value >= least else "no"
+            rows.append([text, f"≥ {least:g}", f"{value:.2f} ({min(found):.2f}–{max(found):.2f})", met])
+
+    if case := cases.get("base/W2"):
+        add("bf16: share of the plain bf16 product", 0.90, efficiencies(case, "rerank-grpc bf16"))
+        for text, least, peer in (
+            ("OpenVINO bf16", 1.05, "openvino bf16"),
+            ("Infinity bf16", 1.9, "infinity bf16"),
+            ("CrossEncoder as it comes, fp32", 3.7, "crossencoder fp32"),
+        ):
+            add(f"bf16 against {text}", least, ratios(case, "rerank-grpc bf16", peer))
+        add("int8: share of the plain int8 product", 0.70, efficiencies(case, "rerank-grpc int8"))
+        ort = ratios(case, "rerank-grpc int8", "onnxruntime int8")
+        add("int8 against ONNX Runtime int8 dynamic", 1.4, ort)
+        better = [
+            min(both)
+            for both in zip(
+                ratios(case, "rerank-grpc fp32", "openvino fp32"),
+                ratios(case, "rerank-grpc fp32", "onnxruntime fp32"),
+                strict=False,
+            )
+        ]
+        add("fp32 against the better of OpenVINO and ONNX Runtime fp32", 1.0, better)
+    if case := cases.get("base/W1"):
+        add("W1, bf16: share of the plain product", 0.6, efficiencies(case, "rerank-grpc bf16"))
+    if case := cases.get("base/W3"):
+        add("W3 at 512 tokens, bf16: share of the plain product", 0.8, efficiencies(case, "rerank-grpc bf16"))
+    if used := data.get("memory"):
+        peak = max(each["peak"] / each["file"] for each in used.values())
+        rows.append(
+            ["peak memory while loading ÷ file, imports left out", "≤ 1.6", f"{peak:.2f}", yes(peak <= 1.6)]
+        )
+        steady = used["bf16"]["steady"] / used["bf16"]["file"] * 2
+        rows.append(["steady memory, bf16 ÷ its weights", "≤ 1.25", f"{steady:.2f}", yes(steady <= 1.25)])
+    return "## Targets, base shape\n\n" + report.table(["figure", "target", "measured", "met"], rows)
+
+
+def yes(met: bool) -> str:
+    return "yes" if met else "no"
+
+
+if __name__ == "__main__":
+    main()
