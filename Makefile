@@ -25,7 +25,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve bench-quick test test-clients test-clients-quick test-openapi lint format proto baseline image clean
+.PHONY: help demo serve bench bench-quick test test-clients test-clients-quick test-openapi lint format proto baseline image clean
 
 help:  ## Lists these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test-clients-quick: $(VENV)/.demo  ## The same with the six that install fastest
 
 test-openapi: $(VENV)/.dev  ## Runs schemathesis against the shim's OpenAPI document.
 	@$(BIN)/python clients/conformance/openapi.py
+
+bench: $(VENV)/.bench  ## Measures the CPU's share against peers, over an hour; ARGS="--cases base/W2" for less.
+	@TORCH_INDEX='$(TORCH_INDEX)' $(BIN)/python -m benchmarks.cpu $(ARGS)
 
 bench-quick: $(VENV)/.bench  ## Measures what the service adds to its model, under 3 minutes.
 	@$(BIN)/python -m benchmarks.quick

@@ -173,8 +173,14 @@ class Worker:
         return json.loads(line) if line else {}
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(60)
+        """Lets it end by itself, so that it takes its server along."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def main() -> None:
