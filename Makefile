@@ -36,8 +36,8 @@ demo: $(VENV)/.demo  ## Installs, starts a server, reranks an example, stops it.
 serve: $(VENV)/.demo  ## Serves the embedded model, or what ARGS says.
 	@exec $(BIN)/rerank-grpc serve $(ARGS)
 
-test: $(VENV)/.dev  ## Runs every test.
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.dev  ## Runs every test, a process on each core.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, contract and stubs.
 	$(BIN)/ruff format --check .
