@@ -24,30 +24,39 @@ INSTRUCTIONS = ["Prefer cats", "Prefer dogs"]
 
 
 @pytest.fixture(scope="module")
-def obedient(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_thread() -> Iterator[None]:
+    """Passes as small as these take longer on two threads, and much longer on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def obedient(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 that answers yes if the document is about what the instruction asks for, and no otherwise."""
-    path = checkpoints.qwen3_reranker(tmp_path_factory.mktemp("obedient") / "qwen3", initializer_range=0.05)
+    shape = {"initializer_range": 0.1, "num_hidden_layers": 2}
+    path = checkpoints.qwen3_reranker(tmp_path_factory.mktemp("obedient") / "qwen3", **shape)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     network: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    ids = [
+    cases = [
         (prompts.own_ids(path, "qwen3", QUERY, [document], instruction)[0], instruction[-4:] in document)
         for instruction in INSTRUCTIONS
         for document in DOCUMENTS
     ]
-    answers = torch.tensor([tokenizer.convert_tokens_to_ids("yes" if fits else "no") for _, fits in ids])
-    assert {fits for _, fits in ids} == {True, False}
-    assert len({len(row) for row, _ in ids}) == 1
+    assert [fits for _, fits in cases] == [True, False, False, True]
+    rows = torch.tensor([ids for ids, _ in cases])  # all of one length
+    answers = torch.tensor([tokenizer.convert_tokens_to_ids("yes" if fits else "no") for _, fits in cases])
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    torch.manual_seed(0)
-    for _ in range(400):
-        logits = network(input_ids=torch.tensor([row for row, _ in ids])).logits[:, -1]
+    for _ in range(300):
+        logits = network(input_ids=rows, logits_to_keep=1).logits[:, -1]
         loss = torch.nn.functional.cross_entropy(logits, answers)
-        if loss < 0.02:
+        if loss < 0.03:
             break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.02, "it has not learned it"
+    assert loss < 0.03, "it has not learned it"
     network.save_pretrained(path)
     return path
 
