@@ -117,7 +117,7 @@ class _Job:
             document=source if self.request.return_documents else None,
             tokens=chunk.tokens,
             truncated=encoded.truncated,
-            best_chunk=chunk.span if len(encoded.chunks) > 1 else None,
+            best_chunk=chunk.span,
         )
 
     def summary(self) -> RerankSummary:

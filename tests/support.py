@@ -21,7 +21,7 @@ from rerank_grpc.engine.runner import Runner
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry import LoadedModel, Loader
 from rerank_grpc.server.app import RerankServer
-from rerank_grpc.types import Scoring, Span, Truncation
+from rerank_grpc.types import Scoring, Truncation
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
@@ -93,8 +93,8 @@ class WordEncoder:
         return EncodedRequest(
             sequences=tuple(Sequence.of([0, *head, 1, *body]) for body in bodies),
             documents=tuple(
-                EncodedDocument((EncodedChunk(index, len(body), Span(0, len(text))),), truncated=False)
-                for index, (body, text) in enumerate(zip(bodies, documents, strict=True))
+                EncodedDocument((EncodedChunk(index, len(body)),), truncated=False)
+                for index, body in enumerate(bodies)
             ),
             query=None,
             query_truncated=False,

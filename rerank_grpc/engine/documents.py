@@ -69,7 +69,7 @@ def encode_documents(
     for text, tokens in zip(distinct, tokenize(vocabulary, texts, cutting, field), strict=True):
         count = tokens.length
         if tokens.spans is None:
-            chunk = EncodedChunk(len(sequences), count, Span(0, len(text)))
+            chunk = EncodedChunk(len(sequences), count)
             sequences.append(Sequence(before + tokens.ids + after, split, prefix))
             encoded[text] = EncodedDocument((chunk,), tokens.truncated)
             continue

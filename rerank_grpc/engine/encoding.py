@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rerank_grpc.engine.batch import Sequence
 from rerank_grpc.types import Span
 
+# The next two are made for every document: a named tuple is frozen like a dataclass, at a third of its cost.
 
-@dataclass(frozen=True, slots=True)
-class EncodedChunk:
+
+class EncodedChunk(NamedTuple):
     """One window of a document: which of the request's sequences holds it.
 
     Attributes:
         sequence: an index into EncodedRequest.sequences.
         tokens: tokens of the document in it, without query and special tokens.
-        span: where in the document's text it lies.
+        span: where in the document's text it lies; None where it is the only window.
     """
 
     sequence: int
     tokens: int
-    span: Span
+    span: Span | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedDocument:
+class EncodedDocument(NamedTuple):
     """A document's windows (one, unless chunking was asked for), in text order."""
 
     chunks: tuple[EncodedChunk, ...]
