@@ -15,7 +15,7 @@ import pytest
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.serve import summary
 from rerank_grpc.cli.terminal import Ranked, Screen, bar, cells, clip, printable, ranking, table
-from rerank_grpc.config import Settings
+from rerank_grpc.config import RestSettings, Settings
 from rerank_grpc.types import ModelInfo, State
 from tests.command import Served, environment, run, served
 
@@ -108,6 +108,11 @@ def test_a_missing_token_beyond_loopback_is_a_loud_warning():
     for host in ("127.0.0.1", "::1", "[::1]", "localhost", "127.8.8.8"):
         assert "WARNING" not in lines(host=host)
     assert "canary" not in lines(tokens=("canary",))
+    assert "REST at 0.0.0.0 can be reached" in lines(rest=RestSettings(host="0.0.0.0"))
+    assert "WARNING" not in lines(rest=RestSettings(host="0.0.0.0", port=None))
+    # The admin port asks for no token, whatever the others do.
+    assert "the admin port at 0.0.0.0" in lines(admin_host="0.0.0.0", tokens=("canary",))
+    assert "WARNING" not in lines(admin_host="0.0.0.0", admin_port=None)
 
 
 # What is refused
@@ -305,6 +310,25 @@ def hanging_call(target):
     call = method.future(message for message in iter(lambda: gate[0].recv(1), b""))
     grpc.channel_ready_future(channel).result(10)
     return channel, call, gate
+
+
+def test_a_half_sent_rest_call_does_not_keep_the_server_from_draining():
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    server = Served("--grace", "10", "--rest-port", "0")
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as half, grpc.insecure_channel(server.target) as channel:
+        half.sendall(b"POST /rerank HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{")
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert time.monotonic() - begin < 5
+        watch.cancel()
+    assert server.process.wait(20) == 0
+    server.close()
 
 
 @pytest.mark.parametrize("second", [False, True])

@@ -34,6 +34,8 @@ _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _FRAME_SECONDS = 0.1
 # The server has the whole grace; a thread that hangs on after it gets this.
 _EXIT_SECONDS = 1.0
+# How long the REST shim may pass calls on before the server refuses new ones.
+_SHIM_SECONDS = 1.0
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -176,10 +178,18 @@ def summary(
 
 
 def _warnings(settings: Settings, target: str) -> Iterable[str]:
-    if not settings.tokens and not is_loopback(settings.host):
+    rest = settings.rest
+    open_to_all = [target] if not is_loopback(settings.host) else []
+    if rest.port is not None and not is_loopback(rest.host):
+        open_to_all.append(f"REST at {rest.host}")
+    if open_to_all and not settings.tokens:
         yield ""
-        yield f"WARNING: {target} can be reached from other machines, and any caller is served."
+        yield f"WARNING: {' and '.join(open_to_all)} can be reached from other machines; any caller is served."
         yield "         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
+    if settings.admin_port is not None and not is_loopback(settings.admin_host):
+        yield ""
+        yield f"WARNING: the admin port at {settings.admin_host} can be reached from other machines;"
+        yield "         it asks for no token, and whoever calls it can load and unload models."
     if forgotten_token(settings):
         yield ""
         yield "WARNING: RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS."
@@ -193,10 +203,16 @@ def _end(server: RerankServer, shim: RestServer | None, grace: float, status: in
     """
     faulthandler.dump_traceback_later(grace + _EXIT_SECONDS, exit=True)
     end = time.monotonic() + grace
-    if shim:
-        # Before the server that it calls: whoever is inside gets an answer.
-        shim.stop(grace)
+    server.leave()
+    closing = threading.Thread(target=shim.stop, args=[grace], daemon=True) if shim else None
+    if closing:
+        # Calls that are complete reach the server in this time, and then have the grace there. A caller
+        # who sends a byte a second must not keep the server from draining.
+        closing.start()
+        closing.join(min(_SHIM_SECONDS, grace / 2))
     server.stop(max(end - time.monotonic(), 0.0))
+    if closing:
+        closing.join(max(end - time.monotonic(), 0.0))
     logging.shutdown()
     sys.stderr.flush()
     # A worker thread that hangs would keep an ordinary exit waiting for it.

@@ -241,11 +241,10 @@ class Engine:
             log.warning("out of memory at %d tokens a batch: now at most %d", tokens, self.max_batch_tokens)
         else:
             log.warning("a batch of %d failed, trying halves: %s", len(items), type(error).__name__)
-        wanted = [item for item in items if any(not request.done for request, _ in item.waiters)]
-        halves = (wanted[: len(wanted) // 2], wanted[len(wanted) // 2 :])
-        scored = [pair for half in halves if half for pair in self._score(half)]
-        left = set(items) - set(wanted)
-        return scored + [(item, InternalError()) for item in left]
+        with self._lock:
+            wanted = self._scheduler.keep_wanted(items)
+        middle = len(wanted) // 2
+        return [pair for half in (wanted[:middle], wanted[middle:]) if half for pair in self._score(half)]
 
     def _deliver(self, scored: list[Scored]) -> None:
         """Hands outputs to all who wait for them, and errors to them alone."""

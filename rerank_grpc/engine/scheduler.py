@@ -214,13 +214,16 @@ class Scheduler:
         background = [entry for entry in waiting if entry.request.priority is Priority.BATCH]
         batch = _Filling(self.max_batch_tokens)
         if interactive and background:
-            self._batch_credit = min(
-                self._batch_credit + self.max_batch_tokens * BATCH_SHARE, self.max_batch_tokens
-            )
-            spent = batch.fill(background, limit=int(self._batch_credit))
-            self._batch_credit -= spent
+            self._batch_credit += self.max_batch_tokens * BATCH_SHARE
+            self._batch_credit = min(self._batch_credit, self.max_batch_tokens)
+            limit = int(self._batch_credit)
+            # What does not fit beside BATCH's share goes before it, until that has grown to a whole batch.
+            fits = interactive[0].pending[0].tokens <= self.max_batch_tokens - limit
+            if fits or limit == self.max_batch_tokens:
+                self._batch_credit -= batch.fill(background, limit=limit)
         batch.fill(interactive)
-        batch.fill(background)
+        if not any(entry.pending for entry in interactive):
+            batch.fill(background)
         self._start(batch.items, now)
         return batch.items
 
@@ -231,6 +234,19 @@ class Scheduler:
             self.running_tokens += item.tokens
             for request, _ in item.waiters:
                 request.started_at = request.started_at or now
+
+    def keep_wanted(self, items: Iterable[Item]) -> list[Item]:
+        """Forgets started items that nobody waits for any more, and returns the others.
+
+        Who asks for a forgotten one later has it run anew, instead of joining a run that ended.
+        """
+        wanted = []
+        for item in items:
+            if any(not request.done for request, _ in item.waiters):
+                wanted.append(item)
+            else:
+                deque(self.finish([item]), maxlen=0)
+        return wanted
 
     def finish(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[tuple[ScoringRequest, int]]]]:
         """Forgets items that have run, and yields each with those who wait for it."""

@@ -58,13 +58,17 @@ class RerankServer:
         """Blocks until `stop` has ended."""
         self._stopped.wait()
 
+    def leave(self) -> None:
+        """Tells probes that no new calls should come; calls are still answered."""
+        self._health.shut_down()
+
     def stop(self, grace_seconds: float | None = None) -> None:
         """Drains: probes see NOT_SERVING, new calls are refused, those inside have the grace to finish."""
         grace = self.settings.grace_seconds if grace_seconds is None else grace_seconds
         with self._stopping:
             if self._stopped.is_set():
                 return
-            self._health.shut_down()
+            self.leave()
             self._main.stop(grace).wait()
             self.registry.close()
             if self._admin:

@@ -225,6 +225,36 @@ def test_r16_a_poison_sequence_fails_its_request_alone(poison: str):
         assert engine.alive
 
 
+def test_r16_who_asks_for_a_pair_while_its_failed_batch_is_split_is_not_failed_by_it():
+    """The pair's first caller has left; the newcomer must not inherit the batch's failure."""
+    first, second = sequences(1), sequences(1)
+    runner = HeldRunner()
+    failing = [True]
+
+    def score(sequence: Sequence) -> float:
+        if failing and failing.pop():
+            raise RuntimeError("this batch only")
+        return score_of(sequence)
+
+    runner._score = score
+    with running(runner) as engine:
+        blocker_score, runner._score = runner._score, score_of
+        blocker = engine.submit(sequences(1))
+        runner.await_batch()
+        leaving, staying = engine.submit(first), engine.submit(second)
+        runner.let()
+        outputs(blocker)
+        runner._score = blocker_score
+        runner.await_batch()
+        leaving.fail(Cancelled("the caller left"))
+        runner.let()  # the batch of both fails; then the one that is still wanted is run alone
+        runner.await_batch()
+        newcomer = engine.submit(first)
+        runner.let_all()
+        assert outputs(staying) == [score_of(second[0])]
+        assert outputs(newcomer) == [score_of(first[0])]
+
+
 class SmallMemory(CountingRunner):
     """Runs out of memory above so many tokens."""
 

@@ -129,6 +129,41 @@ def test_batch_work_longer_than_its_share_gets_its_turn_too():
     assert turns == 8
 
 
+@pytest.mark.parametrize("tokens", [85, 95, 120])
+def test_a_large_interactive_sequence_does_not_wait_for_a_backlog_of_batch_work(tokens: int):
+    queue = scheduler(batch=100)
+    queue.add(request(*[10] * 900, priority=Priority.BATCH), now=0, rate=0)
+    interactive = request(tokens)
+    queue.add(interactive, now=0, rate=0)
+    assert interactive in owners(queue.next_batch(0))
+
+
+def test_large_interactive_sequences_without_end_do_not_starve_batch_work():
+    queue = scheduler(batch=100)
+    background = request(*[10] * 100, priority=Priority.BATCH)
+    queue.add(background, now=0, rate=0)
+    served = []
+    for _ in range(32):
+        queue.add(request(95), now=0, rate=0)
+        items = queue.next_batch(0)
+        served.append(owners(items).count(background))
+        list(queue.finish(items))
+    assert sum(served) * 10 >= 32 * 100 / 8 * 0.9
+
+
+def test_a_started_item_that_nobody_wants_is_run_anew_for_who_asks_later():
+    queue = scheduler()
+    same = sequence(10)
+    gone, later = ScoringRequest([same]), ScoringRequest([same])
+    queue.add(gone, now=0, rate=0)
+    items = queue.next_batch(0)
+    gone.fail(Cancelled("the caller left"))
+    assert queue.keep_wanted(items) == []
+    queue.add(later, now=0, rate=0)
+    assert owners(queue.next_batch(0)) == [later]
+    assert later.joined == 0
+
+
 def test_equal_sequences_of_several_requests_are_run_once():
     queue = scheduler()
     same = sequence(10)
