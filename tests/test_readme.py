@@ -64,6 +64,7 @@ EXPECTED = (
     r"(?s)grpc\.health\.v1\.Health.*rerank\.v1\.RerankService",
     r'(?s)"id": ?"faq-17".*"relevanceScore"',
     r"^0\.\d\d  Open Settings",
+    r"(?s)^(?=.*Open Settings)(?=.*Our office)0\.\d\d  O[^\n]+\n0\.\d\d  O",
     r"(?s)^1 0\.\d+ .*Open Settings.*embedded \(default\).*embedded is READY",
     r'"results":\[\{"index":1,"relevance_score":0\.\d+,"document":\{"text":"Open Settings',
     r'(?s)^\[\{"index":1,"score":0\.\d+\}.*"id":"embedded".*"status":"healthy"',
