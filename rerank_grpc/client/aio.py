@@ -99,6 +99,17 @@ class AsyncClient:
         """Tells whether a model can be called now, and how full its queue is."""
         return messages.health(await self._call("Health", messages.health_request(model), timeout, metadata))
 
+    async def serving(
+        self,
+        service: str = "",
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Tells what grpc.health.v1 says, which needs no token; see Client.serving."""
+        request = messages.check_request(service)
+        return messages.is_serving(await self._call("Check", request, timeout, metadata))
+
     async def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and the model can be called; see Client.wait_until_ready."""
         attempts = self._connection.attempts(timeout, time.monotonic())
@@ -183,6 +194,11 @@ class AsyncClient:
                 else grpc.aio.secure_channel(connection.target, connection.credentials, connection.options)
             )
             self._stub = rerank_pb2_grpc.RerankServiceStub(self._channel)
+            self._stub.Check = self._channel.unary_unary(
+                messages.CHECK_METHOD,
+                request_serializer=messages.CheckRequest.SerializeToString,
+                response_deserializer=messages.CheckResponse.FromString,
+            )
         if loop is not self._loop:
             raise RuntimeError("the client belongs to another event loop: make one for each")
         return self._stub

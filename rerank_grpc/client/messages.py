@@ -9,7 +9,7 @@ import enum
 from collections.abc import Iterable, Mapping
 from typing import TypedDict, TypeVar
 
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, wrappers_pb2
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.types import (
@@ -80,6 +80,24 @@ def rerank_request(
 def health_request(model: str | None) -> rerank_pb2.HealthRequest:
     """Builds a Health request."""
     return rerank_pb2.HealthRequest(model=_text("model", model or ""))
+
+
+# grpc.health.v1.Health/Check without its package, which only servers have: a message with one
+# field of the same number and kind has the same bytes.
+CHECK_METHOD = "/grpc.health.v1.Health/Check"
+CheckRequest = wrappers_pb2.StringValue  # service = 1
+CheckResponse = wrappers_pb2.Int32Value  # status = 1
+_SERVING = 1
+
+
+def check_request(service: str) -> wrappers_pb2.StringValue:
+    """Builds a request of grpc.health.v1.Health/Check; "" asks for the server as a whole."""
+    return CheckRequest(value=_text("service", service))
+
+
+def is_serving(reply: wrappers_pb2.Int32Value) -> bool:
+    """Reads its reply."""
+    return reply.value == _SERVING
 
 
 def rerank_response(reply: rerank_pb2.RerankResponse) -> RerankResponse:

@@ -52,6 +52,11 @@ class Client:
             else grpc.secure_channel(target, connection.credentials, connection.options)
         )
         self._stub = rerank_pb2_grpc.RerankServiceStub(self._channel)
+        self._check = self._channel.unary_unary(
+            messages.CHECK_METHOD,
+            request_serializer=messages.CheckRequest.SerializeToString,
+            response_deserializer=messages.CheckResponse.FromString,
+        )
         self._closed = False
 
     def rerank(
@@ -113,6 +118,22 @@ class Client:
         """Tells whether a model can be called now, and how full its queue is."""
         return messages.health(
             self._call(self._stub.Health, messages.health_request(model), timeout, metadata)
+        )
+
+    def serving(
+        self,
+        service: str = "",
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Tells what grpc.health.v1 says, which needs no token: whether the default model can be called.
+
+        `service` names one of the server's services; one that it does not have
+        raises UnexpectedStatus.
+        """
+        return messages.is_serving(
+            self._call(self._check, messages.check_request(service), timeout, metadata)
         )
 
     def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:

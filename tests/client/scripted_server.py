@@ -14,6 +14,8 @@ import grpc
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import HealthServicer
 
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -41,6 +43,7 @@ class ScriptedServer:
     otherwise: Step | None = None
     calls: list[Call] = field(default_factory=list)
     called: threading.Event = field(default_factory=threading.Event)
+    probe: HealthServicer | None = None
 
     @property
     def target(self) -> str:
@@ -51,6 +54,8 @@ class ScriptedServer:
         options.append(("grpc.max_send_message_length", 64 << 20))
         self._server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
         rerank_pb2_grpc.add_RerankServiceServicer_to_server(_Servicer(self), self._server)
+        if self.probe is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self.probe, self._server)
         address = f"127.0.0.1:{self.port}"
         self.port = (
             self._server.add_secure_port(address, self.credentials)

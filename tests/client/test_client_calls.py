@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from google.protobuf import duration_pb2
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from rerank_grpc.client import (
     Document,
@@ -25,7 +27,7 @@ from rerank_grpc.client import (
 )
 from rerank_grpc.errors import Cancelled, DeadlineExceeded
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.client.scripted_server import hang, health, reply, scored
+from tests.client.scripted_server import ScriptedServer, hang, health, reply, scored
 
 
 def test_a_reply_becomes_results_in_the_servers_order_with_its_summary(client, server):
@@ -332,3 +334,27 @@ def test_a_server_that_speaks_another_contract_is_told_by_its_status(client, ser
     with pytest.raises(UnexpectedStatus, match="UNIMPLEMENTED: Method not found!") as refused:
         client.rerank("q", ["a"])
     assert refused.value.code == "UNIMPLEMENTED"
+
+
+def test_a_client_hears_what_a_probe_of_grpc_health_would(connect):
+    probe = HealthServicer()
+    server = ScriptedServer(probe=probe)
+    server.start()
+    try:
+        client = connect(server.target)
+        for state in ("SERVING", "NOT_SERVING", "UNKNOWN"):
+            probe.set("", HealthCheckResponse.ServingStatus.Value(state))
+            assert client.serving() is (state == "SERVING")
+        probe.set("rerank.v1.RerankService", HealthCheckResponse.SERVING)
+        assert client.serving("rerank.v1.RerankService")
+        with pytest.raises(UnexpectedStatus) as unknown:
+            client.serving("none.such")
+        assert unknown.value.code == "NOT_FOUND"
+    finally:
+        server.stop()
+
+
+def test_a_server_without_grpc_health_is_told_apart(client):
+    with pytest.raises(UnexpectedStatus) as missing:
+        client.serving(timeout=5)
+    assert missing.value.code == "UNIMPLEMENTED"
