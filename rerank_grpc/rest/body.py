@@ -12,6 +12,7 @@ from rerank_grpc.rest.errors import HttpError
 
 # A list in a list costs 64 bytes of memory for 2 of the body: 12 MiB of those would take 400 MiB.
 MAX_BRACKETS = 500_000
+_NO_MARK = bytes(set(range(256)) - set(b'"[{'))
 
 
 async def read_json(request: Request, limit: int) -> dict[str, Any]:
@@ -26,8 +27,8 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
             415, "send the body without Content-Encoding", headers={"accept-encoding": "identity"}
         )
     body = await _read(request, limit)
-    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
-        raise HttpError(413, f"the body has more than {MAX_BRACKETS:,} brackets")
+    if _has_too_many_brackets(body):
+        raise HttpError(413, f"the body has more than {MAX_BRACKETS:,} lists and objects")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -36,6 +37,29 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     return value
+
+
+def _has_too_many_brackets(body: bytearray) -> bool:
+    """Tells whether more than MAX_BRACKETS lists and objects begin; brackets within texts do not count."""
+    if body.count(b"[") + body.count(b"{") <= MAX_BRACKETS:
+        return False
+    if b"\\" in body:
+        # A quote that is escaped ends no text, unless the backslash before it is escaped itself.
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Texts without brackets, and ends of texts where the next begins, do not change what is within one.
+    marks = body.translate(None, _NO_MARK).replace(b'""', b"")
+    count = begin = 0
+    # Between any two quotes there is a bracket now, so this ends after MAX_BRACKETS rounds.
+    while count <= MAX_BRACKETS:
+        opening = marks.find(b'"', begin)
+        if opening < 0:
+            return count + len(marks) - begin > MAX_BRACKETS
+        count += opening - begin
+        closing = marks.find(b'"', opening + 1)
+        if closing < 0:
+            return count > MAX_BRACKETS
+        begin = closing + 1
+    return True
 
 
 async def _read(request: Request, limit: int) -> bytearray:

@@ -1,13 +1,16 @@
 """What goes wrong: the table is complete, and whatever comes in, JSON of the right shape goes out."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
 import pytest
 
 from rerank_grpc import client, errors
 from rerank_grpc.client import RerankError
+from rerank_grpc.config import MIB
 from rerank_grpc.rest.errors import STATUSES, problem_of
 from rerank_grpc.server.app import RerankServer
 from tests.rest.support import Reply, call, get, post, shim
@@ -106,6 +109,29 @@ def test_a_wrong_body_is_400_in_every_shape_at_once(port: int, case: str) -> Non
 @pytest.mark.parametrize("body", [{"query": "q\0", "documents": ["\0"]}, GOOD | {"top_n": 10**30}])
 def test_what_is_odd_but_right_is_answered(port: int, body: Any) -> None:
     assert post(port, "/v1/rerank", body).status == 200
+
+
+# Texts as JSON writes them: brackets, quotes and backslashes in them, at their ends, and none at all.
+TEXTS = ['""', '"a"', '"["', r'"\""', r'"\\"', r'"[\"["', r'"\\\""', r'"{\\\\[\n"']
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_only_brackets_outside_of_texts_count(port: int, text: str) -> None:
+    many = "[{" * 300_000
+    mixed = f'{{"query": {text}, "documents": [{text}], "extra": [{text}, "{many}", {text}]}}'.encode()
+    assert post(port, "/v1/rerank", mixed).status == (200 if len(orjson.loads(text)) else 400)
+    lists = ",".join([f"[{text}]"] * 600_000)
+    reply = post(port, "/v1/rerank", f'{{"query": {text}, "documents": [{lists}]}}'.encode())
+    assert reply.status == 413
+    check_shape(reply)
+
+
+@pytest.mark.parametrize("unit", ['"[",', '"[",[', '"",', '["[', "[", "\\[", '"\\"[', '"'])
+def test_the_hardest_bodies_are_counted_in_a_moment(port: int, unit: str) -> None:
+    body = b'{"query": [' + (unit * ((12 * MIB - 20) // len(unit))).encode()
+    begin = time.monotonic()
+    assert post(port, "/v1/rerank", body).status in (400, 413)
+    assert time.monotonic() - begin < 5
 
 
 def test_an_unknown_model_is_404(port: int) -> None:
