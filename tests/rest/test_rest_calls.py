@@ -60,6 +60,11 @@ def test_top_n_cuts_and_never_adds(port: int, top_n: Any, count: int) -> None:
     assert len(post(port, "/rerank", {"query": "q", "texts": DOCUMENTS, "top_n": top_n}).json) == count
 
 
+def test_the_batch_form_counts_what_was_scored_and_not_what_came_back(port: int) -> None:
+    reply = post(port, "/rerank", {"query": "q", "documents": DOCUMENTS, "batch_size": 8, "top_n": 1}).json
+    assert (reply["documents_processed"], len(reply["results"])) == (3, 1)
+
+
 def test_documents_come_back_only_when_asked_for(port: int) -> None:
     body = {"query": "q", "documents": [{"text": "a"}, "b"]}
     for wanted in (True, "true", "True"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rerank_grpc.rest.dialects import fields
 from rerank_grpc.rest.dialects.base import Body, Call, Context, Dialect, Json, Reply
 from rerank_grpc.types import RerankRequest
@@ -17,16 +19,16 @@ def decode(body: Body, _context: Context) -> Call:
         model=fields.text(body, "model"),
         top_n=fields.top_n(body, "top_n", len(documents)),
     )
-    return Call((request,), encode, wants_device=True)
+    return Call((request,), partial(encode, len(documents)), wants_device=True)
 
 
-def encode(reply: Reply) -> Json:
+def encode(processed: int, reply: Reply) -> Json:
     """Writes the documents, best first."""
     return {
         "model": reply.model,
         "device": reply.device,
         "processing_time_seconds": round(reply.seconds, 6),
-        "documents_processed": len(reply.results),
+        "documents_processed": processed,
         "results": [
             {"document": result.text, "score": result.score, "rank": rank}
             for rank, result in enumerate(reply.results, 1)
