@@ -6,10 +6,12 @@ dialect → gRPC → the dialect's answer, or its error.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,7 +21,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerank_grpc.config import RestSettings
-from rerank_grpc.errors import RerankError, describe
+from rerank_grpc.errors import RerankError, ShuttingDown, describe
 from rerank_grpc.rest import auth, discovery, dispatch, docs
 from rerank_grpc.rest.body import read_json
 from rerank_grpc.rest.dialects.base import Call, Context, Dialect, Json, Reply, reply_to
@@ -38,7 +40,8 @@ def build_app(settings: RestSettings, upstream: Upstream, tokens: Iterable[str] 
     rerank = RerankEndpoint(settings, upstream, check)
     routes = [Route(path, rerank, methods=["POST"]) for path in dispatch.PATHS]
     for path, endpoint, public in discovery.Discovery(settings, upstream, check).routes():
-        routes.append(Route(path, _json_route(endpoint, None if public else check), methods=["GET"]))
+        route = _json_route(endpoint, None if public else check, settings.fastgpt)
+        routes.append(Route(path, route, methods=["GET"]))
     routes += docs.routes()
     return NormalPath(Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception}))
 
@@ -58,7 +61,9 @@ class NormalPath:
                 scope = {**scope, "path": f"/{rest}", "rest.prefix": prefix}
             else:
                 scope = {**scope, "path": path or "/"}
-        await self._app(scope, receive, send)
+        # What is cancelled here was on its way out when the grace ended: uvicorn would log a traceback.
+        with suppress(asyncio.CancelledError):
+            await self._app(scope, receive, send)
 
 
 class RerankEndpoint:
@@ -84,7 +89,7 @@ class RerankEndpoint:
             call = dialect.decode(body, context)
             reply = await exchange.while_connected(self._ask(call, context, exchange, token))
             response = exchange.answer(call.encode(reply))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             response = _refusal(exchange, dialect, error, token)
         await response(scope, receive, send)
         log.info(
@@ -101,14 +106,16 @@ class RerankEndpoint:
         timeout, begin = exchange.timeout(self._settings.timeout), time.monotonic()
         responses = await self._upstream.rerank_all(call.requests, timeout, exchange.metadata(token))
         seconds, device = time.monotonic() - begin, ""
-        if call.wants_device:
-            models = await self._upstream.models(timeout, token)
-            device = next((m.device for m in models if m.name == responses[0].summary.model), "")
+        if call.wants_device and seconds < timeout:
+            # The scores are there: what fails or is late now costs only the device's name.
+            with suppress(RerankError):
+                models = await self._upstream.models(timeout - seconds, token)
+                device = next((m.device for m in models if m.name == responses[0].summary.model), "")
         return reply_to(call, responses, context, seconds, device)
 
 
 def _json_route(
-    endpoint: Endpoint, check: auth.TokenCheck | None
+    endpoint: Endpoint, check: auth.TokenCheck | None, fastgpt: bool
 ) -> Callable[[Request], Awaitable[Response]]:
     """Makes a route of an endpoint that returns JSON; `check` is None where it is public."""
 
@@ -121,13 +128,19 @@ def _json_route(
             content = await endpoint(exchange, token)
             status = 503 if isinstance(content, discovery.Unready) else 200
             return exchange.answer(content, status, {"retry-after": "1"} if status == 503 else None)
-        except Exception as error:
-            return _refusal(exchange, dispatch.presumed(exchange.prefix, exchange.path), error, token)
+        except (Exception, asyncio.CancelledError) as error:
+            dialect = dispatch.presumed(exchange.prefix, exchange.path, fastgpt)
+            return _refusal(exchange, dialect, error, token)
 
     return route
 
 
-def _refusal(exchange: Exchange, dialect: Dialect, error: Exception, token: str | None) -> Response:
+def _refusal(
+    exchange: Exchange, dialect: Dialect, error: Exception | asyncio.CancelledError, token: str | None
+) -> Response:
+    if isinstance(error, asyncio.CancelledError):
+        # Only uvicorn cancels a request's task, when the grace is over.
+        error = ShuttingDown("the server is stopping")
     if not isinstance(error, RerankError | HttpError):
         log.error("request %s: %s", exchange.request_id, describe(error))
     problem = problem_of(error, token_sent=token is not None)

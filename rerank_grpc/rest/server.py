@@ -23,6 +23,8 @@ HEAD_BYTES = 32_768
 BACKLOG = 512
 # What is left to do after the grace: to close channels and sockets.
 END_SECONDS = 2.0
+# How long those who were cut off at the end of the grace may take to be told so.
+REFUSAL_SECONDS = 0.5
 
 
 class RestServer:
@@ -90,6 +92,8 @@ class RestServer:
         self._started.set()
         try:
             await self._server.serve(sockets=[self._socket])
+            if tasks := self._server.server_state.tasks:
+                await asyncio.wait(tuple(tasks), timeout=REFUSAL_SECONDS)
         finally:
             await self._upstream.close()
 

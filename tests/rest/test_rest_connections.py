@@ -98,6 +98,28 @@ def test_a_shim_that_stops_answers_those_inside(held) -> None:
     assert replies[0].status == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [("/v1/rerank", BODY, "message"), ("/tei/rerank", {"query": "q", "texts": ["d"]}, "error")],
+)
+def test_who_is_cut_off_by_the_end_of_the_grace_is_told_to_come_back(
+    held, caplog: pytest.LogCaptureFixture, path: str, body: Any, key: str
+) -> None:
+    runner, server = held
+    with shim(server.port, grace=0.2) as port:
+        waiting = connect(port, request(body, path=path))
+        sending = connect(port, request(body, path=path)[:-1])
+        runner.await_batch()
+    for connection in (waiting, sending):
+        with connection, connection.makefile("rb") as answer:
+            head, _, told = answer.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in head
+        assert json.loads(told)[key] == "the server is stopping"
+    assert "Traceback" not in caplog.text
+    assert "Exception in ASGI" not in caplog.text
+
+
 def test_one_connection_takes_many_requests_also_ahead_of_their_answers(port: int) -> None:
     with connect(port, request(BODY) * 3 + request(BODY, "Connection: close")) as connection:
         answer = b"".join(iter(lambda: connection.recv(65_536), b""))
