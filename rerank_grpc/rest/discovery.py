@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from rerank_grpc import __version__
-from rerank_grpc.config import Limits, RestSettings
+from rerank_grpc.client import UnexpectedStatus
+from rerank_grpc.config import EngineSettings, Limits, RestSettings
 from rerank_grpc.errors import Unauthenticated, UnknownModel
 from rerank_grpc.rest.auth import TokenCheck
 from rerank_grpc.rest.dialects.base import Json
@@ -65,13 +67,19 @@ class Discovery:
     async def health(self, _exchange: Exchange, _token: str | None) -> Json:
         """Says whether the default model can be called."""
         try:
-            health = await self._upstream.health(PROBE_SECONDS)
+            health = await self._upstream.own_health(PROBE_SECONDS)
         except Unauthenticated:
-            # The server is there; more it tells only those with a token.
-            return {"status": "healthy"}
+            # Without a token the server tells whether, and neither which nor what.
+            return {"status": "healthy"} if await self._serving() else Unready(status="unhealthy")
         if health.state is not State.READY:
             return Unready(status="unhealthy", model=health.model, model_loaded=False)
         return {"status": "healthy", "model": health.model, "model_loaded": True, "version": health.version}
+
+    async def _serving(self) -> bool:
+        try:
+            return await self._upstream.serving(PROBE_SECONDS)
+        except UnexpectedStatus:
+            return True  # it has no grpc.health.v1, and has answered
 
     async def cluster_auth(self, _exchange: Exchange, _token: str | None) -> Json:
         """Tells Xinference's clients whether to send their key."""
@@ -93,7 +101,7 @@ class Discovery:
     async def infinity_models(self, _exchange: Exchange, token: str | None) -> Json:
         """Lists the models as Infinity does."""
         models = await self._upstream.models(PROBE_SECONDS, token)
-        stats = {"queue_fraction": 0.0, "queue_absolute": 0, "results_pending": 0, "batch_size": 1}
+        stats = await asyncio.gather(*(self._stats(model, token) for model in models))
         return {
             "object": "list",
             "data": [
@@ -104,11 +112,24 @@ class Discovery:
                     "created": self._created,
                     "backend": "torch",
                     "capabilities": ["rerank"],
-                    "stats": stats,
+                    "stats": stat,
                 }
-                for model in models
+                for model, stat in zip(models, stats, strict=True)
                 for name in _names(model)
             ],
+        }
+
+    async def _stats(self, model: ModelInfo, token: str | None) -> Json:
+        """Says how full a model's queue is, in tokens; how many results wait is not known."""
+        queued, capacity = 0, 1  # a model that is not in memory has no queue
+        if model.state is State.READY:
+            health = await self._upstream.health(PROBE_SECONDS, token, model.name)
+            queued, capacity = health.queue_tokens, max(1, health.queue_capacity_tokens)
+        return {
+            "queue_fraction": round(queued / capacity, 6),
+            "queue_absolute": queued,
+            "results_pending": None,
+            "batch_size": model.max_batch_tokens,
         }
 
     async def info(self, _exchange: Exchange, token: str | None) -> Json:
@@ -123,7 +144,8 @@ class Discovery:
             ),
             "served_model_name": model.name,
             "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
-            "max_concurrent_requests": 512,
+            # No call tells what a server was set to: this is the default of --max-calls.
+            "max_concurrent_requests": EngineSettings().max_calls,
             "max_input_length": model.max_tokens,
             "max_batch_tokens": model.max_batch_tokens,
             "max_batch_requests": None,

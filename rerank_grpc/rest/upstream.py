@@ -22,11 +22,12 @@ from rerank_grpc.client import (
     State,
     TransportError,
     Unauthenticated,
+    UnexpectedStatus,
     UnsupportedOption,
 )
 from rerank_grpc.client.core import service_config
 from rerank_grpc.errors import DeadlineExceeded, describe
-from rerank_grpc.types import RerankRequest
+from rerank_grpc.types import RerankRequest, RerankSummary
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ PROBE_SECONDS = 2.0
 CONCURRENCY = 8
 # What is worth asking another server for: this one is away, or its model is.
 ELSEWHERE = (ServerUnavailable, ShuttingDown, ModelLoading, ModelFailed)
+# Of how many names of models it is remembered that the model takes no instruction.
+MAX_REMEMBERED = 1_000
 
 _Answer = TypeVar("_Answer")
 
@@ -97,18 +100,9 @@ class Upstream:
         self, request: RerankRequest, deadline: float, metadata: Mapping[str, str]
     ) -> RerankResponse:
         """Scores one request; an instruction to a model that takes none is left out."""
-        try:
-            return await self._rerank(request, request.instruction, deadline, metadata)
-        except UnsupportedOption as error:
-            if not request.instruction or error.violations[0].field != "instruction":
-                raise
-            return await self._rerank(request, "", deadline, metadata)
 
-    async def _rerank(
-        self, request: RerankRequest, instruction: str, deadline: float, metadata: Mapping[str, str]
-    ) -> RerankResponse:
-        def call(client: AsyncClient) -> Awaitable[RerankResponse]:
-            return client.rerank(
+        async def ask(target: _Target, instruction: str) -> RerankResponse:
+            response = await target.client.rerank(
                 request.query,
                 request.documents,
                 request.model,
@@ -120,22 +114,50 @@ class Upstream:
                 truncation=request.truncation,
                 max_chunks_per_document=request.max_chunks_per_document,
             )
+            target.mark(True)
+            return response
 
-        return await self._call(call)
+        async def ask_fittingly(target: _Target) -> RerankResponse:
+            if request.instruction and request.model in target.takes_none:
+                response = await ask(target, "")
+                if target.takes_none.get(request.model) == _served(response.summary):
+                    return response
+                # The name stands for another model by now.
+                target.takes_none.pop(request.model, None)
+            try:
+                return await ask(target, request.instruction)
+            except UnsupportedOption as error:
+                refused = {violation.field for violation in error.violations}
+                if not request.instruction or "instruction" not in refused:
+                    raise
+            response = await ask(target, "")
+            if len(target.takes_none) < MAX_REMEMBERED:
+                target.takes_none[request.model] = _served(response.summary)
+            return response
+
+        return await self._call(ask_fittingly)
 
     async def models(self, timeout: float, token: str | None) -> tuple[ModelInfo, ...]:
         """Lists the models, with a caller's token."""
         metadata = authorization(token)
-        return await self._call(lambda client: client.list_models(timeout=timeout, metadata=metadata))
+        return await self._call(lambda target: target.client.list_models(timeout=timeout, metadata=metadata))
 
     async def own_models(self, timeout: float) -> tuple[ModelInfo, ...]:
         """Lists the models with the shim's own token: for what is public, and for nothing else."""
         return await self.models(timeout, self._token)
 
-    async def health(self, timeout: float) -> Health:
+    async def health(self, timeout: float, token: str | None, model: str = "") -> Health:
+        """Asks for a model's health, with a caller's token; "" is the default model."""
+        metadata = authorization(token)
+        return await self._call(lambda t: t.client.health(model, timeout=timeout, metadata=metadata))
+
+    async def own_health(self, timeout: float) -> Health:
         """Asks for the default model's health, with the shim's own token."""
-        metadata = authorization(self._token)
-        return await self._call(lambda client: client.health(timeout=timeout, metadata=metadata))
+        return await self.health(timeout, self._token)
+
+    async def serving(self, timeout: float) -> bool:
+        """Asks whether the default model can be called, which needs no token."""
+        return await self._call(lambda target: target.client.serving(timeout=timeout))
 
     async def needs_token(self, timeout: float) -> bool:
         """Tells whether the servers refuse a caller without a token."""
@@ -145,22 +167,19 @@ class Upstream:
             return True
         return False
 
-    async def _call(self, ask: Callable[[AsyncClient], Awaitable[_Answer]]) -> _Answer:
+    async def _call(self, ask: Callable[[_Target], Awaitable[_Answer]]) -> _Answer:
         """Asks the servers in turn until one answers, those that seem well first."""
         self._next = (self._next + 1) % len(self._targets)
         turn = self._targets[self._next :] + self._targets[: self._next]
         turn.sort(key=lambda target: not target.well)
         for last, target in enumerate(turn, 1 - len(turn)):
             try:
-                answer = await ask(target.client)
+                return await ask(target)
             except ELSEWHERE as error:
                 if isinstance(error, ServerUnavailable | ShuttingDown):
                     target.mark(False)
                 if last == 0:
                     raise
-            else:
-                target.mark(True)
-                return answer
         raise AssertionError("there is at least one target")
 
     async def _watch(self) -> None:
@@ -170,9 +189,7 @@ class Upstream:
 
     async def _look(self, target: _Target) -> None:
         try:
-            metadata = authorization(self._token)
-            health = await target.client.health(timeout=PROBE_SECONDS, metadata=metadata)
-            target.mark(health.state is State.READY)
+            target.mark(await self._is_well(target.client))
         except (TransportError, ShuttingDown, DeadlineExceeded):
             target.mark(False)
         except RerankError:
@@ -180,19 +197,41 @@ class Upstream:
         except Exception as error:
             log.error("the probe of %s failed: %s", target.name, describe(error))
 
+    async def _is_well(self, client: AsyncClient) -> bool:
+        metadata = authorization(self._token)
+        try:
+            health = await client.health(timeout=PROBE_SECONDS, metadata=metadata)
+        except Unauthenticated:
+            # What orchestrators ask needs no token.
+            with suppress(UnexpectedStatus):
+                return await client.serving(timeout=PROBE_SECONDS)
+            raise
+        return health.state is State.READY
+
 
 class _Target:
-    """One server, and whether it seemed well when last heard of."""
+    """One server, and whether it seemed well when last heard of.
+
+    `takes_none` has what models were called that take no instruction, and which
+    model that was then.
+    """
 
     def __init__(self, name: str, client: AsyncClient) -> None:
         self.name = name
         self.client = client
         self.well = True
+        self.takes_none: dict[str, tuple[str, str]] = {}
 
     def mark(self, well: bool) -> None:
         if well is not self.well:
             log.warning("rerank server %s is %s", self.name, "back" if well else "away")
+        if not well:
+            self.takes_none.clear()
         self.well = well
+
+
+def _served(summary: RerankSummary) -> tuple[str, str]:
+    return summary.model, summary.model_revision
 
 
 def authorization(token: str | None) -> dict[str, str]:

@@ -5,11 +5,18 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from rerank_grpc.config import Settings
+from rerank_grpc.v1 import rerank_pb2 as pb
+from tests.client.scripted_server import ScriptedServer, fail
 from tests.rest.support import Reply, call, get, post, read, shim
+from tests.rest.test_rest_connections import until
 from tests.support import CountingRunner, serving
 
 TOKENS = ("first-token", "second-token")
@@ -115,6 +122,87 @@ def test_without_a_token_of_its_own_the_shim_tells_nothing_of_the_models() -> No
         assert get(port, "/v1/cluster/auth").json == {"auth": True}
 
 
+class Loading:
+    """A server with tokens whose model is still loading, as probes see it."""
+
+    def __init__(self) -> None:
+        self.probe = HealthServicer()
+        self.probe.set("", HealthCheckResponse.NOT_SERVING)
+        self.server = ScriptedServer(otherwise=self.answer, probe=self.probe)
+
+    def answer(self, request: Any, context: grpc.ServicerContext) -> Any:
+        metadata = {item.key: item.value for item in context.invocation_metadata()}
+        code = grpc.StatusCode.UNAVAILABLE
+        reason = "ERROR_REASON_MODEL_LOADING"
+        if "authorization" not in metadata:
+            code, reason = grpc.StatusCode.UNAUTHENTICATED, "ERROR_REASON_UNAUTHENTICATED"
+        return fail(code, reason=reason)(request, context)
+
+
+@pytest.fixture
+def loading() -> Iterator[Loading]:
+    loading = Loading()
+    loading.server.start()
+    yield loading
+    loading.server.stop()
+
+
+@pytest.mark.parametrize("token", [None, "a-wrong-token"])
+def test_without_a_token_the_shims_health_is_that_of_grpc_health(loading: Loading, token: str | None) -> None:
+    if token:
+        loading.server.otherwise = fail(
+            grpc.StatusCode.UNAUTHENTICATED, reason="ERROR_REASON_UNAUTHENTICATED"
+        )
+    with shim(loading.server.port, upstream_token=token) as port:
+        reply = get(port, "/health")
+        assert (reply.status, reply.json) == (503, {"status": "unhealthy"})
+        assert reply.headers["retry-after"] == "1"
+        loading.probe.set("", HealthCheckResponse.SERVING)
+        assert (get(port, "/ping").status, get(port, "/ping").json) == (200, {"status": "healthy"})
+
+
+def test_a_server_that_says_nothing_without_a_token_counts_as_well() -> None:
+    refuse = fail(grpc.StatusCode.UNAUTHENTICATED, reason="ERROR_REASON_UNAUTHENTICATED")
+    server = ScriptedServer(otherwise=refuse)
+    server.start()
+    try:
+        with shim(server.port) as port:
+            assert get(port, "/health").json == {"status": "healthy"}
+    finally:
+        server.stop()
+
+
+def test_a_target_that_is_loading_loses_its_turn_though_it_wants_a_token(
+    loading: Loading, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        serving(replace(Settings(), tokens=TOKENS), runner=CountingRunner()) as ready,
+        shim(loading.server.port, ready.port) as port,
+    ):
+        name = f"127.0.0.1:{loading.server.port} is away"
+        until(lambda: name in caplog.text)
+        del loading.server.calls[:]
+        for _ in range(6):
+            assert post(port, "/v1/rerank", BODY, authorization="Bearer first-token").status == 200
+            assert get(port, "/v1/models", authorization="Bearer first-token").status == 200
+        assert "authorization" not in {key for call in loading.server.calls for key in call.metadata}
+
+
+def test_a_target_that_only_tells_its_state_does_not_get_its_turn_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = ScriptedServer(otherwise=lambda *_: pb.HealthResponse(state=pb.MODEL_STATE_LOADING))
+    server.start()
+    try:
+        with shim(server.port, server.port) as port:
+            until(lambda: f"{server.port} is away" in caplog.text)
+            for _ in range(6):
+                assert get(port, "/health").status == 503
+            assert "is back" not in caplog.text
+    finally:
+        server.stop()
+
+
 def test_an_open_server_takes_any_token(port: int) -> None:
     assert get(port, "/v1/cluster/auth").json == {"auth": False}
     for headers in ([], [("Authorization", "Bearer anything")], [("Authorization", "Basic x y")]):
@@ -128,6 +216,9 @@ def test_fastgpts_switch_says_access_errors_as_its_app_does() -> None:
         shim(server.port, tokens=TOKENS, fastgpt=True) as port,
     ):
         missing, wrong = post(port, "/v1/rerank", BODY), post(port, "/v1/rerank", BODY, x_api_key="no")
+        assert (missing.status, missing.json) == (403, {"detail": "Not authenticated"})
+        assert (wrong.status, wrong.json) == (401, {"detail": "Invalid token"})
+        missing, wrong = get(port, "/v1/models"), get(port, "/v1/models", x_api_key="no")
         assert (missing.status, missing.json) == (403, {"detail": "Not authenticated"})
         assert (wrong.status, wrong.json) == (401, {"detail": "Invalid token"})
         empty = {"query": "q", "documents": []}

@@ -1,12 +1,16 @@
 """What of a caller's request reaches the gRPC call: words of every dialect, token, trace, deadline."""
 
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
+from google.rpc import error_details_pb2
 
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.client.scripted_server import Call, ScriptedServer
+from tests.client.scripted_server import Call, ScriptedServer, Step, fail, reply, scored
 from tests.rest.support import get, post, shim
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -104,3 +108,93 @@ def test_token_and_trace_go_along(behind: ScriptedServer, front: int) -> None:
 def test_the_callers_time_or_a_minute_is_the_deadline(behind: ScriptedServer, front: int) -> None:
     assert 55 < seen(behind, front, SUPERSET).time_remaining < 61
     assert 15 < seen(behind, front, SUPERSET, x_request_timeout="20.5").time_remaining < 21.5
+
+
+def test_the_batch_forms_two_calls_share_one_deadline() -> None:
+    def slow(request: Any, _context: object) -> pb.RerankResponse:
+        threading.Event().wait(0.6)
+        return scored(request)
+
+    server = ScriptedServer()
+    server.start()
+    body = {**SUPERSET, "batch_size": 8}
+    try:
+        with shim(server.port) as port:
+            server.script.append(slow)
+            assert post(port, "/rerank", body, x_request_timeout="10").status == 200
+            first, second = server.calls
+            assert (first.method, second.method) == ("Rerank", "ListModels")
+            assert second.time_remaining < first.time_remaining - 0.5
+            # The scores are there: the device's name is not worth more time than the caller has.
+            server.script += [slow, lambda *_: threading.Event().wait(2) and None]
+            begin = time.monotonic()
+            late = post(port, "/rerank", body, x_request_timeout="1")
+            assert (late.status, late.json["device"], len(late.json["results"])) == (200, "", 3)
+            assert time.monotonic() - begin < 1.6
+    finally:
+        server.stop()
+
+
+class Model:
+    """A model that takes no instruction, until it is replaced by one that does."""
+
+    def __init__(self) -> None:
+        self.revision = "r1"
+        self.takes = False
+
+    def __call__(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if request.instruction and not self.takes:
+            violation = error_details_pb2.BadRequest.FieldViolation(field="instruction", description="none")
+            details = [error_details_pb2.BadRequest(field_violations=[violation])]
+            refuse: Step = fail(
+                grpc.StatusCode.INVALID_ARGUMENT, reason="ERROR_REASON_UNSUPPORTED_OPTION", details=details
+            )
+            return refuse(request, context)
+        return pb.RerankResponse(results=scored(request).results, model="m", model_revision=self.revision)
+
+
+def test_a_model_that_takes_no_instruction_is_asked_once() -> None:
+    model = Model()
+    server = ScriptedServer(otherwise=model)
+    server.start()
+
+    def given(port: int) -> list[str]:
+        del server.calls[:]
+        assert post(port, "/v1/rerank", SUPERSET | {"instruction": "i"}).status == 200
+        return [call.request.instruction for call in server.calls]
+
+    try:
+        with shim(server.port) as port:
+            assert given(port) == ["i", ""]
+            assert given(port) == given(port) == [""]
+            # The answer says that another model stands behind the name: it gets its instruction.
+            model.revision, model.takes = "r2", True
+            assert given(port) == ["", "i"]
+            assert given(port) == ["i"]
+    finally:
+        server.stop()
+
+
+def test_infinitys_callers_see_how_full_the_queue_is() -> None:
+    server = ScriptedServer()
+    server.start()
+    ready = pb.Model(name="m", state=pb.MODEL_STATE_READY, max_batch_tokens=4096)
+    away = pb.Model(name="n", state=pb.MODEL_STATE_UNLOADED)
+    full = pb.HealthResponse(
+        model="m", state=pb.MODEL_STATE_READY, queue_tokens=250, queue_capacity_tokens=1000
+    )
+    server.script += [reply(pb.ListModelsResponse(models=[ready, away])), reply(full)]
+    try:
+        with shim(server.port) as port:
+            first, second = get(port, "/models", authorization="Bearer t").json["data"]
+    finally:
+        server.stop()
+    assert first["stats"] == {
+        "queue_fraction": 0.25,
+        "queue_absolute": 250,
+        "results_pending": None,
+        "batch_size": 4096,
+    }
+    assert (second["stats"]["queue_fraction"], second["stats"]["queue_absolute"]) == (0.0, 0)
+    assert (server.calls[1].request.model, server.calls[1].metadata["authorization"]) == ("m", "Bearer t")
+    assert len(server.calls) == 2
