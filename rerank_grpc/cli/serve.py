@@ -184,7 +184,8 @@ def _warnings(settings: Settings, target: str) -> Iterable[str]:
         open_to_all.append(f"REST at {rest.host}")
     if open_to_all and not settings.tokens:
         yield ""
-        yield f"WARNING: {' and '.join(open_to_all)} can be reached from other machines; any caller is served."
+        places = " and ".join(open_to_all)
+        yield f"WARNING: {places} can be reached from other machines, and any caller is served."
         yield "         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
     if settings.admin_port is not None and not is_loopback(settings.admin_host):
         yield ""
