@@ -35,7 +35,7 @@ ROUNDS = 5
 # Others' share of the CPU from which a sample is taken again, how often, and after how long a wait.
 DISTURBED = 0.05
 TRIES = 3
-QUIET_SECONDS = 60.0
+QUIET_SECONDS = 30.0
 SAMPLES = report.RESULTS / "cpu.json"
 OURS = ("rerank-grpc", "rerank-grpc-server")
 REFERENCE = "crossencoder fp32"
