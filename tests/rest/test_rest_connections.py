@@ -116,7 +116,8 @@ def test_who_is_cut_off_by_the_end_of_the_grace_is_told_to_come_back(
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 1" in head
         assert json.loads(told)[key] == "the server is stopping"
-    assert "Traceback" not in caplog.text
+    # Not the whole log: grpc.aio's one poller of the process may complain of earlier tests' closed loops.
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn") and record.exc_info]
     assert "Exception in ASGI" not in caplog.text
 
 
