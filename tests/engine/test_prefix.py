@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from rerank_grpc.models.causal import KeysValues
 from rerank_grpc.models.loader import load_model
 from tests import checkpoints
 from tests.prompts import QUERY
-from tests.support import WAIT
+from tests.support import wait_for
 
 NUMBERS = iter(range(10**9))
 
@@ -182,11 +181,13 @@ def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(mod
         assert request.outputs == pytest.approx(expected, abs=1e-4)
         engine.release(request)
         del request, encoded, prefix
-        until = time.monotonic() + WAIT
-        while runner._kept.tokens != system and time.monotonic() < until:
-            time.sleep(0.01)  # the device thread lets go of its last batch a moment later
+
+        def let_go() -> bool:  # the device thread lets go of its last batch a moment later
             gc.collect()
-        assert runner._kept.tokens == system
+            return runner._kept.tokens == system
+
+        wait_for(let_go)
+        assert let_go()
     finally:
         engine.close()
 
