@@ -121,7 +121,7 @@ def pack(ids: list[int]) -> bytes:
 def encode_batch(vocabulary: Vocabulary, texts: ListOf[str], field: Callable[[int], str]) -> ListOf[Encoding]:
     """Runs the Rust tokenizer, which releases the GIL; raises InvalidRequest for what is no Unicode text."""
     try:
-        return vocabulary.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return vocabulary.encode_batch(texts)
     except (TypeError, UnicodeError):
         for index, text in enumerate(texts):
             check_unicode(text, field(index))

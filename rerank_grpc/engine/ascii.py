@@ -1,0 +1,98 @@
+"""Tokenizes ASCII text without the tokenizer's normalizer, which takes up to half of its time.
+
+What the usual normalizers do to ASCII is done one character after another:
+lower case, a space for a tab. So it is asked once for each of the 128, and
+str.translate does the rest. A text for which that is not enough (other
+scripts, a line's end of two characters, characters that are left out) goes the
+long way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer, normalizers
+
+# Normalizers that make of an ASCII character the same whatever stands beside it, "\r\n" apart.
+_CHARACTERWISE = (
+    normalizers.BertNormalizer,
+    normalizers.Lowercase,
+    normalizers.NFC,
+    normalizers.NFD,
+    normalizers.NFKC,
+    normalizers.NFKD,
+    normalizers.Nmt,
+    normalizers.Precompiled,
+    normalizers.StripAccents,
+)
+_ASCII = [chr(code) for code in range(128)]
+
+
+@dataclass(frozen=True, slots=True)
+class AsciiTokenizer:
+    """A tokenizer with a shorter way for ASCII texts; the tokens are the same.
+
+    Attributes:
+        whole: for all texts.
+        short: the same without the normalizers that `table` stands for.
+        table: what these make of each ASCII character.
+    """
+
+    whole: Tokenizer
+    short: Tokenizer
+    table: dict[int, str]
+
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Encoding]:
+        """Encodes texts without control tokens and offsets; raises as Tokenizer.encode_batch_fast does."""
+        plain = [self._translate(text) for text in texts]
+        short = [text for text in plain if text is not None]
+        if len(short) == len(texts):
+            return self.short.encode_batch_fast(short, add_special_tokens=False)
+        rest = [text for text, translated in zip(texts, plain, strict=True) if translated is None]
+        short_ones: Iterator[Encoding] = iter(self.short.encode_batch_fast(short, add_special_tokens=False))
+        others: Iterator[Encoding] = iter(self.whole.encode_batch_fast(rest, add_special_tokens=False))
+        return [next(others if translated is None else short_ones) for translated in plain]
+
+    def _translate(self, text: str) -> str | None:
+        """What the normalizers make of a text; None where the table does not tell."""
+        if not text.isascii() or "\r" in text:
+            return None
+        translated = text.translate(self.table)
+        return translated if len(translated) == len(text) else None
+
+
+def ascii_tokenizer(tokenizer: Tokenizer) -> AsciiTokenizer | None:
+    """Makes the shorter way of a tokenizer in which no text meets an added token; None if it has none."""
+    steps = list(_steps(tokenizer.normalizer))
+    known = next(
+        (place for place, step in enumerate(steps) if not isinstance(step, _CHARACTERWISE)), len(steps)
+    )
+    if not known:
+        return None
+    first = normalizers.Sequence(steps[:known])
+    table = {ord(character): first.normalize_str(character) for character in _ASCII}
+    if any(len(made) > 1 for made in table.values()) or not _holds(first, table):
+        return None
+    short = Tokenizer(tokenizer.model)  # shares the vocabulary
+    short.normalizer = normalizers.Sequence(steps[known:])
+    if tokenizer.pre_tokenizer is not None:
+        short.pre_tokenizer = tokenizer.pre_tokenizer
+    return AsciiTokenizer(tokenizer, short, table)
+
+
+def _holds(normalizer: Any, table: dict[int, str]) -> bool:
+    """Whether the table is right for every two characters side by side: Precompiled may hold anything."""
+    single = [character for character in _ASCII if character != "\r"]
+    pairs = "".join(one + other for one in single for other in single)
+    return bool(normalizer.normalize_str(pairs) == pairs.translate(table))
+
+
+def _steps(normalizer: Any) -> Iterator[Any]:
+    """The normalizers that come one after another."""
+    if isinstance(normalizer, normalizers.Sequence):
+        for place in range(len(normalizer)):
+            yield from _steps(normalizer[place])
+    elif normalizer is not None:
+        yield normalizer

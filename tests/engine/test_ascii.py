@@ -1,0 +1,100 @@
+"""The short way through the tokenizer gives ASCII texts the tokens that the long one gives."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from tokenizers import Tokenizer, normalizers
+
+from rerank_grpc.engine.ascii import AsciiTokenizer, ascii_tokenizer
+from rerank_grpc.engine.vocabulary import read_vocabulary
+from rerank_grpc.models.embedded import find_package
+from tests import checkpoints
+
+
+def unigram_like_bge() -> Tokenizer:
+    """One whose later normalizers look at more than one character."""
+    tokenizer = checkpoints.unigram()
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace("  ", " "), normalizers.Strip()]
+    )
+    return tokenizer
+
+
+KINDS: dict[str, Callable[[], Tokenizer]] = {
+    "wordpiece": checkpoints.wordpiece,
+    "unigram": checkpoints.unigram,
+    "unigram like bge's": unigram_like_bge,
+    "byte level with NFC": checkpoints.qwen_tokenizer,
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def short(request: pytest.FixtureRequest) -> AsciiTokenizer:
+    found = ascii_tokenizer(KINDS[request.param]())
+    assert found is not None
+    return found
+
+
+def hostile() -> list[str]:
+    """Every ASCII character alone and between letters, and random strings of them."""
+    chance = random.Random(3)
+    single = [chr(code) for code in range(128)]
+    strings = ["".join(chance.choices(single, k=chance.randrange(40))) for _ in range(2_000)]
+    spaced = ["".join(chance.choices(" \t\n\r\0aZ.", k=chance.randrange(12))) for _ in range(2_000)]
+    return ["", *single, *(f"Ab{character}Cd" for character in single), *strings, *spaced]
+
+
+def test_texts_of_all_kinds_get_the_tokens_of_the_long_way(short: AsciiTokenizer) -> None:
+    texts = [*checkpoints.texts()[:200], *hostile(), "naïve café", "中文 and English", "Ⅷ ﬁne", "e\u0301"]
+    expected = short.whole.encode_batch_fast(texts, add_special_tokens=False)
+    found = short.encode_batch(texts)
+    assert [each.ids for each in found] == [each.ids for each in expected]
+
+
+def test_a_wrong_table_is_noticed(short: AsciiTokenizer) -> None:
+    wrong = AsciiTokenizer(short.whole, short.short, {**short.table, ord("e"): "a"})
+    texts = checkpoints.texts()[:50]
+    expected = short.whole.encode_batch_fast(texts, add_special_tokens=False)
+    assert [each.ids for each in wrong.encode_batch(texts)] != [each.ids for each in expected]
+
+
+def test_only_texts_of_which_the_table_tells_all_go_the_short_way(short: AsciiTokenizer) -> None:
+    short.whole.normalizer = normalizers.Replace("x", "y")  # the long way shows itself
+    for text, is_short in (("x", True), ("x\r\n", False), ("x é", False)):
+        (found,) = short.encode_batch([text])
+        (whole,) = short.whole.encode_batch_fast([text], add_special_tokens=False)
+        assert (found.ids != whole.ids) is is_short
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        None,
+        normalizers.Prepend("_"),
+        normalizers.Sequence([normalizers.Replace("ab", "c"), normalizers.Lowercase()]),
+    ],
+    ids=["none", "one that looks further", "one that looks further first"],
+)
+def test_a_tokenizer_whose_first_normalizer_looks_further_has_no_short_way(
+    normalizer: normalizers.Normalizer | None,
+) -> None:
+    tokenizer = checkpoints.wordpiece()
+    tokenizer.normalizer = normalizer
+    assert ascii_tokenizer(tokenizer) is None
+
+
+def test_the_embedded_model_takes_the_short_way() -> None:
+    assert read_vocabulary(find_package() / "tokenizer.json", "bert").ascii is not None
+
+
+def test_a_tokenizer_with_words_of_its_users_takes_the_long_way(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    tokenizer = checkpoints.wordpiece()
+    tokenizer.add_tokens(["RAG"])
+    tokenizer.save(str(path))
+    assert read_vocabulary(path, "bert").ascii is None
