@@ -1,19 +1,26 @@
-"""Attention over packed sequences: the one place that chooses how it is computed."""
+"""Attention over packed sequences, as transformers' own model code calls it."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
 from rerank_grpc.models.causal import CausalParts
+from rerank_grpc.models.gathered import GatheredParts
+from rerank_grpc.models.layout import Layout
+from rerank_grpc.models.varlen import FLASH, SDPA, VARLEN, kernel_for
 from rerank_grpc.models.window import attend
 
-# No mask function may be registered under this name: transformers would call it,
-# and it synchronises the device; for a name it does not know it makes no mask.
-NAME = "rerank_grpc_packed"
-BACKEND = "packed (sdpa)"
+# What transformers knows them by. No mask function may be registered under these names: transformers
+# would call it, and it synchronises the device; for a name it does not know it makes no mask.
+NAMES = {
+    SDPA: "rerank_grpc_packed",
+    VARLEN: "rerank_grpc_packed_varlen",
+    FLASH: "rerank_grpc_packed_flash",
+}
 
 
 def packed_attention(
@@ -24,7 +31,7 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     *,
     sequence_lengths: tuple[int, ...],
-    causal_parts: CausalParts | None = None,
+    causal_parts: CausalParts | GatheredParts | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
@@ -50,4 +57,31 @@ def packed_attention(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, packed_attention)
+def kernel_attention(
+    name: str,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    sequence_lengths: tuple[int, ...],
+    layout: Layout,
+    causal_parts: CausalParts | GatheredParts | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """As packed_attention, in one call of the kernel `name`, which does not ask the host for lengths."""
+    if causal_parts is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        return causal_parts.attend(layer, query, key, value, sequence_lengths, scaling), None
+    kernel = kernel_for(name)
+    assert kernel is not None
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [num_tokens, heads, size]
+    return kernel(q, k, v, layout, layout, window=sliding_window, scale=scaling)[None], None
+
+
+AttentionInterface.register(NAMES[SDPA], packed_attention)
+for _name in (VARLEN, FLASH):
+    AttentionInterface.register(NAMES[_name], partial(kernel_attention, _name))

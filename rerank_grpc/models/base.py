@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from rerank_grpc.models.causal import KeysValues
+from rerank_grpc.models.layout import Layout
 from rerank_grpc.models.prompt import Prompt
 from rerank_grpc.types import Scoring
 
@@ -28,11 +29,13 @@ class ModelCard:
         max_tokens: the longest sequence, special tokens included.
         device: "cpu", "cuda:0" …
         precision: "fp32", "bf16" or "fp16".
-        attention: "packed (sdpa)", "padded" …, as ListModels shows it.
+        attention: "packed (varlen)", "packed (sdpa)", "padded" …, as ListModels shows it.
         tokenizer_file: its tokenizer.json.
         accepts_instruction: whether a request's instruction means something to it.
         prompt: what a language model is asked; None for all others.
         prefix_token_bytes: what the keys and values of one token take.
+        capturable: whether a pass is the same work for any lengths, so that
+            a CUDA graph of it can be replayed for others.
     """
 
     source: str
@@ -48,6 +51,7 @@ class ModelCard:
     accepts_instruction: bool = False
     prompt: Prompt | None = None
     prefix_token_bytes: int = 0
+    capturable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,15 @@ class PackedTokens:
     parts of their own, and the sequences after them.
 
     Attributes:
-        input_ids: token ids  # [num_tokens] int64
+        input_ids: token ids  # [num_tokens] int64, on a GPU int32
         position_ids: places within each sequence, from 0, or from the end of
-            what it continues  # [num_tokens] int64
-        token_type_ids: segment of each token, 0 or 1  # [num_tokens] int64
-        lengths: the length of each part; their sum is num_tokens.
+            what it continues  # [num_tokens], likewise
+        token_type_ids: segment of each token, 0 or 1  # [num_tokens], likewise
+        lengths: the length of each part; their sum is num_tokens. Empty in a
+            pass that is captured, which goes by `layout` alone.
         contexts: what each part continues, if anything; empty if none does.
         prefixes: what the parts that come first leave; the pass fills it.
+        layout: the lengths again, on the device; None on the CPU.
     """
 
     input_ids: torch.Tensor
@@ -73,6 +79,7 @@ class PackedTokens:
     lengths: tuple[int, ...]
     contexts: tuple[KeysValues | None, ...] = ()
     prefixes: tuple[KeysValues, ...] = ()
+    layout: Layout | None = None
 
 
 class Model(Protocol):

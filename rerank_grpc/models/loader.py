@@ -37,17 +37,16 @@ from rerank_grpc.models.prompt import check_prompt
 from rerank_grpc.models.qwen3 import Qwen3
 from rerank_grpc.models.roberta import Roberta
 from rerank_grpc.models.sources import locate
+from rerank_grpc.models.varlen import SDPA, attention_for
 from rerank_grpc.models.xlm_roberta import XlmRoberta
 from rerank_grpc.types import Scoring
 
-PACKED: Mapping[str, type[Bert] | type[Roberta] | type[ModernBert]] = {
+# Those that encoder.py runs.
+ENCODERS: Mapping[str, type[Bert] | type[Roberta]] = {
     "bert": Bert,
-    "modernbert": ModernBert,
     "roberta": Roberta,
     "xlm-roberta": XlmRoberta,
 }
-# Those that encoder.py runs on the CPU.
-ENCODERS: Mapping[Any, type[Bert] | type[Roberta]] = {kind: kind for kind in (Bert, Roberta, XlmRoberta)}
 # How the catalogue calls what a config names in transformers' words.
 POOLINGS = {"cls": "first", "mean": "mean"}
 
@@ -84,18 +83,20 @@ def load_model(
 def load_classifier(checkpoint: Checkpoint, place: torch.device, precision: str) -> Model:
     """Loads a cross-encoder with one label, or raises ModelLoadError."""
     check_classifier(checkpoint)
-    family, auto = PACKED.get(checkpoint.family), AutoModelForSequenceClassification
-    take = None
-    if place.type == "cpu" and family in ENCODERS:
+    auto, backend = AutoModelForSequenceClassification, attention_for(place, precision, checkpoint.config)
+    if encoder := ENCODERS.get(checkpoint.family):
         network, take = read_outline(auto.from_config, auto, checkpoint)
-    else:
-        check_quantizable(checkpoint, precision)
-        network = read_network(auto, checkpoint, attention=attention.NAME if family else None)
-    pooling = POOLINGS[getattr(network.config, "classifier_pooling", "cls")]
-    card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, pooling, packed=bool(family))
-    if take is not None:
-        return ENCODERS[family](card, network, DTYPES[precision], take)
-    return (family or Padded)(card, network.to(place), DTYPES[precision])
+        card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, "first", backend)
+        return encoder(replace(card, capturable=backend != SDPA), network, take)
+    check_quantizable(checkpoint, precision)
+    if checkpoint.family == "modernbert":
+        network = read_network(auto, checkpoint, attention=attention.NAMES[backend])
+        pooling = POOLINGS[network.config.classifier_pooling]
+        card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, pooling, backend)
+        return ModernBert(card, network.to(place), DTYPES[precision])
+    network = read_network(auto, checkpoint, attention=None)
+    card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, "first", "padded")
+    return Padded(card, network.to(place), DTYPES[precision])
 
 
 def check_quantizable(checkpoint: Checkpoint, precision: str) -> None:
@@ -111,8 +112,9 @@ def load_bi_encoder(checkpoint: Checkpoint, place: torch.device, precision: str)
     """Loads a model in sentence-transformers' format, or raises ModelLoadError."""
     pooling = pooling_of(checkpoint)
     check_quantizable(checkpoint, precision)
-    network = read_body(checkpoint, attention=attention.NAME)
-    card = card_of(checkpoint, network, place, precision, Scoring.COSINE, pooling, packed=True)
+    backend = attention_for(place, precision, checkpoint.config)
+    network = read_body(checkpoint, attention=attention.NAMES[backend])
+    card = card_of(checkpoint, network, place, precision, Scoring.COSINE, pooling, backend)
     return SentenceEncoder(card, network.to(place), DTYPES[precision], pooling)
 
 
@@ -123,9 +125,10 @@ def load_prompted(
     check_decoder(checkpoint)
     check_quantizable(checkpoint, precision)
     answers = check_prompt(checkpoint.tokenizer_file, kind.prompt)
-    network = read_network(AutoModelForCausalLM, checkpoint, attention=attention.NAME)
+    backend = attention_for(place, precision, checkpoint.config)
+    network = read_network(AutoModelForCausalLM, checkpoint, attention=attention.NAMES[backend])
     dtype = DTYPES[precision]
-    card = card_of(checkpoint, network, place, precision, kind.scoring, "last", packed=True)
+    card = card_of(checkpoint, network, place, precision, kind.scoring, "last", backend)
     card = replace(
         card,
         max_tokens=min(card.max_tokens, kind.max_tokens),
@@ -143,8 +146,7 @@ def card_of(
     precision: str,
     scoring: Scoring,
     pooling: str,
-    *,
-    packed: bool,
+    backend: str,
 ) -> ModelCard:
     """Says what a model is; raises ModelLoadError if the catalogue knows it otherwise."""
     check_vocabulary(checkpoint, network)
@@ -165,7 +167,7 @@ def card_of(
         max_tokens=min(length for length in longest if length),
         device=str(place),
         precision=precision,
-        attention=attention.BACKEND if packed else "padded",
+        attention=backend,
         tokenizer_file=checkpoint.tokenizer_file,
     )
 

@@ -30,7 +30,7 @@ class ModernBert:
     def forward(self, packed: PackedTokens) -> torch.Tensor:
         """Scores each sequence; see base.Model.  # [num_sequences, 1]."""
         hidden = run_rotary(self._body, packed)
-        logits: torch.Tensor = self._classifier(self._head(self._pool(hidden, packed.lengths)))
+        logits: torch.Tensor = self._classifier(self._head(self._pool(hidden, packed)))
         return logits
 
 
@@ -47,6 +47,7 @@ def run_rotary(body: Any, packed: PackedTokens) -> torch.Tensor:
         input_ids=packed.input_ids[None],
         position_ids=packed.position_ids[None],
         sequence_lengths=packed.lengths,
+        layout=packed.layout,
     )
     hidden: torch.Tensor = output.last_hidden_state[0]
     return hidden

@@ -63,7 +63,7 @@ def _compiled(compiler: str) -> Path:
     ).stdout
     key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, *(flag.encode() for flag in FLAGS)]))
     name = f"kernels-{key.hexdigest()[:16]}.so"
-    folder = _folder()
+    folder = cache_folder()
     path = folder / name
     if path.is_file() and path.stat().st_uid == os.getuid():
         return path
@@ -79,7 +79,7 @@ def _compiled(compiler: str) -> Path:
     return path
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     """A folder that only this user can write to: what lies in it is run."""
     try:
         folder = Path.home() / CACHE

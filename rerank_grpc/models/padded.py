@@ -32,16 +32,15 @@ class Padded:
     def forward(self, packed: PackedTokens) -> torch.Tensor:
         """Scores each sequence; see base.Model.  # [num_sequences, 1]."""
         lengths = packed.lengths
-        ids = pad_sequence(list(packed.input_ids.split(lengths)), batch_first=True, padding_value=self._pad)
+        token_ids = packed.input_ids.long()  # int32 on a GPU, which not every network takes
+        ids = pad_sequence(list(token_ids.split(lengths)), batch_first=True, padding_value=self._pad)
         inputs = {
             "input_ids": ids,  # [num_sequences, longest]
-            "attention_mask": pad_sequence(
-                list(torch.ones_like(packed.input_ids).split(lengths)), batch_first=True
-            ),
+            "attention_mask": pad_sequence(list(torch.ones_like(token_ids).split(lengths)), batch_first=True),
         }
         if self._reads_types:
             inputs["token_type_ids"] = pad_sequence(
-                list(packed.token_type_ids.split(lengths)), batch_first=True
+                list(packed.token_type_ids.long().split(lengths)), batch_first=True
             )
         logits: torch.Tensor = self._network(**inputs).logits
         return logits.float()
