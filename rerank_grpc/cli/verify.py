@@ -128,12 +128,12 @@ def documents() -> list[str]:
 def logits(model: Model, query: str, texts: Sequence[str]) -> list[float]:
     """Scores texts in one packed pass."""
     from rerank_grpc.engine.batch import PackedBatch
-    from rerank_grpc.engine.runner import ModelRunner
     from rerank_grpc.engine.scores import best_chunk
+    from rerank_grpc.engine.staged import runner_for
     from rerank_grpc.engine.tokenizer import encoder_for
 
     encoded = encoder_for(model.card).encode(query, texts)
-    outputs = ModelRunner(model).run(PackedBatch(encoded.sequences))
+    outputs = runner_for(model).run(PackedBatch(encoded.sequences))
     if any(output is None for output in outputs):
         raise ConfigurationError(f"{model.card.source}: a score is not finite: the weights are damaged")
     return [best_chunk(document, outputs, encoded.query)[1] for document in encoded.documents]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from rerank_grpc.engine.batch import PackedBatch, Prefix, Sequence
 from rerank_grpc.engine.kept import KeptPrefixes
+from rerank_grpc.engine.prefixes import Prefixes
 from rerank_grpc.engine.request import Output
 from rerank_grpc.models.base import Model, PackedTokens
-from rerank_grpc.models.causal import KeysValues
 
 
 class OutOfMemory(Exception):
@@ -27,12 +27,32 @@ class Runner(Protocol):
         """
 
 
+class Pending(Protocol):
+    """A batch on its way."""
+
+    def result(self) -> list[Output | None]:
+        """Waits for the batch; asked for once. See Runner.run."""
+
+
+@runtime_checkable
+class Overlapping(Runner, Protocol):
+    """A runner whose device computes while the thread that calls goes on.
+
+    Attributes:
+        depth: how many batches may be launched and not waited for.
+    """
+
+    depth: int
+
+    def launch(self, batch: PackedBatch) -> Pending:
+        """Sends a batch on its way; raises as Runner.run does, or leaves that to the result."""
+
+
 class ModelRunner:
-    """Runs one model, on the thread that calls."""
+    """Runs one model on the CPU, on the thread that calls."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._device = torch.device(model.card.device)
         self._kept = KeptPrefixes()
 
     @torch.inference_mode()
@@ -40,45 +60,25 @@ class ModelRunner:
         """Scores every sequence in one pass: see Runner.run."""
         prefixes = Prefixes(batch, self._kept)
         try:
-            rows = self._model.forward(pack(batch, self._device, prefixes)).cpu()  # [num_sequences, width]
+            rows = self._model.forward(pack(batch, prefixes))  # [num_sequences, width]
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 self._kept.clear()
                 raise OutOfMemory(f"{batch.num_tokens} tokens exceed the device's memory") from error
             raise
         self._kept.keep(prefixes.used)
-        finite = torch.isfinite(rows).all(dim=1).tolist()
-        values = rows[:, 0].tolist() if rows.shape[1] == 1 else list(rows.numpy())
-        return [value if ok else None for value, ok in zip(values, finite, strict=True)]
+        return outputs_of(rows)
 
 
-class Prefixes:
-    """The prefixes of a batch: those that are kept, and those that this pass has to compute.
-
-    Attributes:
-        used: all of them, each after the one which it continues.
-        missing: those to compute, in the same order.
-    """
-
-    def __init__(self, batch: PackedBatch, kept: KeptPrefixes | None = None) -> None:
-        self.used: dict[Prefix, KeysValues] = {}
-        self.missing: list[Prefix] = []
-        for sequence in batch.sequences:
-            if sequence.prefix is not None and sequence.prefix not in self.used:
-                self._find(sequence.prefix, kept)
-
-    def _find(self, prefix: Prefix, kept: KeptPrefixes | None) -> KeysValues:
-        found = self.used.get(prefix) or (kept.get(prefix) if kept else None)
-        if found is None:
-            before = 0 if prefix.before is None else self._find(prefix.before, kept).tokens
-            found = KeysValues(before + len(prefix))
-            self.missing.append(prefix)
-        self.used[prefix] = found
-        return found
+def outputs_of(rows: torch.Tensor) -> list[Output | None]:
+    """A number or a vector for each row on the host; None for one that is not finite."""
+    finite = torch.isfinite(rows).all(dim=1).tolist()
+    values = rows[:, 0].tolist() if rows.shape[1] == 1 else list(rows.numpy())
+    return [value if ok else None for value, ok in zip(values, finite, strict=True)]
 
 
-def pack(batch: PackedBatch, device: torch.device, prefixes: Prefixes | None = None) -> PackedTokens:
-    """Lays the missing prefixes and the batch's sequences end to end as tensors on a device."""
+def pack(batch: PackedBatch, prefixes: Prefixes | None = None) -> PackedTokens:
+    """Lays the missing prefixes and the batch's sequences end to end."""
     prefixes = prefixes or Prefixes(batch)
     used, missing = prefixes.used, prefixes.missing
     parts: list[Prefix | Sequence] = [*missing, *batch.sequences]
@@ -99,16 +99,17 @@ def pack(batch: PackedBatch, device: torch.device, prefixes: Prefixes | None = N
             sizes
         )
     return PackedTokens(
-        input_ids.to(device),
-        places.to(device),
-        token_type_ids.to(device),
+        input_ids,
+        places,
+        token_type_ids,
         lengths,
         contexts,
         tuple(used[prefix] for prefix in missing),
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch might not have failed."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -54,6 +54,7 @@ class GatheredParts:
     def __init__(
         self, contexts: Contexts, prefixes: tuple[KeysValues, ...], layout: Layout, kernel: Kernel
     ) -> None:
+        assert layout.keys is not None or not any(contexts), "what parts continue would be left out"
         self._kept = kept_of(contexts, prefixes)
         self._prefixes = prefixes
         self._layout = layout

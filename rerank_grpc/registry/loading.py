@@ -9,7 +9,7 @@ import torch
 
 from rerank_grpc.config import ModelSpec, Settings
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.runner import ModelRunner
+from rerank_grpc.engine.staged import runner_for
 from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.engine.warmup import warm_up
 from rerank_grpc.errors import ConfigurationError, describe
@@ -47,7 +47,7 @@ def loader_for(settings: Settings) -> Loader:
             catalogue=catalogue,
         )
         encoder = encoder_for(model.card)
-        engine = Engine(ModelRunner(model), settings.engine, name=spec.name, on_death=on_death)
+        engine = Engine(runner_for(model), settings.engine, name=spec.name, on_death=on_death)
         engine.start()
         try:
             warm_up(engine, encoder, model.card)
