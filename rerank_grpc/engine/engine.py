@@ -1,7 +1,8 @@
 """Runs the queue of one model on one device: submit() → ScoringRequest.
 
 One thread, the device thread, takes a batch whenever the device is free and
-delivers its outputs. A second one watches it. If the device thread dies or
+delivers its outputs; with a runner that overlaps, it launches the next batch
+before it waits for the last. A second one watches it. If the device thread dies or
 hangs, every waiting request fails at once and `alive` turns false; the engine
 does not come back by itself.
 """
@@ -11,9 +12,11 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sequence_
 from contextlib import contextmanager
+from dataclasses import dataclass
 from queue import SimpleQueue
 from time import monotonic
 from typing import TypeAlias
@@ -22,7 +25,7 @@ from rerank_grpc.config import EngineSettings
 from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.rate import Rate
 from rerank_grpc.engine.request import Output, ScoringRequest
-from rerank_grpc.engine.runner import OutOfMemory, Runner
+from rerank_grpc.engine.runner import OutOfMemory, Overlapping, Pending, Runner
 from rerank_grpc.engine.scheduler import Item, Scheduler, tokens_of
 from rerank_grpc.errors import (
     DeadlineExceeded,
@@ -41,6 +44,15 @@ log = logging.getLogger(__name__)
 UNMEASURED_BATCH_TOKENS = 4_096  # until the warm-up has measured what the device likes
 
 Scored: TypeAlias = tuple[Item, Output | RerankError]
+
+
+@dataclass(slots=True)
+class Flight:
+    """A batch that was launched, at `launched` in the seconds of time.monotonic."""
+
+    items: list[Item]
+    pending: Pending
+    launched: float
 
 
 class Engine:
@@ -62,8 +74,13 @@ class Engine:
         self._runner = runner
         self._name = name
         self._on_death = on_death
+        # So many batches are on the device at once, and together no more than one budget: who comes
+        # now waits no longer for what was launched ahead than for a single batch.
+        self._depth = runner.depth if isinstance(runner, Overlapping) else 1
+        self._flights = deque[Flight]()
+        self._landed = 0.0
         self._scheduler = Scheduler(
-            max_batch_tokens=settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS,
+            max_batch_tokens=max(1, (settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS) // self._depth),
             max_queue_tokens=settings.max_queue_tokens,
         )
         self._rate = Rate()
@@ -99,13 +116,13 @@ class Engine:
 
     @property
     def max_batch_tokens(self) -> int:
-        """How many tokens go to the device at once; less after it ran out of memory."""
-        return self._scheduler.max_batch_tokens
+        """How many tokens are on the device at once; less after it ran out of memory."""
+        return self._scheduler.max_batch_tokens * self._depth
 
     @max_batch_tokens.setter
     def max_batch_tokens(self, tokens: int) -> None:
         with self._lock:
-            self._scheduler.max_batch_tokens = tokens
+            self._scheduler.max_batch_tokens = max(1, tokens // self._depth)
 
     @property
     def tokens_per_second(self) -> float:
@@ -190,20 +207,25 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while items := self._next_batch():
-                self._deliver(self._score(items))
-                del items  # nothing of it is held while this thread sleeps
+            while self._fill_up():
+                self._deliver(self._score(self._flights.popleft()))
         except BaseException as error:  # whatever ends this thread must not leave anybody waiting
             log.critical("the device thread of %s died: %s", self._name, describe(error))
             self._die()
 
-    def _next_batch(self) -> list[Item]:
-        """Waits for work and takes it; empty when the engine closes or has been given up."""
-        while not self._ended.is_set():
+    def _fill_up(self) -> bool:
+        """Launches batches until the device has enough of them, and waits for work if it has none.
+
+        False when the engine closes or has been given up, once all have landed.
+        """
+        while len(self._flights) < self._depth and not self._ended.is_set():
             if items := self._take_batch():
-                return items
-            self._wakeups.get()
-        return []
+                self._flights.append(self._launch(items))
+            elif self._flights:
+                break
+            else:
+                self._wakeups.get()
+        return bool(self._flights)
 
     def _take_batch(self) -> list[Item]:
         """Takes what waits, and fails who is too late; apart from the waiting, which must hold no request."""
@@ -211,21 +233,32 @@ class Engine:
         with self._lock:
             expired = self._scheduler.expire(now)
             items = self._scheduler.next_batch(now)
-            self._idle = not items
-            self._batch_started = now if items else None
+            self._idle = not (items or self._flights)
+            if items and not self._flights:
+                self._batch_started = now
         for request in expired:
             request.fail(DeadlineExceeded("the deadline passed while the call was queued"))
         return items
 
-    def _score(self, items: list[Item]) -> list[Scored]:
-        """Runs items in one pass; if that fails, in halves, until the culprit stands alone."""
-        tokens = tokens_of(items)
-        started = monotonic()
+    def _launch(self, items: list[Item]) -> Flight:
+        """Sends a batch on its way; what goes wrong with that is told by its result."""
+        now, batch = monotonic(), PackedBatch(tuple(item.sequence for item in items))
+        if not isinstance(self._runner, Overlapping):
+            return Flight(items, _Later(self._runner, batch), now)
         try:
-            outputs = self._runner.run(PackedBatch(tuple(item.sequence for item in items)))
+            return Flight(items, self._runner.launch(batch), now)
+        except Exception as error:
+            return Flight(items, _Failed(error), now)
+
+    def _score(self, flight: Flight) -> list[Scored]:
+        """Waits for a batch; if that failed, runs it in halves, until the culprit stands alone."""
+        items, tokens = flight.items, tokens_of(flight.items)
+        try:
+            outputs = flight.pending.result()
         except Exception as error:
             return self._score_apart(items, tokens, error)
-        self._rate.add(tokens, monotonic() - started)
+        before, self._landed = self._landed, monotonic()
+        self._rate.add(tokens, self._landed - max(before, flight.launched))
         return [
             (item, InternalError() if output is None else output)
             for item, output in zip(items, outputs, strict=True)
@@ -237,14 +270,15 @@ class Engine:
             log.error("a sequence of %d tokens failed alone: %s", tokens, describe(error))
             return [(items[0], _too_large(tokens) if out_of_memory else InternalError())]
         if out_of_memory:
-            self._scheduler.max_batch_tokens = max(1, min(self.max_batch_tokens, tokens // 2))
+            self._scheduler.max_batch_tokens = max(1, min(self._scheduler.max_batch_tokens, tokens // 2))
             log.warning("out of memory at %d tokens a batch: now at most %d", tokens, self.max_batch_tokens)
         else:
             log.warning("a batch of %d failed, trying halves: %s", len(items), type(error).__name__)
         with self._lock:
             wanted = self._scheduler.keep_wanted(items)
         middle = len(wanted) // 2
-        return [pair for half in (wanted[:middle], wanted[middle:]) if half for pair in self._score(half)]
+        halves = [half for half in (wanted[:middle], wanted[middle:]) if half]
+        return [pair for half in halves for pair in self._score(self._launch(half))]
 
     def _deliver(self, scored: list[Scored]) -> None:
         """Hands outputs to all who wait for them, and errors to them alone."""
@@ -252,7 +286,7 @@ class Engine:
         outputs: dict[ScoringRequest, list[tuple[int, Output]]] = {}
         results = dict(scored)
         with self._lock:
-            self._batch_started = None
+            self._batch_started = now if self._flights else None
             for item, waiters in self._scheduler.finish(results):
                 result = results[item]
                 for request, index in waiters:
@@ -293,6 +327,27 @@ class Engine:
             for request in self._scheduler.requests:
                 request.fail(error)
                 self._scheduler.discard(request)
+
+
+@dataclass(slots=True)
+class _Later:
+    """A batch of a runner that does not overlap: it is run when its result is wanted."""
+
+    runner: Runner
+    batch: PackedBatch
+
+    def result(self) -> list[Output | None]:
+        return self.runner.run(self.batch)
+
+
+@dataclass(slots=True)
+class _Failed:
+    """A batch that could not be launched."""
+
+    error: Exception
+
+    def result(self) -> list[Output | None]:
+        raise self.error
 
 
 def _too_large(tokens: int) -> PairTooLarge:
