@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
+import torch
+
 from rerank_grpc.engine.batch import Sequence
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.request import ScoringRequest
 from rerank_grpc.engine.tokenizer import Encoder
 from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.room import BatchRoom
 
 QUERY = "how does a reranker score a document?"
 WORDS = "It reads the query and the document together and gives the pair one number. "
@@ -33,14 +36,21 @@ def warm_up(engine: Engine, encoder: Encoder, card: ModelCard) -> None:
     for tokens in (16, PASSAGE_TOKENS, min(card.max_tokens, LONGEST_TOKENS)):
         _score(engine, _sequences(encoder, tokens, count=4))
     if engine.settings.max_batch_tokens is None:
-        engine.max_batch_tokens = best_budget(lambda budget: _measure(engine, encoder, budget))
+        room = BatchRoom(torch.device(card.device))
+        engine.max_batch_tokens = best_budget(
+            lambda budget: _measure(engine, encoder, budget, room), room.fits
+        )
 
 
-def best_budget(seconds_of: Callable[[int], float]) -> int:
-    """Doubles the batch as long as that pays; `seconds_of` measures a batch of so many tokens."""
+def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] = lambda _: True) -> int:
+    """Doubles the batch as long as that pays and fits.
+
+    `seconds_of` measures a batch of so many tokens; `fits` tells beforehand
+    whether the device's memory will hold it.
+    """
     best = SMALLEST_BATCH_TOKENS
     seconds = seconds_of(best)
-    while best < LARGEST_BATCH_TOKENS and seconds <= LONGEST_BATCH_SECONDS / 2:
+    while best < LARGEST_BATCH_TOKENS and seconds <= LONGEST_BATCH_SECONDS / 2 and fits(2 * best):
         doubled = seconds_of(2 * best)
         if doubled > LONGEST_BATCH_SECONDS or doubled * WORTHWHILE > 2 * seconds:
             break
@@ -48,12 +58,14 @@ def best_budget(seconds_of: Callable[[int], float]) -> int:
     return best
 
 
-def _measure(engine: Engine, encoder: Encoder, budget: int) -> float:
+def _measure(engine: Engine, encoder: Encoder, budget: int, room: BatchRoom) -> float:
     """Returns the seconds of one batch of about `budget` tokens, the better of two."""
     engine.max_batch_tokens = budget
     sequences = _sequences(encoder, PASSAGE_TOKENS, count=max(1, budget // PASSAGE_TOKENS))
     share = budget / sum(map(len, sequences))
-    return share * min(_score(engine, sequences) for _ in range(2))
+    seconds = share * min(_score(engine, sequences) for _ in range(2))
+    room.measured(budget)
+    return seconds
 
 
 def _sequences(encoder: Encoder, tokens: int, *, count: int) -> tuple[Sequence, ...]:

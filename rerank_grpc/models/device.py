@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -29,7 +30,19 @@ def choose_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if index >= count:
         raise ModelLoadError(f"device {name!r}: this machine has {count}, so use cuda:0 to cuda:{count - 1}")
+    check_age(torch.cuda.get_device_capability(index), torch.cuda.get_arch_list(), f"cuda:{index}")
     return torch.device("cuda", index)
+
+
+def check_age(capability: tuple[int, int], architectures: Sequence[str], device: str) -> None:
+    """Raises ModelLoadError for a card older than all that torch was built for ("sm_80" …)."""
+    built = [int(name[3:]) for name in architectures if re.fullmatch(r"sm_\d+", name)]
+    oldest = min(built, default=0)
+    if capability[0] * 10 + capability[1] < oldest:
+        raise ModelLoadError(
+            f"{device} has compute capability {capability[0]}.{capability[1]}, and this torch was built for "
+            f"{oldest // 10}.{oldest % 10} and later: use cpu, or a torch that was built for the card"
+        )
 
 
 def choose_precision(name: str, device: torch.device) -> str:

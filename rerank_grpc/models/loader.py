@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rerank_grpc.models import attention
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bert import Bert
 from rerank_grpc.models.bi_encoder import SentenceEncoder, longest_of, module_kinds, pooling_of, read_body
-from rerank_grpc.models.catalogue import Catalogue
+from rerank_grpc.models.catalogue import Catalogue, builtin
 from rerank_grpc.models.causal import MAX_KEPT_TOKENS
 from rerank_grpc.models.checkpoint import (
     Checkpoint,
@@ -36,6 +36,7 @@ from rerank_grpc.models.padded import Padded
 from rerank_grpc.models.prompt import check_prompt
 from rerank_grpc.models.qwen3 import Qwen3
 from rerank_grpc.models.roberta import Roberta
+from rerank_grpc.models.room import check_room
 from rerank_grpc.models.sources import locate
 from rerank_grpc.models.varlen import SDPA, attention_for
 from rerank_grpc.models.xlm_roberta import XlmRoberta
@@ -72,6 +73,9 @@ def load_model(
     if source == "embedded":
         return load_embedded(place)
     checkpoint = open_checkpoint(source, models_dir=models_dir, catalogue=catalogue)
+    if place.type == "cuda":
+        needed = weight_bytes(checkpoint.weights, checkpoint.config, DTYPES[precision])
+        check_room(source, needed, precision, place, catalogue or builtin())
     prompted = PROMPTED.get(architecture_of(checkpoint))
     if prompted is not None:
         return load_prompted(prompted, checkpoint, place, precision)
@@ -182,13 +186,15 @@ def estimate_bytes(
     """
     dtype = DTYPES.get(choose_precision(precision, choose_device(device)), torch.float32)
     if source == "embedded":
-        dtype, weights, kept = torch.float32, find_weights(find_package()), 0
-    else:
-        directory = locate(source, models_dir=models_dir, catalogue=catalogue).directory
-        kept = most_kept_bytes(read_config(directory), dtype)
-        weights = find_weights(directory)
+        return weight_bytes(find_weights(find_package()), {}, torch.float32)
+    directory = locate(source, models_dir=models_dir, catalogue=catalogue).directory
+    return weight_bytes(find_weights(directory), read_config(directory), dtype)
+
+
+def weight_bytes(weights: Iterable[Path], config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """What the weights in these files take, and for a language model the prefixes it may keep."""
     shapes = [entry["shape"] for path in weights for entry in read_header(path).values()]
-    return int(sum(map(math.prod, shapes))) * dtype.itemsize + kept
+    return int(sum(map(math.prod, shapes))) * dtype.itemsize + most_kept_bytes(config, dtype)
 
 
 def most_kept_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
