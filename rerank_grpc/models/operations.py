@@ -8,8 +8,8 @@ from torch.nn.functional import linear
 
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.device import DTYPES
-from rerank_grpc.models.encoder import CpuOperations, Operations
-from rerank_grpc.models.fused import AddNorm, add_norm_for
+from rerank_grpc.models.encoder import AddNorm, CpuOperations, Operations
+from rerank_grpc.models.fused import TorchNorm
 from rerank_grpc.models.layout import Layout
 from rerank_grpc.models.linear import Linear
 from rerank_grpc.models.varlen import attend_by_length, kernel_for
@@ -24,7 +24,7 @@ def operations_for(card: ModelCard) -> Operations:
 
 
 class TorchOperations:
-    """Computes in one type, and norms in fp32; waits for nothing, and with a kernel asks for no lengths."""
+    """Computes in one type, waits for nothing, and with a kernel asks for no lengths."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, attention: str) -> None:
         self._device = device
@@ -39,10 +39,9 @@ class TorchOperations:
         """See Operations."""
         return _Linear(self.table(weight), self.table(bias), gelu=gelu)
 
-    def norm(self, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> _Norm:
+    def norm(self, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> AddNorm:
         """See Operations."""
-        add_norm = add_norm_for(self._device, self._dtype, len(weight), epsilon)
-        return _Norm(add_norm, weight.float().to(self._device), bias.float().to(self._device), epsilon)
+        return TorchNorm(weight, bias, epsilon, self._device, self._dtype)
 
     def attend(
         self,
@@ -67,11 +66,3 @@ class _Linear:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         out = linear(rows, self._weight, self._bias)
         return activate(out) if self._gelu else out
-
-
-class _Norm:
-    def __init__(self, add_norm: AddNorm, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> None:
-        self._add_norm, self._weight, self._bias, self._epsilon = add_norm, weight, bias, epsilon
-
-    def __call__(self, rows: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self._add_norm(rows, residual, self._weight, self._bias, self._epsilon)

@@ -19,7 +19,7 @@ from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.models import bert, fused, operations, roberta, varlen
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.causal import CausalParts, KeysValues
-from rerank_grpc.models.encoder import AddNorm
+from rerank_grpc.models.fused import TorchNorm
 from rerank_grpc.models.gathered import GatheredParts, kept_of, key_ranges
 from rerank_grpc.models.layout import KeyRows, Layout
 from rerank_grpc.models.operations import TorchOperations
@@ -109,12 +109,10 @@ def part_by_part(
         own = torch.arange(len(k) - len(q), len(k))[:, None]
         places = torch.arange(len(k))
         seen = places <= own if causal else (own - places).abs() < (window or len(k) + len(q))
-        mixed[start:end] = scaled_dot_product_attention(
-            *(each.transpose(0, 1)[None] for each in (q, k, v)),
-            attn_mask=seen,
-            scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )[0].transpose(0, 1)
+        q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
+        grouped = query.shape[1] != key.shape[1]
+        found = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=grouped)
+        mixed[start:end] = found[0].transpose(0, 1)
     return mixed
 
 
@@ -193,10 +191,20 @@ def test_sums_are_normalized_in_fp32() -> None:
     assert torch.equal(found, exact.to(torch.bfloat16)) or (found - exact).abs().max() < 0.02
 
 
+def test_what_is_compiled_and_what_is_not_compute_the_same() -> None:
+    torch.manual_seed(0)
+    rows, residual = torch.randn(2, 5, 16).unbind(0)
+    weight, bias = torch.randn(16), torch.randn(16)
+    plain = TorchNorm(weight, bias, 1e-5, CPU, torch.float32)
+    compiled = TorchNorm(weight, bias, 1e-5, CPU, torch.float32)
+    compiled._compiled = fused.add_norm
+    torch.testing.assert_close(compiled(rows, residual), plain(rows, residual))
+
+
 def test_where_nothing_can_be_compiled_sum_and_norm_run_as_they_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def compile_(function: AddNorm) -> Callable[..., torch.Tensor]:
+    def compile_(function: object) -> Callable[..., torch.Tensor]:
         def call(*_: object) -> torch.Tensor:
             raise RuntimeError("no C compiler")
 
@@ -207,7 +215,7 @@ def test_where_nothing_can_be_compiled_sum_and_norm_run_as_they_are(
     for variable in fused.CACHES:
         monkeypatch.setenv(variable, "elsewhere")
     fused.compiled_add_norm.cache_clear()
-    assert fused.compiled_add_norm(CPU, torch.float32, 16, 1e-5) is fused.add_norm
+    assert fused.compiled_add_norm(CPU, torch.float32, 16, 1e-5) is None
     fused.compiled_add_norm.cache_clear()
     assert "run slower" in caplog.text
 
@@ -217,7 +225,7 @@ def test_on_a_gpu_the_type_and_width_are_compiled_at_load_and_kept_on_disk(
 ) -> None:
     calls: list[tuple[int, ...]] = []
 
-    def compile_(function: AddNorm) -> Callable[..., torch.Tensor]:
+    def compile_(function: object) -> Callable[..., torch.Tensor]:
         def call(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
             calls.append(tuple(rows.shape))
             return rows
