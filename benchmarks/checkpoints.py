@@ -72,6 +72,9 @@ SHAPES = {
         Shape("base", "BAAI/bge-reranker-base", "xlm-roberta", 12, 768, 12, 3072, 250_002, 512, 0.05),
         Shape("large", "BAAI/bge-reranker-large", "xlm-roberta", 24, 1024, 16, 4096, 250_002, 512, 0.045),
         Shape("v2-m3", "BAAI/bge-reranker-v2-m3", "xlm-roberta", 24, 1024, 16, 4096, 250_002, 8192, 0.045),
+        # For trying a benchmark's own steps; no figure of it means anything.
+        Shape("tiny", "none", "bert", 2, 64, 4, 128, 16_384, 512, 0.3),
+        Shape("tiny-qwen3", "none", "qwen3", 2, 64, 4, 128, 16_384, 2048, 0.1, kv_heads=2, head_size=16),
         Shape("minilm", "cross-encoder/ms-marco-MiniLM-L-6-v2", "bert", 6, 384, 12, 1536, 30_522, 512, 0.07),
         Shape(
             "qwen3-0.6b",
@@ -96,8 +99,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rerank-grpc" / "bench")
 
 
-def checkpoint(name: str) -> Path:
-    """The directory of a shape's checkpoint, made if it is not there."""
+def checkpoint(name: str, device: str = "cpu") -> Path:
+    """The directory of a shape's checkpoint, made if it is not there, its weights drawn on `device`."""
     shape = SHAPES[name]
     path = cache_folder() / "checkpoints" / f"{name}-{RECIPE}"
     if not path.is_dir():
@@ -105,16 +108,17 @@ def checkpoint(name: str) -> Path:
         unfinished = path.with_name(path.name + ".part")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        write(shape, unfinished)
+        write(shape, unfinished, device)
         unfinished.rename(path)
     return path
 
 
-def write(shape: Shape, path: Path) -> None:
+def write(shape: Shape, path: Path, device: str = "cpu") -> None:
     import torch
 
     torch.manual_seed(0)
-    network, tokenizer = (qwen3 if shape.family == "qwen3" else encoder)(shape)
+    with torch.device(device):
+        network, tokenizer = (qwen3 if shape.family == "qwen3" else encoder)(shape)
     tokenizer.save_pretrained(path)
     name_tokenizer(path)
     if shape.family != "qwen3":
@@ -191,7 +195,7 @@ def spread_scores(network: Any, tokenizer: Any) -> None:
         max_length=512,
         padding=True,
         return_tensors="pt",
-    )
+    ).to(network.device)
     with torch.inference_mode():
         logits = network(**batch).logits
     head = network.classifier if network.config.model_type == "bert" else network.classifier.out_proj

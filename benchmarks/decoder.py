@@ -89,15 +89,15 @@ def ways_of(
 
 
 class Theirs:
-    """The model card's code, on the CPU."""
+    """The model card's code."""
 
-    def __init__(self, path: Path, workload: workloads.Workload, precision: str) -> None:
+    def __init__(self, path: Path, workload: workloads.Workload, precision: str, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._workload = workload
         self._tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        self._network = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+        self._network = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
         self._answers = [self._tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
 
     @torch.inference_mode()
@@ -111,7 +111,7 @@ class Theirs:
             chosen = order[start : start + size]
             batch = self._tokenizer.pad(
                 {"input_ids": [rows[at] for at in chosen]}, padding=True, return_tensors="pt"
-            )
+            ).to(self._network.device)
             last = self._network(**batch, logits_to_keep=keep).logits[:, -1, :].float()
             yes, no = last[:, self._answers].unbind(1)
             for at, logit in zip(chosen, (yes - no).tolist(), strict=True):

@@ -125,7 +125,7 @@ def load(name: str) -> Any:
     from rerank_grpc.models.loader import load_model
 
     path = str(checkpoints.checkpoint(name))
-    return load_model(path, models_dir=Path("models"), device="cpu", precision="auto")
+    return load_model(path, models_dir=Path("models"), device="auto", precision="auto")
 
 
 def serve(source: str, loader: Any = None) -> None:
@@ -151,13 +151,13 @@ def alone(name: str) -> None:
     """Runs the calls of W4 through the engine without a server; each line on stdin is a number of seconds."""
     from rerank_grpc.config import EngineSettings
     from rerank_grpc.engine.engine import Engine
-    from rerank_grpc.engine.runner import ModelRunner
+    from rerank_grpc.engine.staged import runner_for
     from rerank_grpc.engine.tokenizer import encoder_for
     from rerank_grpc.engine.warmup import warm_up
 
     model = load(name)
     encoder = encoder_for(model.card)
-    engine = Engine(ModelRunner(model), EngineSettings())
+    engine = Engine(runner_for(model), EngineSettings())
     engine.start()
     warm_up(engine, encoder, model.card)
     calls = [encoder.encode(workloads.QUERY, list(call)).sequences for call in concurrent_calls()]

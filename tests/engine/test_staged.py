@@ -14,7 +14,8 @@ from rerank_grpc.engine.accelerator import Captured, Mark
 from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.plan import all_shapes, bucket, plan_batch, plan_captured, shape_for, unpack
 from rerank_grpc.engine.prefixes import Prefixes
-from rerank_grpc.engine.runner import ModelRunner, OutOfMemory, Output, pack
+from rerank_grpc.engine.request import Output
+from rerank_grpc.engine.runner import ModelRunner, OutOfMemory, pack
 from rerank_grpc.engine.staged import StagedRunner, runner_for
 from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.models import decoder, operations, roberta

@@ -1,0 +1,266 @@
+"""What only a card can tell: run `python -m pytest -m gpu` on a machine that has one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rerank_grpc.config import EngineSettings
+from rerank_grpc.engine.batch import PackedBatch
+from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.plan import all_shapes, shape_for
+from rerank_grpc.engine.runner import OutOfMemory
+from rerank_grpc.engine.staged import StagedRunner, runner_for
+from rerank_grpc.engine.tokenizer import encoder_for
+from rerank_grpc.models import decoder, fused, varlen
+from rerank_grpc.models.base import Model
+from rerank_grpc.models.layout import Layout
+from rerank_grpc.models.varlen import FLASH, SDPA, VARLEN
+from tests import checkpoints
+from tests.models.conftest import WRITERS, load
+from tests.models.test_parity import QUERY, documents
+from tests.models.test_varlen import part_by_part
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+CARD = torch.device("cuda", 0)
+FAMILIES = ["bert", "roberta", "xlm_roberta"]
+# Of the standard deviation of the reference's logits: a card adds in another order than another kernel.
+EXACT = 5e-4
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("card")
+    return {family: write(root / family) for family, write in WRITERS.items()} | {
+        "qwen3": checkpoints.qwen3_reranker(root / "qwen3")
+    }
+
+
+@pytest.fixture(params=[VARLEN, FLASH])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each kernel that is installed, as if it were the only one."""
+    if request.param not in varlen.installed():
+        pytest.skip(f"{request.param} is not installed")
+    monkeypatch.setattr(varlen, "installed", lambda: frozenset({request.param}))
+    return str(request.param)
+
+
+def on_card(directory: Path, precision: str) -> tuple[Model, StagedRunner]:
+    model = load(directory, precision=precision, device="cuda")
+    runner = runner_for(model)
+    assert isinstance(runner, StagedRunner)
+    return model, runner
+
+
+def batch_of(model: Model, texts: list[str], query: str = QUERY) -> PackedBatch:
+    request = encoder_for(model.card).encode(query, texts)
+    return PackedBatch(tuple(request.sequences[each.chunks[0].sequence] for each in request.documents))
+
+
+def scores(model: Model, runner: StagedRunner, texts: list[str]) -> torch.Tensor:
+    return torch.tensor(runner.run(batch_of(model, texts)))
+
+
+@torch.inference_mode()
+def transformers_logits(directory: Path, texts: list[str], dtype: torch.dtype) -> torch.Tensor:
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(directory, dtype=dtype)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    batch = tokenizer(
+        [QUERY] * len(texts),
+        texts,
+        truncation="only_second",
+        max_length=checkpoints.MAX_TOKENS,
+        padding=True,
+        return_tensors="pt",
+    )
+    logits: torch.Tensor = network.to(CARD).eval()(**batch.to(CARD)).logits[:, 0]
+    return logits.float().cpu()
+
+
+def mean_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).square().mean().sqrt() / expected.std())
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "deberta", "electra"])
+def test_logits_in_fp32_equal_those_of_transformers_on_the_same_card(
+    family: str, directories: dict[str, Path]
+) -> None:
+    model, runner = on_card(directories[family], "fp32")
+    assert model.card.attention == (SDPA if family in FAMILIES else "padded")
+    expected = transformers_logits(directories[family], documents(), torch.float32)
+    found = scores(model, runner, documents())
+    assert float((found - expected).abs().max() / expected.std()) <= EXACT
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_kernel_is_no_worse_than_transformers_own(
+    family: str, precision: str, kernel: str, directories: dict[str, Path]
+) -> None:
+    model, runner = on_card(directories[family], precision)
+    assert model.card.attention == kernel
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    expected = transformers_logits(directories[family], documents(), torch.float32)
+    theirs = mean_error(transformers_logits(directories[family], documents(), dtype), expected)
+    assert mean_error(scores(model, runner, documents()), expected) <= 1.2 * theirs
+
+
+def test_a_window_is_honoured(kernel: str) -> None:
+    torch.manual_seed(0)
+    lengths = (40, 300, 7)
+    query, key, value = torch.randn(3, sum(lengths), 4, 32).unbind(0)
+    layout = Layout.of(lengths)
+    on_it = Layout(layout.starts.int().to(CARD), layout.longest, lengths)
+    attend = varlen.kernel_for(kernel)
+    assert attend is not None
+    for options in ({"window": 65}, {"causal": True}, {}):
+        expected = part_by_part(query, key, value, layout, layout, **options)  # type: ignore[arg-type]
+        halves = (each.half().to(CARD) for each in (query, key, value))
+        found = attend(*halves, on_it, on_it, **options)  # type: ignore[arg-type,call-arg]
+        torch.testing.assert_close(found.float().cpu(), expected, rtol=0.02, atol=0.02)
+
+
+def test_a_part_of_a_causal_pass_sees_what_it_continues(kernel: str) -> None:
+    """The mask is aligned to the last key: with more keys than queries that is what decides."""
+    torch.manual_seed(0)
+    queries, keys = Layout.of((3, 50)), Layout.of((40, 90))
+    query = torch.randn(53, 4, 32)
+    key, value = torch.randn(2, 130, 2, 32).unbind(0)
+    expected = part_by_part(query, key, value, queries, keys, causal=True)
+    layouts = (Layout(each.starts.int().to(CARD), each.longest, each.lengths) for each in (queries, keys))
+    attend = varlen.kernel_for(kernel)
+    assert attend is not None
+    halves = (each.half().to(CARD) for each in (query, key, value))
+    found = attend(*halves, *layouts, causal=True)  # type: ignore[call-arg]
+    torch.testing.assert_close(found.float().cpu(), expected, rtol=0.02, atol=0.02)
+
+
+def test_empty_sequences_and_those_without_keys_are_harmless(kernel: str) -> None:
+    torch.manual_seed(0)
+    starts = torch.tensor([0, 0, 0, 5, 12], dtype=torch.int32, device=CARD)
+    layout = Layout(starts, 512)
+    query, key, value = torch.randn(3, 12, 4, 32, dtype=torch.float16, device=CARD).unbind(0)
+    attend = varlen.kernel_for(kernel)
+    assert attend is not None
+    plain = Layout(starts[2:], 7)
+    torch.testing.assert_close(
+        attend(query, key, value, layout, layout), attend(query, key, value, plain, plain)
+    )
+    firsts = attend(query.index_select(0, layout.firsts), key, value, layout.singles(), layout)
+    assert torch.isfinite(firsts[2:]).all()
+
+
+def test_captured_passes_give_what_uncaptured_ones_give(kernel: str, directories: dict[str, Path]) -> None:
+    model, runner = on_card(directories["xlm_roberta"], "bf16")
+    assert all(shape in runner._graphs for shape in all_shapes())
+    plain = StagedRunner(model, runner._device)
+    for count in (1, 2, 5, 11):
+        batch = batch_of(model, documents()[:count])
+        assert shape_for(batch) in runner._graphs
+        captured, uncaptured = torch.tensor(runner.run(batch)), torch.tensor(plain.run(batch))
+        torch.testing.assert_close(captured, uncaptured, rtol=0.02, atol=0.05)
+
+
+@contextmanager
+def no_other_wait() -> Iterator[None]:
+    """Whatever lets the host wait raises; but for events, by which the runner waits once."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3"])
+def test_nothing_waits_within_a_pass(
+    family: str, kernel: str, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, runner = on_card(directories[family], "bf16")
+    small, large = batch_of(model, documents()[:3]), batch_of(model, documents() * 8)
+    waits: list[object] = []
+    wait = runner._device.wait
+    monkeypatch.setattr(runner._device, "wait", lambda mark: (waits.append(mark), wait(mark)))
+    for batch in (small, large):
+        runner.run(batch)
+    waits.clear()
+    with no_other_wait():
+        flights = [runner.launch(batch) for batch in (small, large)]
+    for flight in flights:
+        with no_other_wait():
+            flight.result()
+    assert len(waits) == 2
+
+
+def test_out_of_memory_leaves_the_runner_able(directories: dict[str, Path]) -> None:
+    model, runner = on_card(directories["bert"], "bf16")
+    small, large = batch_of(model, documents()[:3]), batch_of(model, documents() * 400)
+    expected = runner.run(small)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(CARD).total_memory
+    room = torch.cuda.memory_reserved(CARD) + (20 << 20)
+    torch.cuda.set_per_process_memory_fraction(room / total, CARD)
+    try:
+        with pytest.raises(OutOfMemory):
+            runner.run(large)
+        assert runner.run(small) == pytest.approx(expected, abs=0.05)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, CARD)
+    assert len(runner.run(large)) == len(large.sequences)
+
+
+def test_sum_and_norm_are_compiled_and_kept_on_disk() -> None:
+    torch.manual_seed(0)
+    compiled = fused.compiled_add_norm(CARD, torch.bfloat16, 768, 1e-5)
+    if compiled is None:
+        pytest.skip("no Triton, or no C compiler")
+    rows, residual = torch.randn(2, 333, 768, dtype=torch.bfloat16, device=CARD).unbind(0)
+    weight, bias = torch.randn(2, 768, device=CARD).unbind(0)
+    with torch.inference_mode():
+        found = compiled(rows, residual, weight, bias, 1e-5)
+    torch.testing.assert_close(
+        found, fused.add_norm(rows, residual, weight, bias, 1e-5), rtol=0.02, atol=0.02
+    )
+    assert any(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).rglob("*.py"))
+
+
+def test_a_shared_prefix_scores_as_the_whole_text_does(kernel: str, directories: dict[str, Path]) -> None:
+    model, runner = on_card(directories["qwen3"], "bf16")
+    batch = batch_of(model, documents()[:12])
+    assert batch.sequences[0].prefix is not None
+    whole = PackedBatch(tuple(sequence.whole() for sequence in batch.sequences))
+    exact, exactly = on_card(directories["qwen3"], "fp32")
+    expected = torch.tensor(exactly.run(whole))
+    assert exact.card.attention == SDPA
+    torch.testing.assert_close(torch.tensor(exactly.run(batch)), expected, rtol=1e-3, atol=5e-3)
+    theirs = mean_error(torch.tensor(runner.run(whole)), expected)
+    assert mean_error(torch.tensor(runner.run(batch)), expected) <= 1.5 * theirs
+    body: Any = model
+    assert isinstance(body, decoder.Decoder)
+
+
+def test_the_engine_overlaps_batches_and_answers_everybody(kernel: str, directories: dict[str, Path]) -> None:
+    model, runner = on_card(directories["roberta"], "bf16")
+    batch = batch_of(model, documents())
+    expected = runner.run(batch)
+    engine = Engine(runner, EngineSettings(max_batch_tokens=1_000))
+    engine.start()
+    try:
+        requests = [engine.submit(batch.sequences) for _ in range(10)]
+        for request in requests:
+            for _ in request.completed():
+                pass
+            assert request.outputs == pytest.approx(expected, abs=0.2)
+            engine.release(request)
+    finally:
+        engine.close()
