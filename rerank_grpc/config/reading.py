@@ -34,6 +34,11 @@ from rerank_grpc.config.settings import (
 Flags = Mapping[str, str | Sequence[str] | None]
 
 
+def provide(variable: str, value: str) -> None:
+    """Sets a variable that a library reads, and it alone, unless the operator has set it."""
+    os.environ.setdefault(variable, value)
+
+
 def read_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> Settings:
     """Reads the server's settings; `flags` maps an option's name to its text, or texts.
 

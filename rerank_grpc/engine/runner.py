@@ -12,6 +12,14 @@ from rerank_grpc.engine.prefixes import Prefixes
 from rerank_grpc.engine.request import Output
 from rerank_grpc.models.base import Model, PackedTokens
 
+# How the CPU's allocator, pinned memory, cuBLAS and Triton say it; torch's own GPU allocator has a class.
+NO_MEMORY = (
+    "allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "[CUDA]: out of memory",
+)
+
 
 class OutOfMemory(Exception):
     """The batch does not fit the device's memory; a smaller one may."""
@@ -112,4 +120,4 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether a smaller batch might not have failed."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

@@ -15,11 +15,12 @@ from rerank_grpc.models.varlen import FLASH, SDPA, VARLEN, kernel_for
 from rerank_grpc.models.window import attend
 
 # What transformers knows them by. No mask function may be registered under these names: transformers
-# would call it, and it synchronises the device; for a name it does not know it makes no mask.
+# would call it, and it synchronises the device; for a name it does not know it makes no mask. And none
+# may contain "flash": it would take the model for one that its own integration runs.
 NAMES = {
     SDPA: "rerank_grpc_packed",
     VARLEN: "rerank_grpc_packed_varlen",
-    FLASH: "rerank_grpc_packed_flash",
+    FLASH: "rerank_grpc_packed_fa",
 }
 
 

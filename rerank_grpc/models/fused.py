@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import TypeAlias
@@ -11,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch.nn.functional import layer_norm
 
+from rerank_grpc.config.reading import provide
 from rerank_grpc.models.native import cache_folder
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,7 @@ def compiled_add_norm(
 ) -> Compiled | None:
     """Compiles add_norm for rows of one width; None where there is no Triton or no C compiler."""
     for variable, name in CACHES.items():
-        # Both read the environment only; an operator's own choice stays.
-        os.environ.setdefault(variable, str(cache_folder() / name))
+        provide(variable, str(cache_folder() / name))
     compiled: Compiled = torch.compile(add_norm)
     try:
         _call(compiled, device, dtype, width, epsilon)

@@ -14,9 +14,10 @@ import pytest
 import torch
 import transformers
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from rerank_grpc.engine.tokenizer import encoder_for
-from rerank_grpc.models import bert, fused, operations, roberta, varlen
+from rerank_grpc.models import attention, bert, fused, operations, roberta, varlen
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.causal import CausalParts, KeysValues
 from rerank_grpc.models.fused import TorchNorm
@@ -79,6 +80,13 @@ def test_the_kernel_of_this_torch_takes_what_is_passed_to_it(monkeypatch: pytest
     assert torch.equal(kernel(query, query, query, layout, layout, window=4), query)
     assert seen[0][4:9] == (4, 4, True, 0.5, [-1, 0])
     assert seen[1][4:9] == (4, 4, False, None, [3, 3])
+
+
+def test_no_name_makes_transformers_take_it_for_its_own_flash_attention() -> None:
+    for name in attention.NAMES.values():
+        assert "flash" not in name
+        assert name in AttentionInterface().valid_keys()
+        assert name not in AttentionMaskInterface().valid_keys()
 
 
 def test_a_window_counts_the_places_on_each_side() -> None:

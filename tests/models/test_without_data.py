@@ -1,0 +1,88 @@
+"""Whole passes as a GPU runs them, on tensors without data: whatever asked for a value would raise.
+
+So nothing within a pass lets the host wait for the device, and torch's own
+operator for variable lengths takes what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rerank_grpc.engine.batch import PackedBatch, Prefix, Sequence
+from rerank_grpc.engine.kept import KeptPrefixes
+from rerank_grpc.engine.plan import Plan, plan_batch, plan_captured, shape_for, unpack
+from rerank_grpc.engine.prefixes import Prefixes
+from rerank_grpc.models import loader
+from rerank_grpc.models.base import Model
+from rerank_grpc.models.varlen import VARLEN
+from tests import checkpoints
+from tests.models import test_bi_encoder, test_modernbert
+
+META = torch.device("meta")
+BATCH = PackedBatch(tuple(Sequence.of(range(5, 5 + length)) for length in (7, 40, 40, 1, 23)))
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Path]], Model]:
+    """Loads a checkpoint as on a card, but without its values."""
+    monkeypatch.setattr(loader, "choose_device", lambda _: META)
+    monkeypatch.setattr(loader, "choose_precision", lambda *_: "bf16")
+    monkeypatch.setattr(loader, "attention_for", lambda *_: VARLEN)
+
+    def make(write: Callable[[Path], Path]) -> Model:
+        source = str(write(tmp_path / "checkpoint"))
+        return loader.load_model(source, models_dir=Path("none"), device="cuda", precision="auto")
+
+    return make
+
+
+def run(model: Model, plan: Plan) -> torch.Tensor:
+    return model.forward(unpack(plan, torch.from_numpy(plan.ints).to(META)))
+
+
+@pytest.mark.parametrize("write", [checkpoints.bert, checkpoints.roberta, checkpoints.xlm_roberta])
+def test_the_encoder_asks_for_no_value(load: Any, write: Callable[[Path], Path]) -> None:
+    model = load(write)
+    assert model.card.attention == VARLEN
+    assert model.card.capturable
+    assert run(model, plan_batch(BATCH, Prefixes(BATCH))).shape == (5, 1)
+
+
+def test_a_captured_pass_asks_for_no_length_either(load: Any) -> None:
+    shape = shape_for(BATCH)
+    assert shape is not None
+    plan = plan_captured(BATCH, shape)
+    assert plan.lengths == ()
+    assert run(load(checkpoints.xlm_roberta), plan).shape == (shape.sequences, 1)
+
+
+def test_transformers_own_modules_ask_for_no_value(load: Any) -> None:
+    model = load(partial(test_modernbert.write, pooling="cls"))
+    assert model.card.attention == VARLEN
+    assert not model.card.capturable
+    assert run(model, plan_batch(BATCH, Prefixes(BATCH))).shape == (5, 1)
+
+
+def test_a_bi_encoder_asks_for_no_value(load: Any) -> None:
+    model = load(partial(test_bi_encoder.write, family="bert", pooling="mean"))
+    assert run(model, plan_batch(BATCH, Prefixes(BATCH))).shape == (5, 64)
+
+
+def test_a_language_model_asks_for_no_value_with_prefixes_kept_and_new(load: Any) -> None:
+    model, kept = load(checkpoints.qwen3_reranker), KeptPrefixes()
+    system = Prefix(Sequence.of(range(20)).ids)
+    first, second = (Prefix(Sequence.of([token] * 9).ids, system) for token in (1, 2))
+    for prefix, computed in ((first, 2), (second, 1)):
+        batch = PackedBatch(tuple(Sequence(each.ids, 0, prefix) for each in BATCH.sequences))
+        prefixes = Prefixes(batch, kept)
+        assert len(prefixes.missing) == computed
+        assert run(model, plan_batch(batch, prefixes, gathers=True)).shape == (5, 1)
+        kept.keep(prefixes.used)
+    keys, values = kept.get(second).layers[0]  # type: ignore[union-attr]
+    assert keys.shape == values.shape == (1, 2, 29, 16)
