@@ -27,6 +27,7 @@ from rerank_grpc.engine.rate import Rate
 from rerank_grpc.engine.request import Output, ScoringRequest
 from rerank_grpc.engine.runner import OutOfMemory, Overlapping, Pending, Runner
 from rerank_grpc.engine.scheduler import Item, Scheduler, tokens_of
+from rerank_grpc.engine.usage import Usage
 from rerank_grpc.errors import (
     DeadlineExceeded,
     InternalError,
@@ -84,6 +85,7 @@ class Engine:
             max_queue_tokens=settings.max_queue_tokens,
         )
         self._rate = Rate()
+        self._usage = Usage()
         self._calls = 0
         self._batch_started: float | None = None
         self._closing = False
@@ -128,6 +130,11 @@ class Engine:
     def tokens_per_second(self) -> float:
         """The measured rate; 0 until measured."""
         return self._rate.tokens_per_second
+
+    @property
+    def usage(self) -> Usage:
+        """What the device has done so far, for metrics; a value of its own, safe to keep."""
+        return self._usage
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -258,7 +265,9 @@ class Engine:
         except Exception as error:
             return self._score_apart(items, tokens, error)
         before, self._landed = self._landed, monotonic()
-        self._rate.add(tokens, self._landed - max(before, flight.launched))
+        seconds = self._landed - max(before, flight.launched)
+        self._rate.add(tokens, seconds)
+        self._usage = self._usage.and_batch(tokens, self._scheduler.max_batch_tokens, seconds)
         return [
             (item, InternalError() if output is None else output)
             for item, output in zip(items, outputs, strict=True)
