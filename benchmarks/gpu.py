@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,6 +83,10 @@ class Figure:
         return [self.name, asked, spread.text() + self.unit, self.beside, "yes" if met else "**no**"]
 
 
+class NotHere(Exception):
+    """A figure needs what is not installed here."""
+
+
 @dataclass(slots=True)
 class Run:
     """What one run has found."""
@@ -91,6 +96,7 @@ class Run:
     missing: list[tuple[str, str]] = field(default_factory=list)
     scores: list[list[str]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    failed: bool = False
 
     @contextmanager
     def step(self, name: str) -> Any:
@@ -98,9 +104,12 @@ class Run:
         began = perf_counter()
         try:
             yield
-        except (ImportError, SystemExit) as error:
-            reason = " ".join(str(error).split())[-300:] or type(error).__name__
-            self.missing.append((name, reason))
+        except NotHere as error:
+            self.missing.append((name, str(error)))
+        except (Exception, SystemExit) as error:  # the other figures are worth a card's time all the same
+            traceback.print_exc()
+            self.failed = True
+            self.missing.append((name, f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"))
         print(f"{name}: {perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -177,6 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(markdown)
     if size is CARD:
         report.write("gpu", data_of(run), markdown)
+    if run.failed:
+        raise SystemExit("benchmarks.gpu: a step failed; its error is above")
 
 
 def workloads_of(size: Size, count: int) -> list[Workload]:
@@ -335,10 +346,10 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def latency(run: Run, name: str, label: str, asked: float, calls: list[Workload]) -> None:
+    check_server()
     from benchmarks import load
     from benchmarks.servers import served
 
-    check_server()
     requests = [load.request_of(workload.query, workload.documents) for workload in calls]
     with served("model", name) as server:
         for request in requests[:5]:
@@ -355,10 +366,10 @@ def latency(run: Run, name: str, label: str, asked: float, calls: list[Workload]
 
 
 def saturation(run: Run, name: str) -> None:
+    check_server()
     from benchmarks import load
     from benchmarks.servers import CALLERS, concurrent_calls, served
 
-    check_server()
     size, shares, rates = run.size, [], []
     requests = [load.request_of(workloads.QUERY, documents) for documents in concurrent_calls()]
     with served("model", name) as server, served("alone", name) as engine:
@@ -373,11 +384,11 @@ def saturation(run: Run, name: str) -> None:
 
 
 def check_server() -> None:
-    """Raises ImportError where the server's packages are missing or too old for its stubs."""
+    """Raises NotHere where the server's packages are missing or too old for its stubs."""
     try:
         import rerank_grpc.server.app  # noqa: F401
-    except RuntimeError as error:  # the stubs' own check of versions
-        raise ImportError(str(error)) from error
+    except Exception as error:  # the stubs check versions, too, each with errors of its own
+        raise NotHere(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
 # Language models
