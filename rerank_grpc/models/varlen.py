@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import groupby
@@ -12,8 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.models.device import DTYPES
 from rerank_grpc.models.layout import Layout
+
+log = logging.getLogger(__name__)
 
 # How ListModels calls them.
 VARLEN, FLASH, SDPA = "packed (varlen)", "packed (flash-attn)", "packed (sdpa)"
@@ -23,6 +27,8 @@ KERNEL_PRECISIONS = ("bf16", "fp16")
 KERNEL_CAPABILITY = (8, 0)
 LARGEST_HEAD = 256
 HEAD_MULTIPLE = 8
+# Of a few normal values' mean in 16 bits; another mask is off by much more.
+TOLERANCE = 0.05
 
 
 class Kernel(Protocol):
@@ -70,25 +76,56 @@ def installed() -> frozenset[str]:
 
 
 def attention_for(device: torch.device, precision: str, config: Mapping[str, Any]) -> str:
-    """Picks for a model, whose config.json says how large its heads are."""
+    """Picks for a model, whose config.json says how large its heads are, and tries what it has picked."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     heads = int(config.get("num_attention_heads") or 1)
     size = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
-    return choose_attention(capability, precision, size, installed())
+    usable = installed()
+    while (name := choose_attention(capability, precision, size, usable)) != SDPA:
+        if works(name, device, precision, size):
+            break
+        usable -= {name}
+    return name
+
+
+def works(name: str, device: torch.device, precision: str, head_size: int) -> bool:
+    """Whether a kernel runs here, and aligns the causal mask to the last key.
+
+    It may have been built without this card in mind, and with more keys than
+    queries some versions align to the first.
+    """
+    query, key, value = torch.randn(3, 5, 1, head_size, generator=torch.Generator().manual_seed(0))
+    query = query[2:]
+    queries, keys = (
+        Layout(torch.tensor(starts, dtype=torch.int32).to(device), longest)
+        for starts, longest in (((0, 1, 3), 2), ((0, 1, 5), 4))
+    )
+    rows = [each.to(device, DTYPES[precision]) for each in (query, key, value)]
+    try:
+        kernel = kernel_for(name)
+        assert kernel is not None
+        found = kernel(rows[0], rows[1], rows[2], queries, keys, causal=True).float().cpu()
+    except Exception as error:
+        log.warning("attention %s does not run on %s (%s)", name, device, type(error).__name__)
+        return False
+    seen = torch.ones(2, 4, dtype=torch.bool).tril(2)
+    last = [each.transpose(0, 1) for each in (query[1:], key[1:], value[1:])]
+    expected = scaled_dot_product_attention(last[0], last[1], last[2], attn_mask=seen).transpose(0, 1)
+    right = torch.allclose(found, torch.cat([value[:1], expected]), rtol=0, atol=TOLERANCE)
+    if not right:
+        log.warning("attention %s computes something else on %s", name, device)
+    return right
 
 
 @cache
 def kernel_for(name: str) -> Kernel | None:
-    """The kernel of a name that choose_attention gave; None where parts are attended one by one.
-
-    Raises ModelLoadError if it is installed but broken.
-    """
+    """The kernel of a name that choose_attention gave; None where parts are attended one by one."""
     makers: dict[str, Callable[[], Kernel]] = {VARLEN: _varlen, FLASH: _flash_attn}
     return makers[name]() if name in makers else None
 
 
 def _varlen() -> Kernel:
-    module: Any = _import("torch.nn.attention.varlen")
+    module: Any = importlib.import_module("torch.nn.attention.varlen")
     function = module.varlen_attn
     # torch 2.11 takes fewer heads for keys without being told, later ones want to be.
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(function).parameters else {}
@@ -116,7 +153,7 @@ def _varlen() -> Kernel:
 
 
 def _flash_attn() -> Kernel:
-    module: Any = _import("flash_attn")
+    module: Any = importlib.import_module("flash_attn")
     function = module.flash_attn_varlen_func
 
     def attend(
@@ -164,12 +201,3 @@ def attend_by_length(
         parts.append(scaled_dot_product_attention(*folded).transpose(1, 2).flatten(0, 1))
         place, key_place = end, key_end
     return torch.cat(parts)
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ModelLoadError(
-            f"{name} is installed but cannot be imported ({type(error).__name__}): reinstall or remove it"
-        ) from error

@@ -55,11 +55,46 @@ def test_the_fastest_attention_that_a_card_and_a_precision_can_do_is_chosen(
 def test_a_models_own_heads_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(varlen, "installed", lambda: BOTH)
+    monkeypatch.setattr(varlen, "works", lambda *_: True)
     card = torch.device("cuda", 0)
     config = {"num_attention_heads": 12, "hidden_size": 384}
     assert varlen.attention_for(card, "bf16", config) == VARLEN
     assert varlen.attention_for(card, "bf16", config | {"head_dim": 36}) == SDPA
     assert varlen.attention_for(CPU, "bf16", config) == SDPA
+
+
+def test_a_kernel_that_does_not_run_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(varlen, "installed", lambda: BOTH)
+    monkeypatch.setattr(varlen, "works", lambda name, *_: name == FLASH)
+    config = {"num_attention_heads": 12, "hidden_size": 384}
+    assert varlen.attention_for(torch.device("cuda", 0), "bf16", config) == FLASH
+    monkeypatch.undo()
+    # There is no code for the CPU in the one, and the other is not installed here.
+    assert not varlen.works(VARLEN, CPU, "bf16", 32)
+    assert not varlen.works("packed (flash-attn)", CPU, "bf16", 32)
+    assert "does not run on cpu" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_kernel_that_masks_otherwise_is_passed_over(
+    precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def without_mask(*tensors: Any, causal: bool) -> torch.Tensor:
+        return part_by_part(*tensors)
+
+    def aligned_to_the_first(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Layout, keys: Layout, **_: Any
+    ) -> torch.Tensor:
+        first = torch.cat([key[:1], key[1:3]]), torch.cat([value[:1], value[1:3]])
+        return part_by_part(query, *first, queries, queries, causal=True)
+
+    for kernel, right in ((part_by_part, True), (without_mask, False), (aligned_to_the_first, False)):
+        monkeypatch.setattr(varlen, "kernel_for", lambda _, kernel=kernel: kernel)
+        assert varlen.works(VARLEN, CPU, precision, 32) == right
+    assert caplog.text.count("computes something else") == 2
 
 
 def test_the_kernel_of_this_torch_takes_what_is_passed_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
