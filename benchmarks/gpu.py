@@ -6,7 +6,9 @@
 It makes its checkpoints on the card, compares the scores with transformers in
 fp32 there, and takes each figure as a ratio of samples that take turns. It
 needs what a CUDA image usually has: torch, transformers, sentence-transformers
-and grpcio. What is missing is left out, and the table says so.
+and grpcio. What is missing is left out, and the table says so: the rows through
+gRPC need grpcio-health-checking and grpcio-reflection, too, and grpcio and
+protobuf as new as the stubs.
 """
 
 from __future__ import annotations

@@ -279,8 +279,9 @@ class Engine:
             log.error("a sequence of %d tokens failed alone: %s", tokens, describe(error))
             return [(items[0], _too_large(tokens) if out_of_memory else InternalError())]
         if out_of_memory:
-            self._scheduler.max_batch_tokens = max(1, min(self._scheduler.max_batch_tokens, tokens // 2))
-            log.warning("out of memory at %d tokens a batch: now at most %d", tokens, self.max_batch_tokens)
+            most = max(1, min(self._scheduler.max_batch_tokens, tokens // 2))
+            self._scheduler.max_batch_tokens = most
+            log.warning("out of memory at %d tokens a batch: now at most %d", tokens, most)
         else:
             log.warning("a batch of %d failed, trying halves: %s", len(items), type(error).__name__)
         with self._lock:
