@@ -44,7 +44,9 @@ class Graphs:
         """Captures every shape; what cannot be captured runs as larger batches do."""
         try:
             for shape in all_shapes():
-                self._graphs[shape] = self._capture(shape)
+                batch = largest_batch(shape, self._model.card.max_tokens)
+                if len(batch.sequences) < shape.sequences:  # else the model's own are too short for it
+                    self._graphs[shape] = self._capture(shape, batch)
         except Exception as error:
             self._device.settle()
             if is_out_of_memory(error):
@@ -62,8 +64,8 @@ class Graphs:
         graph.captured.replay()
         return graph.captured.rows
 
-    def _capture(self, shape: GraphShape) -> _Graph:
-        plan = plan_captured(largest_batch(shape, self._model.card.max_tokens), shape)
+    def _capture(self, shape: GraphShape, batch: PackedBatch) -> _Graph:
+        plan = plan_captured(batch, shape)
         ints = self._device.buffer(len(plan.ints))
         source = self._device.host((len(plan.ints),), torch.int32)
         source.numpy()[:] = plan.ints

@@ -19,9 +19,10 @@ from rerank_grpc.models.layout import KeyRows, Layout
 
 Ints = npt.NDArray[np.int32]
 
-# A captured pass costs what its largest sequence and its many sequences may cost, used or not.
+# A captured pass costs what its longest sequence and its many sequences may cost, used or not: each
+# size is captured for few sequences, as passages are, and for many, as titles are.
 LONGEST_CAPTURED = 512
-TOKENS_A_SEQUENCE = 16
+TOKENS_A_SEQUENCE = (96, 16)
 LEAST_CAPTURED, MOST_CAPTURED = 8, 4_096
 
 
@@ -47,18 +48,20 @@ def shape_for(batch: PackedBatch) -> GraphShape | None:
     tokens, longest = batch.num_tokens, max(map(len, batch.sequences), default=0)
     if not LEAST_CAPTURED <= tokens <= MOST_CAPTURED or longest > LONGEST_CAPTURED:
         return None
-    shape = _shape(bucket(tokens))
-    return shape if len(batch.sequences) < shape.sequences else None
+    shapes = _shapes(bucket(tokens))
+    return next((shape for shape in shapes if len(batch.sequences) < shape.sequences), None)
 
 
 def all_shapes() -> list[GraphShape]:
     """Every shape that shape_for can give, the largest first, so that the smaller ones reuse its memory."""
     sizes = {bucket(tokens) for tokens in range(LEAST_CAPTURED, MOST_CAPTURED + 1)}
-    return [_shape(tokens) for tokens in sorted(sizes, reverse=True)]
+    return [shape for tokens in sorted(sizes, reverse=True) for shape in reversed(_shapes(tokens))]
 
 
-def _shape(tokens: int) -> GraphShape:
-    return GraphShape(tokens, max(1, tokens // TOKENS_A_SEQUENCE) + 1)
+def _shapes(tokens: int) -> list[GraphShape]:
+    """Those of one size, the one for the fewest sequences first."""
+    counts = {max(1, tokens // each) + 1 for each in TOKENS_A_SEQUENCE}
+    return [GraphShape(tokens, count) for count in sorted(counts)]
 
 
 @dataclass(frozen=True, slots=True)
