@@ -64,26 +64,35 @@ INLINE __m512 gelu(__m512 x) {
 
 /* ---- rows: normalize, quantize ------------------------------------------ */
 
-/* One row to int8 with one scale; `sum` is that of the quantized values. */
-INLINE void quantize_row(const bf16 *x, int64_t size, int8_t *q, float *scale, int32_t *sum) {
-    __m512 most = _mm512_setzero_ps();
-    for (int64_t i = 0; i < size; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps(widen(x + i)));
-    float largest = _mm512_reduce_max_ps(most);
-    *scale = largest / 127.0f;
-    __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+/* One row to int8 with one scale, around the middle of its values: what GELU leaves lies to one side
+ * of 0. `sum` is that of the quantized values. */
+INLINE void quantize_row(const bf16 *x, int64_t size, int8_t *q, float *scale, float *middle, int32_t *sum) {
+    __m512 least = widen(x), most = least;
+    for (int64_t i = 16; i < size; i += 16) {
+        __m512 value = widen(x + i);
+        least = _mm512_min_ps(least, value);
+        most = _mm512_max_ps(most, value);
+    }
+    float low = _mm512_reduce_min_ps(least), high = _mm512_reduce_max_ps(most), half = (high - low) / 2;
+    *middle = low + half;
+    *scale = half / 127.0f;
+    __m512 inverse = _mm512_set1_ps(half > 0 ? 127.0f / half : 0.0f);
+    __m512 centre = _mm512_mul_ps(_mm512_set1_ps(*middle), inverse);
     __m512i total = _mm512_setzero_si512();
     for (int64_t i = 0; i < size; i += 16) {
-        __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(widen(x + i), inverse));
+        __m512i value = _mm512_cvtps_epi32(_mm512_fmsub_ps(widen(x + i), inverse, centre));
         total = _mm512_add_epi32(total, value);
-        _mm_storeu_si128((void *)(q + i), _mm512_cvtepi32_epi8(value));
+        _mm_storeu_si128((void *)(q + i), _mm512_cvtsepi32_epi8(value));
     }
     *sum = _mm512_reduce_add_epi32(total);
 }
 
-/* x [rows, size] to int8 with a scale for each row; size is a multiple of 16. */
-void quantize(const bf16 *x, int64_t rows, int64_t size, int8_t *q, float *scale, int32_t *sum, int threads) {
+/* x [rows, size] to int8 with a scale and a middle for each row; size is a multiple of 16. */
+void quantize(const bf16 *x, int64_t rows, int64_t size, int8_t *q, float *scale, float *middle, int32_t *sum,
+              int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++) quantize_row(x + r * size, size, q + r * size, scale + r, sum + r);
+    for (int64_t r = 0; r < rows; r++)
+        quantize_row(x + r * size, size, q + r * size, scale + r, middle + r, sum + r);
 }
 
 /* out = layer_norm(x + residual), rows by rows. */
@@ -137,9 +146,10 @@ INLINE void tile_int8(const int rows, const int8_t *x, const uint8_t *w, int64_t
         UNROLL for (int c = 0; c < 4; c++) sums[r][c] = acc[r][c];
 }
 
-/* out [m, n] = act(scale[m] w_scale[n] (x wᵀ) + bias); n is a multiple of 64, k of 4. */
-void linear_int8(const int8_t *x, const float *scale, const int32_t *sum, const uint8_t *w, const float *w_scale,
-                 const float *bias, bf16 *out, int64_t m, int64_t n, int64_t k, int act, int threads) {
+/* out [m, n] = act(scale[m] w_scale[n] (x wᵀ) + middle[m] w_sum[n] + bias); n is a multiple of 64, k of 4. */
+void linear_int8(const int8_t *x, const float *scale, const float *middle, const int32_t *sum, const uint8_t *w,
+                 const float *w_scale, const float *w_sum, const float *bias, bf16 *out, int64_t m, int64_t n,
+                 int64_t k, int act, int threads) {
     int64_t chunks = (m + CHUNK - 1) / CHUNK, panels = n / PANEL;
     /* Few rows: the columns are shared out as well, so that every thread has work. */
     int64_t parts = chunks >= 4 * threads ? 1 : least(panels, (4 * threads + chunks - 1) / chunks);
@@ -162,12 +172,13 @@ void linear_int8(const int8_t *x, const float *scale, const int32_t *sum, const 
                     }
                     for (int j = 0; j < rows; j++) {
                         __m512i shift = _mm512_set1_epi32(128 * sum[r + j]);
-                        __m512 row = _mm512_set1_ps(scale[r + j]);
+                        __m512 row = _mm512_set1_ps(scale[r + j]), centre = _mm512_set1_ps(middle[r + j]);
                         for (int c = 0; c < 4; c++) {
                             int64_t at = p * PANEL + 16 * c;
                             __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[j][c], shift));
-                            y = _mm512_mul_ps(y, _mm512_mul_ps(row, _mm512_loadu_ps(w_scale + at)));
-                            y = _mm512_add_ps(y, _mm512_loadu_ps(bias + at));
+                            __m512 rest = _mm512_fmadd_ps(centre, _mm512_loadu_ps(w_sum + at),
+                                                          _mm512_loadu_ps(bias + at));
+                            y = _mm512_fmadd_ps(y, _mm512_mul_ps(row, _mm512_loadu_ps(w_scale + at)), rest);
                             narrow(out + (r + j) * n + at, act ? gelu(y) : y);
                         }
                     }

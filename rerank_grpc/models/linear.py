@@ -39,6 +39,11 @@ def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight / scales[:, None]).round().to(torch.int8), scales
 
 
+def weight_sums(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """What each output makes of a row of ones  # [outputs] float32"""
+    return weight.sum(dim=1, dtype=torch.float32) * scales
+
+
 class PlainLinear:
     """oneDNN's product in fp32 or bf16, with bias and GELU in the same pass."""
 
@@ -54,7 +59,7 @@ class PlainLinear:
 
 
 class NativeInt8Linear:
-    """The product of kernels.c: rows are quantized on the fly, each with a scale of its own."""
+    """The product of kernels.c: rows are quantized on the fly, each with a scale and a middle of its own."""
 
     def __init__(
         self,
@@ -68,12 +73,14 @@ class NativeInt8Linear:
         self._native = native
         self._weight = native.pack_int8(weight)
         self._scales = scales.contiguous()
+        self._sums = weight_sums(weight, scales)
         self._bias = bias.float().contiguous()
         self._gelu = gelu
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """See Linear."""
-        return self._native.linear_int8(rows, self._weight, self._scales, self._bias, gelu=self._gelu)
+        tables = (self._weight, self._scales, self._sums, self._bias)
+        return self._native.linear_int8(rows, *tables, gelu=self._gelu)
 
 
 class Int8Linear:
@@ -82,6 +89,7 @@ class Int8Linear:
     def __init__(self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor, *, gelu: bool) -> None:
         self._weight = torch.ops.onednn.qlinear_prepack(weight, None)
         self._scales = scales
+        self._sums = weight_sums(weight, scales)
         self._zeros = torch.zeros(len(scales), dtype=torch.int32)
         self._bias = bias.float()
         self._gelu = gelu
@@ -89,14 +97,14 @@ class Int8Linear:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """See Linear."""
         values = rows.float()
-        row_scales = (values.abs().amax(dim=1, keepdim=True) / LEVELS).clamp(
-            min=torch.finfo(torch.float32).tiny
-        )
+        low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+        middles = low + (high - low) / 2  # what GELU leaves lies to one side of 0
+        row_scales = ((high - low) / 2 / LEVELS).clamp(min=torch.finfo(torch.float32).tiny)
         # oneDNN is fast for unsigned rows only.
-        quantized = (values / row_scales).round().add_(ZERO).to(torch.uint8)
+        quantized = ((values - middles) / row_scales).round().add_(ZERO).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
             *(quantized, 1.0, ZERO, self._weight, self._scales, self._zeros, None),
             *(1.0, 0, torch.float32, "none", [], ""),
         )
-        out = torch.addcmul(self._bias, product, row_scales)
+        out = torch.addcmul(self._bias, product, row_scales).addcmul_(middles, self._sums)
         return (gelu(out) if self._gelu else out).to(rows.dtype)

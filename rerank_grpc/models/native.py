@@ -99,9 +99,9 @@ class Kernels:
         self._pack_int8 = library.pack_int8
         self._pack_int8.argtypes = [_pointer, _long, _long, _pointer]
         self._quantize = library.quantize
-        self._quantize.argtypes = [_pointer, _long, _long, _pointer, _pointer, _pointer, _int]
+        self._quantize.argtypes = [_pointer, _long, _long, *[_pointer] * 4, _int]
         self._linear_int8 = library.linear_int8
-        self._linear_int8.argtypes = [*[_pointer] * 7, _long, _long, _long, _int, _int]
+        self._linear_int8.argtypes = [*[_pointer] * 9, _long, _long, _long, _int, _int]
         self._add_norm = library.add_norm
         self._add_norm.argtypes = [*[_pointer] * 4, _float, _long, _long, _pointer, _int]
         self._attention = library.attention
@@ -124,20 +124,24 @@ class Kernels:
         rows: torch.Tensor,
         packed: torch.Tensor,
         scales: torch.Tensor,
+        weight_sums: torch.Tensor,
         bias: torch.Tensor,
         *,
         gelu: bool,
     ) -> torch.Tensor:
-        """Quantizes bf16 rows  # [m, k]  each with its own scale, and multiplies; returns bf16  # [m, n]."""
+        """Quantizes bf16 rows  # [m, k]  each with its own scale and middle, and multiplies.
+
+        Returns bf16  # [m, n].
+        """
         (m, k), n, threads = rows.shape, len(scales), torch.get_num_threads()
         quantized = torch.empty(m, k, dtype=torch.int8)
-        row_scales, sums = torch.empty(m), torch.empty(m, dtype=torch.int32)
-        places = quantized.data_ptr(), row_scales.data_ptr(), sums.data_ptr()
+        row_scales, middles, sums = torch.empty(m), torch.empty(m), torch.empty(m, dtype=torch.int32)
+        places = quantized.data_ptr(), row_scales.data_ptr(), middles.data_ptr(), sums.data_ptr()
         self._quantize(rows.data_ptr(), m, k, *places, threads)
         out = torch.empty(m, n, dtype=torch.bfloat16)
         self._linear_int8(
             *places,
-            *(packed.data_ptr(), scales.data_ptr(), bias.data_ptr(), out.data_ptr()),
+            *(packed.data_ptr(), scales.data_ptr(), weight_sums.data_ptr(), bias.data_ptr(), out.data_ptr()),
             *(m, n, k, gelu, threads),
         )
         return out
