@@ -159,8 +159,7 @@ class Ours:
         if not shared:
             sequences = [sequence.whole() for sequence in sequences]
         request = self._engine.submit(sequences)
-        for _ in request.completed():
-            pass
+        request.wait()
         self._engine.release(request)
         return [float(output) for output in request.outputs]  # type: ignore[arg-type]
 

@@ -176,8 +176,7 @@ def saturate(engine: Any, calls: list[Any], seconds: float) -> float:
             if perf_counter() - started > seconds:
                 break
             request = engine.submit(calls[turn % len(calls)])
-            for _ in request.completed():
-                pass
+            request.wait()
             engine.release(request)
             tokens += request.tokens
         return tokens

@@ -220,8 +220,7 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
             room = workload.max_tokens - overhead(loaded.encoder, workload.query)
         encoded = loaded.encoder.encode(workload.query, workload.documents, max_tokens_per_document=room)
         request = loaded.engine.submit(encoded.sequences)
-        for _ in request.completed():
-            pass
+        request.wait()
         loaded.engine.release(request)
         return [float(request.outputs[document.chunks[0].sequence]) for document in encoded.documents]
 

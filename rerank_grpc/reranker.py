@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
+from operator import attrgetter
 from time import monotonic
 
 from rerank_grpc.checks import check_request
 from rerank_grpc.config import Limits
 from rerank_grpc.engine.encoding import EncodedRequest
 from rerank_grpc.engine.request import ScoringRequest
-from rerank_grpc.engine.scores import best_chunk, relevance_scores
-from rerank_grpc.errors import Cancelled
+from rerank_grpc.engine.scores import best_chunk, logits_of, relevance_scores
 from rerank_grpc.registry import LoadedModel, OnCancel, Registry, never
 from rerank_grpc.types import RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
 
@@ -35,10 +35,9 @@ class Reranker:
         `deadline` is in the seconds of time.monotonic. Raises a RerankError.
         """
         with self._admitted(request, deadline, on_cancel) as job:
-            for _ in job.scoring.completed():
-                pass
+            job.scoring.wait()
             results = job.results(range(len(request.documents)))
-            results.sort(key=lambda result: -result.logit)  # stable: ties keep the caller's order
+            results.sort(key=attrgetter("logit"), reverse=True)  # stable: ties keep the caller's order
             if request.top_n:
                 del results[request.top_n :]
             return RerankResponse(tuple(results), job.summary())
@@ -50,7 +49,7 @@ class Reranker:
 
         With top_n, a result comes only if it is among the best so far.
         """
-        with self._admitted(request, deadline, on_cancel) as job:
+        with self._admitted(request, deadline, on_cancel, stepwise=True) as job:
             best = _Best(request.top_n)
             missing = job.sequences_missing()
             for sequences in job.scoring.completed():
@@ -61,7 +60,9 @@ class Reranker:
             yield job.summary()
 
     @contextmanager
-    def _admitted(self, request: RerankRequest, deadline: float, on_cancel: OnCancel) -> Iterator[_Job]:
+    def _admitted(
+        self, request: RerankRequest, deadline: float, on_cancel: OnCancel, *, stepwise: bool = False
+    ) -> Iterator[_Job]:
         check_request(request, self._limits)
         lease = self._registry.lease(request.model, deadline=deadline, on_cancel=on_cancel)
         with lease as model, model.engine.call():
@@ -75,8 +76,10 @@ class Reranker:
                 max_chunks=max(1, request.max_chunks_per_document),
             )
             tokenized = monotonic()
-            scoring = model.engine.submit(encoded.sequences, deadline=deadline, priority=request.priority)
-            on_cancel(lambda: scoring.fail(Cancelled("the caller cancelled")))
+            scoring = model.engine.submit(
+                encoded.sequences, deadline=deadline, priority=request.priority, stepwise=stepwise
+            )
+            on_cancel(scoring.cancel)
             try:
                 yield _Job(request, model, encoded, scoring, tokenized - started)
             finally:
@@ -95,30 +98,23 @@ class _Job:
 
     def results(self, indices: Iterable[int]) -> list[ScoredDocument]:
         """Makes the results of documents whose sequences are all scored, but for those below the bound."""
-        documents, query, outputs = self.encoded.documents, self.encoded.query, self.scoring.outputs
-        chosen = [(index, *best_chunk(documents[index], outputs, query)) for index in indices]
-        scores = relevance_scores([logit for _, _, logit in chosen], self.model.card.scoring)
+        places, encoded = list(indices), self.encoded.documents
+        logit_of = logits_of(self.scoring.outputs, self.encoded.query)
+        chosen = [best_chunk(encoded[index], logit_of) for index in places]
+        scores = relevance_scores([logit for _, logit in chosen], self.model.card.scoring)
         (bound,) = array("f", [self.request.min_relevance_score or 0])  # as the caller saw scores: in float32
         return [
             self._result(index, best, logit, score)
-            for (index, best, logit), score in zip(chosen, scores, strict=True)
+            for index, (best, logit), score in zip(places, chosen, scores, strict=True)
             if score >= bound
         ]
 
     def _result(self, index: int, best: int, logit: float, score: float) -> ScoredDocument:
         source = self.request.documents[index]
-        encoded = self.encoded.documents[index]
-        chunk = encoded.chunks[best]
-        return ScoredDocument(
-            index=index,
-            relevance_score=score,
-            logit=logit,
-            id=source.id,
-            document=source if self.request.return_documents else None,
-            tokens=chunk.tokens,
-            truncated=encoded.truncated,
-            best_chunk=chunk.span,
-        )
+        chunks, truncated = self.encoded.documents[index]
+        _, tokens, span = chunks[best]
+        document = source if self.request.return_documents else None
+        return ScoredDocument(index, score, logit, source.id, document, tokens, truncated, span)
 
     def summary(self) -> RerankSummary:
         """Says what is said once about the whole call."""

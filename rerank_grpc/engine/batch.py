@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 TOKEN_BYTES = 4  # token ids travel as int32, native byte order
 
@@ -34,12 +35,12 @@ class Prefix:
         yield self
 
 
-@dataclass(frozen=True, slots=True)
-class Sequence:
+class Sequence(NamedTuple):
     """One run of tokens to be scored: a pair for a cross-encoder, a text for a bi-encoder.
 
     Equal sequences of one model score the same, so this is also the key under
-    which identical work is found; bytes hash once and compare fast.
+    which identical work is found; bytes hash once and compare fast. Its length
+    is counted in tokens. (A named tuple is frozen at a third of a dataclass's cost.)
 
     Attributes:
         ids: token ids, packed as int32.
@@ -51,9 +52,6 @@ class Sequence:
     ids: bytes
     split: int = 0
     prefix: Prefix | None = None
-
-    def __hash__(self) -> int:
-        return hash(self.ids)  # bytes keep theirs; sequences that differ only elsewhere are rare
 
     @classmethod
     def of(cls, ids: Iterable[int], split: int = 0) -> Sequence:

@@ -13,9 +13,8 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
-from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from time import monotonic
@@ -54,6 +53,21 @@ class Flight:
     items: list[Item]
     pending: Pending
     launched: float
+
+
+class Call:
+    """One call inside an engine, for as long as a `with` statement runs."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        """Nothing is left to do: Engine.call has counted it."""
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.leave()
 
 
 class Engine:
@@ -136,9 +150,8 @@ class Engine:
         """What the device has done so far, for metrics; a value of its own, safe to keep."""
         return self._usage
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Counts a call from before it is tokenized until it is answered.
+    def call(self) -> Call:
+        """Counts a call from before it is tokenized until it is answered, in a `with` statement.
 
         Raises QueueFull if too many calls are inside or the queue has no room
         for a single token more: cheaper to say before tokenizing than after.
@@ -153,11 +166,12 @@ class Engine:
                 )
             self._scheduler.check_room(1, self._rate.tokens_per_second)
             self._calls += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._calls -= 1
+        return Call(self)
+
+    def leave(self) -> None:
+        """Ends a call."""
+        with self._lock:
+            self._calls -= 1
 
     def submit(
         self,
@@ -165,13 +179,14 @@ class Engine:
         *,
         deadline: float = math.inf,
         priority: Priority = Priority.INTERACTIVE,
+        stepwise: bool = False,
     ) -> ScoringRequest:
-        """Lets a request in; the caller waits on it, then releases it.
+        """Lets a request in; the caller waits on it, `stepwise` in `completed`, then releases it.
 
         Raises QueueFull, DeadlineUnreachable, DeadlineExceeded, ShuttingDown, or
         ModelFailed when the device thread is gone.
         """
-        request = ScoringRequest(sequences, deadline=deadline, priority=priority)
+        request = ScoringRequest(sequences, deadline=deadline, priority=priority, stepwise=stepwise)
         now = monotonic()
         if request.dead(now) and sequences:
             raise DeadlineExceeded("the deadline passed before the call reached the queue")
@@ -294,16 +309,15 @@ class Engine:
         """Hands outputs to all who wait for them, and errors to them alone."""
         now = monotonic()
         outputs: dict[ScoringRequest, list[tuple[int, Output]]] = {}
-        results = dict(scored)
         with self._lock:
             self._batch_started = now if self._flights else None
-            for item, waiters in self._scheduler.finish(results):
-                result = results[item]
-                for request, index in waiters:
-                    if isinstance(result, RerankError):
-                        request.fail(result)
-                    else:
-                        outputs.setdefault(request, []).append((index, result))
+            everybody = self._scheduler.finish([item for item, _ in scored])
+        for (_, result), waiters in zip(scored, everybody, strict=True):
+            for request, index in waiters:
+                if isinstance(result, RerankError):
+                    request.fail(result)
+                else:
+                    outputs.setdefault(request, []).append((index, result))
         for request, pairs in outputs.items():
             request.deliver(pairs, now)
 

@@ -12,8 +12,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rerank_grpc.engine.batch import Sequence
-from rerank_grpc.errors import DeadlineExceeded, RerankError
+from rerank_grpc.engine.batch import TOKEN_BYTES, Sequence
+from rerank_grpc.errors import Cancelled, DeadlineExceeded, RerankError
 from rerank_grpc.types import Priority
 
 # What the runner makes of a sequence: a logit, or a vector  # [hidden] float32
@@ -23,8 +23,9 @@ Output: TypeAlias = float | npt.NDArray[np.float32]
 class ScoringRequest:
     """The future of one caller's sequences.
 
-    One thread waits in `completed`; the device thread delivers; anybody may
-    fail it, from a gRPC callback too, since nothing here takes a lock.
+    One thread waits, in `wait` or, with `stepwise`, in `completed`; the device
+    thread delivers; anybody may fail it, from a gRPC callback too, since nothing
+    here takes a lock.
 
     Attributes:
         sequences: what to run, in the order of preference.
@@ -43,16 +44,20 @@ class ScoringRequest:
         *,
         deadline: float = math.inf,
         priority: Priority = Priority.INTERACTIVE,
+        stepwise: bool = False,
     ) -> None:
         self.sequences = sequences
         self.deadline = deadline
         self.priority = priority
         self.outputs: list[Output | None] = [None] * len(sequences)
-        prefixes = {sequence.prefix for sequence in sequences if sequence.prefix is not None}
-        self.tokens = sum(map(len, sequences)) + sum(sum(map(len, each.chain())) for each in prefixes)
+        prefixes = {sequence.prefix for sequence in sequences}
+        prefixes.discard(None)
+        own = sum([len(sequence.ids) for sequence in sequences]) // TOKEN_BYTES
+        self.tokens = own + sum(len(part) for prefix in prefixes if prefix for part in prefix.chain())
         self.joined = 0
         self.admitted_at = self.started_at = self.finished_at = 0.0
         self.error: RerankError | None = None
+        self._stepwise = stepwise
         self._missing = len(sequences)
         self._events: SimpleQueue[list[int] | None] = SimpleQueue()
 
@@ -63,10 +68,10 @@ class ScoringRequest:
 
     def dead(self, now: float) -> bool:
         """Whether work for it would be wasted: it is done, or its deadline has passed."""
-        return self.done or self.deadline <= now
+        return self.error is not None or self._missing == 0 or self.deadline <= now
 
     def deliver(self, outputs: Sequence_[tuple[int, Output]], now: float) -> None:
-        """Takes outputs by index and wakes the waiting thread; late ones are ignored."""
+        """Takes outputs by index, and wakes the waiting thread if it wants them; late ones are ignored."""
         if self.done or not outputs:
             return
         for index, output in outputs:
@@ -74,7 +79,10 @@ class ScoringRequest:
         self._missing -= len(outputs)
         if self._missing == 0:
             self.finished_at = now
-        self._events.put([index for index, _ in outputs])
+        if self._stepwise:
+            self._events.put([index for index, _ in outputs])
+        elif self._missing == 0:
+            self._events.put([])
 
     def fail(self, error: RerankError) -> None:
         """Ends it with an error and wakes the waiting thread; the first error stays."""
@@ -82,24 +90,38 @@ class ScoringRequest:
             self.error = error
             self._events.put(None)
 
-    def completed(self) -> Iterator[list[int]]:
-        """Yields the indices of finished sequences as they come, until all have.
+    def cancel(self) -> None:
+        """Ends it because its caller has left; nothing happens if it is done."""
+        if not self.done:
+            self.fail(Cancelled("the caller cancelled"))
+
+    def wait(self) -> None:
+        """Waits for all outputs.
 
         Raises the error it failed with, or DeadlineExceeded when the deadline
         passes first.
         """
+        if self.sequences:
+            self._next_event()
+
+    def completed(self) -> Iterator[list[int]]:
+        """Yields the indices of finished sequences as they come, until all have; raises like `wait`."""
         missing = len(self.sequences)
         while missing:
-            try:
-                event = self._events.get(timeout=self._patience())
-            except Empty:
-                self.fail(DeadlineExceeded("the deadline passed before the scores were there"))
-                event = None
-            if event is None:
-                assert self.error is not None
-                raise self.error
-            missing -= len(event)
-            yield event
+            finished = self._next_event()
+            missing -= len(finished)
+            yield finished
+
+    def _next_event(self) -> list[int]:
+        try:
+            event = self._events.get(timeout=self._patience())
+        except Empty:
+            self.fail(DeadlineExceeded("the deadline passed before the scores were there"))
+            event = self._events.get()  # of this failure, or of what came in at this very moment
+        if event is None:
+            assert self.error is not None
+            raise self.error
+        return event
 
     def _patience(self) -> float | None:
         return None if self.deadline == math.inf else max(0.0, self.deadline - monotonic())

@@ -18,16 +18,22 @@ The rules, in order:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
+from typing import TypeAlias
 from weakref import WeakSet
 
-from rerank_grpc.engine.batch import Prefix, Sequence
+from rerank_grpc.engine.batch import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.engine.request import ScoringRequest
 from rerank_grpc.errors import DeadlineUnreachable, QueueFull
 from rerank_grpc.types import Priority
 
 BATCH_SHARE = 1 / 8
+
+
+# A request that waits for a sequence, and the sequence's index there.
+Waiter: TypeAlias = tuple[ScoringRequest, int]
 
 
 class Item:
@@ -44,8 +50,8 @@ class Item:
 
     def __init__(self, sequence: Sequence) -> None:
         self.sequence = sequence
-        self.tokens = len(sequence)
-        self.waiters: list[tuple[ScoringRequest, int]] = []
+        self.tokens = len(sequence.ids) // TOKEN_BYTES
+        self.waiters: list[Waiter] = []
         self.started = False
 
 
@@ -116,11 +122,7 @@ class Scheduler:
         Raises QueueFull, or DeadlineUnreachable if at `rate` tokens per second
         (0: not known) its deadline cannot be met.
         """
-        fresh: dict[Sequence, Item] = {}
-        items = [
-            self._items.get(sequence) or fresh.setdefault(sequence, Item(sequence))
-            for sequence in request.sequences
-        ]
+        items, fresh = self._items_of(request)
         prefixes = self._bring_prefixes(fresh.values())
         tokens = tokens_of(fresh.values())
         self.check_room(tokens, rate)
@@ -141,6 +143,16 @@ class Scheduler:
         self.queued_tokens += tokens
         request.admitted_at = now
         self._entries[request] = Entry(request, self._arrivals, items, pending, tokens_of(pending))
+
+    def _items_of(self, request: ScoringRequest) -> tuple[list[Item], dict[Sequence, Item]]:
+        """One item for each of a request's sequences, and those among them that are new."""
+        items, fresh, known = [], dict[Sequence, Item](), self._items
+        for sequence in request.sequences:
+            item = known.get(sequence) or fresh.get(sequence)
+            if item is None:
+                item = fresh[sequence] = Item(sequence)
+            items.append(item)
+        return items, fresh
 
     def _bring_prefixes(self, items: Iterable[Item]) -> set[Prefix]:
         """Counts each prefix to the first item that has it, and returns those not counted before."""
@@ -209,6 +221,8 @@ class Scheduler:
         waiting = [entry for entry in self._entries.values() if entry.pending]
         if not waiting:
             return []
+        if sum([entry.pending_tokens for entry in waiting]) <= self.max_batch_tokens:
+            return self._start(_take_all(waiting), now)
         waiting.sort(key=lambda entry: entry.urgency)
         interactive = [entry for entry in waiting if entry.request.priority is Priority.INTERACTIVE]
         background = [entry for entry in waiting if entry.request.priority is Priority.BATCH]
@@ -224,16 +238,17 @@ class Scheduler:
         batch.fill(interactive)
         if not any(entry.pending for entry in interactive):
             batch.fill(background)
-        self._start(batch.items, now)
-        return batch.items
+        return self._start(batch.items, now)
 
-    def _start(self, items: Iterable[Item], now: float) -> None:
+    def _start(self, items: list[Item], now: float) -> list[Item]:
         for item in items:
-            item.started = True
-            self.queued_tokens -= item.tokens
-            self.running_tokens += item.tokens
             for request, _ in item.waiters:
-                request.started_at = request.started_at or now
+                if not request.started_at:
+                    request.started_at = now
+        tokens = tokens_of(items)
+        self.queued_tokens -= tokens
+        self.running_tokens += tokens
+        return items
 
     def keep_wanted(self, items: Iterable[Item]) -> list[Item]:
         """Forgets started items that nobody waits for any more, and returns the others.
@@ -245,16 +260,31 @@ class Scheduler:
             if any(not request.done for request, _ in item.waiters):
                 wanted.append(item)
             else:
-                deque(self.finish([item]), maxlen=0)
+                self.finish([item])
         return wanted
 
-    def finish(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[tuple[ScoringRequest, int]]]]:
-        """Forgets items that have run, and yields each with those who wait for it."""
+    def finish(self, items: ListOf[Item]) -> list[list[Waiter]]:
+        """Forgets items that have run, and returns who waits for each."""
+        self.running_tokens -= tokens_of(items)
+        waiters = []
         for item in items:
-            self.running_tokens -= item.tokens
             del self._items[item.sequence]
-            waiters, item.waiters = item.waiters, []
-            yield item, waiters
+            waiters.append(item.waiters)
+            item.waiters = []
+        return waiters
+
+
+def _take_all(entries: Iterable[Entry]) -> list[Item]:
+    """Takes everything that waits, which needs no rules where all of it fits."""
+    items = []
+    for entry in entries:
+        for item in entry.pending:
+            if not item.started:
+                item.started = True
+                items.append(item)
+        entry.pending.clear()
+        entry.pending_tokens = 0
+    return items
 
 
 class _Filling:

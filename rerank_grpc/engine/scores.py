@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -13,21 +14,25 @@ from rerank_grpc.engine.request import Output
 from rerank_grpc.types import Scoring
 
 
-def best_chunk(
-    document: EncodedDocument, outputs: Sequence[Output | None], query: int | None
-) -> tuple[int, float]:
-    """Returns which window of a document scores best, and its logit in float32.
+def best_chunk(document: EncodedDocument, logit_of: Callable[[int], float]) -> tuple[int, float]:
+    """Returns which window of a document scores best, and its logit."""
+    chunks = document.chunks
+    if len(chunks) == 1:
+        return 0, logit_of(chunks[0].sequence)
+    logits = [logit_of(chunk.sequence) for chunk in chunks]
+    highest = max(logits)
+    return logits.index(highest), highest
+
+
+def logits_of(outputs: Sequence[Output | None], query: int | None) -> Callable[[int], float]:
+    """Returns what makes the index of a finished sequence its logit in float32.
 
     An output is the logit itself, or, with `query` the index of the query's
     vector, a vector of length 1 whose cosine with it is the logit.
     """
-    best, highest = 0, -math.inf
-    for number, chunk in enumerate(document.chunks):
-        output = outputs[chunk.sequence]
-        logit = float(output if query is None else np.dot(outputs[query], output))  # type: ignore[arg-type]
-        if logit > highest:
-            best, highest = number, logit
-    return best, highest
+    if query is None:
+        return cast("Sequence[float]", outputs).__getitem__
+    return lambda index: float(np.dot(outputs[query], outputs[index]))  # type: ignore[arg-type]
 
 
 def relevance_scores(logits: Sequence[float], scoring: Scoring) -> list[float]:

@@ -77,7 +77,6 @@ def _score(engine: Engine, sequences: tuple[Sequence, ...]) -> float:
     """Runs sequences through the engine; returns the seconds from the first batch to the last."""
     request: ScoringRequest = engine.submit(sequences)
     started = monotonic()
-    for _ in request.completed():
-        pass
+    request.wait()
     engine.release(request)
     return monotonic() - started

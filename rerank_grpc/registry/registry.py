@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from rerank_grpc.config import ModelSpec
@@ -25,6 +24,25 @@ from rerank_grpc.types import ModelInfo, State
 
 # A caller is told that a model is still loading this long before its deadline, and a tenth of it at most.
 MARGIN_SECONDS = 1.0
+
+
+class Lease:
+    """Keeps a model in memory while a `with` statement runs, and gives it to that."""
+
+    __slots__ = ("_entry", "_loaded", "_registry")
+
+    def __init__(self, registry: Registry, entry: Entry, loaded: LoadedModel) -> None:
+        self._registry = registry
+        self._entry = entry
+        self._loaded: LoadedModel | None = loaded
+
+    def __enter__(self) -> LoadedModel:
+        assert self._loaded is not None
+        return self._loaded
+
+    def __exit__(self, *_: object) -> None:
+        self._loaded = None  # an unload frees nothing that this still holds
+        self._registry.release(self._entry)
 
 
 class Registry:
@@ -113,7 +131,6 @@ class Registry:
         with self._changed:
             return self._find(name).loaded
 
-    @contextmanager
     def lease(
         self,
         name: str,
@@ -121,8 +138,8 @@ class Registry:
         deadline: float = math.inf,
         on_cancel: OnCancel = never,
         force: bool = False,
-    ) -> Iterator[LoadedModel]:
-        """Keeps a model in memory while it is used, and has it loaded if it is not there.
+    ) -> Lease:
+        """Keeps a model in memory until the lease is left, and has it loaded if it is not there.
 
         Waits for the loading as long as the deadline (in the seconds of
         time.monotonic) leaves time. `force` tries a FAILED model again at once.
@@ -137,12 +154,12 @@ class Registry:
         if ticket is not None:
             loaded = self._await(entry, ticket, deadline, on_cancel)
         assert loaded is not None
-        try:
-            yield loaded
-        finally:
-            del loaded  # an unload frees nothing that this frame still holds
-            with self._changed:
-                self._leave(entry)
+        return Lease(self, entry, loaded)
+
+    def release(self, entry: Entry) -> None:
+        """Ends one lease of a model."""
+        with self._changed:
+            self._leave(entry)
 
     def load(self, name: str, *, deadline: float, on_cancel: OnCancel = never) -> ModelInfo:
         """Brings a model into memory, whatever its failures before; raises like `lease`."""

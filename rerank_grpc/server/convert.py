@@ -96,27 +96,23 @@ def summary_to(summary: RerankSummary) -> pb.RerankSummary:
     )
 
 
-def results_to(results: Iterable[ScoredDocument]) -> list[pb.RerankResult]:
-    """Writes results."""
+def results_to(results: Iterable[ScoredDocument]) -> list[dict[str, object]]:
+    """Writes results, as what the messages that hold them are made of: each a message first costs thrice."""
     return [_result_to(result) for result in results]
 
 
-def _result_to(result: ScoredDocument) -> pb.RerankResult:
-    message = pb.RerankResult(
-        index=result.index,
-        id=result.id,
-        relevance_score=result.relevance_score,
-        logit=result.logit,
-        tokens=result.tokens,
-        truncated=result.truncated,
-    )
-    if result.document is not None:
-        message.document.text = result.document.text
-        message.document.id = result.document.id
-    if result.best_chunk is not None:
-        message.best_chunk.start = result.best_chunk.start
-        message.best_chunk.end = result.best_chunk.end
-    return message
+def _result_to(result: ScoredDocument) -> dict[str, object]:
+    index, score, logit, id_, document, tokens, truncated, span = result
+    fields: dict[str, object] = {"index": index, "relevance_score": score, "logit": logit, "tokens": tokens}
+    if id_:
+        fields["id"] = id_
+    if truncated:
+        fields["truncated"] = True
+    if document is not None:
+        fields["document"] = document._asdict()
+    if span is not None:
+        fields["best_chunk"] = span._asdict()
+    return fields
 
 
 def usage_to(usage: Usage) -> pb.Usage:
@@ -131,10 +127,9 @@ def usage_to(usage: Usage) -> pb.Usage:
 
 
 def duration_to(seconds: float) -> Duration:
-    """Writes a duration, to the nanosecond."""
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration
+    """Writes a duration that is not negative, to the nanosecond."""
+    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
+    return Duration(seconds=whole, nanos=nanos)
 
 
 def model_to(info: ModelInfo) -> pb.Model:

@@ -46,8 +46,7 @@ def running(runner: Runner, **settings: float) -> Iterator[Engine]:
 
 
 def outputs(request: ScoringRequest) -> list[Output | None]:
-    for _ in request.completed():
-        pass
+    request.wait()
     return request.outputs
 
 
@@ -65,7 +64,7 @@ def test_a_request_without_sequences_is_answered_at_once():
 def test_outputs_come_batch_by_batch():
     runner = HeldRunner()
     with running(runner, max_batch_tokens=20) as engine:
-        request = engine.submit(sequences(6))
+        request = engine.submit(sequences(6), stepwise=True)
         completed = request.completed()
         for expected in ([0, 1], [2, 3], [4, 5]):
             runner.await_batch()

@@ -46,7 +46,7 @@ def batches(queue: Scheduler) -> list[list[int]]:
     found = []
     while items := queue.next_batch(0.0):
         found.append([item.tokens for item in items])
-        for item, waiters in queue.finish(items):
+        for item, waiters in zip(items, queue.finish(items), strict=True):
             for waiter, index in waiters:
                 waiter.deliver([(index, float(len(item.sequence)))], 0.0)
     return found
@@ -170,7 +170,7 @@ def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(mod
         documents = [f"document {number} of many" for number in range(40)]
         encoded = encoder.encode(QUERY, documents)
         expected = ModelRunner(model).run(PackedBatch(encoded.sequences))
-        request = engine.submit(encoded.sequences)
+        request = engine.submit(encoded.sequences, stepwise=True)
         seen = 0
         for _ in request.completed():
             seen = max(seen, runner._kept.tokens)

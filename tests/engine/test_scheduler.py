@@ -38,7 +38,7 @@ def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[ScoringRequest,
     batches = []
     while items := queue.next_batch(now):
         batches.append(list(zip(owners(items), [item.tokens for item in items], strict=True)))
-        for item, waiters in queue.finish(items):
+        for item, waiters in zip(items, queue.finish(items), strict=True):
             for waiter, index in waiters:
                 waiter.deliver([(index, float(item.tokens))], now)
     return batches
@@ -113,7 +113,7 @@ def test_batch_is_not_starved_by_an_endless_stream_of_interactive_calls():
         queue.add(request(*[10] * 10), now=0, rate=0)
         items = queue.next_batch(0)
         served += owners(items).count(background)
-        list(queue.finish(items))
+        queue.finish(items)
     assert served == pytest.approx(80 * 10 / 8, abs=2)
 
 
@@ -125,7 +125,7 @@ def test_batch_work_longer_than_its_share_gets_its_turn_too():
     while background.started_at == 0:
         turns += 1
         queue.add(request(*[10] * 20), now=1, rate=0)
-        list(queue.finish(queue.next_batch(1)))
+        queue.finish(queue.next_batch(1))
     assert turns == 8
 
 
@@ -147,7 +147,7 @@ def test_large_interactive_sequences_without_end_do_not_starve_batch_work():
         queue.add(request(95), now=0, rate=0)
         items = queue.next_batch(0)
         served.append(owners(items).count(background))
-        list(queue.finish(items))
+        queue.finish(items)
     assert sum(served) * 10 >= 32 * 100 / 8 * 0.9
 
 
@@ -185,7 +185,7 @@ def test_a_request_joins_a_sequence_that_is_running():
     running = queue.next_batch(0)
     queue.add(second, now=1, rate=0)
     assert queue.next_batch(1) == []
-    assert [waiter for _, waiters in queue.finish(running) for waiter, _ in waiters] == [first, second]
+    assert [waiter for waiters in queue.finish(running) for waiter, _ in waiters] == [first, second]
 
 
 def test_nothing_is_run_for_a_request_that_was_cancelled_or_is_too_late():
@@ -272,12 +272,13 @@ def test_tokens_are_accounted_for_under_any_sequence_of_events():
         elif event < 0.75:
             running += [items] if (items := queue.next_batch(0)) else []
         elif running:
-            for item, waiters in queue.finish(running.pop(0)):
+            items = running.pop(0)
+            for item, waiters in zip(items, queue.finish(items), strict=True):
                 for waiter, index in waiters:
                     waiter.deliver([(index, float(item.tokens))], 0)
     while alive:
         queue.discard(alive.pop())
     for items in running:
-        assert [waiters for _, waiters in queue.finish(items)] == [[]] * len(items)
+        assert queue.finish(items) == [[]] * len(items)
     assert (queue.queued_tokens, queue.running_tokens, len(queue)) == (0, 0, 0)
     assert queue.next_batch(0) == []

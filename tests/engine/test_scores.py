@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rerank_grpc.engine.encoding import EncodedChunk, EncodedDocument
-from rerank_grpc.engine.scores import best_chunk, relevance_scores
+from rerank_grpc.engine.scores import best_chunk, logits_of, relevance_scores
 from rerank_grpc.types import Scoring, Span
 
 
@@ -35,11 +35,11 @@ def test_scores_rise_with_logits():
 def test_a_documents_best_window_is_the_first_of_the_highest():
     chunks = tuple(EncodedChunk(number, 1, Span(number, number + 1)) for number in range(4))
     document = EncodedDocument(chunks, truncated=False)
-    assert best_chunk(document, [0.5, 2.0, 2.0, -1.0], None) == (1, 2.0)
+    assert best_chunk(document, logits_of([0.5, 2.0, 2.0, -1.0], None)) == (1, 2.0)
 
 
 def test_a_bi_encoders_logit_is_the_cosine_with_the_querys_vector():
     chunks = (EncodedChunk(1, 1, Span(0, 1)), EncodedChunk(2, 1, Span(1, 2)))
     vectors = [np.array(vector, dtype=np.float32) for vector in ([0.6, 0.8], [1, 0], [0, 1])]
-    best, logit = best_chunk(EncodedDocument(chunks, truncated=False), vectors, 0)
+    best, logit = best_chunk(EncodedDocument(chunks, truncated=False), logits_of(vectors, 0))
     assert (best, logit) == (1, pytest.approx(0.8))
