@@ -105,10 +105,11 @@ class Free:
 
 
 def free() -> None:
-    """Serves a cross-encoder whose tokenizer is real and whose model costs nothing."""
+    """Serves a cross-encoder whose tokenizer is real and whose model costs nothing; it is warmed up as any."""
     from rerank_grpc.config import EngineSettings
     from rerank_grpc.engine.engine import Engine
     from rerank_grpc.engine.tokenizer import encoder_for
+    from rerank_grpc.engine.warmup import warm_up
     from rerank_grpc.registry import LoadedModel
 
     card = load("minilm").card
@@ -116,7 +117,9 @@ def free() -> None:
     def loader(spec: Any, on_death: Callable[[], None]) -> LoadedModel:
         engine = Engine(Free(), EngineSettings(), name="free", on_death=on_death)
         engine.start()
-        return LoadedModel(spec.name, card, encoder_for(card), engine)
+        encoder = encoder_for(card)
+        warm_up(engine, encoder, card)
+        return LoadedModel(spec.name, card, encoder, engine)
 
     serve("embedded", loader)
 

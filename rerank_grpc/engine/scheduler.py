@@ -10,8 +10,9 @@ The rules, in order:
 3. INTERACTIVE goes before BATCH, but BATCH, while it waits, earns an eighth of
    every batch.
 4. Within a class the budget is shared equally, so a small request enters the
-   next batch however large its neighbours are; what a request does not use of
-   its share goes to the others, the earliest deadline first.
+   next batch however large its neighbours are. A request whose next sequence is
+   larger than its share saves it up, and who has saved most goes first (deficit
+   round robin). What is left goes to the earliest deadline.
 5. Equal sequences, of one request or of several, are run once.
 """
 
@@ -62,13 +63,17 @@ def tokens_of(items: Iterable[Item]) -> int:
 
 @dataclass(slots=True)
 class Entry:
-    """A request in the queue, and what of it has not gone to the device."""
+    """A request in the queue, and what of it has not gone to the device.
+
+    `credit` is what it has been given of batches, in tokens, and not used.
+    """
 
     request: ScoringRequest
     arrival: int
     items: list[Item]
     pending: deque[Item]
     pending_tokens: int = field(default=0)
+    credit: int = field(default=0)
 
     @property
     def urgency(self) -> tuple[float, int]:
@@ -291,7 +296,7 @@ class _Filling:
     """A batch being filled: a budget of tokens and what has been taken on it."""
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
+        self.budget = self._whole = budget
         self.items: list[Item] = []
 
     def fill(self, entries: list[Entry], limit: int | None = None) -> int:
@@ -304,21 +309,27 @@ class _Filling:
         if entries:
             share = max(1, (self.budget - floor) // len(entries))
             for entry in entries:
-                self._take(entry, max(floor, self.budget - share), floor)
+                entry.credit = min(entry.credit + share, self._whole)
+            for entry in sorted(entries, key=lambda entry: -entry.credit):  # stable: the urgent first
+                entry.credit -= self._take(entry, entry.credit, floor)
             for entry in entries:
-                self._take(entry, floor, floor)
+                self._take(entry, self._whole, floor)
         return before - self.budget
 
-    def _take(self, entry: Entry, until: int, floor: int) -> None:
-        """Takes sequences of one entry until the budget is down to `until`, one at least if it fits."""
-        while entry.pending and self.budget > until:
+    def _take(self, entry: Entry, most: int, floor: int) -> int:
+        """Takes sequences of one entry, `most` tokens of them, while they fit; returns the tokens taken."""
+        taken = 0
+        while entry.pending:
             item = entry.pending[0]
             if not item.started:
+                enough = taken + item.tokens <= most or (not taken and most == self._whole)
                 fits = self.budget - item.tokens >= floor or (not self.items and floor == 0)
-                if not fits:
-                    return
+                if not (enough and fits):
+                    break
                 item.started = True
                 self.items.append(item)
                 self.budget -= item.tokens
+                taken += item.tokens
             entry.pending.popleft()
             entry.pending_tokens -= item.tokens
+        return taken

@@ -69,6 +69,30 @@ def test_a_small_request_enters_the_next_batch_while_a_large_one_runs():
     assert len(second) == 10
 
 
+@pytest.mark.parametrize("size", [10, 45, 50])
+def test_whatever_fits_its_share_enters_the_next_batch(size: int):
+    """The large one's sequences do not fill its share evenly, and are more urgent."""
+    queue = scheduler(batch=100)
+    small = request(size, deadline=30.0)
+    queue.add(request(*[30] * 100, deadline=1.0), now=0, rate=0)
+    queue.add(small, now=0, rate=0)
+    assert small in owners(queue.next_batch(0))
+
+
+@pytest.mark.parametrize(("size", "batches"), [(90, 5), (100, 5), (250, 5)])
+def test_a_sequence_larger_than_its_share_saves_it_up(size: int, batches: int):
+    queue = scheduler(batch=100, queue=100_000)
+    small = request(size, deadline=30.0)
+    for _ in range(4):
+        queue.add(request(*[10] * 1000, deadline=1.0), now=0, rate=0)
+    queue.add(small, now=0, rate=0)
+    served = 0
+    while not small.started_at:
+        queue.finish(queue.next_batch(1))
+        served += 1
+    assert served == batches
+
+
 def test_requests_share_a_batch_equally():
     queue = scheduler(batch=100)
     requests = [request(*[10] * 100) for _ in range(5)]
@@ -84,7 +108,7 @@ def test_what_one_request_leaves_of_its_share_goes_to_the_earliest_deadline():
     for each in (late, early, small):
         queue.add(each, now=0, rate=0)
     batch = owners(queue.next_batch(0))
-    assert (batch.count(early), batch.count(late), batch.count(small)) == (5, 4, 1)
+    assert (batch.count(early), batch.count(late), batch.count(small)) == (6, 3, 1)
 
 
 def test_the_earliest_deadline_goes_first_when_not_all_fit():
