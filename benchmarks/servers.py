@@ -105,7 +105,7 @@ class Free:
 
 
 def free() -> None:
-    """Serves a cross-encoder whose tokenizer is real and whose model costs nothing; it is warmed up as any."""
+    """Serves a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
     from rerank_grpc.config import EngineSettings
     from rerank_grpc.engine.engine import Engine
     from rerank_grpc.engine.tokenizer import encoder_for

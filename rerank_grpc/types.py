@@ -83,7 +83,7 @@ class Span(NamedTuple):
 class ScoredDocument(NamedTuple):
     """One result: `index` is the document's place in the request."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     relevance_score: float
     logit: float
     id: str = ""

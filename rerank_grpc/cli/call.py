@@ -120,7 +120,8 @@ def _ranking_json(response: RerankResponse, lines: Sequence[Line]) -> dict[str, 
                 "text": line.text,
             }
         )
-    return {**_plain(asdict(response.summary)), "results": results}
+    summary = response.summary._asdict() | {"usage": response.summary.usage._asdict()}
+    return {**summary, "results": results}
 
 
 def _plain(value: Any) -> Any:

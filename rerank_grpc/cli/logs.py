@@ -72,4 +72,4 @@ def log_to(stream: TextIO, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # The format shows none of these, and finding them for each record costs as much as the rest of it.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # type: ignore[attr-defined]  # where the call stands; see "Optimization" in logging's how-to
+    logging._srcfile = None  # where the call stands; see "Optimization" in logging's how-to

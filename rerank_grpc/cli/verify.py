@@ -128,7 +128,7 @@ def documents() -> list[str]:
 def logits(model: Model, query: str, texts: Sequence[str]) -> list[float]:
     """Scores texts in one packed pass."""
     from rerank_grpc.engine.batch import PackedBatch
-    from rerank_grpc.engine.scores import best_chunk
+    from rerank_grpc.engine.scores import best_chunk, logits_of
     from rerank_grpc.engine.staged import runner_for
     from rerank_grpc.engine.tokenizer import encoder_for
 
@@ -136,7 +136,8 @@ def logits(model: Model, query: str, texts: Sequence[str]) -> list[float]:
     outputs = runner_for(model).run(PackedBatch(encoded.sequences))
     if any(output is None for output in outputs):
         raise ConfigurationError(f"{model.card.source}: a score is not finite: the weights are damaged")
-    return [best_chunk(document, outputs, encoded.query)[1] for document in encoded.documents]
+    logit_of = logits_of(outputs, encoded.query)
+    return [best_chunk(document, logit_of)[1] for document in encoded.documents]
 
 
 def report(checks: Sequence[Check], screen: Screen) -> Iterable[str]:

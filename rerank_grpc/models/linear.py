@@ -40,7 +40,7 @@ def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weight_sums(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """What each output makes of a row of ones  # [outputs] float32"""
+    """Returns what each output makes of a row of ones, without its bias  # [outputs] float32."""
     return weight.sum(dim=1, dtype=torch.float32) * scales
 
 
