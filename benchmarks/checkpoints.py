@@ -113,6 +113,20 @@ def checkpoint(name: str, device: str = "cpu") -> Path:
     return path
 
 
+def tokenizer(name: str) -> Path:
+    """The directory of a shape's tokenizer alone, made if it is not there."""
+    path = cache_folder() / "tokenizers" / f"{name}-{RECIPE}"
+    if not path.is_dir():
+        shape = SHAPES[name]
+        train = {"xlm-roberta": unigram, "bert": wordpiece, "qwen3": byte_level}[shape.family]
+        unfinished = path.with_name(path.name + ".part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        train(shape.positions).save_pretrained(unfinished)
+        name_tokenizer(unfinished)
+        unfinished.rename(path)
+    return path
+
+
 def write(shape: Shape, path: Path, device: str = "cpu") -> None:
     import torch
 
