@@ -15,16 +15,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass
 from queue import SimpleQueue
 from time import monotonic
 from typing import TypeAlias
 
 from rerank_grpc.config import EngineSettings
-from rerank_grpc.engine.batch import PackedBatch, Sequence
+from rerank_grpc.engine.batch import Sequence
+from rerank_grpc.engine.flight import Flight, Launcher
 from rerank_grpc.engine.rate import Rate
 from rerank_grpc.engine.request import Output, ScoringRequest
-from rerank_grpc.engine.runner import OutOfMemory, Overlapping, Pending, Runner
+from rerank_grpc.engine.runner import OutOfMemory, Runner
 from rerank_grpc.engine.scheduler import Item, Scheduler, tokens_of
 from rerank_grpc.engine.usage import Usage
 from rerank_grpc.errors import (
@@ -44,15 +44,6 @@ log = logging.getLogger(__name__)
 UNMEASURED_BATCH_TOKENS = 4_096  # until the warm-up has measured what the device likes
 
 Scored: TypeAlias = tuple[Item, Output | RerankError]
-
-
-@dataclass(slots=True)
-class Flight:
-    """A batch that was launched, at `launched` in the seconds of time.monotonic."""
-
-    items: list[Item]
-    pending: Pending
-    launched: float
 
 
 class Call:
@@ -86,16 +77,17 @@ class Engine:
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
-        self._runner = runner
+        self._launcher = Launcher(runner)
         self._name = name
         self._on_death = on_death
         # So many batches are on the device at once, and together no more than one budget: who comes
         # now waits no longer for what was launched ahead than for a single batch.
-        self._depth = runner.depth if isinstance(runner, Overlapping) else 1
         self._flights = deque[Flight]()
         self._landed = 0.0
         self._scheduler = Scheduler(
-            max_batch_tokens=max(1, (settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS) // self._depth),
+            max_batch_tokens=max(
+                1, (settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS) // self._launcher.depth
+            ),
             max_queue_tokens=settings.max_queue_tokens,
         )
         self._rate = Rate()
@@ -133,12 +125,12 @@ class Engine:
     @property
     def max_batch_tokens(self) -> int:
         """How many tokens are on the device at once; less after it ran out of memory."""
-        return self._scheduler.max_batch_tokens * self._depth
+        return self._scheduler.max_batch_tokens * self._launcher.depth
 
     @max_batch_tokens.setter
     def max_batch_tokens(self, tokens: int) -> None:
         with self._lock:
-            self._scheduler.max_batch_tokens = max(1, tokens // self._depth)
+            self._scheduler.max_batch_tokens = max(1, tokens // self._launcher.depth)
 
     @property
     def tokens_per_second(self) -> float:
@@ -240,9 +232,9 @@ class Engine:
 
         False when the engine closes or has been given up, once all have landed.
         """
-        while len(self._flights) < self._depth and not self._ended.is_set():
+        while len(self._flights) < self._launcher.depth and not self._ended.is_set():
             if items := self._take_batch():
-                self._flights.append(self._launch(items))
+                self._flights.append(self._launcher.launch(items))
             elif self._flights:
                 break
             else:
@@ -262,21 +254,11 @@ class Engine:
             request.fail(DeadlineExceeded("the deadline passed while the call was queued"))
         return items
 
-    def _launch(self, items: list[Item]) -> Flight:
-        """Sends a batch on its way; what goes wrong with that is told by its result."""
-        now, batch = monotonic(), PackedBatch(tuple(item.sequence for item in items))
-        if not isinstance(self._runner, Overlapping):
-            return Flight(items, _Later(self._runner, batch), now)
-        try:
-            return Flight(items, self._runner.launch(batch), now)
-        except Exception as error:
-            return Flight(items, _Failed(error), now)
-
     def _score(self, flight: Flight) -> list[Scored]:
         """Waits for a batch; if that failed, runs it in halves, until the culprit stands alone."""
         items, tokens = flight.items, tokens_of(flight.items)
         try:
-            outputs = flight.pending.result()
+            outputs = flight.land()
         except Exception as error:
             return self._score_apart(items, tokens, error)
         before, self._landed = self._landed, monotonic()
@@ -303,7 +285,7 @@ class Engine:
             wanted = self._scheduler.keep_wanted(items)
         middle = len(wanted) // 2
         halves = [half for half in (wanted[:middle], wanted[middle:]) if half]
-        return [pair for half in halves for pair in self._score(self._launch(half))]
+        return [pair for half in halves for pair in self._score(self._launcher.launch(half))]
 
     def _deliver(self, scored: list[Scored]) -> None:
         """Hands outputs to all who wait for them, and errors to them alone."""
@@ -351,27 +333,6 @@ class Engine:
             for request in self._scheduler.requests:
                 request.fail(error)
                 self._scheduler.discard(request)
-
-
-@dataclass(slots=True)
-class _Later:
-    """A batch of a runner that does not overlap: it is run when its result is wanted."""
-
-    runner: Runner
-    batch: PackedBatch
-
-    def result(self) -> list[Output | None]:
-        return self.runner.run(self.batch)
-
-
-@dataclass(slots=True)
-class _Failed:
-    """A batch that could not be launched."""
-
-    error: Exception
-
-    def result(self) -> list[Output | None]:
-        raise self.error
 
 
 def _too_large(tokens: int) -> PairTooLarge:

@@ -17,8 +17,11 @@ from rerank_grpc.models.room import BatchRoom
 QUERY = "how does a reranker score a document?"
 WORDS = "It reads the query and the document together and gives the pair one number. "
 
-# A batch twice as large must be so much faster a token to be worth its longer wait for others.
+# Larger batches must be so much faster a token to be worth the longer wait for others ...
 WORTHWHILE = 1.05
+# ... and are tried as long as each doubling gains at least this.
+PROMISING = 1.01
+RUNS = 3
 # A batch that takes longer makes everybody wait, however well it fills the device.
 LONGEST_BATCH_SECONDS = 1.0
 SMALLEST_BATCH_TOKENS = 512
@@ -43,27 +46,32 @@ def warm_up(engine: Engine, encoder: Encoder, card: ModelCard) -> None:
 
 
 def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] = lambda _: True) -> int:
-    """Doubles the batch as long as that pays and fits.
+    """Finds the smallest batch whose rate is nearly the best of all sizes that fit.
 
     `seconds_of` measures a batch of so many tokens; `fits` tells beforehand
     whether the device's memory will hold it.
     """
-    best = SMALLEST_BATCH_TOKENS
-    seconds = seconds_of(best)
-    while best < LARGEST_BATCH_TOKENS and seconds <= LONGEST_BATCH_SECONDS / 2 and fits(2 * best):
-        doubled = seconds_of(2 * best)
-        if doubled > LONGEST_BATCH_SECONDS or doubled * WORTHWHILE > 2 * seconds:
+    rates: dict[int, float] = {}
+    best, budget = 0.0, SMALLEST_BATCH_TOKENS
+    while budget <= LARGEST_BATCH_TOKENS and (not rates or fits(budget)):
+        seconds = seconds_of(budget)
+        if rates and seconds > LONGEST_BATCH_SECONDS:
             break
-        best, seconds = 2 * best, doubled
-    return best
+        rates[budget] = budget / seconds
+        promising = rates[budget] >= PROMISING * best
+        best = max(best, rates[budget])
+        if not promising or seconds > LONGEST_BATCH_SECONDS / 2:
+            break
+        budget *= 2
+    return min(budget for budget, rate in rates.items() if rate * WORTHWHILE >= best)
 
 
 def _measure(engine: Engine, encoder: Encoder, budget: int, room: BatchRoom) -> float:
-    """Returns the seconds of one batch of about `budget` tokens, the better of two."""
+    """Returns the seconds of one batch of about `budget` tokens, the best of several."""
     engine.max_batch_tokens = budget
     sequences = _sequences(encoder, PASSAGE_TOKENS, count=max(1, budget // PASSAGE_TOKENS))
     share = budget / sum(map(len, sequences))
-    seconds = share * min(_score(engine, sequences) for _ in range(2))
+    seconds = share * min(_score(engine, sequences) for _ in range(RUNS))
     room.measured(budget)
     return seconds
 

@@ -8,11 +8,16 @@ from tests.support import serving, stub_of
 
 
 def test_a_device_with_a_fixed_cost_a_batch_gets_larger_batches():
-    assert best_budget(lambda tokens: 0.001 + tokens / 1e6) == 16_384
+    assert best_budget(lambda tokens: 0.001 + tokens / 1e6) == 32_768
 
 
 def test_a_device_whose_rate_is_flat_gets_the_smallest_batch():
     assert best_budget(lambda tokens: tokens / 1e5) == SMALLEST_BATCH_TOKENS
+
+
+def test_gains_that_are_small_each_count_together():
+    rates = {512: 1.00, 1_024: 1.03, 2_048: 1.06, 4_096: 1.09}
+    assert best_budget(lambda tokens: tokens / 1e5 / rates.get(tokens, 1.09)) == 2_048
 
 
 def test_a_slow_device_never_gets_a_batch_longer_than_a_second():
