@@ -37,7 +37,7 @@ class Launcher:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._overlapping = runner if isinstance(runner, Overlapping) else None
-        self.depth = self._overlapping.depth if self._overlapping else 1
+        self.depth = self._overlapping.depth if self._overlapping is not None else 1
 
     def launch(self, items: list[Item]) -> Flight:
         """Sends items on their way; what goes wrong with that is told when it lands."""

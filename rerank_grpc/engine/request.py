@@ -120,7 +120,7 @@ class ScoringRequest:
             event = self._events.get()  # of this failure, or of what came in at this very moment
         if event is None:
             assert self.error is not None
-            raise self.error
+            raise self.error.with_traceback(None)  # many may raise it, and none should keep another's frames
         return event
 
     def _patience(self) -> float | None:

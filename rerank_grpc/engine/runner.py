@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -70,10 +71,11 @@ class ModelRunner:
         try:
             rows = self._model.forward(pack(batch, prefixes))  # [num_sequences, width]
         except Exception as error:
-            if is_out_of_memory(error):
-                self._kept.clear()
-                raise OutOfMemory(f"{batch.num_tokens} tokens exceed the device's memory") from error
-            raise
+            if not is_out_of_memory(error):
+                raise
+            self._kept.clear()
+            traceback.clear_frames(error.__traceback__)  # they hold what the pass had made so far
+            raise OutOfMemory(f"{batch.num_tokens} tokens exceed the device's memory") from None
         self._kept.keep(prefixes.used)
         return outputs_of(rows)
 

@@ -9,10 +9,10 @@ The rules, in order:
 2. Nothing is spent on requests that failed, were cancelled or are too late.
 3. INTERACTIVE goes before BATCH, but BATCH, while it waits, earns an eighth of
    every batch.
-4. Within a class the budget is shared equally, so a small request enters the
-   next batch however large its neighbours are. A request whose next sequence is
-   larger than its share saves it up, and who has saved most goes first (deficit
-   round robin). What is left goes to the earliest deadline.
+4. Within a class the request that has had least goes first, one sequence at a
+   time, and among equals the earliest deadline. Who comes is taken to have had
+   what the others had on average. So a small request enters the next batch
+   however large its neighbours are, and all get equal shares.
 5. Equal sequences, of one request or of several, are run once.
 """
 
@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 from weakref import WeakSet
 
@@ -65,7 +66,7 @@ def tokens_of(items: Iterable[Item]) -> int:
 class Entry:
     """A request in the queue, and what of it has not gone to the device.
 
-    `credit` is what it has been given of batches, in tokens, and not used.
+    `served` is how many tokens it has had, counted from what others had when it came.
     """
 
     request: ScoringRequest
@@ -73,7 +74,7 @@ class Entry:
     items: list[Item]
     pending: deque[Item]
     pending_tokens: int = field(default=0)
-    credit: int = field(default=0)
+    served: float = field(default=0.0)
 
     @property
     def urgency(self) -> tuple[float, int]:
@@ -95,6 +96,8 @@ class Scheduler:
         self._entries: dict[ScoringRequest, Entry] = {}
         self._arrivals = 0
         self._batch_credit = 0.0
+        # What a request of each class has had that waited from the beginning: where newcomers start.
+        self._average = dict.fromkeys(Priority, 0.0)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -147,7 +150,9 @@ class Scheduler:
         self._arrivals += 1
         self.queued_tokens += tokens
         request.admitted_at = now
-        self._entries[request] = Entry(request, self._arrivals, items, pending, tokens_of(pending))
+        self._entries[request] = Entry(
+            request, self._arrivals, items, pending, tokens_of(pending), self._average[request.priority]
+        )
 
     def _items_of(self, request: ScoringRequest) -> tuple[list[Item], dict[Sequence, Item]]:
         """One item for each of a request's sequences, and those among them that are new."""
@@ -227,23 +232,34 @@ class Scheduler:
         if not waiting:
             return []
         if sum([entry.pending_tokens for entry in waiting]) <= self.max_batch_tokens:
+            self._batch_credit = 0.0
             return self._start(_take_all(waiting), now)
         waiting.sort(key=lambda entry: entry.urgency)
         interactive = [entry for entry in waiting if entry.request.priority is Priority.INTERACTIVE]
         background = [entry for entry in waiting if entry.request.priority is Priority.BATCH]
         batch = _Filling(self.max_batch_tokens)
-        if interactive and background:
-            self._batch_credit += self.max_batch_tokens * BATCH_SHARE
-            self._batch_credit = min(self._batch_credit, self.max_batch_tokens)
-            limit = int(self._batch_credit)
-            # What does not fit beside BATCH's share goes before it, until that has grown to a whole batch.
-            fits = interactive[0].pending[0].tokens <= self.max_batch_tokens - limit
-            if fits or limit == self.max_batch_tokens:
-                self._batch_credit -= batch.fill(background, limit=limit)
-        batch.fill(interactive)
+        shared = self._fill_background(batch, interactive, background) if interactive and background else 0
+        taken = batch.fill(interactive)
         if not any(entry.pending for entry in interactive):
-            batch.fill(background)
+            shared += batch.fill(background)
+        self._average[Priority.INTERACTIVE] += taken / max(1, len(interactive))
+        self._average[Priority.BATCH] += shared / max(1, len(background))
+        if not background:
+            self._batch_credit = 0.0
         return self._start(batch.items, now)
+
+    def _fill_background(self, batch: _Filling, interactive: list[Entry], background: list[Entry]) -> int:
+        """Gives BATCH what it has earned beside INTERACTIVE; returns the tokens taken."""
+        earned = self._batch_credit + self.max_batch_tokens * BATCH_SHARE
+        self._batch_credit = min(earned, self.max_batch_tokens)
+        limit = int(self._batch_credit)
+        # What does not fit beside BATCH's share goes before it, until that has grown to a whole batch.
+        room = self.max_batch_tokens - limit
+        if limit < self.max_batch_tokens and any(entry.pending[0].tokens > room for entry in interactive):
+            return 0
+        taken = batch.fill(background, limit=limit)
+        self._batch_credit -= taken
+        return taken
 
     def _start(self, items: list[Item], now: float) -> list[Item]:
         for item in items:
@@ -296,40 +312,42 @@ class _Filling:
     """A batch being filled: a budget of tokens and what has been taken on it."""
 
     def __init__(self, budget: int) -> None:
-        self.budget = self._whole = budget
+        self.budget = budget
         self.items: list[Item] = []
 
     def fill(self, entries: list[Entry], limit: int | None = None) -> int:
-        """Takes from entries in equal shares, then the rest in their order; returns the tokens taken.
+        """Takes sequences of who has had least, the first among equals; returns the tokens taken.
 
-        With a `limit`, takes no more than that, and nothing that does not fit it.
+        With a `limit`, takes no more than that, and nothing past the first that does not fit it: else
+        small sequences would for ever spend what a larger one waits for.
         """
         before = self.budget
         floor = 0 if limit is None else max(0, self.budget - limit)
-        if entries:
-            share = max(1, (self.budget - floor) // len(entries))
-            for entry in entries:
-                entry.credit = min(entry.credit + share, self._whole)
-            for entry in sorted(entries, key=lambda entry: -entry.credit):  # stable: the urgent first
-                entry.credit -= self._take(entry, entry.credit, floor)
-            for entry in entries:
-                self._take(entry, self._whole, floor)
+        least = [(entry.served, place) for place, entry in enumerate(entries)]
+        heapify(least)
+        while least:
+            _, place = heappop(least)
+            entry = entries[place]
+            taken = self._take(entry, floor)
+            entry.served += taken
+            if taken and entry.pending:
+                heappush(least, (entry.served, place))
+            elif entry.pending and limit is not None:
+                break
         return before - self.budget
 
-    def _take(self, entry: Entry, most: int, floor: int) -> int:
-        """Takes sequences of one entry, `most` tokens of them, while they fit; returns the tokens taken."""
-        taken = 0
+    def _take(self, entry: Entry, floor: int) -> int:
+        """Takes the next sequence of an entry if it fits; returns its tokens."""
         while entry.pending:
             item = entry.pending[0]
+            alone = not self.items and floor == 0
+            if not (item.started or alone or self.budget - item.tokens >= floor):
+                break
+            entry.pending.popleft()
+            entry.pending_tokens -= item.tokens
             if not item.started:
-                enough = taken + item.tokens <= most or (not taken and most == self._whole)
-                fits = self.budget - item.tokens >= floor or (not self.items and floor == 0)
-                if not (enough and fits):
-                    break
                 item.started = True
                 self.items.append(item)
                 self.budget -= item.tokens
-                taken += item.tokens
-            entry.pending.popleft()
-            entry.pending_tokens -= item.tokens
-        return taken
+                return item.tokens
+        return 0

@@ -26,9 +26,9 @@ INLINE __m512 widen(const bf16 *x) {
 
 INLINE void narrow(bf16 *to, __m512 x) { _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
 
-/* exp(x) for x <= 0, to 2e-7 of the result. */
+/* exp(x) for x <= 0, to 2e-7 of the result; of NaN, which max gives back as its second operand, NaN. */
 INLINE __m512 exponential(__m512 x) {
-    x = _mm512_mul_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(1.44269504088896341f));
+    x = _mm512_mul_ps(_mm512_max_ps(_mm512_set1_ps(-87.0f), x), _mm512_set1_ps(1.44269504088896341f));
     __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 part = _mm512_sub_ps(x, whole);
     __m512 y = _mm512_set1_ps(1.3333558146e-3f);
@@ -65,21 +65,24 @@ INLINE __m512 gelu(__m512 x) {
 /* ---- rows: normalize, quantize ------------------------------------------ */
 
 /* One row to int8 with one scale, around the middle of its values: what GELU leaves lies to one side
- * of 0. `sum` is that of the quantized values. */
+ * of 0. `sum` is that of the quantized values. A row with a NaN gets NaN as its scale, and so do all of
+ * its products. */
 INLINE void quantize_row(const bf16 *x, int64_t size, int8_t *q, float *scale, float *middle, int32_t *sum) {
     __m512 least = widen(x), most = least;
+    __mmask16 unordered = _mm512_cmp_ps_mask(least, least, _CMP_UNORD_Q);
     for (int64_t i = 16; i < size; i += 16) {
         __m512 value = widen(x + i);
+        unordered |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
         least = _mm512_min_ps(least, value);
         most = _mm512_max_ps(most, value);
     }
     float low = _mm512_reduce_min_ps(least), high = _mm512_reduce_max_ps(most), half = (high - low) / 2;
     *middle = low + half;
-    *scale = half / 127.0f;
+    *scale = unordered ? NAN : half / 127.0f;
     __m512 inverse = _mm512_set1_ps(half > 0 ? 127.0f / half : 0.0f);
     __m512 centre = _mm512_mul_ps(_mm512_set1_ps(*middle), inverse);
     __m512i total = _mm512_setzero_si512();
-    for (int64_t i = 0; i < size; i += 16) {
+    for (int64_t i = 0; i < size && !unordered; i += 16) {
         __m512i value = _mm512_cvtps_epi32(_mm512_fmsub_ps(widen(x + i), inverse, centre));
         total = _mm512_add_epi32(total, value);
         _mm_storeu_si128((void *)(q + i), _mm512_cvtsepi32_epi8(value));
@@ -171,7 +174,7 @@ void linear_int8(const int8_t *x, const float *scale, const float *middle, const
                     default: tile_int8(6, a, b, k, sums);
                     }
                     for (int j = 0; j < rows; j++) {
-                        __m512i shift = _mm512_set1_epi32(128 * sum[r + j]);
+                        __m512i shift = _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum[r + j]));
                         __m512 row = _mm512_set1_ps(scale[r + j]), centre = _mm512_set1_ps(middle[r + j]);
                         for (int c = 0; c < 4; c++) {
                             int64_t at = p * PANEL + 16 * c;

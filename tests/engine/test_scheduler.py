@@ -44,6 +44,23 @@ def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[ScoringRequest,
     return batches
 
 
+def run(queue: Scheduler) -> None:
+    """Runs one batch, whose items have a score each."""
+    items = queue.next_batch(1)
+    for waiters in queue.finish(items):
+        for waiter, index in waiters:
+            waiter.deliver([(index, 0.5)], 1)
+
+
+def batches_until(queue: Scheduler, most: int, started: ScoringRequest | None = None) -> int:
+    """Runs batches until a request has started, at most so many; returns how many."""
+    for count in range(1, most + 1):
+        run(queue)
+        if started is not None and started.started_at:
+            return count
+    return most
+
+
 def test_a_batch_holds_at_most_its_budget_of_tokens():
     queue = scheduler(batch=100)
     queue.add(request(*[30] * 10), now=0, rate=0)
@@ -69,28 +86,62 @@ def test_a_small_request_enters_the_next_batch_while_a_large_one_runs():
     assert len(second) == 10
 
 
-@pytest.mark.parametrize("size", [10, 45, 50])
-def test_whatever_fits_its_share_enters_the_next_batch(size: int):
-    """The large one's sequences do not fill its share evenly, and are more urgent."""
+@pytest.mark.parametrize("warm", [0, 1, 2, 7])
+@pytest.mark.parametrize("size", [10, 45, 50, 100, 250])
+def test_a_lone_sequence_enters_the_next_batch_whatever_its_size(size: int, warm: int):
+    """The large one's sequences do not fill a batch evenly, and are more urgent."""
     queue = scheduler(batch=100)
     small = request(size, deadline=30.0)
     queue.add(request(*[30] * 100, deadline=1.0), now=0, rate=0)
+    batches_until(queue, warm)
     queue.add(small, now=0, rate=0)
-    assert small in owners(queue.next_batch(0))
+    assert batches_until(queue, 10, small) <= 2
 
 
-@pytest.mark.parametrize(("size", "batches"), [(90, 5), (100, 5), (250, 5)])
-def test_a_sequence_larger_than_its_share_saves_it_up(size: int, batches: int):
+@pytest.mark.parametrize(("calls", "size"), [(2, 300), (4, 100), (8, 140), (8, 300)])
+@pytest.mark.parametrize("lone", [100, 300, 512])
+def test_no_number_of_large_calls_keeps_a_lone_sequence_waiting(calls: int, size: int, lone: int):
+    """Equal lengths that leave a rest of every batch, after the queue has long been busy."""
+    queue = scheduler(batch=512, queue=1_000_000)
+    for _ in range(calls):
+        queue.add(request(*[size] * 200, deadline=1.0), now=0, rate=0)
+    batches_until(queue, 60)
+    small = request(lone, deadline=30.0)
+    queue.add(small, now=0, rate=0)
+    assert batches_until(queue, 300, small) <= 1 + calls
+
+
+def test_a_large_call_is_not_starved_by_an_endless_stream_of_newcomers():
+    queue = scheduler(batch=100)
+    large = request(*[30] * 40)
+    queue.add(large, now=0, rate=0)
+    batches = 0
+    while not large.done:
+        queue.add(request(50), now=0, rate=0)
+        run(queue)
+        batches += 1
+        assert batches <= 50
+
+
+@pytest.mark.parametrize("size", [95, 100, 250])
+def test_batch_does_not_keep_a_long_interactive_sequence_waiting(size: int):
     queue = scheduler(batch=100, queue=100_000)
-    small = request(size, deadline=30.0)
-    for _ in range(4):
-        queue.add(request(*[10] * 1000, deadline=1.0), now=0, rate=0)
-    queue.add(small, now=0, rate=0)
-    served = 0
-    while not small.started_at:
-        queue.finish(queue.next_batch(1))
-        served += 1
-    assert served == batches
+    long = request(size, deadline=30.0)
+    queue.add(request(*[10] * 900, priority=Priority.BATCH), now=0, rate=0)
+    queue.add(request(*[10] * 900, deadline=1.0), now=0, rate=0)
+    batches_until(queue, 5)
+    queue.add(long, now=0, rate=0)
+    assert batches_until(queue, 100, long) <= 3
+
+
+def test_small_sequences_of_batch_do_not_spend_what_a_longer_one_waits_for():
+    queue = scheduler(batch=100, queue=100_000)
+    queue.add(request(*[10] * 900), now=0, rate=0)
+    queue.add(request(*[10] * 900, priority=Priority.BATCH, deadline=1.0), now=0, rate=0)
+    batches_until(queue, 5)
+    longer = request(30, priority=Priority.BATCH)
+    queue.add(longer, now=0, rate=0)
+    assert batches_until(queue, 100, longer) <= 8
 
 
 def test_requests_share_a_batch_equally():
@@ -108,7 +159,7 @@ def test_what_one_request_leaves_of_its_share_goes_to_the_earliest_deadline():
     for each in (late, early, small):
         queue.add(each, now=0, rate=0)
     batch = owners(queue.next_batch(0))
-    assert (batch.count(early), batch.count(late), batch.count(small)) == (6, 3, 1)
+    assert (batch.count(early), batch.count(late), batch.count(small)) == (5, 4, 1)
 
 
 def test_the_earliest_deadline_goes_first_when_not_all_fit():
@@ -276,6 +327,7 @@ def test_tokens_are_accounted_for_under_any_sequence_of_events():
     shared = [sequence(chance.randint(1, 40)) for _ in range(30)]
     alive: list[ScoringRequest] = []
     running: list[list[Item]] = []
+    first_runs, kept = set[int](), list[Item]()  # kept, so that no id comes back
     for _ in range(3_000):
         event = chance.random()
         if event < 0.4:
@@ -294,12 +346,19 @@ def test_tokens_are_accounted_for_under_any_sequence_of_events():
         elif event < 0.5 and alive:
             queue.discard(alive.pop(chance.randrange(len(alive))))
         elif event < 0.75:
-            running += [items] if (items := queue.next_batch(0)) else []
+            items = queue.next_batch(0)
+            assert len(items) == 1 or sum(item.tokens for item in items) <= 64
+            assert not items or first_runs.isdisjoint(map(id, items))
+            first_runs.update(map(id, items))
+            kept += items
+            running += [items] if items else []
         elif running:
             items = running.pop(0)
             for item, waiters in zip(items, queue.finish(items), strict=True):
                 for waiter, index in waiters:
                     waiter.deliver([(index, float(item.tokens))], 0)
+        for entry in queue._entries.values():
+            assert entry.pending_tokens == sum(item.tokens for item in entry.pending)
     while alive:
         queue.discard(alive.pop())
     for items in running:

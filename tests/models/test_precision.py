@@ -173,6 +173,39 @@ def test_the_int8_product_equals_that_of_torch(rows: int, inputs: int, outputs: 
 
 
 @has_kernels
+@pytest.mark.parametrize("operand", [0, 1, 2], ids=["query", "key", "value"])
+def test_attention_keeps_what_is_not_a_number_and_keeps_it_to_its_sequence(operand: int) -> None:
+    kernels = native.kernels()
+    assert kernels is not None
+    starts = torch.tensor([0, 20, 50])
+    parts = [
+        torch.randn(50, 64, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(3)
+    ]
+    whole = kernels.attention(*parts, starts, starts, 2)
+    parts[operand][:20, 5] = torch.nan
+    found = kernels.attention(*parts, starts, starts, 2)
+    assert not torch.isfinite(found[:20, :32]).all(dim=1).any()
+    torch.testing.assert_close(found[20:], whole[20:])
+
+
+@has_kernels
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 15, 16, 127])
+def test_the_int8_product_of_a_row_that_is_not_finite_is_not_finite(value: float, place: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    quantized, scales = linear.quantize_weight(torch.randn(64, 128, generator=generator))
+    kernels = native.kernels()
+    assert kernels is not None
+    product = linear.NativeInt8Linear(kernels, quantized, scales, torch.zeros(64), gelu=False)
+    rows = torch.randn(3, 128, generator=generator).bfloat16()
+    whole = product(rows)
+    rows[1, place] = value
+    found = product(rows)
+    assert not torch.isfinite(found[1]).any()
+    torch.testing.assert_close(found[[0, 2]], whole[[0, 2]])
+
+
+@has_kernels
 def test_the_norm_equals_torchs() -> None:
     kernels = native.kernels()
     assert kernels is not None
