@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from rerank_grpc.engine.runner import DeviceLost
+
 # A place in a device's queue, which only the device that made it knows to read.
 Mark: TypeAlias = Any
 
@@ -42,7 +44,7 @@ class Accelerator(Protocol):
         """Lets the host wait for a mark; raises what went wrong on the device until then."""
 
     def settle(self) -> None:
-        """Waits for everything after something failed, whatever may have gone wrong."""
+        """Waits for everything after something failed; raises DeviceLost if the device is gone."""
 
     def release(self) -> None:
         """Gives memory that is free back to the device."""
@@ -92,8 +94,8 @@ class Cuda:
         for stream in (self._copies, self._work):
             try:
                 stream.synchronize()
-            except RuntimeError:
-                return  # the device is lost: the failure that is already on its way says so
+            except RuntimeError as error:
+                raise DeviceLost(f"{self._device} fails whatever is asked of it") from error
 
     def release(self) -> None:
         """See Accelerator."""

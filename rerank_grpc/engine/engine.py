@@ -24,7 +24,7 @@ from rerank_grpc.engine.batch import Sequence
 from rerank_grpc.engine.flight import Flight, Launcher
 from rerank_grpc.engine.rate import Rate
 from rerank_grpc.engine.request import Output, ScoringRequest
-from rerank_grpc.engine.runner import OutOfMemory, Runner
+from rerank_grpc.engine.runner import DeviceLost, OutOfMemory, Runner
 from rerank_grpc.engine.scheduler import Item, Scheduler, tokens_of
 from rerank_grpc.engine.usage import Usage
 from rerank_grpc.errors import (
@@ -259,6 +259,8 @@ class Engine:
         items, tokens = flight.items, tokens_of(flight.items)
         try:
             outputs = flight.land()
+        except DeviceLost:
+            raise
         except Exception as error:
             return self._score_apart(items, tokens, error)
         before, self._landed = self._landed, monotonic()

@@ -26,13 +26,17 @@ class OutOfMemory(Exception):
     """The batch does not fit the device's memory; a smaller one may."""
 
 
+class DeviceLost(Exception):
+    """The device answers no more, and will not until the process is started again."""
+
+
 class Runner(Protocol):
     """What the engine asks of a device."""
 
     def run(self, batch: PackedBatch) -> list[Output | None]:
         """Scores every sequence; None for one whose output is not finite.
 
-        Raises OutOfMemory, or whatever broke the pass.
+        Raises OutOfMemory, DeviceLost, or whatever broke the pass.
         """
 
 

@@ -13,7 +13,7 @@ import torch
 
 from rerank_grpc.engine import accelerator
 from rerank_grpc.engine.accelerator import Cuda
-from rerank_grpc.engine.runner import ModelRunner
+from rerank_grpc.engine.runner import DeviceLost, ModelRunner
 from rerank_grpc.engine.staged import StagedRunner
 from rerank_grpc.models.loader import load_model
 from tests import checkpoints
@@ -100,9 +100,10 @@ def test_recording_ends_when_the_work_raises(log: list[str]) -> None:
     assert log[-2:] == ["begin", "end"]
 
 
-def test_settling_after_a_lost_device_raises_nothing_further(log: list[str]) -> None:
+def test_settling_tells_that_the_device_is_lost(log: list[str]) -> None:
     device = Cuda(CPU)
     device.settle()
     assert log == ["copies settles", "work settles"]
     device._copies.synchronize.side_effect = RuntimeError("CUDA error: unspecified launch failure")
-    device.settle()
+    with pytest.raises(DeviceLost):
+        device.settle()

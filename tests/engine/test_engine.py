@@ -12,7 +12,7 @@ from rerank_grpc.config import EngineSettings
 from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.request import Output, ScoringRequest
-from rerank_grpc.engine.runner import OutOfMemory, Runner
+from rerank_grpc.engine.runner import DeviceLost, OutOfMemory, Runner
 from rerank_grpc.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -319,6 +319,20 @@ def test_r18_when_the_device_thread_dies_or_hangs_every_waiting_call_fails_at_on
         engine.submit(sequences(1))
     runner.let_all()
     engine.close()
+
+
+def test_r18_a_device_that_is_lost_ends_the_engine_instead_of_failing_call_after_call():
+    class Lost(CountingRunner):
+        def run(self, batch: PackedBatch) -> list[Output | None]:
+            raise DeviceLost
+
+    with running(Lost()) as engine:
+        request = engine.submit(sequences(3))
+        with pytest.raises(InternalError):
+            outputs(request)
+        assert not engine.alive
+        with pytest.raises(ModelFailed):
+            engine.submit(sequences(1))
 
 
 def test_closing_runs_out_the_batch_and_settles_everybody():

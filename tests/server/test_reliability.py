@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from statistics import median
 
 import grpc
 import pytest
@@ -182,8 +183,12 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
-def passes_of_cancelled(count: int) -> int:
-    """Cancels calls that are queued behind a held device; returns how many were run all the same."""
+def passes_of_cancelled(count: int) -> tuple[int, float]:
+    """Cancels calls that are queued behind a held device.
+
+    Returns how many were run all the same, and after how many seconds the room of most was free.
+    """
+    took: list[float] = []
     runner = HeldRunner()
     with calling(runner, max_calls=count * 2) as (engine, stub):
         blocker = stub.Rerank.future(request_of("q", "the blocker"))
@@ -191,22 +196,27 @@ def passes_of_cancelled(count: int) -> int:
         calls = [stub.Rerank.future(request_of("q", f"document {n}")) for n in range(count)]
         wait_for(lambda: engine.queued_tokens == count * TOKENS)
         for call in calls:
+            before, started = engine.queued_tokens, time.monotonic()
             call.cancel()
-        with contextlib.suppress(AssertionError):
-            wait_for(lambda: engine.queued_tokens == 0, seconds=1)
+            with contextlib.suppress(AssertionError):
+                patience = 1 if max(took, default=0) < 1 else 0
+                wait_for(lambda before=before: engine.queued_tokens < before, seconds=patience)
+            took.append(time.monotonic() - started)
         runner.let_all()
         assert code_of(blocker) is OK
         assert code_of(stub.Rerank.future(request_of("q", "the last"))) is OK
-        return runner.sequences - 2
+        return runner.sequences - 2, median(took)
 
 
 def test_r7_calls_cancelled_while_queued_cost_no_pass_and_free_their_room():
-    assert passes_of_cancelled(100) == 0
+    passes, seconds = passes_of_cancelled(100)
+    assert passes == 0
+    assert seconds <= 0.05
 
 
 @pytest.mark.usefixtures("deaf")
 def test_r7_fails_when_the_engine_is_not_told():
-    assert passes_of_cancelled(100) == 100
+    assert passes_of_cancelled(100)[0] == 100
 
 
 def batches_after_cancelling(method: str) -> int:
@@ -340,9 +350,12 @@ def codes_after_death(runner: HeldRunner, hang_seconds: float) -> Counter[grpc.S
     with calling(runner, hang_seconds=hang_seconds, max_batch_tokens=TOKENS) as (engine, stub):
         calls = [stub.Rerank.future(request_of("q", f"document {n}"), timeout=5) for n in range(10)]
         wait_for(lambda: engine.queued_tokens == 9 * TOKENS)
+        started = time.monotonic()
         if isinstance(runner, Deadly):
             runner.let()
-        return Counter(map(code_of, calls))
+        codes = Counter(map(code_of, calls))
+        assert time.monotonic() - started < 2 or grpc.StatusCode.DEADLINE_EXCEEDED in codes
+        return codes
 
 
 def test_r18_when_the_device_thread_dies_every_waiting_call_fails_at_once():
