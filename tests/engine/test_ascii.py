@@ -31,7 +31,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(params=KINDS)
 def short(request: pytest.FixtureRequest) -> AsciiTokenizer:
     found = ascii_tokenizer(KINDS[request.param]())
     assert found is not None
