@@ -1,4 +1,4 @@
-"""What the service adds to its model, and how calls share it: `make bench-quick`, under three minutes.
+"""What the service adds to its model, and how calls share it: `make bench-quick`, four minutes.
 
 Ratios and differences are taken in one run, interleaved with a bare threaded
 grpcio server that computes nothing, because an absolute time says more about
