@@ -105,7 +105,11 @@ class ScoringRequest:
             self._next_event()
 
     def completed(self) -> Iterator[list[int]]:
-        """Yields the indices of finished sequences as they come, until all have; raises like `wait`."""
+        """Yields the indices of finished sequences as they come, or all at once; raises like `wait`."""
+        if not self._stepwise:
+            self.wait()
+            yield list(range(len(self.sequences)))
+            return
         missing = len(self.sequences)
         while missing:
             finished = self._next_event()
