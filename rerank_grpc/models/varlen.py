@@ -128,33 +128,27 @@ def _varlen() -> Kernel:
     module: Any = importlib.import_module("torch.nn.attention.varlen")
     function = module.varlen_attn
     # torch 2.11 takes fewer heads for keys without being told, later ones want to be.
-    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(function).parameters else {}
+    told = "enable_gqa" in inspect.signature(function).parameters
 
-    def attend(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        queries: Layout,
-        keys: Layout,
-        *,
-        causal: bool = False,
-        window: int | None = None,
-        scale: float | None = None,
-    ) -> torch.Tensor:
-        mixed: torch.Tensor = function(
-            *(query, key, value, queries.starts, keys.starts, queries.longest, keys.longest),
-            scale=scale,
-            window_size=window_of(causal=causal, window=window),
-            **(grouped if query.shape[1] != key.shape[1] else {}),
-        )
-        return mixed
+    def options(*, causal: bool, window: int | None, scale: float | None, grouped: bool) -> dict[str, Any]:
+        found = {"scale": scale, "window_size": window_of(causal=causal, window=window)}
+        return found | ({"enable_gqa": True} if told and grouped else {})
 
-    return attend
+    return _kernel(function, options)
 
 
 def _flash_attn() -> Kernel:
     module: Any = importlib.import_module("flash_attn")
-    function = module.flash_attn_varlen_func
+
+    def options(*, causal: bool, window: int | None, scale: float | None, grouped: bool) -> dict[str, Any]:
+        wide = (-1, -1) if causal else window_of(causal=False, window=window)
+        return {"softmax_scale": scale, "causal": causal, "window_size": wide}
+
+    return _kernel(module.flash_attn_varlen_func, options)
+
+
+def _kernel(function: Callable[..., torch.Tensor], options: Callable[..., dict[str, Any]]) -> Kernel:
+    """Makes a kernel of a library's function; `options` are its names for what a Kernel is told."""
 
     def attend(
         query: torch.Tensor,
@@ -167,13 +161,11 @@ def _flash_attn() -> Kernel:
         window: int | None = None,
         scale: float | None = None,
     ) -> torch.Tensor:
-        mixed: torch.Tensor = function(
+        grouped = query.shape[1] != key.shape[1]
+        return function(
             *(query, key, value, queries.starts, keys.starts, queries.longest, keys.longest),
-            softmax_scale=scale,
-            causal=causal,
-            window_size=(-1, -1) if causal else window_of(causal=False, window=window),
+            **options(causal=causal, window=window, scale=scale, grouped=grouped),
         )
-        return mixed
 
     return attend
 
