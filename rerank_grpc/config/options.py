@@ -178,6 +178,13 @@ SERVER_OPTIONS = (
     ),
     Option("max-calls", "engine.max_calls", parsing.count, "CALLS", "how many calls are admitted at once"),
     Option(
+        "call-cpu",
+        "call_cpu",
+        parsing.cpu,
+        "auto|N|off",
+        "the one CPU of the threads that answer calls; models and tokenizers use all",
+    ),
+    Option(
         "hang-timeout",
         "engine.hang_seconds",
         parsing.seconds,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rerank_grpc.cpus import CpuChoice
+
 MIB = 1 << 20
 
 
@@ -109,6 +111,7 @@ class Settings:
     connection_age_seconds: float = 600.0
     connection_age_grace_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
+    call_cpu: CpuChoice = "auto"
     engine: EngineSettings = field(default_factory=EngineSettings)
     rest: RestSettings = field(default_factory=RestSettings)
     log_level: str = "info"

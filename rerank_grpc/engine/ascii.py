@@ -55,6 +55,13 @@ class AsciiTokenizer:
         others: Iterator[Encoding] = iter(self.whole.encode_batch_fast(rest, add_special_tokens=False))
         return [next(others if translated is None else short_ones) for translated in plain]
 
+    def encode(self, text: str) -> Encoding:
+        """Encodes one text without control tokens; raises as Tokenizer.encode does."""
+        translated = self._translate(text)
+        if translated is None:
+            return self.whole.encode(text, add_special_tokens=False)
+        return self.short.encode(translated, add_special_tokens=False)
+
     def _translate(self, text: str) -> str | None:
         """What the normalizers make of a text; None where the table does not tell."""
         if not text.isascii() or "\r" in text:

@@ -36,6 +36,10 @@ _GEMMA = frozenset(
 )
 UNMARKED: Mapping[str, frozenset[str]] = {"qwen2": _QWEN, "qwen3": _QWEN, "gemma": _GEMMA}
 
+# A text of so few characters takes some 20 µs: in a busy server, less than to let go of the GIL and
+# get it back, as encode_batch does.
+SHORT_TEXT = 256
+
 _NAMED_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -86,7 +90,14 @@ class Vocabulary:
     splits_suffix: bool
 
     def encode_batch(self, texts: Sequence[str]) -> Sequence[Encoding]:
-        """Encodes texts, without offsets and the GIL; raises as the Rust tokenizer does."""
+        """Encodes texts without control tokens; raises as the Rust tokenizer does.
+
+        It lets go of the GIL, but for one short text.
+        """
+        if len(texts) == 1 and len(texts[0]) <= SHORT_TEXT:
+            if self.ascii is not None:
+                return [self.ascii.encode(texts[0])]
+            return [self.tokenizer.encode(texts[0], add_special_tokens=False)]
         if self.ascii is not None:
             return self.ascii.encode_batch(texts)
         return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -106,6 +117,9 @@ def read_vocabulary(path: Path, family: str) -> Vocabulary:
         ids |= {found for token in written if (found := upstream.token_to_id(token)) is not None}
         tokenizer = Tokenizer.from_str(json.dumps(hide(data, written), ensure_ascii=False))
         check_ids(upstream, tokenizer, written)
+        # Two texts start the tokenizer's threads: here, and not in the first call, whose thread may be
+        # bound to one CPU (cpus.py), where they would all stay.
+        tokenizer.encode_batch_fast(["", ""])
     except ModelLoadError:
         raise
     except Exception as error:  # the Rust library raises bare Exception

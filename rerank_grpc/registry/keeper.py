@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 
+from rerank_grpc import cpus
 from rerank_grpc.errors import ModelLoadError, ShuttingDown
 from rerank_grpc.registry import memory, residency
 from rerank_grpc.registry.entry import Entry, LoadedModel, failed, settle
@@ -102,6 +103,7 @@ class Keeper:
             self._prepare(entry)
 
     def _prepare(self, entry: Entry) -> None:
+        cpus.use_all()  # a caller's thread may have started this one
         try:
             expected = self._prepare_model(entry.spec)
         except Exception as error:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from rerank_grpc.config import Settings
+from rerank_grpc.cpus import OneCpu
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.registry import Loader, registry_for
 from rerank_grpc.reranker import Reranker
@@ -31,7 +32,7 @@ SPARE_WORKERS = 32
 class RerankServer:
     """The service: the registry, the reranker, and the gRPC servers in front of them.
 
-    Raises ConfigurationError if a port cannot be bound.
+    Raises ConfigurationError if a port cannot be bound, or the CPU for calls is none of this process's.
     """
 
     def __init__(self, settings: Settings, *, load: Loader | None = None) -> None:
@@ -40,12 +41,16 @@ class RerankServer:
         self.registry = registry_for(settings, load, on_change=self._show_health)
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        self._main, self.port = self._build_main()
+        # For the threads that answer calls; the registry's, which compute, are started outside.
+        self.call_cpu = OneCpu(settings.call_cpu)
+        with self.call_cpu.binding():
+            self._main, self.port = self._build_main()
         self._admin, self.admin_port = self._build_admin()
 
     def start(self) -> None:
         """Serves at once, NOT_SERVING, and loads the models in the background."""
-        self._main.start()
+        with self.call_cpu.binding():
+            self._main.start()
         if self._admin:
             self._admin.start()
         self.registry.start()
