@@ -46,7 +46,7 @@ def cut_safety(data: Mapping[str, Any]) -> tuple[bool, bool]:
     """Decides Vocabulary.splits_at_spaces and splits_suffix; anything unknown is not safe."""
     normalizers = _steps(data.get("normalizer"), "normalizers")
     pre_tokenizers = _steps(data.get("pre_tokenizer"), "pretokenizers")
-    local = all(step["type"] in _LOCAL and _local_replace(step) for step in normalizers)
+    local = all(step["type"] in _LOCAL and is_local(step) for step in normalizers)
     known = all(step["type"] in _WORDWISE or _splits_words(step) for step in pre_tokenizers)
     splits = known and any(_splits_before_space(step) for step in pre_tokenizers)
     spaced = any(" " in token["content"].strip() for token in data["added_tokens"])
@@ -62,7 +62,8 @@ def _steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]
     return [step]
 
 
-def _local_replace(step: Mapping[str, Any]) -> bool:
+def is_local(step: Mapping[str, Any]) -> bool:
+    """Whether a normalizer, if it is Replace, makes one space of several and no more."""
     if step["type"] != "Replace":
         return True
     return step["content"] == " " and next(iter(step["pattern"].values())) in _SPACE_PATTERNS

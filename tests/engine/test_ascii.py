@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from rerank_grpc.engine.ascii import AsciiTokenizer, ascii_tokenizer
 from rerank_grpc.engine.vocabulary import read_vocabulary
@@ -23,10 +23,20 @@ def unigram_like_bge() -> Tokenizer:
     return tokenizer
 
 
+def unigram_with_spaces_joined() -> Tokenizer:
+    """One whose later normalizers leave words with one space between them as they are."""
+    tokenizer = checkpoints.unigram()
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
+    )
+    return tokenizer
+
+
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "wordpiece": checkpoints.wordpiece,
     "unigram": checkpoints.unigram,
     "unigram like bge's": unigram_like_bge,
+    "unigram with spaces joined": unigram_with_spaces_joined,
     "byte level with NFC": checkpoints.qwen_tokenizer,
 }
 
@@ -84,6 +94,42 @@ def test_a_tokenizer_whose_first_normalizer_looks_further_has_no_short_way(
     tokenizer = checkpoints.wordpiece()
     tokenizer.normalizer = normalizer
     assert ascii_tokenizer(tokenizer) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "spaced"),
+    [
+        ("wordpiece", False),
+        ("unigram", True),
+        ("unigram like bge's", False),
+        ("unigram with spaces joined", True),
+    ],
+)
+def test_words_are_split_the_short_way_where_marking_them_is_all_that_is_left(
+    kind: str, spaced: bool
+) -> None:
+    found = ascii_tokenizer(KINDS[kind]())
+    assert found is not None
+    assert found.spaced is spaced
+
+
+@pytest.mark.parametrize(
+    "marking",
+    [
+        pre_tokenizers.Metaspace(prepend_scheme="first"),
+        pre_tokenizers.Metaspace(prepend_scheme="never"),
+        pre_tokenizers.Metaspace(prepend_scheme="always", split=False),
+    ],
+    ids=["first", "never", "no split"],
+)
+def test_words_are_split_the_long_way_where_marking_them_does_not_split(
+    marking: pre_tokenizers.Metaspace,
+) -> None:
+    tokenizer = checkpoints.unigram()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marking])
+    found = ascii_tokenizer(tokenizer)
+    assert found is not None
+    assert not found.spaced
 
 
 def test_the_embedded_model_takes_the_short_way() -> None:
