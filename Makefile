@@ -64,7 +64,7 @@ test-openapi: $(VENV)/.dev  ## Runs schemathesis against the shim's OpenAPI docu
 bench: $(VENV)/.bench  ## Measures the CPU's share against peers, over an hour; ARGS="--cases base/W2" for less.
 	@TORCH_INDEX='$(TORCH_INDEX)' $(BIN)/python -m benchmarks.cpu $(ARGS)
 
-bench-quick: $(VENV)/.bench  ## Measures what the service adds to its model, in four minutes.
+bench-quick: $(VENV)/.bench  ## Measures what the service adds to its model, in three minutes.
 	@$(BIN)/python -m benchmarks.quick
 
 proto: $(VENV)/.dev $(BUF)  ## Checks the contract and generates its stubs.

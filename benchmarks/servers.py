@@ -3,7 +3,7 @@
     python -m benchmarks.servers echo            a bare threaded grpcio server that computes nothing
     python -m benchmarks.servers free            the service, whose model costs nothing
     python -m benchmarks.servers model minilm    the service with a checkpoint of real shape
-    python -m benchmarks.servers alone minilm    no server: the engine alone, asked on stdin
+    python -m benchmarks.servers alone minilm 1  no server: the engine alone, asked on stdin; W4's scale
 
 Each prints one JSON line when it is ready. The service has its token check on
 and writes one log line a call.
@@ -150,7 +150,7 @@ def serve(source: str, loader: Any = None) -> None:
     server.stop(5)
 
 
-def alone(name: str) -> None:
+def alone(name: str, scale: str = "1") -> None:
     """Runs the calls of W4 through the engine without a server; each line on stdin is a number of seconds."""
     from rerank_grpc.config import EngineSettings
     from rerank_grpc.engine.engine import Engine
@@ -163,7 +163,7 @@ def alone(name: str) -> None:
     engine = Engine(runner_for(model), EngineSettings())
     engine.start()
     warm_up(engine, encoder, model.card)
-    calls = [encoder.encode(workloads.QUERY, list(call)).sequences for call in concurrent_calls()]
+    calls = [encoder.encode(workloads.QUERY, list(call)).sequences for call in concurrent_calls(float(scale))]
     say(port=0, budget=engine.max_batch_tokens, precision=model.card.precision)
     for line in sys.stdin:
         say(tokens_per_second=saturate(engine, calls, float(line)))
@@ -189,9 +189,9 @@ def saturate(engine: Any, calls: list[Any], seconds: float) -> float:
     return done / (perf_counter() - started)
 
 
-def concurrent_calls() -> list[tuple[str, ...]]:
-    """The documents of W4's calls: 10 to 100 each, no two alike."""
-    texts = workloads.passages(3_000, seed=4).documents
+def concurrent_calls(scale: float = 1.0) -> list[tuple[str, ...]]:
+    """The documents of W4's calls: 10 to 100 each, no two alike, of W2's lengths times `scale`."""
+    texts = workloads.passages(3_000, seed=4, scale=scale).documents
     calls, start = [], 0
     for number in range(48):
         count = 10 + (number * 37) % 91

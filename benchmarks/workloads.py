@@ -39,12 +39,11 @@ def short() -> Workload:
     return Workload("W1", QUERY, documents([8] * 100, seed=1))
 
 
-def passages(count: int = 100, *, seed: int = 2) -> Workload:
+def passages(count: int = 100, *, seed: int = 2, scale: float = 1.0) -> Workload:
     """Documents of log-normal length; another seed gives others, with the same lengths' distribution."""
     chance = random.Random(seed)
-    return Workload(
-        "W2", QUERY, documents([chance.lognormvariate(4.75, 0.6) for _ in range(count)], seed=seed)
-    )
+    lengths = [scale * chance.lognormvariate(4.75, 0.6) for _ in range(count)]
+    return Workload("W2", QUERY, documents(lengths, seed=seed))
 
 
 def long(count: int = 20, *, max_tokens: int = 512) -> Workload:
