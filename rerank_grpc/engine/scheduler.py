@@ -156,12 +156,11 @@ class Scheduler:
 
     def _items_of(self, request: ScoringRequest) -> tuple[list[Item], dict[Sequence, Item]]:
         """One item for each of a request's sequences, and those among them that are new."""
-        items, fresh, known = [], dict[Sequence, Item](), self._items
-        for sequence in request.sequences:
-            item = known.get(sequence) or fresh.get(sequence)
-            if item is None:
-                item = fresh[sequence] = Item(sequence)
-            items.append(item)
+        fresh, known = dict[Sequence, Item](), self._items
+        items = [
+            known.get(sequence) or fresh.setdefault(sequence, Item(sequence))
+            for sequence in request.sequences
+        ]
         return items, fresh
 
     def _bring_prefixes(self, items: Iterable[Item]) -> set[Prefix]:
