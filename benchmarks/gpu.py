@@ -354,7 +354,7 @@ def latency(run: Run, name: str, label: str, asked: float, calls: list[Workload]
     requests = [load.request_of(workload.query, workload.documents) for workload in calls]
     with served("model", name) as server:
         for request in requests[:5]:
-            load.one_by_one(server.target, request, 1)
+            load.one_by_one(server.target, [request], 1)
         caller = load.Caller(server.target)
         answers = [caller.call(request) for request in requests]
         caller.close()

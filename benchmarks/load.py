@@ -58,10 +58,10 @@ def request_of(query: str, documents: Sequence[str]) -> pb.RerankRequest:
     return pb.RerankRequest(query=query, documents=[pb.Document(text=text) for text in documents])
 
 
-def one_by_one(target: str, request: pb.RerankRequest, count: int) -> list[Answer]:
-    """Calls one after the other."""
+def one_by_one(target: str, requests: Sequence[pb.RerankRequest], count: int) -> list[Answer]:
+    """Calls one after the other, the requests in turn."""
     caller = Caller(target)
-    answers = [caller.call(request) for _ in range(count)]
+    answers = [caller.call(requests[turn % len(requests)]) for turn in range(count)]
     caller.close()
     return answers
 

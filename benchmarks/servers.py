@@ -1,9 +1,12 @@
 """Servers to be measured, each in a process of its own.
 
-    python -m benchmarks.servers echo            a bare threaded grpcio server that computes nothing
+    python -m benchmarks.servers echo off        a bare threaded grpcio server that computes nothing
+    python -m benchmarks.servers echo auto       the same on one CPU, as the service answers its calls
     python -m benchmarks.servers free            the service, whose model costs nothing
     python -m benchmarks.servers model minilm    the service with a checkpoint of real shape
-    python -m benchmarks.servers alone minilm 1  no server: the engine alone, asked on stdin; W4's scale
+    python -m benchmarks.servers alone minilm 1 1024
+                                                 no server: the engine alone, asked on stdin; W4's scale
+                                                 and the batch budget, 0 for its own
 
 Each prints one JSON line when it is ready. The service has its token check on
 and writes one log line a call.
@@ -29,6 +32,7 @@ import grpc
 from benchmarks import checkpoints, workloads
 
 TOKEN = "benchmark"
+RUNNING: list[grpc.Server] = []  # one that nobody holds is stopped
 CALLERS = 16
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
 
@@ -78,7 +82,14 @@ def say(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
 
 
-def echo() -> None:
+def echo(cpu: str = "off") -> None:
+    from rerank_grpc.cpus import OneCpu
+
+    say(port=OneCpu("auto" if cpu == "auto" else None).run(start_echo))
+    sys.stdin.read()
+
+
+def start_echo() -> int:
     from rerank_grpc.v1 import rerank_pb2 as pb
     from rerank_grpc.v1 import rerank_pb2_grpc
 
@@ -93,8 +104,8 @@ def echo() -> None:
     rerank_pb2_grpc.add_RerankServiceServicer_to_server(Servicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    say(port=port)
-    sys.stdin.read()
+    RUNNING.append(server)
+    return port
 
 
 class Free:
@@ -150,7 +161,7 @@ def serve(source: str, loader: Any = None) -> None:
     server.stop(5)
 
 
-def alone(name: str, scale: str = "1") -> None:
+def alone(name: str, scale: str = "1", budget: str = "0") -> None:
     """Runs the calls of W4 through the engine without a server; each line on stdin is a number of seconds."""
     from rerank_grpc.config import EngineSettings
     from rerank_grpc.engine.engine import Engine
@@ -160,7 +171,7 @@ def alone(name: str, scale: str = "1") -> None:
 
     model = load(name)
     encoder = encoder_for(model.card)
-    engine = Engine(runner_for(model), EngineSettings())
+    engine = Engine(runner_for(model), EngineSettings(max_batch_tokens=int(budget) or None))
     engine.start()
     warm_up(engine, encoder, model.card)
     calls = [encoder.encode(workloads.QUERY, list(call)).sequences for call in concurrent_calls(float(scale))]

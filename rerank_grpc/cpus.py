@@ -1,4 +1,4 @@
-"""Which CPUs a thread may use.
+"""Which CPUs a thread may use; Linux only, elsewhere nothing is bound.
 
 The threads that answer calls take turns at Python's lock anyway. Spread over
 CPUs, each turn ends in waking another CPU, and in a virtual machine that takes
@@ -12,18 +12,23 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, TypeAlias
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, TypeAlias, TypeVar
 
 from rerank_grpc.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
 CpuChoice: TypeAlias = int | Literal["auto"] | None
+Made = TypeVar("Made")
+
+# "auto" binds nothing where there are more: what a bound thread takes from one member of a large
+# OpenMP team holds up all others, and that was not measured.
+AUTO_MOST = 4
 
 _BINDS = hasattr(os, "sched_setaffinity")
-_ALL = frozenset(os.sched_getaffinity(0)) if _BINDS else frozenset[int]()
 
 
 class OneCpu:
@@ -35,37 +40,43 @@ class OneCpu:
 
     def __init__(self, choice: CpuChoice) -> None:
         self.number: int | None = None
+        allowed = sorted(os.sched_getaffinity(0)) if _BINDS else []
         if choice == "auto":
-            self.number = random.choice(sorted(_ALL)) if len(_ALL) > 1 else None
+            if 2 <= len(allowed) <= AUTO_MOST:
+                # Not the generator that a program may seed alike in all its processes.
+                self.number = random.SystemRandom().choice(allowed)
         elif choice is not None:
-            if choice not in _ALL:
-                usable = ", ".join(map(str, sorted(_ALL))) or "none, on this system"
+            if choice not in allowed:
+                usable = ", ".join(map(str, allowed)) or "none, on this system"
                 raise ConfigurationError(
                     f"--call-cpu: CPU {choice} is not one that this process may use ({usable})"
                 )
             self.number = choice
 
-    def bind(self) -> None:
-        """Binds the calling thread."""
-        if self.number is not None:
-            _bind({self.number})
+    def run(self, function: Callable[[], Made]) -> Made:
+        """Calls a function whose threads are to be bound, and returns or raises what it does.
 
-    @contextmanager
-    def binding(self) -> Iterator[None]:
-        """Binds the threads that are started in a `with` statement, and not the one that starts them."""
-        before = os.sched_getaffinity(0) if self.number is not None else set()
-        self.bind()
-        try:
-            yield
-        finally:
-            if before:
-                _bind(before)
+        It is called on a thread that is bound for it. The calling one must not
+        be: even if it were freed, Linux would keep it, and all that it starts, to the
+        CPUs it has now when the process is given more.
+        """
+        if self.number is None:
+            return function()
+        with ThreadPoolExecutor(1, initializer=_bind, initargs=({self.number},)) as bound:
+            made: Future[Made] = bound.submit(function)
+            return made.result()
 
 
-def use_all() -> None:
-    """Frees the calling thread, which one that is bound may have started."""
-    if _BINDS:
-        _bind(set(_ALL))
+def use_those_of(thread: threading.Thread) -> None:
+    """Lets the calling thread use the CPUs of another one: a bound thread may have started it."""
+    if not _BINDS or thread.native_id is None:
+        return
+    try:
+        cpus = os.sched_getaffinity(thread.native_id)
+    except ProcessLookupError:  # it has ended, and with it the need
+        return
+    if cpus != os.sched_getaffinity(0):
+        _bind(cpus)
 
 
 def _bind(cpus: set[int]) -> None:

@@ -53,8 +53,7 @@ def run(parsed: argparse.Namespace) -> int:
         shim = rest.beside(settings, server.port)
         server.start()
         if shim:
-            with server.call_cpu.binding():
-                shim.start()
+            server.call_cpu.run(shim.start)
         if _load(server, screen, stopping):
             logging.getLogger("rerank_grpc.registry").setLevel(logging.NOTSET)
             rest_port = shim.port if shim else None

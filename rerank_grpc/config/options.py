@@ -182,7 +182,8 @@ SERVER_OPTIONS = (
         "call_cpu",
         parsing.cpu,
         "auto|N|off",
-        "the one CPU of the threads that answer calls; models and tokenizers use all",
+        "the one CPU of the threads that answer calls, on Linux; auto draws one where there are 2 to 4, "
+        "and models use all",
     ),
     Option(
         "hang-timeout",

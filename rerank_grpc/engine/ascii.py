@@ -95,7 +95,8 @@ def ascii_tokenizer(tokenizer: Tokenizer) -> AsciiTokenizer | None:
     short.normalizer = normalizers.Sequence(steps[known:])
     if tokenizer.pre_tokenizer is not None:
         short.pre_tokenizer = tokenizer.pre_tokenizer
-    marking = _marking(tokenizer.pre_tokenizer) if all(map(_leaves_words, steps[known:])) else None
+    leaves_words = all(map(_leaves_words, steps[known:]))
+    marking = _marking(tokenizer.pre_tokenizer, table) if leaves_words else None
     if marking is not None:
         short.pre_tokenizer = marking
         # White space to str.split, but not to the tokenizer.
@@ -103,15 +104,19 @@ def ascii_tokenizer(tokenizer: Tokenizer) -> AsciiTokenizer | None:
     return AsciiTokenizer(tokenizer, short, table, spaced=marking is not None)
 
 
-def _marking(pre_tokenizer: Any) -> pre_tokenizers.PreTokenizer | None:
-    """The Metaspace of a tokenizer that splits at white space, then puts it before each word; else None."""
+def _marking(pre_tokenizer: Any, table: dict[int, str]) -> pre_tokenizers.PreTokenizer | None:
+    """The Metaspace of a tokenizer that splits at white space, then puts it before each word; else None.
+
+    No ASCII text may hold the mark by itself.
+    """
     if not isinstance(pre_tokenizer, pre_tokenizers.Sequence):
         return None
     steps = json.loads(pre_tokenizer.__getstate__())["pretokenizers"]
     if [step["type"] for step in steps] != ["WhitespaceSplit", "Metaspace"]:
         return None
     marking = pre_tokenizer[1]
-    return marking if marking.prepend_scheme == "always" and marking.split else None
+    apart = not marking.replacement.isascii() and marking.replacement not in table.values()
+    return marking if apart and marking.prepend_scheme == "always" and marking.split else None
 
 
 def _leaves_words(normalizer: Any) -> bool:

@@ -66,7 +66,7 @@ def is_local(step: Mapping[str, Any]) -> bool:
     """Whether a normalizer, if it is Replace, makes one space of several and no more."""
     if step["type"] != "Replace":
         return True
-    return step["content"] == " " and next(iter(step["pattern"].values())) in _SPACE_PATTERNS
+    return step["content"] == " " and step["pattern"].get("Regex") in _SPACE_PATTERNS
 
 
 def _splits_words(step: Mapping[str, Any]) -> bool:

@@ -119,7 +119,7 @@ def pack(ids: list[int]) -> bytes:
 
 
 def encode_batch(vocabulary: Vocabulary, texts: ListOf[str], field: Callable[[int], str]) -> ListOf[Encoding]:
-    """Runs the Rust tokenizer, which releases the GIL; raises InvalidRequest for what is no Unicode text."""
+    """Runs the Rust tokenizer; raises InvalidRequest for what is no Unicode text."""
     try:
         return vocabulary.encode_batch(texts)
     except (TypeError, UnicodeError):

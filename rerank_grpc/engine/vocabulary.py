@@ -36,9 +36,9 @@ _GEMMA = frozenset(
 )
 UNMARKED: Mapping[str, frozenset[str]] = {"qwen2": _QWEN, "qwen3": _QWEN, "gemma": _GEMMA}
 
-# A text of so few characters takes some 20 µs: in a busy server, less than to let go of the GIL and
-# get it back, as encode_batch does.
-SHORT_TEXT = 256
+# An ASCII text of so few characters takes some 20 µs: in a busy server, less than to let go of the GIL
+# and get it back, as encode_batch does.
+SHORT_TEXT = 128
 
 _NAMED_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
@@ -92,9 +92,9 @@ class Vocabulary:
     def encode_batch(self, texts: Sequence[str]) -> Sequence[Encoding]:
         """Encodes texts without control tokens; raises as the Rust tokenizer does.
 
-        It lets go of the GIL, but for one short text.
+        It lets go of the GIL, but for one short ASCII text.
         """
-        if len(texts) == 1 and len(texts[0]) <= SHORT_TEXT:
+        if len(texts) == 1 and len(texts[0]) <= SHORT_TEXT and texts[0].isascii():
             if self.ascii is not None:
                 return [self.ascii.encode(texts[0])]
             return [self.tokenizer.encode(texts[0], add_special_tokens=False)]

@@ -103,7 +103,7 @@ class Keeper:
             self._prepare(entry)
 
     def _prepare(self, entry: Entry) -> None:
-        cpus.use_all()  # a caller's thread may have started this one
+        cpus.use_those_of(self._thread)  # a caller's thread may have started this one
         try:
             expected = self._prepare_model(entry.spec)
         except Exception as error:

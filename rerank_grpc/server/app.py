@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,8 @@ from rerank_grpc.server.health import HealthService
 from rerank_grpc.server.interceptors import TokenInterceptor
 from rerank_grpc.server.rerank_service import RerankServicer
 from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 RERANK_SERVICE = rerank_pb2.DESCRIPTOR.services_by_name["RerankService"].full_name
 ADMIN_SERVICE = rerank_pb2.DESCRIPTOR.services_by_name["ModelAdminService"].full_name
@@ -43,14 +46,14 @@ class RerankServer:
         self._stopped = threading.Event()
         # For the threads that answer calls; the registry's, which compute, are started outside.
         self.call_cpu = OneCpu(settings.call_cpu)
-        with self.call_cpu.binding():
-            self._main, self.port = self._build_main()
+        self._main, self.port = self.call_cpu.run(self._build_main)
         self._admin, self.admin_port = self._build_admin()
 
     def start(self) -> None:
         """Serves at once, NOT_SERVING, and loads the models in the background."""
-        with self.call_cpu.binding():
-            self._main.start()
+        if self.call_cpu.number is not None:
+            log.info("calls are answered on CPU %d", self.call_cpu.number)
+        self.call_cpu.run(self._main.start)
         if self._admin:
             self._admin.start()
         self.registry.start()

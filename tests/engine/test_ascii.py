@@ -32,11 +32,28 @@ def unigram_with_spaces_joined() -> Tokenizer:
     return tokenizer
 
 
+def unigram_with_a_written_pattern() -> Tokenizer:
+    """One that replaces the four characters of a pattern, where others replace what it stands for."""
+    tokenizer = checkpoints.unigram()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(r"\s+", " ")])
+    return tokenizer
+
+
+def unigram_marked_by_ascii() -> Tokenizer:
+    """One whose mark is a character of texts."""
+    tokenizer = checkpoints.unigram()
+    marking = pre_tokenizers.Metaspace("_", prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marking])
+    return tokenizer
+
+
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "wordpiece": checkpoints.wordpiece,
     "unigram": checkpoints.unigram,
     "unigram like bge's": unigram_like_bge,
     "unigram with spaces joined": unigram_with_spaces_joined,
+    "unigram with a written pattern": unigram_with_a_written_pattern,
+    "unigram marked by ASCII": unigram_marked_by_ascii,
     "byte level with NFC": checkpoints.qwen_tokenizer,
 }
 
@@ -58,7 +75,17 @@ def hostile() -> list[str]:
 
 
 def test_texts_of_all_kinds_get_the_tokens_of_the_long_way(short: AsciiTokenizer) -> None:
-    texts = [*checkpoints.texts()[:200], *hostile(), "naïve café", "中文 and English", "Ⅷ ﬁne", "e\u0301"]
+    texts = [
+        *checkpoints.texts()[:200],
+        *hostile(),
+        r"a \s+ b",
+        "a _b",
+        "a __init__ b",
+        "naïve café",
+        "中文 and English",
+        "Ⅷ ﬁne",
+        "e\u0301",
+    ]
     expected = short.whole.encode_batch_fast(texts, add_special_tokens=False)
     found = short.encode_batch(texts)
     assert [each.ids for each in found] == [each.ids for each in expected]
@@ -119,8 +146,9 @@ def test_words_are_split_the_short_way_where_marking_them_is_all_that_is_left(
         pre_tokenizers.Metaspace(prepend_scheme="first"),
         pre_tokenizers.Metaspace(prepend_scheme="never"),
         pre_tokenizers.Metaspace(prepend_scheme="always", split=False),
+        pre_tokenizers.Metaspace("_", prepend_scheme="always"),
     ],
-    ids=["first", "never", "no split"],
+    ids=["first", "never", "no split", "a mark that texts hold"],
 )
 def test_words_are_split_the_long_way_where_marking_them_does_not_split(
     marking: pre_tokenizers.Metaspace,
