@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-import random
+import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,7 +44,7 @@ class OneCpu:
         if choice == "auto":
             if 2 <= len(allowed) <= AUTO_MOST:
                 # Not the generator that a program may seed alike in all its processes.
-                self.number = random.SystemRandom().choice(allowed)
+                self.number = secrets.choice(allowed)
         elif choice is not None:
             if choice not in allowed:
                 usable = ", ".join(map(str, allowed)) or "none, on this system"
@@ -56,9 +56,9 @@ class OneCpu:
     def run(self, function: Callable[[], Made]) -> Made:
         """Calls a function whose threads are to be bound, and returns or raises what it does.
 
-        It is called on a thread that is bound for it. The calling one must not
-        be: even if it were freed, Linux would keep it, and all that it starts, to the
-        CPUs it has now when the process is given more.
+        It runs on a short-lived thread that is bound for it, not on the calling
+        one: Linux would remember which CPUs that was freed to, and keep it and all
+        that it starts to them when the process is given more.
         """
         if self.number is None:
             return function()
