@@ -296,7 +296,8 @@ def write(data: dict[str, Any]) -> None:
 
 {report.facts(torch.get_num_threads(), found)}
 - load average before and after: {data["load_before"]}, {data["load_after"]}
-- load generator on the same machine, token check and one log line per call on, every call's query another
+- load generator on the same machine, token check and one log line per call on
+- in the first three rows and in tokenizing every call has another query, for the service remembers them
 - the service answers calls on one CPU (`--call-cpu auto`); the bare echo is measured both ways
 - model: {checkpoints.SHAPES[SHAPE].like}'s shape, random weights, {data["single_calls"]["W2"]["precision"]},
   batches of {data["single_calls"]["W2"]["budget"]} tokens as measured at warm-up
