@@ -301,14 +301,18 @@ def test_a_signal_before_anything_is_served_ends_it():
 
 
 def hanging_call(target):
-    """Opens a call that sends headers and no body: it holds a worker thread for ever."""
+    """Opens a call that sends headers and no body, and returns when the server has it."""
     import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     channel = grpc.insecure_channel(target)
     method = channel.stream_unary("/rerank.v1.RerankService/Rerank")
     gate = socket.socketpair()
     call = method.future(message for message in iter(lambda: gate[0].recv(1), b""))
-    grpc.channel_ready_future(channel).result(10)
+    # A server takes a connection's calls in order: the answer to this one says that it has the first.
+    health_pb2_grpc.HealthStub(channel).Check(
+        health_pb2.HealthCheckRequest(), timeout=10, wait_for_ready=True
+    )
     return channel, call, gate
 
 

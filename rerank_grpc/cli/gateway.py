@@ -9,8 +9,8 @@ from rerank_grpc import __version__
 from rerank_grpc.cli import rest
 from rerank_grpc.cli.address import address, is_loopback
 from rerank_grpc.cli.logs import log_to
-from rerank_grpc.cli.serve import on_signals, say
-from rerank_grpc.cli.terminal import Screen
+from rerank_grpc.cli.serve import say
+from rerank_grpc.cli.stopping import Stopping
 from rerank_grpc.config import read_gateway_settings
 
 
@@ -19,7 +19,7 @@ def run(parsed: argparse.Namespace) -> int:
     settings = read_gateway_settings(parsed.flags)
     log_to(sys.stderr, settings.log_level)
     server = rest.build(settings.rest, settings.targets, settings.tokens, settings.upstream_token)
-    stopping = on_signals(settings.grace_seconds, Screen.of(sys.stderr))
+    stopping = Stopping(settings.grace_seconds)
     server.start()
     here = address(settings.rest.host, server.port)
     say(f"rerank-grpc {__version__} serves REST at http://{here}, from {', '.join(settings.targets)}")

@@ -9,18 +9,17 @@ import argparse
 import faulthandler
 import logging
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from rerank_grpc import __version__
 from rerank_grpc.cli import rest, terminal
 from rerank_grpc.cli.address import address, is_loopback
 from rerank_grpc.cli.logs import log_to
+from rerank_grpc.cli.stopping import Stopping
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config import Settings, forgotten_token, quiet_grpc, read_settings
 from rerank_grpc.errors import ConfigurationError
@@ -44,7 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
     log_to(sys.stderr, settings.log_level)
     quiet_grpc()
     screen = Screen.of(sys.stderr)
-    stopping = on_signals(settings.grace_seconds, screen)
+    stopping = Stopping(settings.grace_seconds)
     say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
     server, shim = _build(settings), None
     # What the registry logs of loading is shown here already.
@@ -67,22 +66,6 @@ def run(parsed: argparse.Namespace) -> int:
     return status
 
 
-def on_signals(grace: float, screen: Screen) -> threading.Event:
-    """Makes the first SIGTERM or SIGINT set the event it returns, the second end the process."""
-    stopping = threading.Event()
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if stopping.is_set():
-            os._exit(128 + number)
-        stopping.set()
-        note = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-        os.write(2, f"\nstopping: calls in progress have {grace:g} s{note}\n".encode())
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    return stopping
-
-
 def _build(settings: Settings) -> RerankServer:
     try:
         from rerank_grpc.server.app import RerankServer
@@ -96,7 +79,7 @@ def _build(settings: Settings) -> RerankServer:
     return RerankServer(settings)
 
 
-def _load(server: RerankServer, screen: Screen, stopping: threading.Event) -> bool:
+def _load(server: RerankServer, screen: Screen, stopping: Stopping) -> bool:
     """Waits for the models and shows it; False if a signal came first.
 
     Raises ConfigurationError if the default model cannot be served.
