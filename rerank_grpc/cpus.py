@@ -4,7 +4,8 @@ The threads that answer calls take turns at Python's lock anyway. Spread over
 CPUs, each turn ends in waking another CPU, and in a virtual machine that takes
 longer than the turn; on one CPU the next thread just goes on, and finds warm
 caches. So they can be bound to one, and what computes is left to all: ADR 016.
-A thread begins where the one that started it is bound.
+What computes waits there, too, because those who wake it are there. A thread
+begins where the one that started it is bound.
 """
 
 from __future__ import annotations
@@ -62,9 +63,21 @@ class OneCpu:
         """
         if self.number is None:
             return function()
-        with ThreadPoolExecutor(1, initializer=_bind, initargs=({self.number},)) as bound:
+        with ThreadPoolExecutor(1, initializer=self.bind) as bound:
             made: Future[Made] = bound.submit(function)
             return made.result()
+
+    def bind(self) -> bool:
+        """Binds the calling thread; False if it stays as it is.
+
+        Where that fails, because it is forbidden or the CPU has gone, it is not tried again.
+        """
+        if self.number is None:
+            return False
+        bound = _bind({self.number})
+        if not bound:
+            self.number = None
+        return bound
 
 
 def use_those_of(thread: threading.Thread) -> None:
@@ -79,9 +92,10 @@ def use_those_of(thread: threading.Thread) -> None:
         _bind(cpus)
 
 
-def _bind(cpus: set[int]) -> None:
-    """Binds the calling thread; where that is forbidden, or the CPU has gone, it stays as it is."""
+def _bind(cpus: set[int]) -> bool:
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
         log.warning("cannot bind a thread to CPUs %s: %s", sorted(cpus), error.strerror)
+        return False
+    return True

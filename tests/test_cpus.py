@@ -14,9 +14,11 @@ import pytest
 from rerank_grpc import cpus
 from rerank_grpc.config import ModelSpec, Settings
 from rerank_grpc.cpus import OneCpu, use_those_of
+from rerank_grpc.engine.batch import PackedBatch
+from rerank_grpc.engine.request import Output
 from rerank_grpc.errors import ConfigurationError
 from tests import checkpoints
-from tests.support import CountingRunner, request_of, serving, stub_of
+from tests.support import CountingRunner, request_of, serving, stub_of, wait_for
 
 ALL = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 pytestmark = pytest.mark.skipif(len(ALL) < 2, reason="there is no CPU to choose")
@@ -119,9 +121,52 @@ def test_of_a_server_the_threads_that_answer_are_bound_and_those_that_compute_ar
         stub.Rerank(request_of("query", "a document", "another one"), timeout=10)
         found = python_threads()
     assert found["rerank"] == {ONE}
-    for name in ("device-embedded", "watch-embedded", "keep-models", "MainThread"):
+    for name in ("watch-embedded", "keep-models", "MainThread"):
         assert found[name] == ALL, name
     assert f"calls are answered on CPU {ONE}" in caplog.text
+
+
+class Computes(CountingRunner):
+    """A runner that remembers which CPUs each batch could use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[set[int]] = []
+
+    def run(self, batch: PackedBatch) -> list[Output | None]:
+        self.places.append(own_cpus())
+        return super().run(batch)
+
+
+def test_the_device_thread_waits_with_the_callers_and_computes_everywhere() -> None:
+    runner = Computes()
+    with serving(Settings(call_cpu=ONE), runner=runner) as server, stub_of(server.port) as stub:
+        for number in range(3):
+            stub.Rerank(request_of("query", f"document {number}"), timeout=10)
+            wait_for(lambda: python_threads()["device-embedded"] == {ONE})
+    assert runner.places == [ALL] * 3
+
+
+def test_the_device_thread_follows_when_the_process_is_given_other_cpus() -> None:
+    runner, other = Computes(), max(ALL)
+    with serving(Settings(call_cpu=ONE), runner=runner) as server, stub_of(server.port) as stub:
+        stub.Rerank(request_of("query", "a document"), timeout=10)
+        (watcher,) = [thread for thread in threading.enumerate() if thread.name == "watch-embedded"]
+        os.sched_setaffinity(watcher.native_id or 0, {other})  # as Linux does to threads that asked for none
+        stub.Rerank(request_of("query", "another document"), timeout=10)
+    assert runner.places == [ALL, {other}]
+
+
+def test_a_device_thread_whose_callers_cpu_has_gone_says_so_once_and_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runner = Computes()
+    with serving(Settings(call_cpu=ONE), runner=runner) as server, stub_of(server.port) as stub:
+        server.call_cpu.number = 99_999
+        for number in range(3):
+            stub.Rerank(request_of("query", f"document {number}"), timeout=10)
+    assert runner.places == [ALL] * 3
+    assert caplog.text.count("cannot bind a thread") == 1
 
 
 def test_a_model_that_a_bound_thread_calls_for_is_brought_by_free_ones(
@@ -140,7 +185,7 @@ def test_a_model_that_a_bound_thread_calls_for_is_brought_by_free_ones(
         stub.Rerank(request_of("query", "a document", model="lazy"), timeout=20)
         found = python_threads()
     assert seen == [ALL, ALL]
-    assert found["device-lazy"] == ALL
+    assert found["watch-lazy"] == ALL
 
 
 # The rest in processes of their own: which threads the libraries start, and when, depends on all

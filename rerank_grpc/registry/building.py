@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rerank_grpc.config import Settings
+from rerank_grpc.cpus import OneCpu
 from rerank_grpc.registry.loading import (
     Loader,
     finder_for,
@@ -17,7 +18,11 @@ from rerank_grpc.registry.registry import Registry
 
 
 def registry_for(
-    settings: Settings, load: Loader | None = None, *, on_change: Callable[[], None] = lambda: None
+    settings: Settings,
+    load: Loader | None = None,
+    *,
+    callers: OneCpu | None = None,
+    on_change: Callable[[], None] = lambda: None,
 ) -> Registry:
     """Makes the registry that the settings describe; `load` replaces what loads real models."""
     return Registry(
@@ -29,5 +34,6 @@ def registry_for(
         idle_seconds=settings.idle_seconds,
         # Those who wait hold worker threads: half of them stay for models that are there.
         max_waiting=max(1, settings.engine.max_calls // 2),
+        callers=callers,
         on_change=on_change,
     )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 
-from rerank_grpc import cpus
+from rerank_grpc.cpus import OneCpu, use_those_of
 from rerank_grpc.errors import ModelLoadError, ShuttingDown
 from rerank_grpc.registry import memory, residency
 from rerank_grpc.registry.entry import Entry, LoadedModel, failed, settle
@@ -43,6 +43,7 @@ class Keeper:
         *,
         budget: int | None = None,
         idle_seconds: float | None = None,
+        callers: OneCpu,
         on_change: Callable[[], None],
     ) -> None:
         self._entries = entries
@@ -51,6 +52,7 @@ class Keeper:
         self._prepare_model = prepare
         self._budget = budget
         self._idle_seconds = idle_seconds
+        self._callers = callers
         self._on_change = on_change
         self._queue: deque[Entry] = deque()
         self.closing = False
@@ -104,7 +106,7 @@ class Keeper:
             self._prepare(entry)
 
     def _prepare(self, entry: Entry) -> None:
-        cpus.use_those_of(self._thread)  # a caller's thread may have started this one
+        use_those_of(self._thread)  # a caller's thread may have started this one
         try:
             expected = self._prepare_model(entry.spec)
         except Exception as error:
@@ -150,6 +152,7 @@ class Keeper:
             # A full collection walks all that torch and a load leave behind, some 0.2 s in which no call
             # goes on; none of it is garbage. What is frozen is still freed when nobody refers to it.
             gc.freeze()
+            loaded.engine.callers = self._callers
             try:
                 entry.memory_bytes = loaded.memory_bytes or entry.memory_bytes
                 if self._make_room(entry):  # it may have turned out larger than expected

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from rerank_grpc.config import ModelSpec
+from rerank_grpc.cpus import OneCpu
 from rerank_grpc.errors import (
     Cancelled,
     ConfigurationError,
@@ -51,7 +52,8 @@ class Registry:
     `load` makes a LoadedModel of a spec, `prepare` brings its files here before
     that, and `find` tells whether they are here. `budget` bounds the bytes of
     all models in memory, `idle_seconds` how long an unused one stays there,
-    `max_waiting` how many calls may wait for models at once. `on_change` is
+    `max_waiting` how many calls may wait for models at once. `callers` is the
+    CPU of the threads that call, if they are bound to one. `on_change` is
     called after each change of a state, on the thread that made it.
     """
 
@@ -65,6 +67,7 @@ class Registry:
         budget: int | None = None,
         idle_seconds: float | None = None,
         max_waiting: int = 48,
+        callers: OneCpu | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._changed = threading.Condition()
@@ -82,6 +85,7 @@ class Registry:
             prepare,
             budget=budget,
             idle_seconds=idle_seconds,
+            callers=callers or OneCpu(None),
             on_change=on_change,
         )
 

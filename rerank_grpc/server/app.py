@@ -41,11 +41,11 @@ class RerankServer:
     def __init__(self, settings: Settings, *, load: Loader | None = None) -> None:
         self.settings = settings
         self._health = HealthService([RERANK_SERVICE])
-        self.registry = registry_for(settings, load, on_change=self._show_health)
-        self._stopping = threading.Lock()
-        self._stopped = threading.Event()
         # For the threads that answer calls; the registry's, which compute, are started outside.
         self.call_cpu = OneCpu(settings.call_cpu)
+        self.registry = registry_for(settings, load, callers=self.call_cpu, on_change=self._show_health)
+        self._stopping = threading.Lock()
+        self._stopped = threading.Event()
         self._main, self.port = self.call_cpu.run(self._build_main)
         self._admin, self.admin_port = self._build_admin()
 
