@@ -144,9 +144,11 @@ def load(name: str) -> Any:
 
 def serve(source: str, loader: Any = None) -> None:
     from rerank_grpc.cli.logs import log_to
+    from rerank_grpc.cli.serve import freeze_imports
     from rerank_grpc.config import ModelSpec, Settings
     from rerank_grpc.server.app import RerankServer
 
+    freeze_imports()
     # Standard error is a file here, and a log line costs what it costs in production.
     log_to(sys.stderr, "info")
     settings = replace(

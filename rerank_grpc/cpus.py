@@ -41,12 +41,14 @@ class OneCpu:
 
     def __init__(self, choice: CpuChoice) -> None:
         self.number: int | None = None
+        if choice is None:
+            return
         allowed = sorted(os.sched_getaffinity(0)) if _BINDS else []
         if choice == "auto":
             if 2 <= len(allowed) <= AUTO_MOST:
                 # Not the generator that a program may seed alike in all its processes.
                 self.number = secrets.choice(allowed)
-        elif choice is not None:
+        else:
             if choice not in allowed:
                 usable = ", ".join(map(str, allowed)) or "none, on this system"
                 raise ConfigurationError(
@@ -72,24 +74,24 @@ class OneCpu:
 
         Where that fails, because it is forbidden or the CPU has gone, it is not tried again.
         """
-        if self.number is None:
+        number = self.number  # another thread may find meanwhile that it has gone
+        if number is None:
             return False
-        bound = _bind({self.number})
+        bound = _bind({number})
         if not bound:
             self.number = None
         return bound
 
 
-def use_those_of(thread: threading.Thread) -> None:
-    """Lets the calling thread use the CPUs of another one: a bound thread may have started it."""
+def use_those_of(thread: threading.Thread) -> bool:
+    """Lets the calling thread use the CPUs of another one; False if it stays as it is."""
     if not _BINDS or thread.native_id is None:
-        return
+        return False
     try:
         cpus = os.sched_getaffinity(thread.native_id)
-    except ProcessLookupError:  # it has ended, and with it the need
-        return
-    if cpus != os.sched_getaffinity(0):
-        _bind(cpus)
+    except OSError:  # it has ended, or nobody may ask
+        return False
+    return cpus == os.sched_getaffinity(0) or _bind(cpus)
 
 
 def _bind(cpus: set[int]) -> bool:

@@ -306,13 +306,12 @@ def hanging_call(target):
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     channel = grpc.insecure_channel(target)
+    grpc.channel_ready_future(channel).result(10)  # what is called before that may be sent in any order
     method = channel.stream_unary("/rerank.v1.RerankService/Rerank")
     gate = socket.socketpair()
     call = method.future(message for message in iter(lambda: gate[0].recv(1), b""))
     # A server takes a connection's calls in order: the answer to this one says that it has the first.
-    health_pb2_grpc.HealthStub(channel).Check(
-        health_pb2.HealthCheckRequest(), timeout=10, wait_for_ready=True
-    )
+    health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     return channel, call, gate
 
 
@@ -333,6 +332,19 @@ def test_a_half_sent_rest_call_does_not_keep_the_server_from_draining():
         watch.cancel()
     assert server.process.wait(20) == 0
     server.close()
+
+
+def test_a_signal_drains_though_nobody_reads_the_log_any_more():
+    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    command += ["--rest-port", "off"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=environment())
+    lines = iter(process.stderr.readline, "")
+    target = next(line for line in lines if "serves rerank.v1 at " in line).split()[-1]
+    assert any("Ctrl-C stops it." in line for line in lines)
+    process.stderr.close()
+    assert run("rerank", "--target", target, "query", "-", stdin="document\n").returncode == 0
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == 0
 
 
 @pytest.mark.parametrize("second", [False, True])

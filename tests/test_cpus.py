@@ -133,8 +133,11 @@ class Computes(CountingRunner):
         super().__init__()
         self.places: list[set[int]] = []
 
+    def place(self) -> set[int]:
+        return own_cpus()
+
     def run(self, batch: PackedBatch) -> list[Output | None]:
-        self.places.append(own_cpus())
+        self.places.append(self.place())
         return super().run(batch)
 
 
@@ -147,12 +150,22 @@ def test_the_device_thread_waits_with_the_callers_and_computes_everywhere() -> N
     assert runner.places == [ALL] * 3
 
 
+def device_waits_on(place: set[int]) -> None:
+    wait_for(lambda: python_threads()["device-embedded"] == place)
+
+
+def watcher() -> int:
+    (found,) = [thread for thread in threading.enumerate() if thread.name == "watch-embedded"]
+    assert found.native_id is not None
+    return found.native_id
+
+
 def test_the_device_thread_follows_when_the_process_is_given_other_cpus() -> None:
     runner, other = Computes(), max(ALL)
     with serving(Settings(call_cpu=ONE), runner=runner) as server, stub_of(server.port) as stub:
         stub.Rerank(request_of("query", "a document"), timeout=10)
-        (watcher,) = [thread for thread in threading.enumerate() if thread.name == "watch-embedded"]
-        os.sched_setaffinity(watcher.native_id or 0, {other})  # as Linux does to threads that asked for none
+        device_waits_on({ONE})
+        os.sched_setaffinity(watcher(), {other})  # as Linux does to threads that asked for none
         stub.Rerank(request_of("query", "another document"), timeout=10)
     assert runner.places == [ALL, {other}]
 
@@ -160,13 +173,40 @@ def test_the_device_thread_follows_when_the_process_is_given_other_cpus() -> Non
 def test_a_device_thread_whose_callers_cpu_has_gone_says_so_once_and_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    runner, other = Computes(), max(ALL)
+    with serving(Settings(call_cpu=ONE), runner=runner) as server, stub_of(server.port) as stub:
+        stub.Rerank(request_of("query", "a document"), timeout=10)
+        device_waits_on({ONE})
+        server.call_cpu.number = 99_999
+        os.sched_setaffinity(watcher(), {other})
+        for number in range(2):
+            stub.Rerank(request_of("query", f"document {number}"), timeout=10)
+            device_waits_on({other})
+            wait_for(lambda: server.call_cpu.number is None)
+        os.sched_setaffinity(watcher(), ALL)  # it has come back
+        stub.Rerank(request_of("query", "the last document"), timeout=10)
+    assert runner.places == [ALL, {other}, {other}, ALL]
+    assert caplog.text.count("cannot bind a thread") == 1
+
+
+@pytest.mark.parametrize("forbidden", ["sched_getaffinity", "sched_setaffinity"])
+def test_a_device_thread_that_may_not_be_moved_any_more_goes_on(
+    forbidden: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forbid(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
     runner = Computes()
     with serving(Settings(call_cpu=ONE), runner=runner) as server, stub_of(server.port) as stub:
-        server.call_cpu.number = 99_999
-        for number in range(3):
-            stub.Rerank(request_of("query", f"document {number}"), timeout=10)
-    assert runner.places == [ALL] * 3
-    assert caplog.text.count("cannot bind a thread") == 1
+        stub.Rerank(request_of("query", "a document"), timeout=10)
+        device_waits_on({ONE})
+        with monkeypatch.context() as patch:
+            patch.setattr(cpus.os, forbidden, forbid)
+            patch.setattr(Computes, "place", lambda _: set())
+            for number in range(3):
+                stub.Rerank(request_of("query", f"document {number}"), timeout=10)
+    assert len(runner.places) == 4
+    assert caplog.text.count("cannot bind a thread") <= 1
 
 
 def test_a_model_that_a_bound_thread_calls_for_is_brought_by_free_ones(

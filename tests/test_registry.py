@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,21 +95,6 @@ def test_a_lazy_model_is_loaded_when_it_is_first_called():
         assert use(registry, "two") == "two"
         assert states(registry)["two"] is State.READY
         assert loads.names == ["one", "two"]
-
-
-def test_a_full_collection_does_not_walk_what_a_load_leaves_behind():
-    loads, left = Loads(), [["what a load makes"]]
-
-    def walked() -> bool:
-        return any(found is left for found in gc.get_objects())
-
-    try:
-        assert walked()
-        with keeping(loads, spec("one")) as registry:
-            assert registry.wait_until_loaded(WAIT)
-            assert not walked()
-    finally:
-        gc.unfreeze()
 
 
 def test_concurrent_first_calls_load_once():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 
 from rerank_grpc import __version__
 from rerank_grpc.cli import rest
@@ -27,5 +28,5 @@ def run(parsed: argparse.Namespace) -> int:
         say(f"NOTE: {here} can be reached from other machines; who may call is up to the servers.")
     say("Ctrl-C stops it.")
     stopping.wait()
-    server.stop(settings.grace_seconds)
+    stopping.drain(partial(server.stop, settings.grace_seconds))
     return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import TextIO
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -50,8 +51,9 @@ class BackgroundHandler(logging.Handler):
                 except Exception:
                     self.handleError(record)
             if lines:
-                self._stream.write("".join(lines))
-                self._stream.flush()
+                with suppress(OSError):  # whoever read it may have gone; the service goes on
+                    self._stream.write("".join(lines))
+                    self._stream.flush()
 
     def close(self) -> None:
         """Writes the rest and ends the thread."""

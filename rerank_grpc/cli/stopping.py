@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import FrameType
 
 
 class Stopping:
-    """Whether a signal has come that ends the process; made on the main thread.
+    """Whether a signal has come that ends the process; made once, on the main thread.
 
     The main thread waits on a pipe that Python's C handler writes to, not on a
     threading.Event: a signal that came just before the thread slept would be
@@ -19,9 +22,9 @@ class Stopping:
     def __init__(self, grace_seconds: float) -> None:
         self._grace_seconds = grace_seconds
         self._came = False
-        self._reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -34,9 +37,24 @@ class Stopping:
         while not self._came:
             os.read(self._reading, 1)
 
+    def drain(self, drain: Callable[[], None]) -> None:
+        """Calls what drains, on a thread of its own: this one is there for the second signal."""
+        with ThreadPoolExecutor(1, thread_name_prefix="drain") as pool:
+            drained = pool.submit(drain)
+            drained.add_done_callback(lambda _: self._wake())
+            while not drained.done():
+                os.read(self._reading, 1)
+        drained.result()
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # then there is enough to read
+            os.write(self._writing, b"\0")
+
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._came:
             os._exit(128 + number)
         self._came = True
+        self._wake()  # in case somebody has taken the wake-up descriptor
         note = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-        os.write(2, f"\nstopping: calls in progress have {self._grace_seconds:g} s{note}\n".encode())
+        with suppress(OSError):  # whoever read it may have gone
+            os.write(2, f"\nstopping: calls in progress have {self._grace_seconds:g} s{note}\n".encode())

@@ -106,6 +106,7 @@ class Engine:
         # that the caller who wakes it still holds, and nobody is woken while it is at work.
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._idle = False
+        self._bound = False
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True)
         self._threads = [
@@ -249,10 +250,12 @@ class Engine:
 
     def _wait(self) -> None:
         """Sleeps until somebody calls, on the CPU of the callers: to be woken there costs both sides less."""
-        bound = self.callers.bind()
+        self._bound = self.callers.bind() or self._bound
         self._wakeups.get()
-        if bound:
-            use_those_of(self._watcher)  # which was started as this one was, and never bound
+        # The watcher was started as this one was, and never bound: it has what the process is given.
+        # Linux remembers what was asked for, so that has to be asked for ever after.
+        if self._bound and not use_those_of(self._watcher):
+            self.callers, self._bound = OneCpu(None), False
 
     def _take_batch(self) -> list[Item]:
         """Takes what waits, and fails who is too late; apart from the waiting, which must hold no request."""

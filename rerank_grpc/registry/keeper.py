@@ -8,7 +8,6 @@ lock is held while either happens.
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import threading
@@ -149,9 +148,6 @@ class Keeper:
                 return
             started = monotonic()
             loaded = self._load_model(entry.spec, partial(self.died, entry))
-            # A full collection walks all that torch and a load leave behind, some 0.2 s in which no call
-            # goes on; none of it is garbage. What is frozen is still freed when nobody refers to it.
-            gc.freeze()
             loaded.engine.callers = self._callers
             try:
                 entry.memory_bytes = loaded.memory_bytes or entry.memory_bytes

@@ -69,3 +69,20 @@ def test_a_record_that_cannot_be_formatted_stops_nothing(
     log.warning("after")
     assert stream.getvalue() == "after\n"
     assert "TypeError" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_stops_neither_the_thread_nor_who_logs():
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    logger = logging.Logger("test", logging.INFO)
+    handler = BackgroundHandler(Gone())
+    logger.addHandler(handler)
+    for _ in range(3):
+        logger.info("unheard")
+        logger.warning("unheard")
+        logger.info("unheard")
+        wait_for(lambda: not handler._records, seconds=2)
+    assert handler._thread.is_alive()
+    handler.close()

@@ -14,17 +14,18 @@ def main_sleeps():
     frame = sys._current_frames()[threading.main_thread().ident]
     # Reading a file lets go of the interpreter: a main thread that waits only for that would go on.
     with open(f"/proc/self/task/{{threading.main_thread().native_id}}/stat") as stat:
-        return frame.f_code.co_name == "wait" and stat.read().split()[2] == "S"
+        return frame.f_code.co_name in ("wait", "drain") and stat.read().split()[2] == "S"
 
 def send():
     seen = 0
     while seen < 1_000:
         seen = seen + 1 if main_sleeps() else 0
+    print("sent", flush=True)
     signal.pthread_kill(threading.get_ident(), signal.{signal})
 
 stopping = {stopping}
 threading.Thread(target=send, daemon=True).start()
-stopping.wait()
+stopping.{waits}
 print("woke", stopping.is_set())
 """
 AN_EVENT = """threading.Event()
@@ -32,23 +33,51 @@ signal.signal(signal.SIGTERM, lambda *_: stopping.set())
 """
 
 
-def wait_for(seconds, **parts):
-    return subprocess.run(
-        [sys.executable, "-c", WAITS.format(**parts)], capture_output=True, text=True, timeout=seconds
-    )
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
+
+
+def wait_for(seconds, *, waits="wait()", **parts):
+    code = WAITS.format(waits=waits, **parts)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_that_does_not_interrupt_the_main_thread_wakes_it(name):
     done = wait_for(30, stopping="Stopping(5)", signal=name)
-    assert done.stdout == "woke True\n"
+    assert done.stdout == "sent\nwoke True\n"
     again = "; Ctrl-C again ends at once" if name == "SIGINT" else ""
     assert done.stderr == f"\nstopping: calls in progress have 5 s{again}\n"
 
 
 def test_sabotage_an_event_sleeps_through_that_signal():
-    with pytest.raises(subprocess.TimeoutExpired):
-        wait_for(3, stopping=AN_EVENT, signal="SIGTERM")
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        wait_for(5, stopping=AN_EVENT, signal="SIGTERM")
+    assert caught.value.stdout == b"sent\n"
+
+
+def test_nor_does_it_matter_who_has_taken_the_wake_up_descriptor():
+    taken = "Stopping(5); signal.set_wakeup_fd(-1)"
+    # Sent to the process: the main thread gets it, in the middle of its sleep.
+    code = WAITS.format(stopping=taken, waits="wait()", signal="SIGTERM")
+    code = code.replace("signal.pthread_kill(threading.get_ident()", "import os; os.kill(os.getpid()")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "sent\nwoke True\n"
+
+
+def test_what_drains_may_hang_and_a_second_signal_still_ends_the_process():
+    first = "Stopping(5); signal.raise_signal(signal.SIGTERM)"
+    done = wait_for(30, stopping=first, waits="drain(threading.Event().wait)", signal="SIGTERM")
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "sent\n")
+
+
+def test_what_drains_is_waited_for_and_its_failure_is_raised():
+    code = "from rerank_grpc.cli.stopping import Stopping\nStopping(5).drain(lambda: {})"
+    done = subprocess.run(
+        [sys.executable, "-c", code.format("print('done')")], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    done = subprocess.run([sys.executable, "-c", code.format("1 / 0")], capture_output=True, text=True)
+    assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)
 
 
 def test_a_second_signal_ends_the_process_at_once():
