@@ -11,7 +11,7 @@ from rerank_grpc.cli import rest
 from rerank_grpc.cli.address import address, is_loopback
 from rerank_grpc.cli.logs import log_to
 from rerank_grpc.cli.serve import say
-from rerank_grpc.cli.stopping import Stopping
+from rerank_grpc.cli.stopping import Stopping, end_process
 from rerank_grpc.config import read_gateway_settings
 
 
@@ -29,4 +29,4 @@ def run(parsed: argparse.Namespace) -> int:
     say("Ctrl-C stops it.")
     stopping.wait()
     stopping.drain(partial(server.stop, settings.grace_seconds))
-    return 0
+    end_process(0)

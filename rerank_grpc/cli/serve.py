@@ -9,7 +9,6 @@ import argparse
 import faulthandler
 import gc
 import logging
-import os
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ from rerank_grpc import __version__
 from rerank_grpc.cli import rest, terminal
 from rerank_grpc.cli.address import address, is_loopback
 from rerank_grpc.cli.logs import log_to
-from rerank_grpc.cli.stopping import Stopping
+from rerank_grpc.cli.stopping import Stopping, end_process
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config import Settings, forgotten_token, quiet_grpc, read_settings
 from rerank_grpc.errors import ConfigurationError
@@ -120,8 +119,9 @@ def _progress(infos: Sequence[ModelInfo], seconds: float, screen: Screen) -> str
 
 def _draw(line: str) -> None:
     """Replaces the terminal's present line."""
-    sys.stderr.write(f"\r\x1b[2K{line}")
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.write(f"\r\x1b[2K{line}")
+        sys.stderr.flush()
 
 
 def _changes(infos: Sequence[ModelInfo], told: dict[str, State], seconds: float) -> Iterable[str]:
@@ -207,14 +207,11 @@ def _end(server: RerankServer, shim: RestServer | None, grace: float, status: in
     server.stop(max(end - time.monotonic(), 0.0))
     if closing:
         closing.join(max(end - time.monotonic(), 0.0))
-    logging.shutdown()
-    with suppress(OSError):  # whoever read it may have gone
-        sys.stderr.flush()
-    # A worker thread that hangs would keep an ordinary exit waiting for it.
-    os._exit(status)
+    end_process(status)
 
 
 def say(*lines: str) -> None:
     """Prints lines to stderr at once."""
-    for line in lines:
-        print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # whoever read it may have gone; the service goes on
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)

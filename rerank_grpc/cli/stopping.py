@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import select
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 
 class Stopping:
@@ -57,4 +61,14 @@ class Stopping:
         self._wake()  # in case somebody has taken the wake-up descriptor
         note = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
         with suppress(OSError):  # whoever read it may have gone
+            if not select.select([], [2], [], 0)[1]:
+                return  # or reads no more, and must not keep this thread
             os.write(2, f"\nstopping: calls in progress have {self._grace_seconds:g} s{note}\n".encode())
+
+
+def end_process(status: int) -> NoReturn:
+    """Writes what is left of the log, and ends: an ordinary exit would wait for threads that hang."""
+    logging.shutdown()
+    with suppress(OSError):
+        sys.stderr.flush()
+    os._exit(status)

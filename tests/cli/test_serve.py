@@ -33,6 +33,20 @@ from rerank_grpc.cli import main
 main(["serve"])
 """
 
+ENDS = """
+import threading, types
+from rerank_grpc.cli import main, serve
+from rerank_grpc.errors import ConfigurationError
+
+def beside(*_):
+    raise ConfigurationError("no port")
+
+serve._build = lambda _: types.SimpleNamespace(port=1)
+serve.rest.beside = beside
+serve._end = lambda *_: print(threading.current_thread() is threading.main_thread())
+print(main(["serve"]))
+"""
+
 
 def output_of(script):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -45,3 +59,7 @@ def test_a_full_collection_does_not_walk_what_was_imported_and_no_garbage_stays(
 
 def test_serve_does_so_before_it_makes_the_server():
     assert output_of(SERVES) == "True\n"
+
+
+def test_what_drains_leaves_the_main_thread_to_the_second_signal():
+    assert output_of(ENDS) == "False\n1\n"

@@ -28,6 +28,22 @@ threading.Thread(target=send, daemon=True).start()
 stopping.{waits}
 print("woke", stopping.is_set())
 """
+FULL = """
+import contextlib, os, signal
+from rerank_grpc.cli.stopping import Stopping
+
+_, writing = os.pipe()
+os.set_blocking(writing, False)
+with contextlib.suppress(BlockingIOError):
+    while True:
+        os.write(writing, bytes(4096))
+os.set_blocking(writing, True)
+os.dup2(writing, 2)
+stopping = Stopping(5)
+signal.raise_signal(signal.SIGTERM)
+stopping.wait()
+print("woke")
+"""
 AN_EVENT = """threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopping.set())
 """
@@ -88,3 +104,8 @@ def test_a_second_signal_ends_the_process_at_once():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
+
+
+def test_a_reader_that_reads_no_more_keeps_nobody_waiting():
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "woke\n"

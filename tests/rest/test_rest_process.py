@@ -128,3 +128,37 @@ def test_the_shim_imports_nothing_of_what_it_calls() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def started(*arguments: str) -> tuple[subprocess.Popen[str], int]:
+    """`rerank-grpc rest` in front of no server, its log unread, and its port."""
+    command = [sys.executable, "-m", "rerank_grpc", "rest", "--target", f"{HOST}:1", "--rest-port", "0"]
+    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment())
+    assert process.stderr is not None
+    line = next(line for line in iter(process.stderr.readline, "") if "http://" in line)
+    assert "Ctrl-C" in process.stderr.readline()
+    found = re.search(r"http://\S+:(\d+)", line)
+    assert found is not None
+    return process, int(found[1])
+
+
+def test_it_ends_with_0_though_nobody_reads_its_log_any_more() -> None:
+    process, port = started()
+    assert process.stderr is not None
+    process.stderr.close()
+    assert post(port, "/v1/rerank", BODY).status == 503
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(WAIT) == 0
+
+
+def test_a_second_signal_ends_it_while_a_call_is_half_sent() -> None:
+    process, port = started("--grace", "30")
+    assert process.stderr is not None
+    with socket.create_connection((HOST, port)) as half:
+        half.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert get(port, "/health").status in (200, 503)  # what came before this has been taken
+        process.send_signal(signal.SIGTERM)
+        assert any("calls in progress" in line for line in iter(process.stderr.readline, ""))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT) == 128 + signal.SIGTERM
+    process.stderr.close()
