@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 
-SETTINGS = re.compile(r"RERANK_|ACCESS_TOKEN$|NO_COLOR$|COLUMNS$|PYTHONIOENCODING$")
+SETTINGS = re.compile(r"RERANK_|ACCESS_TOKEN$|NO_COLOR$|COLUMNS$|PYTHONIOENCODING$|PYTHONUNBUFFERED$")
 
 
 def environment(**variables):
