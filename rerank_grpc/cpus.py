@@ -48,13 +48,13 @@ class OneCpu:
             if 2 <= len(allowed) <= AUTO_MOST:
                 # Not the generator that a program may seed alike in all its processes.
                 self.number = secrets.choice(allowed)
-        else:
-            if choice not in allowed:
-                usable = ", ".join(map(str, allowed)) or "none, on this system"
-                raise ConfigurationError(
-                    f"--call-cpu: CPU {choice} is not one that this process may use ({usable})"
-                )
+        elif choice in allowed:
             self.number = choice
+        else:
+            usable = ", ".join(map(str, allowed)) or "none, on this system"
+            raise ConfigurationError(
+                f"--call-cpu: CPU {choice} is not one that this process may use ({usable})"
+            )
 
     def run(self, function: Callable[[], Made]) -> Made:
         """Calls a function whose threads are to be bound, and returns or raises what it does.

@@ -141,17 +141,17 @@ class Computes(CountingRunner):
         return super().run(batch)
 
 
+def device_waits_on(place: set[int]) -> None:
+    wait_for(lambda: python_threads()["device-embedded"] == place)
+
+
 def test_the_device_thread_waits_with_the_callers_and_computes_everywhere() -> None:
     runner = Computes()
     with serving(Settings(call_cpu=ONE), runner=runner) as server, stub_of(server.port) as stub:
         for number in range(3):
             stub.Rerank(request_of("query", f"document {number}"), timeout=10)
-            wait_for(lambda: python_threads()["device-embedded"] == {ONE})
+            device_waits_on({ONE})
     assert runner.places == [ALL] * 3
-
-
-def device_waits_on(place: set[int]) -> None:
-    wait_for(lambda: python_threads()["device-embedded"] == place)
 
 
 def watcher() -> int:
