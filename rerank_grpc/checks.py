@@ -16,7 +16,12 @@ def check_document_count(count: int, limits: Limits) -> None:
     if count == 0:
         raise InvalidRequest.of("documents", "must not be empty")
     if count > limits.documents:
-        raise InvalidRequest.of("documents", f"holds {count:,}, at most {limits.documents:,} are allowed")
+        raise too_many_documents(limits)
+
+
+def too_many_documents(limits: Limits) -> InvalidRequest:
+    """Makes the error of a request with too many documents, which need not have been counted to the end."""
+    return InvalidRequest.of("documents", f"holds more than the {limits.documents:,} that are allowed")
 
 
 def check_request(request: RerankRequest, limits: Limits) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,30 +10,33 @@ from heapq import heappush, heappushpop
 from operator import attrgetter
 from time import monotonic
 
+from rerank_grpc.call import Call
 from rerank_grpc.checks import check_request
 from rerank_grpc.config import Limits
+from rerank_grpc.door import Door
 from rerank_grpc.engine.encoding import EncodedRequest
+from rerank_grpc.engine.pace import Pace, Turns
 from rerank_grpc.engine.request import ScoringRequest
 from rerank_grpc.engine.scores import best_chunk, logits_of, relevance_scores
-from rerank_grpc.registry import LoadedModel, OnCancel, Registry, never
+from rerank_grpc.registry import LoadedModel, Registry
 from rerank_grpc.types import RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
 
 
 class Reranker:
-    """Answers requests with the models of a registry; called by many threads at once."""
+    """Answers requests with the models of a registry; called by many threads at once.
 
-    def __init__(self, registry: Registry, limits: Limits) -> None:
+    `door` bounds the calls inside.
+    """
+
+    def __init__(self, registry: Registry, limits: Limits, door: Door) -> None:
         self._registry = registry
         self._limits = limits
+        self._door = door
+        self._turns = Turns()
 
-    def rerank(
-        self, request: RerankRequest, *, deadline: float = math.inf, on_cancel: OnCancel = never
-    ) -> RerankResponse:
-        """Scores all documents and returns them by descending relevance.
-
-        `deadline` is in the seconds of time.monotonic. Raises a RerankError.
-        """
-        with self._admitted(request, deadline, on_cancel) as job:
+    def rerank(self, request: RerankRequest, call: Call | None = None) -> RerankResponse:
+        """Scores all documents and returns them by descending relevance; raises a RerankError."""
+        with self._admitted(request, call or Call()) as job:
             job.scoring.wait()
             results = job.results(range(len(request.documents)))
             results.sort(key=attrgetter("logit"), reverse=True)  # stable: ties keep the caller's order
@@ -43,13 +45,13 @@ class Reranker:
             return RerankResponse(tuple(results), job.summary())
 
     def stream(
-        self, request: RerankRequest, *, deadline: float = math.inf, on_cancel: OnCancel = never
+        self, request: RerankRequest, call: Call | None = None
     ) -> Iterator[list[ScoredDocument] | RerankSummary]:
         """Yields results as they are scored, and the summary at last; otherwise like `rerank`.
 
         With top_n, a result comes only if it is among the best so far.
         """
-        with self._admitted(request, deadline, on_cancel, stepwise=True) as job:
+        with self._admitted(request, call or Call(), stepwise=True) as job:
             best = _Best(request.top_n)
             missing = job.sequences_missing()
             for sequences in job.scoring.completed():
@@ -60,12 +62,19 @@ class Reranker:
             yield job.summary()
 
     @contextmanager
-    def _admitted(
-        self, request: RerankRequest, deadline: float, on_cancel: OnCancel, *, stepwise: bool = False
-    ) -> Iterator[_Job]:
+    def _admitted(self, request: RerankRequest, call: Call, *, stepwise: bool = False) -> Iterator[_Job]:
+        """Takes a request to the device's queue, and out of it when a `with` statement ends.
+
+        The request's slot is given back as soon as its scores are there, because
+        a stream's caller may read them late or never.
+        """
         check_request(request, self._limits)
-        lease = self._registry.lease(request.model, deadline=deadline, on_cancel=on_cancel)
-        with lease as model, model.engine.call():
+        slot = self._door.enter(characters_of(request))
+        with (
+            slot,
+            self._registry.lease(request.model, deadline=call.deadline, on_cancel=call.on_cancel) as model,
+        ):
+            model.engine.check_room()
             started = monotonic()
             encoded = model.encoder.encode(
                 request.query,
@@ -74,16 +83,24 @@ class Reranker:
                 max_tokens_per_document=request.max_tokens_per_document,
                 truncation=request.truncation,
                 max_chunks=max(1, request.max_chunks_per_document),
+                pace=Pace(self._turns, call.check),
             )
             tokenized = monotonic()
             scoring = model.engine.submit(
-                encoded.sequences, deadline=deadline, priority=request.priority, stepwise=stepwise
+                encoded.sequences, deadline=call.deadline, priority=request.priority, stepwise=stepwise
             )
-            on_cancel(scoring.cancel)
+            call.on_cancel(scoring.cancel)
+            scoring.on_done(slot.leave)
             try:
                 yield _Job(request, model, encoded, scoring, tokenized - started)
             finally:
                 model.engine.release(scoring)
+
+
+def characters_of(request: RerankRequest) -> int:
+    """How much text a request brings."""
+    texts = sum([len(document.text) for document in request.documents])
+    return texts + len(request.query) + len(request.instruction)
 
 
 @dataclass(frozen=True, slots=True)

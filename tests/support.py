@@ -16,6 +16,7 @@ from rerank_grpc.config import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.encoding import EncodedChunk, EncodedDocument, EncodedRequest
 from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.pace import UNHURRIED, Pace
 from rerank_grpc.engine.request import Output
 from rerank_grpc.engine.runner import Runner
 from rerank_grpc.models.base import ModelCard
@@ -87,6 +88,7 @@ class WordEncoder:
         max_tokens_per_document: int = 0,
         truncation: Truncation = Truncation.END,
         max_chunks: int = 1,
+        pace: Pace = UNHURRIED,
     ) -> EncodedRequest:
         head = [_word(word) for word in query.split()]
         bodies = [[_word(word) for word in text.split()] for text in documents]

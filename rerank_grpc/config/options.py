@@ -176,7 +176,13 @@ SERVER_OPTIONS = (
         "TOKENS",
         "how much may wait for the device, for each model",
     ),
-    Option("max-calls", "engine.max_calls", parsing.count, "CALLS", "how many calls are admitted at once"),
+    Option(
+        "max-calls",
+        "max_calls",
+        parsing.count,
+        "CALLS",
+        "how many calls are admitted at once, of all models together",
+    ),
     Option(
         "call-cpu",
         "call_cpu",

@@ -12,15 +12,21 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may be; the proto's comments state the same numbers."""
+    """What a request may be; the proto's comments state the same numbers.
+
+    `characters` is of one text, `characters_inside` of all texts that are inside
+    at once, `streams` how many calls one connection may have under way.
+    """
 
     message_bytes: int = 8 * MIB
     reply_bytes: int = 16 * MIB
     documents: int = 1_000
     characters: int = 100_000
+    characters_inside: int = 64 * MIB
     id_characters: int = 1_024
     chunks: int = 64
     deadline_seconds: float = 120.0
+    streams: int = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +52,12 @@ class EngineSettings:
     """How work is queued and batched, for each model.
 
     `max_batch_tokens` and `max_queue_tokens` bound the batch and the queue; a
-    batch bound of None is measured when the model is warmed up. `max_calls`
-    bounds the calls admitted at once; `hang_seconds` is how long one forward
-    pass may take before its device counts as hung.
+    batch bound of None is measured when the model is warmed up. `hang_seconds`
+    is how long one forward pass may take before its device counts as hung.
     """
 
     max_batch_tokens: int | None = None
     max_queue_tokens: int = 524_288
-    max_calls: int = 96
     hang_seconds: float = 120.0
 
 
@@ -93,7 +97,10 @@ class GatewaySettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of `rerank-grpc serve`, frozen once read."""
+    """All settings of `rerank-grpc serve`, frozen once read.
+
+    `max_calls` bounds the calls that are inside at once, of all models together.
+    """
 
     models: tuple[ModelSpec, ...] = (EMBEDDED,)
     models_dir: Path = Path("models")
@@ -111,6 +118,7 @@ class Settings:
     connection_age_seconds: float = 600.0
     connection_age_grace_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
+    max_calls: int = 96
     call_cpu: CpuChoice = "auto"
     engine: EngineSettings = field(default_factory=EngineSettings)
     rest: RestSettings = field(default_factory=RestSettings)

@@ -7,6 +7,7 @@ from collections.abc import Sequence as ListOf
 
 from rerank_grpc.engine.batch import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.engine.encoding import EncodedChunk, EncodedDocument
+from rerank_grpc.engine.pace import UNHURRIED, Pace
 from rerank_grpc.engine.texts import Cutting, Tokens, tokenize
 from rerank_grpc.engine.vocabulary import Vocabulary
 from rerank_grpc.errors import UnsupportedOption
@@ -53,6 +54,7 @@ def encode_documents(
     earlier: ListOf[Sequence] = (),
     lead: str = "",
     prefix: Prefix | None = None,
+    pace: Pace = UNHURRIED,
 ) -> tuple[list[Sequence], tuple[EncodedDocument, ...]]:
     """Makes the sequences of all documents; those with equal text share theirs.
 
@@ -66,7 +68,7 @@ def encode_documents(
 
     sequences = list(earlier)
     encoded: dict[str, EncodedDocument] = {}
-    for text, tokens in zip(distinct, tokenize(vocabulary, texts, cutting, field), strict=True):
+    for text, tokens in zip(distinct, tokenize(vocabulary, texts, cutting, field, pace), strict=True):
         count = tokens.length
         if tokens.spans is None:
             chunk = EncodedChunk(len(sequences), count)

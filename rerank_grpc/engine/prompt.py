@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from rerank_grpc.engine.batch import TOKEN_BYTES, Prefix
 from rerank_grpc.engine.documents import ALL, encode_documents, refuse_instruction
 from rerank_grpc.engine.encoding import EncodedRequest
+from rerank_grpc.engine.pace import UNHURRIED, Pace
 from rerank_grpc.engine.texts import Cutting, check_unicode, pack, tokenize
 from rerank_grpc.engine.vocabulary import Vocabulary
 from rerank_grpc.errors import ModelLoadError
@@ -56,6 +57,7 @@ class PromptEncoder:
         max_tokens_per_document: int = 0,
         truncation: Truncation = Truncation.END,
         max_chunks: int = 1,
+        pace: Pace = UNHURRIED,
     ) -> EncodedRequest:
         """Encodes one request; see tokenizer.Encoder.encode.
 
@@ -74,6 +76,7 @@ class PromptEncoder:
             after=self._suffix,
             lead=self._prompt.lead,
             prefix=self._shared(head),
+            pace=pace,
         )
         return EncodedRequest(tuple(sequences), encoded, None, shortened)
 

@@ -7,12 +7,14 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding
 
 from rerank_grpc.engine.batch import TOKEN_BYTES
+from rerank_grpc.engine.pace import UNHURRIED, Pace
 from rerank_grpc.engine.vocabulary import Vocabulary
 from rerank_grpc.errors import InternalError, InvalidRequest
 from rerank_grpc.types import Truncation
@@ -87,15 +89,34 @@ class Tokens(NamedTuple):
 
 
 def tokenize(
-    vocabulary: Vocabulary, texts: ListOf[str], cutting: Cutting, field: Callable[[int], str]
+    vocabulary: Vocabulary,
+    texts: ListOf[str],
+    cutting: Cutting,
+    field: Callable[[int], str],
+    pace: Pace = UNHURRIED,
 ) -> list[Tokens]:
-    """Tokenizes texts in one batch, and cuts them; `field` names the request's field of a text.
+    """Tokenizes texts in as few batches as `pace` allows, and cuts them; `field` names a text's field.
 
     Raises:
         InvalidRequest: if a text is too long and may not be cut, or is no
             Unicode text.
         InternalError: if a text became a control token, which is a defect.
+        RerankError: whatever `pace` raises when the call has ended.
     """
+    tokens: list[Tokens] = []
+    for start, block in pace.blocks(texts):
+        tokens += _tokenize_block(vocabulary, block, cutting, partial(_shifted, field, start))
+    return tokens
+
+
+def _shifted(field: Callable[[int], str], start: int, index: int) -> str:
+    return field(start + index)
+
+
+def _tokenize_block(
+    vocabulary: Vocabulary, texts: ListOf[str], cutting: Cutting, field: Callable[[int], str]
+) -> list[Tokens]:
+    """Tokenizes texts in one batch, and cuts them."""
     limit = (cutting.reach + CUT_MARGIN) * CHARACTERS_PER_TOKEN
     if max(map(len, texts), default=0) <= limit:
         encodings = encode_batch(vocabulary, texts, field)

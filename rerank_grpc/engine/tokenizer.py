@@ -8,6 +8,7 @@ from typing import Protocol
 from rerank_grpc.engine.batch import Sequence
 from rerank_grpc.engine.documents import ALL, QueryEncoder, encode_documents, refuse_instruction
 from rerank_grpc.engine.encoding import EncodedRequest
+from rerank_grpc.engine.pace import UNHURRIED, Pace
 from rerank_grpc.engine.prompt import PromptEncoder
 from rerank_grpc.engine.texts import Cutting
 from rerank_grpc.engine.vocabulary import Vocabulary, read_vocabulary
@@ -27,8 +28,11 @@ class Encoder(Protocol):
         max_tokens_per_document: int = 0,
         truncation: Truncation = Truncation.END,
         max_chunks: int = 1,
+        pace: Pace = UNHURRIED,
     ) -> EncodedRequest:
         """Encodes one request; 0 tokens per document mean all that fit.
+
+        The documents are tokenized at the `pace` of the caller.
 
         Spans are exact where a document was cut into windows, and the whole
         text elsewhere.
@@ -69,6 +73,7 @@ class PairEncoder:
         max_tokens_per_document: int = 0,
         truncation: Truncation = Truncation.END,
         max_chunks: int = 1,
+        pace: Pace = UNHURRIED,
     ) -> EncodedRequest:
         """Encodes one request; see Encoder.encode."""
         refuse_instruction(instruction)
@@ -80,7 +85,13 @@ class PairEncoder:
         before = template.prefix.tobytes() + head.ids + template.middle.tobytes()
         split = len(template.prefix) + length + template.segment_start if template.segments else 0
         sequences, encoded = encode_documents(
-            self._vocabulary, documents, cutting, before=before, after=template.suffix.tobytes(), split=split
+            self._vocabulary,
+            documents,
+            cutting,
+            before=before,
+            after=template.suffix.tobytes(),
+            split=split,
+            pace=pace,
         )
         return EncodedRequest(tuple(sequences), encoded, None, head.truncated)
 
@@ -103,6 +114,7 @@ class TextEncoder:
         max_tokens_per_document: int = 0,
         truncation: Truncation = Truncation.END,
         max_chunks: int = 1,
+        pace: Pace = UNHURRIED,
     ) -> EncodedRequest:
         """Encodes one request; see Encoder.encode."""
         refuse_instruction(instruction)
@@ -113,6 +125,6 @@ class TextEncoder:
         cutting = Cutting(min(room, most), most, truncation, max_chunks)
         first = Sequence(before + head.ids + after)
         sequences, encoded = encode_documents(
-            self._vocabulary, documents, cutting, before=before, after=after, split=0, earlier=[first]
+            self._vocabulary, documents, cutting, before=before, after=after, earlier=[first], pace=pace
         )
         return EncodedRequest(tuple(sequences), encoded, 0, head.truncated)

@@ -33,7 +33,7 @@ def registry_for(
         budget=settings.model_memory,
         idle_seconds=settings.idle_seconds,
         # Those who wait hold worker threads: half of them stay for models that are there.
-        max_waiting=max(1, settings.engine.max_calls // 2),
+        max_waiting=max(1, settings.max_calls // 2),
         callers=callers,
         on_change=on_change,
     )

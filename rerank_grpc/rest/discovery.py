@@ -9,7 +9,7 @@ from typing import Any
 
 from rerank_grpc import __version__
 from rerank_grpc.client import UnexpectedStatus
-from rerank_grpc.config import EngineSettings, Limits, RestSettings
+from rerank_grpc.config import Limits, RestSettings, Settings
 from rerank_grpc.errors import Unauthenticated, UnknownModel
 from rerank_grpc.rest.auth import TokenCheck
 from rerank_grpc.rest.dialects.base import Json
@@ -145,7 +145,7 @@ class Discovery:
             "served_model_name": model.name,
             "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
             # No call tells what a server was set to: this is the default of --max-calls.
-            "max_concurrent_requests": EngineSettings().max_calls,
+            "max_concurrent_requests": Settings().max_calls,
             "max_input_length": model.max_tokens,
             "max_batch_tokens": model.max_batch_tokens,
             "max_batch_requests": None,

@@ -9,7 +9,7 @@ from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.registry import Registry
 from rerank_grpc.server import convert
 from rerank_grpc.server.boundary import boundary
-from rerank_grpc.server.deadline import deadline_of, on_cancel_of
+from rerank_grpc.server.context import call_of
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
@@ -24,11 +24,8 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
     def LoadModel(self, request: pb.LoadModelRequest, context: grpc.ServicerContext) -> pb.LoadModelResponse:
         """Loads a configured model and returns once it is READY."""
         with boundary(context, "LoadModel"):
-            info = self._registry.load(
-                _name(request.model),
-                deadline=deadline_of(context, self._limits.deadline_seconds),
-                on_cancel=on_cancel_of(context),
-            )
+            call = call_of(context, self._limits.deadline_seconds)
+            info = self._registry.load(_name(request.model), deadline=call.deadline, on_cancel=call.on_cancel)
             return pb.LoadModelResponse(model=convert.model_to(info))
 
     def UnloadModel(
@@ -36,8 +33,8 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
     ) -> pb.UnloadModelResponse:
         """Waits for the calls in progress on a model, then frees its memory."""
         with boundary(context, "UnloadModel"):
-            deadline = deadline_of(context, self._limits.deadline_seconds)
-            info = self._registry.unload(_name(request.model), deadline=deadline)
+            call = call_of(context, self._limits.deadline_seconds)
+            info = self._registry.unload(_name(request.model), deadline=call.deadline)
             return pb.UnloadModelResponse(model=convert.model_to(info))
 
 

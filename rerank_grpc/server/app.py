@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from rerank_grpc import files
 from rerank_grpc.config import Settings
 from rerank_grpc.cpus import OneCpu
+from rerank_grpc.door import Door
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.registry import Loader, registry_for
 from rerank_grpc.reranker import Reranker
@@ -17,42 +19,52 @@ from rerank_grpc.server import health, reflection
 from rerank_grpc.server.admin_service import ModelAdminServicer
 from rerank_grpc.server.health import HealthService
 from rerank_grpc.server.interceptors import TokenInterceptor
+from rerank_grpc.server.methods import ADMIN_SERVICE, RERANK_SERVICE, add_admin, add_rerank
+from rerank_grpc.server.patience import Patience
 from rerank_grpc.server.rerank_service import RerankServicer
-from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-RERANK_SERVICE = rerank_pb2.DESCRIPTOR.services_by_name["RerankService"].full_name
-ADMIN_SERVICE = rerank_pb2.DESCRIPTOR.services_by_name["ModelAdminService"].full_name
-
-# A call that sends headers and no body holds a thread until its connection is
-# too old. So one connection may hold fewer streams than there are workers, and
-# there are more workers than the engine admits calls, so that some are always
-# left to refuse what is too much.
-SPARE_WORKERS = 32
+# How many connections a port takes, if the limit of open files allows so many.
+MOST_CONNECTIONS, MOST_ADMIN_CONNECTIONS = 8_192, 64
+ADMIN_STREAMS = 16
+# A connection that has not said by then that it speaks HTTP/2 is closed.
+HANDSHAKE_SECONDS = 10.0
+# How often a stopping server looks whether any call is left inside.
+DRAIN_LOOK_SECONDS = 0.1
 
 
 class RerankServer:
     """The service: the registry, the reranker, and the gRPC servers in front of them.
 
     Raises ConfigurationError if a port cannot be bound, or the CPU for calls is none of this process's.
+
+    Attributes:
+        port, admin_port: what callers and operators call; None where there is no admin port.
+        local_port: a further port for this machine alone, on which no stranger
+            can take the last connection from the REST shim; None where that is off.
     """
 
     def __init__(self, settings: Settings, *, load: Loader | None = None) -> None:
         self.settings = settings
+        self._patience = Patience()
         self._health = HealthService([RERANK_SERVICE])
         # For the threads that answer calls; the registry's, which compute, are started outside.
         self.call_cpu = OneCpu(settings.call_cpu)
         self.registry = registry_for(settings, load, callers=self.call_cpu, on_change=self._show_health)
+        self.door = Door(settings.max_calls, settings.limits.characters_inside)
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        self._main, self.port = self.call_cpu.run(self._build_main)
+        self._main = self.call_cpu.run(self._build_main)
+        self.port = _bind(self._main, settings.host, settings.port, "--port")
+        self.local_port = None if settings.rest.port is None else _bind(self._main, "127.0.0.1", 0, "--port")
         self._admin, self.admin_port = self._build_admin()
 
     def start(self) -> None:
         """Serves at once, NOT_SERVING, and loads the models in the background."""
         if self.call_cpu.number is not None:
             log.info("calls are answered on CPU %d", self.call_cpu.number)
+        self._patience.start()
         self.call_cpu.run(self._main.start)
         if self._admin:
             self._admin.start()
@@ -77,60 +89,71 @@ class RerankServer:
             if self._stopped.is_set():
                 return
             self.leave()
-            self._main.stop(grace).wait()
+            self._drain(grace)
             self.registry.close()
             if self._admin:
                 self._admin.stop(0).wait()
+            self._patience.close()
             self._stopped.set()
+
+    def _drain(self, grace: float) -> None:
+        """Stops the main server, at the latest after the grace.
+
+        grpcio would wait all of it for a connection that does not answer its
+        goodbye, though no call is inside.
+        """
+        for lane in self._lanes:
+            lane.hurry()
+        stopped = self._main.stop(grace)
+        while not stopped.wait(DRAIN_LOOK_SECONDS):
+            if all(lane.idle for lane in self._lanes):
+                stopped = self._main.stop(0)
 
     def _show_health(self) -> None:
         self._health.set_serving(self.registry.serving)
 
-    def _build_main(self) -> tuple[grpc.Server, int]:
+    def _build_main(self) -> grpc.Server:
         settings = self.settings
-        workers = settings.engine.max_calls + SPARE_WORKERS
-        streams = settings.engine.max_calls
-        interceptors: list[grpc.ServerInterceptor] = []
-        if settings.tokens:
-            interceptors.append(TokenInterceptor(settings.tokens, public=[health.SERVICE]))
-        server = grpc.server(
-            ThreadPoolExecutor(workers, thread_name_prefix="rerank"),
-            interceptors=interceptors,
-            options=_options(settings, streams),
-        )
-        servicer = RerankServicer(Reranker(self.registry, settings.limits), self.registry, settings.limits)
-        rerank_pb2_grpc.add_RerankServiceServicer_to_server(servicer, server)
-        # As many threads as one connection has streams, and more: the threads exist only when used.
-        self._health.add_to(server, ThreadPoolExecutor(workers, thread_name_prefix="health"))
-        reflection.add_reflection(
-            server,
-            [RERANK_SERVICE, health.SERVICE],
-            ThreadPoolExecutor(workers, thread_name_prefix="reflection"),
-        )
-        return server, _bind(server, settings.host, settings.port, "--port")
+        # So one connection's calls wait at the caller's end for each other, and are not refused.
+        server = self._build(streams=settings.max_calls, connections=MOST_CONNECTIONS)
+        reranker = Reranker(self.registry, settings.limits, self.door)
+        servicer = RerankServicer(reranker, self.registry, settings.limits)
+        self._lanes = [
+            *add_rerank(server, servicer, self._patience, settings.limits, calls=settings.max_calls),
+            *self._health.add_to(server, self._patience, "main"),
+            reflection.add_reflection(server, [RERANK_SERVICE, health.SERVICE], self._patience, "main"),
+        ]
+        return server
 
     def _build_admin(self) -> tuple[grpc.Server | None, int | None]:
         settings = self.settings
         if settings.admin_port is None:
             return None, None
-        pool = ThreadPoolExecutor(8, thread_name_prefix="admin")
-        server = grpc.server(pool, options=_options(settings, streams=8))
-        admin = ModelAdminServicer(self.registry, settings.limits)
-        rerank_pb2_grpc.add_ModelAdminServiceServicer_to_server(admin, server)
-        self._health.add_to(server, ThreadPoolExecutor(16, thread_name_prefix="admin-health"))
-        reflection.add_reflection(
-            server,
-            [ADMIN_SERVICE, health.SERVICE],
-            ThreadPoolExecutor(16, thread_name_prefix="admin-reflection"),
-        )
+        server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
+        add_admin(server, ModelAdminServicer(self.registry, settings.limits), self._patience)
+        self._health.add_to(server, self._patience, "admin")
+        reflection.add_reflection(server, [ADMIN_SERVICE, health.SERVICE], self._patience, "admin")
         return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
 
+    def _build(self, *, streams: int, connections: int) -> grpc.Server:
+        """Makes a server without services; where tokens are set, all but health needs one."""
+        settings = self.settings
+        interceptors: list[grpc.ServerInterceptor] = []
+        if settings.tokens:
+            interceptors.append(TokenInterceptor(settings.tokens, public=[health.SERVICE]))
+        # Every method runs in a lane's pool; here runs what says that a method is unknown.
+        pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
+        return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))
 
-def _options(settings: Settings, streams: int) -> list[tuple[str, int]]:
+
+def _options(settings: Settings, streams: int, connections: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.limits.message_bytes),
         ("grpc.max_send_message_length", settings.limits.reply_bytes),
         ("grpc.max_concurrent_streams", streams),
+        # For each port of the server. Without a bound, whoever holds connections takes every open file.
+        ("grpc.max_allowed_incoming_connections", files.connections(connections)),
+        ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
         ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),
         ("grpc.max_connection_age_grace_ms", round(settings.connection_age_grace_seconds * 1000)),
         # On by default, it counts calls that have ended but whose objects are still being freed as

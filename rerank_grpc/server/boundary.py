@@ -44,6 +44,8 @@ def boundary(context: grpc.ServicerContext, method: str) -> Iterator[dict[str, A
         facts["reason"] = failure.reason.name
     notes = "".join(f" {name}={value}" for name, value in facts.items())
     level = logging.DEBUG if failure is None and method in PROBES else logging.INFO
-    log.log(level, "%s %s%s ms=%.1f", method, code, notes, (monotonic() - started) * 1000)
+    # A kind bounds how often the log says the same: whoever is refused can come again at once.
+    kind = None if failure is None else {"kind": f"{method} {code} {failure.reason.name}"}
+    log.log(level, "%s %s%s ms=%.1f", method, code, notes, (monotonic() - started) * 1000, extra=kind)
     if failure is not None:
         status.abort(context, failure)

@@ -1,16 +1,30 @@
-"""grpc.health.v1.Health: what orchestrators probe, answered however busy the service is."""
+"""grpc.health.v1.Health: what orchestrators probe, answered however busy the service is.
+
+grpcio's own servicer holds its lock while it sends, so one caller that reads
+nothing silences every probe, and it keeps each name that it is ever asked for.
+Here the state is read without a lock, and only a watcher's own thread sends to it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from rerank_grpc.server.pools import on_pool
+from rerank_grpc.server.lanes import SMALL_THREADS, Lane, parser
+from rerank_grpc.server.patience import Patience
 
 SERVICE = health.SERVICE_NAME
+# How many watchers one server has; each has a thread.
+MOST_WATCHERS = 64
+# A longer name is no service's.
+NAME_BYTES = 256
+
+_Response = health_pb2.HealthCheckResponse
 
 
 class HealthService:
@@ -20,34 +34,126 @@ class HealthService:
     """
 
     def __init__(self, services: Iterable[str]) -> None:
-        self._names = ("", *services)
-        self._servicer = health.HealthServicer(experimental_non_blocking=True)
-        self.set_serving(False)
+        self._names = frozenset(("", *services))
+        self._status: int = _Response.NOT_SERVING
+        self._leaving = False
+        self._watchers: list[Watchers] = []
 
     def set_serving(self, serving: bool) -> None:
-        """Tells all who ask or watch whether the service can be called."""
-        state = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for name in self._names:
-            self._servicer.set(name, state)
+        """Tells all who ask or watch whether the service can be called; waits for none of them."""
+        if not self._leaving:
+            self._status = _Response.SERVING if serving else _Response.NOT_SERVING
+            self._wake()
 
     def shut_down(self) -> None:
-        """Turns to NOT_SERVING for good."""
-        self._servicer.enter_graceful_shutdown()
+        """Turns to NOT_SERVING for good, and ends the watches when their callers have been told."""
+        self._leaving = True
+        self._status = _Response.NOT_SERVING
+        self._wake()
 
-    def add_to(self, server: grpc.Server, pool: ThreadPoolExecutor) -> None:
-        """Registers the service, to be run on a pool that nothing else can fill."""
+    def status_of(self, service: str) -> int:
+        """The status of a service; SERVICE_UNKNOWN for one that is not served."""
+        return self._status if service in self._names else _Response.SERVICE_UNKNOWN
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the state will not change again."""
+        return self._leaving
+
+    def add_to(self, server: grpc.Server, patience: Patience, name: str) -> list[Lane]:
+        """Registers the service, in lanes that nothing else can fill; returns those."""
+        watchers = Watchers(self)
+        self._watchers.append(watchers)
+        parse = parser(health_pb2.HealthCheckRequest)
+        checks = Lane(f"{name}-check", patience)
+        watches = Lane(f"{name}-watch", patience, threads=MOST_WATCHERS + SMALL_THREADS)
         handlers = {
-            "Check": grpc.unary_unary_rpc_method_handler(
-                on_pool(self._servicer.Check, pool),
-                request_deserializer=health_pb2.HealthCheckRequest.FromString,
-                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-            ),
-            "Watch": grpc.unary_stream_rpc_method_handler(
-                on_pool(self._servicer.Watch, pool, non_blocking=True),
-                request_deserializer=health_pb2.HealthCheckRequest.FromString,
-                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-            ),
+            "Check": checks.unary("Check", self._check, parse),
+            "Watch": watches.stream("Watch", watchers.watch, parse),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        return [checks, watches]
+
+    def _check(self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> _Response:
+        status = self.status_of(_service(request, context))
+        if status == _Response.SERVICE_UNKNOWN:
+            context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+        return _Response(status=status)
+
+    def _wake(self) -> None:
+        for watchers in self._watchers:
+            watchers.wake()
+
+
+class Watchers:
+    """The watchers of one server, each on a thread of its own, at most MOST_WATCHERS.
+
+    Where one more comes, the address that has most watchers loses its oldest:
+    strangers drive each other out, and not those who have watched for long.
+    """
+
+    def __init__(self, state: HealthService) -> None:
+        self._state = state
+        self._wakeups: dict[grpc.ServicerContext, SimpleQueue[None]] = {}
+        self._addresses: dict[grpc.ServicerContext, str] = {}
+        self._lock = threading.Lock()
+
+    def wake(self) -> None:
+        """Has every watcher look at the state again."""
+        for wakeup in self._wakeups.copy().values():
+            if wakeup.empty():  # a watcher that is busy sending looks once, however often it was woken
+                wakeup.put(None)
+
+    def watch(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> Iterator[_Response]:
+        """Yields the status of a service, at once and after each change; ends when the server stops."""
+        service, told = _service(request, context), None
+        wakeup: SimpleQueue[None] = SimpleQueue()
+        self._enter(context, wakeup)
+        try:
+            if not context.add_callback(lambda: wakeup.put(None)):
+                return
+            while context.is_active():
+                leaving, status = self._state.leaving, self._state.status_of(service)
+                if status != told:
+                    told = status
+                    yield _Response(status=status)
+                if leaving:
+                    return
+                wakeup.get()
+        finally:
+            self._leave(context)
+
+    def _enter(self, context: grpc.ServicerContext, wakeup: SimpleQueue[None]) -> None:
+        with self._lock:
+            self._wakeups[context] = wakeup
+            self._addresses[context] = address = _address(context)
+            if len(self._addresses) <= MOST_WATCHERS:
+                return
+            counts = Counter(self._addresses.values())
+            address = max(counts, key=counts.__getitem__)
+            oldest = next(each for each, other in self._addresses.items() if other == address)
+            self._forget(oldest)
+        oldest.cancel()
+
+    def _leave(self, context: grpc.ServicerContext) -> None:
+        with self._lock:
+            self._forget(context)
+
+    def _forget(self, context: grpc.ServicerContext) -> None:
+        self._wakeups.pop(context, None)
+        self._addresses.pop(context, None)
+
+
+def _service(request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> str:
+    """Reads which service is meant; ends the call where the name is too long to be one."""
+    service: str = request.service
+    if len(service.encode()) > NAME_BYTES:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a service's name has at most {NAME_BYTES} bytes")
+    return service
+
+
+def _address(context: grpc.ServicerContext) -> str:
+    """Where a caller is, without its port."""
+    return context.peer().rpartition(":")[0]

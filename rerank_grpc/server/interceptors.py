@@ -11,8 +11,10 @@ import grpc
 
 from rerank_grpc.errors import Unauthenticated
 from rerank_grpc.server import status
+from rerank_grpc.server.pools import Pool, on_pool
 
 SCHEME = "bearer "
+DENIAL_THREADS = 4
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -26,6 +28,11 @@ class TokenInterceptor(grpc.ServerInterceptor):
     """
 
     def __init__(self, tokens: Iterable[str], *, public: Iterable[str]) -> None:
+        # Refusals have threads of their own, so that none waits behind calls that were let in.
+        pool = Pool(DENIAL_THREADS, "deny")
+        self._missing = _denial("send a token as metadata: authorization: Bearer TOKEN", pool)
+        self._twice = _denial("send one authorization, not several", pool)
+        self._wrong = _denial("the token is wrong, or not of the form: Bearer TOKEN", pool)
         self._key = secrets.token_bytes(32)
         self._digests = frozenset(self._digest(token.encode()) for token in tokens)
         self._public = tuple(f"/{service}/" for service in public)
@@ -42,8 +49,8 @@ class TokenInterceptor(grpc.ServerInterceptor):
             value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"
         ]
         if len(values) != 1:
-            return _MISSING if not values else _TWICE
-        return continuation(handler_call_details) if self._known(values[0]) else _WRONG
+            return self._missing if not values else self._twice
+        return continuation(handler_call_details) if self._known(values[0]) else self._wrong
 
     def _known(self, value: str | bytes) -> bool:
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
@@ -55,7 +62,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
         return hashlib.blake2b(token, key=self._key, digest_size=32).digest()
 
 
-def _denial(message: str) -> Handler:
+def _denial(message: str, pool: Pool) -> Handler:
     """Makes a handler that refuses.
 
     It is a stream's, whatever the method's kind, because grpcio then runs it
@@ -67,9 +74,4 @@ def _denial(message: str) -> Handler:
         status.abort(context, error)
         raise AssertionError("abort returned")
 
-    return grpc.stream_stream_rpc_method_handler(deny)
-
-
-_MISSING = _denial("send a token as metadata: authorization: Bearer TOKEN")
-_TWICE = _denial("send one authorization, not several")
-_WRONG = _denial("the token is wrong, or not of the form: Bearer TOKEN")
+    return grpc.stream_stream_rpc_method_handler(on_pool(deny, pool))

@@ -13,7 +13,7 @@ from rerank_grpc.registry import Registry
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server import convert
 from rerank_grpc.server.boundary import boundary
-from rerank_grpc.server.deadline import deadline_of, on_cancel_of
+from rerank_grpc.server.context import call_of
 from rerank_grpc.types import Health, RerankSummary
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -32,11 +32,8 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         """Scores all documents and returns them by descending relevance."""
         with boundary(context, "Rerank") as facts:
             facts["documents"] = len(request.documents)
-            response = self._reranker.rerank(
-                convert.request_from(request, self._limits),
-                deadline=deadline_of(context, self._limits.deadline_seconds),
-                on_cancel=on_cancel_of(context),
-            )
+            call = call_of(context, self._limits.deadline_seconds)
+            response = self._reranker.rerank(convert.request_from(request, self._limits), call)
             facts["model"] = response.summary.model
             facts["tokens"] = response.summary.usage.input_tokens
             return convert.response_to(response)
@@ -47,12 +44,8 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         """Sends results as they are scored, and the summary at last."""
         with boundary(context, "StreamRerank") as facts:
             facts["documents"] = len(request.documents)
-            parts = self._reranker.stream(
-                convert.request_from(request, self._limits),
-                deadline=deadline_of(context, self._limits.deadline_seconds),
-                on_cancel=on_cancel_of(context),
-            )
-            for part in parts:
+            call = call_of(context, self._limits.deadline_seconds)
+            for part in self._reranker.stream(convert.request_from(request, self._limits), call):
                 if isinstance(part, RerankSummary):
                     facts["model"] = part.model
                     facts["tokens"] = part.usage.input_tokens

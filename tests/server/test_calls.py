@@ -122,7 +122,7 @@ def test_r8_killing_the_client_ends_its_call():
 
 def test_one_channel_with_more_callers_than_streams_loses_none():
     """grpcio's overload protection would refuse half of these with RST_STREAM."""
-    settings = replace(Settings(), engine=EngineSettings(max_calls=16))
+    settings = replace(Settings(), max_calls=16)
     with serving(settings, runner=CountingRunner()) as server, stub_of(server.port) as stub:
 
         def call(number: int) -> int:

@@ -100,7 +100,7 @@ def test_r18_health_turns_to_not_serving_when_the_device_thread_dies():
 
 def test_r5_health_is_answered_while_the_service_is_saturated():
     runner = HeldRunner()
-    settings = replace(Settings(), engine=EngineSettings(max_calls=16))
+    settings = replace(Settings(), max_calls=16)
     with serving(settings, runner=runner) as server, channel_of(server.port) as probe:
         with ThreadPoolExecutor(200) as callers:
 
@@ -150,7 +150,7 @@ def hold(channel: grpc.Channel, method: str) -> grpc.Call:
 def test_r9_one_connection_full_of_calls_without_a_body_starves_no_other(method: str):
     settings = replace(
         Settings(),
-        engine=EngineSettings(max_calls=16),
+        max_calls=16,
         connection_age_seconds=1.0,
         connection_age_grace_seconds=1.0,
     )
@@ -168,7 +168,7 @@ def test_r9_one_connection_full_of_calls_without_a_body_starves_no_other(method:
 
 
 def test_idle_reflection_streams_do_not_starve_reflection_on_another_connection():
-    settings = replace(Settings(), engine=EngineSettings(max_calls=8))
+    settings = replace(Settings(), max_calls=8)
     with serving(settings, runner=CountingRunner()) as server, channel_of(server.port) as hostile:
         held = [
             hold(hostile, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") for _ in range(8)

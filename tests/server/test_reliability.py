@@ -17,6 +17,7 @@ from statistics import median
 import grpc
 import pytest
 
+from rerank_grpc.call import Call
 from rerank_grpc.config import EngineSettings, Settings
 from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.engine import Engine
@@ -24,7 +25,6 @@ from rerank_grpc.engine.request import Output, ScoringRequest
 from rerank_grpc.engine.runner import OutOfMemory, Runner
 from rerank_grpc.engine.scheduler import Scheduler, tokens_of
 from rerank_grpc.errors import InternalError
-from rerank_grpc.server import rerank_service
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.support import (
@@ -49,9 +49,11 @@ def code_of(call: grpc.Future) -> grpc.StatusCode:
 
 
 @contextmanager
-def calling(runner: Runner, **fields: object) -> Iterator[tuple[Engine, rerank_pb2_grpc.RerankServiceStub]]:
+def calling(
+    runner: Runner, *, max_calls: int = 96, **fields: object
+) -> Iterator[tuple[Engine, rerank_pb2_grpc.RerankServiceStub]]:
     """Serves a scripted device, and yields its engine and a stub that calls it."""
-    settings = replace(Settings(), engine=replace(EngineSettings(), **fields))
+    settings = replace(Settings(), max_calls=max_calls, engine=replace(EngineSettings(), **fields))
     with serving(settings, runner=runner) as server, stub_of(server.port) as stub:
         loaded = server.registry.loaded("")
         assert loaded is not None
@@ -179,7 +181,7 @@ def test_r6_fails_when_late_work_is_not_dropped(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Takes away what tells the engine that a caller has gone."""
-    monkeypatch.setattr(rerank_service, "on_cancel_of", lambda _: lambda _: None)
+    monkeypatch.setattr(Call, "cancel", lambda _: None)
     return
 
 
