@@ -29,7 +29,7 @@ class Priority(enum.IntEnum):
 
 
 class State(enum.Enum):
-    """Whether a model can be called now."""
+    """Where a model is on its way into memory and out of it."""
 
     UNLOADED = "unloaded"
     LOADING = "loading"
@@ -121,7 +121,7 @@ class RerankResponse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What ListModels says of one configured model."""
+    """What ListModels says of one configured model; `serving` tells whether a call would be answered."""
 
     name: str
     state: State
@@ -140,11 +140,16 @@ class ModelInfo:
     local_available: bool = False
     memory_bytes: int = 0
     pinned: bool = False
+    serving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the Health call says of one model and its queue; times in seconds."""
+    """What the Health call says of one model and its queue; times in seconds.
+
+    `serving` tells whether a call would be answered: the model is READY, or the
+    call has it loaded.
+    """
 
     model: str
     state: State
@@ -153,3 +158,4 @@ class Health:
     queue_tokens: int = 0
     queue_capacity_tokens: int = 0
     tokens_per_second: float = 0.0
+    serving: bool = False

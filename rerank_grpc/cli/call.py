@@ -14,7 +14,7 @@ from rerank_grpc.cli import terminal
 from rerank_grpc.cli.terminal import Ranked, Screen
 from rerank_grpc.config import read_client_settings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.types import RerankResponse, State
+from rerank_grpc.types import RerankResponse
 
 if TYPE_CHECKING:
     from rerank_grpc.client import Client
@@ -68,16 +68,14 @@ def models(parsed: argparse.Namespace) -> int:
 
 
 def health(parsed: argparse.Namespace) -> int:
-    """Tells whether a model can be called: 0 if so, else 1; raises RerankError."""
+    """Tells whether a call for a model would be answered: 0 if so, else 1; raises RerankError."""
     with _connect(parsed) as client:
         answer = client.health(parsed.model)
     if parsed.json:
         _print_json(_plain(asdict(answer)))
     else:
-        queue = f"{answer.queue_tokens} of {answer.queue_capacity_tokens} tokens queued"
-        state = answer.state.value.upper()
-        _print([f"{terminal.printable(answer.model)} is {state}, {queue} (rerank-grpc {answer.version})"])
-    return 0 if answer.state is State.READY else 1
+        _print(terminal.health(answer))
+    return 0 if answer.serving else 1
 
 
 def read_lines(file: str) -> Iterable[Line]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from rerank_grpc.config import may_color
-from rerank_grpc.types import ModelInfo, State
+from rerank_grpc.types import Health, ModelInfo, State
 from rerank_grpc.units import size
 
 # Zero-width (non-)joiners shape Persian and emoji; other format characters
@@ -186,6 +186,13 @@ def models(infos: Sequence[ModelInfo], screen: Screen) -> Iterable[str]:
     for info in infos:
         if info.state is State.FAILED and info.state_message:
             yield screen.paint(f"{printable(info.name)}: {printable(info.state_message)}", "red")
+
+
+def health(health: Health) -> Iterable[str]:
+    """Says what Health says, in one line."""
+    state = f"{health.state.value.upper()} and {'serving' if health.serving else 'not serving'}"
+    queue = f"{health.queue_tokens} of {health.queue_capacity_tokens} tokens queued"
+    yield f"{printable(health.model)} is {state}, {queue} (rerank-grpc {health.version})"
 
 
 def error_line(text: str) -> str:

@@ -5,6 +5,8 @@
             print(result.index, result.relevance_score)
 
 A call that fails raises a RerankError; grpc's own error is its `__cause__`.
+Where the deadline ends the attempts that follow a refusal, the refusal is
+raised (QueueFull, say, with its `retry_after`), not DeadlineExceeded.
 What a message cannot hold (a wrong type, a lone surrogate, a negative count)
 raises TypeError or InvalidRequest before anything is sent.
 
@@ -15,10 +17,10 @@ raises TypeError or InvalidRequest before anything is sent.
     ├── ModelLoading              retried by gRPC
     ├── ModelFailed
     ├── QueueFull                 retried after `retry_after` seconds
-    ├── DeadlineUnreachable       retried, unless an idle server could not either
+    ├── DeadlineUnreachable       retried after `retry_after` seconds
     ├── RateLimited               retried after `retry_after` seconds
     ├── DeadlineExceeded
-    ├── Cancelled
+    ├── Cancelled                 the client was closed
     ├── PairTooLarge              one pair exceeds the device's memory
     ├── Unauthenticated
     ├── PermissionDenied

@@ -96,7 +96,7 @@ class AsyncClient:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Health:
-        """Tells whether a model can be called now, and how full its queue is."""
+        """Tells whether a call for a model would be answered, and how full its queue is."""
         return messages.health(await self._call("Health", messages.health_request(model), timeout, metadata))
 
     async def serving(
@@ -111,7 +111,7 @@ class AsyncClient:
         return messages.is_serving(await self._call("Check", request, timeout, metadata))
 
     async def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
-        """Waits until a server is there and the model can be called; see Client.wait_until_ready."""
+        """Waits until a server is there and a call would be answered; see Client.wait_until_ready."""
         attempts = self._connection.attempts(timeout, time.monotonic())
         request = messages.health_request(model)
         while remaining := attempts.remaining(time.monotonic()):
@@ -121,7 +121,7 @@ class AsyncClient:
                     return health
             except (ServerUnavailable, ShuttingDown):
                 pass
-            await asyncio.sleep(min(core.READY_POLL_SECONDS, remaining))
+            await asyncio.sleep(min(core.READY_POLL_SECONDS, attempts.remaining(time.monotonic())))
         raise DeadlineExceeded("the model was not ready in time")
 
     async def close(self) -> None:

@@ -18,6 +18,7 @@ import grpc
 from rerank_grpc import __version__, errors
 from rerank_grpc.client import failures, messages
 from rerank_grpc.client.exceptions import IncompleteStream
+from rerank_grpc.client.failures import Failure
 from rerank_grpc.config import MIB, Limits
 from rerank_grpc.types import Health, RerankSummary, ScoredDocument, State
 from rerank_grpc.v1 import rerank_pb2
@@ -124,6 +125,12 @@ def service_config(retries: int) -> str:
     A failed attempt costs the throttle one token and a good one brings back
     half, so that in the long run at most half as many attempts fail as succeed:
     1.5 attempts per call. An outage is met with 50 retries, then none.
+
+    A call shows the status of gRPC's last attempt alone. Where the deadline
+    passes while gRPC waits, that is its own DEADLINE_EXCEEDED, and the reason of
+    the attempts before is lost; so the server forbids a retry that has no time.
+    Where no server listens, four attempts take about a second: with a shorter
+    deadline that is DeadlineExceeded, not ServerUnavailable.
     """
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retries:
@@ -145,6 +152,7 @@ class Attempts:
     def __init__(self, retries: int, timeout: float, now: float) -> None:
         self._deadline = now + timeout
         self._retries_left = retries
+        self._refusal: Failure | None = None
 
     def remaining(self, now: float) -> float:
         """Tells the time left for the next attempt, never below zero."""
@@ -153,14 +161,18 @@ class Attempts:
     def commit(self) -> None:
         """Rules out another attempt: a part of the answer has been handed out."""
         self._retries_left = 0
+        self._refusal = None
 
     def delay_after(self, error: grpc.RpcError, now: float) -> float:
         """Tells how long to wait before the next attempt, or raises the failure's exception.
 
-        grpc's error becomes the exception's cause.
+        Where an attempt only ran out of time, the refusal before it tells more,
+        and is raised instead. grpc's error becomes the exception's cause.
         """
         trailers: Any = error.trailing_metadata()  # pairs, or None
         failure = failures.read_failure(error.code(), error.details(), trailers)
+        if failure.is_grpcs_deadline and self._refusal is not None:
+            raise failures.exception_of(self._refusal) from error
         delay = failures.retry_delay(
             failure,
             retries_left=self._retries_left,
@@ -170,6 +182,7 @@ class Attempts:
         if delay is None:
             raise failures.exception_of(failure) from error
         self._retries_left -= 1
+        self._refusal = failure
         return delay
 
 
@@ -199,10 +212,10 @@ class StreamReader:
 
 
 def is_ready(health: Health) -> bool:
-    """Tells whether a model can be called; raises ModelFailed where waiting does not help."""
+    """Tells whether a call would be answered; raises ModelFailed where waiting does not help."""
     if health.state is State.FAILED:
         raise errors.ModelFailed(f"model {health.model!r} has failed", metadata={"model": health.model})
-    return health.state is State.READY
+    return health.serving
 
 
 def _credentials(

@@ -35,7 +35,10 @@ class IncompleteStream(TransportError):
 
 
 class UnexpectedStatus(TransportError):
-    """A status that the service does not document; `code` is its name, e.g. "UNIMPLEMENTED"."""
+    """A status that came without a reason of the service; `code` is its name, e.g. "UNIMPLEMENTED".
+
+    "CANCELLED" is a call that the server or a proxy has ended, not the caller.
+    """
 
     def __init__(
         self,

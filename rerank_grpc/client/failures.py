@@ -24,13 +24,17 @@ DOMAIN = "rerank.v1"
 # By how much a wait may grow, so that callers refused together do not return together.
 JITTER = 0.2
 
+# gRPC's own text says no more than that the stream was reset.
+_ENDED_THERE = (
+    "the server or a proxy ended the call: its request came too slowly, or its results were not read"
+)
+
 _REASONS: Mapping[str, Reason] = {reason.value: reason for reason in Reason}
 
 # What a code means when its reason is missing or newer than this client.
 _BY_CODE: Mapping[grpc.StatusCode, type[RerankError]] = {
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
-    grpc.StatusCode.CANCELLED: errors.Cancelled,
     grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
 }
@@ -51,6 +55,11 @@ class Failure:
     metadata: Mapping[str, str] = field(default_factory=dict)
     retry_after: float | None = None
     violations: tuple[FieldViolation, ...] = ()
+
+    @property
+    def is_grpcs_deadline(self) -> bool:
+        """Whether the time was over before the service said anything."""
+        return self.code is grpc.StatusCode.DEADLINE_EXCEEDED and not self.described
 
 
 def read_failure(code: grpc.StatusCode, text: str | None, trailers: Trailers | None) -> Failure:
@@ -82,6 +91,8 @@ def exception_of(failure: Failure) -> RerankError:
         return errors.InvalidRequest(failure.text, metadata=failure.metadata, violations=failure.violations)
     if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.described:
         return MessageTooLarge(failure.text)
+    if failure.code is grpc.StatusCode.CANCELLED and not failure.described:
+        return UnexpectedStatus(_ENDED_THERE, code=failure.code.name)
     if failure.code in _BY_CODE:
         known = _BY_CODE[failure.code]
         return known(failure.text, metadata=failure.metadata, retry_after=failure.retry_after)

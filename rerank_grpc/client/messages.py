@@ -142,9 +142,10 @@ def summary(reply: rerank_pb2.RerankResponse | rerank_pb2.RerankSummary) -> Rera
 
 def model_info(model: rerank_pb2.Model) -> ModelInfo:
     """Reads one configured model."""
+    state = _state(model.state)
     return ModelInfo(
         name=model.name,
-        state=_state(model.state),
+        state=state,
         aliases=tuple(model.aliases),
         state_message=model.state_message,
         is_default=model.is_default,
@@ -160,19 +161,22 @@ def model_info(model: rerank_pb2.Model) -> ModelInfo:
         local_available=model.local_available,
         memory_bytes=model.memory_bytes,
         pinned=model.pinned,
+        serving=_serving(model.serving, state),
     )
 
 
 def health(reply: rerank_pb2.HealthResponse) -> Health:
     """Reads the reply of Health."""
+    state = _state(reply.state)
     return Health(
         model=reply.model,
-        state=_state(reply.state),
+        state=state,
         version=reply.version,
         uptime_seconds=_seconds(reply.uptime),
         queue_tokens=reply.queue_tokens,
         queue_capacity_tokens=reply.queue_capacity_tokens,
         tokens_per_second=reply.tokens_per_second,
+        serving=_serving(reply.serving, state),
     )
 
 
@@ -185,8 +189,13 @@ _SCORINGS: Mapping[int, Scoring] = {
 
 
 def _state(number: int) -> State:
-    # A newer server's state is at least not READY, which is all that callers act on.
+    # A newer server's state is at least not READY.
     return _STATES.get(number, State.UNLOADED)
+
+
+def _serving(told: bool, state: State) -> bool:
+    # A server older than the field tells it by the state alone.
+    return told or state is State.READY
 
 
 def _seconds(duration: duration_pb2.Duration) -> float:

@@ -12,7 +12,7 @@ import grpc
 from rerank_grpc.client import core, messages
 from rerank_grpc.client.exceptions import ServerUnavailable
 from rerank_grpc.client.messages import DocumentLike, RerankOptions
-from rerank_grpc.errors import DeadlineExceeded, ShuttingDown
+from rerank_grpc.errors import Cancelled, DeadlineExceeded, ShuttingDown
 from rerank_grpc.types import Health, ModelInfo, RerankResponse, RerankSummary, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
 
@@ -115,7 +115,7 @@ class Client:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Health:
-        """Tells whether a model can be called now, and how full its queue is."""
+        """Tells whether a call for a model would be answered, and how full its queue is."""
         return messages.health(
             self._call(self._stub.Health, messages.health_request(model), timeout, metadata)
         )
@@ -137,7 +137,7 @@ class Client:
         )
 
     def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
-        """Waits until a server is there and the model can be called.
+        """Waits until a server is there and a call for the model would be answered.
 
         Raises DeadlineExceeded when the time is over, ModelFailed when waiting
         does not help.
@@ -151,7 +151,7 @@ class Client:
                     return health
             except (ServerUnavailable, ShuttingDown):
                 pass
-            time.sleep(min(core.READY_POLL_SECONDS, remaining))
+            time.sleep(min(core.READY_POLL_SECONDS, attempts.remaining(time.monotonic())))
         raise DeadlineExceeded("the model was not ready in time")
 
     def close(self) -> None:
@@ -184,7 +184,7 @@ class Client:
                     wait_for_ready=wait_for_ready,
                 )
             except grpc.RpcError as error:
-                delay = attempts.delay_after(error, time.monotonic())
+                delay = self._delay_after(error, attempts)
             time.sleep(delay)
 
     def _stream(
@@ -203,11 +203,17 @@ class Client:
                     yield message
                 return
             except grpc.RpcError as error:
-                delay = attempts.delay_after(error, time.monotonic())
+                delay = self._delay_after(error, attempts)
             finally:
                 # Ends a call that the caller has left; one that is over stays as it is.
                 call.cancel()
             time.sleep(delay)
+
+    def _delay_after(self, error: grpc.RpcError, attempts: core.Attempts) -> float:
+        """Tells apart a call that `close` has ended from one that the server has."""
+        if self._closed and error.code() is grpc.StatusCode.CANCELLED:
+            raise Cancelled("the client was closed") from error
+        return attempts.delay_after(error, time.monotonic())
 
     def _check_open(self) -> None:
         if self._closed:

@@ -152,6 +152,7 @@ def model_to(info: ModelInfo) -> pb.Model:
         local_available=info.local_available,
         memory_bytes=info.memory_bytes,
         pinned=info.pinned,
+        serving=info.serving,
     )
 
 
@@ -165,4 +166,5 @@ def health_to(health: Health) -> pb.HealthResponse:
         queue_tokens=health.queue_tokens,
         queue_capacity_tokens=health.queue_capacity_tokens,
         tokens_per_second=health.tokens_per_second,
+        serving=health.serving,
     )

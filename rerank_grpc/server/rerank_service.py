@@ -75,5 +75,6 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
                     queue_tokens=engine.queued_tokens if engine else 0,
                     queue_capacity_tokens=engine.settings.max_queue_tokens if engine else 0,
                     tokens_per_second=engine.tokens_per_second if engine else 0.0,
+                    serving=info.serving,
                 )
             )

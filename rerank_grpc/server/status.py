@@ -16,6 +16,11 @@ DOMAIN = "rerank.v1"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
+# A refusal never invites a caller to return sooner.
+SHORTEST_DELAY_SECONDS = 0.1
+# An attempt that begins with less time than this before its deadline is not worth beginning.
+SHORTEST_ATTEMPT_SECONDS = 0.1
+
 CODES: dict[type[RerankError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.UnsupportedOption: grpc.StatusCode.INVALID_ARGUMENT,
@@ -43,17 +48,36 @@ def code_of(error: RerankError) -> grpc.StatusCode:
 def abort(context: grpc.ServicerContext, error: RerankError) -> None:
     """Ends a call with an error's status, details and retry pushback; never returns.
 
-    gRPC's own retries read only the pushback trailer, so it mirrors RetryInfo;
-    where a retry does not help it is -1, which stops them.
+    gRPC's own retries read only the pushback trailer, see `_pushback_ms`.
     """
-    retry_ms = -1 if error.retry_after is None else max(1, round(error.retry_after * 1000))
     context.set_trailing_metadata(
         (
             (DETAILS_KEY, status_of(error).SerializeToString()),
-            (PUSHBACK_KEY, str(retry_ms)),
+            (PUSHBACK_KEY, str(_pushback_ms(error, context.time_remaining()))),
         )
     )
     context.abort(code_of(error), error.message)
+
+
+def _pushback_ms(error: RerankError, remaining: float | None) -> int:
+    """Tells gRPC's own retries how long to wait; -1 stops them, and the caller gets the error at once.
+
+    The deadline stops them too: gRPC would sleep past it, and report
+    DEADLINE_EXCEEDED in place of the error. `remaining` is in seconds; a call
+    without a deadline has None or 9.2e18, by grpcio's version.
+    """
+    delay_ms = _delay_ms(error)
+    if delay_ms is None:
+        return -1
+    needed = delay_ms / 1000 + SHORTEST_ATTEMPT_SECONDS
+    return delay_ms if remaining is None or needed < remaining else -1
+
+
+def _delay_ms(error: RerankError) -> int | None:
+    """Tells when the call may be tried again; None where a retry does not help."""
+    if error.retry_after is None:
+        return None
+    return round(max(error.retry_after, SHORTEST_DELAY_SECONDS) * 1000)
 
 
 def status_of(error: RerankError) -> status_pb2.Status:
@@ -68,9 +92,10 @@ def status_of(error: RerankError) -> status_pb2.Status:
 
 def _details(error: RerankError) -> Iterator[message.Message]:
     yield details.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=error.metadata)
-    if error.retry_after is not None:
+    delay_ms = _delay_ms(error)
+    if delay_ms is not None:
         retry = duration_pb2.Duration()
-        retry.FromMilliseconds(max(1, round(error.retry_after * 1000)))
+        retry.FromMilliseconds(delay_ms)
         yield details.RetryInfo(retry_delay=retry)
     model = error.metadata.get("model", "")
     match error:

@@ -238,7 +238,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "aliases", "state", "state_message", "is_default", "revision", "family", "device", "precision", "attention", "max_tokens", "max_batch_tokens", "scoring", "accepts_instruction", "local_available", "memory_bytes", "pinned")
+    __slots__ = ("name", "aliases", "state", "state_message", "is_default", "revision", "family", "device", "precision", "attention", "max_tokens", "max_batch_tokens", "scoring", "accepts_instruction", "local_available", "memory_bytes", "pinned", "serving")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +256,7 @@ class Model(_message.Message):
     LOCAL_AVAILABLE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
     state: ModelState
@@ -273,7 +274,8 @@ class Model(_message.Message):
     local_available: bool
     memory_bytes: int
     pinned: bool
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: _Optional[bool] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: _Optional[bool] = ..., local_available: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    serving: bool
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: _Optional[bool] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: _Optional[bool] = ..., local_available: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., serving: _Optional[bool] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ("model",)
@@ -282,7 +284,7 @@ class HealthRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class HealthResponse(_message.Message):
-    __slots__ = ("model", "state", "version", "uptime", "queue_tokens", "queue_capacity_tokens", "tokens_per_second")
+    __slots__ = ("model", "state", "version", "uptime", "queue_tokens", "queue_capacity_tokens", "tokens_per_second", "serving")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +292,7 @@ class HealthResponse(_message.Message):
     QUEUE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_CAPACITY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
     model: str
     state: ModelState
     version: str
@@ -297,7 +300,8 @@ class HealthResponse(_message.Message):
     queue_tokens: int
     queue_capacity_tokens: int
     tokens_per_second: float
-    def __init__(self, model: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_tokens: _Optional[int] = ..., queue_capacity_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
+    serving: bool
+    def __init__(self, model: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_tokens: _Optional[int] = ..., queue_capacity_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., serving: _Optional[bool] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
     __slots__ = ("model",)

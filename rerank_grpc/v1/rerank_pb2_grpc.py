@@ -84,8 +84,8 @@ class RerankServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Health(self, request, context):
-        """Tells whether a model can be called now, and how full its queue is.
-        Orchestrators probe grpc.health.v1.Health instead; this one is for people.
+        """Tells whether a call for a model would be answered, and how full its queue
+        is. Orchestrators probe grpc.health.v1.Health instead; this one is for people.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -115,8 +115,8 @@ def streamed(request: Any) -> Iterator[pb.StreamRerankResponse]:
     yield pb.StreamRerankResponse(summary=pb.RerankSummary(model="embedded", model_revision="r1"))
 
 
-def health(state: int) -> pb.HealthResponse:
-    return pb.HealthResponse(model="embedded", state=state, version="1.2.3")
+def health(state: int, serving: bool = False) -> pb.HealthResponse:
+    return pb.HealthResponse(model="embedded", state=state, version="1.2.3", serving=serving)
 
 
 def reply(message: Any) -> Step:
@@ -161,6 +161,12 @@ def hang(_request: Any, context: grpc.ServicerContext) -> Any:
     gone = threading.Event()
     if context.add_callback(gone.set):
         gone.wait(30)
+    return pb.RerankResponse()
+
+
+def end(_request: Any, context: grpc.ServicerContext) -> Any:
+    """Ends a call as the service ends one whose caller is too slow: by a cancellation, without details."""
+    context.cancel()
     return pb.RerankResponse()
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 
+import grpc
 import pytest
 
 from rerank_grpc import __version__
 from rerank_grpc.client import (
     DeadlineExceeded,
     InvalidRequest,
+    ModelLoading,
     QueueFull,
     ServerUnavailable,
     ShuttingDown,
@@ -18,8 +24,12 @@ from rerank_grpc.client import (
     UnknownModel,
     UnsupportedOption,
 )
+from rerank_grpc.client.core import service_config
 from rerank_grpc.config import EngineSettings, Settings
-from tests.support import WAIT, HeldRunner, serving
+from rerank_grpc.server.app import RerankServer
+from rerank_grpc.v1 import rerank_pb2_grpc
+from tests.server.test_errors import delay_ms_of, details_of
+from tests.support import WAIT, CountingRunner, HeldRunner, loader_of, request_of, serving, wait_for
 
 QUERY = "What do pandas eat?"
 DOCUMENTS = ["Paris is the capital of France.", "Bamboo is what pandas eat.", "Pandas live in China."]
@@ -111,6 +121,68 @@ def test_a_deadline_ends_a_call_that_waits_for_the_device(connect):
         with pytest.raises(DeadlineExceeded):
             connect(f"127.0.0.1:{service.port}").rerank("q", ["a"], timeout=0.3)
         runner.let_all()
+
+
+@contextmanager
+def loading() -> Iterator[RerankServer]:
+    """Runs a server whose model is being loaded until the end."""
+    enough = threading.Event()
+    load = loader_of(CountingRunner(), EngineSettings())
+
+    def load_at_last(spec, on_death):
+        assert enough.wait(WAIT)
+        return load(spec, on_death)
+
+    service = RerankServer(replace(Settings(), port=0, admin_port=None), load=load_at_last)
+    service.start()
+    try:
+        yield service
+    finally:
+        enough.set()
+        service.stop(5)
+
+
+@pytest.mark.parametrize("timeout", [0.5, 1.0])
+def test_a_model_that_loads_longer_than_the_deadline_is_told_as_loading(connect, timeout):
+    with loading() as service, ThreadPoolExecutor(5) as threads:
+        client = connect(f"127.0.0.1:{service.port}")
+        calls = [threads.submit(client.rerank, "q", ["a"], timeout=timeout) for _ in range(5)]
+        failures = [call.exception(WAIT) for call in calls]
+    assert [type(failure) for failure in failures] == [ModelLoading] * 5
+    assert all(failure.retry_after >= 1 for failure in failures)
+
+
+def test_grpcs_own_retries_hand_over_that_a_model_is_loading():
+    """A channel with the client's service config, and nothing else of the client."""
+    options = [("grpc.service_config", service_config(3)), ("grpc.use_local_subchannel_pool", 1)]
+    with (
+        loading() as service,
+        grpc.insecure_channel(f"127.0.0.1:{service.port}", options) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        rerank_pb2_grpc.RerankServiceStub(channel).Rerank(request_of("q", "a"), timeout=0.5)
+    message, trailers = details_of(caught.value)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert delay_ms_of(message) >= 1000
+    assert trailers["grpc-retry-pushback-ms"] == "-1"
+
+
+def test_a_full_queue_is_told_as_full_where_the_deadline_is_shorter_than_its_delay(connect):
+    runner = HeldRunner()
+    settings = Settings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
+    with serving(settings, runner=runner) as service, ThreadPoolExecutor(2) as threads:
+        client = connect(f"127.0.0.1:{service.port}")
+        text = "one two three four five six seven eight nine ten"
+        inside = [threads.submit(client.rerank, "q", [f"0 {text}"])]
+        runner.await_batch()
+        inside.append(threads.submit(client.rerank, "q", [f"1 {text}"]))
+        wait_for(lambda: client.health().queue_tokens > 0)
+        for timeout in (0.1, 0.3, 0.5):
+            with pytest.raises(QueueFull) as full:
+                client.rerank("q", [text], timeout=timeout)
+            assert full.value.retry_after >= 0.1
+        runner.let_all()
+        assert all(len(call.result(WAIT).results) == 1 for call in inside)
 
 
 def test_a_service_that_has_stopped_is_unavailable(connect):

@@ -221,6 +221,7 @@ def test_models_are_listed_with_all_that_the_server_says(client, server):
         max_batch_tokens=4096,
         scoring=pb.SCORING_COSINE,
         accepts_instruction=True,
+        serving=True,
     )
     server.script.append(reply(pb.ListModelsResponse(models=[model])))
     (info,) = client.list_models()
@@ -234,6 +235,7 @@ def test_models_are_listed_with_all_that_the_server_says(client, server):
     assert (info.max_tokens, info.max_batch_tokens, info.revision) == (512, 4096, "r")
     assert info.is_default
     assert info.accepts_instruction
+    assert info.serving
 
 
 def test_numbers_that_a_newer_server_has_added_do_not_break_the_client(client, server):
@@ -250,6 +252,26 @@ def test_every_state_is_known(client, server, state):
     server.script.append(reply(health(pb.ModelState.Value(f"MODEL_STATE_{state.name}"))))
     assert client.health("m").state is state
     assert server.calls[0].request.model == "m"
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_a_model_that_is_not_in_memory_may_be_serving(client, server, serving):
+    server.script.append(reply(health(pb.MODEL_STATE_UNLOADED, serving)))
+    assert client.health().serving is serving
+
+
+def test_a_ready_model_of_a_server_that_does_not_say_so_is_serving(client, server):
+    server.script.append(reply(health(pb.MODEL_STATE_READY, serving=False)))
+    ready = pb.Model(name="m", state=pb.MODEL_STATE_READY)
+    server.script.append(reply(pb.ListModelsResponse(models=[ready])))
+    assert client.health().serving
+    assert client.list_models()[0].serving
+
+
+def test_waiting_until_ready_ends_where_a_call_would_load_the_model(client, server):
+    server.otherwise = reply(health(pb.MODEL_STATE_UNLOADED, serving=True))
+    assert client.wait_until_ready(2).state is State.UNLOADED
+    assert len(server.calls) == 1
 
 
 def test_waiting_until_ready_lasts_as_long_as_the_model_loads(client, server):

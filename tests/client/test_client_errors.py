@@ -9,7 +9,6 @@ from google.rpc import error_details_pb2
 from rerank_grpc import client as exported
 from rerank_grpc import errors
 from rerank_grpc.client import (
-    Cancelled,
     DeadlineExceeded,
     FieldViolation,
     InternalError,
@@ -25,7 +24,7 @@ from rerank_grpc.client import (
     UnexpectedStatus,
 )
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.client.scripted_server import fail
+from tests.client.scripted_server import end, fail
 
 Code = grpc.StatusCode
 
@@ -84,7 +83,7 @@ def test_a_refusal_carries_its_delay_and_the_fields_that_are_wrong(connect, serv
     [
         (Code.UNAVAILABLE, ServerUnavailable),
         (Code.DEADLINE_EXCEEDED, DeadlineExceeded),
-        (Code.CANCELLED, Cancelled),
+        (Code.CANCELLED, UnexpectedStatus),
         (Code.RESOURCE_EXHAUSTED, MessageTooLarge),
         (Code.UNAUTHENTICATED, Unauthenticated),
         (Code.PERMISSION_DENIED, PermissionDenied),
@@ -125,6 +124,26 @@ def test_a_reason_newer_than_this_client_degrades_by_its_code(connect, server, c
         connect(server.target, retries=0).rerank("q", ["a"])
     assert type(caught.value) is expected
     assert caught.value.metadata == {"a": "b"}
+
+
+def test_a_call_that_the_server_ended_is_not_said_to_be_cancelled_by_its_caller(client, server):
+    server.script.append(end)
+    with pytest.raises(UnexpectedStatus, match="the server or a proxy ended the call") as caught:
+        client.rerank("q", ["a"])
+    assert caught.value.code == "CANCELLED"
+    assert caught.value.__cause__.code() is Code.CANCELLED
+
+
+def test_a_stream_that_the_server_ended_is_an_error_after_its_results(client, server):
+    def one_then_end(request, context):
+        yield pb.StreamRerankResponse(results=[pb.RerankResult(index=7)])
+        end(request, context)
+
+    server.script.append(one_then_end)
+    stream = client.stream_rerank("q", ["a"])
+    assert next(stream).index == 7
+    with pytest.raises(UnexpectedStatus, match="the server or a proxy ended the call"):
+        next(stream)
 
 
 def test_errors_without_a_known_reason_share_a_base_and_have_none():

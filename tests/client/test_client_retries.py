@@ -23,7 +23,7 @@ from rerank_grpc.client import (
 from rerank_grpc.client.failures import Failure, retry_delay
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client import scripted_server
-from tests.client.scripted_server import fail
+from tests.client.scripted_server import fail, hang
 
 Code = grpc.StatusCode
 
@@ -78,9 +78,10 @@ def test_a_negative_pushback_ends_the_attempts(client, server):
     assert len(server.calls) == 1
 
 
-def test_a_pushback_beyond_the_deadline_ends_with_the_deadline(client, server):
+def test_a_pushback_beyond_the_deadline_hides_why_the_attempt_failed(client, server):
+    """Which no client can mend, so a server sends -1 instead: gRPC shows the last status alone."""
     server.otherwise = fail(Code.UNAVAILABLE, reason=Reason.MODEL_LOADING, pushback_ms=60_000)
-    with pytest.raises((DeadlineExceeded, ModelLoading)):
+    with pytest.raises(DeadlineExceeded):
         client.rerank("q", ["a"], timeout=0.3)
     assert len(server.calls) == 1
 
@@ -112,6 +113,34 @@ def test_a_wait_that_the_deadline_does_not_allow_is_not_begun(client, server):
         client.rerank("q", ["a"], timeout=5)
     assert caught.value.retry_after == 10
     assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("method", ["rerank", "stream_rerank"])
+def test_where_the_time_ends_after_a_refusal_the_refusal_is_raised(client, server, method):
+    server.script.extend([full, hang])
+    with pytest.raises(QueueFull) as caught:
+        list(getattr(client, method)("q", ["a"], timeout=0.5))
+    assert caught.value.retry_after == 0.02
+    assert caught.value.__cause__.code() is Code.DEADLINE_EXCEEDED
+    assert len(server.calls) == 2
+
+
+def test_a_deadline_that_the_service_itself_reports_is_not_the_refusal_before_it(client, server):
+    server.script.extend([full, fail(Code.DEADLINE_EXCEEDED, reason=Reason.DEADLINE_EXCEEDED)])
+    with pytest.raises(DeadlineExceeded):
+        client.rerank("q", ["a"])
+
+
+def test_a_stream_that_was_admitted_forgets_the_refusal_before_it(client, server):
+    def one_then_hang(request, context):
+        yield pb.StreamRerankResponse(results=[pb.RerankResult()])
+        hang(request, context)
+
+    server.script.extend([full, one_then_hang])
+    stream = client.stream_rerank("q", ["a"], timeout=0.5)
+    next(stream)
+    with pytest.raises(DeadlineExceeded):
+        next(stream)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,43 @@ def test_a_status_has_exactly_one_error_info_and_mirrors_its_retry(cls: type[err
     assert message.code == status.CODES[cls].value[0]
 
 
+@pytest.mark.parametrize(
+    ("retry_after", "timeout", "told_ms", "pushback_ms"),
+    [
+        (1.0, 10, 1000, 1000),
+        (1.0, None, 1000, 1000),
+        (1.0, 0.8, 1000, -1),
+        (1.0, 1.05, 1000, -1),  # what is left after the delay is no time for an attempt
+        (0.001, 10, 100, 100),
+        (0.0, None, 100, 100),
+        (None, 10, None, -1),
+    ],
+)
+def test_the_delay_is_told_truly_and_grpc_retries_only_where_there_is_time(
+    retry_after: float | None,
+    timeout: float | None,
+    told_ms: int | None,
+    pushback_ms: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refuse(*_args: object, **_options: object) -> None:
+        raise errors.QueueFull("the queue is full", retry_after=retry_after)
+
+    with serving(runner=CountingRunner()) as server, stub_of(server.port) as stub:
+        monkeypatch.setattr(server.registry, "lease", refuse)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request_of("q", "d"), timeout=timeout)
+    message, trailers = details_of(caught.value)
+    assert delay_ms_of(message) == told_ms
+    assert trailers["grpc-retry-pushback-ms"] == str(pushback_ms)
+
+
+def delay_ms_of(message: status_pb2.Status) -> int | None:
+    retry = error_details_pb2.RetryInfo()
+    told = any(detail.Unpack(retry) for detail in message.details)
+    return retry.retry_delay.ToMilliseconds() if told else None
+
+
 def failure(port: int | None, request: pb.RerankRequest) -> grpc.RpcError:
     with stub_of(port) as stub, pytest.raises(grpc.RpcError) as caught:
         stub.Rerank(request, timeout=10)

@@ -16,6 +16,7 @@ from rerank_grpc.registry import LoadedModel
 from rerank_grpc.server.app import RERANK_SERVICE, RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.engine.test_engine import Deadly
+from tests.server.test_errors import delay_ms_of, details_of
 from tests.support import (
     WAIT,
     CountingRunner,
@@ -60,7 +61,7 @@ def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service
         with stub_of(server.port) as stub, pytest.raises(grpc.RpcError) as caught:
             stub.Rerank(request_of("q", "d"), timeout=1)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert int(dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
+        assert delay_ms_of(details_of(caught.value)[0]) >= 1000
         warm.set()
         assert server.wait_until_loaded(WAIT)
         for each in (channel, admin):
