@@ -74,7 +74,7 @@ def add_rerank(
 def add_admin(
     server: grpc.Server, servicer: rerank_pb2_grpc.ModelAdminServiceServicer, patience: Patience
 ) -> Lane:
-    """Registers ModelAdminService, and returns its lane; an operator's call holds a thread until a model has moved."""
+    """Registers ModelAdminService, and returns its lane; a call holds a thread until a model has moved."""
     lane = Lane("admin", patience, threads=ADMIN_THREADS)
     handlers = {
         "LoadModel": lane.unary("LoadModel", servicer.LoadModel, parser(pb.LoadModelRequest)),

@@ -105,3 +105,31 @@ def test_a_token_outside_ascii_is_wrong_and_breaks_nothing(value: str | bytes):
     details = HandlerCallDetails("/rerank.v1.RerankService/Rerank", [("authorization", value)])
     denied = interceptor.intercept_service(lambda _: pytest.fail("entered"), details)
     assert denied is not None
+
+
+ADMIN_CALLS = {
+    "LoadModel": lambda stub, metadata: stub.LoadModel(
+        pb.LoadModelRequest(model="embedded"), metadata=metadata
+    ),
+    "UnloadModel": lambda stub, metadata: stub.UnloadModel(
+        pb.UnloadModelRequest(model="embedded"), metadata=metadata
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ADMIN_CALLS)
+def test_where_tokens_are_set_the_admin_port_wants_one_too_but_for_probes(method: str):
+    runner = CountingRunner()
+    with (
+        serving(replace(Settings(), tokens=TOKENS), runner=runner) as server,
+        channel_of(server.admin_port) as admin,
+    ):
+        stub = rerank_pb2_grpc.ModelAdminServiceStub(admin)
+        for case in WRONG.values():
+            with pytest.raises(grpc.RpcError) as caught:
+                ADMIN_CALLS[method](stub, case)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        right = [("authorization", "Bearer first-token")]
+        assert ADMIN_CALLS[method](stub, right).model.name == "embedded"
+        check = health_pb2_grpc.HealthStub(admin).Check(health_pb2.HealthCheckRequest())
+        assert check.status == health_pb2.HealthCheckResponse.SERVING

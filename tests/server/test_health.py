@@ -14,8 +14,10 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
 from rerank_grpc.registry import LoadedModel
 from rerank_grpc.server.app import RERANK_SERVICE, RerankServer
+from rerank_grpc.server.health import MOST_WATCHERS, HealthService, Watchers
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.engine.test_engine import Deadly
+from tests.http2 import raw_connections
 from tests.server.test_errors import delay_ms_of, details_of
 from tests.support import (
     WAIT,
@@ -26,6 +28,7 @@ from tests.support import (
     request_of,
     serving,
     stub_of,
+    wait_for,
 )
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -69,7 +72,7 @@ def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service
     server.stop(5)
 
 
-def test_watching_health_shows_the_change_and_holds_no_thread(service: str):
+def test_watching_health_shows_the_change_and_keeps_no_probe_out(service: str):
     with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
         watches = [
             health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
@@ -181,3 +184,89 @@ def test_idle_reflection_streams_do_not_starve_reflection_on_another_connection(
             assert list(answers) == []
         for call in held:
             call.cancel()
+
+
+WATCH = "/grpc.health.v1.Health/Watch"
+
+
+@pytest.mark.parametrize("tokens", [(), ("t0p",)], ids=["open", "with tokens"])
+def test_watchers_that_read_nothing_silence_no_probe_and_no_change(tokens: tuple[str, ...]):
+    settings = replace(Settings(), tokens=tokens)
+    with (
+        serving(settings, runner=CountingRunner()) as server,
+        raw_connections(server.port, 1, window=0) as (main,),
+        raw_connections(server.admin_port, 6, window=0) as admins,
+        channel_of(server.port) as channel,
+        channel_of(server.admin_port) as admin,
+    ):
+        for connection in [main] * 96 + admins * 16:
+            connection.call(WATCH, b"")
+        watchers = [
+            kind for kind in server._patience.kinds if "a reader" in kind.what and "watch" in kind.what
+        ]
+        wait_for(lambda: all(len(kind) > 0 for kind in watchers))
+        for _ in range(20):
+            started = time.monotonic()
+            assert check(channel) == check(admin) == SERVING
+            assert time.monotonic() - started < 1
+        server._health.set_serving(False)  # as the registry's thread does, which must not wait here
+        assert check(channel) == check(admin) == NOT_SERVING
+
+
+def test_a_watcher_too_many_takes_the_place_of_the_oldest_of_the_address_that_has_most():
+    state = HealthService([])
+    watchers = Watchers(state)
+    friend, strangers = Peer("ipv4:10.0.0.1:1"), [Peer(f"ipv4:10.0.0.2:{n}") for n in range(MOST_WATCHERS)]
+    watches = [watchers.watch(health_pb2.HealthCheckRequest(), peer) for peer in (friend, *strangers)]
+    assert [next(watch).status for watch in watches] == [NOT_SERVING] * len(watches)
+    assert not friend.cancelled
+    assert [peer.cancelled for peer in strangers] == [True] + [False] * (MOST_WATCHERS - 1)
+
+
+class Peer:
+    """A gRPC context of a caller somewhere."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.cancelled = False
+
+    def peer(self) -> str:
+        return self._address
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def is_active(self) -> bool:
+        return not self.cancelled
+
+    def add_callback(self, _callback: Callable[[], None]) -> bool:
+        return True
+
+
+def test_a_watcher_that_leaves_frees_its_place():
+    with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(10)]
+        assert [next(watch).status for watch in watches] == [SERVING] * 10
+        watchers = server._health._watchers[0]
+        assert len(watchers._wakeups) == 10
+        for watch in watches:
+            watch.cancel()
+        wait_for(lambda: not watchers._wakeups)
+
+
+def test_an_unknown_service_is_told_so_and_not_remembered():
+    with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        for number in range(200):
+            watch = stub.Watch(health_pb2.HealthCheckRequest(service=f"service {number}"))
+            assert next(watch).status == unknown
+            watch.cancel()
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="none"), timeout=WAIT)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="x" * 257), timeout=WAIT)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        wait_for(lambda: not server._health._watchers[0]._wakeups)

@@ -1,0 +1,67 @@
+import threading
+
+import pytest
+
+from rerank_grpc.door import LATEST_RETRY, SOONEST_RETRY, Door
+from rerank_grpc.errors import QueueFull
+
+
+def refusal_of(door: Door, characters: int) -> QueueFull:
+    with pytest.raises(QueueFull) as caught:
+        door.enter(characters)
+    return caught.value
+
+
+def test_as_many_calls_are_inside_as_there_are_slots():
+    door = Door(3, 1_000)
+    slots = [door.enter(1) for _ in range(3)]
+    error = refusal_of(door, 1)
+    assert error.metadata == {"calls": "3", "max_calls": "3"}
+    assert SOONEST_RETRY <= (error.retry_after or 0) <= LATEST_RETRY
+    slots[0].leave()
+    door.enter(1)
+
+
+def test_only_so_much_text_is_inside():
+    door = Door(10, 1_000)
+    first = door.enter(600)
+    error = refusal_of(door, 500)
+    assert error.metadata == {"characters": "600", "max_characters": "1000"}
+    assert SOONEST_RETRY <= (error.retry_after or 0) <= LATEST_RETRY
+    door.enter(400)
+    first.leave()
+    door.enter(500)
+
+
+def test_a_call_larger_than_all_that_fits_is_served_alone():
+    door = Door(10, 1_000)
+    with door.enter(5_000):
+        refusal_of(door, 1)
+    door.enter(5_000)
+
+
+def test_a_slot_is_given_back_once_however_many_threads_try():
+    door = Door(3, 1_000)
+    slot, other = door.enter(10), door.enter(10)
+    threads = [threading.Thread(target=slot.leave) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert door.calls == 1
+    with other:
+        other.leave()
+    assert door.calls == 0
+
+
+def test_the_delay_of_a_refusal_grows_with_the_time_that_calls_stay(monkeypatch: pytest.MonkeyPatch):
+    now = [1_000.0]
+    monkeypatch.setattr("rerank_grpc.door.monotonic", lambda: now[0])
+    door = Door(4, 1_000)
+    for _ in range(4):
+        door.enter(1)
+    assert refusal_of(door, 1).retry_after == SOONEST_RETRY
+    now[0] += 20
+    assert refusal_of(door, 1).retry_after == pytest.approx(5)  # four stays of 20 s: one ends every 5 s
+    now[0] += 2_000
+    assert refusal_of(door, 1).retry_after == LATEST_RETRY
