@@ -140,6 +140,7 @@ class ModelInfo:
     local_available: bool = False
     memory_bytes: int = 0
     pinned: bool = False
+    serving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +154,4 @@ class Health:
     queue_tokens: int = 0
     queue_capacity_tokens: int = 0
     tokens_per_second: float = 0.0
+    serving: bool = False
