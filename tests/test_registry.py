@@ -22,11 +22,19 @@ from rerank_grpc.errors import (
     ShuttingDown,
     UnknownModel,
 )
-from rerank_grpc.registry import LoadedModel, Registry, registry_for, residency
+from rerank_grpc.registry import LoadedModel, Registry, keeper, memory, registry_for, residency
+from rerank_grpc.registry.entry import Entry
+from rerank_grpc.registry.registry import margin
 from rerank_grpc.types import State
 from tests.support import WAIT, CountingRunner, loader_of
 
 SIZES = {"one": 100, "two": 100, "three": 100, "small": 10, "huge": 1_000}
+
+
+@pytest.fixture(autouse=True)
+def _no_least_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets scripted models, whose loading takes no time, leave at once."""
+    monkeypatch.setattr(residency, "LEAST_STAY_SECONDS", 0.0)
 
 
 class Loads:
@@ -82,6 +90,14 @@ def until(registry: Registry, condition: Callable[[], bool]) -> None:
             registry._changed.wait(0.005)
 
 
+def let_leave(registry: Registry, *places: int) -> None:
+    """Lets models leave whose stay a test had made long."""
+    with registry._changed:
+        for place in places:
+            registry._entries[place].load_seconds = 0.0
+        registry._changed.notify_all()
+
+
 def use(registry: Registry, name: str, seconds: float = WAIT) -> str:
     with registry.lease(name, deadline=monotonic() + seconds) as model:
         return model.name
@@ -135,8 +151,8 @@ def test_a_caller_without_enough_time_is_told_when_to_come_back():
         assert caught.value.retry_after
         loads.held.set()
         assert use(registry, "two") == "two"
-        registry._entries[1].load_seconds = 30.0
         registry.unload("two", deadline=monotonic() + WAIT)
+        registry._entries[1].load_seconds = 30.0
         loads.held.clear()
         begin = monotonic()
         with pytest.raises(ModelLoading) as caught:
@@ -181,15 +197,185 @@ def test_a_caller_who_leaves_while_it_waits_is_let_go():
 
 def test_the_least_recently_used_makes_room():
     loads = Loads()
-    specs = [spec("one"), spec("two"), spec("three", lazy=True)]
+    specs = [spec("small"), spec("one"), spec("two"), spec("three", lazy=True)]
     with keeping(loads, *specs, budget=250) as registry:
         assert registry.wait_until_loaded(WAIT)
+        let_leave(registry, 0, 1, 2)
         use(registry, "two")
         use(registry, "one")
         use(registry, "three")
-        assert states(registry) == {"one": State.READY, "two": State.UNLOADED, "three": State.READY}
+        assert [name for name, state in states(registry).items() if state is State.UNLOADED] == ["two"]
         assert registry.serving
-        assert sum(info.memory_bytes for info in registry.models()) == 200
+        assert sum(info.memory_bytes for info in registry.models()) == 210
+
+
+def in_memory(name: str, *, ready: float = 0, used: float = 0, took: float = 0, leases: int = 0) -> Entry:
+    entry = Entry(spec(name), local=True)
+    entry.state, entry.ready_at, entry.last_used = State.READY, ready, used
+    entry.load_seconds, entry.leases = took, leases
+    return entry
+
+
+def victim(*entries: Entry, now: float = 100.0) -> str | float:
+    """Says which model goes, or how long to wait; the first of them is the default."""
+    other, seconds = residency.victim(entries, now)
+    return other.spec.name if other else seconds
+
+
+def test_an_idle_model_too_stays_as_long_as_its_loading_took():
+    default = in_memory("default", ready=0, took=3)
+    recent, former = in_memory("recent", ready=90, took=30), in_memory("former", ready=80, took=25)
+    assert victim(default, recent, former) == 5, "20 s for one, 5 s for the other"
+    assert victim(default, recent, former, now=105) == "former"
+
+
+def test_an_idle_model_goes_before_a_busy_one_and_the_least_recently_used_first():
+    default = in_memory("default")
+    busy = in_memory("busy", used=1, leases=1)
+    assert victim(default, busy, in_memory("late", used=9), in_memory("early", used=5)) == "early"
+    assert victim(default, busy, in_memory("idle", ready=95, took=30)) == "busy", "the idle one must stay"
+
+
+def test_the_default_goes_last():
+    default = in_memory("default", ready=90, took=15)
+    other = in_memory("other", ready=99, took=60, leases=1)
+    pinned = in_memory("pinned")
+    pinned.spec = replace(pinned.spec, pinned=True)
+    assert victim(default, other, pinned) == 59, "another model will leave"
+    assert victim(default, pinned) == 5, "no other will, so that it goes when it has stayed"
+    assert victim(default, pinned, now=105) == "default"
+
+
+def test_what_an_operator_wants_out_makes_room_before_all():
+    default, other = in_memory("default", ready=90, took=15), in_memory("other", ready=99, took=60)
+    default.unload_asked = True
+    assert victim(default, other) == 5
+    assert victim(default, other, in_memory("idle"), now=105) == "default"
+
+
+def test_a_stay_has_a_least_and_a_most(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(residency, "LEAST_STAY_SECONDS", 1.0)
+    assert residency.stays_until(in_memory("fast", ready=10, took=0.01)) == 11
+    assert residency.stays_until(in_memory("slow", ready=10, took=60)) == 70
+    assert residency.stays_until(in_memory("paused", ready=10, took=86_400)) == 310
+
+
+def test_calls_of_two_lazy_models_never_take_the_default_away():
+    loads = Loads()
+    specs = [spec("one"), spec("two", lazy=True), spec("three", lazy=True)]
+    with keeping(loads, *specs, budget=250) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        for _ in range(10):
+            assert use(registry, "one", seconds=0.001) == "one"
+            use(registry, "two")
+            use(registry, "three")
+        assert [loads.names.count(name) for name in ("one", "two", "three")] == [1, 10, 10]
+
+
+def test_a_call_waits_for_the_room_of_a_model_that_has_not_stayed():
+    loads = Loads()
+    specs = [spec("one"), spec("two"), spec("three", lazy=True)]
+    with keeping(loads, *specs, budget=250) as registry, ThreadPoolExecutor(1) as callers:
+        assert registry.wait_until_loaded(WAIT)
+        registry._entries[1].load_seconds = 60.0
+        waiting = callers.submit(use, registry, "three")
+        until(registry, lambda: bool(registry._entries[2].waiting))
+        with pytest.raises(ModelLoading):
+            use(registry, "three", seconds=0.01)
+        assert states(registry) == {"one": State.READY, "two": State.READY, "three": State.LOADING}
+        let_leave(registry, 1)
+        assert waiting.result(WAIT) == "three"
+        assert states(registry) == {"one": State.READY, "two": State.UNLOADED, "three": State.READY}
+
+
+def test_waiting_for_room_is_no_loading_time(monkeypatch: pytest.MonkeyPatch):
+    now = 1_000.0
+    monkeypatch.setattr(keeper, "monotonic", lambda: now)
+    monkeypatch.setattr(residency, "LEAST_STAY_SECONDS", 60.0)
+    loads = Loads()
+    specs = [spec("one"), spec("two", lazy=True)]
+    # Its size is known only once it is there, so that it waits for room after its loading.
+    sizes = {"one": 100, "two": 1}
+    with (
+        keeping(loads, *specs, budget=150, prepare=lambda each: sizes[each.name]) as registry,
+        ThreadPoolExecutor(1) as callers,
+    ):
+        assert registry.wait_until_loaded(WAIT)
+        waiting = callers.submit(use, registry, "two")
+        until(registry, lambda: registry._entries[1].memory_bytes == 100)
+        assert states(registry) == {"one": State.READY, "two": State.LOADING}
+        with registry._changed:
+            now += 60.0
+            registry._changed.notify_all()
+        assert waiting.result(WAIT) == "two"
+        assert registry._entries[1].load_seconds == 0.0
+
+
+def test_an_operators_unload_is_not_held_up_by_a_model_that_waits_for_room():
+    loads = Loads()
+    specs = [spec("one"), spec("two"), spec("three", lazy=True)]
+    with keeping(loads, *specs, budget=250) as registry, ThreadPoolExecutor(1) as callers:
+        assert registry.wait_until_loaded(WAIT)
+        registry._entries[1].load_seconds = 60.0
+        waiting = callers.submit(use, registry, "three")
+        until(registry, lambda: bool(registry._entries[2].waiting))
+        assert registry.unload("one", deadline=monotonic() + WAIT).state is State.UNLOADED
+        assert waiting.result(WAIT) == "three", "it got the room that the operator made"
+        assert states(registry)["two"] is State.READY
+
+
+def test_the_default_is_loaded_before_what_was_called_earlier():
+    loads = Loads()
+    specs = [spec("one"), spec("two", lazy=True), spec("three", lazy=True)]
+    with keeping(loads, *specs) as registry, ThreadPoolExecutor(2) as callers:
+        assert registry.wait_until_loaded(WAIT)
+        registry.unload("one", deadline=monotonic() + WAIT)
+        assert loads.began.acquire(timeout=WAIT)
+        loads.held.clear()
+        waiting = [callers.submit(use, registry, name) for name in ("two", "three")]
+        assert loads.began.acquire(timeout=WAIT)
+        until(registry, lambda: len(registry._keeper._queue) == 1)
+        with pytest.raises(ModelLoading):
+            use(registry, "one", seconds=0.01)
+        until(registry, lambda: len(registry._keeper._queue) == 2)
+        loads.held.set()
+        assert [call.result(WAIT) for call in waiting] == ["two", "three"]
+        assert loads.names[2] == "one", loads.names
+
+
+def test_the_default_is_not_left_for_later_by_an_early_call_of_another_model():
+    loads, here = Loads(), threading.Event()
+    specs = [spec("one"), spec("two", lazy=True)]
+
+    def prepare(each: ModelSpec) -> int:
+        assert each.name != "one" or here.wait(WAIT)
+        return SIZES[each.name]
+
+    with keeping(loads, *specs, budget=150, prepare=prepare) as registry:
+        assert use(registry, "two") == "two"
+        here.set()
+        assert registry.wait_until_loaded(WAIT)
+        assert states(registry) == {"one": State.READY, "two": State.UNLOADED}
+
+
+def test_loading_again_what_failed_at_the_start_evicts_nothing():
+    loads, reachable = Loads(), threading.Event()
+
+    def prepare(each: ModelSpec) -> int:
+        if each.name == "two" and not reachable.is_set():
+            raise ModelLoadError("the hub cannot be reached")
+        return SIZES[each.name]
+
+    with keeping(loads, spec("one"), spec("two"), budget=150, prepare=prepare) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        assert states(registry)["two"] is State.FAILED
+        reachable.set()
+        with registry._changed:
+            registry._entries[1].retry_at = 0.0
+            registry._changed.notify_all()
+        until(registry, lambda: registry._entries[1].state in (State.UNLOADED, State.READY))
+        assert states(registry) == {"one": State.READY, "two": State.UNLOADED}
+        assert registry.info("two").serving, "its first call loads it"
 
 
 def test_a_pinned_model_stays():
@@ -348,23 +534,274 @@ def test_a_default_model_that_fails_ends_the_start():
 
 
 def test_a_model_whose_device_died_is_only_helped_by_an_unload():
-    deaths: list[Callable[[], None]] = []
+    loads = Loads()
+    with keeping(loads, spec("one")) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        break_device(registry, "one")
+        assert not registry.serving
+        with pytest.raises(ModelFailed):
+            registry.load("one", deadline=monotonic() + WAIT)
+        registry._entries[0].load_seconds = 60.0
+        assert registry.unload("one", deadline=monotonic() + WAIT).state is State.UNLOADED, "it need not stay"
+        registry._entries[0].load_seconds = 0.0
+        assert use(registry, "one") == "one"
+
+
+def break_device(registry: Registry, name: str, *, hung: bool = False) -> None:
+    loaded = registry.loaded(name)
+    assert loaded is not None
+    loaded.engine.hung = hung
+    loaded.engine._die()
+
+
+@pytest.mark.parametrize("hung", [False, True])
+def test_a_hang_is_told_once_its_calls_have_failed_and_another_death_is_not(*, hung: bool):
+    loads, told = Loads(), []
+
+    def on_hang() -> None:
+        assert not registry._changed._is_owned()  # type: ignore[attr-defined]
+        told.append(registry.info("one").state)
+
+    with keeping(loads, spec("one"), on_hang=on_hang) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        break_device(registry, "one", hung=hung)
+        assert told == [State.FAILED] * hung
+
+
+def test_the_late_death_of_an_unloaded_engine_is_not_the_present_ones():
+    loads = Loads()
+    with keeping(loads, spec("one")) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        former = registry.loaded("one")
+        registry.unload("one", deadline=monotonic() + WAIT)
+        assert use(registry, "one") == "one"
+        assert former is not None
+        former.engine._die()
+        assert use(registry, "one") == "one"
+
+
+def test_a_model_whose_device_dies_while_it_is_leaving_leaves():
+    loads = Loads()
+    with keeping(loads, spec("one"), spec("two")) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        with registry.lease("two"):
+            registry._entries[1].unload_asked = True
+            let_leave(registry, 1)
+            until(registry, lambda: registry._entries[1].state is State.UNLOADING)
+            break_device(registry, "two")
+            # The keeper has seen the death, and waits again for the last lease.
+            until(registry, lambda: bool(registry._changed._waiters))  # type: ignore[attr-defined]
+        until(registry, lambda: registry._entries[1].state is State.UNLOADED)
+        assert use(registry, "two") == "two"
+
+
+def test_a_device_that_refuses_to_give_memory_back_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch):
+    def give_back(_device: object) -> None:
+        raise RuntimeError("canary")
+
+    loads = Loads()
+    with keeping(loads, spec("one")) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        monkeypatch.setattr(memory, "give_back", give_back)
+        assert registry.unload("one", deadline=monotonic() + WAIT).state is State.UNLOADED
+        assert use(registry, "one") == "one"
+
+
+def test_a_model_is_closed_to_calls_by_the_decision_that_it_leaves(monkeypatch: pytest.MonkeyPatch):
+    loads, leaving = Loads(), []
+    unload = keeper.Keeper._unload
+
+    def recorded(self: keeper.Keeper, entry: Entry) -> None:
+        leaving.append((entry.spec.name, entry.state))
+        unload(self, entry)
+
+    monkeypatch.setattr(keeper.Keeper, "_unload", recorded)
+    specs = [spec("one", pinned=True), spec("two"), spec("three", lazy=True)]
+    with keeping(loads, *specs, budget=250) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        use(registry, "three")
+        registry.unload("one", deadline=monotonic() + WAIT)
+        with registry._changed:
+            registry._keeper._idle_seconds = 0.0
+            registry._changed.notify_all()
+        until(registry, lambda: len(leaving) == 3)
+    assert leaving == [(name, State.UNLOADING) for name in ("two", "one", "three")]
+
+
+def test_who_is_told_of_changes_holds_no_call_up():
+    loads, told, slow = Loads(), threading.Semaphore(0), threading.Event()
+    slow.set()
+
+    def on_change() -> None:
+        assert not registry._changed._is_owned()  # type: ignore[attr-defined]
+        told.release()
+        assert slow.wait(WAIT)
+
+    registry = Registry([spec("one"), spec("two", lazy=True)], loads, on_change=on_change)
+    registry.start()
+    assert told.acquire(timeout=WAIT)
+    slow.clear()
+    assert use(registry, "two") == "two"
+    assert told.acquire(timeout=WAIT)
+    assert use(registry, "one") == use(registry, "") == "one"
+    assert registry.serving
+    slow.set()
+    registry.close()
+
+
+def test_a_failure_of_who_is_told_of_changes_ends_nothing():
     loads = Loads()
 
-    def load(each: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
-        deaths.append(on_death)
-        return loads(each, on_death)
+    def on_change() -> None:
+        raise RuntimeError("canary")
 
-    registry = Registry([spec("one")], load)
-    registry.start()
-    assert registry.wait_until_loaded(WAIT)
-    deaths[0]()
-    assert not registry.serving
-    with pytest.raises(ModelFailed):
-        registry.load("one", deadline=monotonic() + WAIT)
-    assert registry.unload("one", deadline=monotonic() + WAIT).state is State.UNLOADED
-    assert use(registry, "one") == "one"
-    registry.close()
+    with keeping(loads, spec("one"), spec("two", lazy=True), on_change=on_change) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        assert use(registry, "two") == "two"
+        assert registry.unload("two", deadline=monotonic() + WAIT).state is State.UNLOADED
+        assert use(registry, "one") == "one"
+
+
+def test_a_model_is_not_unloaded_faster_than_it_is_loaded():
+    loads = Loads()
+    with keeping(loads, spec("one")) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        registry._entries[0].load_seconds = 60.0
+        for _ in range(3):
+            with pytest.raises(
+                DeadlineExceeded, match=r"has just been loaded; it is unloaded in (60|5\d)\.\d s"
+            ):
+                registry.unload("one", deadline=monotonic() + 0.01)
+            assert use(registry, "one", seconds=0.01) == "one", "meanwhile it serves"
+        let_leave(registry, 0)
+        until(registry, lambda: registry._entries[0].state is State.UNLOADED)
+        assert loads.names == ["one"]
+
+
+def test_the_keeper_wakes_when_an_unload_is_due():
+    entry = in_memory("one", ready=100, took=30)
+    assert residency.patience([entry], 110, None) is None
+    entry.unload_asked = True
+    assert residency.unloadable([entry], 110) is None
+    assert residency.patience([entry], 110, None) == 20
+    assert residency.unloadable([entry], 130) is entry
+
+
+def test_an_unload_of_a_model_that_loads_says_that_it_comes_later():
+    loads = Loads()
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        loads.held.clear()
+        with pytest.raises(ModelLoading):
+            use(registry, "two", seconds=0.01)
+        with pytest.raises(DeadlineExceeded, match="still loading"):
+            registry.unload("two", deadline=monotonic() + 0.01)
+        loads.held.set()
+        until(registry, lambda: registry._entries[1].state is State.UNLOADED)
+        assert loads.names == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.02, 0.01), (0.1, 0.05), (0.3, 0.05), (2, 0.2), (100, 1), (float("inf"), 1)],
+)
+def test_the_answer_has_a_tenth_of_the_time_to_travel_and_50_ms_at_least(seconds: float, expected: float):
+    assert margin(seconds) == pytest.approx(expected)
+
+
+def serving(registry: Registry) -> dict[str, bool]:
+    return {info.name: info.serving for info in registry.models()}
+
+
+def test_serving_is_what_a_call_would_get():
+    loads = Loads()
+    loads.held.clear()
+    specs = [spec("one"), spec("two"), spec("three", lazy=True)]
+    with keeping(loads, *specs, budget=150) as registry:
+        assert loads.began.acquire(timeout=WAIT)
+        assert serving(registry) == {"one": False, "two": False, "three": True}, "nothing is warm yet"
+        assert not registry.serving
+        loads.held.set()
+        assert registry.wait_until_loaded(WAIT)
+        assert registry.serving
+        assert serving(registry) == {"one": True, "two": True, "three": True}, "two was left for later"
+        assert registry.unload("one", deadline=monotonic() + WAIT).serving
+        loads.failing["one"] = ModelLoadError("broken")
+        with pytest.raises(ModelFailed):
+            use(registry, "one")
+        assert not registry.serving
+        loads.held.clear()
+        with registry._changed:
+            registry._entries[0].retry_at = 0.0
+            registry._changed.notify_all()
+        until(registry, lambda: registry._entries[0].state is State.LOADING)
+        assert not registry.serving, "that it is tried again makes no call succeed"
+        del loads.failing["one"]
+        loads.held.set()
+        assert use(registry, "one") == "one"
+        assert registry.serving
+
+
+def test_an_idle_default_is_serving():
+    loads = Loads()
+    with keeping(loads, spec("one"), idle_seconds=0.0) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        until(registry, lambda: registry._entries[0].state is State.UNLOADED)
+        assert registry.serving
+        assert registry.info("").serving
+
+
+def named(registry: Registry, *names: str) -> list[str]:
+    return [registry.info(name).name for name in names]
+
+
+def test_a_source_is_a_name_too(tmp_path: Path):
+    path = str(tmp_path / "bge")
+    specs = [
+        ModelSpec("path", path, aliases=("way",)),
+        ModelSpec("bge", "BAAI/bge-reranker-v2-m3"),
+        ModelSpec("pinned", "org/model@v1"),
+    ]
+    registry = Registry(specs, Loads())
+    assert named(registry, path, "way", "BAAI/bge-reranker-v2-m3") == ["path", "path", "bge"]
+    assert named(registry, "org/model@v1", "org/model") == ["pinned", "pinned"]
+    aliases = {info.name: info.aliases for info in registry.models()}
+    assert aliases == {"path": ("way",), "bge": ("BAAI/bge-reranker-v2-m3",), "pinned": ("org/model",)}
+    with pytest.raises(UnknownModel) as caught:
+        registry.info("org/model@v2")
+    known = "path, way, bge, BAAI/bge-reranker-v2-m3, pinned, org/model"
+    assert caught.value.metadata["known_models"] == known
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_configured_name_wins_over_a_source_and_a_whole_source_over_a_part():
+    specs = [
+        ModelSpec("old", "org/model@v1"),
+        ModelSpec("new", "org/model"),
+        ModelSpec("again", "org/model"),
+        ModelSpec("org/other", "org/third", aliases=("org/fourth",)),
+        ModelSpec("other", "org/other"),
+        ModelSpec("fourth", "org/fourth"),
+    ]
+    registry = Registry(specs, Loads())
+    assert named(registry, "org/model@v1", "org/model") == ["old", "new"]
+    assert named(registry, "org/third", "org/other", "org/fourth") == ["org/other"] * 3
+    assert [info.aliases for info in registry.models()] == [
+        (),
+        ("org/model",),
+        (),
+        ("org/fourth", "org/third"),
+        (),
+        (),
+    ]
+
+
+def test_a_relative_directory_is_told_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "private" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    registry = Registry([ModelSpec("one", "private/model")], Loads())
+    assert named(registry, "private/model") == ["one"]
+    assert registry.info("").aliases == ()
 
 
 def test_an_unload_past_its_deadline_still_happens():

@@ -100,6 +100,7 @@ class Engine:
         self._calls = 0
         self._batch_started: float | None = None
         self._closing = False
+        self.hung = False
         self._death: RerankError | None = None
         self._lock = threading.Lock()
         # The device thread sleeps on a queue in C, not on a condition: it wakes without the lock

@@ -1,8 +1,9 @@
 """Which models exist, in which state each is, and who uses them.
 
-registry.py   names, leases, loading and unloading on request
+registry.py   leases, loading and unloading on request
+names.py      by which names a model is called
 keeper.py     the thread that loads, evicts and unloads
-residency.py  whom to evict, what is too large, when to try again: pure
+residency.py  which model leaves and when, what is too large, when to try again: pure
 entry.py      one configured model as it is now
 loading.py    from a spec to a model that is warm
 memory.py     what a device's models take, and giving it back

@@ -23,6 +23,7 @@ def registry_for(
     *,
     callers: OneCpu | None = None,
     on_change: Callable[[], None] = lambda: None,
+    on_hang: Callable[[], None] = lambda: None,
 ) -> Registry:
     """Makes the registry that the settings describe; `load` replaces what loads real models."""
     return Registry(
@@ -36,4 +37,5 @@ def registry_for(
         max_waiting=max(1, settings.max_calls // 2),
         callers=callers,
         on_change=on_change,
+        on_hang=on_hang,
     )

@@ -69,6 +69,8 @@ class Entry:
 
     Attributes:
         spec: what was configured.
+        aliases: by which other names it is listed.
+        lazy: whether only a call loads it: as configured, or because it was left for later.
         state, message: what ListModels says.
         loaded: the model, while it is in memory.
         leases: calls that use it now.
@@ -79,14 +81,16 @@ class Entry:
         local: whether its files are on this machine.
         failures, retry_at: how often in a row loading failed, and from when on it is tried again.
         settled: whether it has been READY or FAILED, or was left for later.
-        served: whether it has been READY.
-        preloading: whether this load is the one at the start.
+        was_ready: whether it has been READY.
+        preloading: whether it is loaded without having been called.
         unload_asked: whether an operator wants it out of memory.
         dead: whether its device broke; only an unload helps.
     """
 
-    def __init__(self, spec: ModelSpec, *, local: bool) -> None:
+    def __init__(self, spec: ModelSpec, aliases: tuple[str, ...] = (), *, local: bool) -> None:
         self.spec = spec
+        self.aliases = aliases
+        self.lazy = spec.lazy
         self.state = State.UNLOADED
         self.message = ""
         self.loaded: LoadedModel | None = None
@@ -97,19 +101,30 @@ class Entry:
         self.local = local
         self.failures = 0
         self.retry_at = 0.0
-        self.settled = self.served = self.preloading = self.unload_asked = self.dead = False
+        self.settled = self.was_ready = self.preloading = self.unload_asked = self.dead = False
+
+    @property
+    def serving(self) -> bool:
+        """Whether a call is answered: the model is in memory, or the call brings it there.
+
+        Not before the first warm-up of a model that is loaded at the start, and
+        not from a failure until it is READY again, so that it does not flicker
+        while loading is tried again.
+        """
+        return self.state is not State.FAILED and not self.failures and (self.was_ready or self.lazy)
 
     def describe(self, *, is_default: bool) -> ModelInfo:
         """Says of it what ListModels does."""
         info = ModelInfo(
             name=self.spec.name,
-            aliases=self.spec.aliases,
+            aliases=self.aliases,
             state=self.state,
             state_message=self.message,
             is_default=is_default,
             local_available=self.local or self.loaded is not None,
             memory_bytes=self.memory_bytes if self.loaded else 0,
             pinned=self.spec.pinned,
+            serving=self.serving,
         )
         return info if self.loaded is None else describe_loaded(info, self.loaded)
 

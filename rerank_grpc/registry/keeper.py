@@ -17,7 +17,7 @@ from functools import partial
 from time import monotonic
 
 from rerank_grpc.cpus import OneCpu, use_those_of
-from rerank_grpc.errors import ModelLoadError, ShuttingDown
+from rerank_grpc.errors import ModelLoadError, ShuttingDown, describe
 from rerank_grpc.registry import memory, residency
 from rerank_grpc.registry.entry import Entry, LoadedModel, failed, settle
 from rerank_grpc.registry.loading import Loader, Preparer, let_go, one_line
@@ -30,7 +30,8 @@ log = logging.getLogger("rerank_grpc.registry")
 class Keeper:
     """Owns every change of a model's state; `changed` is the registry's lock.
 
-    `on_change` is called after each of them, without the lock.
+    `on_change` is called after each of them, `on_hang` when a model's device
+    hangs and its calls have failed: both without the lock.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Keeper:
         idle_seconds: float | None = None,
         callers: OneCpu,
         on_change: Callable[[], None],
+        on_hang: Callable[[], None],
     ) -> None:
         self._entries = entries
         self._changed = changed
@@ -53,14 +55,14 @@ class Keeper:
         self._idle_seconds = idle_seconds
         self._callers = callers
         self._on_change = on_change
+        self._on_hang = on_hang
         self._queue: deque[Entry] = deque()
         self.closing = False
-        self.short_of_room = False
         self._thread = threading.Thread(target=self._run, name="keep-models", daemon=True)
 
     def start(self) -> None:
         """Starts to load what is not lazy, in its order, and to keep the rest in order."""
-        preloaded = [entry for entry in self._entries if not entry.spec.lazy]
+        preloaded = [entry for entry in self._entries if not entry.lazy]
         for entry in preloaded:
             entry.preloading = True
         threading.Thread(target=self._preload, args=[preloaded], name="preload-models", daemon=True).start()
@@ -69,10 +71,10 @@ class Keeper:
     def want(self, entry: Entry) -> None:
         """Has a model loaded unless it is on its way; under the lock."""
         if entry.state in (State.UNLOADED, State.FAILED) and not entry.dead:
-            entry.state, entry.message = State.LOADING, ""
             threading.Thread(
                 target=self._prepare, args=[entry], name=f"prepare-{entry.spec.name}", daemon=True
             ).start()
+            entry.state, entry.message = State.LOADING, ""  # after a start that may fail
 
     def close(self) -> None:
         """Ends the thread; whoever waits for a model gets ShuttingDown."""
@@ -85,12 +87,16 @@ class Keeper:
     def died(self, entry: Entry) -> None:
         """Marks a model whose device is gone: it stays FAILED until an operator unloads it."""
         with self._changed:
-            if entry.loaded is None:
+            loaded = entry.loaded
+            if loaded is None or loaded.engine.alive:  # an earlier engine of this model broke
                 return
-            entry.state, entry.message, entry.dead = State.FAILED, "its device thread died or hangs", True
-            entry.retry_at = math.inf
-            self._changed.notify_all()
-        self._on_change()
+            if entry.state is State.READY:  # else it is leaving anyway
+                entry.state, entry.message, entry.dead = State.FAILED, "its device thread died or hangs", True
+                entry.retry_at = math.inf
+                self._changed.notify_all()
+        if loaded.engine.hung:  # first: it waits for nothing that a probe could hold up
+            self._on_hang()
+        self._tell()
 
     # Before the thread: files
 
@@ -114,7 +120,10 @@ class Keeper:
         with self._changed:
             entry.local = True
             entry.memory_bytes = entry.memory_bytes or expected
-            self._queue.append(entry)
+            if entry is self._entries[0]:  # the default waits for no other
+                self._queue.appendleft(entry)
+            else:
+                self._queue.append(entry)
             self._changed.notify_all()
 
     # The thread
@@ -128,16 +137,16 @@ class Keeper:
         with self._changed:
             while not self.closing:
                 now = monotonic()
-                for entry in self._entries:
-                    if entry.unload_asked and entry.state is not State.LOADING:
-                        return partial(self._unload, entry)
+                if asked := residency.unloadable(self._entries, now):
+                    return self._leaving(asked)
                 if self._queue:
                     return partial(self._load, self._queue.popleft())
                 if stale := residency.idle(self._entries, now, self._idle_seconds):
                     log.info("model %s was not used for %g s", stale.spec.name, self._idle_seconds)
-                    return partial(self._unload, stale)
+                    return self._leaving(stale)
                 for entry in self._entries:
-                    if entry.state is State.FAILED and entry.retry_at <= now and not entry.spec.lazy:
+                    if entry.state is State.FAILED and entry.retry_at <= now and not entry.lazy:
+                        entry.preloading = True  # no call waits for it: it must evict nothing
                         self.want(entry)
                 self._changed.wait(residency.patience(self._entries, now, self._idle_seconds))
         return None
@@ -148,11 +157,12 @@ class Keeper:
                 return
             started = monotonic()
             loaded = self._load_model(entry.spec, partial(self.died, entry))
+            seconds = monotonic() - started
             loaded.engine.callers = self._callers
             try:
                 entry.memory_bytes = loaded.memory_bytes or entry.memory_bytes
                 if self._make_room(entry):  # it may have turned out larger than expected
-                    self._ready(entry, loaded, monotonic() - started)
+                    self._ready(entry, loaded, seconds)
                     return
                 let_go(loaded)
             except BaseException:
@@ -168,26 +178,26 @@ class Keeper:
         """
         while self._budget is not None:
             with self._changed:
+                if self.closing:
+                    raise ModelLoadError("the server is stopping")
                 residency.check_size(entry, self._entries, self._budget)
                 if residency.used_bytes(self._entries) + entry.memory_bytes <= self._budget:
                     break
-                if entry.preloading and not entry.waiting:
+                if entry.preloading and not entry.waiting and entry is not self._entries[0]:
                     self._leave_for_later(entry)
                     return False
                 other, seconds = residency.victim(self._entries, monotonic())
                 if other is None:
-                    self.short_of_room = True
                     self._changed.wait(seconds)
-                    self.short_of_room = False
-                if self.closing:
-                    raise ModelLoadError("the server is stopping")
-            if other is not None:
-                log.info("model %s makes room for %s", other.spec.name, entry.spec.name)
-                self._unload(other)
+                    continue
+                unload = self._leaving(other)
+            log.info("model %s makes room for %s", other.spec.name, entry.spec.name)
+            unload()
         return True
 
     def _leave_for_later(self, entry: Entry) -> None:
-        entry.state, entry.settled, entry.preloading = State.UNLOADED, True, False
+        entry.state, entry.settled, entry.lazy = State.UNLOADED, True, True
+        entry.preloading, entry.failures = False, 0
         self._changed.notify_all()
         log.warning(
             "model %s takes %s, for which --model-memory leaves no room: it is loaded when it is called",
@@ -203,13 +213,13 @@ class Keeper:
             entry.failures, entry.retry_at, entry.preloading = 0, 0.0, False
             entry.ready_at = entry.last_used = monotonic()
             entry.load_seconds = seconds
-            entry.settled = entry.served = True
+            entry.settled = entry.was_ready = True
             # Leased before anybody else can evict it: who waited for it is served by it.
             entry.leases += len(entry.waiting)
             settle(entry, loaded)
             self._changed.notify_all()
         log.info("model %s is ready after %.1f s, %s", entry.spec.name, seconds, size(entry.memory_bytes))
-        self._on_change()
+        self._tell()
 
     def _fail(self, entry: Entry, error: Exception) -> None:
         text, name = one_line(entry.spec, error), entry.spec.name
@@ -225,25 +235,39 @@ class Keeper:
             settle(entry, failed(name))
             self._changed.notify_all()
         log.error("model %s failed to load, attempt %d: %s", name, entry.failures, text)
-        self._on_change()
+        self._tell()
+
+    def _leaving(self, entry: Entry) -> Callable[[], None]:
+        """Closes a model to new calls; under the lock that chose it, so that no call comes in between."""
+        entry.state = State.UNLOADING
+        return partial(self._unload, entry)
 
     def _unload(self, entry: Entry) -> None:
-        """Waits for the calls in progress on a model, then frees its memory."""
+        """Waits for the calls in progress on a model that is UNLOADING, then frees its memory."""
         with self._changed:
-            entry.state = State.UNLOADING
             self._changed.wait_for(lambda: entry.leases == 0 or self.closing)
             if self.closing:
                 return
             loaded, entry.loaded = entry.loaded, None
-        self._on_change()
-        if loaded is not None:
-            device = let_go(loaded)
-            del loaded  # the last reference: what follows gives its memory back
-            memory.give_back(device)
+        self._tell()
+        try:
+            if loaded is not None:
+                device = let_go(loaded)
+                del loaded  # the last reference: what follows gives its memory back
+                memory.give_back(device)
+        except Exception as error:  # a broken device may refuse; the next load says whether it is
+            log.error("model %s: its memory could not be given back: %s", entry.spec.name, describe(error))
         with self._changed:
             entry.state, entry.message = State.UNLOADED, ""
             entry.failures, entry.retry_at, entry.dead, entry.unload_asked = 0, 0.0, False, False
             if entry.waiting:  # they came while it was leaving
                 self.want(entry)
             self._changed.notify_all()
-        self._on_change()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tells of a change, without the lock; a failure there must not end this thread."""
+        try:
+            self._on_change()
+        except Exception as error:
+            log.error("a change of a model could not be told: %s", describe(error))

@@ -11,20 +11,21 @@ from rerank_grpc.config import ModelSpec
 from rerank_grpc.cpus import OneCpu
 from rerank_grpc.errors import (
     Cancelled,
-    ConfigurationError,
     DeadlineExceeded,
     ModelLoadError,
     RerankError,
     ShuttingDown,
-    UnknownModel,
 )
+from rerank_grpc.registry import residency
 from rerank_grpc.registry.entry import Entry, LoadedModel, OnCancel, Ticket, failed, never, still_loading
 from rerank_grpc.registry.keeper import Keeper
 from rerank_grpc.registry.loading import Finder, Loader, Preparer, here, ready_at_once
+from rerank_grpc.registry.names import Names
 from rerank_grpc.types import ModelInfo, State
 
-# A caller is told that a model is still loading this long before its deadline, and a tenth of it at most.
-MARGIN_SECONDS = 1.0
+# A call that waits for a model is answered a tenth of its time before its deadline, within these bounds.
+LEAST_MARGIN_SECONDS = 0.05
+MOST_MARGIN_SECONDS = 1.0
 
 
 class Lease:
@@ -54,7 +55,9 @@ class Registry:
     all models in memory, `idle_seconds` how long an unused one stays there,
     `max_waiting` how many calls may wait for models at once. `callers` is the
     CPU of the threads that call, if they are bound to one. `on_change` is
-    called after each change of a state, on the thread that made it.
+    called when a model has become READY, FAILED or UNLOADED, on the thread that
+    made it so. `on_hang` is called when a device hangs, after all calls that
+    waited for it have failed: nothing in this process brings it back.
     """
 
     def __init__(
@@ -69,15 +72,14 @@ class Registry:
         max_waiting: int = 48,
         callers: OneCpu | None = None,
         on_change: Callable[[], None] = lambda: None,
+        on_hang: Callable[[], None] = lambda: None,
     ) -> None:
         self._changed = threading.Condition()
-        self._entries = [Entry(spec, local=find(spec)) for spec in specs]
+        self._names = Names(specs)
+        self._entries = [
+            Entry(spec, self._names.aliases(index), local=find(spec)) for index, spec in enumerate(specs)
+        ]
         self._max_waiting = max_waiting
-        self._names: dict[str, Entry] = {}
-        for entry in self._entries:
-            for name in (entry.spec.name, *entry.spec.aliases):
-                if self._names.setdefault(name, entry) is not entry:
-                    raise ConfigurationError(f"two models are named {name!r}: rename one")
         self._keeper = Keeper(
             self._entries,
             self._changed,
@@ -87,6 +89,7 @@ class Registry:
             idle_seconds=idle_seconds,
             callers=callers or OneCpu(None),
             on_change=on_change,
+            on_hang=on_hang,
         )
 
     @property
@@ -96,10 +99,9 @@ class Registry:
 
     @property
     def serving(self) -> bool:
-        """Whether the default model can be called: it is READY, or was and comes back when it is called."""
-        entry = self._entries[0]
+        """Whether a call of the default model is answered, as ModelInfo.serving says it of each."""
         with self._changed:
-            return entry.state is State.READY or (entry.served and entry.state is not State.FAILED)
+            return self._entries[0].serving
 
     def start(self) -> None:
         """Starts to load the models that are not lazy in the background, in their order."""
@@ -113,7 +115,7 @@ class Registry:
         """
         with self._changed:
             settled = self._changed.wait_for(
-                lambda: all(entry.settled or entry.spec.lazy for entry in self._entries), timeout
+                lambda: all(entry.settled or entry.lazy for entry in self._entries), timeout
             )
             if self._entries[0].state is State.FAILED:
                 raise ModelLoadError(self._entries[0].message)
@@ -173,7 +175,8 @@ class Registry:
     def unload(self, name: str, *, deadline: float) -> ModelInfo:
         """Waits for the calls in progress on a model, then frees its memory.
 
-        It stays configured, and is loaded again when it is called. Raises
+        It stays configured, and is loaded again when it is called. A model that
+        has just been loaded first stays for as long as that took. Raises
         UnknownModel, DeadlineExceeded (it is unloaded nevertheless) or ShuttingDown.
         """
         with self._changed:
@@ -181,11 +184,12 @@ class Registry:
             if entry.state is not State.UNLOADED:
                 entry.unload_asked = True
                 self._changed.notify_all()
-            patience = None if deadline == math.inf else max(0.0, deadline - monotonic())
+            left = deadline - monotonic()
+            patience = None if left == math.inf else left - margin(left)
             done = self._changed.wait_for(lambda: not entry.unload_asked or self._keeper.closing, patience)
             self._check_open()
             if not done:
-                raise DeadlineExceeded("calls in progress still use the model; it is unloaded after them")
+                raise DeadlineExceeded(residency.why_still_loaded(entry, monotonic()))
             return entry.describe(is_default=entry is self._entries[0])
 
     def close(self) -> None:
@@ -197,17 +201,7 @@ class Registry:
             model.engine.close()
 
     def _find(self, name: str) -> Entry:
-        if not name:
-            return self._entries[0]
-        entry = self._names.get(name)
-        if entry is None:
-            known = ", ".join(self._names)
-            # The unknown name is the caller's text: it goes back to the caller, cut, and into no log.
-            raise UnknownModel(
-                f"no model is named {name[:100]!r}; known: {known}",
-                metadata={"model": name[:100], "known_models": known},
-            )
-        return entry
+        return self._entries[self._names.find(name)]
 
     def _check_open(self) -> None:
         if self._keeper.closing:
@@ -234,7 +228,7 @@ class Registry:
     def _await(self, entry: Entry, ticket: Ticket, deadline: float, on_cancel: OnCancel) -> LoadedModel:
         on_cancel(lambda: ticket.settle(Cancelled("the caller cancelled")))
         left = deadline - monotonic()
-        answer = ticket.wait(left if left == math.inf else left - min(MARGIN_SECONDS, left / 10))
+        answer = ticket.wait(left - margin(left))
         with self._changed:
             if isinstance(answer, LoadedModel):
                 return answer
@@ -249,5 +243,10 @@ class Registry:
     def _leave(self, entry: Entry) -> None:
         entry.leases -= 1
         entry.last_used = monotonic()
-        if not entry.leases and (entry.state is State.UNLOADING or self._keeper.short_of_room):
+        if not entry.leases and entry.state is State.UNLOADING:
             self._changed.notify_all()
+
+
+def margin(left: float) -> float:
+    """How long before its deadline a call that waits for a model is answered: the answer has to travel."""
+    return min(MOST_MARGIN_SECONDS, max(LEAST_MARGIN_SECONDS, left / 10), left / 2)

@@ -1,9 +1,9 @@
-"""Which model goes when another needs the room: pure decisions over the entries."""
+"""Which model leaves memory, and when: pure decisions over the entries, of which the first is the default."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.registry.entry import Entry
@@ -12,6 +12,10 @@ from rerank_grpc.units import size
 
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 300.0
+# The least and the most that a model stays in memory once it is there. A pause of the
+# whole machine counts as loading, and must not keep a model in memory for as long.
+LEAST_STAY_SECONDS = 1.0
+MOST_STAY_SECONDS = 300.0
 
 
 def used_bytes(entries: Iterable[Entry]) -> int:
@@ -19,22 +23,51 @@ def used_bytes(entries: Iterable[Entry]) -> int:
     return sum(entry.memory_bytes for entry in entries if entry.loaded is not None)
 
 
-def victim(entries: Iterable[Entry], now: float) -> tuple[Entry | None, float]:
-    """Chooses whom to evict, or says how many seconds to wait before asking again.
+def stays_until(entry: Entry) -> float:
+    """Says from when on a model may leave: it stays for as long as its loading took.
 
-    Idle models go before busy ones, the least recently used first. A busy one
-    stays at least as long as its loading took, so that under a load that wants
-    more models than fit no more than half of the time goes into loading.
+    So at most half of the time goes into loading, whatever is called or unloaded.
+    A model that is not READY serves no call, and may leave at once.
     """
+    if entry.state is not State.READY:
+        return -math.inf
+    return entry.ready_at + min(MOST_STAY_SECONDS, max(LEAST_STAY_SECONDS, entry.load_seconds))
+
+
+def victim(entries: Sequence[Entry], now: float) -> tuple[Entry | None, float]:
+    """Chooses the model to evict, or says how many seconds to wait before asking again.
+
+    Idle models go before busy ones, the least recently used first. The default
+    goes only where no other could go, not even later. What an operator wants
+    out goes before all. `check_size` has made sure that a model can go.
+    """
+    if asked := unloadable(entries, now):
+        return asked, 0.0
     able = [entry for entry in entries if entry.state is State.READY and not entry.spec.pinned]
-    idle = [entry for entry in able if not entry.leases]
-    if idle:
-        return min(idle, key=lambda entry: entry.last_used), 0.0
-    stay = [(entry.ready_at + entry.load_seconds - now, entry) for entry in able]
-    gone = [entry for left, entry in stay if left <= 0]
-    if gone:
-        return min(gone, key=lambda entry: entry.ready_at), 0.0
-    return None, min((left for left, _ in stay), default=0.0)
+    others = [entry for entry in able if entry is not entries[0]] or able
+    free = [entry for entry in others if stays_until(entry) <= now]
+    if free:
+        return min(free, key=lambda each: (1, each.ready_at) if each.leases else (0, each.last_used)), 0.0
+    others += [entry for entry in entries if entry.unload_asked and entry.state is State.READY]
+    return None, min(stays_until(entry) - now for entry in others)
+
+
+def unloadable(entries: Iterable[Entry], now: float) -> Entry | None:
+    """Finds a model that an operator wants out of memory and that has been there long enough."""
+    for entry in entries:
+        if entry.unload_asked and entry.state is not State.LOADING and stays_until(entry) <= now:
+            return entry
+    return None
+
+
+def why_still_loaded(entry: Entry, now: float) -> str:
+    """Says why a model that an operator wants out of memory is still there, and when it goes."""
+    name, left = entry.spec.name, stays_until(entry) - now
+    if entry.state is State.LOADING:
+        return f"model {name} is still loading; it is unloaded when it has stayed for as long as that takes"
+    if left > 0:
+        return f"model {name} has just been loaded; it is unloaded in {left:.1f} s"
+    return f"calls in progress still use model {name}; it is unloaded after them"
 
 
 class TooLarge(ModelLoadError):
@@ -71,9 +104,10 @@ def idle(entries: Iterable[Entry], now: float, seconds: float | None) -> Entry |
     return None
 
 
-def patience(entries: Iterable[Entry], now: float, idle_seconds: float | None) -> float | None:
+def patience(entries: Sequence[Entry], now: float, idle_seconds: float | None) -> float | None:
     """How many seconds nothing has to be done unless something happens; None for ever."""
-    times = [entry.retry_at for entry in entries if entry.state is State.FAILED and not entry.spec.lazy]
+    times = [entry.retry_at for entry in entries if entry.state is State.FAILED and not entry.lazy]
+    times += [stays_until(entry) for entry in entries if entry.unload_asked and entry.state is State.READY]
     if idle_seconds is not None:
         times += [
             max(entry.last_used, now if entry.leases else 0.0) + idle_seconds

@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import constants
 
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
-from rerank_grpc.registry import LoadedModel, loader_for
+from rerank_grpc.registry import LoadedModel, loader_for, residency
 from rerank_grpc.server.app import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import checkpoints, hub
@@ -63,8 +63,9 @@ def serving_models(directories: dict[str, Path], **fields: object) -> Iterator[R
 
 
 def test_2000_calls_on_three_models_with_room_for_two_lose_none_and_score_right(
-    directories: dict[str, Path],
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(residency, "LEAST_STAY_SECONDS", 0.0)  # as long as such a small model takes to load
     chance, texts = random.Random(5), checkpoints.texts()[:30]
     with (
         serving_models(directories, model_memory=2 * SIZE + SIZE // 2) as server,
@@ -93,6 +94,19 @@ def test_2000_calls_on_three_models_with_room_for_two_lose_none_and_score_right(
                 assert abs(logit - alone[model, text]) < 1e-4
         ready = [info for info in stub.ListModels(pb.ListModelsRequest()).models if info.memory_bytes]
         assert sum(info.memory_bytes for info in ready) <= 2 * SIZE
+
+
+def test_a_caller_finds_a_model_by_the_directory_that_it_was_configured_with(
+    directories: dict[str, Path],
+) -> None:
+    path = str(directories["one"])
+    with serving_models({"one": directories["one"]}) as server, stub_of(server.port) as stub:
+        assert stub.Rerank(request_of("q", "d", model=path), timeout=WAIT).model == "one"
+        (info,) = stub.ListModels(pb.ListModelsRequest()).models
+        assert list(info.aliases) == []
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request_of("q", "d", model="none"), timeout=WAIT)
+        assert path not in str(details_of(caught.value))
 
 
 def count_loads(server: RerankServer) -> Callable[[], int]:

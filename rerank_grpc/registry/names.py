@@ -1,0 +1,68 @@
+"""By which names callers may call a model: its own, its aliases, and what it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rerank_grpc.config import ModelSpec
+from rerank_grpc.errors import ConfigurationError, UnknownModel
+from rerank_grpc.models.sources import HUB_ID
+
+
+class Names:
+    """The models by name; "" is the first.
+
+    A source is a name too, with and without its @REVISION, unless another model
+    has that name already. Hub ids are listed as aliases; a path on this machine
+    is found, but told to nobody.
+
+    Raises ConfigurationError if two models are configured with one name.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+        self._found = {"": 0}
+        for index, spec in enumerate(specs):
+            for name in (spec.name, *spec.aliases):
+                if self._found.setdefault(name, index) != index:
+                    raise ConfigurationError(f"two models are named {name!r}: rename one")
+        configured = set(self._found)
+        for index, spec in enumerate(specs):
+            self._found.setdefault(spec.source, index)
+        for index, spec in enumerate(specs):
+            self._found.setdefault(_unpinned(spec), index)
+        self._aliases = [
+            (
+                *spec.aliases,
+                *(name for name in _hub_ids(spec) if self._found[name] == index and name not in configured),
+            )
+            for index, spec in enumerate(specs)
+        ]
+        self._known = ", ".join(
+            name for spec, aliases in zip(specs, self._aliases, strict=True) for name in (spec.name, *aliases)
+        )
+
+    def aliases(self, index: int) -> tuple[str, ...]:
+        """Lists by which other names a model is told of."""
+        return self._aliases[index]
+
+    def find(self, name: str) -> int:
+        """Returns which model is meant; raises UnknownModel."""
+        index = self._found.get(name)
+        if index is None:
+            # The unknown name is the caller's text: it goes back to the caller, cut, and into no log.
+            raise UnknownModel(
+                f"no model is named {name[:100]!r}; known: {self._known}",
+                metadata={"model": name[:100], "known_models": self._known},
+            )
+        return index
+
+
+def _unpinned(spec: ModelSpec) -> str:
+    return spec.source.partition("@")[0]
+
+
+def _hub_ids(spec: ModelSpec) -> tuple[str, ...]:
+    """The hub id that a source is; a relative directory of the same form is none."""
+    id_ = _unpinned(spec)
+    return (id_,) if HUB_ID.fullmatch(id_) and not Path(spec.source).is_dir() else ()
