@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -37,6 +38,8 @@ DRAIN_LOOK_SECONDS = 0.1
 class RerankServer:
     """The service: the registry, the reranker, and the gRPC servers in front of them.
 
+    `on_hang` is called when a model's device hangs, after the calls that waited
+    for it have failed: only a restart of the process frees what it holds.
     Raises ConfigurationError if a port cannot be bound, or the CPU for calls is none of this process's.
 
     Attributes:
@@ -45,13 +48,21 @@ class RerankServer:
             can take the last connection from the REST shim; None where that is off.
     """
 
-    def __init__(self, settings: Settings, *, load: Loader | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        load: Loader | None = None,
+        on_hang: Callable[[], None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self._patience = Patience()
         self._health = HealthService([RERANK_SERVICE])
         # For the threads that answer calls; the registry's, which compute, are started outside.
         self.call_cpu = OneCpu(settings.call_cpu)
-        self.registry = registry_for(settings, load, callers=self.call_cpu, on_change=self._show_health)
+        self.registry = registry_for(
+            settings, load, callers=self.call_cpu, on_change=self._show_health, on_hang=on_hang
+        )
         self.door = Door(settings.max_calls, settings.limits.characters_inside)
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
