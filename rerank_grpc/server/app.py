@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -38,7 +39,9 @@ class RerankServer:
     Raises ConfigurationError if a port cannot be bound, or the CPU for calls is none of this process's.
     """
 
-    def __init__(self, settings: Settings, *, load: Loader | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, load: Loader | None = None, on_hang: Callable[[], None] = lambda: None
+    ) -> None:
         self.settings = settings
         self._health = HealthService([RERANK_SERVICE])
         # For the threads that answer calls; the registry's, which compute, are started outside.
