@@ -46,7 +46,7 @@ class BackgroundHandler(logging.Handler):
         self._texts: SimpleQueue[str | None] = SimpleQueue()
         # Each of the two is changed by one thread only; their difference waits to be written.
         self._passed_on, self._written = 0, 0
-        self._dropped = 0
+        self._dropped = 0  # callers add to it without a lock: among thousands, one may be missed
         self._repeats = Repeats()
         self._ending = False
         self._formatter = threading.Thread(target=self._pass_on, name="log", daemon=True)
