@@ -85,3 +85,19 @@ def served(*arguments, **variables):
         yield server
     finally:
         server.close()
+
+
+@contextlib.contextmanager
+def full_pipe():
+    """Makes a pipe that is full and that nobody reads; yields the end to write to."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    try:
+        yield writing
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -1,5 +1,7 @@
 """The command line, by real processes, and what it prints, by pure functions."""
 
+import contextlib
+import http.client
 import json
 import os
 import pty
@@ -17,7 +19,8 @@ from rerank_grpc.cli.serve import summary
 from rerank_grpc.cli.terminal import Ranked, Screen, bar, cells, clip, printable, ranking, table
 from rerank_grpc.config import RestSettings, Settings
 from rerank_grpc.types import ModelInfo, State
-from tests.command import Served, environment, run, served
+from tests.command import Served, environment, full_pipe, run, served
+from tests.support import wait_for
 
 QUERY = "How do I reset my password?"
 LINES = "The office is closed.\n\nChoose Forgot password in the settings.\r\n茶はおいしい\x1b[31m\n"
@@ -300,13 +303,13 @@ def test_a_signal_before_anything_is_served_ends_it():
     process.stderr.close()
 
 
-def hanging_call(target):
+def hanging_call(target, seconds=10):
     """Opens a call that sends headers and no body, and returns when the server has it."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     channel = grpc.insecure_channel(target)
-    grpc.channel_ready_future(channel).result(10)  # what is called before that may be sent in any order
+    grpc.channel_ready_future(channel).result(seconds)  # what is called before that may be sent in any order
     method = channel.stream_unary("/rerank.v1.RerankService/Rerank")
     gate = socket.socketpair()
     call = method.future(message for message in iter(lambda: gate[0].recv(1), b""))
@@ -365,3 +368,91 @@ def test_a_hung_call_ends_with_the_grace_or_by_a_second_signal(second):
     call.cancel()
     channel.close()
     gate[0].close()
+
+
+# A log that nobody reads
+
+
+def free_port():
+    """Finds a port: a server whose log nobody reads cannot tell its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def status_of_health(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with contextlib.closing(connection), contextlib.suppress(OSError):
+        connection.request("GET", "/health")
+        return connection.getresponse().status
+
+
+def send_garbage(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as caller:
+        caller.sendall(b"garbage\r\n\r\n")
+        assert caller.recv(100).startswith(b"HTTP/1.1 400")
+
+
+@contextlib.contextmanager
+def unread(*arguments):
+    """Runs a command whose log is full before its first line."""
+    with full_pipe() as writing:
+        command = [sys.executable, "-m", "rerank_grpc", *arguments]
+        process = subprocess.Popen(command, stderr=writing, env=environment())
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "health"),
+    [
+        (["serve", "--port", "0", "--admin-port", "off"], 200),
+        (["rest", "--target", "127.0.0.1:1"], 503),
+    ],
+)
+def test_a_log_that_nobody_reads_stops_neither_start_nor_service_nor_end(arguments, health):
+    port, grace = free_port(), 2
+    with unread(*arguments, "--rest-port", str(port), "--grace", str(grace)) as process:
+        wait_for(lambda: status_of_health(port) == health, seconds=60)
+        for _ in range(20):
+            send_garbage(port)
+        assert status_of_health(port) == health
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 0
+        assert time.monotonic() - begin < grace + 2
+
+
+def test_a_call_that_hangs_ends_with_the_grace_though_nobody_reads_the_log():
+    port, grace = free_port(), 2
+    with unread(
+        "serve", "--port", str(port), "--admin-port", "off", "--rest-port", "off", "--grace", "2"
+    ) as process:
+        channel, call, gate = hanging_call(f"127.0.0.1:{port}", seconds=60)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 0
+        assert time.monotonic() - begin < grace + 2
+        gate[1].close()
+        call.cancel()
+        channel.close()
+        gate[0].close()
+
+
+def test_what_cannot_start_ends_though_nobody_reads_why():
+    with unread("serve", "--port", "0", "--host", "203.0.113.1") as process:
+        assert process.wait(60) == 1
+
+
+def test_a_flood_of_garbage_does_not_fill_the_log():
+    with served("--rest-port", "0") as server:
+        port = int(server.url.rpartition(":")[2])
+        before = len(server.said)
+        for _ in range(2_000):
+            send_garbage(port)
+        assert server.stop(signal.SIGTERM) == 0
+        log = server.said[before:]
+    assert sum(map(len, log)) < 10_000
+    assert any(" more like this in " in line for line in log)

@@ -6,21 +6,20 @@ Everything it says goes to stderr, as its logs do.
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import gc
 import logging
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rerank_grpc import __version__
 from rerank_grpc.cli import rest, terminal
 from rerank_grpc.cli.address import address, is_loopback
-from rerank_grpc.cli.logs import log_to
+from rerank_grpc.cli.logs import BackgroundHandler, log_to
 from rerank_grpc.cli.stopping import Stopping, end_process
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config import Settings, forgotten_token, quiet_grpc, read_settings
@@ -31,44 +30,62 @@ if TYPE_CHECKING:
     from rerank_grpc.rest.server import RestServer
     from rerank_grpc.server.app import RerankServer
 
+log = logging.getLogger(__name__)
+
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _FRAME_SECONDS = 0.1
-# The server has the whole grace; a thread that hangs on after it gets this.
-_EXIT_SECONDS = 1.0
+_START_OF_LINE = "\r\x1b[2K"  # and an empty one
 # How long the REST shim may pass calls on before the server refuses new ones.
 _SHIM_SECONDS = 1.0
+# How long calls that a hung device has failed may take to be answered.
+_ANSWER_SECONDS = 1.0
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Serves until SIGTERM or SIGINT; raises ConfigurationError for what cannot start."""
+def run(parsed: argparse.Namespace) -> NoReturn:
+    """Serves until SIGTERM or SIGINT, and ends the process; raises OptionError before anything starts."""
     settings = read_settings(parsed.flags)
-    log_to(sys.stderr, settings.log_level)
+    output = log_to(sys.stderr, settings.log_level)
     quiet_grpc()
     screen = Screen.of(sys.stderr)
-    stopping = Stopping(settings.grace_seconds)
-    say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
-    server, shim = _build(settings), None
+    stopping = Stopping(settings.grace_seconds, output)
+    output.say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
+    status, server, shim = 0, None, None
+    try:
+        server = _build(settings, partial(_on_hang, output))
+        shim = rest.beside(settings, server.port)
+        _serve(server, shim, screen, output, stopping)
+    except ConfigurationError as error:
+        output.say(screen.paint(terminal.error_line(str(error)), "red"))
+        status = 1
+    if server:
+        stopping.drain(partial(_drain, server, shim, settings.grace_seconds))
+    end_process(status, output)
+
+
+def _serve(
+    server: RerankServer,
+    shim: RestServer | None,
+    screen: Screen,
+    output: BackgroundHandler,
+    stopping: Stopping,
+) -> None:
+    """Serves until a signal comes; raises ConfigurationError if the default model cannot be served."""
     # What the registry logs of loading is shown here already.
     logging.getLogger("rerank_grpc.registry").setLevel(logging.CRITICAL)
-    try:
-        shim = rest.beside(settings, server.port)
-        server.start()
-        if shim:
-            server.call_cpu.run(shim.start)
-        if _load(server, screen, stopping):
-            logging.getLogger("rerank_grpc.registry").setLevel(logging.NOTSET)
-            rest_port = shim.port if shim else None
-            infos = server.registry.models()
-            say(*summary(settings, server.port, server.admin_port, infos, screen, rest_port=rest_port))
-            stopping.wait()
-        status = 0
-    except ConfigurationError as error:
-        status = terminal.fail(str(error), 1)
-    stopping.drain(partial(_end, server, shim, settings.grace_seconds, status))
-    return status
+    server.start()
+    if shim:
+        server.call_cpu.run(shim.start)
+    if _load(server, screen, output, stopping):
+        logging.getLogger("rerank_grpc.registry").setLevel(logging.NOTSET)
+        rest_port = shim.port if shim else None
+        infos = server.registry.models()
+        output.say(
+            *summary(server.settings, server.port, server.admin_port, infos, screen, rest_port=rest_port)
+        )
+        stopping.wait()
 
 
-def _build(settings: Settings) -> RerankServer:
+def _build(settings: Settings, on_hang: Callable[[], None]) -> RerankServer:
     try:
         from rerank_grpc.server.app import RerankServer
     except ModuleNotFoundError as error:
@@ -79,7 +96,7 @@ def _build(settings: Settings) -> RerankServer:
             f'serving needs {name}, which is not installed: pip install "rerank-grpc[server,embedded]"'
         ) from None
     freeze_imports()
-    return RerankServer(settings)
+    return RerankServer(settings, on_hang=on_hang)
 
 
 def freeze_imports() -> None:
@@ -88,7 +105,7 @@ def freeze_imports() -> None:
     gc.freeze()
 
 
-def _load(server: RerankServer, screen: Screen, stopping: Stopping) -> bool:
+def _load(server: RerankServer, screen: Screen, output: BackgroundHandler, stopping: Stopping) -> bool:
     """Waits for the models and shows it; False if a signal came first.
 
     Raises ConfigurationError if the default model cannot be served.
@@ -97,12 +114,12 @@ def _load(server: RerankServer, screen: Screen, stopping: Stopping) -> bool:
     while not stopping.is_set():
         loaded = server.wait_until_loaded(_FRAME_SECONDS)
         infos, seconds = server.registry.models(), time.monotonic() - begin
-        changes = list(_changes(infos, told, seconds))
+        text = "".join(f"{line}\n" for line in _changes(infos, told, seconds))
         if animate:
-            _draw("")
-        say(*changes)
-        if animate and not loaded:
-            _draw(_progress(infos, seconds, screen))
+            progress = "" if loaded else _START_OF_LINE + _progress(infos, seconds, screen)
+            text = _START_OF_LINE + text + progress
+        if text:
+            output.write(text)
         if loaded:
             return True
     return False
@@ -115,13 +132,6 @@ def _progress(infos: Sequence[ModelInfo], seconds: float, screen: Screen) -> str
     frame = frames[int(seconds / _FRAME_SECONDS) % len(frames)]
     text = f"{frame} loading {', '.join(names)}  {seconds:.1f} s  {ready} of {len(infos)} ready"
     return terminal.clip(text, (screen.width or 80) - 1)
-
-
-def _draw(line: str) -> None:
-    """Replaces the terminal's present line."""
-    with suppress(OSError):
-        sys.stderr.write(f"\r\x1b[2K{line}")
-        sys.stderr.flush()
 
 
 def _changes(infos: Sequence[ModelInfo], told: dict[str, State], seconds: float) -> Iterable[str]:
@@ -189,13 +199,8 @@ def _warnings(settings: Settings, target: str) -> Iterable[str]:
         yield "WARNING: RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS."
 
 
-def _end(server: RerankServer, shim: RestServer | None, grace: float, status: int) -> None:
-    """Drains and ends the process, within the grace and a second even if threads hang.
-
-    The watchdog is C code: it also ends a process whose GIL is held for ever,
-    and prints where each thread stood.
-    """
-    faulthandler.dump_traceback_later(grace + _EXIT_SECONDS, exit=True)
+def _drain(server: RerankServer, shim: RestServer | None, grace: float) -> None:
+    """Stops both fronts; calls inside have the grace to finish."""
     end = time.monotonic() + grace
     server.leave()
     closing = threading.Thread(target=shim.stop, args=[grace], daemon=True) if shim else None
@@ -207,11 +212,12 @@ def _end(server: RerankServer, shim: RestServer | None, grace: float, status: in
     server.stop(max(end - time.monotonic(), 0.0))
     if closing:
         closing.join(max(end - time.monotonic(), 0.0))
-    end_process(status)
 
 
-def say(*lines: str) -> None:
-    """Prints lines to stderr at once."""
-    with suppress(OSError):  # whoever read it may have gone; the service goes on
-        for line in lines:
-            print(line, file=sys.stderr, flush=True)
+def _on_hang(output: BackgroundHandler) -> None:
+    """Ends the process a moment later: a device that hangs is given back in no other way."""
+    status = os.EX_SOFTWARE
+    log.critical("the device of a model hangs; ending with status %d for the supervisor to restart", status)
+    ending = threading.Timer(_ANSWER_SECONDS, end_process, [status, output])
+    ending.daemon = True
+    ending.start()

@@ -38,7 +38,7 @@ def boundary(context: grpc.ServicerContext, method: str) -> Iterator[dict[str, A
         facts["left"] = True
     except Exception as error:
         failure = InternalError()
-        log.error("%s failed: %s", method, describe(error))
+        log.error("%s failed: %s", method, describe(error), extra={"kind": f"{method} failed"})
     code = "OK" if failure is None else status.code_of(failure).name
     if failure is not None:
         facts["reason"] = failure.reason.name

@@ -1,5 +1,8 @@
+import os
 import subprocess
 import sys
+
+from tests.command import full_pipe
 
 IMPORTS = """
 import gc, weakref
@@ -24,7 +27,7 @@ SERVES = """
 import gc
 import rerank_grpc.server.app
 
-def server(settings):
+def server(settings, *, on_hang):
     print(gc.get_freeze_count() > 100_000)
     raise SystemExit
 
@@ -41,15 +44,34 @@ from rerank_grpc.errors import ConfigurationError
 def beside(*_):
     raise ConfigurationError("no port")
 
-serve._build = lambda _: types.SimpleNamespace(port=1)
+serve._build = lambda *_: types.SimpleNamespace(port=1)
 serve.rest.beside = beside
-serve._end = lambda *_: print(threading.current_thread() is threading.main_thread())
-print(main(["serve"]))
+serve._drain = lambda *_: print(threading.current_thread() is threading.main_thread(), flush=True)
+main(["serve"])
+"""
+
+HANGS = """
+import sys, threading, types
+
+def server(settings, *, on_hang):
+    on_hang()
+    threading.Event().wait()
+
+sys.modules["rerank_grpc.server.app"] = types.SimpleNamespace(RerankServer=server)
+from rerank_grpc.cli import main
+main(["serve"])
 """
 
 
+def run(script, **options):
+    options = {"stderr": subprocess.PIPE} | options
+    return subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=60, **options
+    )
+
+
 def output_of(script):
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = run(script)
     return done.stdout or done.stderr
 
 
@@ -62,4 +84,17 @@ def test_serve_does_so_before_it_makes_the_server():
 
 
 def test_what_drains_leaves_the_main_thread_to_the_second_signal():
-    assert output_of(ENDS) == "False\n1\n"
+    done = run(ENDS)
+    assert (done.returncode, done.stdout) == (1, "False\n")
+    assert done.stderr.endswith("\nrerank-grpc: error: no port\n")
+
+
+def test_a_device_that_hangs_ends_the_process_with_a_status_of_its_own():
+    done = run(HANGS)
+    assert done.returncode == os.EX_SOFTWARE == 70
+    assert "the device of a model hangs; ending with status 70" in done.stderr
+
+
+def test_so_it_does_though_nobody_reads_the_log():
+    with full_pipe() as writing:
+        assert run(HANGS, stderr=writing).returncode == 70

@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -8,7 +9,10 @@ import pytest
 # came just before it slept: not at all, unless something wakes it.
 WAITS = """
 import signal, sys, threading
+from rerank_grpc.cli.logs import log_to
 from rerank_grpc.cli.stopping import Stopping
+
+log = log_to(sys.stderr, "info")
 
 def main_sleeps():
     frame = sys._current_frames()[threading.main_thread().ident]
@@ -27,11 +31,11 @@ stopping = {stopping}
 threading.Thread(target=send, daemon=True).start()
 stopping.{waits}
 print("woke", stopping.is_set())
+log.close()
 """
+# Standard error is a full pipe that nobody reads.
 FULL = """
-import contextlib, os, signal
-from rerank_grpc.cli.stopping import Stopping
-
+import contextlib, ctypes, os, signal, sys, threading
 _, writing = os.pipe()
 os.set_blocking(writing, False)
 with contextlib.suppress(BlockingIOError):
@@ -39,10 +43,12 @@ with contextlib.suppress(BlockingIOError):
         os.write(writing, bytes(4096))
 os.set_blocking(writing, True)
 os.dup2(writing, 2)
-stopping = Stopping(5)
-signal.raise_signal(signal.SIGTERM)
-stopping.wait()
-print("woke")
+
+from rerank_grpc.cli.logs import log_to
+from rerank_grpc.cli.stopping import Stopping, end_process
+
+log = log_to(sys.stderr, "info")
+stopping = Stopping({grace}, log)
 """
 AN_EVENT = """threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopping.set())
@@ -59,7 +65,7 @@ def wait_for(seconds, *, waits="wait()", **parts):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_that_does_not_interrupt_the_main_thread_wakes_it(name):
-    done = wait_for(30, stopping="Stopping(5)", signal=name)
+    done = wait_for(30, stopping="Stopping(5, log)", signal=name)
     assert done.stdout == "sent\nwoke True\n"
     again = "; Ctrl-C again ends at once" if name == "SIGINT" else ""
     assert done.stderr == f"\nstopping: calls in progress have 5 s{again}\n"
@@ -72,7 +78,7 @@ def test_sabotage_an_event_sleeps_through_that_signal():
 
 
 def test_nor_does_it_matter_who_has_taken_the_wake_up_descriptor():
-    taken = "Stopping(5); signal.set_wakeup_fd(-1)"
+    taken = "Stopping(5, log); signal.set_wakeup_fd(-1)"
     # Sent to the process: the main thread gets it, in the middle of its sleep.
     code = WAITS.format(stopping=taken, waits="wait()", signal="SIGTERM")
     code = code.replace("signal.pthread_kill(threading.get_ident()", "import os; os.kill(os.getpid()")
@@ -81,31 +87,71 @@ def test_nor_does_it_matter_who_has_taken_the_wake_up_descriptor():
 
 
 def test_what_drains_may_hang_and_a_second_signal_still_ends_the_process():
-    first = "Stopping(5); signal.raise_signal(signal.SIGTERM)"
+    first = "Stopping(5, log); signal.raise_signal(signal.SIGTERM)"
     done = wait_for(30, stopping=first, waits="drain(threading.Event().wait)", signal="SIGTERM")
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "sent\n")
 
 
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+
+
+MADE = """
+import os, signal, sys
+from rerank_grpc.cli.logs import log_to
+from rerank_grpc.cli.stopping import Stopping
+stopping = Stopping(5, log_to(sys.stderr, "info"))
+"""
+
+
 def test_what_drains_is_waited_for_and_its_failure_is_raised():
-    code = "from rerank_grpc.cli.stopping import Stopping\nStopping(5).drain(lambda: {})"
-    done = subprocess.run(
-        [sys.executable, "-c", code.format("print('done')")], capture_output=True, text=True
-    )
+    done = run(MADE + "stopping.drain(lambda: print('done'))")
     assert (done.returncode, done.stdout) == (0, "done\n")
-    done = subprocess.run([sys.executable, "-c", code.format("1 / 0")], capture_output=True, text=True)
+    done = run(MADE + "stopping.drain(lambda: 1 / 0)")
     assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)
 
 
 def test_a_second_signal_ends_the_process_at_once():
-    code = (
-        "import os, signal; from rerank_grpc.cli.stopping import Stopping; stopping = Stopping(5)\n"
-        "os.kill(os.getpid(), signal.SIGTERM); assert stopping.is_set()\n"
-        "os.kill(os.getpid(), signal.SIGTERM); print('still here')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    send = "os.kill(os.getpid(), signal.SIGTERM)"
+    done = run(MADE + f"{send}; assert stopping.is_set()\n{send}; print('still here')")
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
 
 
+def test_a_thread_that_hangs_after_the_grace_is_shown_and_ends_the_process():
+    done = run(MADE.replace("5", "0") + "def stalls(): signal.pause()\nstopping.drain(stalls)")
+    assert done.returncode == 1
+    assert "in stalls" in done.stderr
+
+
+# With a log that nobody reads
+
+
 def test_a_reader_that_reads_no_more_keeps_nobody_waiting():
-    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, timeout=30)
-    assert done.stdout == "woke\n"
+    ends = (
+        "signal.raise_signal(signal.SIGTERM); stopping.wait(); print('woke', flush=True); end_process(0, log)"
+    )
+    done = run(FULL.format(grace=5) + ends)
+    assert (done.returncode, done.stdout) == (0, "woke\n")
+
+
+def test_a_second_signal_ends_the_process_though_nobody_reads_the_log():
+    raises = """
+def drain():
+    print("drains", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait()
+
+signal.raise_signal(signal.SIGTERM)
+stopping.drain(drain)
+"""
+    done = run(FULL.format(grace=20) + raises)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "drains\n")
+
+
+@pytest.mark.parametrize("hangs", ["signal.pause", "ctypes.PyDLL(None).pause"])
+def test_the_kernel_ends_a_process_whose_last_words_nobody_reads(hangs):
+    # PyDLL keeps the interpreter for itself: no Python code runs any more.
+    begin = time.monotonic()
+    done = run(FULL.format(grace=0.2) + f"stopping.drain({hangs})")
+    assert done.returncode == -signal.SIGALRM
+    assert time.monotonic() - begin < 0.2 + 2 + 5  # and Python's own start
