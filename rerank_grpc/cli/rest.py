@@ -13,14 +13,12 @@ if TYPE_CHECKING:
     from rerank_grpc.rest.server import RestServer
 
 
-def beside(settings: Settings, port: int) -> RestServer | None:
-    """Makes the shim of a server's own process, which calls it at `port`; None where it is off."""
-    if settings.rest.port is None:
+def beside(settings: Settings, local_port: int | None) -> RestServer | None:
+    """Makes the shim of a server's own process, which calls it at its local port; None where it is off."""
+    if local_port is None:
         return None
-    # What listens everywhere is called on this machine.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(settings.host, settings.host)
     token = settings.tokens[0] if settings.tokens else None
-    return build(settings.rest, [address(host, port)], settings.tokens, token)
+    return build(settings.rest, [address("127.0.0.1", local_port)], settings.tokens, token)
 
 
 def build(

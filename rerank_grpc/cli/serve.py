@@ -52,7 +52,7 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     status, server, shim = 0, None, None
     try:
         server = _build(settings, partial(_on_hang, output))
-        shim = rest.beside(settings, server.port)
+        shim = rest.beside(settings, server.local_port)
         _serve(server, shim, screen, output, stopping)
     except ConfigurationError as error:
         output.say(screen.paint(terminal.error_line(str(error)), "red"))
@@ -190,10 +190,10 @@ def _warnings(settings: Settings, target: str) -> Iterable[str]:
         places = " and ".join(open_to_all)
         yield f"WARNING: {places} can be reached from other machines, and any caller is served."
         yield "         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
-    if settings.admin_port is not None and not is_loopback(settings.admin_host):
+    if settings.admin_port is not None and not is_loopback(settings.admin_host) and not settings.tokens:
         yield ""
         yield f"WARNING: the admin port at {settings.admin_host} can be reached from other machines;"
-        yield "         it asks for no token, and whoever calls it can load and unload models."
+        yield "         without tokens, whoever calls it can load and unload models."
     if forgotten_token(settings):
         yield ""
         yield "WARNING: RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS."
