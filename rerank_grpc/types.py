@@ -153,3 +153,4 @@ class Health:
     queue_tokens: int = 0
     queue_capacity_tokens: int = 0
     tokens_per_second: float = 0.0
+    serving: bool = False

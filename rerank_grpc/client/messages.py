@@ -173,6 +173,7 @@ def health(reply: rerank_pb2.HealthResponse) -> Health:
         queue_tokens=reply.queue_tokens,
         queue_capacity_tokens=reply.queue_capacity_tokens,
         tokens_per_second=reply.tokens_per_second,
+        serving=_state(reply.state) is State.READY,
     )
 
 

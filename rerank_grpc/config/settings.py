@@ -21,6 +21,7 @@ class Limits:
     id_characters: int = 1_024
     chunks: int = 64
     deadline_seconds: float = 120.0
+    streams: int = 96
 
 
 @dataclass(frozen=True, slots=True)
