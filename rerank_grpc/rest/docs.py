@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 from rerank_grpc.rest.openapi import document
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
-PIECE_BYTES = 65_536
+# uvicorn keeps 64 KiB and one piece of what a caller does not read.
+PIECE_BYTES = 16_384
 
 # The links are relative, so that they also hold below a prefix or a proxy's path.
 PAGE = """<!doctype html>
@@ -56,13 +57,14 @@ def routes() -> list[Route]:
 
 
 class PiecewiseResponse(Response):
-    """A long body that many callers may ask for: of what they do not read, a piece each is kept."""
+    """A long body that is not handed to the transport at once, for each of many callers who may not read."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the body; uvicorn lets each piece wait until the caller has read those before it."""
+        """Sends the body; where the caller reads too slowly, `send` returns only when there is room."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for begin in range(0, len(self.body), PIECE_BYTES):
-            piece = self.body[begin : begin + PIECE_BYTES]
+        body = memoryview(self.body)
+        for begin in range(0, len(body), PIECE_BYTES):
+            piece = body[begin : begin + PIECE_BYTES]
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -1,10 +1,13 @@
 """The OpenAPI document is true, and Swagger's page needs nothing from elsewhere."""
 
+import asyncio
 import re
 from urllib.parse import urljoin
 
 import pytest
+from starlette.types import Message
 
+from rerank_grpc.rest.docs import routes
 from tests.rest.support import call, get, post
 
 
@@ -53,6 +56,22 @@ def test_a_script_comes_whole_and_is_asked_about_without_it(port: int) -> None:
     asked = call(port, "HEAD", "/docs/swagger-ui-bundle.js")
     assert (asked.status, asked.raw) == (200, b"")
     assert asked.headers["content-length"] == script.headers["content-length"]
+
+
+def test_a_script_is_sent_in_pieces_that_wait_for_the_caller() -> None:
+    script = next(route for route in routes() if route.path.endswith(".js"))
+    pieces: list[int] = []
+
+    async def receive() -> Message:
+        raise AssertionError("there is nothing to receive")
+
+    async def send(message: Message) -> None:
+        pieces.append(len(message.get("body", b"")))
+
+    asyncio.run(script.app({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
+    assert sum(pieces) > 1 << 20
+    # What a caller does not read is kept for each: 300 of them may cost 50 MiB.
+    assert max(pieces) <= 65_536
 
 
 def test_a_path_names_all_methods_that_it_takes(port: int) -> None:

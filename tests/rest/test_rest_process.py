@@ -111,20 +111,6 @@ def test_more_idle_callers_than_it_has_files_lock_nobody_out(scripted: RerankSer
     assert len("".join(process.log)) < 1_000
 
 
-def test_swaggers_script_costs_little_where_nobody_reads_it(alone: Process) -> None:
-    script = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert len(get(alone.port, "/docs/swagger-ui-bundle.js").raw) > 1 << 20
-    before = alone.peak_kib()
-    with contextlib.ExitStack() as unread:
-        for _ in range(100):
-            connection = unread.enter_context(socket.socket())
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-            connection.connect((HOST, alone.port))
-            connection.sendall(script)
-        assert len(get(alone.port, "/docs/swagger-ui-bundle.js").raw) > 1 << 20
-        assert alone.peak_kib() - before <= 30_000
-
-
 def test_a_process_of_its_own_outlives_a_restart_of_the_server() -> None:
     runner = CountingRunner()
     with serving(runner=runner) as server:

@@ -13,7 +13,7 @@ import pytest
 from rerank_grpc.config import EngineSettings
 from rerank_grpc.rest import target
 from rerank_grpc.server.app import RerankServer
-from tests.client.scripted_server import ScriptedServer, hang, health, scored
+from tests.client.scripted_server import ScriptedServer, hang, scored
 from tests.rest.support import get, post, shim
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import WAIT, HeldRunner, wait_for
