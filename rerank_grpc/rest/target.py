@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from rerank_grpc.client import AsyncClient, QueueFull
 from rerank_grpc.client.core import service_config
@@ -13,19 +13,11 @@ from rerank_grpc.config import Limits
 
 log = logging.getLogger(__name__)
 
-# How many rerank calls go over one connection: a server lets at least so many in. A
-# further one would wait here without a word until another has ended.
+# How many connections gRPC may open for rerank calls. A server lets at least so many
+# calls into each, so that it is the server that refuses what is too much, at once.
+MAX_CONNECTIONS = 10
 STREAMS = Limits().streams
-# How many connections there are at most. A server that answers refuses sooner: it
-# admits fewer calls than go over all these.
-MAX_CONNECTIONS = 16
 RETRY_SECONDS = 1.0
-
-
-@dataclass(slots=True)
-class _Connection:
-    client: AsyncClient
-    calls: int = 0
 
 
 class Target:
@@ -40,24 +32,20 @@ class Target:
         self.name = name
         self.well = True
         self.takes_none: dict[str, tuple[str, str]] = {}
-        self._retries = retries
-        self.probes = self._connect()
-        self._connections: list[_Connection] = []
+        self.probes = _connect(name, retries)
+        self._client = _connect(name, retries)
+        self._calls = 0
 
     @contextmanager
-    def stream(self) -> Iterator[AsyncClient]:
-        """Gives the client for one rerank call; raises QueueFull where all connections are full."""
-        connection = next((c for c in self._connections if c.calls < STREAMS), None)
-        if connection is None:
-            if len(self._connections) >= MAX_CONNECTIONS:
-                raise QueueFull("too many calls are in progress", retry_after=RETRY_SECONDS)
-            connection = _Connection(self._connect())
-            self._connections.append(connection)
-        connection.calls += 1
+    def calling(self) -> Iterator[AsyncClient]:
+        """Gives the client for one rerank call; raises QueueFull where a call might wait for a stream."""
+        if self._calls >= MAX_CONNECTIONS * STREAMS:
+            raise QueueFull("too many calls are in progress", retry_after=RETRY_SECONDS)
+        self._calls += 1
         try:
-            yield connection.client
+            yield self._client
         finally:
-            connection.calls -= 1
+            self._calls -= 1
 
     def mark(self, well: bool) -> None:
         """Notes whether the server seems well."""
@@ -69,11 +57,13 @@ class Target:
 
     async def close(self) -> None:
         """Ends all calls."""
-        for client in (self.probes, *(connection.client for connection in self._connections)):
-            await client.close()
+        await self.probes.close()
+        await self._client.close()
 
-    def _connect(self) -> AsyncClient:
-        """Makes a client whose connection no other one shares."""
-        config = service_config(self._retries)
-        options = (("grpc.service_config", config), ("grpc.use_local_subchannel_pool", 1))
-        return AsyncClient(self.name, retries=0, options=options)
+
+def _connect(name: str, retries: int) -> AsyncClient:
+    """Makes a client that shares no connection with another, and opens further ones as calls need them."""
+    config = json.loads(service_config(retries))
+    config["connectionScaling"] = {"maxConnectionsPerSubchannel": MAX_CONNECTIONS}
+    options = (("grpc.service_config", json.dumps(config)), ("grpc.use_local_subchannel_pool", 1))
+    return AsyncClient(name, retries=0, options=options)

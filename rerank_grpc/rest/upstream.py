@@ -96,7 +96,7 @@ class Upstream:
         """Scores one request; an instruction to a model that takes none is left out."""
 
         async def ask(target: Target, instruction: str) -> RerankResponse:
-            with target.stream() as client:
+            with target.calling() as client:
                 response = await client.rerank(
                     request.query,
                     request.documents,
