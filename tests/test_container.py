@@ -16,6 +16,7 @@ import yaml
 
 from rerank_grpc.cli.parser import parse
 from rerank_grpc.config import Settings, read_gateway_settings, read_settings
+from rerank_grpc.config.options import SERVER_OPTIONS, SERVER_TOKEN_VARIABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = ROOT / "Dockerfile"
@@ -205,6 +206,13 @@ def test_compose_sets_only_what_the_server_knows(name):
     given = {key: text or "" for key, text in service["environment"].items()}
     read_settings({}, environment() | given)
     assert all(text is None for key, text in service["environment"].items() if "TOKEN" in key)
+
+
+def test_compose_passes_on_every_way_to_set_a_token():
+    given = compose("compose.yaml")["services"]["rerank"]["environment"]
+    (file,) = [option.variable for option in SERVER_OPTIONS if option.name == "token-file"]
+    # Without a value of its own: what is not set outside is not set inside either.
+    assert [given.get(name, "left out") for name in (*SERVER_TOKEN_VARIABLES, file)] == [None] * 4
 
 
 def test_compose_keeps_the_models_and_lets_the_server_drain():

@@ -20,16 +20,19 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rerank_grpc.config import RestSettings
+from rerank_grpc.config import MIB, RestSettings
 from rerank_grpc.errors import RerankError, ShuttingDown, describe
 from rerank_grpc.rest import auth, discovery, dispatch, docs
-from rerank_grpc.rest.body import read_json
+from rerank_grpc.rest.body import BodyBudget, read_json
 from rerank_grpc.rest.dialects.base import Call, Context, Dialect, Json, Reply, reply_to
 from rerank_grpc.rest.errors import HttpError, common_body, problem_of
 from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.upstream import Upstream
 
 log = logging.getLogger(__name__)
+
+# How many bytes of bodies are inside at once: ten of the largest.
+BODIES_BYTES = 128 * MIB
 
 Endpoint = Callable[[Exchange, str | None], Awaitable[Json]]
 
@@ -73,6 +76,7 @@ class RerankEndpoint:
         self._settings = settings
         self._upstream = upstream
         self._check = check
+        self._budget = BodyBudget(BODIES_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the request; no exception leaves it."""
@@ -83,21 +87,24 @@ class RerankEndpoint:
         try:
             token = auth.token_of(exchange.request.headers)
             self._check.check(token)
-            body = await read_json(exchange.request, self._settings.body_bytes)
-            dialect = dispatch.dialect_of(body, exchange.prefix, exchange.path, self._settings.fastgpt)
-            context = Context(exchange.path, exchange.request_id, self._settings.data)
-            call = dialect.decode(body, context)
-            reply = await exchange.while_connected(self._ask(call, context, exchange, token))
-            response = exchange.answer(call.encode(reply))
+            with self._budget.charging() as take:
+                body = await read_json(exchange.request, self._settings.body_bytes, take)
+                dialect = dispatch.dialect_of(body, exchange.prefix, exchange.path, self._settings.fastgpt)
+                context = Context(exchange.path, exchange.request_id, self._settings.data)
+                call = dialect.decode(body, context)
+                reply = await exchange.while_connected(self._ask(call, context, exchange, token))
+                response = exchange.answer(call.encode(reply))
         except (Exception, asyncio.CancelledError) as error:
             response = _refusal(exchange, dialect, error, token)
         await response(scope, receive, send)
+        status = response.status_code
         log.info(
             "%s %d %.1f ms %s",
             dialect.name,
-            response.status_code,
+            status,
             (time.monotonic() - started) * 1000,
             exchange.request_id,
+            extra=_kind(dialect, status) if status >= 400 else None,
         )
 
     async def _ask(self, call: Call, context: Context, exchange: Exchange, token: str | None) -> Reply:
@@ -142,10 +149,15 @@ def _refusal(
         # Only uvicorn cancels a request's task, when the grace is over.
         error = ShuttingDown("the server is stopping")
     if not isinstance(error, RerankError | HttpError):
-        log.error("request %s: %s", exchange.request_id, describe(error))
+        log.error("request %s: %s", exchange.request_id, describe(error), extra=_kind(dialect, 500))
     problem = problem_of(error, token_sent=token is not None)
     headers = error.headers if isinstance(error, HttpError) else {}
     return exchange.refuse(problem, dialect.error(problem), headers)
+
+
+def _kind(dialect: Dialect, status: int) -> dict[str, str]:
+    """Says of what kind a line is: callers cause such lines at will, and the log bounds them by kind."""
+    return {"kind": f"rest {dialect.name} {status}"}
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
-from rerank_grpc.errors import Cancelled, InvalidRequest
+from rerank_grpc.errors import Cancelled, InvalidRequest, QueueFull
 from rerank_grpc.rest.errors import HttpError
 
 # A list in a list costs 64 bytes of memory for 2 of the body: 12 MiB of those would take 400 MiB.
 MAX_BRACKETS = 500_000
+# How long a call waits that is refused for the bytes of others.
+RETRY_SECONDS = 1.0
 _NO_MARK = bytes(set(range(256)) - set(b'"[{'))
 
 
-async def read_json(request: Request, limit: int) -> dict[str, Any]:
+class BodyBudget:
+    """How many bytes of bodies are inside at once, of all calls together.
+
+    A byte counts from when it is read until its call is answered: what a call
+    makes of its body is about as large.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._free = capacity
+
+    @contextmanager
+    def charging(self) -> Iterator[Callable[[int], None]]:
+        """Gives what takes the bytes of one call; they come back at the end."""
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            if count > self._free:
+                raise QueueFull("too many bytes of requests are being answered", retry_after=RETRY_SECONDS)
+            self._free -= count
+            taken += count
+
+        try:
+            yield take
+        finally:
+            self._free += taken
+
+
+async def read_json(request: Request, limit: int, take: Callable[[int], None]) -> dict[str, Any]:
     """Reads the body, which must be a JSON object of at most `limit` bytes.
 
     orjson refuses what is not JSON to the letter: NaN, lone surrogates, what is
-    nested more than 1,024 deep. Raises HttpError 413 or 415, or InvalidRequest.
+    nested more than 1,024 deep. `take` is told of each byte before it is kept.
+    Raises HttpError 413 or 415, InvalidRequest or QueueFull.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
         raise HttpError(
             415, "send the body without Content-Encoding", headers={"accept-encoding": "identity"}
         )
-    body = await _read(request, limit)
+    body = await _read(request, limit, take)
     if _has_too_many_brackets(body):
         raise HttpError(413, f"the body has more than {MAX_BRACKETS:,} lists and objects")
     try:
@@ -62,7 +95,7 @@ def _has_too_many_brackets(body: bytearray) -> bool:
     return True
 
 
-async def _read(request: Request, limit: int) -> bytearray:
+async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytearray:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
@@ -71,6 +104,7 @@ async def _read(request: Request, limit: int) -> bytearray:
         async for chunk in request.stream():
             if len(body) + len(chunk) > limit:
                 raise _too_large(limit)
+            take(len(chunk))
             body += chunk
     except ClientDisconnect:
         raise Cancelled("the caller has left") from None

@@ -65,15 +65,16 @@ class Discovery:
         }
 
     async def health(self, _exchange: Exchange, _token: str | None) -> Json:
-        """Says whether the default model can be called."""
+        """Says whether a call of the default model would be answered, be it after loading it."""
         try:
             health = await self._upstream.own_health(PROBE_SECONDS)
         except Unauthenticated:
             # Without a token the server tells whether, and neither which nor what.
             return {"status": "healthy"} if await self._serving() else Unready(status="unhealthy")
-        if health.state is not State.READY:
-            return Unready(status="unhealthy", model=health.model, model_loaded=False)
-        return {"status": "healthy", "model": health.model, "model_loaded": True, "version": health.version}
+        loaded = health.state is State.READY
+        if not health.serving:
+            return Unready(status="unhealthy", model=health.model, model_loaded=loaded)
+        return {"status": "healthy", "model": health.model, "model_loaded": loaded, "version": health.version}
 
     async def _serving(self) -> bool:
         try:

@@ -15,6 +15,7 @@ import h11
 import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from rerank_grpc.rest.connections import Connections, Turn
 from rerank_grpc.rest.errors import HttpError, common_body, problem_of
 
 HEAD_SECONDS = 10.0
@@ -38,8 +39,9 @@ class _Phase(enum.Enum):
 class PatientProtocol(H11Protocol):
     """uvicorn's h11 protocol with a time for each phase of a request."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, connections: Connections, **options: Any) -> None:
+        super().__init__(**options)
+        self._open = connections
         self._phase: _Phase | None = None
         self._since = 0.0
         self._received = 0
@@ -49,10 +51,12 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the time for the first request's head."""
         super().connection_made(transport)
+        self._open.open(transport)
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the times."""
+        """Forgets the connection and its times."""
+        self._open.forget(self.transport)
         for timer in (self._reading, self._writing):
             if timer is not None:
                 timer.cancel()
@@ -73,12 +77,14 @@ class PatientProtocol(H11Protocol):
         """Starts the time in which the caller has to read what is there."""
         super().pause_writing()
         self._writing = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._open.note(self.transport, self._turn())
 
     def resume_writing(self) -> None:
         """Ends that time."""
         super().resume_writing()
         if self._writing is not None:
             self._writing.cancel()
+        self._open.note(self.transport, self._turn())
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP in JSON, where uvicorn does in plain text."""
@@ -95,6 +101,7 @@ class PatientProtocol(H11Protocol):
 
     def _look(self) -> None:
         """Starts a new phase's time, and ends the old one's."""
+        self._open.note(self.transport, self._turn())
         phase = self._present()
         if phase is self._phase:
             if phase is _Phase.LINGER and self._received > LINGER_BYTES:
@@ -117,6 +124,13 @@ class PatientProtocol(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY:
             return _Phase.LINGER if self.cycle.response_complete else _Phase.BODY
         return None
+
+    def _turn(self) -> Turn:
+        if self.flow.write_paused:
+            return Turn.CALLER
+        if self.cycle is None or self.cycle.response_complete:
+            return Turn.IDLE
+        return Turn.CALLER if self.conn.their_state is h11.SEND_BODY else Turn.SERVER
 
     def _late(self) -> None:
         """Closes, unless a body has come fast enough so far."""

@@ -7,12 +7,15 @@ import logging
 import socket
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import uvicorn
 
+from rerank_grpc import files
 from rerank_grpc.config import RestSettings
 from rerank_grpc.errors import ConfigurationError, describe
 from rerank_grpc.rest.app import build_app
+from rerank_grpc.rest.connections import Connections
 from rerank_grpc.rest.protocol import PatientProtocol
 from rerank_grpc.rest.upstream import Upstream
 
@@ -21,6 +24,11 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 10
 HEAD_BYTES = 32_768
 BACKLOG = 512
+# asyncio accepts as many connections in one round of its loop as its backlog is
+# long, before it makes room for any of them: files for more might not be there.
+ACCEPTS_PER_ROUND = 16
+# How many connections callers may hold, if the limit of open files allows so many.
+MAX_CONNECTIONS = 4_096
 # What is left to do after the grace: to close channels and sockets.
 END_SECONDS = 2.0
 # How long those who were cut off at the end of the grace may take to be told so.
@@ -44,9 +52,10 @@ class RestServer:
         assert settings.port is not None
         self._upstream = Upstream(targets, token=upstream_token)
         self._app = build_app(settings, self._upstream, tokens)
+        self._connections = Connections(files.connections(MAX_CONNECTIONS))
         self._socket = _bind(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rest", daemon=True)
 
@@ -75,7 +84,7 @@ class RestServer:
     async def _serve(self) -> None:
         config = uvicorn.Config(
             self._app,
-            http=PatientProtocol,
+            http=partial(PatientProtocol, self._connections),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             # Logging is the process's, and a request's path and address are nobody's.
@@ -86,8 +95,9 @@ class RestServer:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             h11_max_incomplete_event_size=HEAD_BYTES,
+            backlog=ACCEPTS_PER_ROUND,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         await self._upstream.start()
         self._started.set()
         try:
@@ -96,6 +106,25 @@ class RestServer:
                 await asyncio.wait(tuple(tasks), timeout=REFUSAL_SECONDS)
         finally:
             await self._upstream.close()
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts, and lets callers wait: uvicorn has cut the queue down to what it accepts per round."""
+        await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(BACKLOG)
+
+
+class _Kinds(logging.Filter):
+    """Gives uvicorn's lines a kind each, by which a log may bound them: callers cause some at will."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.kind = f"uvicorn {record.msg}"
+        return True
+
+
+logging.getLogger("uvicorn.error").addFilter(_Kinds())
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import TypeVar
 
 from rerank_grpc.client import (
-    AsyncClient,
     Health,
     ModelFailed,
     ModelInfo,
@@ -19,14 +18,13 @@ from rerank_grpc.client import (
     RerankResponse,
     ServerUnavailable,
     ShuttingDown,
-    State,
     TransportError,
     Unauthenticated,
     UnexpectedStatus,
     UnsupportedOption,
 )
-from rerank_grpc.client.core import service_config
 from rerank_grpc.errors import DeadlineExceeded, describe
+from rerank_grpc.rest.target import Target
 from rerank_grpc.types import RerankRequest, RerankSummary
 
 log = logging.getLogger(__name__)
@@ -52,13 +50,9 @@ class Upstream:
 
     def __init__(self, targets: Sequence[str], *, token: str | None = None) -> None:
         self._token = token
-        several = len(targets) > 1
         # Alone, gRPC itself tries again while the server restarts; of several, the next one is asked.
-        config = service_config(0 if several else 3)
-        self._targets = [
-            _Target(name, AsyncClient(name, retries=0, options=[("grpc.service_config", config)]))
-            for name in targets
-        ]
+        retries = 0 if len(targets) > 1 else 3
+        self._targets = [Target(name, retries=retries) for name in targets]
         self._next = 0
         self._probe: asyncio.Task[None] | None = None
 
@@ -74,7 +68,7 @@ class Upstream:
             with suppress(asyncio.CancelledError):
                 await self._probe
         for target in self._targets:
-            await target.client.close()
+            await target.close()
 
     async def rerank_all(
         self, requests: Sequence[RerankRequest], timeout: float, metadata: Mapping[str, str]
@@ -101,23 +95,24 @@ class Upstream:
     ) -> RerankResponse:
         """Scores one request; an instruction to a model that takes none is left out."""
 
-        async def ask(target: _Target, instruction: str) -> RerankResponse:
-            response = await target.client.rerank(
-                request.query,
-                request.documents,
-                request.model,
-                request.top_n,
-                timeout=_remaining(deadline),
-                metadata=metadata,
-                instruction=instruction,
-                max_tokens_per_document=request.max_tokens_per_document,
-                truncation=request.truncation,
-                max_chunks_per_document=request.max_chunks_per_document,
-            )
+        async def ask(target: Target, instruction: str) -> RerankResponse:
+            with target.calling() as client:
+                response = await client.rerank(
+                    request.query,
+                    request.documents,
+                    request.model,
+                    request.top_n,
+                    timeout=_remaining(deadline),
+                    metadata=metadata,
+                    instruction=instruction,
+                    max_tokens_per_document=request.max_tokens_per_document,
+                    truncation=request.truncation,
+                    max_chunks_per_document=request.max_chunks_per_document,
+                )
             target.mark(True)
             return response
 
-        async def ask_fittingly(target: _Target) -> RerankResponse:
+        async def ask_fittingly(target: Target) -> RerankResponse:
             if request.instruction and request.model in target.takes_none:
                 response = await ask(target, "")
                 if target.takes_none.get(request.model) == _served(response.summary):
@@ -140,7 +135,7 @@ class Upstream:
     async def models(self, timeout: float, token: str | None) -> tuple[ModelInfo, ...]:
         """Lists the models, with a caller's token."""
         metadata = authorization(token)
-        return await self._call(lambda target: target.client.list_models(timeout=timeout, metadata=metadata))
+        return await self._call(lambda target: target.probes.list_models(timeout=timeout, metadata=metadata))
 
     async def own_models(self, timeout: float) -> tuple[ModelInfo, ...]:
         """Lists the models with the shim's own token: for what is public, and for nothing else."""
@@ -149,7 +144,7 @@ class Upstream:
     async def health(self, timeout: float, token: str | None, model: str = "") -> Health:
         """Asks for a model's health, with a caller's token; "" is the default model."""
         metadata = authorization(token)
-        return await self._call(lambda t: t.client.health(model, timeout=timeout, metadata=metadata))
+        return await self._call(lambda t: t.probes.health(model, timeout=timeout, metadata=metadata))
 
     async def own_health(self, timeout: float) -> Health:
         """Asks for the default model's health, with the shim's own token."""
@@ -157,7 +152,7 @@ class Upstream:
 
     async def serving(self, timeout: float) -> bool:
         """Asks whether the default model can be called, which needs no token."""
-        return await self._call(lambda target: target.client.serving(timeout=timeout))
+        return await self._call(lambda target: target.probes.serving(timeout=timeout))
 
     async def needs_token(self, timeout: float) -> bool:
         """Tells whether the servers refuse a caller without a token."""
@@ -167,7 +162,7 @@ class Upstream:
             return True
         return False
 
-    async def _call(self, ask: Callable[[_Target], Awaitable[_Answer]]) -> _Answer:
+    async def _call(self, ask: Callable[[Target], Awaitable[_Answer]]) -> _Answer:
         """Asks the servers in turn until one answers, those that seem well first."""
         self._next = (self._next + 1) % len(self._targets)
         turn = self._targets[self._next :] + self._targets[: self._next]
@@ -187,9 +182,9 @@ class Upstream:
             await asyncio.gather(*(self._look(target) for target in self._targets))
             await asyncio.sleep(PROBE_SECONDS)
 
-    async def _look(self, target: _Target) -> None:
+    async def _look(self, target: Target) -> None:
         try:
-            target.mark(await self._is_well(target.client))
+            target.mark(await self._is_well(target))
         except (TransportError, ShuttingDown, DeadlineExceeded):
             target.mark(False)
         except RerankError:
@@ -197,37 +192,16 @@ class Upstream:
         except Exception as error:
             log.error("the probe of %s failed: %s", target.name, describe(error))
 
-    async def _is_well(self, client: AsyncClient) -> bool:
+    async def _is_well(self, target: Target) -> bool:
         metadata = authorization(self._token)
         try:
-            health = await client.health(timeout=PROBE_SECONDS, metadata=metadata)
+            health = await target.probes.health(timeout=PROBE_SECONDS, metadata=metadata)
         except Unauthenticated:
             # What orchestrators ask needs no token.
             with suppress(UnexpectedStatus):
-                return await client.serving(timeout=PROBE_SECONDS)
+                return await target.probes.serving(timeout=PROBE_SECONDS)
             raise
-        return health.state is State.READY
-
-
-class _Target:
-    """One server, and whether it seemed well when last heard of.
-
-    `takes_none` has what models were called that take no instruction, and which
-    model that was then.
-    """
-
-    def __init__(self, name: str, client: AsyncClient) -> None:
-        self.name = name
-        self.client = client
-        self.well = True
-        self.takes_none: dict[str, tuple[str, str]] = {}
-
-    def mark(self, well: bool) -> None:
-        if well is not self.well:
-            log.warning("rerank server %s is %s", self.name, "back" if well else "away")
-        if not well:
-            self.takes_none.clear()
-        self.well = well
+        return health.serving
 
 
 def _served(summary: RerankSummary) -> tuple[str, str]:

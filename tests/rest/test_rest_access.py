@@ -16,7 +16,7 @@ from rerank_grpc.config import Settings
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, fail
 from tests.rest.support import Reply, call, get, post, read, shim
-from tests.rest.test_rest_connections import until
+from tests.rest.test_rest_connections import connect, until
 from tests.support import CountingRunner, serving
 
 TOKENS = ("first-token", "second-token")
@@ -224,6 +224,22 @@ def test_fastgpts_switch_says_access_errors_as_its_app_does() -> None:
         empty = {"query": "q", "documents": []}
         reply = post(port, "/v1/rerank", empty, authorization="Bearer first-token")
         assert (reply.status, reply.json) == (200, {"results": []})
+
+
+def test_what_callers_log_at_will_has_a_kind(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with connect(port, b"nonsense\r\n\r\n") as garbage:
+        assert garbage.recv(65_536).startswith(b"HTTP/1.1 400 ")
+    assert post(port, "/v1/rerank", BODY).status == 200
+    assert post(port, "/v1/rerank", {}).status == 400
+    assert post(port, "/tei/rerank", {}).status == 422
+    wanted = [None, "rest superset 400", "rest tei 422", "uvicorn Invalid HTTP request received."]
+
+    def kinds() -> list[str | None]:
+        mine = [r for r in caplog.records if r.name in ("rerank_grpc.rest.app", "uvicorn.error")]
+        return sorted((getattr(record, "kind", None) for record in mine), key=str)
+
+    until(lambda: kinds() == sorted(wanted, key=str))
 
 
 def test_nothing_of_a_caller_reaches_the_log(caplog: pytest.LogCaptureFixture, free_port: int) -> None:

@@ -1,7 +1,13 @@
 """The OpenAPI document is true, and Swagger's page needs nothing from elsewhere."""
 
+import asyncio
 import re
+from urllib.parse import urljoin
 
+import pytest
+from starlette.types import Message
+
+from rerank_grpc.rest.docs import routes
 from tests.rest.support import call, get, post
 
 
@@ -28,12 +34,44 @@ def test_every_reference_leads_somewhere(port: int) -> None:
     assert used <= schemas.keys()
 
 
-def test_swaggers_page_loads_from_the_shim_alone(port: int) -> None:
-    page = get(port, "/docs")
+@pytest.mark.parametrize("path", ["/docs", "/docs/", "//docs", "/tei/docs", "/tei/docs/", "/docs?a/"])
+def test_swaggers_page_loads_from_the_shim_alone(port: int, path: str) -> None:
+    page = get(port, path)
     assert page.headers["content-type"].startswith("text/html")
-    assert "//" not in page.raw.decode()
-    for name in re.findall(r'(?:src|href)="([^"]+)"', page.raw.decode()):
-        assert len(get(port, f"/{name}").raw) > 10_000
+    text = page.raw.decode()
+    assert "//" not in text
+    links = re.findall(r'(?:src|href|url)(?:=|: )"([^"]+)"', text)
+    assert len(links) == 3
+    # What a browser makes of them, also behind a proxy that takes a path of its own off.
+    for base in ("", "/behind/a/proxy"):
+        for link in links:
+            there = urljoin(f"http://host{base}{path}", link)
+            assert there.startswith(f"http://host{base}/")
+            assert len(get(port, there.removeprefix(f"http://host{base}")).raw) > 5_000
+
+
+def test_a_script_comes_whole_and_is_asked_about_without_it(port: int) -> None:
+    script = get(port, "/docs/swagger-ui-bundle.js")
+    assert script.headers["content-length"] == str(len(script.raw))
+    asked = call(port, "HEAD", "/docs/swagger-ui-bundle.js")
+    assert (asked.status, asked.raw) == (200, b"")
+    assert asked.headers["content-length"] == script.headers["content-length"]
+
+
+def test_a_script_is_sent_in_pieces_that_wait_for_the_caller() -> None:
+    script = next(route for route in routes() if route.path.endswith(".js"))
+    pieces: list[int] = []
+
+    async def receive() -> Message:
+        raise AssertionError("there is nothing to receive")
+
+    async def send(message: Message) -> None:
+        pieces.append(len(message.get("body", b"")))
+
+    asyncio.run(script.app({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
+    assert sum(pieces) > 1 << 20
+    # What a caller does not read is kept for each: 300 of them may cost 50 MiB.
+    assert max(pieces) <= 65_536
 
 
 def test_a_path_names_all_methods_that_it_takes(port: int) -> None:

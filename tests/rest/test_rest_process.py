@@ -1,11 +1,13 @@
 """The shim as a process of its own: it starts or says why not, and what a bomb costs it (R11)."""
 
+import contextlib
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,16 +21,19 @@ from tests.support import WAIT, CountingRunner, serving
 
 
 class Process:
-    """`rerank-grpc rest` on a free port."""
+    """`rerank-grpc rest` on a free port, with so many files at most."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, files: int | None = None) -> None:
         command = [sys.executable, "-m", "rerank_grpc", "rest", "--target", target, "--rest-port", "0"]
         command += ["--log-level", "warning"]
+        if files:
+            command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
         assert self.process.stderr is not None
         found = next(filter(None, (re.search(r"http://\S+:(\d+)", line) for line in self.process.stderr)))
         self.port = int(found[1])
-        self._reader = threading.Thread(target=lambda: list(self.process.stderr or ()))
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr or ()))
         self._reader.start()
 
     def peak_kib(self) -> int:
@@ -88,6 +93,22 @@ def test_brackets_without_end_are_refused_before_they_are_read(alone: Process) -
     reply = post(alone.port, "/v1/rerank", b'{"query": [' + b"[]," * 3_000_000 + b"0]}")
     assert reply.status == 413
     assert alone.peak_kib() - before <= 30_000
+
+
+def test_more_idle_callers_than_it_has_files_lock_nobody_out(scripted: RerankServer) -> None:
+    process = Process(f"{HOST}:{scripted.port}", files=512)
+    try:
+        with contextlib.ExitStack() as idle:
+            for _ in range(600):
+                idle.enter_context(socket.create_connection((HOST, process.port), timeout=WAIT))
+            for _ in range(20):
+                begin = time.monotonic()
+                assert get(process.port, "/health").status == 200
+                assert post(process.port, "/v1/rerank", BODY).status == 200
+                assert time.monotonic() - begin < 2
+    finally:
+        assert process.stop() == 0
+    assert len("".join(process.log)) < 1_000
 
 
 def test_a_process_of_its_own_outlives_a_restart_of_the_server() -> None:

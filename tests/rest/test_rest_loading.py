@@ -1,0 +1,70 @@
+"""A model that is still loading: REST says so within the caller's time, and when to come back."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.registry import LoadedModel
+from rerank_grpc.rest.upstream import Upstream
+from rerank_grpc.server.app import RerankServer
+from rerank_grpc.types import Health, State
+from tests.rest.support import get, post, shim
+from tests.rest.test_rest_connections import BODY
+from tests.support import WAIT, CountingRunner, loader_of
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[RerankServer]:
+    """Runs a server whose model is being loaded until the end."""
+    ended = threading.Event()
+    load_now = loader_of(CountingRunner(), EngineSettings())
+
+    def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
+        assert ended.wait(WAIT)
+        return load_now(spec, on_death)
+
+    server = RerankServer(replace(Settings(), port=0, admin_port=0), load=load)
+    server.start()
+    try:
+        yield server
+    finally:
+        ended.set()
+        server.stop(5)
+
+
+def test_a_call_is_told_within_its_time_that_the_model_is_loading() -> None:
+    with loading() as server, shim(server.port) as port:
+        for seconds in ("0.3", "0.6", "1.5"):
+            reply = post(port, "/v1/rerank", BODY, x_request_timeout=seconds)
+            assert (reply.status, reply.json["error"]["code"]) == (503, "model_loading"), seconds
+            assert int(reply.headers["retry-after"]) >= 1
+        assert get(port, "/health").status == 503
+
+
+@pytest.mark.parametrize(
+    ("state", "serving", "status", "word"),
+    [
+        (State.READY, True, 200, "healthy"),
+        (State.UNLOADED, True, 200, "healthy"),
+        (State.UNLOADED, False, 503, "unhealthy"),
+        (State.LOADING, False, 503, "unhealthy"),
+        (State.READY, False, 503, "unhealthy"),
+    ],
+)
+def test_health_is_whether_a_call_would_be_answered(
+    port: int, monkeypatch: pytest.MonkeyPatch, state: State, serving: bool, status: int, word: str
+) -> None:
+    async def own_health(_upstream: Upstream, _timeout: float) -> Health:
+        return Health("m", state, "1", serving=serving)
+
+    monkeypatch.setattr(Upstream, "own_health", own_health)
+    for path in ("/health", "/ping"):
+        reply = get(port, path)
+        assert reply.status == status
+        assert reply.json["status"] == word
+        assert reply.json["model_loaded"] is (state is State.READY)
