@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.config import EngineSettings, Limits
+from rerank_grpc.config import Limits, Settings
 from rerank_grpc.errors import Reason
 from rerank_grpc.server.status import SHORTEST_DELAY_SECONDS
 from rerank_grpc.v1 import rerank_pb2
@@ -117,7 +117,7 @@ def comments():
         ("bool return_documents = 5;", f"maximum receive size to {Limits().reply_bytes >> 20} MiB"),
         ("string instruction = 7;", f"At most {Limits().characters:,} characters"),
         ("uint32 max_chunks_per_document = 10;", f"At most {Limits().chunks};"),
-        ("ERROR_REASON_QUEUE_FULL = 5;", f"{EngineSettings().max_calls} by default"),
+        ("ERROR_REASON_QUEUE_FULL = 5;", f"{Settings().max_calls} by default"),
     ],
 )
 def test_the_limits_stated_are_the_limits_kept(declaration, stated):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config import Settings
 from rerank_grpc.rest import target
 from rerank_grpc.server.app import RerankServer
 from tests.client.scripted_server import ScriptedServer, hang, scored
@@ -46,7 +46,7 @@ def test_200_calls_in_progress_keep_no_probe_and_no_further_call_waiting(
     held: tuple[HeldRunner, RerankServer],  # noqa: F811
 ) -> None:
     runner, server = held
-    admitted = EngineSettings().max_calls
+    admitted = Settings().max_calls
     with shim(server.port) as port, calling(port, CALLS) as connections:
         refused = answered(connections, CALLS - admitted)
         assert len(refused) == CALLS - admitted
