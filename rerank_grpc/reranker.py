@@ -65,7 +65,8 @@ class Reranker:
     ) -> Iterator[_Job]:
         check_request(request, self._limits)
         lease = self._registry.lease(request.model, deadline=deadline, on_cancel=on_cancel)
-        with lease as model, model.engine.call():
+        with lease as model:
+            model.engine.check_room()
             started = monotonic()
             encoded = model.encoder.encode(
                 request.query,
