@@ -11,7 +11,7 @@ the client raises the same class again on the caller's side.
     ├── ModelLoading              retry
     ├── ModelFailed
     ├── QueueFull                 retry
-    ├── DeadlineUnreachable       retry, unless an idle server could not either
+    ├── DeadlineUnreachable       retry
     ├── RateLimited               retry
     ├── DeadlineExceeded
     ├── Cancelled

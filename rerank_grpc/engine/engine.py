@@ -4,7 +4,7 @@ One thread, the device thread, takes a batch whenever the device is free and
 delivers its outputs; with a runner that overlaps, it launches the next batch
 before it waits for the last. A second one watches it. If the device thread dies or
 hangs, every waiting request fails at once and `alive` turns false; the engine
-does not come back by itself.
+does not come back by itself. Engines on one device share its DeviceClock.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import TypeAlias
 from rerank_grpc.config import EngineSettings
 from rerank_grpc.cpus import OneCpu, use_those_of
 from rerank_grpc.engine.batch import Sequence
+from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.flight import Flight, Launcher
-from rerank_grpc.engine.rate import Rate
+from rerank_grpc.engine.meter import Meter, Usage
 from rerank_grpc.engine.request import Output, ScoringRequest
 from rerank_grpc.engine.runner import DeviceLost, OutOfMemory, Runner
-from rerank_grpc.engine.scheduler import Item, Scheduler, tokens_of
-from rerank_grpc.engine.usage import Usage
+from rerank_grpc.engine.scheduler import Forecast, Item, Scheduler, tokens_of
+from rerank_grpc.engine.watchdog import Watchdog
 from rerank_grpc.errors import (
     DeadlineExceeded,
     InternalError,
     ModelFailed,
     PairTooLarge,
-    QueueFull,
     RerankError,
     ShuttingDown,
     describe,
@@ -47,21 +47,6 @@ UNMEASURED_BATCH_TOKENS = 4_096  # until the warm-up has measured what the devic
 Scored: TypeAlias = tuple[Item, Output | RerankError]
 
 
-class Call:
-    """One call inside an engine, for as long as a `with` statement runs."""
-
-    __slots__ = ("_engine",)
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> None:
-        """Nothing is left to do: Engine.call has counted it."""
-
-    def __exit__(self, *_: object) -> None:
-        self._engine.leave()
-
-
 class Engine:
     """Owns the device thread of one model.
 
@@ -70,6 +55,8 @@ class Engine:
 
     Attributes:
         callers: the CPU of the threads that call; the device thread waits there.
+        hung: whether the device answers no more, so that only a new process helps;
+            set before `on_death` is called.
     """
 
     def __init__(
@@ -79,6 +66,7 @@ class Engine:
         *,
         name: str = "model",
         on_death: Callable[[], None] = lambda: None,
+        clock: DeviceClock | None = None,
     ) -> None:
         self.settings = settings
         self.callers = OneCpu(None)
@@ -88,16 +76,16 @@ class Engine:
         # So many batches are on the device at once, and together no more than one budget: who comes
         # now waits no longer for what was launched ahead than for a single batch.
         self._flights = deque[Flight]()
-        self._landed = 0.0
         self._scheduler = Scheduler(
             max_batch_tokens=max(
                 1, (settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS) // self._launcher.depth
             ),
             max_queue_tokens=settings.max_queue_tokens,
         )
-        self._rate = Rate()
-        self._usage = Usage()
-        self._calls = 0
+        self._meter = Meter()
+        self._clock = clock or DeviceClock()
+        # Since when the device works for the batch that lands next: in its own time, and in the watcher's.
+        self._turn = 0.0
         self._batch_started: float | None = None
         self._closing = False
         self.hung = False
@@ -142,36 +130,32 @@ class Engine:
 
     @property
     def tokens_per_second(self) -> float:
-        """The measured rate; 0 until measured."""
-        return self._rate.tokens_per_second
+        """The rate of full batches with the device for themselves; before the warm-up, of all batches."""
+        if not self._meter.calibrated:
+            return self._meter.usage.tokens_per_second
+        room = self._scheduler.max_batch_tokens
+        return room / self._meter.seconds(room, room, self._idle_until())
 
     @property
     def usage(self) -> Usage:
         """What the device has done so far, for metrics; a value of its own, safe to keep."""
-        return self._usage
+        return self._meter.usage
 
-    def call(self) -> Call:
-        """Counts a call from before it is tokenized until it is answered, in a `with` statement.
+    @property
+    def drain_seconds(self) -> float:
+        """The estimated time until nothing waits or runs: 0 if nothing does, 1 if the rate is not known."""
+        return self._scheduler.drain_seconds(self._forecast())
 
-        Raises QueueFull if too many calls are inside or the queue has no room
-        for a single token more: cheaper to say before tokenizing than after.
-        """
+    def calibrate(self, smallest: Usage, full: Usage) -> None:
+        """Takes what the warm-up measured as what batches cost."""
+        with self._lock:
+            self._meter.calibrate(smallest, full)
+
+    def check_room(self) -> None:
+        """Raises what `submit` would raise for any call at all: cheaper before tokenizing than after."""
         with self._lock:
             self._check_alive()
-            if self._calls >= self.settings.max_calls:
-                raise QueueFull(
-                    "too many calls at once: retry later, or call another replica",
-                    metadata={"calls": str(self._calls), "max_calls": str(self.settings.max_calls)},
-                    retry_after=self._drain_seconds() / self._calls,
-                )
-            self._scheduler.check_room(1, self._rate.tokens_per_second)
-            self._calls += 1
-        return Call(self)
-
-    def leave(self) -> None:
-        """Ends a call."""
-        with self._lock:
-            self._calls -= 1
+            self._scheduler.check_room(1, self._forecast())
 
     def submit(
         self,
@@ -188,11 +172,11 @@ class Engine:
         """
         request = ScoringRequest(sequences, deadline=deadline, priority=priority, stepwise=stepwise)
         now = monotonic()
-        if request.dead(now) and sequences:
+        if sequences and request.late(now):
             raise DeadlineExceeded("the deadline passed before the call reached the queue")
         with self._lock:
             self._check_alive()
-            self._scheduler.add(request, now, self._rate.tokens_per_second)
+            self._scheduler.add(request, now, self._forecast())
             idle, self._idle = self._idle, False
         if idle:
             self._wakeups.put(None)
@@ -221,9 +205,19 @@ class Engine:
         if self._closing:
             raise ShuttingDown("the server is stopping", retry_after=1.0)
 
-    def _drain_seconds(self) -> float:
-        rate = self._rate.tokens_per_second
-        return (self._scheduler.queued_tokens + self._scheduler.running_tokens) / rate if rate else 1.0
+    def _forecast(self) -> Forecast | None:
+        """Tells what tokens will take; None until the warm-up has measured."""
+        return self._wall_seconds if self._meter.calibrated else None
+
+    def _wall_seconds(self, tokens: float) -> float:
+        """Predicts how long so many tokens take beside the engines that share the device now."""
+        seconds = self._meter.seconds(tokens, self._scheduler.max_batch_tokens, self._idle_until())
+        return seconds * self._clock.sharers(self)
+
+    def _idle_until(self) -> float:
+        """Up to when nothing has run since the last batch."""
+        started = self._batch_started
+        return monotonic() if started is None else started
 
     # The device thread
 
@@ -233,7 +227,7 @@ class Engine:
                 self._deliver(self._score(self._flights.popleft()))
         except BaseException as error:  # whatever ends this thread must not leave anybody waiting
             log.critical("the device thread of %s died: %s", self._name, describe(error))
-            self._die()
+            self._die(hung=isinstance(error, DeviceLost))
 
     def _fill_up(self) -> bool:
         """Launches batches until the device has enough of them, and waits for work if it has none.
@@ -259,14 +253,19 @@ class Engine:
             self.callers, self._bound = OneCpu(None), False
 
     def _take_batch(self) -> list[Item]:
-        """Takes what waits, and fails who is too late; apart from the waiting, which must hold no request."""
+        """Takes the next batch and fails expired requests.
+
+        It is separate from `_wait`, so that a sleeping device thread refers to no request.
+        """
         now = monotonic()
         with self._lock:
+            self._scheduler.drop_finished()
             expired = self._scheduler.expire(now)
             items = self._scheduler.next_batch(now)
             self._idle = not (items or self._flights)
             if items and not self._flights:
                 self._batch_started = now
+                self._turn = self._clock.enter(self, now)
         for request in expired:
             request.fail(DeadlineExceeded("the deadline passed while the call was queued"))
         return items
@@ -279,15 +278,26 @@ class Engine:
         except DeviceLost:
             raise
         except Exception as error:
+            self._turn = self._clock.read(monotonic())
             return self._score_apart(items, tokens, error)
-        before, self._landed = self._landed, monotonic()
-        seconds = self._landed - max(before, flight.launched)
-        self._rate.add(tokens, seconds)
-        self._usage = self._usage.and_batch(tokens, self._scheduler.max_batch_tokens, seconds)
+        self._measure(tokens)
         return [
             (item, InternalError() if output is None else output)
             for item, output in zip(items, outputs, strict=True)
         ]
+
+    def _measure(self, tokens: int) -> None:
+        """Counts a batch that has landed, and begins to measure the next one."""
+        now = monotonic()
+        began, self._turn = self._turn, self._clock.read(now)
+        started = self._batch_started
+        self._meter.add(
+            tokens,
+            self._scheduler.max_batch_tokens,
+            self._turn - began,
+            started=now if started is None else started,
+            ended=now,
+        )
 
     def _score_apart(self, items: list[Item], tokens: int, error: Exception) -> list[Scored]:
         out_of_memory = isinstance(error, OutOfMemory)
@@ -295,8 +305,9 @@ class Engine:
             log.error("a sequence of %d tokens failed alone: %s", tokens, describe(error))
             return [(items[0], _too_large(tokens) if out_of_memory else InternalError())]
         if out_of_memory:
-            most = max(1, min(self._scheduler.max_batch_tokens, tokens // 2))
-            self._scheduler.max_batch_tokens = most
+            with self._lock:
+                most = max(1, min(self._scheduler.max_batch_tokens, tokens // 2))
+                self._scheduler.max_batch_tokens = most
             log.warning("out of memory at %d tokens a batch: now at most %d", tokens, most)
         else:
             log.warning("a batch of %d failed, trying halves: %s", len(items), type(error).__name__)
@@ -312,6 +323,8 @@ class Engine:
         outputs: dict[ScoringRequest, list[tuple[int, Output]]] = {}
         with self._lock:
             self._batch_started = now if self._flights else None
+            if not self._flights:
+                self._clock.leave(self, now)
             everybody = self._scheduler.finish([item for item, _ in scored])
         for (_, result), waiters in zip(scored, everybody, strict=True):
             for request, index in waiters:
@@ -326,32 +339,37 @@ class Engine:
 
     def _watch(self) -> None:
         """Looks from time to time, so that no batch has to wake this thread."""
-        hang = self.settings.hang_seconds
-        while not self._ended.wait(hang / 4):
-            started = self._batch_started
-            if started is not None and monotonic() - started > hang:
-                log.critical("the device of %s has not answered for %g s", self._name, hang)
-                self._die()
+        watchdog = Watchdog(self.settings.hang_seconds)
+        while not self._ended.wait(watchdog.interval):
+            if watchdog.look(self._batch_started, monotonic()):
+                log.critical(
+                    "the device of %s has not answered for %g s", self._name, self.settings.hang_seconds
+                )
+                self._die(hung=True)
 
     def _end(self) -> None:
         """Makes both threads end."""
         self._ended.set()
         self._wakeups.put(None)
 
-    def _die(self) -> None:
+    def _die(self, *, hung: bool) -> None:
         with self._lock:
             if self._death is not None:
                 return
             self._death = InternalError()
+            self.hung = hung
         self._end()
+        self._clock.leave(self, monotonic())
         self._fail_all(self._death)
         self._on_death()
 
     def _fail_all(self, error: RerankError) -> None:
         with self._lock:
-            for request in self._scheduler.requests:
-                request.fail(error)
+            requests = self._scheduler.requests
+            for request in requests:
                 self._scheduler.discard(request)
+        for request in requests:  # without the lock: what waits for its end may ask this engine something
+            request.fail(error)
 
 
 def _too_large(tokens: int) -> PairTooLarge:

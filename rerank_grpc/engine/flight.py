@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
 
 from rerank_grpc.engine.batch import PackedBatch
 from rerank_grpc.engine.request import Output
@@ -18,12 +17,10 @@ class Flight:
 
     Attributes:
         items: what it holds.
-        launched: when it was launched, in the seconds of time.monotonic.
         land: waits for its outputs, once; raises as Runner.run does.
     """
 
     items: list[Item]
-    launched: float
     land: Callable[[], list[Output | None]]
 
 
@@ -41,13 +38,13 @@ class Launcher:
 
     def launch(self, items: list[Item]) -> Flight:
         """Sends items on their way; what goes wrong with that is told when it lands."""
-        now, batch = monotonic(), PackedBatch(tuple([item.sequence for item in items]))
+        batch = PackedBatch(tuple([item.sequence for item in items]))
         if self._overlapping is None:
-            return Flight(items, now, lambda: self._runner.run(batch))
+            return Flight(items, lambda: self._runner.run(batch))
         try:
-            return Flight(items, now, self._overlapping.launch(batch).result)
+            return Flight(items, self._overlapping.launch(batch).result)
         except Exception as error:
-            return Flight(items, now, _raiser(error))
+            return Flight(items, _raiser(error))
 
 
 def _raiser(error: Exception) -> Callable[[], list[Output | None]]:

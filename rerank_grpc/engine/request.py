@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sequence_
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -60,15 +60,35 @@ class ScoringRequest:
         self._stepwise = stepwise
         self._missing = len(sequences)
         self._events: SimpleQueue[list[int] | None] = SimpleQueue()
+        self._callbacks: list[Callable[[], None]] = []
 
     @property
     def done(self) -> bool:
         """Whether nothing more will come: all outputs are there, or it failed."""
         return self.error is not None or self._missing == 0
 
-    def dead(self, now: float) -> bool:
-        """Whether work for it would be wasted: it is done, or its deadline has passed."""
-        return self.error is not None or self._missing == 0 or self.deadline <= now
+    def late(self, now: float) -> bool:
+        """Whether its deadline has passed."""
+        return self.deadline <= now
+
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """Has a function called once, on the thread that ends the request, before the waiting one wakes.
+
+        It is called at once if the request is done already. It must neither wait nor raise.
+        """
+        self._callbacks.append(callback)
+        if self.done:
+            self._call_back()
+
+    def _call_back(self) -> None:
+        # Popping is atomic, so of two threads that end a request at one moment, each callback is run by
+        # one. None is missed: it is appended before `done` is read, and `done` turns true before this pops.
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop()
+            except IndexError:
+                return
+            callback()
 
     def deliver(self, outputs: Sequence_[tuple[int, Output]], now: float) -> None:
         """Takes outputs by index, and wakes the waiting thread if it wants them; late ones are ignored."""
@@ -79,6 +99,7 @@ class ScoringRequest:
         self._missing -= len(outputs)
         if self._missing == 0:
             self.finished_at = now
+            self._call_back()
         if self._stepwise:
             self._events.put([index for index, _ in outputs])
         elif self._missing == 0:
@@ -88,6 +109,7 @@ class ScoringRequest:
         """Ends it with an error and wakes the waiting thread; the first error stays."""
         if not self.done:
             self.error = error
+            self._call_back()
             self._events.put(None)
 
     def cancel(self) -> None:

@@ -1,7 +1,7 @@
 """Decides which sequences go into the next batch, and which calls are let in.
 
-Pure: it knows no model, thread or clock. Times are passed in, so every
-decision can be tested by calling it.
+Pure: it knows no model, thread or clock. Times are passed in, and a forecast of
+what tokens will take, so every decision can be tested by calling it.
 
 The rules, in order:
 
@@ -14,12 +14,17 @@ The rules, in order:
    what the others had on average. So a small request enters the next batch
    however large its neighbours are, and all get equal shares.
 5. Equal sequences, of one request or of several, are run once.
+
+A forecast may be wrong, and only batches correct it. So where nothing waits or
+runs, a call is let in whatever the forecast says; and elsewhere it is refused
+only if half of what is forecast exceeds its time.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -32,7 +37,15 @@ from rerank_grpc.errors import DeadlineUnreachable, QueueFull
 from rerank_grpc.types import Priority
 
 BATCH_SHARE = 1 / 8
+# A forecast that exceeds the time left by less than this factor refuses nobody: it may be wrong by as much.
+TOLERANCE = 2.0
+# A shorter delay would invite hammering.
+SHORTEST_RETRY_SECONDS = 0.1
+# What waits is taken to need this long where there is no forecast.
+UNKNOWN_SECONDS = 1.0
 
+# The seconds that so many tokens will take.
+Forecast: TypeAlias = Callable[[float], float]
 
 # A request that waits for a sequence, and the sequence's index there.
 Waiter: TypeAlias = tuple[ScoringRequest, int]
@@ -107,34 +120,43 @@ class Scheduler:
         """All requests that are not finished, in the order of arrival."""
         return list(self._entries)
 
-    def check_room(self, tokens: int, rate: float) -> None:
-        """Raises QueueFull if so many more tokens do not fit; `rate` is in tokens per second.
+    def check_room(self, tokens: int, forecast: Forecast | None = None) -> None:
+        """Raises QueueFull if so many more tokens do not fit.
 
         An empty queue takes a request of any size, else one larger than the
         queue could never be served.
         """
         excess = self.queued_tokens + tokens - self.max_queue_tokens
         if self.queued_tokens and excess > 0:
+            seconds = forecast(min(excess, self.queued_tokens)) if forecast else UNKNOWN_SECONDS
             raise QueueFull(
                 "the queue is full: retry later, or call another replica",
                 metadata={
                     "queue_tokens": str(self.queued_tokens),
                     "queue_capacity_tokens": str(self.max_queue_tokens),
                 },
-                retry_after=min(excess, self.queued_tokens) / rate if rate else 1.0,
+                retry_after=max(SHORTEST_RETRY_SECONDS, seconds),
             )
 
-    def add(self, request: ScoringRequest, now: float, rate: float) -> None:
+    def drain_seconds(self, forecast: Forecast | None) -> float:
+        """Estimates the time until nothing waits or runs; no lock is needed for this."""
+        queued, running = self.queued_tokens, self.running_tokens
+        if not (queued or running):
+            return 0.0
+        return forecast(running) + forecast(queued) if forecast else UNKNOWN_SECONDS
+
+    def add(self, request: ScoringRequest, now: float, forecast: Forecast | None = None) -> None:
         """Lets a request in.
 
-        Raises QueueFull, or DeadlineUnreachable if at `rate` tokens per second
-        (0: not known) its deadline cannot be met.
+        Raises QueueFull, or DeadlineUnreachable if by the forecast its deadline
+        cannot be met by far; without one, nothing is known.
         """
         items, fresh = self._items_of(request)
         prefixes = self._bring_prefixes(fresh.values())
         tokens = tokens_of(fresh.values())
-        self.check_room(tokens, rate)
-        self._check_deadline(request, tokens, now, rate)
+        self.check_room(tokens, forecast)
+        if forecast and request.deadline != math.inf and (self.queued_tokens or self.running_tokens):
+            self._check_deadline(request, tokens, now, forecast)
         self._items.update(fresh)
         self._prefixes.update(prefixes)
         pending = deque[Item]()
@@ -174,30 +196,31 @@ class Scheduler:
                 prefix = prefix.before
         return brought
 
-    def _check_deadline(self, request: ScoringRequest, tokens: int, now: float, rate: float) -> None:
-        if not rate:
-            return
+    def _check_deadline(self, request: ScoringRequest, tokens: int, now: float, forecast: Forecast) -> None:
         remaining = request.deadline - now
-        alone = tokens / rate
-        needed = (self._work_before(request, tokens) + tokens) / rate
-        if needed <= remaining:
+        needed = forecast(self.running_tokens) + forecast(self._work_before(request, tokens) + tokens)
+        if needed <= TOLERANCE * remaining:
             return
-        idle_could = alone <= remaining
+        backlog = self.running_tokens + sum(
+            entry.pending_tokens
+            for entry in self._entries.values()
+            if entry.request.priority <= request.priority
+        )
+        # The part of the backlog beside which the call is admitted need not drain.
+        wait = forecast(backlog) - max(0.0, TOLERANCE * remaining - forecast(tokens))
         raise DeadlineUnreachable(
-            "the deadline cannot be met at the present load: retry later, or allow more time"
-            if idle_could
-            else "the deadline is shorter than the work takes: allow more time or send fewer documents",
-            metadata={"needed_seconds": f"{needed:.3f}", "remaining_seconds": f"{max(0.0, remaining):.3f}"},
-            retry_after=needed - remaining if idle_could else None,
+            "the deadline cannot be met at the present load: retry later, or allow more time",
+            metadata={"needed_seconds": f"{needed:.3f}", "remaining_seconds": f"{remaining:.3f}"},
+            retry_after=max(SHORTEST_RETRY_SECONDS, wait),
         )
 
-    def _work_before(self, request: ScoringRequest, tokens: int) -> float:
-        """Estimates the tokens that run before a new request of so many is finished.
+    def _work_before(self, request: ScoringRequest, tokens: int) -> int:
+        """Estimates the tokens that wait now and run before a new request of so many is finished.
 
         Those of its class are served in equal shares: by the time it has had
         `tokens`, so has each of the others, unless it needed less.
         """
-        work = float(self.running_tokens)
+        work = 0
         for entry in self._entries.values():
             if entry.request.priority == request.priority:
                 work += min(entry.pending_tokens, tokens)
@@ -218,12 +241,17 @@ class Scheduler:
                 del self._items[item.sequence]
                 self.queued_tokens -= item.tokens
 
-    def expire(self, now: float) -> list[ScoringRequest]:
-        """Forgets the requests for which work would be wasted, and returns them."""
-        dead = [request for request in self._entries if request.dead(now)]
-        for request in dead:
+    def drop_finished(self) -> None:
+        """Forgets the requests that are done: answered, failed or cancelled."""
+        for request in [request for request in self._entries if request.done]:
             self.discard(request)
-        return dead
+
+    def expire(self, now: float) -> list[ScoringRequest]:
+        """Forgets the requests whose deadline passed before they were done, and returns them."""
+        late = [request for request in self._entries if request.late(now)]
+        for request in late:
+            self.discard(request)
+        return late
 
     def next_batch(self, now: float) -> list[Item]:
         """Takes the next batch off the queue; empty if nothing waits."""

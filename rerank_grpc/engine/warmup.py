@@ -1,15 +1,15 @@
-"""Runs a new engine before its first call: caches get warm, and its rate and best batch are measured."""
+"""Runs a new engine before its first call: warms caches, finds the best batch, measures what batches cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
+from operator import attrgetter
 
 import torch
 
 from rerank_grpc.engine.batch import Sequence
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.request import ScoringRequest
+from rerank_grpc.engine.meter import Usage
 from rerank_grpc.engine.tokenizer import Encoder
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.room import BatchRoom
@@ -26,23 +26,32 @@ RUNS = 3
 LONGEST_BATCH_SECONDS = 1.0
 SMALLEST_BATCH_TOKENS = 512
 LARGEST_BATCH_TOKENS = 131_072
+SHORT_TOKENS = 16
 PASSAGE_TOKENS = 128
 LONGEST_TOKENS = 512  # the longest that a language model takes costs minutes on a CPU
 
 
 def warm_up(engine: Engine, encoder: Encoder, card: ModelCard) -> None:
-    """Scores documents of several lengths, and sets the batch budget unless it was configured.
+    """Scores documents of several lengths, and measures what the smallest and a full batch cost.
 
-    Raises whatever an ordinary call would, so that a model that cannot score
-    is never READY.
+    Sets the batch budget unless it was configured. Raises whatever an ordinary
+    call would, so that a model that cannot score is never READY.
     """
-    for tokens in (16, PASSAGE_TOKENS, min(card.max_tokens, LONGEST_TOKENS)):
+    for tokens in (SHORT_TOKENS, PASSAGE_TOKENS, min(card.max_tokens, LONGEST_TOKENS)):
         _score(engine, _sequences(encoder, tokens, count=4))
+    full: dict[int, Usage] = {}
     if engine.settings.max_batch_tokens is None:
         room = BatchRoom(torch.device(card.device))
-        engine.max_batch_tokens = best_budget(
-            lambda budget: _measure(engine, encoder, budget, room), room.fits
-        )
+
+        def seconds_of(budget: int) -> float:
+            engine.max_batch_tokens = budget
+            full[budget] = _full_batches(engine, encoder)
+            room.measured(budget)
+            return budget / full[budget].tokens_per_second
+
+        engine.max_batch_tokens = best_budget(seconds_of, room.fits)
+    smallest = _cheapest(engine, _sequences(encoder, SHORT_TOKENS, count=1))
+    engine.calibrate(smallest, full.get(engine.max_batch_tokens) or _full_batches(engine, encoder))
 
 
 def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] = lambda _: True) -> int:
@@ -66,14 +75,20 @@ def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] 
     return min(budget for budget, rate in rates.items() if rate * WORTHWHILE >= best)
 
 
-def _measure(engine: Engine, encoder: Encoder, budget: int, room: BatchRoom) -> float:
-    """Returns the seconds of one batch of about `budget` tokens, the best of several."""
-    engine.max_batch_tokens = budget
-    sequences = _sequences(encoder, PASSAGE_TOKENS, count=max(1, budget // PASSAGE_TOKENS))
-    share = budget / sum(map(len, sequences))
-    seconds = share * min(_score(engine, sequences) for _ in range(RUNS))
-    room.measured(budget)
-    return seconds
+def _full_batches(engine: Engine, encoder: Encoder) -> Usage:
+    """Measures as many tokens as may be on the device at once."""
+    count = max(1, engine.max_batch_tokens // PASSAGE_TOKENS)
+    return _cheapest(engine, _sequences(encoder, PASSAGE_TOKENS, count=count))
+
+
+def _cheapest(engine: Engine, sequences: tuple[Sequence, ...]) -> Usage:
+    """Runs sequences several times; returns what the device did in the best of them."""
+    runs = []
+    for _ in range(RUNS):
+        before = engine.usage
+        _score(engine, sequences)
+        runs.append(engine.usage.since(before))
+    return min(runs, key=attrgetter("busy_seconds"))
 
 
 def _sequences(encoder: Encoder, tokens: int, *, count: int) -> tuple[Sequence, ...]:
@@ -81,10 +96,8 @@ def _sequences(encoder: Encoder, tokens: int, *, count: int) -> tuple[Sequence, 
     return encoder.encode(QUERY, documents, max_tokens_per_document=tokens).sequences
 
 
-def _score(engine: Engine, sequences: tuple[Sequence, ...]) -> float:
-    """Runs sequences through the engine; returns the seconds from the first batch to the last."""
-    request: ScoringRequest = engine.submit(sequences)
-    started = monotonic()
+def _score(engine: Engine, sequences: tuple[Sequence, ...]) -> None:
+    """Runs sequences through the engine."""
+    request = engine.submit(sequences)
     request.wait()
     engine.release(request)
-    return monotonic() - started

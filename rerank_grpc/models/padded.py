@@ -1,8 +1,13 @@
-"""Any other encoder with one label, e.g. DeBERTa-v2: its own code, over padded sequences."""
+"""Any other encoder with one label, e.g. DeBERTa-v2: its own code, over padded sequences.
+
+Sequences of like length are padded together, so that a batch costs about what
+its tokens do, as everything that queues and admits work takes for granted.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import ModelCard, PackedTokens
 
+# Padding that costs about what one pass more would.
+WORTHWHILE_PADDING = 256
 # Lengths of the sequences that an unknown architecture is tried with.
 _PROBES = (4, 32)
 
@@ -31,19 +38,43 @@ class Padded:
     @torch.inference_mode()
     def forward(self, packed: PackedTokens) -> torch.Tensor:
         """Scores each sequence; see base.Model.  # [num_sequences, 1]."""
-        lengths = packed.lengths
-        token_ids = packed.input_ids.long()  # int32 on a GPU, which not every network takes
-        ids = pad_sequence(list(token_ids.split(lengths)), batch_first=True, padding_value=self._pad)
+        token_ids = packed.input_ids.long().split(
+            packed.lengths
+        )  # int32 on a GPU, which not every network takes
+        types = packed.token_type_ids.long().split(packed.lengths)
+        groups = by_length(packed.lengths)
+        logits = torch.cat(
+            [
+                self._pass([token_ids[each] for each in group], [types[each] for each in group])
+                for group in groups
+            ]
+        )
+        order = [each for group in groups for each in group]
+        return logits[sorted(range(len(order)), key=order.__getitem__)]
+
+    def _pass(self, token_ids: Sequence[torch.Tensor], types: Sequence[torch.Tensor]) -> torch.Tensor:
+        ids = pad_sequence(list(token_ids), batch_first=True, padding_value=self._pad)
         inputs = {
             "input_ids": ids,  # [num_sequences, longest]
-            "attention_mask": pad_sequence(list(torch.ones_like(token_ids).split(lengths)), batch_first=True),
+            "attention_mask": pad_sequence([torch.ones_like(each) for each in token_ids], batch_first=True),
         }
         if self._reads_types:
-            inputs["token_type_ids"] = pad_sequence(
-                list(packed.token_type_ids.long().split(lengths)), batch_first=True
-            )
+            inputs["token_type_ids"] = pad_sequence(list(types), batch_first=True)
         logits: torch.Tensor = self._network(**inputs).logits
         return logits.float()
+
+
+def by_length(lengths: Sequence[int], padding: int = WORTHWHILE_PADDING) -> list[list[int]]:
+    """Groups indices of sequences, the longest first, so that no group is padded by more than `padding`."""
+    groups: list[list[int]] = []
+    longest = padded = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        padded += longest - lengths[index]
+        if not groups or padded > padding:
+            groups.append([])
+            longest, padded = lengths[index], 0
+        groups[-1].append(index)
+    return groups
 
 
 def check_plain_encoder(model: Padded, network: Any) -> None:

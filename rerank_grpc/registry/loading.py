@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 
 from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.staged import runner_for
 from rerank_grpc.engine.tokenizer import encoder_for
@@ -34,6 +35,7 @@ Finder: TypeAlias = Callable[[ModelSpec], bool]
 def loader_for(settings: Settings) -> Loader:
     """Makes the function that loads a spec as the settings say, warm and ready to score."""
     catalogue = read_catalogue(settings.catalogue)
+    clock = DeviceClock()  # all models of a server run on one device
 
     def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
         device = choose_device(settings.device)
@@ -47,7 +49,7 @@ def loader_for(settings: Settings) -> Loader:
             catalogue=catalogue,
         )
         encoder = encoder_for(model.card)
-        engine = Engine(runner_for(model), settings.engine, name=spec.name, on_death=on_death)
+        engine = Engine(runner_for(model), settings.engine, name=spec.name, on_death=on_death, clock=clock)
         engine.start()
         try:
             warm_up(engine, encoder, model.card)

@@ -80,8 +80,6 @@ def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
     if not isinstance(error, RerankError):
         error = InternalError()
     status = STATUSES.get(type(error), 500)
-    if isinstance(error, errors.DeadlineUnreachable) and error.retry_after is None:
-        status = 504  # even an idle server could not meet it: a retry does not help
     problem = Problem(
         status=status,
         code=error.reason.removeprefix("ERROR_REASON_").lower() if error.reason else _code_of(status),

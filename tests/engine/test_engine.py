@@ -11,6 +11,7 @@ import pytest
 from rerank_grpc.config import EngineSettings
 from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.meter import Usage
 from rerank_grpc.engine.request import Output, ScoringRequest
 from rerank_grpc.engine.runner import DeviceLost, OutOfMemory, Runner
 from rerank_grpc.errors import (
@@ -23,7 +24,7 @@ from rerank_grpc.errors import (
     QueueFull,
     ShuttingDown,
 )
-from tests.support import WAIT, CountingRunner, HeldRunner, score_of
+from tests.support import WAIT, CountingRunner, HeldRunner, score_of, wait_for
 
 NUMBERS = iter(range(10**9))
 
@@ -119,13 +120,22 @@ def test_r3_with_room_for_n_calls_exactly_the_others_are_refused():
                 assert len(outputs(answer)) == 1
 
 
-def test_too_many_calls_at_once_are_refused_before_they_are_tokenized():
-    with running(CountingRunner(), max_calls=1) as engine:
-        with engine.call(), pytest.raises(QueueFull) as refusal, engine.call():
-            pass
-        assert refusal.value.retry_after is not None
-        with engine.call():  # the one that left made room
-            pass
+def test_a_full_queue_refuses_a_call_before_it_is_tokenized():
+    runner = HeldRunner()
+    with running(runner, max_queue_tokens=20) as engine:
+        blocker = engine.submit(sequences(1))
+        runner.await_batch()
+        engine.check_room()
+        filling = engine.submit(sequences(2))
+        with pytest.raises(QueueFull) as refusal:
+            engine.check_room()
+        assert refusal.value.retry_after == 1
+        runner.let_all()
+        outputs(blocker)
+        outputs(filling)
+        engine.check_room()
+    with pytest.raises(ShuttingDown):
+        engine.check_room()
 
 
 def test_r6_a_deadline_in_a_long_queue_ends_on_time_and_costs_no_pass():
@@ -145,16 +155,33 @@ def test_r6_a_deadline_in_a_long_queue_ends_on_time_and_costs_no_pass():
         assert runner.sequences == 2
 
 
+def of_rate(engine: Engine, tokens_per_second: float) -> None:
+    """Has the engine believe in a device whose batches cost by their tokens alone."""
+    engine.calibrate(Usage(1, 1, 1, 1 / tokens_per_second), Usage(1, 100, 100, 100 / tokens_per_second))
+
+
 def test_r6_a_deadline_that_the_queue_cannot_meet_is_refused_at_once():
     runner = HeldRunner()
     with running(runner) as engine:
-        runner.let()
-        outputs(engine.submit(sequences(1, tokens=1000)))
-        engine._rate._tokens, engine._rate._seconds = 1000.0, 1.0  # a device of 1,000 tokens a second
+        of_rate(engine, 1_000)
         engine.submit(sequences(20, tokens=100))
         with pytest.raises(DeadlineUnreachable) as refusal:
-            engine.submit(sequences(3, tokens=100), deadline=time.monotonic() + 0.4)
+            engine.submit(sequences(3, tokens=100), deadline=time.monotonic() + 0.1)
         assert refusal.value.retry_after is not None
+        assert refusal.value.retry_after >= 0.1
+
+
+def test_an_engine_tells_when_it_will_have_nothing_left_to_do():
+    runner = HeldRunner()
+    with running(runner) as engine:
+        assert engine.drain_seconds == 0
+        work = engine.submit(sequences(20, tokens=100))
+        assert engine.drain_seconds == 1
+        of_rate(engine, 1_000)
+        assert engine.drain_seconds == pytest.approx(2)
+        runner.let_all()
+        outputs(work)
+        wait_for(lambda: engine.drain_seconds == 0)
 
 
 def test_r7_a_call_cancelled_while_queued_costs_no_pass_and_frees_its_room():
@@ -305,7 +332,13 @@ class Deadly(HeldRunner):
 def test_r18_when_the_device_thread_dies_or_hangs_every_waiting_call_fails_at_once(runner: HeldRunner):
     died = threading.Event()
     hang = WAIT if isinstance(runner, Deadly) else 0.2
-    engine = Engine(runner, EngineSettings(max_batch_tokens=20, hang_seconds=hang), on_death=died.set)
+    hung = []
+
+    def on_death() -> None:
+        hung.append(engine.hung)
+        died.set()
+
+    engine = Engine(runner, EngineSettings(max_batch_tokens=20, hang_seconds=hang), on_death=on_death)
     engine.start()
     requests = [engine.submit(sequences(10)) for _ in range(5)]
     if isinstance(runner, Deadly):
@@ -314,6 +347,7 @@ def test_r18_when_the_device_thread_dies_or_hangs_every_waiting_call_fails_at_on
         with pytest.raises(InternalError):
             outputs(request)
     assert died.wait(WAIT)
+    assert hung == [not isinstance(runner, Deadly)]
     assert not engine.alive
     with pytest.raises(ModelFailed):
         engine.submit(sequences(1))
@@ -331,6 +365,7 @@ def test_r18_a_device_that_is_lost_ends_the_engine_instead_of_failing_call_after
         with pytest.raises(InternalError):
             outputs(request)
         assert not engine.alive
+        assert engine.hung
         with pytest.raises(ModelFailed):
             engine.submit(sequences(1))
 

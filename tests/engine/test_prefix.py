@@ -54,7 +54,7 @@ def batches(queue: Scheduler) -> list[list[int]]:
 
 def test_a_prefix_is_counted_once_and_in_the_batch_that_computes_it():
     queue = scheduler(batch=100)
-    queue.add(request(Prefix(ids(40)), 30, 30, 30, 30, 30), now=0, rate=0)
+    queue.add(request(Prefix(ids(40)), 30, 30, 30, 30, 30), now=0)
     assert queue.queued_tokens == 190
     assert batches(queue) == [[70, 30], [30, 30, 30]]
     assert queue.queued_tokens == queue.running_tokens == 0
@@ -65,10 +65,10 @@ def test_what_stands_before_several_prefixes_is_counted_once_for_all():
     system = Prefix(ids(50))
     requests = [request(Prefix(ids(20), system), 10, 10) for _ in range(3)]
     for each in requests:
-        queue.add(each, now=0, rate=0)
+        queue.add(each, now=0)
     assert queue.queued_tokens == 50 + 3 * (20 + 10 + 10)
     assert sum(map(sum, batches(queue))) == 170
-    queue.add(request(Prefix(ids(20), system), 10), now=0, rate=0)
+    queue.add(request(Prefix(ids(20), system), 10), now=0)
     assert queue.queued_tokens == 30
 
 
@@ -77,7 +77,7 @@ def test_a_prefix_is_counted_again_after_nobody_held_it():
     content = ids(40)
     for _ in range(2):
         asked = request(Prefix(content), 10)
-        queue.add(asked, now=0, rate=0)
+        queue.add(asked, now=0)
         assert queue.queued_tokens == 50
         batches(queue)
         queue.discard(asked)
@@ -87,12 +87,12 @@ def test_a_prefix_is_counted_again_after_nobody_held_it():
 
 def test_a_refused_request_leaves_its_prefix_uncounted():
     queue = scheduler(queue=100)
-    queue.add(request(Prefix(ids(10)), 50), now=0, rate=0)
+    queue.add(request(Prefix(ids(10)), 50), now=0)
     late = request(Prefix(ids(30)), 20)
     with pytest.raises(QueueFull):
-        queue.add(late, now=0, rate=0)
+        queue.add(late, now=0)
     batches(queue)
-    queue.add(late, now=0, rate=0)
+    queue.add(late, now=0)
     assert queue.queued_tokens == 50
     queue.discard(late)
     assert queue.queued_tokens == 0
@@ -100,7 +100,7 @@ def test_a_refused_request_leaves_its_prefix_uncounted():
 
 def test_a_request_larger_than_the_budget_by_its_prefix_goes_alone():
     queue = scheduler(batch=100)
-    queue.add(request(Prefix(ids(150)), 10, 10), now=0, rate=0)
+    queue.add(request(Prefix(ids(150)), 10, 10), now=0)
     assert batches(queue) == [[160], [10]]
 
 
@@ -110,7 +110,7 @@ def test_equal_sequences_with_equal_prefixes_are_one_and_with_others_are_not():
     first, second = (ScoringRequest([Sequence(body, 0, Prefix(content))]) for _ in range(2))
     other = ScoringRequest([Sequence(body, 0, Prefix(ids(40)))])
     for each in (first, second, other):
-        queue.add(each, now=0, rate=0)
+        queue.add(each, now=0)
     assert (first.joined, second.joined, other.joined) == (0, 1, 0)
     assert queue.queued_tokens == 100
 

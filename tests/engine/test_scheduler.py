@@ -7,7 +7,7 @@ import pytest
 
 from rerank_grpc.engine.batch import Sequence
 from rerank_grpc.engine.request import ScoringRequest
-from rerank_grpc.engine.scheduler import Item, Scheduler
+from rerank_grpc.engine.scheduler import Forecast, Item, Scheduler
 from rerank_grpc.errors import Cancelled, DeadlineUnreachable, QueueFull
 from rerank_grpc.types import Priority
 
@@ -23,6 +23,11 @@ def request(
     *tokens: int, deadline: float = math.inf, priority: Priority = Priority.INTERACTIVE
 ) -> ScoringRequest:
     return ScoringRequest([sequence(n) for n in tokens], deadline=deadline, priority=priority)
+
+
+def at(rate: float) -> Forecast:
+    """The forecast of a device that takes so many tokens a second."""
+    return lambda tokens: tokens / rate
 
 
 def scheduler(batch: int = 100, queue: int = 10_000) -> Scheduler:
@@ -63,13 +68,13 @@ def batches_until(queue: Scheduler, most: int, started: ScoringRequest | None = 
 
 def test_a_batch_holds_at_most_its_budget_of_tokens():
     queue = scheduler(batch=100)
-    queue.add(request(*[30] * 10), now=0, rate=0)
+    queue.add(request(*[30] * 10), now=0)
     assert [sum(tokens for _, tokens in batch) for batch in drain(queue)] == [90, 90, 90, 30]
 
 
 def test_a_sequence_larger_than_the_budget_goes_alone():
     queue = scheduler(batch=100)
-    queue.add(request(250, 10), now=0, rate=0)
+    queue.add(request(250, 10), now=0)
     assert [[tokens for _, tokens in batch] for batch in drain(queue)] == [[250], [10]]
 
 
@@ -77,9 +82,9 @@ def test_a_small_request_enters_the_next_batch_while_a_large_one_runs():
     queue = scheduler(batch=100)
     large = request(*[10] * 1000, deadline=1.0)
     small = request(10, deadline=30.0)
-    queue.add(large, now=0, rate=0)
+    queue.add(large, now=0)
     first = queue.next_batch(0)
-    queue.add(small, now=0, rate=0)
+    queue.add(small, now=0)
     second = queue.next_batch(0)
     assert set(owners(first)) == {large}
     assert small in owners(second)
@@ -92,9 +97,9 @@ def test_a_lone_sequence_enters_the_next_batch_whatever_its_size(size: int, warm
     """The large one's sequences do not fill a batch evenly, and are more urgent."""
     queue = scheduler(batch=100)
     small = request(size, deadline=30.0)
-    queue.add(request(*[30] * 100, deadline=1.0), now=0, rate=0)
+    queue.add(request(*[30] * 100, deadline=1.0), now=0)
     batches_until(queue, warm)
-    queue.add(small, now=0, rate=0)
+    queue.add(small, now=0)
     assert batches_until(queue, 10, small) <= 2
 
 
@@ -104,20 +109,20 @@ def test_no_number_of_large_calls_keeps_a_lone_sequence_waiting(calls: int, size
     """Equal lengths that leave a rest of every batch, after the queue has long been busy."""
     queue = scheduler(batch=512, queue=1_000_000)
     for _ in range(calls):
-        queue.add(request(*[size] * 200, deadline=1.0), now=0, rate=0)
+        queue.add(request(*[size] * 200, deadline=1.0), now=0)
     batches_until(queue, 60)
     small = request(lone, deadline=30.0)
-    queue.add(small, now=0, rate=0)
+    queue.add(small, now=0)
     assert batches_until(queue, 300, small) <= 1 + calls
 
 
 def test_a_large_call_is_not_starved_by_an_endless_stream_of_newcomers():
     queue = scheduler(batch=100)
     large = request(*[30] * 40)
-    queue.add(large, now=0, rate=0)
+    queue.add(large, now=0)
     batches = 0
     while not large.done:
-        queue.add(request(50), now=0, rate=0)
+        queue.add(request(50), now=0)
         run(queue)
         batches += 1
         assert batches <= 50
@@ -127,20 +132,20 @@ def test_a_large_call_is_not_starved_by_an_endless_stream_of_newcomers():
 def test_batch_does_not_keep_a_long_interactive_sequence_waiting(size: int):
     queue = scheduler(batch=100, queue=100_000)
     long = request(size, deadline=30.0)
-    queue.add(request(*[10] * 900, priority=Priority.BATCH), now=0, rate=0)
-    queue.add(request(*[10] * 900, deadline=1.0), now=0, rate=0)
+    queue.add(request(*[10] * 900, priority=Priority.BATCH), now=0)
+    queue.add(request(*[10] * 900, deadline=1.0), now=0)
     batches_until(queue, 5)
-    queue.add(long, now=0, rate=0)
+    queue.add(long, now=0)
     assert batches_until(queue, 100, long) <= 3
 
 
 def test_small_sequences_of_batch_do_not_spend_what_a_longer_one_waits_for():
     queue = scheduler(batch=100, queue=100_000)
-    queue.add(request(*[10] * 900), now=0, rate=0)
-    queue.add(request(*[10] * 900, priority=Priority.BATCH, deadline=1.0), now=0, rate=0)
+    queue.add(request(*[10] * 900), now=0)
+    queue.add(request(*[10] * 900, priority=Priority.BATCH, deadline=1.0), now=0)
     batches_until(queue, 5)
     longer = request(30, priority=Priority.BATCH)
-    queue.add(longer, now=0, rate=0)
+    queue.add(longer, now=0)
     assert batches_until(queue, 100, longer) <= 8
 
 
@@ -148,7 +153,7 @@ def test_requests_share_a_batch_equally():
     queue = scheduler(batch=100)
     requests = [request(*[10] * 100) for _ in range(5)]
     for each in requests:
-        queue.add(each, now=0, rate=0)
+        queue.add(each, now=0)
     batch = owners(queue.next_batch(0))
     assert [batch.count(each) for each in requests] == [2, 2, 2, 2, 2]
 
@@ -157,7 +162,7 @@ def test_what_one_request_leaves_of_its_share_goes_to_the_earliest_deadline():
     queue = scheduler(batch=100)
     late, early, small = request(*[10] * 100, deadline=9), request(*[10] * 100, deadline=5), request(10)
     for each in (late, early, small):
-        queue.add(each, now=0, rate=0)
+        queue.add(each, now=0)
     batch = owners(queue.next_batch(0))
     assert (batch.count(early), batch.count(late), batch.count(small)) == (5, 4, 1)
 
@@ -166,7 +171,7 @@ def test_the_earliest_deadline_goes_first_when_not_all_fit():
     queue = scheduler(batch=100)
     requests = [request(60, deadline=deadline) for deadline in (9, 3, 6)]
     for each in requests:
-        queue.add(each, now=0, rate=0)
+        queue.add(each, now=0)
     assert [owner.deadline for batch in drain(queue) for owner, _ in batch] == [3, 6, 9]
 
 
@@ -174,18 +179,18 @@ def test_interactive_goes_before_batch():
     queue = scheduler(batch=100)
     background = request(*[50] * 4, priority=Priority.BATCH)
     interactive = request(*[50] * 2)
-    queue.add(background, now=0, rate=0)
-    queue.add(interactive, now=0, rate=0)
+    queue.add(background, now=0)
+    queue.add(interactive, now=0)
     assert owners(queue.next_batch(0)) == [interactive, interactive]
 
 
 def test_batch_is_not_starved_by_an_endless_stream_of_interactive_calls():
     queue = scheduler(batch=100)
     background = request(*[10] * 200, priority=Priority.BATCH)
-    queue.add(background, now=0, rate=0)
+    queue.add(background, now=0)
     served = 0
     for _ in range(80):
-        queue.add(request(*[10] * 10), now=0, rate=0)
+        queue.add(request(*[10] * 10), now=0)
         items = queue.next_batch(0)
         served += owners(items).count(background)
         queue.finish(items)
@@ -195,11 +200,11 @@ def test_batch_is_not_starved_by_an_endless_stream_of_interactive_calls():
 def test_batch_work_longer_than_its_share_gets_its_turn_too():
     queue = scheduler(batch=100)
     background = request(100, priority=Priority.BATCH)
-    queue.add(background, now=0, rate=0)
+    queue.add(background, now=0)
     turns = 0
     while background.started_at == 0:
         turns += 1
-        queue.add(request(*[10] * 20), now=1, rate=0)
+        queue.add(request(*[10] * 20), now=1)
         queue.finish(queue.next_batch(1))
     assert turns == 8
 
@@ -207,19 +212,19 @@ def test_batch_work_longer_than_its_share_gets_its_turn_too():
 @pytest.mark.parametrize("tokens", [85, 95, 120])
 def test_a_large_interactive_sequence_does_not_wait_for_a_backlog_of_batch_work(tokens: int):
     queue = scheduler(batch=100)
-    queue.add(request(*[10] * 900, priority=Priority.BATCH), now=0, rate=0)
+    queue.add(request(*[10] * 900, priority=Priority.BATCH), now=0)
     interactive = request(tokens)
-    queue.add(interactive, now=0, rate=0)
+    queue.add(interactive, now=0)
     assert interactive in owners(queue.next_batch(0))
 
 
 def test_large_interactive_sequences_without_end_do_not_starve_batch_work():
     queue = scheduler(batch=100)
     background = request(*[10] * 100, priority=Priority.BATCH)
-    queue.add(background, now=0, rate=0)
+    queue.add(background, now=0)
     served = []
     for _ in range(32):
-        queue.add(request(95), now=0, rate=0)
+        queue.add(request(95), now=0)
         items = queue.next_batch(0)
         served.append(owners(items).count(background))
         queue.finish(items)
@@ -230,11 +235,11 @@ def test_a_started_item_that_nobody_wants_is_run_anew_for_who_asks_later():
     queue = scheduler()
     same = sequence(10)
     gone, later = ScoringRequest([same]), ScoringRequest([same])
-    queue.add(gone, now=0, rate=0)
+    queue.add(gone, now=0)
     items = queue.next_batch(0)
     gone.fail(Cancelled("the caller left"))
     assert queue.keep_wanted(items) == []
-    queue.add(later, now=0, rate=0)
+    queue.add(later, now=0)
     assert owners(queue.next_batch(0)) == [later]
     assert later.joined == 0
 
@@ -243,8 +248,8 @@ def test_equal_sequences_of_several_requests_are_run_once():
     queue = scheduler()
     same = sequence(10)
     first, second = ScoringRequest([same, same]), ScoringRequest([same])
-    queue.add(first, now=0, rate=0)
-    queue.add(second, now=0, rate=0)
+    queue.add(first, now=0)
+    queue.add(second, now=0)
     assert queue.queued_tokens == 10
     assert [len(batch) for batch in drain(queue)] == [1]
     assert first.outputs == [10.0, 10.0]
@@ -256,20 +261,22 @@ def test_a_request_joins_a_sequence_that_is_running():
     queue = scheduler()
     same = sequence(10)
     first, second = ScoringRequest([same]), ScoringRequest([same])
-    queue.add(first, now=0, rate=0)
+    queue.add(first, now=0)
     running = queue.next_batch(0)
-    queue.add(second, now=1, rate=0)
+    queue.add(second, now=1)
     assert queue.next_batch(1) == []
     assert [waiter for waiters in queue.finish(running) for waiter, _ in waiters] == [first, second]
 
 
 def test_nothing_is_run_for_a_request_that_was_cancelled_or_is_too_late():
     queue = scheduler()
-    cancelled, late, good = request(10), request(10, deadline=5), request(10)
+    cancelled, late, good = request(10, deadline=5), request(10, deadline=5), request(10)
     for each in (cancelled, late, good):
-        queue.add(each, now=0, rate=0)
+        queue.add(each, now=0)
     cancelled.fail(Cancelled("gone"))
-    assert set(queue.expire(now=5)) == {cancelled, late}
+    queue.drop_finished()
+    assert queue.queued_tokens == 20
+    assert queue.expire(now=5) == [late]
     assert queue.queued_tokens == 10
     assert owners(queue.next_batch(5)) == [good]
 
@@ -278,8 +285,8 @@ def test_a_cancelled_request_leaves_what_another_waits_for():
     queue = scheduler()
     same = sequence(10)
     first, second = ScoringRequest([same, sequence(20)]), ScoringRequest([same])
-    queue.add(first, now=0, rate=0)
-    queue.add(second, now=0, rate=0)
+    queue.add(first, now=0)
+    queue.add(second, now=0)
     queue.discard(first)
     assert queue.queued_tokens == 10
     assert drain(queue) == [[(second, 10)]]
@@ -287,37 +294,86 @@ def test_a_cancelled_request_leaves_what_another_waits_for():
 
 def test_a_full_queue_refuses_and_says_when_there_will_be_room():
     queue = scheduler(queue=100)
-    queue.add(request(80), now=0, rate=100)
+    queue.add(request(80), now=0, forecast=at(100))
     with pytest.raises(QueueFull) as refusal:
-        queue.add(request(60), now=0, rate=100)
+        queue.add(request(60), now=0, forecast=at(100))
     assert refusal.value.retry_after == pytest.approx(0.4)
     assert refusal.value.metadata == {"queue_tokens": "80", "queue_capacity_tokens": "100"}
 
 
 def test_an_empty_queue_takes_a_request_larger_than_itself():
     queue = scheduler(queue=100)
-    queue.add(request(500), now=0, rate=100)
+    queue.add(request(500), now=0, forecast=at(100))
     assert queue.queued_tokens == 500
+
+
+def test_a_full_queue_that_empties_soon_never_invites_an_immediate_retry():
+    queue = scheduler(queue=100)
+    queue.add(request(80), now=0)
+    with pytest.raises(QueueFull) as refusal:
+        queue.add(request(60), now=0, forecast=at(1_000_000))
+    assert refusal.value.retry_after == 0.1
+
+
+def test_a_full_queue_without_a_forecast_asks_for_a_second():
+    queue = scheduler(queue=100)
+    queue.add(request(100), now=0)
+    with pytest.raises(QueueFull) as refusal:
+        queue.check_room(1)
+    assert refusal.value.retry_after == 1
 
 
 def test_a_deadline_that_the_load_does_not_allow_is_refused_with_a_time_to_retry():
     queue = scheduler()
-    queue.add(request(*[100] * 10), now=0, rate=1000)
+    queue.add(request(*[100] * 10), now=0, forecast=at(1000))
+    late = request(*[100] * 5, deadline=0.4)
     with pytest.raises(DeadlineUnreachable) as refusal:
-        queue.add(request(*[100] * 5, deadline=0.6), now=0, rate=1000)
-    assert refusal.value.retry_after == pytest.approx(0.4)
+        queue.add(late, now=0, forecast=at(1000))
+    assert refusal.value.metadata == {"needed_seconds": "1.000", "remaining_seconds": "0.400"}
+    assert refusal.value.retry_after == pytest.approx(0.7)
+    while queue.queued_tokens > 300:  # after those 0.7 s
+        run(queue)
+    queue.add(late, now=0, forecast=at(1000))
 
 
-def test_a_deadline_that_no_server_could_meet_is_refused_without_a_time_to_retry():
+def test_a_forecast_that_may_be_wrong_by_half_refuses_nobody():
+    queue = scheduler()
+    queue.add(request(1_000), now=0)
+    queue.add(request(1_000, deadline=1.01), now=0, forecast=at(1000))
+    assert len(queue) == 2
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["queued", "running"])
+def test_a_call_that_could_never_be_in_time_is_refused_until_all_has_drained(running: bool):
+    queue = scheduler()
+    queue.add(request(100), now=0)
+    if running:
+        queue.next_batch(0)
     with pytest.raises(DeadlineUnreachable) as refusal:
-        scheduler().add(request(1000, deadline=0.5), now=0, rate=1000)
-    assert refusal.value.retry_after is None
+        queue.add(request(5_000, deadline=0.1), now=0, forecast=at(100))
+    assert refusal.value.retry_after == pytest.approx(1.0)
+
+
+def test_an_idle_engine_lets_every_call_in_whatever_the_forecast():
+    queue = scheduler()
+    queue.add(request(1000, deadline=0.5), now=0, forecast=at(1))
+    drain(queue)
+    queue.add(request(1000, deadline=0.5), now=0, forecast=at(1))
+    assert len(queue) == 2
+
+
+def test_the_time_until_nothing_waits_or_runs_is_that_of_what_does():
+    queue = scheduler(batch=100)
+    assert queue.drain_seconds(None) == queue.drain_seconds(at(100)) == 0
+    queue.add(request(*[100] * 3), now=0)
+    queue.next_batch(0)
+    assert (queue.drain_seconds(None), queue.drain_seconds(at(100))) == (1, 3)
 
 
 def test_a_small_call_with_a_short_deadline_is_let_in_behind_a_large_one():
     queue = scheduler(batch=100)
-    queue.add(request(*[10] * 500), now=0, rate=1000)
-    queue.add(request(10, deadline=0.5), now=0, rate=1000)
+    queue.add(request(*[10] * 500), now=0, forecast=at(1000))
+    queue.add(request(10, deadline=0.5), now=0, forecast=at(1000))
     assert len(queue) == 2
 
 
@@ -339,7 +395,7 @@ def test_tokens_are_accounted_for_under_any_sequence_of_events():
                 priority=chance.choice(list(Priority)),
             )
             try:
-                queue.add(fresh, now=0, rate=0)
+                queue.add(fresh, now=0)
                 alive.append(fresh)
             except QueueFull:
                 pass

@@ -7,6 +7,8 @@ busy machine fails no test; milliseconds are the benchmark's.
 """
 
 import contextlib
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from rerank_grpc.engine.scheduler import Scheduler, tokens_of
 from rerank_grpc.errors import InternalError
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
+from tests.command import served
 from tests.support import (
     WAIT,
     CountingRunner,
@@ -170,7 +173,8 @@ def test_r6_a_deadline_behind_a_long_queue_ends_on_time_and_costs_no_pass():
 
 
 def test_r6_fails_when_late_work_is_not_dropped(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ScoringRequest, "dead", lambda *_: False)
+    monkeypatch.setattr(ScoringRequest, "late", lambda *_: False)
+    monkeypatch.setattr(Scheduler, "drop_finished", lambda *_: None)
     monkeypatch.setattr(Engine, "release", lambda *_: None)
     assert late_call()[1] == 1
 
@@ -368,6 +372,19 @@ def test_r18_when_the_device_hangs_every_waiting_call_fails_at_once():
     assert codes_after_death(HeldRunner(), 0.2) == {grpc.StatusCode.INTERNAL: 10}
 
 
+def test_a_process_that_is_stopped_for_longer_than_a_hang_goes_on_where_it_was():
+    """What `docker pause` and the migration of a virtual machine do; the clock goes on meanwhile."""
+    work = request_of("q", *[f"document {n} " * 100 for n in range(40)])
+    with served("--hang-timeout", "2") as server, stub_of(int(server.target.rpartition(":")[2])) as stub:
+        call = stub.Rerank.future(work)
+        wait_for(lambda: stub.Health(pb.HealthRequest()).queue_tokens > 0)
+        server.process.send_signal(signal.SIGSTOP)
+        threading.Event().wait(3)  # only real time makes the clock of another process go on
+        server.process.send_signal(signal.SIGCONT)
+        assert code_of(call) is OK
+        assert stub.Health(pb.HealthRequest()).state == pb.MODEL_STATE_READY
+
+
 def test_r18_fails_when_nobody_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Engine, "_die", lambda _: None)
+    monkeypatch.setattr(Engine, "_die", lambda *_, **__: None)
     assert codes_after_death(Deadly(), WAIT) == {grpc.StatusCode.DEADLINE_EXCEEDED: 10}

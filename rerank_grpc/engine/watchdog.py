@@ -1,0 +1,37 @@
+"""Tells a device that hangs from a process that was paused."""
+
+from __future__ import annotations
+
+# Looks in the time after which a batch counts as hung.
+LOOKS = 8
+# At most as many intervals count between two looks: longer, and the process was stopped meanwhile.
+MOST_INTERVALS = 2
+
+
+class Watchdog:
+    """Adds up for how long a batch has been in progress, by its own looks.
+
+    A clock goes on while the process is stopped, be it by SIGSTOP, by `docker pause`
+    or with its virtual machine. Looks do not happen then, so the pause counts as
+    hardly more than one interval.
+
+    Attributes:
+        interval: the seconds from one look to the next.
+    """
+
+    def __init__(self, hang_seconds: float) -> None:
+        self.interval = hang_seconds / LOOKS
+        self._hang_seconds = hang_seconds
+        self._batch: float | None = None
+        self._waited = 0.0
+        self._looked = 0.0
+
+    def look(self, started: float | None, now: float) -> bool:
+        """Whether the batch that started then, None for none, hangs."""
+        if started != self._batch:
+            self._batch, self._waited = started, 0.0
+        if started is not None:
+            since = now - max(started, self._looked)
+            self._waited += min(since, MOST_INTERVALS * self.interval)
+        self._looked = now
+        return self._waited > self._hang_seconds
