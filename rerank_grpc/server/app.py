@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import grpc
 
@@ -33,6 +34,8 @@ ADMIN_STREAMS = 16
 HANDSHAKE_SECONDS = 10.0
 # How often a stopping server looks whether any call is left inside.
 DRAIN_LOOK_SECONDS = 0.1
+# How long no call must have been inside before connections that stay are cut.
+GOODBYE_SECONDS = 0.5
 
 
 class RerankServer:
@@ -111,13 +114,17 @@ class RerankServer:
         """Stops the main server, at the latest after the grace.
 
         grpcio would wait all of it for a connection that does not answer its
-        goodbye, though no call is inside.
+        goodbye, though no call is inside. A caller that had not seen the goodbye
+        when it called has a moment more.
         """
         for lane in self._lanes:
             lane.hurry()
-        stopped = self._main.stop(grace)
+        stopped, busy = self._main.stop(grace), monotonic()
         while not stopped.wait(DRAIN_LOOK_SECONDS):
-            if all(lane.idle for lane in self._lanes):
+            now = monotonic()
+            if not all(lane.idle for lane in self._lanes):
+                busy = now
+            elif now - busy > GOODBYE_SECONDS:
                 stopped = self._main.stop(0)
 
     def _show_health(self) -> None:
