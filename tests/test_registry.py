@@ -550,8 +550,7 @@ def test_a_model_whose_device_died_is_only_helped_by_an_unload():
 def break_device(registry: Registry, name: str, *, hung: bool = False) -> None:
     loaded = registry.loaded(name)
     assert loaded is not None
-    loaded.engine.hung = hung
-    loaded.engine._die()
+    loaded.engine._die(hung=hung)
 
 
 @pytest.mark.parametrize("hung", [False, True])
@@ -576,7 +575,7 @@ def test_the_late_death_of_an_unloaded_engine_is_not_the_present_ones():
         registry.unload("one", deadline=monotonic() + WAIT)
         assert use(registry, "one") == "one"
         assert former is not None
-        former.engine._die()
+        former.engine._die(hung=False)
         assert use(registry, "one") == "one"
 
 

@@ -8,6 +8,8 @@ busy machine fails no test; milliseconds are the benchmark's.
 
 import contextlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -29,7 +31,6 @@ from rerank_grpc.engine.scheduler import Scheduler, tokens_of
 from rerank_grpc.errors import InternalError
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
-from tests.command import served
 from tests.support import (
     WAIT,
     CountingRunner,
@@ -372,17 +373,42 @@ def test_r18_when_the_device_hangs_every_waiting_call_fails_at_once():
     assert codes_after_death(HeldRunner(), 0.2) == {grpc.StatusCode.INTERNAL: 10}
 
 
+STOPPED = """
+import sys
+from dataclasses import replace
+from rerank_grpc.config import EngineSettings, Settings
+from tests.support import CountingRunner, serving
+
+class Asking(CountingRunner):
+    def run(self, batch):
+        print("a batch is on the device", flush=True)
+        sys.stdin.readline()
+        return super().run(batch)
+
+settings = replace(Settings(), engine=EngineSettings(hang_seconds=2))
+with serving(settings, runner=Asking()) as server:
+    print(server.port, flush=True)
+    server.wait()
+"""
+
+
 def test_a_process_that_is_stopped_for_longer_than_a_hang_goes_on_where_it_was():
     """What `docker pause` and the migration of a virtual machine do; the clock goes on meanwhile."""
-    work = request_of("q", *[f"document {n} " * 100 for n in range(40)])
-    with served("--hang-timeout", "2") as server, stub_of(int(server.target.rpartition(":")[2])) as stub:
-        call = stub.Rerank.future(work)
-        wait_for(lambda: stub.Health(pb.HealthRequest()).queue_tokens > 0)
-        server.process.send_signal(signal.SIGSTOP)
-        threading.Event().wait(3)  # only real time makes the clock of another process go on
-        server.process.send_signal(signal.SIGCONT)
-        assert code_of(call) is OK
-        assert stub.Health(pb.HealthRequest()).state == pb.MODEL_STATE_READY
+    command = [sys.executable, "-c", STOPPED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin
+        assert server.stdout
+        with stub_of(int(server.stdout.readline())) as stub:
+            call = stub.Rerank.future(request_of("q", "d"))
+            assert server.stdout.readline() == "a batch is on the device\n"
+            server.send_signal(signal.SIGSTOP)
+            threading.Event().wait(2.5)  # only real time makes the clock of another process go on
+            server.stdin.write("go on\n")
+            server.stdin.flush()
+            server.send_signal(signal.SIGCONT)
+            assert code_of(call) is OK
+            assert stub.Health(pb.HealthRequest()).state == pb.MODEL_STATE_READY
+        server.kill()
 
 
 def test_r18_fails_when_nobody_is_told(monkeypatch: pytest.MonkeyPatch):
