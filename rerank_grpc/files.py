@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import types
 
-# Where a system sets no limit, or has none.
+resource: types.ModuleType | None
+try:
+    import resource
+except ImportError:  # Windows, which has no such limit
+    resource = None
+
+# As many as are ever asked for, and what is assumed where a system sets no limit.
 UNLIMITED = 65_536
 
 
-def raise_limit() -> int:
-    """Raises the soft limit of open files to the hard one; returns the limit that holds then."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return UNLIMITED
+def raise_limit() -> None:
+    """Raises the limit that the process was started with to the one that it may set itself; for a command."""
+    if resource is None:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = UNLIMITED if hard == resource.RLIM_INFINITY else min(hard, UNLIMITED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    return UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+def limit() -> int:
+    """How many files this process may have open."""
+    if resource is None:
+        return UNLIMITED
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return UNLIMITED if soft == resource.RLIM_INFINITY else int(soft)
 
 
 def connections(most: int) -> int:
     """How many connections one port may hold: a third of the open files, so that two ports leave some."""
-    return max(1, min(most, raise_limit() // 3))
+    return max(1, min(most, limit() // 3))

@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from rerank_grpc import __version__
+from rerank_grpc import __version__, files
 from rerank_grpc.cli import rest, terminal
 from rerank_grpc.cli.address import address, is_loopback
 from rerank_grpc.cli.logs import log_to
@@ -28,6 +28,7 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     settings = read_gateway_settings(parsed.flags)
     log = log_to(sys.stderr, settings.log_level)
     quiet_grpc()
+    files.raise_limit()
     try:
         server = rest.build(settings.rest, settings.targets, settings.tokens, settings.upstream_token)
     except ConfigurationError as error:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from rerank_grpc import __version__
+from rerank_grpc import __version__, files
 from rerank_grpc.cli import rest, terminal
 from rerank_grpc.cli.address import address, is_loopback
 from rerank_grpc.cli.logs import BackgroundHandler, log_to
@@ -46,6 +46,7 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     settings = read_settings(parsed.flags)
     output = log_to(sys.stderr, settings.log_level)
     quiet_grpc()
+    files.raise_limit()
     screen = Screen.of(sys.stderr)
     stopping = Stopping(settings.grace_seconds, output)
     output.say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
