@@ -53,7 +53,7 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     status, server, shim = 0, None, None
     try:
         server = _build(settings, partial(_on_hang, output))
-        shim = rest.beside(settings, server.local_port)
+        shim = rest.beside(settings, server.local_port, server.health)
         _serve(server, shim, screen, output, stopping)
     except ConfigurationError as error:
         output.say(screen.paint(terminal.error_line(str(error)), "red"))

@@ -4,7 +4,7 @@ A call's story, in this order:
 
     server.py      uvicorn in a thread, on a port bound at once
     protocol.py    how long a caller may take
-    connections.py how many connections there are, and which one is closed for a new one
+    connections.py the bound on connections, and which one is closed for a new one
     app.py         the routes, and the path of a rerank call
     exchange.py    request ids, traces, deadlines, the caller's disconnect
     auth.py        the caller's token

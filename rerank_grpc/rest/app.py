@@ -28,21 +28,30 @@ from rerank_grpc.rest.dialects.base import Call, Context, Dialect, Json, Reply, 
 from rerank_grpc.rest.errors import HttpError, common_body, problem_of
 from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.upstream import Upstream
+from rerank_grpc.types import Health
 
 log = logging.getLogger(__name__)
 
-# How many bytes of bodies are inside at once: ten of the largest.
+# The bytes of all bodies inside at once: ten of the largest.
 BODIES_BYTES = 128 * MIB
 
 Endpoint = Callable[[Exchange, str | None], Awaitable[Json]]
 
 
-def build_app(settings: RestSettings, upstream: Upstream, tokens: Iterable[str] = ()) -> ASGIApp:
-    """Makes the app; with `tokens`, callers without one of them are refused here already."""
+def build_app(
+    settings: RestSettings,
+    upstream: Upstream,
+    tokens: Iterable[str] = (),
+    health: Callable[[], Health] | None = None,
+) -> ASGIApp:
+    """Makes the app; with `tokens`, callers without one of them are refused here already.
+
+    `health` is the server's own where it runs in this process: see RestServer.
+    """
     check = auth.TokenCheck(tokens)
     rerank = RerankEndpoint(settings, upstream, check)
     routes = [Route(path, rerank, methods=["POST"]) for path in dispatch.PATHS]
-    for path, endpoint, public in discovery.Discovery(settings, upstream, check).routes():
+    for path, endpoint, public in discovery.Discovery(settings, upstream, check, health).routes():
         route = _json_route(endpoint, None if public else check, settings.fastgpt)
         routes.append(Route(path, route, methods=["GET"]))
     routes += docs.routes()
@@ -87,8 +96,8 @@ class RerankEndpoint:
         try:
             token = auth.token_of(exchange.request.headers)
             self._check.check(token)
-            with self._budget.charging() as take:
-                body = await read_json(exchange.request, self._settings.body_bytes, take)
+            with self._budget.charging() as charge:
+                body = await read_json(exchange.request, self._settings.body_bytes, charge)
                 dialect = dispatch.dialect_of(body, exchange.prefix, exchange.path, self._settings.fastgpt)
                 context = Context(exchange.path, exchange.request_id, self._settings.data)
                 call = dialect.decode(body, context)
@@ -147,7 +156,7 @@ def _refusal(
 ) -> Response:
     if isinstance(error, asyncio.CancelledError):
         # Only uvicorn cancels a request's task, when the grace is over.
-        error = ShuttingDown("the server is stopping")
+        error = ShuttingDown("the server is stopping", retry_after=1.0)
     if not isinstance(error, RerankError | HttpError):
         log.error("request %s: %s", exchange.request_id, describe(error), extra=_kind(dialect, 500))
     problem = problem_of(error, token_sent=token is not None)
@@ -156,7 +165,7 @@ def _refusal(
 
 
 def _kind(dialect: Dialect, status: int) -> dict[str, str]:
-    """Says of what kind a line is: callers cause such lines at will, and the log bounds them by kind."""
+    """Names the kind of a log line: callers cause such lines at will, and the log bounds each kind."""
     return {"kind": f"rest {dialect.name} {status}"}
 
 

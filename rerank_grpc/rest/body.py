@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import orjson
@@ -14,44 +17,100 @@ from rerank_grpc.rest.errors import HttpError
 
 # A list in a list costs 64 bytes of memory for 2 of the body: 12 MiB of those would take 400 MiB.
 MAX_BRACKETS = 500_000
-# How long a call waits that is refused for the bytes of others.
+# The Retry-After of a call that is refused for the bytes of others.
 RETRY_SECONDS = 1.0
+# A body that has been arriving for less than this is never given up for another one.
+SAFE_SECONDS = 1.0
 _NO_MARK = bytes(set(range(256)) - set(b'"[{'))
 
 
 class BodyBudget:
-    """How many bytes of bodies are inside at once, of all calls together.
+    """Bounds the bytes of bodies that are inside at once, of all calls together.
 
     A byte counts from when it is read until its call is answered: what a call
-    makes of its body is about as large.
+    makes of its body is about as large. Where the bytes do not suffice, the body
+    that has been arriving longest is given up: a caller that sends all but the
+    last byte would otherwise hold its share for as long as it likes.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._free = capacity
+        self._clock = clock
+        # The bodies that are still arriving, the oldest first, and since when.
+        self._arriving: dict[Charge, float] = {}
 
     @contextmanager
-    def charging(self) -> Iterator[Callable[[int], None]]:
-        """Gives what takes the bytes of one call; they come back at the end."""
-        taken = 0
-
-        def take(count: int) -> None:
-            nonlocal taken
-            if count > self._free:
-                raise QueueFull("too many bytes of requests are being answered", retry_after=RETRY_SECONDS)
-            self._free -= count
-            taken += count
-
+    def charging(self) -> Iterator[Charge]:
+        """Gives the account of one call; its bytes come back at the end."""
+        charge = Charge(self)
         try:
-            yield take
+            yield charge
         finally:
-            self._free += taken
+            self.give_back(charge)
+
+    def take(self, charge: Charge, count: int) -> None:
+        """Takes bytes for a call; raises QueueFull where no older body can be given up for them."""
+        self._arriving.setdefault(charge, self._clock())
+        while count > self._free:
+            oldest = next(iter(self._arriving))
+            if oldest is charge or self._clock() - self._arriving[oldest] < SAFE_SECONDS:
+                raise QueueFull("too many bytes of requests are being answered", retry_after=RETRY_SECONDS)
+            self.end_arrival(oldest)
+            self.give_back(oldest)
+            oldest.give_up()
+        self._free -= count
+        charge.taken += count
+
+    def end_arrival(self, charge: Charge) -> None:
+        """Notes that a call takes no more bytes, so that its body is not given up any more."""
+        self._arriving.pop(charge, None)
+
+    def give_back(self, charge: Charge) -> None:
+        """Frees all bytes of a call."""
+        self._free += charge.taken
+        charge.taken = 0
 
 
-async def read_json(request: Request, limit: int, take: Callable[[int], None]) -> dict[str, Any]:
+class Charge:
+    """The bytes that one call has taken of the budget."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self.taken = 0
+        self._budget = budget
+        self._given_up = False
+        self._reading = asyncio.Timeout(None)
+
+    @asynccontextmanager
+    async def arriving(self) -> AsyncIterator[None]:
+        """Surrounds the reading of the body; raises QueueFull where it is given up for another one."""
+        try:
+            async with self._reading:
+                yield
+        finally:
+            self._budget.end_arrival(self)
+            # Also where the last byte has come just before the reading was to end.
+            self._check()
+
+    def take(self, count: int) -> None:
+        """Takes bytes before they are kept: see BodyBudget.take."""
+        self._check()
+        self._budget.take(self, count)
+
+    def give_up(self) -> None:
+        """Ends the reading."""
+        self._given_up = True
+        self._reading.reschedule(-math.inf)
+
+    def _check(self) -> None:
+        if self._given_up:
+            raise QueueFull("the body came too slowly: others need its room", retry_after=RETRY_SECONDS)
+
+
+async def read_json(request: Request, limit: int, charge: Charge) -> dict[str, Any]:
     """Reads the body, which must be a JSON object of at most `limit` bytes.
 
     orjson refuses what is not JSON to the letter: NaN, lone surrogates, what is
-    nested more than 1,024 deep. `take` is told of each byte before it is kept.
+    nested more than 1,024 deep. `charge` pays for each byte before it is kept.
     Raises HttpError 413 or 415, InvalidRequest or QueueFull.
     """
     encoding = request.headers.get("content-encoding", "identity")
@@ -59,7 +118,7 @@ async def read_json(request: Request, limit: int, take: Callable[[int], None]) -
         raise HttpError(
             415, "send the body without Content-Encoding", headers={"accept-encoding": "identity"}
         )
-    body = await _read(request, limit, take)
+    body = await _read(request, limit, charge)
     if _has_too_many_brackets(body):
         raise HttpError(413, f"the body has more than {MAX_BRACKETS:,} lists and objects")
     try:
@@ -95,17 +154,18 @@ def _has_too_many_brackets(body: bytearray) -> bool:
     return True
 
 
-async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytearray:
+async def _read(request: Request, limit: int, charge: Charge) -> bytearray:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            if len(body) + len(chunk) > limit:
-                raise _too_large(limit)
-            take(len(chunk))
-            body += chunk
+        async with charge.arriving():
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limit:
+                    raise _too_large(limit)
+                charge.take(len(chunk))
+                body += chunk
     except ClientDisconnect:
         raise Cancelled("the caller has left") from None
     return body

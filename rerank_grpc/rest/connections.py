@@ -1,4 +1,4 @@
-"""How many connections callers may hold, and which one is closed for a new one."""
+"""The bound on connections, and which one is closed for a new one."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from rerank_grpc.rest.dialects.base import Json
 from rerank_grpc.rest.dialects.tei import LABEL
 from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.upstream import Upstream
-from rerank_grpc.types import ModelInfo, State
+from rerank_grpc.types import Health, ModelInfo, State
 
 # A probe that takes longer counts as failed anyhow.
 PROBE_SECONDS = 5.0
@@ -27,12 +27,23 @@ class Unready(dict[str, Any]):
 
 
 class Discovery:
-    """The routes that only tell; each method takes the exchange and the caller's token."""
+    """The routes that only tell; each method takes the exchange and the caller's token.
 
-    def __init__(self, settings: RestSettings, upstream: Upstream, check: TokenCheck) -> None:
+    `health` is the server's own where it runs in this process, and then its
+    access tokens are those of `check`.
+    """
+
+    def __init__(
+        self,
+        settings: RestSettings,
+        upstream: Upstream,
+        check: TokenCheck,
+        health: Callable[[], Health] | None = None,
+    ) -> None:
         self._settings = settings
         self._upstream = upstream
         self._check = check
+        self._own_health = health
         self._created = int(time.time())
 
     def routes(self) -> Iterator[tuple[str, Callable[[Exchange, str | None], Awaitable[Json]], bool]]:
@@ -52,7 +63,7 @@ class Discovery:
         models: tuple[ModelInfo, ...] = ()
         try:
             models = await self._upstream.own_models(PROBE_SECONDS)
-            locked = bool(self._check) or await self._upstream.needs_token(PROBE_SECONDS)
+            locked = await self._is_locked()
         except Unauthenticated:
             locked = True
         return {
@@ -67,7 +78,7 @@ class Discovery:
     async def health(self, _exchange: Exchange, _token: str | None) -> Json:
         """Says whether a call of the default model would be answered, be it after loading it."""
         try:
-            health = await self._upstream.own_health(PROBE_SECONDS)
+            health = await self._health_of_default()
         except Unauthenticated:
             # Without a token the server tells whether, and neither which nor what.
             return {"status": "healthy"} if await self._serving() else Unready(status="unhealthy")
@@ -75,6 +86,11 @@ class Discovery:
         if not health.serving:
             return Unready(status="unhealthy", model=health.model, model_loaded=loaded)
         return {"status": "healthy", "model": health.model, "model_loaded": loaded, "version": health.version}
+
+    async def _health_of_default(self) -> Health:
+        if self._own_health is not None:
+            return self._own_health()
+        return await self._upstream.own_health(PROBE_SECONDS)
 
     async def _serving(self) -> bool:
         try:
@@ -84,7 +100,13 @@ class Discovery:
 
     async def cluster_auth(self, _exchange: Exchange, _token: str | None) -> Json:
         """Tells Xinference's clients whether to send their key."""
-        return {"auth": bool(self._check) or await self._upstream.needs_token(PROBE_SECONDS)}
+        return {"auth": await self._is_locked()}
+
+    async def _is_locked(self) -> bool:
+        """Tells whether calls need an access token."""
+        if self._check or self._own_health is not None:
+            return bool(self._check)
+        return await self._upstream.needs_token(PROBE_SECONDS)
 
     async def models(self, _exchange: Exchange, token: str | None) -> Json:
         """Lists the models and their aliases, as OpenAI and Xinference do."""

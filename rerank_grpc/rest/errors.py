@@ -79,7 +79,8 @@ def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
         return Problem(error.status, _code_of(error.status), error.message)
     if not isinstance(error, RerankError):
         error = InternalError()
-    status = STATUSES.get(type(error), 500)
+    ended = isinstance(error, errors.UnexpectedStatus) and error.code == "CANCELLED"
+    status = 503 if ended else STATUSES.get(type(error), 500)
     problem = Problem(
         status=status,
         code=error.reason.removeprefix("ERROR_REASON_").lower() if error.reason else _code_of(status),
@@ -91,7 +92,8 @@ def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
     )
     # gRPC's own texts name addresses and versions, which are no caller's business.
     if isinstance(error, errors.TransportError):
-        problem = replace(problem, message=_TRANSPORT_TEXTS.get(status, "internal error"))
+        text = _ENDED_TEXT if ended else _TRANSPORT_TEXTS.get(status, "internal error")
+        problem = replace(problem, message=text)
     return problem
 
 
@@ -99,6 +101,8 @@ _TRANSPORT_TEXTS = {
     413: "the request or its answer is too large",
     503: "the rerank server cannot be reached at the moment",
 }
+# A server ends a call whose message reaches it too slowly, or that it has no room to wait for.
+_ENDED_TEXT = "the rerank server ended the call before it had all of it: send it again"
 
 
 def _code_of(status: int) -> str:

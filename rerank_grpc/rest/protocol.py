@@ -22,10 +22,12 @@ HEAD_SECONDS = 10.0
 # A body may take this long, and longer only as long as it comes this fast.
 BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 65_536
+# A body of which nothing comes for this long has no time left.
+NO_PROGRESS_SECONDS = 5.0
 # A caller who does not read the answer.
 WRITE_SECONDS = 15.0
 # After a refusal: closing at once would reset the connection before the caller
-# has read why. So what still comes is thrown away for a while.
+# has read why. The rest of the body is thrown away for a while.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 16 << 20
 
@@ -44,6 +46,7 @@ class PatientProtocol(H11Protocol):
         self._open = connections
         self._phase: _Phase | None = None
         self._since = 0.0
+        self._progress = 0.0
         self._received = 0
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
@@ -65,6 +68,7 @@ class PatientProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Takes data in, and looks which phase that leads to."""
         self._received += len(data)
+        self._progress = self.loop.time()
         super().data_received(data)
         self._look()
 
@@ -112,8 +116,7 @@ class PatientProtocol(H11Protocol):
             self._reading.cancel()
             self._reading = None
         if phase is not None:
-            seconds = {_Phase.HEAD: HEAD_SECONDS, _Phase.BODY: BODY_SECONDS, _Phase.LINGER: LINGER_SECONDS}
-            self._reading = self.loop.call_later(seconds[phase], self._late)
+            self._reading = self.loop.call_later(self._time_left(), self._late)
 
     def _present(self) -> _Phase | None:
         if self.transport.is_closing():
@@ -134,10 +137,16 @@ class PatientProtocol(H11Protocol):
 
     def _late(self) -> None:
         """Closes, unless a body has come fast enough so far."""
+        if (left := self._time_left()) > 0:
+            self._reading = self.loop.call_later(left, self._late)
+        else:
+            self.transport.abort()
+
+    def _time_left(self) -> float:
+        """Tells how long the present phase may still take, as it stands."""
+        now = self.loop.time()
         if self._phase is _Phase.BODY:
             allowed = BODY_SECONDS + self._received / BODY_BYTES_PER_SECOND
-            left = self._since + allowed - self.loop.time()
-            if left > 0:
-                self._reading = self.loop.call_later(left, self._late)
-                return
-        self.transport.abort()
+            return min(self._since + allowed, self._progress + NO_PROGRESS_SECONDS) - now
+        allowed = HEAD_SECONDS if self._phase is _Phase.HEAD else LINGER_SECONDS
+        return self._since + allowed - now

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import uvicorn
@@ -18,6 +18,7 @@ from rerank_grpc.rest.app import build_app
 from rerank_grpc.rest.connections import Connections
 from rerank_grpc.rest.protocol import PatientProtocol
 from rerank_grpc.rest.upstream import Upstream
+from rerank_grpc.types import Health
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ BACKLOG = 512
 # asyncio accepts as many connections in one round of its loop as its backlog is
 # long, before it makes room for any of them: files for more might not be there.
 ACCEPTS_PER_ROUND = 16
-# How many connections callers may hold, if the limit of open files allows so many.
+# The most connections that callers may hold, if the limit of open files allows them.
 MAX_CONNECTIONS = 4_096
 # What is left to do after the grace: to close channels and sockets.
 END_SECONDS = 2.0
@@ -38,6 +39,8 @@ REFUSAL_SECONDS = 0.5
 class RestServer:
     """The shim on a port: bound at once, served from `start` to `stop`.
 
+    `health` tells the default model's, where the server runs in this process:
+    its probes then need no gRPC call, which may fail while the model is well.
     Raises ConfigurationError if the port cannot be bound.
     """
 
@@ -48,10 +51,11 @@ class RestServer:
         *,
         tokens: Sequence[str] = (),
         upstream_token: str | None = None,
+        health: Callable[[], Health] | None = None,
     ) -> None:
         assert settings.port is not None
         self._upstream = Upstream(targets, token=upstream_token)
-        self._app = build_app(settings, self._upstream, tokens)
+        self._app = build_app(settings, self._upstream, tokens, health)
         self._connections = Connections(files.connections(MAX_CONNECTIONS))
         self._socket = _bind(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]
@@ -110,7 +114,7 @@ class RestServer:
 
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, and lets callers wait: uvicorn has cut the queue down to what it accepts per round."""
+        """Starts, and lets callers wait: uvicorn has cut the queue down to the accepts of one round."""
         await super().startup(sockets)
         for listening in sockets or ():
             listening.listen(BACKLOG)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from rerank_grpc.client import AsyncClient, QueueFull
 from rerank_grpc.client.core import service_config
@@ -13,19 +15,21 @@ from rerank_grpc.config import Limits
 
 log = logging.getLogger(__name__)
 
-# How many connections gRPC may open for rerank calls. A server lets at least so many
-# calls into each, so that it is the server that refuses what is too much, at once.
+# The most connections that gRPC may open for rerank calls. A server lets at least STREAMS
+# calls into each, so that the server, and not a full connection, refuses what is too much.
 MAX_CONNECTIONS = 10
 STREAMS = Limits().streams
 RETRY_SECONDS = 1.0
+
+_Answer = TypeVar("_Answer")
 
 
 class Target:
     """One server, and whether it seemed well when last heard of.
 
     `probes` has a connection of its own, for what is answered at once, so that
-    it never waits behind rerank calls. `takes_none` has what models were called
-    that take no instruction, and which model that was then.
+    it never waits behind rerank calls. `takes_none` maps the name of a model
+    that takes no instruction to the model that had the name then.
     """
 
     def __init__(self, name: str, *, retries: int) -> None:
@@ -35,6 +39,26 @@ class Target:
         self.probes = _connect(name, retries)
         self._client = _connect(name, retries)
         self._calls = 0
+        self._asked: dict[str, asyncio.Task[Any]] = {}
+
+    async def probe(
+        self, question: str, ask: Callable[[AsyncClient], Coroutine[Any, Any, _Answer]]
+    ) -> _Answer:
+        """Asks over the probes' connection; callers with the same question under way share its answer.
+
+        Public routes ask these at any caller's will. A caller that leaves takes
+        the answer from no other.
+        """
+        task: asyncio.Task[_Answer] | None = self._asked.get(question)
+        if task is None:
+            task = self._asked[question] = asyncio.create_task(ask(self.probes))
+            task.add_done_callback(lambda done: self._answered(question, done))
+        return await asyncio.shield(task)
+
+    def _answered(self, question: str, task: asyncio.Task[Any]) -> None:
+        del self._asked[question]
+        if not task.cancelled():
+            task.exception()  # seen, also where every caller has left: asyncio would log it
 
     @contextmanager
     def calling(self) -> Iterator[AsyncClient]:

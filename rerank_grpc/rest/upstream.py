@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rerank_grpc.client import (
+    AsyncClient,
     Health,
     ModelFailed,
     ModelInfo,
@@ -138,8 +139,8 @@ class Upstream:
         return await self._call(lambda target: target.probes.list_models(timeout=timeout, metadata=metadata))
 
     async def own_models(self, timeout: float) -> tuple[ModelInfo, ...]:
-        """Lists the models with the shim's own token: for what is public, and for nothing else."""
-        return await self.models(timeout, self._token)
+        """Lists the models with the shim's own token: for public routes, and for nothing else."""
+        return await self._list_models(timeout, self._token)
 
     async def health(self, timeout: float, token: str | None, model: str = "") -> Health:
         """Asks for a model's health, with a caller's token; "" is the default model."""
@@ -148,19 +149,34 @@ class Upstream:
 
     async def own_health(self, timeout: float) -> Health:
         """Asks for the default model's health, with the shim's own token."""
-        return await self.health(timeout, self._token)
+        metadata = authorization(self._token)
+        return await self._ask_once(
+            "health", lambda probes: probes.health(timeout=timeout, metadata=metadata)
+        )
 
     async def serving(self, timeout: float) -> bool:
         """Asks whether the default model can be called, which needs no token."""
-        return await self._call(lambda target: target.probes.serving(timeout=timeout))
+        return await self._ask_once("serving", lambda probes: probes.serving(timeout=timeout))
 
     async def needs_token(self, timeout: float) -> bool:
         """Tells whether the servers refuse a caller without a token."""
         try:
-            await self.models(timeout, None)
+            await self._list_models(timeout, None)
         except Unauthenticated:
             return True
         return False
+
+    async def _list_models(self, timeout: float, token: str | None) -> tuple[ModelInfo, ...]:
+        """Lists the models for a public route, with the shim's own token or with none."""
+        question = "models" if token == self._token else "models without a token"
+        metadata = authorization(token)
+        return await self._ask_once(question, lambda p: p.list_models(timeout=timeout, metadata=metadata))
+
+    async def _ask_once(
+        self, question: str, ask: Callable[[AsyncClient], Coroutine[Any, Any, _Answer]]
+    ) -> _Answer:
+        """Asks for a public route, one call at a time: see Target.probe."""
+        return await self._call(lambda target: target.probe(question, ask))
 
     async def _call(self, ask: Callable[[Target], Awaitable[_Answer]]) -> _Answer:
         """Asks the servers in turn until one answers, those that seem well first."""

@@ -24,6 +24,7 @@ from rerank_grpc.server.interceptors import TokenInterceptor
 from rerank_grpc.server.methods import ADMIN_SERVICE, RERANK_SERVICE, add_admin, add_rerank
 from rerank_grpc.server.patience import Patience
 from rerank_grpc.server.rerank_service import RerankServicer
+from rerank_grpc.types import Health
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,10 @@ class RerankServer:
         """Waits until every model is READY or FAILED: see Registry.wait_until_loaded."""
         return self.registry.wait_until_loaded(timeout)
 
+    def health(self) -> Health:
+        """Tells the default model's health, without a call."""
+        return self._servicer.health("")
+
     def wait(self) -> None:
         """Blocks until `stop` has ended."""
         self._stopped.wait()
@@ -141,9 +146,9 @@ class RerankServer:
         streams = max(settings.max_calls, LEAST_STREAMS)
         server = self._build(streams=streams, connections=MOST_CONNECTIONS)
         reranker = Reranker(self.registry, settings.limits, self.door)
-        servicer = RerankServicer(reranker, self.registry, settings.limits)
+        self._servicer = RerankServicer(reranker, self.registry, settings.limits)
         self._lanes = [
-            *add_rerank(server, servicer, self._patience, settings.limits, calls=settings.max_calls),
+            *add_rerank(server, self._servicer, self._patience, settings.limits, calls=settings.max_calls),
             *self._health.add_to(server, self._patience, "main"),
             reflection.add_reflection(server, [RERANK_SERVICE, health.SERVICE], self._patience, "main"),
         ]

@@ -7,14 +7,14 @@ from time import monotonic
 
 import grpc
 
-from rerank_grpc import __version__
+from rerank_grpc import __version__, types
 from rerank_grpc.config import Limits
 from rerank_grpc.registry import Registry
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server import convert
 from rerank_grpc.server.boundary import boundary
 from rerank_grpc.server.context import call_of
-from rerank_grpc.types import Health, RerankSummary
+from rerank_grpc.types import RerankSummary
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
@@ -63,18 +63,20 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:
         """Tells whether a model can be called now, and how full its queue is."""
         with boundary(context, "Health"):
-            info = self._registry.info(request.model)
-            loaded = self._registry.loaded(request.model)
-            engine = loaded.engine if loaded else None
-            return convert.health_to(
-                Health(
-                    model=info.name,
-                    state=info.state,
-                    version=__version__,
-                    uptime_seconds=monotonic() - self._started,
-                    queue_tokens=engine.queued_tokens if engine else 0,
-                    queue_capacity_tokens=engine.settings.max_queue_tokens if engine else 0,
-                    tokens_per_second=engine.tokens_per_second if engine else 0.0,
-                    serving=info.serving,
-                )
-            )
+            return convert.health_to(self.health(request.model))
+
+    def health(self, model: str) -> types.Health:
+        """Tells a model's health by name or alias ("" is the default); raises UnknownModel."""
+        info = self._registry.info(model)
+        loaded = self._registry.loaded(model)
+        engine = loaded.engine if loaded else None
+        return types.Health(
+            model=info.name,
+            state=info.state,
+            version=__version__,
+            uptime_seconds=monotonic() - self._started,
+            queue_tokens=engine.queued_tokens if engine else 0,
+            queue_capacity_tokens=engine.settings.max_queue_tokens if engine else 0,
+            tokens_per_second=engine.tokens_per_second if engine else 0.0,
+            serving=info.serving,
+        )

@@ -44,7 +44,7 @@ from rerank_grpc.errors import ConfigurationError
 def beside(*_):
     raise ConfigurationError("no port")
 
-serve._build = lambda *_: types.SimpleNamespace(local_port=1)
+serve._build = lambda *_: types.SimpleNamespace(local_port=1, health=None)
 serve.rest.beside = beside
 serve._drain = lambda *_: print(threading.current_thread() is threading.main_thread(), flush=True)
 main(["serve"])

@@ -2,13 +2,14 @@
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rerank_grpc.config import RestSettings
 from rerank_grpc.rest.server import RestServer
+from rerank_grpc.types import Health
 
 HOST = "127.0.0.1"
 
@@ -61,12 +62,13 @@ def shim(
     tokens: tuple[str, ...] = (),
     upstream_token: str | None = None,
     grace: float = 5,
+    health: Callable[[], Health] | None = None,
     **settings: Any,
 ) -> Iterator[int]:
     """Runs the shim in front of gRPC servers on these ports; yields its own port."""
     rest = replace(RestSettings(), host=HOST, port=0, **settings)
     targets = [f"{HOST}:{port}" for port in ports]
-    server = RestServer(rest, targets, tokens=tokens, upstream_token=upstream_token)
+    server = RestServer(rest, targets, tokens=tokens, upstream_token=upstream_token, health=health)
     server.start()
     try:
         yield server.port

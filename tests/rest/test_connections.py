@@ -81,7 +81,7 @@ def test_unread_answers_make_room_where_nothing_is_idle(scripted: RerankServer) 
 
     with shim(scripted.port) as port, holding(port, [script * 20] * BOUND):
         # At first the answers are being sent, which nothing may end.
-        wait_for(lambda: gets_in(port), 5)
+        wait_for(lambda: gets_in(port), 10)
 
 
 def test_what_is_being_answered_is_never_closed(held: tuple[HeldRunner, RerankServer]) -> None:  # noqa: F811

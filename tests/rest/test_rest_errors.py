@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import orjson
 import pytest
 
@@ -13,6 +14,7 @@ from rerank_grpc.client import RerankError
 from rerank_grpc.config import MIB
 from rerank_grpc.rest.errors import STATUSES, problem_of
 from rerank_grpc.server.app import RerankServer
+from tests.client.scripted_server import ScriptedServer, fail
 from tests.rest.support import Reply, call, get, post, shim
 
 GOOD = {"query": "q", "documents": ["d"]}
@@ -128,9 +130,9 @@ def test_only_brackets_outside_of_texts_count(port: int, text: str) -> None:
 @pytest.mark.parametrize("unit", ['"[",', '"[",[', '"",', '["[', "[", "\\[", '"\\"[', '"'])
 def test_the_hardest_bodies_are_counted_in_a_moment(port: int, unit: str) -> None:
     body = b'{"query": [' + (unit * ((12 * MIB - 20) // len(unit))).encode()
-    begin = time.monotonic()
+    begin = time.process_time()  # caller and shim share this process; others on the machine do not count
     assert post(port, "/v1/rerank", body).status in (400, 413)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_an_unknown_model_is_404(port: int) -> None:
@@ -166,6 +168,21 @@ def test_without_a_server_it_is_503_and_says_when_to_come_back(free_port: int) -
             check_shape(reply)
         tei = post(port, "/tei/rerank", {"query": "q", "texts": ["d"]})
         assert (tei.status, tei.json["error_type"]) == (503, "Unhealthy")
+
+
+def test_a_call_that_the_server_has_ended_may_be_sent_again() -> None:
+    server = ScriptedServer()
+    server.script.append(fail(grpc.StatusCode.CANCELLED))
+    server.start()
+    try:
+        with shim(server.port) as port:
+            reply = post(port, "/v1/rerank", GOOD)
+            assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+            check_shape(reply)
+            assert "send it again" in reply.json["message"]
+            assert post(port, "/v1/rerank", GOOD).status == 200
+    finally:
+        server.stop()
 
 
 def test_a_fault_of_ours_is_a_fixed_text(

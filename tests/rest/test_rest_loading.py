@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.cli import rest
+from rerank_grpc.client import Client
+from rerank_grpc.config import EngineSettings, RestSettings, Settings
 from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.server.app import RerankServer
 from rerank_grpc.types import Health, State
-from tests.rest.support import get, post, shim
+from tests.rest.support import HOST, get, post, shim
 from tests.rest.test_rest_connections import BODY
 from tests.support import WAIT, CountingRunner, loader_of
 
@@ -69,3 +71,31 @@ def test_health_is_whether_a_call_would_be_answered(
         assert reply.status == status
         assert reply.json["status"] == word
         assert reply.json["model_loaded"] is (state is State.READY)
+
+
+@pytest.mark.parametrize("tokens", [(), ("token",)])
+def test_in_the_servers_own_process_probes_need_no_call(free_port: int, tokens: tuple[str, ...]) -> None:
+    told = [Health("m", State.READY, "1", serving=True), Health("m", State.FAILED, "1")]
+    settings = replace(Settings(), tokens=tokens, rest=replace(RestSettings(), host=HOST, port=0))
+    server = rest.beside(settings, free_port, lambda: told[0])
+    assert server is not None
+    server.start()
+    try:
+        for status in (200, 503):
+            for path in ("/health", "/ping"):
+                reply = get(server.port, path)
+                assert (reply.status, reply.json["model"]) == (status, "m")
+            told.reverse()
+        assert get(server.port, "/v1/cluster/auth").json == {"auth": bool(tokens)}
+    finally:
+        server.stop(1)
+
+
+def test_a_server_tells_its_health_as_a_call_does(scripted: RerankServer) -> None:
+    with Client(f"{HOST}:{scripted.port}") as client:
+        called, told = client.health(), scripted.health()
+    assert replace(called, uptime_seconds=0.0) == replace(told, uptime_seconds=0.0)
+    assert told.serving
+    with shim(scripted.port) as without, shim(scripted.port, health=scripted.health) as port:
+        for path in ("/", "/health", "/v1/cluster/auth"):
+            assert get(port, path).json == get(without, path).json

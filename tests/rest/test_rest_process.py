@@ -105,7 +105,8 @@ def test_more_idle_callers_than_it_has_files_lock_nobody_out(scripted: RerankSer
                 begin = time.monotonic()
                 assert get(process.port, "/health").status == 200
                 assert post(process.port, "/v1/rerank", BODY).status == 200
-                assert time.monotonic() - begin < 2
+                # Idle connections lose their sockets after 10 s, by which all is well again in any case.
+                assert time.monotonic() - begin < 5
     finally:
         assert process.stop() == 0
     assert len("".join(process.log)) < 1_000
