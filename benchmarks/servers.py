@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,14 +118,14 @@ class Free:
 def free() -> None:
     """Serves a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
     from rerank_grpc.config import EngineSettings
-    from rerank_grpc.engine.engine import Engine
+    from rerank_grpc.engine.engine import Engine, OnDeath
     from rerank_grpc.engine.tokenizer import encoder_for
     from rerank_grpc.engine.warmup import warm_up
     from rerank_grpc.registry import LoadedModel
 
     card = load("minilm").card
 
-    def loader(spec: Any, on_death: Callable[[], None]) -> LoadedModel:
+    def loader(spec: Any, on_death: OnDeath) -> LoadedModel:
         engine = Engine(Free(), EngineSettings(), name="free", on_death=on_death)
         engine.start()
         encoder = encoder_for(card)

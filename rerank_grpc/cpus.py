@@ -83,6 +83,11 @@ class OneCpu:
         return bound
 
 
+def count() -> int:
+    """The number of CPUs that this process may use: those of its main thread, which is never bound."""
+    return len(os.sched_getaffinity(os.getpid())) if _BINDS else os.cpu_count() or 1
+
+
 def use_those_of(thread: threading.Thread) -> bool:
     """Lets the calling thread use the CPUs of another one; False if it stays as it is."""
     if not _BINDS or thread.native_id is None:

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import types
-
-resource: types.ModuleType | None
-try:
-    import resource
-except ImportError:  # Windows, which has no such limit
-    resource = None
+import resource
 
 # As many as are ever asked for, and what is assumed where a system sets no limit.
 UNLIMITED = 65_536
@@ -17,8 +11,6 @@ UNLIMITED = 65_536
 
 def raise_limit() -> None:
     """Raises the limit that the process was started with to the one that it may set itself; for a command."""
-    if resource is None:
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = UNLIMITED if hard == resource.RLIM_INFINITY else min(hard, UNLIMITED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -28,12 +20,10 @@ def raise_limit() -> None:
 
 def limit() -> int:
     """How many files this process may have open."""
-    if resource is None:
-        return UNLIMITED
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return UNLIMITED if soft == resource.RLIM_INFINITY else int(soft)
 
 
 def connections(most: int) -> int:
-    """How many connections one port may hold: a third of the open files, so that two ports leave some."""
-    return max(1, min(most, limit() // 3))
+    """How many connections one port may hold: a quarter of the open files, so that three leave some."""
+    return max(1, min(most, limit() // 4))

@@ -13,7 +13,7 @@ INITIAL_WINDOW_SIZE = 4
 
 
 class RawConnection:
-    """A connection whose peer sees just what is sent here; nothing that comes back is read.
+    """A connection whose peer sees just what is sent here; what comes back is read only by `receive_until`.
 
     With a `window` of 0 the peer may send no message at all.
     """
@@ -51,6 +51,13 @@ class RawConnection:
         for piece in pieces:
             last = piece is pieces[-1] and promised is None
             self.send(frame(DATA, END_STREAM if last else 0, self._stream, piece))
+
+    def receive_until(self, mark: bytes) -> bytes:
+        """Reads until something has come, or the connection ends."""
+        received = b""
+        while mark not in received and (data := self._socket.recv(65_536)):
+            received += data
+        return received
 
     def close(self) -> None:
         self._socket.close()

@@ -15,7 +15,7 @@ import grpc
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.encoding import EncodedChunk, EncodedDocument, EncodedRequest
-from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.pace import UNHURRIED, Pace
 from rerank_grpc.engine.request import Output
 from rerank_grpc.engine.runner import Runner
@@ -124,7 +124,7 @@ CARD = ModelCard(
 def loader_of(runner: Runner, settings: EngineSettings) -> Loader:
     """Makes a loader whose every model runs on the given runner, without a warm-up."""
 
-    def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
+    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         engine = Engine(runner, settings, name=spec.name, on_death=on_death)
         engine.start()
         return LoadedModel(spec.name, CARD, WordEncoder(), engine)

@@ -37,7 +37,7 @@ def test_a_system_that_allows_less_than_it_says_keeps_its_limit(
     assert files.limit() == 256
 
 
-def test_a_port_may_take_a_third_of_the_open_files(limits: list[tuple[int, int]]):
+def test_a_port_may_take_a_quarter_of_the_open_files(limits: list[tuple[int, int]]):
     limits.append((4_096, 4_096))
-    assert files.connections(8_192) == 4_096 // 3
+    assert files.connections(8_192) == 4_096 // 4
     assert files.connections(64) == 64

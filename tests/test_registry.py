@@ -13,6 +13,7 @@ from time import monotonic
 import pytest
 
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -49,7 +50,7 @@ class Loads:
         self.most = self._inside = 0
         self._inner = loader_of(CountingRunner(), EngineSettings())
 
-    def __call__(self, spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
+    def __call__(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         self._inside += 1
         self.most = max(self.most, self._inside)
         self.names.append(spec.name)
@@ -551,6 +552,19 @@ def break_device(registry: Registry, name: str, *, hung: bool = False) -> None:
     loaded = registry.loaded(name)
     assert loaded is not None
     loaded.engine._die(hung=hung)
+
+
+def test_a_hang_while_a_model_is_being_loaded_is_told_too():
+    told = threading.Event()
+
+    def load(_spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        on_death(True)  # as the engine's watcher does when the warm-up hangs
+        raise ModelLoadError("the warm-up failed")
+
+    registry = Registry([ModelSpec("one", "test")], load, on_hang=told.set)
+    registry.start()
+    assert told.wait(WAIT)
+    registry.close()
 
 
 @pytest.mark.parametrize("hung", [False, True])

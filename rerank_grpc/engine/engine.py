@@ -42,6 +42,9 @@ from rerank_grpc.types import Priority
 
 log = logging.getLogger(__name__)
 
+# Told whether the device hangs, so that only a new process helps.
+OnDeath: TypeAlias = Callable[[bool], None]
+
 UNMEASURED_BATCH_TOKENS = 4_096  # until the warm-up has measured what the device likes
 
 Scored: TypeAlias = tuple[Item, Output | RerankError]
@@ -55,8 +58,6 @@ class Engine:
 
     Attributes:
         callers: the CPU of the threads that call; the device thread waits there.
-        hung: whether the device answers no more, so that only a new process helps;
-            set before `on_death` is called.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Engine:
         settings: EngineSettings,
         *,
         name: str = "model",
-        on_death: Callable[[], None] = lambda: None,
+        on_death: OnDeath = lambda hung: None,
         clock: DeviceClock | None = None,
     ) -> None:
         self.settings = settings
@@ -88,7 +89,6 @@ class Engine:
         self._turn = 0.0
         self._batch_started: float | None = None
         self._closing = False
-        self.hung = False
         self._death: RerankError | None = None
         self._lock = threading.Lock()
         # The device thread sleeps on a queue in C, not on a condition: it wakes without the lock
@@ -357,11 +357,10 @@ class Engine:
             if self._death is not None:
                 return
             self._death = InternalError()
-            self.hung = hung
         self._end()
         self._clock.leave(self, monotonic())
         self._fail_all(self._death)
-        self._on_death()
+        self._on_death(hung)
 
     def _fail_all(self, error: RerankError) -> None:
         with self._lock:

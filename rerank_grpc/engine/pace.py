@@ -7,12 +7,13 @@ come between two of them.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListOf
 from contextlib import contextmanager
+
+from rerank_grpc import cpus
 
 # A block holds texts of this many characters together, or one longer text.
 BLOCK_CHARACTERS = 1 << 18
@@ -26,7 +27,7 @@ class Turns:
     """Lets a number of threads in at once; the thread that has waited longest is next."""
 
     def __init__(self, count: int | None = None) -> None:
-        self._free = count or os.cpu_count() or 1
+        self._free = count or cpus.count()
         self._waiting: deque[threading.Lock] = deque()
         self._lock = threading.Lock()
 

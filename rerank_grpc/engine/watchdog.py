@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# Looks in the time after which a batch counts as hung.
-LOOKS = 8
+# Looks in the time after which a batch counts as hung, and the longest time between two of them.
+LOOKS, LONGEST_INTERVAL = 8, 1.0
 # At most as many intervals count between two looks: longer, and the process was stopped meanwhile.
 MOST_INTERVALS = 2
 
@@ -20,7 +20,7 @@ class Watchdog:
     """
 
     def __init__(self, hang_seconds: float) -> None:
-        self.interval = hang_seconds / LOOKS
+        self.interval = min(hang_seconds / LOOKS, LONGEST_INTERVAL)
         self._hang_seconds = hang_seconds
         self._batch: float | None = None
         self._waited = 0.0

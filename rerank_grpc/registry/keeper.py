@@ -84,17 +84,20 @@ class Keeper:
                 settle(entry, ShuttingDown("the server is stopping", retry_after=1.0))
             self._changed.notify_all()
 
-    def died(self, entry: Entry) -> None:
-        """Marks a model whose device is gone: it stays FAILED until an operator unloads it."""
+    def died(self, entry: Entry, hung: bool) -> None:
+        """Marks a model whose device is gone: it stays FAILED until an operator unloads it.
+
+        A hang is told even of a model that is being loaded or has left: nothing but
+        the process's end frees its thread and memory.
+        """
         with self._changed:
             loaded = entry.loaded
-            if loaded is None or loaded.engine.alive:  # an earlier engine of this model broke
-                return
-            if entry.state is State.READY:  # else it is leaving anyway
+            # An earlier engine of this model may have broken, or it is leaving anyway.
+            if loaded is not None and not loaded.engine.alive and entry.state is State.READY:
                 entry.state, entry.message, entry.dead = State.FAILED, "its device thread died or hangs", True
                 entry.retry_at = math.inf
                 self._changed.notify_all()
-        if loaded.engine.hung:  # first: it waits for nothing that a probe could hold up
+        if hung:  # first: it waits for nothing that a probe could hold up
             self._on_hang()
         self._tell()
 

@@ -9,7 +9,7 @@ import torch
 
 from rerank_grpc.config import ModelSpec, Settings
 from rerank_grpc.engine.clock import DeviceClock
-from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.staged import runner_for
 from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.engine.warmup import warm_up
@@ -25,7 +25,7 @@ from rerank_grpc.registry.residency import TooLarge
 from rerank_grpc.units import size
 
 # Makes a LoadedModel of a spec; the callback is for when the model's device dies.
-Loader: TypeAlias = Callable[[ModelSpec, Callable[[], None]], LoadedModel]
+Loader: TypeAlias = Callable[[ModelSpec, OnDeath], LoadedModel]
 # Brings a spec's files to this machine, checks them, and says how much memory they will take.
 Preparer: TypeAlias = Callable[[ModelSpec], int]
 # Tells whether a spec's files are on this machine.
@@ -37,7 +37,7 @@ def loader_for(settings: Settings) -> Loader:
     catalogue = read_catalogue(settings.catalogue)
     clock = DeviceClock()  # all models of a server run on one device
 
-    def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
+    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         device = choose_device(settings.device)
         memory.give_back(device)
         before = memory.used(device)

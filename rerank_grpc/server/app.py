@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 # How many connections a port takes, if the limit of open files allows so many.
 MOST_CONNECTIONS, MOST_ADMIN_CONNECTIONS = 8_192, 64
 ADMIN_STREAMS = 16
+# A watch of health takes one of a connection's streams for good.
+LEAST_STREAMS = 8
+# A connection without a call is closed after this: strangers who hold those must not hold them for long.
+IDLE_SECONDS = 60.0
 # A connection that has not said by then that it speaks HTTP/2 is closed.
 HANDSHAKE_SECONDS = 10.0
 # How often a stopping server looks whether any call is left inside.
@@ -60,7 +64,7 @@ class RerankServer:
     ) -> None:
         self.settings = settings
         self._patience = Patience()
-        self._health = HealthService([RERANK_SERVICE])
+        self._health = HealthService([RERANK_SERVICE], lambda: self.registry.serving)
         # For the threads that answer calls; the registry's, which compute, are started outside.
         self.call_cpu = OneCpu(settings.call_cpu)
         self.registry = registry_for(
@@ -71,7 +75,8 @@ class RerankServer:
         self._stopped = threading.Event()
         self._main = self.call_cpu.run(self._build_main)
         self.port = _bind(self._main, settings.host, settings.port, "--port")
-        self.local_port = None if settings.rest.port is None else _bind(self._main, "127.0.0.1", 0, "--port")
+        rest = settings.rest.port is not None
+        self.local_port = _bind(self._main, "127.0.0.1", 0, "--rest-port off") if rest else None
         self._admin, self.admin_port = self._build_admin()
 
     def start(self) -> None:
@@ -118,7 +123,7 @@ class RerankServer:
         when it called has a moment more.
         """
         for lane in self._lanes:
-            lane.hurry()
+            lane.begin_drain()
         stopped, busy = self._main.stop(grace), monotonic()
         while not stopped.wait(DRAIN_LOOK_SECONDS):
             now = monotonic()
@@ -128,12 +133,13 @@ class RerankServer:
                 stopped = self._main.stop(0)
 
     def _show_health(self) -> None:
-        self._health.set_serving(self.registry.serving)
+        self._health.changed()
 
     def _build_main(self) -> grpc.Server:
         settings = self.settings
-        # So one connection's calls wait at the caller's end for each other, and are not refused.
-        server = self._build(streams=settings.max_calls, connections=MOST_CONNECTIONS)
+        # One connection's calls wait for each other at the caller's end, where none is refused.
+        streams = max(settings.max_calls, LEAST_STREAMS)
+        server = self._build(streams=streams, connections=MOST_CONNECTIONS)
         reranker = Reranker(self.registry, settings.limits, self.door)
         servicer = RerankServicer(reranker, self.registry, settings.limits)
         self._lanes = [
@@ -172,6 +178,7 @@ def _options(settings: Settings, streams: int, connections: int) -> list[tuple[s
         # For each port of the server. Without a bound, whoever holds connections takes every open file.
         ("grpc.max_allowed_incoming_connections", files.connections(connections)),
         ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
+        ("grpc.max_connection_idle_ms", round(IDLE_SECONDS * 1000)),
         ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),
         ("grpc.max_connection_age_grace_ms", round(settings.connection_age_grace_seconds * 1000)),
         # On by default, it counts calls that have ended but whose objects are still being freed as

@@ -2,14 +2,12 @@
 
 grpcio's own servicer holds its lock while it sends, so one caller that reads
 nothing silences every probe, and it keeps each name that it is ever asked for.
-Here the state is read without a lock, and only a watcher's own thread sends to it.
+Here nothing is stored: the state is asked for, and a watcher's own thread sends.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 
 import grpc
@@ -20,7 +18,7 @@ from rerank_grpc.server.patience import Patience
 
 SERVICE = health.SERVICE_NAME
 # How many watchers one server has; each has a thread.
-MOST_WATCHERS = 64
+MOST_WATCHERS = 128
 # A longer name is no service's.
 NAME_BYTES = 256
 
@@ -28,37 +26,32 @@ _Response = health_pb2.HealthCheckResponse
 
 
 class HealthService:
-    """One state for "" and for every named service, changed together.
+    """One state for "" and for every named service; `serving` tells it.
 
     Several servers (the main and the admin one) can show the same state.
     """
 
-    def __init__(self, services: Iterable[str]) -> None:
+    def __init__(self, services: Iterable[str], serving: Callable[[], bool]) -> None:
         self._names = frozenset(("", *services))
-        self._status: int = _Response.NOT_SERVING
-        self._leaving = False
+        self._serving = serving
         self._watchers: list[Watchers] = []
+        self.leaving = False
 
-    def set_serving(self, serving: bool) -> None:
-        """Tells all who ask or watch whether the service can be called; waits for none of them."""
-        if not self._leaving:
-            self._status = _Response.SERVING if serving else _Response.NOT_SERVING
-            self._wake()
+    def changed(self) -> None:
+        """Has every watcher look at the state again; waits for none of them."""
+        for watchers in self._watchers:
+            watchers.wake()
 
     def shut_down(self) -> None:
         """Turns to NOT_SERVING for good, and ends the watches when their callers have been told."""
-        self._leaving = True
-        self._status = _Response.NOT_SERVING
-        self._wake()
+        self.leaving = True
+        self.changed()
 
     def status_of(self, service: str) -> int:
         """The status of a service; SERVICE_UNKNOWN for one that is not served."""
-        return self._status if service in self._names else _Response.SERVICE_UNKNOWN
-
-    @property
-    def leaving(self) -> bool:
-        """Whether the state will not change again."""
-        return self._leaving
+        if service not in self._names:
+            return _Response.SERVICE_UNKNOWN
+        return _Response.SERVING if not self.leaving and self._serving() else _Response.NOT_SERVING
 
     def add_to(self, server: grpc.Server, patience: Patience, name: str) -> list[Lane]:
         """Registers the service, in lanes that nothing else can fill; returns those."""
@@ -80,23 +73,20 @@ class HealthService:
             context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
         return _Response(status=status)
 
-    def _wake(self) -> None:
-        for watchers in self._watchers:
-            watchers.wake()
-
 
 class Watchers:
     """The watchers of one server, each on a thread of its own, at most MOST_WATCHERS.
 
-    Where one more comes, the address that has most watchers loses its oldest:
-    strangers drive each other out, and not those who have watched for long.
+    One more is told that there is no Watch. A gRPC client then takes the server
+    for healthy (gRFC A17), so strangers who watch keep nobody else out.
     """
 
     def __init__(self, state: HealthService) -> None:
         self._state = state
         self._wakeups: dict[grpc.ServicerContext, SimpleQueue[None]] = {}
-        self._addresses: dict[grpc.ServicerContext, str] = {}
-        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._wakeups)
 
     def wake(self) -> None:
         """Has every watcher look at the state again."""
@@ -110,8 +100,10 @@ class Watchers:
         """Yields the status of a service, at once and after each change; ends when the server stops."""
         service, told = _service(request, context), None
         wakeup: SimpleQueue[None] = SimpleQueue()
-        self._enter(context, wakeup)
+        self._wakeups[context] = wakeup
         try:
+            if len(self._wakeups) > MOST_WATCHERS:
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, "too many watch already: ask by Check")
             if not context.add_callback(lambda: wakeup.put(None)):
                 return
             while context.is_active():
@@ -123,27 +115,7 @@ class Watchers:
                     return
                 wakeup.get()
         finally:
-            self._leave(context)
-
-    def _enter(self, context: grpc.ServicerContext, wakeup: SimpleQueue[None]) -> None:
-        with self._lock:
-            self._wakeups[context] = wakeup
-            self._addresses[context] = address = _address(context)
-            if len(self._addresses) <= MOST_WATCHERS:
-                return
-            counts = Counter(self._addresses.values())
-            address = max(counts, key=counts.__getitem__)
-            oldest = next(each for each, other in self._addresses.items() if other == address)
-            self._forget(oldest)
-        oldest.cancel()
-
-    def _leave(self, context: grpc.ServicerContext) -> None:
-        with self._lock:
-            self._forget(context)
-
-    def _forget(self, context: grpc.ServicerContext) -> None:
-        self._wakeups.pop(context, None)
-        self._addresses.pop(context, None)
+            self._wakeups.pop(context, None)
 
 
 def _service(request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> str:
@@ -152,8 +124,3 @@ def _service(request: health_pb2.HealthCheckRequest, context: grpc.ServicerConte
     if len(service.encode()) > NAME_BYTES:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a service's name has at most {NAME_BYTES} bytes")
     return service
-
-
-def _address(context: grpc.ServicerContext) -> str:
-    """Where a caller is, without its port."""
-    return context.peer().rpartition(":")[0]

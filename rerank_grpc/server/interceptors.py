@@ -14,7 +14,7 @@ from rerank_grpc.server import status
 from rerank_grpc.server.pools import Pool, on_pool
 
 SCHEME = "bearer "
-DENIAL_THREADS = 4
+DENIAL_THREADS = 8
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 

@@ -26,19 +26,19 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Makes a request of a message's bytes, or raises InvalidRequest.
 Parse: TypeAlias = Callable[[bytes], Any]
 
-# A caller that reads nothing for so long has stalled.
-STALL_SECONDS = 10.0
-# What a request that brings no texts may be: names are all that it holds.
+# How long a request may take to come, and an answer to be read, besides the time that its bytes take.
+REQUEST_SECONDS = 5.0
+READER_SECONDS = 10.0
+# The largest request without texts: names are all that it holds.
 SMALL_BYTES = 4_096
-# How long such a request may take to come.
-SMALL_SECONDS = 5.0
-# How many of those may be awaited at once: a stranger's may each grow to a whole message's limit.
-SMALL_MOST = 16
-SMALL_SPARED = 0.005
-# More threads than that, because in a crowd each is freed within milliseconds.
-SMALL_THREADS = 64
-# What a stopping server still waits for a caller.
-LAST_SECONDS = 1.0
+# How many of those are awaited at once: gRPC would let each grow to the limit of the largest method.
+SMALL_CAPACITY = 16
+# Many more threads than that: in a crowd each is freed within milliseconds.
+SMALL_THREADS = 128
+# How many bytes of answers may wait for their readers in one lane.
+ANSWER_BYTES = 64 << 20
+# How long a stopping server still waits for a caller.
+DRAIN_SECONDS = 1.0
 
 
 class Lane:
@@ -50,56 +50,62 @@ class Lane:
         patience: Patience,
         *,
         threads: int = SMALL_THREADS,
-        seconds: float = SMALL_SECONDS,
-        most: int = SMALL_MOST,
-        spared: float = SMALL_SPARED,
+        seconds: float = REQUEST_SECONDS,
+        capacity: int = SMALL_CAPACITY,
+        readers: float = math.inf,
         stream_seconds: float = math.inf,
-        keeps_readers: bool = False,
+        drain_seconds: float = DRAIN_SECONDS,
+        drains_readers: bool = True,
     ) -> None:
         """Makes a lane of so many threads.
 
-        At most `most` calls wait for a request, each for `seconds`; see
-        patience.Waiting. A stream may take `stream_seconds` in all. A stopping
-        server gives slow readers their time only where the lane keeps them.
+        A call waits `seconds` for a request, and at most `capacity` calls wait at
+        once. At most `readers` streams wait for theirs, and a stream takes
+        `stream_seconds` in all. A stopping server cuts the wait for a request to
+        `drain_seconds`, and with `drains_readers` that for a reader too.
         """
-        self._keeps_readers = keeps_readers
         self._pool = Pool(threads, name)
-        self._requests = patience.bound(f"a request ({name})", seconds, most=most, spared=spared)
-        self._readers = patience.bound(f"a reader ({name})", STALL_SECONDS)
+        self._requests = patience.bound(f"a request ({name})", seconds, capacity=capacity)
+        self._readers = patience.bound(
+            f"a reader ({name})", READER_SECONDS, capacity=readers, capacity_bytes=ANSWER_BYTES
+        )
         self._streams = patience.bound(f"the end of a stream ({name})", stream_seconds)
+        self._drain_seconds = drain_seconds
+        self._drains_readers = drains_readers
 
     @property
     def idle(self) -> bool:
         """Whether no call is inside, and no answer is on its way."""
         return self._pool.idle and not len(self._readers)
 
-    def hurry(self) -> None:
+    def begin_drain(self) -> None:
         """Waits only shortly for callers from now on, because the server is stopping."""
-        for kind in [self._requests] if self._keeps_readers else [self._requests, self._readers]:
-            kind.seconds = min(kind.seconds, LAST_SECONDS)
+        self._requests.begin_drain(self._drain_seconds)
+        if self._drains_readers:
+            self._readers.begin_drain(self._drain_seconds)
 
     def unary(self, method: str, behaviour: Callable[..., Message], parse: Parse) -> Handler:
         """Makes the handler of a method with one answer; `behaviour` takes the request and the context."""
 
-        def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Message:
-            response = behaviour(self._request(method, requests, context, parse), context)
-            self._readers.answer(context)
-            return response
+        def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            answer = behaviour(self._request(method, requests, context, parse), context)
+            return self._readers.send_last(answer.SerializeToString(), context)
 
-        return grpc.stream_unary_rpc_method_handler(on_pool(run, self._pool), response_serializer=_serialize)
+        return grpc.stream_unary_rpc_method_handler(on_pool(run, self._pool))
 
     def stream(self, method: str, behaviour: Callable[..., Iterator[Message]], parse: Parse) -> Handler:
         """Makes the handler of a method with many answers, whose caller has to keep reading them."""
 
-        def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
+        def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             request = self._request(method, requests, context, parse)
             self._streams.begin(context)
             try:
-                yield from self._readers.send(behaviour(request, context), context)
+                answers = behaviour(request, context)
+                yield from self._readers.send(map(_serialize, answers), context)
             finally:
                 self._streams.end(context)
 
-        return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool), response_serializer=_serialize)
+        return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool))
 
     def conversation(self, method: str, behaviour: Callable[..., Iterator[Message]], parse: Parse) -> Handler:
         """Makes the handler of a method that takes many requests, none of which may be long in coming."""
@@ -108,11 +114,11 @@ class Lane:
             while (data := self._requests.receive(requests, context)) is not None:
                 yield _parsed(method, data, context, parse)
 
-        def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
+        def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             answers = behaviour(received(requests, context), context)
-            yield from self._readers.send(answers, context)
+            yield from self._readers.send(map(_serialize, answers), context)
 
-        return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool), response_serializer=_serialize)
+        return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool))
 
     def _request(
         self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext, parse: Parse

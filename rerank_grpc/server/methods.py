@@ -7,20 +7,22 @@ import grpc
 from rerank_grpc.checks import too_many_documents
 from rerank_grpc.config import Limits
 from rerank_grpc.server import wire
-from rerank_grpc.server.lanes import STALL_SECONDS, Lane, Parse, parser
-from rerank_grpc.server.patience import Patience
+from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, parser
+from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
 RERANK_SERVICE = pb.DESCRIPTOR.services_by_name["RerankService"].full_name
 ADMIN_SERVICE = pb.DESCRIPTOR.services_by_name["ModelAdminService"].full_name
 
-# A request with texts may take this long to come, which is also the deadline that clients set by default.
-TEXTS_SECONDS = 30.0
-# A request that takes less than this to come is never given up, however many are awaited.
-TEXTS_SPARED = 0.25
-# One connection may hold fewer calls than there are threads, so that some are always left for others.
-SPARE_THREADS = 96
+# How many requests with texts are awaited at once: at least as many as ordinary callers send together.
+TEXTS_CAPACITY = 96
+# How long a stopping server still waits for one.
+TEXTS_DRAIN_SECONDS = 5.0
+# How many probes of our own are awaited at once; where tokens are set, they need one.
+PROBES_CAPACITY = 96
+# Threads that are left to refuse calls while all slots are taken and requests are awaited.
+SPARE_THREADS = 32
 ADMIN_THREADS = 32
 
 
@@ -44,21 +46,24 @@ def add_rerank(
     *,
     calls: int,
 ) -> list[Lane]:
-    """Registers RerankService on a server that lets in `calls` calls of one connection; returns its lanes."""
+    """Registers RerankService on a server that admits so many calls; returns its lanes."""
+    capacity = max(calls, TEXTS_CAPACITY)
 
     def lane(name: str) -> Lane:
         return Lane(
             name,
             patience,
-            threads=calls + SPARE_THREADS,
-            seconds=TEXTS_SECONDS,
-            most=calls,
-            spared=TEXTS_SPARED,
-            keeps_readers=True,
-            stream_seconds=limits.deadline_seconds + STALL_SECONDS,
+            threads=calls + capacity + SPARE_THREADS,
+            seconds=REQUEST_SECONDS + limits.message_bytes / BYTES_PER_SECOND,
+            capacity=capacity,
+            readers=capacity,
+            stream_seconds=limits.deadline_seconds + READER_SECONDS,
+            drain_seconds=TEXTS_DRAIN_SECONDS,
+            drains_readers=False,
         )
 
-    answers, streams, probes = lane("rerank"), lane("stream"), Lane("probe", patience)
+    answers, streams = lane("rerank"), lane("stream")
+    probes = Lane("probe", patience, capacity=PROBES_CAPACITY, threads=2 * PROBES_CAPACITY)
     handlers = {
         "Rerank": answers.unary("Rerank", servicer.Rerank, _texts_parser(pb.RerankRequest, limits)),
         "StreamRerank": streams.stream(

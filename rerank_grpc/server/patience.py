@@ -1,29 +1,45 @@
 """How long a call may wait for its caller: for the request to come, and for the answer to be read.
 
-grpcio waits for both without a limit, and holds a thread meanwhile. Here a call
-that has waited too long is cancelled. Where too many wait at once, those that
-have waited longest are cancelled, as a SYN flood is met: a message on an
-ordinary network comes within milliseconds of its headers.
+grpcio waits for both without a limit, and holds a thread or a message meanwhile.
+Here a call that has waited too long is cancelled, and where more wait than the
+server bears, those of the connections that have most. A message on an ordinary
+network comes within milliseconds of its headers, so a crowd is made by callers
+who send or read nothing, as in a SYN flood.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from time import monotonic
-from typing import TypeVar
+from typing import NamedTuple
 
 import grpc
 
 log = logging.getLogger(__name__)
 
-# How often it is looked for calls that have waited too long, and how soon after a crowd has come.
+# How often the thread looks for calls that have waited too long, and how soon after a crowd has formed.
 LOOK_SECONDS = 0.1
 CROWD_SECONDS = 0.005
+# A large message may take longer, as long as it comes or goes this fast on average.
+BYTES_PER_SECOND = 65_536
+# In a crowd, no call is cancelled that has waited less than this ...
+SPARED_SECONDS = 0.25
+# ... but on a connection with more calls in the crowd than these, only this is spared.
+HOG_CALLS, HOG_SPARED_SECONDS = 8, 0.02
+# A message of this size has the crowd looked at.
+LARGE_BYTES = 1 << 18
 
-_Message = TypeVar("_Message")
+
+class _Wait(NamedTuple):
+    """One call's wait: times in the seconds of time.monotonic, and the bytes that are kept meanwhile."""
+
+    since: float
+    until: float
+    size: int
 
 
 class Waiting:
@@ -33,57 +49,88 @@ class Waiting:
     order in which calls began to wait.
 
     Attributes:
-        what: what they wait for, a noun for the log.
-        seconds: how long a call may wait.
+        noun: what they wait for, for the log.
     """
 
     def __init__(
         self,
-        what: str,
+        noun: str,
         seconds: float,
         *,
-        most: int | None = None,
-        spared: float = 0.0,
+        capacity: float = math.inf,
+        capacity_bytes: float = math.inf,
         on_crowd: Callable[[], None] = lambda: None,
     ) -> None:
-        """Bounds a wait.
+        """Bounds a wait to `seconds`, and to `capacity` calls and `capacity_bytes` at once.
 
-        `most` calls may wait at once; where more do, those that have waited
-        longest are cancelled, but none that has waited less than `spared` seconds.
-        `on_crowd` is called when one more has come than may wait.
+        `on_crowd` is called when a crowd may have formed.
         """
-        self.what = what
-        self.seconds = seconds
-        self._most = most
-        self._spared = spared
+        self.noun = noun
+        self._seconds = seconds
+        self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
         self._on_crowd = on_crowd
-        self._since: dict[grpc.ServicerContext, float] = {}
+        self._waits: dict[grpc.ServicerContext, _Wait] = {}
+        self._drain = math.inf, 0.0
 
     def __len__(self) -> int:
-        return len(self._since)
+        return len(self._waits)
 
-    def begin(self, context: grpc.ServicerContext) -> None:
-        """Starts a call's wait."""
-        self._since[context] = monotonic()
-        if self._most is not None and len(self._since) > self._most:
+    def begin(self, context: grpc.ServicerContext, size: int = 0) -> None:
+        """Starts a call's wait with a message of `size` bytes."""
+        now = monotonic()
+        self._waits[context] = _Wait(now, now + self._seconds + size / BYTES_PER_SECOND, size)
+        if len(self._waits) > self._capacity or size > LARGE_BYTES:
             self._on_crowd()
 
     def end(self, context: grpc.ServicerContext) -> bool:
         """Ends a call's wait; False if it does not wait, for example because it was cancelled."""
-        return self._since.pop(context, None) is not None
+        return self._waits.pop(context, None) is not None
+
+    def begin_drain(self, seconds: float) -> None:
+        """Cuts every wait to so many seconds from now on, because the server is stopping."""
+        self._drain = monotonic(), seconds
 
     def cancel_late(self, now: float) -> None:
-        """Cancels the calls that have waited too long, and in a crowd those that have waited longest."""
-        waiting = self._since.copy()
-        excess = 0 if self._most is None else len(waiting) - self._most
+        """Cancels the calls that have waited too long, and those that are too many or keep too much."""
+        waits = self._waits.copy()
+        drained, seconds = self._drain
+        late = [
+            context
+            for context, wait in waits.items()
+            if now >= wait.until or now >= max(wait.since, drained) + seconds
+        ]
         cancelled = 0
-        for place, (context, since) in enumerate(waiting.items()):
-            if now - since >= (self._spared if place < excess else self.seconds) and self.end(context):
+        for context in [*late, *self._excess(waits, now)]:
+            if self.end(context):
                 context.cancel()
                 cancelled += 1
         if cancelled:
-            kind = {"kind": f"cancelled: {self.what}"}
-            log.info("cancelled calls that waited for %s: %d", self.what, cancelled, extra=kind)
+            kind = {"kind": f"cancelled: {self.noun}"}
+            log.info("cancelled calls that waited for %s: %d", self.noun, cancelled, extra=kind)
+
+    def _excess(self, waits: dict[grpc.ServicerContext, _Wait], now: float) -> Iterator[grpc.ServicerContext]:
+        """Yields the calls beyond the capacity, always the oldest of the connection that has most."""
+        calls, size = len(waits), sum([wait.size for wait in waits.values()])
+        if calls <= self._capacity and size <= self._capacity_bytes:
+            return
+        connections: dict[str, list[grpc.ServicerContext]] = {}
+        for context in reversed(waits):  # the oldest last
+            connections.setdefault(context.peer(), []).append(context)
+        kept = {peer: sum(waits[each].size for each in own) for peer, own in connections.items()}
+        while calls > self._capacity or size > self._capacity_bytes:
+            by_calls = calls > self._capacity
+            peer = max(connections, key=lambda each: len(connections[each]) if by_calls else kept[each])
+            own = connections[peer]
+            spared = HOG_SPARED_SECONDS if len(own) > HOG_CALLS else SPARED_SECONDS
+            wait = waits[own[-1]]
+            if now - wait.since < spared:
+                return
+            calls, size = calls - 1, size - wait.size
+            kept[peer] -= wait.size
+            yield own.pop()
+            if not own:
+                del connections[peer]
 
     def receive(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes | None:
         """Takes the next message off a call; None if the caller has sent its last.
@@ -96,34 +143,35 @@ class Waiting:
         finally:
             waited = self.end(context)
         if message is None and not waited:
-            context.abort(grpc.StatusCode.CANCELLED, f"waited too long for {self.what}")
+            context.abort(grpc.StatusCode.CANCELLED, f"waited too long for {self.noun}")
         return message
 
-    def send(self, messages: Iterable[_Message], context: grpc.ServicerContext) -> Iterator[_Message]:
+    def send(self, messages: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Passes messages on; from each until the next is asked for, the call waits for its reader."""
         try:
             for message in messages:
-                self.begin(context)
+                self.begin(context, len(message))
                 yield message
                 self.end(context)
         finally:
             self.end(context)
 
-    def answer(self, context: grpc.ServicerContext) -> None:
-        """Starts the wait for the reading of a call's last message; the call's end ends it."""
-        self.begin(context)
+    def send_last(self, message: bytes, context: grpc.ServicerContext) -> bytes:
+        """Returns a call's only message; from now on the call waits for its reader, until it ends."""
+        self.begin(context, len(message))
         if not context.add_callback(partial(self._forget, context)):
             self._forget(context)
+        return message
 
     def _forget(self, context: grpc.ServicerContext) -> None:
-        self._since.pop(context, None)
+        self._waits.pop(context, None)
 
 
 class Patience:
     """Looks after several kinds of waiting calls, on a thread of its own."""
 
     def __init__(self) -> None:
-        self.kinds: list[Waiting] = []
+        self.waitings: list[Waiting] = []
         self._ended = threading.Event()
         self._crowd = threading.Event()
         self._thread = threading.Thread(target=self._run, name="patience", daemon=True)
@@ -137,11 +185,15 @@ class Patience:
         self._ended.set()
         self._crowd.set()
 
-    def bound(self, what: str, seconds: float, *, most: int | None = None, spared: float = 0.0) -> Waiting:
+    def bound(
+        self, noun: str, seconds: float, *, capacity: float = math.inf, capacity_bytes: float = math.inf
+    ) -> Waiting:
         """Makes a kind of waiting, and looks after it; see Waiting."""
-        kind = Waiting(what, seconds, most=most, spared=spared, on_crowd=self._crowd.set)
-        self.kinds.append(kind)
-        return kind
+        waiting = Waiting(
+            noun, seconds, capacity=capacity, capacity_bytes=capacity_bytes, on_crowd=self._crowd.set
+        )
+        self.waitings.append(waiting)
+        return waiting
 
     def _run(self) -> None:
         while not self._ended.is_set():
@@ -149,5 +201,5 @@ class Patience:
                 self._crowd.clear()
                 self._ended.wait(CROWD_SECONDS)
             now = monotonic()
-            for kind in self.kinds:
-                kind.cancel_late(now)
+            for waiting in self.waitings:
+                waiting.cancel_late(now)

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 
 class Pool(ThreadPoolExecutor):
-    """A thread pool that knows whether it has anything to do."""
+    """A thread pool that knows whether it has anything to do, and bears that no thread can be started.
+
+    One thread is there from the beginning. A call that comes while the process
+    may start no more is queued for the threads that exist; an exception would
+    end grpcio's serving thread, and with it the whole server.
+    """
 
     def __init__(self, threads: int, name: str) -> None:
         super().__init__(threads, thread_name_prefix=name)
         self._unfinished: set[Future[Any]] = set()
+        self.submit(int)
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Has a function called on one of the threads."""
-        future = super().submit(function, *args, **kwargs)
+        try:
+            future = super().submit(function, *args, **kwargs)
+        except RuntimeError as error:
+            if "new thread" not in str(error) or not self._threads:
+                raise
+            log.error("no thread can be started: calls wait for those there are", extra={"kind": "no thread"})
+            future = Future()  # of what has been queued before the thread was to be started
+            future.set_result(None)
+            return future
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         return future

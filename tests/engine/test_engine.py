@@ -10,7 +10,7 @@ import pytest
 
 from rerank_grpc.config import EngineSettings
 from rerank_grpc.engine.batch import PackedBatch, Sequence
-from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.meter import Usage
 from rerank_grpc.engine.request import Output, ScoringRequest
 from rerank_grpc.engine.runner import DeviceLost, OutOfMemory, Runner
@@ -35,8 +35,8 @@ def sequences(count: int, tokens: int = 10) -> list[Sequence]:
 
 
 @contextmanager
-def running(runner: Runner, **settings: float) -> Iterator[Engine]:
-    engine = Engine(runner, EngineSettings(**settings))  # type: ignore[arg-type]
+def running(runner: Runner, *, on_death: OnDeath = lambda hung: None, **settings: float) -> Iterator[Engine]:
+    engine = Engine(runner, EngineSettings(**settings), on_death=on_death)  # type: ignore[arg-type]
     engine.start()
     try:
         yield engine
@@ -334,8 +334,8 @@ def test_r18_when_the_device_thread_dies_or_hangs_every_waiting_call_fails_at_on
     hang = WAIT if isinstance(runner, Deadly) else 0.2
     hung = []
 
-    def on_death() -> None:
-        hung.append(engine.hung)
+    def on_death(hangs: bool) -> None:
+        hung.append(hangs)
         died.set()
 
     engine = Engine(runner, EngineSettings(max_batch_tokens=20, hang_seconds=hang), on_death=on_death)
@@ -360,12 +360,13 @@ def test_r18_a_device_that_is_lost_ends_the_engine_instead_of_failing_call_after
         def run(self, batch: PackedBatch) -> list[Output | None]:
             raise DeviceLost
 
-    with running(Lost()) as engine:
+    told: list[bool] = []
+    with running(Lost(), on_death=told.append) as engine:
         request = engine.submit(sequences(3))
         with pytest.raises(InternalError):
             outputs(request)
         assert not engine.alive
-        assert engine.hung
+        wait_for(lambda: told == [True])
         with pytest.raises(ModelFailed):
             engine.submit(sequences(1))
 

@@ -238,7 +238,7 @@ def test_r18_with_batches_in_flight_every_waiting_call_fails_at_once(dies: bool)
     runner = (Deadly if dies else Ahead)(held=True)
     died = threading.Event()
     settings = EngineSettings(max_batch_tokens=40, hang_seconds=WAIT if dies else 0.2)
-    engine = Engine(runner, settings, on_death=died.set)
+    engine = Engine(runner, settings, on_death=lambda _: died.set())
     engine.start()
     requests = [engine.submit(sequences(10)) for _ in range(5)]
     runner.await_launch(2)

@@ -2,13 +2,14 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from rerank_grpc.config import EngineSettings, Settings
 from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.server.app import RerankServer
@@ -24,7 +25,7 @@ def loading() -> Iterator[RerankServer]:
     ended = threading.Event()
     load_now = loader_of(CountingRunner(), EngineSettings())
 
-    def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
+    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         assert ended.wait(WAIT)
         return load_now(spec, on_death)
 

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,9 +11,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
+from rerank_grpc.server import health
 from rerank_grpc.server.app import RERANK_SERVICE, RerankServer
-from rerank_grpc.server.health import MOST_WATCHERS, HealthService, Watchers
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.engine.test_engine import Deadly
 from tests.http2 import raw_connections
@@ -52,7 +52,7 @@ def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service
     warm = threading.Event()
     inner = loader_of(CountingRunner(), EngineSettings())
 
-    def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
+    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         assert warm.wait(WAIT)
         return inner(spec, on_death)
 
@@ -202,45 +202,31 @@ def test_watchers_that_read_nothing_silence_no_probe_and_no_change(tokens: tuple
         for connection in [main] * 96 + admins * 16:
             connection.call(WATCH, b"")
         watchers = [
-            kind for kind in server._patience.kinds if "a reader" in kind.what and "watch" in kind.what
+            kind for kind in server._patience.waitings if "a reader" in kind.noun and "watch" in kind.noun
         ]
         wait_for(lambda: all(len(kind) > 0 for kind in watchers))
         for _ in range(20):
             started = time.monotonic()
             assert check(channel) == check(admin) == SERVING
             assert time.monotonic() - started < 1
-        server._health.set_serving(False)  # as the registry's thread does, which must not wait here
-        assert check(channel) == check(admin) == NOT_SERVING
+        changed = threading.Thread(target=server._health.changed)  # the registry's, which must not wait here
+        changed.start()
+        changed.join(1)
+        assert not changed.is_alive()
 
 
-def test_a_watcher_too_many_takes_the_place_of_the_oldest_of_the_address_that_has_most():
-    state = HealthService([])
-    watchers = Watchers(state)
-    friend, strangers = Peer("ipv4:10.0.0.1:1"), [Peer(f"ipv4:10.0.0.2:{n}") for n in range(MOST_WATCHERS)]
-    watches = [watchers.watch(health_pb2.HealthCheckRequest(), peer) for peer in (friend, *strangers)]
-    assert [next(watch).status for watch in watches] == [NOT_SERVING] * len(watches)
-    assert not friend.cancelled
-    assert [peer.cancelled for peer in strangers] == [True] + [False] * (MOST_WATCHERS - 1)
-
-
-class Peer:
-    """A gRPC context of a caller somewhere."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self.cancelled = False
-
-    def peer(self) -> str:
-        return self._address
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def is_active(self) -> bool:
-        return not self.cancelled
-
-    def add_callback(self, _callback: Callable[[], None]) -> bool:
-        return True
+def test_a_watcher_too_many_is_told_that_there_is_no_watch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(health, "MOST_WATCHERS", 5)
+    with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(5)]
+        assert [next(watch).status for watch in watches] == [SERVING] * 5
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.Watch(health_pb2.HealthCheckRequest()))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        watches[0].cancel()
+        wait_for(lambda: len(server._health._watchers[0]) == 4)
+        assert next(stub.Watch(health_pb2.HealthCheckRequest())).status == SERVING
 
 
 def test_a_watcher_that_leaves_frees_its_place():
@@ -249,10 +235,10 @@ def test_a_watcher_that_leaves_frees_its_place():
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(10)]
         assert [next(watch).status for watch in watches] == [SERVING] * 10
         watchers = server._health._watchers[0]
-        assert len(watchers._wakeups) == 10
+        assert len(watchers) == 10
         for watch in watches:
             watch.cancel()
-        wait_for(lambda: not watchers._wakeups)
+        wait_for(lambda: len(watchers) == 0)
 
 
 def test_an_unknown_service_is_told_so_and_not_remembered():
@@ -269,4 +255,4 @@ def test_an_unknown_service_is_told_so_and_not_remembered():
         with pytest.raises(grpc.RpcError) as caught:
             stub.Check(health_pb2.HealthCheckRequest(service="x" * 257), timeout=WAIT)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        wait_for(lambda: not server._health._watchers[0]._wakeups)
+        wait_for(lambda: len(server._health._watchers[0]) == 0)

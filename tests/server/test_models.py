@@ -19,6 +19,7 @@ import pytest
 from huggingface_hub import constants
 
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel, loader_for, residency
 from rerank_grpc.server.app import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -50,7 +51,7 @@ def serving_models(directories: dict[str, Path], **fields: object) -> Iterator[R
     settings = replace(settings, **fields)  # type: ignore[arg-type]
     real = loader_for(settings)
 
-    def load(spec: ModelSpec, on_death: Callable[[], None]) -> LoadedModel:
+    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         return replace(real(spec, on_death), memory_bytes=SIZE)
 
     server = RerankServer(settings, load=load)

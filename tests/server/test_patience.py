@@ -10,11 +10,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rerank_grpc.config import Settings
-from rerank_grpc.server import lanes, reflection
+from rerank_grpc.server import lanes, methods, patience, reflection
 from rerank_grpc.server.app import RerankServer
-from rerank_grpc.server.patience import Waiting
+from rerank_grpc.server.patience import BYTES_PER_SECOND, Waiting
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.http2 import raw_connections
+from tests.http2 import DATA, END_STREAM, frame, raw_connections
 from tests.support import WAIT, CountingRunner, channel_of, request_of, serving, stub_of, wait_for
 
 CHECK = "/grpc.health.v1.Health/Check"
@@ -26,8 +26,12 @@ REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 class Context:
     """A gRPC context that remembers whether it was cancelled."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str = "ipv4:10.0.0.1:1") -> None:
+        self._peer = peer
         self.cancelled = False
+
+    def peer(self) -> str:
+        return self._peer
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -37,63 +41,109 @@ class Context:
         return True
 
 
-def waiting_for(kind: Waiting, count: int) -> list[Context]:
-    contexts = [Context() for _ in range(count)]
+def waits_of(waiting: Waiting, count: int, peer: str = "ipv4:10.0.0.1:1", size: int = 0) -> list[Context]:
+    contexts = [Context(peer) for _ in range(count)]
     for context in contexts:
-        kind.begin(context)
+        waiting.begin(context, size)
     return contexts
 
 
+def cancelled(contexts: list[Context]) -> list[bool]:
+    return [context.cancelled for context in contexts]
+
+
 def test_a_call_is_cancelled_once_it_has_waited_too_long():
-    kind = Waiting("a request", seconds=5)
-    (context,) = waiting_for(kind, 1)
+    waiting = Waiting("a request", 5)
+    contexts = waits_of(waiting, 1)
     now = time.monotonic()
-    kind.cancel_late(now + 4.9)
-    assert not context.cancelled
-    kind.cancel_late(now + 5.1)
-    assert context.cancelled
-    assert len(kind) == 0
+    waiting.cancel_late(now + 4.9)
+    assert cancelled(contexts) == [False]
+    waiting.cancel_late(now + 5.1)
+    assert cancelled(contexts) == [True]
+    assert len(waiting) == 0
 
 
-def test_in_a_crowd_those_that_have_waited_longest_are_cancelled():
-    kind = Waiting("a request", seconds=5, most=3)
-    contexts = waiting_for(kind, 5)
-    kind.cancel_late(time.monotonic())
-    assert [context.cancelled for context in contexts] == [True, True, False, False, False]
+def test_a_large_message_has_the_time_that_its_bytes_take():
+    waiting = Waiting("a reader", 10)
+    contexts = waits_of(waiting, 1, size=20 * BYTES_PER_SECOND)
+    now = time.monotonic()
+    waiting.cancel_late(now + 29.9)
+    assert cancelled(contexts) == [False]
+    waiting.cancel_late(now + 30.1)
+    assert cancelled(contexts) == [True]
 
 
-def test_even_in_a_crowd_a_call_is_spared_until_an_ordinary_request_would_have_come():
-    kind = Waiting("a request", seconds=5, most=3, spared=1)
-    contexts = waiting_for(kind, 5)
-    kind.cancel_late(time.monotonic())
-    assert not any(context.cancelled for context in contexts)
-    kind.cancel_late(time.monotonic() + 1.1)
-    assert [context.cancelled for context in contexts] == [True, True, False, False, False]
+def test_in_a_crowd_the_oldest_calls_of_the_connection_that_has_most_are_cancelled():
+    waiting = Waiting("a request", 5, capacity=3)
+    friend = waits_of(waiting, 1, "ipv4:10.0.0.1:1")
+    strangers = waits_of(waiting, 4, "ipv4:10.0.0.1:2")
+    waiting.cancel_late(time.monotonic() + 0.2)
+    assert cancelled([*friend, *strangers]) == [False] * 5  # spared: an ordinary request would have come
+    waiting.cancel_late(time.monotonic() + 0.3)
+    assert cancelled([*friend, *strangers]) == [False, True, True, False, False]
+
+
+def test_a_connection_with_many_calls_in_a_crowd_is_not_spared_for_long():
+    waiting = Waiting("a request", 5, capacity=20)
+    strangers = waits_of(waiting, 30, "ipv4:10.0.0.1:2")
+    waiting.cancel_late(time.monotonic() + 0.03)
+    assert cancelled(strangers) == [True] * 10 + [False] * 20
+
+
+def test_unread_answers_beyond_the_bytes_that_may_wait_are_thrown_away():
+    waiting = Waiting("a reader", 5, capacity_bytes=1_000)
+    small = waits_of(waiting, 5, "ipv4:10.0.0.1:1", size=10)
+    large = waits_of(waiting, 5, "ipv4:10.0.0.1:2", size=400)
+    waiting.cancel_late(time.monotonic() + 0.3)
+    assert cancelled(small) == [False] * 5
+    assert cancelled(large) == [True] * 3 + [False] * 2
+
+
+def test_a_crowd_is_told_when_it_forms_and_so_is_a_large_answer():
+    told: list[int] = []
+    waiting = Waiting("a request", 5, capacity=2, on_crowd=lambda: told.append(0))
+    waits_of(waiting, 2)
+    assert told == []
+    waits_of(waiting, 1)
+    assert len(told) == 1
+    waits_of(Waiting("a reader", 5, on_crowd=lambda: told.append(0)), 1, size=1 << 20)
+    assert len(told) == 2
+
+
+def test_when_the_server_stops_every_wait_is_cut_from_that_moment_on():
+    waiting = Waiting("a request", 100)
+    contexts = waits_of(waiting, 1)
+    waiting.begin_drain(2)
+    now = time.monotonic()
+    waiting.cancel_late(now + 1.9)
+    assert cancelled(contexts) == [False]
+    waiting.cancel_late(now + 2.1)
+    assert cancelled(contexts) == [True]
 
 
 def test_a_request_that_has_come_ends_the_wait():
-    kind, context = Waiting("a request", seconds=5), Context()
-    assert kind.receive(iter([b"message"]), context) == b"message"
-    assert kind.receive(iter(()), context) is None
-    kind.cancel_late(time.monotonic() + 100)
+    waiting, context = Waiting("a request", 5), Context()
+    assert waiting.receive(iter([b"message"]), context) == b"message"
+    assert waiting.receive(iter(()), context) is None
+    waiting.cancel_late(time.monotonic() + 100)
     assert not context.cancelled
 
 
 def test_a_stream_waits_for_its_reader_from_each_message_until_the_next_is_asked_for():
-    kind, context = Waiting("a reader", seconds=10), Context()
-    messages = kind.send(["one", "two"], context)
-    assert next(messages) == "one"
-    assert len(kind) == 1
-    assert list(messages) == ["two"]
-    assert len(kind) == 0
+    waiting, context = Waiting("a reader", 10), Context()
+    messages = waiting.send([b"one", b"two"], context)
+    assert next(messages) == b"one"
+    assert len(waiting) == 1
+    assert list(messages) == [b"two"]
+    assert len(waiting) == 0
 
 
 def test_an_answer_is_waited_for_until_its_call_ends():
-    kind, context = Waiting("a reader", seconds=10), Context()
-    kind.answer(context)
-    assert len(kind) == 1
+    waiting, context = Waiting("a reader", 10), Context()
+    assert waiting.send_last(b"answer", context) == b"answer"
+    assert len(waiting) == 1
     context.callback()
-    assert len(kind) == 0
+    assert len(waiting) == 0
 
 
 @contextmanager
@@ -141,27 +191,59 @@ def test_calls_without_a_body_on_the_admin_port_keep_no_probe_out():
 
 
 def test_requests_that_stop_half_way_are_given_up(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lanes, "SMALL_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "HOG_SPARED_SECONDS", 0.0)
     with server_of() as server, raw_connections(server.port, 1) as (connection,):
+        awaited = next(kind for kind in server._patience.waitings if kind.noun == "a request (main-check)")
         for _ in range(40):
-            connection.call(CHECK, b"x" * 1_000, promised=8 << 20)
-        lane = next(kind for kind in server._patience.kinds if "main-check" in kind.what)
-        wait_for(lambda: len(lane) > 0)
-        wait_for(lambda: len(lane) <= lanes.SMALL_MOST)
+            connection.call(CHECK, b"x" * 100_000, promised=8 << 20)
+        wait_for(lambda: 0 < len(awaited) <= lanes.SMALL_CAPACITY)
         assert check(server.port) < 1
+        wait_for(lambda: len(awaited) == 0)  # after REQUEST_SECONDS
+
+
+def test_a_burst_of_ordinary_probes_loses_none():
+    with server_of() as server, channel_of(server.port) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for _ in range(5):
+            calls = [stub.Check.future(health_pb2.HealthCheckRequest(), timeout=WAIT) for _ in range(90)]
+            assert [call.result().status for call in calls] == [1] * 90
+
+
+def test_a_request_that_comes_slowly_is_served_beside_a_flood_of_empty_calls():
+    message = request_of("q", *["word " * 100] * 100).SerializeToString()
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    with (
+        server_of() as server,
+        raw_connections(server.port, 3) as strangers,
+        raw_connections(server.port, 1) as (slow,),
+    ):
+        awaited = next(kind for kind in server._patience.waitings if kind.noun == "a request (rerank)")
+        slow.call(RERANK)
+        slow.send(frame(DATA, 0, 1, body[:10_000]))
+        wait_for(lambda: len(awaited) == 1)
+        for connection in strangers:
+            for _ in range(90):
+                connection.call(RERANK)
+        wait_for(lambda: len(awaited) > methods.TEXTS_CAPACITY)
+        wait_for(lambda: len(awaited) <= methods.TEXTS_CAPACITY)
+        for at in range(10_000, len(body), 10_000):
+            slow.send(frame(DATA, 0, 1, body[at : at + 10_000]))
+        slow.send(frame(DATA, END_STREAM, 1))
+        assert b"grpc-status" in slow.receive_until(b"grpc-status")
+        assert server.registry.loaded("").engine.usage.batches == 1
 
 
 @pytest.mark.parametrize("method", [STREAM])
 def test_streams_that_nobody_reads_keep_no_call_out_and_end(method: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lanes, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(lanes, "READER_SECONDS", 0.5)
     message = pb.StreamRerankRequest(query="q", documents=[pb.Document(text="a b c")]).SerializeToString()
     with server_of() as server, raw_connections(server.port, 2, window=0) as connections:
         for connection in connections:
             for _ in range(96):
                 connection.call(method, message)
-        readers = next(kind for kind in server._patience.kinds if kind.what == "a reader (stream)")
+        readers = next(kind for kind in server._patience.waitings if kind.noun == "a reader (stream)")
         wait_for(lambda: len(readers) >= 96)
-        assert server.door.calls == 0  # scored: whether anybody reads it is another matter
+        wait_for(lambda: server.door.calls == 0)  # scored: whether anybody reads it is another matter
         assert rerank(server.port) < 1
         wait_for(lambda: len(readers) == 0)
         with stub_of(server.port) as stub:
@@ -170,12 +252,12 @@ def test_streams_that_nobody_reads_keep_no_call_out_and_end(method: str, monkeyp
 
 
 def test_answers_that_nobody_reads_are_thrown_away(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lanes, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(lanes, "READER_SECONDS", 0.5)
     request = request_of("q", "word " * 20_000, return_documents=True).SerializeToString()
     with server_of() as server, raw_connections(server.port, 1, window=0) as (connection,):
         for _ in range(10):
             connection.call(RERANK, request)
-        readers = next(kind for kind in server._patience.kinds if kind.what == "a reader (rerank)")
+        readers = next(kind for kind in server._patience.waitings if kind.noun == "a reader (rerank)")
         wait_for(lambda: len(readers) == 10)
         wait_for(lambda: len(readers) == 0)
 
@@ -186,7 +268,7 @@ def test_idle_reflection_streams_end(monkeypatch: pytest.MonkeyPatch):
         for connection in connections:
             for _ in range(96):
                 connection.call(REFLECT)
-        idle = next(kind for kind in server._patience.kinds if "main-reflection" in kind.what)
+        idle = next(kind for kind in server._patience.waitings if "main-reflection" in kind.noun)
         wait_for(lambda: len(idle) > 0)
         wait_for(lambda: len(idle) == 0)
 
@@ -223,8 +305,8 @@ def test_a_stopping_server_waits_for_no_body(monkeypatch: pytest.MonkeyPatch):
             connection.call(CHECK)
             connection.call(RERANK)
             connection.call("/grpc.health.v1.Health/Watch", b"")
-        bodies = next(kind for kind in server._patience.kinds if kind.what == "a request (rerank)")
+        bodies = next(kind for kind in server._patience.waitings if kind.noun == "a request (rerank)")
         wait_for(lambda: len(bodies) == 2)
         started = time.monotonic()
-        server.stop(20)
-        assert time.monotonic() - started < 5
+        server.stop(30)
+        assert time.monotonic() - started < 15  # of these, 5 s for the rest of a request with texts

@@ -1,5 +1,6 @@
 import contextlib
 import random
+import time
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -41,3 +42,10 @@ def test_of_whatever_the_parser_accepts_the_count_is_right():
             accepted += 1
         has_more_than(5, DOCUMENTS, message)  # raises nothing, whatever it is
     assert accepted > 500
+
+
+def test_a_message_of_a_great_many_small_fields_is_refused_before_it_is_walked_through():
+    started = time.perf_counter()
+    for field in (b"\x78\x1a", b"\x1a\x00", b"\x98\x06\x1a"):
+        assert has_more_than(1_000, DOCUMENTS, field * 2_000_000)
+    assert time.perf_counter() - started < 1  # all of it would take many seconds
