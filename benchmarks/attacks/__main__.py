@@ -60,13 +60,13 @@ ATTACKS = (
     Attack(
         "bodies",
         "8 × 96 calls without a body, on both ports: Check, then Rerank",
-        "the oldest of those that wait are cancelled",
+        "they are cancelled, those of the connection that has most first",
         strangers.calls_without_body,
     ),
     Attack(
         "streams",
         "96 and 192 StreamReranks that nobody reads",
-        "a call gives its place back once it is scored; a reader has 10 s",
+        "a call gives its place back once it is scored; a reader that stalls is cancelled",
         strangers.stalled_streams,
     ),
     Attack(
