@@ -25,7 +25,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve bench bench-quick test test-clients test-clients-quick test-openapi lint format proto baseline image clean
+.PHONY: help demo serve bench bench-quick bench-attacks test test-clients test-clients-quick test-openapi lint format proto baseline image clean
 
 help:  ## Lists these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench: $(VENV)/.bench  ## Measures the CPU's share against peers, over an hour; 
 
 bench-quick: $(VENV)/.bench  ## Measures what the service adds to its model, in three minutes.
 	@$(BIN)/python -m benchmarks.quick
+
+bench-attacks: $(VENV)/.demo  ## Attacks a server in 25 ways, over six minutes; ARGS="--only bodies,hang" for some.
+	@$(BIN)/python -m benchmarks.attacks $(ARGS)
 
 proto: $(VENV)/.dev $(BUF)  ## Checks the contract and generates its stubs.
 	$(BUF) lint
