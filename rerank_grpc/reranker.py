@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappush, heappushpop
 from operator import attrgetter
 from time import monotonic
@@ -13,7 +14,7 @@ from time import monotonic
 from rerank_grpc.call import Call
 from rerank_grpc.checks import check_request
 from rerank_grpc.config import Limits
-from rerank_grpc.door import Door
+from rerank_grpc.door import Door, Slot
 from rerank_grpc.engine.encoding import EncodedRequest
 from rerank_grpc.engine.pace import Pace, Turns
 from rerank_grpc.engine.request import ScoringRequest
@@ -25,13 +26,14 @@ from rerank_grpc.types import RerankRequest, RerankResponse, RerankSummary, Scor
 class Reranker:
     """Answers requests with the models of a registry; called by many threads at once.
 
-    `door` bounds the calls inside.
+    `door` bounds the calls inside, `lobby` those that wait for a model to be loaded.
     """
 
-    def __init__(self, registry: Registry, limits: Limits, door: Door) -> None:
+    def __init__(self, registry: Registry, limits: Limits, door: Door, lobby: Door) -> None:
         self._registry = registry
         self._limits = limits
         self._door = door
+        self._lobby = lobby
         self._turns = Turns()
 
     def rerank(self, request: RerankRequest, call: Call | None = None) -> RerankResponse:
@@ -62,6 +64,24 @@ class Reranker:
             yield job.summary()
 
     @contextmanager
+    def _inside(self, request: RerankRequest, call: Call) -> Iterator[tuple[LoadedModel, Slot]]:
+        """Takes a slot, and leases the model.
+
+        A call that waits for its model to be loaded takes a place in the lobby
+        meanwhile, and a slot after that: it must not keep calls of other models out.
+        """
+        characters = characters_of(request)
+        lease = partial(self._registry.lease, request.model, deadline=call.deadline, on_cancel=call.on_cancel)
+        with ExitStack() as held:
+            if self._registry.loaded(request.model) is not None:
+                slot = held.enter_context(self._door.enter(characters))
+                yield held.enter_context(lease()), slot
+                return
+            with self._lobby.enter(characters):
+                model = held.enter_context(lease())
+            yield model, held.enter_context(self._door.enter(characters))
+
+    @contextmanager
     def _admitted(self, request: RerankRequest, call: Call, *, stepwise: bool = False) -> Iterator[_Job]:
         """Takes a request to the device's queue, and out of it when a `with` statement ends.
 
@@ -69,11 +89,7 @@ class Reranker:
         a stream's caller may read them late or never.
         """
         check_request(request, self._limits)
-        slot = self._door.enter(characters_of(request))
-        with (
-            slot,
-            self._registry.lease(request.model, deadline=call.deadline, on_cancel=call.on_cancel) as model,
-        ):
+        with self._inside(request, call) as (model, slot):
             model.engine.check_room()
             started = monotonic()
             encoded = model.encoder.encode(

@@ -27,6 +27,7 @@ from rerank_grpc.errors import ConfigurationError, RerankError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 (failed) or 2 (bad option)."""
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -45,3 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return status
+
+
+def _open_standard_streams() -> None:
+    """Opens to nowhere what the parent has closed, else the next file or socket would become stderr."""
+    for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free, which is this one
+            setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w"))

@@ -38,6 +38,9 @@ class Stopping:
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        # A terminal that closes ends the server as SIGTERM does, unless nohup has said that it shall not.
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, self._on_signal)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a parent may have ignored it
 
     def is_set(self) -> bool:

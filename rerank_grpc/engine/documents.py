@@ -76,8 +76,8 @@ def encode_documents(
             encoded[text] = EncodedDocument((chunk,), tokens.truncated)
             continue
         chunks = []
-        for start, end in cutting.windows(count):
-            span = Span(max(0, tokens.spans[start][0] - len(lead)), tokens.spans[end - 1][1] - len(lead))
+        for (start, end), (first, last) in zip(cutting.windows(count), tokens.spans, strict=True):
+            span = Span(max(0, first - len(lead)), last - len(lead))
             chunks.append(EncodedChunk(len(sequences), end - start, span))
             window = tokens.ids[TOKEN_BYTES * start : TOKEN_BYTES * end]
             sequences.append(Sequence(before + window + after, split, prefix))

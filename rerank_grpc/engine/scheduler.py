@@ -233,7 +233,7 @@ class Scheduler:
         entry = self._entries.pop(request, None)
         if entry is None:
             return
-        for item in entry.items:
+        for item in dict.fromkeys(entry.items):  # each once: equal sequences of the request share theirs
             if not item.waiters:
                 continue
             item.waiters = [waiter for waiter in item.waiters if waiter[0] is not request]

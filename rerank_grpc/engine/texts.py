@@ -74,8 +74,8 @@ class Tokens(NamedTuple):
     Attributes:
         ids: token ids, packed as int32.
         truncated: whether other tokens were left out.
-        spans: where each token lies in the text, in code points; None where
-            all of them fit one sequence.
+        spans: where each of the cutting's windows lies in the text, in code
+            points; None where all tokens fit one sequence.
     """
 
     ids: bytes
@@ -202,7 +202,8 @@ def _cut(
     if used <= cutting.room:
         return Tokens(packed, truncated)
     offset = 0 if from_start else len(text) - len(part)
-    spans = vocabulary.tokenizer.encode(part, add_special_tokens=False).offsets[place]
+    offsets = vocabulary.tokenizer.encode(part, add_special_tokens=False).offsets[place]
+    spans = [(offsets[start][0], offsets[end - 1][1]) for start, end in cutting.windows(used)]
     return Tokens(
         packed, truncated, [(offset + start, offset + _mark_end(part, end)) for start, end in spans]
     )

@@ -57,6 +57,7 @@ class Keeper:
         self._on_change = on_change
         self._on_hang = on_hang
         self._queue: deque[Entry] = deque()
+        self._trimmer = memory.Trimmer()
         self.closing = False
         self._thread = threading.Thread(target=self._run, name="keep-models", daemon=True)
 
@@ -151,7 +152,12 @@ class Keeper:
                     if entry.state is State.FAILED and entry.retry_at <= now and not entry.lazy:
                         entry.preloading = True  # no call waits for it: it must evict nothing
                         self.want(entry)
-                self._changed.wait(residency.patience(self._entries, now, self._idle_seconds))
+                if self._trimmer.due(now):
+                    return self._trimmer.trim
+                patience = residency.patience(self._entries, now, self._idle_seconds)
+                self._changed.wait(
+                    memory.TRIM_SECONDS if patience is None else min(patience, memory.TRIM_SECONDS)
+                )
         return None
 
     def _load(self, entry: Entry) -> None:

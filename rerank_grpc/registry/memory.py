@@ -5,12 +5,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 STATM = Path("/proc/self/statm")
 RESIDENT = 1  # the field of statm: pages that are resident
+
+HOST = torch.device("cpu")
+# The C library keeps what large messages took; beyond this it is given back, and no sooner than that.
+MOST_KEPT_BYTES = 64 << 20
+TRIM_SECONDS = 10.0
 
 
 def used(device: torch.device) -> int:
@@ -35,3 +42,24 @@ def give_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class Trimmer:
+    """Tells when this process has grown so much that memory should be given back; times are arguments."""
+
+    def __init__(self, used_bytes: Callable[[], int] = partial(used, HOST)) -> None:
+        self._used_bytes = used_bytes
+        self._least = used_bytes()
+        self._looked = 0.0
+
+    def due(self, now: float) -> bool:
+        """Whether the process has grown by MOST_KEPT_BYTES since it was last trimmed; looks now and then."""
+        if now - self._looked < TRIM_SECONDS:
+            return False
+        self._looked = now
+        return self._used_bytes() > self._least + MOST_KEPT_BYTES
+
+    def trim(self) -> None:
+        """Gives back what is free; what is still in use is not looked at again until it grows."""
+        give_back(HOST)
+        self._least = self._used_bytes()

@@ -72,6 +72,7 @@ class RerankServer:
             settings, load, callers=self.call_cpu, on_change=self._show_health, on_hang=on_hang
         )
         self.door = Door(settings.max_calls, settings.limits.characters_inside)
+        self.lobby = Door(max(1, settings.max_calls // 2), settings.limits.characters_inside // 4)
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
         self._main = self.call_cpu.run(self._build_main)
@@ -142,10 +143,10 @@ class RerankServer:
 
     def _build_main(self) -> grpc.Server:
         settings = self.settings
-        # One connection's calls wait for each other at the caller's end, where none is refused.
-        streams = max(settings.max_calls, LEAST_STREAMS)
+        # Twice as many as are admitted: see overload protection below.
+        streams = 2 * max(settings.max_calls, LEAST_STREAMS)
         server = self._build(streams=streams, connections=MOST_CONNECTIONS)
-        reranker = Reranker(self.registry, settings.limits, self.door)
+        reranker = Reranker(self.registry, settings.limits, self.door, self.lobby)
         self._servicer = RerankServicer(reranker, self.registry, settings.limits)
         self._lanes = [
             *add_rerank(server, self._servicer, self._patience, settings.limits, calls=settings.max_calls),
@@ -186,9 +187,10 @@ def _options(settings: Settings, streams: int, connections: int) -> list[tuple[s
         ("grpc.max_connection_idle_ms", round(IDLE_SECONDS * 1000)),
         ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),
         ("grpc.max_connection_age_grace_ms", round(settings.connection_age_grace_seconds * 1000)),
-        # On by default, it counts calls that have ended but whose objects are still being freed as
-        # streams, and refuses new ones (RST_STREAM 7) to a client that keeps to the limit above.
-        ("grpc.http.overload_protection", 0),
+        # On by default, and said here because the service leans on it: it counts calls that have ended
+        # but are still being freed as streams, and refuses new ones (RST_STREAM 7) beyond the limit above.
+        # Without it, a flood of calls that are reset at once has gRPC drop everybody's calls at random.
+        ("grpc.http.overload_protection", 1),
         # On by default: a second server on the same port would start without an error.
         ("grpc.so_reuseport", 0),
         # Clients that keep an idle connection alive through a NAT ping every 30 s or so.

@@ -65,7 +65,9 @@ class Lane:
         `drain_seconds`, and with `drains_readers` that for a reader too.
         """
         self._pool = Pool(threads, name)
-        self._requests = patience.bound(f"a request ({name})", seconds, capacity=capacity)
+        self._requests = patience.bound(
+            f"a request ({name})", seconds, capacity=capacity, backlog=lambda: self._pool.backlog
+        )
         self._readers = patience.bound(
             f"a reader ({name})", READER_SECONDS, capacity=readers, capacity_bytes=ANSWER_BYTES
         )

@@ -59,16 +59,19 @@ class Waiting:
         *,
         capacity: float = math.inf,
         capacity_bytes: float = math.inf,
+        backlog: Callable[[], int] = lambda: 0,
         on_crowd: Callable[[], None] = lambda: None,
     ) -> None:
         """Bounds a wait to `seconds`, and to `capacity` calls and `capacity_bytes` at once.
 
-        `on_crowd` is called when a crowd may have formed.
+        `backlog` tells how many calls have not even begun to wait, and `on_crowd`
+        is called when a crowd may have formed.
         """
         self.noun = noun
         self._seconds = seconds
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
+        self._backlog = backlog
         self._on_crowd = on_crowd
         self._waits: dict[grpc.ServicerContext, _Wait] = {}
         self._drain = math.inf, 0.0
@@ -118,13 +121,14 @@ class Waiting:
         for context in reversed(waits):  # the oldest last
             connections.setdefault(context.peer(), []).append(context)
         kept = {peer: sum(waits[each].size for each in own) for peer, own in connections.items()}
+        haste = 1 + self._backlog() / calls  # the longer the queue, the less time for each
         while calls > self._capacity or size > self._capacity_bytes:
             by_calls = calls > self._capacity
             peer = max(connections, key=lambda each: len(connections[each]) if by_calls else kept[each])
             own = connections[peer]
             spared = HOG_SPARED_SECONDS if len(own) > HOG_CALLS else SPARED_SECONDS
             wait = waits[own[-1]]
-            if now - wait.since < spared:
+            if now - wait.since < spared / haste:
                 return
             calls, size = calls - 1, size - wait.size
             kept[peer] -= wait.size
@@ -186,11 +190,22 @@ class Patience:
         self._crowd.set()
 
     def bound(
-        self, noun: str, seconds: float, *, capacity: float = math.inf, capacity_bytes: float = math.inf
+        self,
+        noun: str,
+        seconds: float,
+        *,
+        capacity: float = math.inf,
+        capacity_bytes: float = math.inf,
+        backlog: Callable[[], int] = lambda: 0,
     ) -> Waiting:
         """Makes a kind of waiting, and looks after it; see Waiting."""
         waiting = Waiting(
-            noun, seconds, capacity=capacity, capacity_bytes=capacity_bytes, on_crowd=self._crowd.set
+            noun,
+            seconds,
+            capacity=capacity,
+            capacity_bytes=capacity_bytes,
+            backlog=backlog,
+            on_crowd=self._crowd.set,
         )
         self.waitings.append(waiting)
         return waiting

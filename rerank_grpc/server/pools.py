@@ -21,6 +21,7 @@ class Pool(ThreadPoolExecutor):
 
     def __init__(self, threads: int, name: str) -> None:
         super().__init__(threads, thread_name_prefix=name)
+        self._most = threads
         self._unfinished: set[Future[Any]] = set()
         self.submit(int)
 
@@ -29,7 +30,7 @@ class Pool(ThreadPoolExecutor):
         try:
             future = super().submit(function, *args, **kwargs)
         except RuntimeError as error:
-            if "new thread" not in str(error) or not self._threads:
+            if "new thread" not in str(error):
                 raise
             log.error("no thread can be started: calls wait for those there are", extra={"kind": "no thread"})
             future = Future()  # of what has been queued before the thread was to be started
@@ -38,6 +39,11 @@ class Pool(ThreadPoolExecutor):
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         return future
+
+    @property
+    def backlog(self) -> int:
+        """How many calls wait for a thread."""
+        return max(0, len(self._unfinished) - self._most)
 
     @property
     def idle(self) -> bool:

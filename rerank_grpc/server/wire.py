@@ -10,21 +10,32 @@ OTHER_FIELDS = 64
 def has_more_than(most: int, number: int, message: bytes) -> bool:
     """Tells whether a serialized message has more than `most` values of a length-delimited field.
 
-    The walk ends after a few more fields than that, whichever they are: a message
-    of so many has too many in any case. It also ends where the message is
-    malformed, which the parser will say.
+    The walk ends after a few more fields than that, whichever they are, and with
+    a field of a kind that nobody sends: such a message counts as one that has too
+    many. It also ends where the message is cut off, which the parser will say.
     """
     tag = number << 3 | BYTES
     assert tag < 0x80
-    if message.count(tag) <= most:  # each value has its tag: an upper bound, found in microseconds
+    if _most_tags(message, tag) <= most:
         return False
     at = fields = found = 0
-    while at < len(message) and found <= most and fields <= most + OTHER_FIELDS:
+    while at < len(message):
         key, at = _varint(message, at)
         fields += 1
-        found += key == tag
-        at = _skip(message, at, key & 7)
-    return found > most or fields > most + OTHER_FIELDS
+        found += key >> 3 == number
+        if found > most or fields > most + OTHER_FIELDS:
+            return True
+        end = _skip(message, at, key & 7)
+        if end is None:
+            return True
+        at = end
+    return False
+
+
+def _most_tags(message: bytes, tag: int) -> int:
+    """Bounds how often a tag occurs, within microseconds: by its byte, and by its longer forms."""
+    longer = tag | 0x80
+    return message.count(tag) + message.count(bytes([longer, 0x80])) + message.count(bytes([longer, 0]))
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
@@ -41,11 +52,12 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
     return value, at
 
 
-def _skip(message: bytes, at: int, kind: int) -> int:
-    """Returns where a field's value ends; the message's end for what no field has."""
+def _skip(message: bytes, at: int, kind: int) -> int | None:
+    """Returns where a field's value ends; None for a group, which could hide others, or no kind at all."""
     if kind == VARINT:
         return _varint(message, at)[1]
     if kind == BYTES:
         length, at = _varint(message, at)
         return at + length
-    return at + {FIXED64: 8, FIXED32: 4}.get(kind, len(message))
+    size = {FIXED64: 8, FIXED32: 4}.get(kind)
+    return None if size is None else at + size
