@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +46,7 @@ def give_back(device: torch.device) -> None:
 class Trimmer:
     """Tells when this process has grown so much that memory should be given back; times are arguments."""
 
-    def __init__(self, used_bytes: Callable[[], int] = partial(used, HOST)) -> None:
+    def __init__(self, used_bytes: Callable[[], int] = lambda: used(HOST)) -> None:
         self._used_bytes = used_bytes
         self._least = used_bytes()
         self._looked = 0.0
