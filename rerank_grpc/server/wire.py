@@ -5,6 +5,8 @@ from __future__ import annotations
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # A message has its documents and a dozen other fields; newer callers may know some more.
 OTHER_FIELDS = 64
+# Tags are counted piece by piece, so that a message full of them is told apart at once.
+PIECE_BYTES = 1 << 16
 
 
 def has_more_than(most: int, number: int, message: bytes) -> bool:
@@ -16,7 +18,7 @@ def has_more_than(most: int, number: int, message: bytes) -> bool:
     """
     tag = number << 3 | BYTES
     assert tag < 0x80
-    if _most_tags(message, tag) <= most:
+    if not _may_have_more(most, message, tag):
         return False
     at = fields = found = 0
     while at < len(message):
@@ -32,10 +34,15 @@ def has_more_than(most: int, number: int, message: bytes) -> bool:
     return False
 
 
-def _most_tags(message: bytes, tag: int) -> int:
-    """Bounds how often a tag occurs, within microseconds: by its byte, and by its longer forms."""
-    longer = tag | 0x80
-    return message.count(tag) + message.count(bytes([longer, 0x80])) + message.count(bytes([longer, 0]))
+def _may_have_more(most: int, message: bytes, tag: int) -> bool:
+    """Tells, within microseconds, whether a tag might occur more often: by the byte it begins with."""
+    found = 0
+    for start in range(0, len(message), PIECE_BYTES):
+        end = start + PIECE_BYTES
+        found += message.count(tag, start, end) + message.count(tag | 0x80, start, end)
+        if found > most:
+            return True
+    return False
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
