@@ -28,6 +28,7 @@ class Door:
         self._characters = 0
         self._entered = 0.0  # the sum of the times at which the calls inside have entered
         self._stay = 0.0  # the average of the seconds that calls spend inside
+        self._refused = 0  # calls since the last one that was admitted
         self._lock = threading.Lock()
 
     @property
@@ -57,6 +58,7 @@ class Door:
             self._calls += 1
             self._characters += characters
             self._entered += now
+            self._refused = 0
         return Slot(self, characters, now)
 
     def leave(self, characters: int, entered: float) -> None:
@@ -71,10 +73,13 @@ class Door:
     def _until_free(self, share: float, now: float) -> float:
         """Estimates when so large a share of what is inside has left, if all of it leaves within one stay.
 
-        A stay is at least as long as those inside have been there on average.
+        A stay is at least as long as those inside have been there on average. Callers
+        who were refused before come first: the more there are, the longer the delay,
+        else they would all come back for the one slot that is free by then.
         """
         stay = max(self._stay, now - self._entered / self._calls)
-        return min(max(stay * share, SOONEST_RETRY), LATEST_RETRY)
+        self._refused += 1
+        return min(max(stay * share * self._refused, SOONEST_RETRY), LATEST_RETRY)
 
 
 class Slot:

@@ -58,10 +58,12 @@ def test_the_delay_of_a_refusal_grows_with_the_time_that_calls_stay(monkeypatch:
     now = [1_000.0]
     monkeypatch.setattr("rerank_grpc.door.monotonic", lambda: now[0])
     door = Door(4, 1_000)
-    for _ in range(4):
-        door.enter(1)
+    slots = [door.enter(1) for _ in range(4)]
     assert refusal_of(door, 1).retry_after == SOONEST_RETRY
+    slots[0].leave()
+    slots[0] = door.enter(1)
     now[0] += 20
     assert refusal_of(door, 1).retry_after == pytest.approx(5)  # four stays of 20 s: one ends every 5 s
+    assert refusal_of(door, 1).retry_after == pytest.approx(10)  # the second in line
     now[0] += 2_000
     assert refusal_of(door, 1).retry_after == LATEST_RETRY

@@ -48,4 +48,5 @@ def boundary(context: grpc.ServicerContext, method: str) -> Iterator[dict[str, A
     kind = None if failure is None else {"kind": f"{method} {code} {failure.reason.name}"}
     log.log(level, "%s %s%s ms=%.1f", method, code, notes, (monotonic() - started) * 1000, extra=kind)
     if failure is not None:
-        status.abort(context, failure)
+        # Its frames refer to it and to the request, which would stay until a full collection.
+        status.abort(context, failure.with_traceback(None))
