@@ -24,17 +24,17 @@ def too_many_documents(limits: Limits) -> InvalidRequest:
     return InvalidRequest.of("documents", f"holds more than the {limits.documents:,} that are allowed")
 
 
-def check_request(request: RerankRequest, limits: Limits) -> None:
-    """Raises InvalidRequest naming the first field whose value is not allowed."""
+def check_request(request: RerankRequest, limits: Limits) -> int:
+    """Returns how many characters a request has, or raises InvalidRequest naming the first wrong field."""
     check_document_count(len(request.documents), limits)
     if not request.query:
         raise InvalidRequest.of("query", "must not be empty")
     _check_length("query", request.query, limits.characters)
     _check_length("instruction", request.instruction, limits.characters)
-    for index, document in enumerate(request.documents):
-        if len(document.text) > limits.characters:
+    texts = [len(document.text) for document in request.documents]
+    if max(texts) > limits.characters or max([len(d.id) for d in request.documents]) > limits.id_characters:
+        for index, document in enumerate(request.documents):
             _check_length(f"documents[{index}].text", document.text, limits.characters)
-        if len(document.id) > limits.id_characters:
             _check_length(f"documents[{index}].id", document.id, limits.id_characters)
     score = request.min_relevance_score
     if score is not None and not 0 <= score <= 1:
@@ -44,6 +44,7 @@ def check_request(request: RerankRequest, limits: Limits) -> None:
             "max_chunks_per_document",
             f"is {request.max_chunks_per_document:,}, at most {limits.chunks} are allowed",
         )
+    return sum(texts) + len(request.query) + len(request.instruction)
 
 
 def _check_length(field: str, text: str, limit: int) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from heapq import heappush, heappushpop
 from operator import attrgetter
 from time import monotonic
@@ -19,7 +18,7 @@ from rerank_grpc.engine.encoding import EncodedRequest
 from rerank_grpc.engine.pace import Pace, Turns
 from rerank_grpc.engine.request import ScoringRequest
 from rerank_grpc.engine.scores import best_chunk, logits_of, relevance_scores
-from rerank_grpc.registry import LoadedModel, Registry
+from rerank_grpc.registry import Lease, LoadedModel, Registry
 from rerank_grpc.types import RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
 
 
@@ -63,23 +62,22 @@ class Reranker:
                     yield results
             yield job.summary()
 
-    @contextmanager
-    def _inside(self, request: RerankRequest, call: Call) -> Iterator[tuple[LoadedModel, Slot]]:
-        """Takes a slot, and leases the model.
+    def _enter(self, request: RerankRequest, call: Call) -> tuple[Lease, Slot]:
+        """Leases the model and takes a slot.
 
         A call that waits for its model to be loaded takes a place in the lobby
         meanwhile, and a slot after that: it must not keep calls of other models out.
         """
-        characters = characters_of(request)
-        lease = partial(self._registry.lease, request.model, deadline=call.deadline, on_cancel=call.on_cancel)
-        with ExitStack() as held:
-            if self._registry.loaded(request.model) is not None:
-                slot = held.enter_context(self._door.enter(characters))
-                yield held.enter_context(lease()), slot
-                return
+        characters = check_request(request, self._limits)
+        lease = self._registry.lease_now(request.model)
+        if lease is None:
             with self._lobby.enter(characters):
-                model = held.enter_context(lease())
-            yield model, held.enter_context(self._door.enter(characters))
+                lease = self._registry.lease(request.model, deadline=call.deadline, on_cancel=call.on_cancel)
+        try:
+            return lease, self._door.enter(characters)
+        except BaseException:
+            lease.leave()
+            raise
 
     @contextmanager
     def _admitted(self, request: RerankRequest, call: Call, *, stepwise: bool = False) -> Iterator[_Job]:
@@ -88,8 +86,8 @@ class Reranker:
         The request's slot is given back as soon as its scores are there, because
         a stream's caller may read them late or never.
         """
-        check_request(request, self._limits)
-        with self._inside(request, call) as (model, slot):
+        lease, slot = self._enter(request, call)
+        with slot, lease as model:
             model.engine.check_room()
             started = monotonic()
             encoded = model.encoder.encode(
@@ -111,12 +109,6 @@ class Reranker:
                 yield _Job(request, model, encoded, scoring, tokenized - started)
             finally:
                 model.engine.release(scoring)
-
-
-def characters_of(request: RerankRequest) -> int:
-    """How much text a request brings."""
-    texts = sum([len(document.text) for document in request.documents])
-    return texts + len(request.query) + len(request.instruction)
 
 
 @dataclass(frozen=True, slots=True)

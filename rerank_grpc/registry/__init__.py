@@ -12,9 +12,10 @@ memory.py     what a device's models take, and giving it back
 from rerank_grpc.registry.building import registry_for
 from rerank_grpc.registry.entry import LoadedModel, OnCancel, describe_loaded, never
 from rerank_grpc.registry.loading import Loader, Preparer, loader_for
-from rerank_grpc.registry.registry import Registry
+from rerank_grpc.registry.registry import Lease, Registry
 
 __all__ = [
+    "Lease",
     "LoadedModel",
     "Loader",
     "OnCancel",

@@ -43,6 +43,10 @@ class Lease:
         return self._loaded
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Lets the model leave memory; for a lease that no `with` statement has been given."""
         self._loaded = None  # an unload frees nothing that this still holds
         self._registry.release(self._entry)
 
@@ -136,6 +140,17 @@ class Registry:
         """Returns a model if it is in memory, without leasing it; raises UnknownModel."""
         with self._changed:
             return self._find(name).loaded
+
+    def lease_now(self, name: str) -> Lease | None:
+        """Leases a model that is READY; None for one that is broken, or that `lease` would wait for."""
+        with self._changed:
+            entry = self._find(name)
+            self._check_open()
+            if entry.state is not State.READY or entry.loaded is None:
+                return None
+            entry.leases += 1
+            entry.last_used = monotonic()
+            return Lease(self, entry, entry.loaded)
 
     def lease(
         self,

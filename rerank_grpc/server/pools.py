@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,17 +50,10 @@ class Pool(ThreadPoolExecutor):
         return not self._unfinished
 
 
-def on_pool(behaviour: Callable[..., Any], pool: ThreadPoolExecutor) -> Any:
-    """Wraps a handler so that grpcio runs it on `pool`.
+def on_pool(handler: Callable[..., Any], pool: ThreadPoolExecutor) -> Any:
+    """Has grpcio run a handler on `pool`, which it reads from an attribute of the function.
 
-    grpcio reads that from an attribute of the handler. It is set on a wrapper
-    made for one server, not on the servicer's class, which all servers of the
-    process share.
+    The function must be one server's own, and not a servicer's method.
     """
-
-    @functools.wraps(behaviour)
-    def run(*args: Any) -> Any:
-        return behaviour(*args)
-
-    run.experimental_thread_pool = pool  # type: ignore[attr-defined]
-    return run
+    handler.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return handler
