@@ -25,5 +25,5 @@ def limit() -> int:
 
 
 def connections(most: int) -> int:
-    """How many connections one port may hold: a quarter of the open files, so that three leave some."""
+    """How many connections one port may hold: a quarter of the open files, so that three ports leave some."""
     return max(1, min(most, limit() // 4))

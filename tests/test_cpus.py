@@ -274,7 +274,7 @@ from rerank_grpc.server.app import RerankServer
 settings = replace(Settings(), port=0, admin_port=None, call_cpu=int(sys.argv[1]))
 settings = replace(settings, rest=replace(settings.rest, port=0))
 server = RerankServer(settings)
-shim = rest.beside(settings, server.local_port)
+shim = rest.beside(settings, server.local_port, server.health)
 server.start()
 server.call_cpu.run(shim.start)
 server.wait_until_loaded()

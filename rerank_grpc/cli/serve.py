@@ -221,4 +221,7 @@ def _on_hang(output: BackgroundHandler) -> None:
     log.critical("the device of a model hangs; ending with status %d for the supervisor to restart", status)
     ending = threading.Timer(_ANSWER_SECONDS, end_process, [status, output])
     ending.daemon = True
-    ending.start()
+    try:
+        ending.start()
+    except RuntimeError:  # the process may have no further thread
+        end_process(status, output)

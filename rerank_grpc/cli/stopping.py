@@ -68,6 +68,8 @@ class Stopping:
             os.write(self._writing, b"\0")
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._came and number == signal.SIGHUP:
+            return  # a shell and the terminal each send one
         if self._came:
             os._exit(128 + number)
         self._came = True

@@ -15,7 +15,7 @@ class Limits:
     """What a request may be; the proto's comments state the same numbers.
 
     `characters` is of one text, `characters_inside` of all texts that are inside
-    at once, `streams` how many calls one connection may have under way.
+    at once, `streams` how many calls the REST server sends over one connection.
     """
 
     message_bytes: int = 8 * MIB

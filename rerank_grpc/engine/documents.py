@@ -32,14 +32,15 @@ class QueryEncoder:
         self._room = room
         self._remembered = functools.lru_cache(REMEMBERED_QUERIES)(self._encode)
 
-    def encode(self, query: str, truncation: Truncation) -> Tokens:
+    def encode(self, query: str, truncation: Truncation, pace: Pace = UNHURRIED) -> Tokens:
         """Tokenizes a query and cuts it to the room; raises InvalidRequest if it may not be cut."""
-        encode = self._remembered if len(query) <= REMEMBERED_CHARACTERS else self._encode
-        return encode(query, truncation)
+        if len(query) <= REMEMBERED_CHARACTERS:
+            return self._remembered(query, truncation)
+        return self._encode(query, truncation, pace)
 
-    def _encode(self, query: str, truncation: Truncation) -> Tokens:
+    def _encode(self, query: str, truncation: Truncation, pace: Pace = UNHURRIED) -> Tokens:
         cutting = Cutting(self._room, self._room, truncation)
-        (tokens,) = tokenize(self._vocabulary, [query], cutting, lambda _: "query")
+        (tokens,) = tokenize(self._vocabulary, [query], cutting, lambda _: "query", pace)
         return tokens
 
 

@@ -77,7 +77,7 @@ class PairEncoder:
     ) -> EncodedRequest:
         """Encodes one request; see Encoder.encode."""
         refuse_instruction(instruction)
-        head = self._queries.encode(query, truncation)
+        head = self._queries.encode(query, truncation, pace)
         template, length = self._template, head.length
         room = max(0, self._max_tokens - template.overhead - length)
         most = max_tokens_per_document or ALL
@@ -118,7 +118,7 @@ class TextEncoder:
     ) -> EncodedRequest:
         """Encodes one request; see Encoder.encode."""
         refuse_instruction(instruction)
-        head = self._queries.encode(query, truncation)
+        head = self._queries.encode(query, truncation, pace)
         before, after = self._template.prefix.tobytes(), self._template.suffix.tobytes()
         most = max_tokens_per_document or ALL
         room = max(0, self._max_tokens - self._template.overhead)

@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from rerank_grpc.config import ModelSpec
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.tokenizer import Encoder
-from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError, ShuttingDown
+from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.types import ModelInfo, State
 
@@ -151,7 +151,7 @@ def failed(name: str) -> ModelFailed:
     return ModelFailed(f"model {name} failed: see ListModels or the log", metadata={"model": name})
 
 
-def settle(entry: Entry, answer: LoadedModel | ModelFailed | ShuttingDown) -> None:
+def settle(entry: Entry, answer: LoadedModel | RerankError) -> None:
     """Answers everybody who waits for a model; under the lock."""
     for ticket in entry.waiting:
         ticket.settle(answer)

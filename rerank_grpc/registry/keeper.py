@@ -19,7 +19,7 @@ from time import monotonic
 from rerank_grpc.cpus import OneCpu, use_those_of
 from rerank_grpc.errors import ModelLoadError, ShuttingDown, describe
 from rerank_grpc.registry import memory, residency
-from rerank_grpc.registry.entry import Entry, LoadedModel, failed, settle
+from rerank_grpc.registry.entry import RETRY_SECONDS, Entry, LoadedModel, failed, settle, still_loading
 from rerank_grpc.registry.loading import Loader, Preparer, let_go, one_line
 from rerank_grpc.types import State
 from rerank_grpc.units import size
@@ -72,10 +72,16 @@ class Keeper:
     def want(self, entry: Entry) -> None:
         """Has a model loaded unless it is on its way; under the lock."""
         if entry.state in (State.UNLOADED, State.FAILED) and not entry.dead:
-            threading.Thread(
-                target=self._prepare, args=[entry], name=f"prepare-{entry.spec.name}", daemon=True
-            ).start()
-            entry.state, entry.message = State.LOADING, ""  # after a start that may fail
+            name = f"prepare-{entry.spec.name}"
+            thread = threading.Thread(target=self._prepare, args=[entry], name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the process may have no further thread
+                entry.state, entry.message = State.FAILED, "no thread can be started to load it"
+                entry.retry_at = monotonic() + RETRY_SECONDS
+                settle(entry, still_loading(entry))
+                return
+            entry.state, entry.message = State.LOADING, ""
 
     def close(self) -> None:
         """Ends the thread; whoever waits for a model gets ShuttingDown."""

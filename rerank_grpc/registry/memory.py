@@ -16,7 +16,7 @@ RESIDENT = 1  # the field of statm: pages that are resident
 HOST = torch.device("cpu")
 # The C library keeps what large messages took; beyond this it is given back, and no sooner than that.
 MOST_KEPT_BYTES = 64 << 20
-TRIM_SECONDS = 10.0
+TRIM_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 640.0
 
 
 def used(device: torch.device) -> int:
@@ -44,21 +44,30 @@ def give_back(device: torch.device) -> None:
 
 
 class Trimmer:
-    """Tells when this process has grown so much that memory should be given back; times are arguments."""
+    """Tells when this process has grown so much that memory should be given back; times are arguments.
+
+    Growth counts from the least that was in use after any trim. Where a trim
+    frees little, the memory is needed, and the next one comes after twice the time.
+    """
 
     def __init__(self, used_bytes: Callable[[], int] = lambda: used(HOST)) -> None:
         self._used_bytes = used_bytes
         self._least = used_bytes()
-        self._looked = 0.0
+        self._pause = TRIM_SECONDS
+        self._next = 0.0
 
     def due(self, now: float) -> bool:
-        """Whether the process has grown by MOST_KEPT_BYTES since it was last trimmed; looks now and then."""
-        if now - self._looked < TRIM_SECONDS:
+        """Whether the process has grown by MOST_KEPT_BYTES; looks now and then."""
+        if now < self._next:
             return False
-        self._looked = now
+        self._next = now + self._pause
         return self._used_bytes() > self._least + MOST_KEPT_BYTES
 
     def trim(self) -> None:
-        """Gives back what is free; what is still in use is not looked at again until it grows."""
+        """Gives back what is free."""
+        before = self._used_bytes()
         give_back(HOST)
-        self._least = self._used_bytes()
+        after = self._used_bytes()
+        self._least = min(self._least, after)
+        freed_much = before - after > MOST_KEPT_BYTES
+        self._pause = TRIM_SECONDS if freed_much else min(2 * self._pause, LONGEST_PAUSE_SECONDS)

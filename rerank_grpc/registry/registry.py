@@ -233,6 +233,8 @@ class Registry:
         if entry.state is State.FAILED and (entry.dead or (now < entry.retry_at and not force)):
             raise failed(entry.spec.name)
         self._keeper.want(entry)
+        if entry.state is State.FAILED:  # nothing could be started
+            raise still_loading(entry)
         waiting = sum(len(each.waiting) for each in self._entries)
         if now + entry.load_seconds >= deadline or waiting >= self._max_waiting:
             raise still_loading(entry)
@@ -249,10 +251,11 @@ class Registry:
                 return answer
             if ticket in entry.waiting:
                 entry.waiting.remove(ticket)
-            elif isinstance(granted := ticket.wait(0), LoadedModel):
-                if answer is None:
+            while (granted := ticket.wait(0)) is not None:  # a cancellation may be told twice
+                if isinstance(granted, LoadedModel) and answer is None:
                     return granted
-                self._leave(entry)  # the caller left at the very moment it was let in
+                if isinstance(granted, LoadedModel):
+                    self._leave(entry)  # the caller left at the very moment it was let in
             raise answer if isinstance(answer, RerankError) else still_loading(entry)
 
     def _leave(self, entry: Entry) -> None:

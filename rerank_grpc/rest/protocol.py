@@ -50,6 +50,7 @@ class PatientProtocol(H11Protocol):
         self._received = 0
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._unread = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the time for the first request's head."""
@@ -80,8 +81,17 @@ class PatientProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """Starts the time in which the caller has to read what is there."""
         super().pause_writing()
-        self._writing = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._unread = self.transport.get_write_buffer_size()
+        self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
         self._open.note(self.transport, self._turn())
+
+    def _look_at_reader(self) -> None:
+        """Aborts, unless the caller has read fast enough since the last look."""
+        before, self._unread = self._unread, self.transport.get_write_buffer_size()
+        if before - self._unread < BODY_BYTES_PER_SECOND * WRITE_SECONDS:
+            self.transport.abort()
+            return
+        self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
 
     def resume_writing(self) -> None:
         """Ends that time."""

@@ -15,8 +15,8 @@ from rerank_grpc.config import Limits
 
 log = logging.getLogger(__name__)
 
-# The most connections that gRPC may open for rerank calls. A server lets at least STREAMS
-# calls into each, so that the server, and not a full connection, refuses what is too much.
+# The most connections that gRPC may open for rerank calls. gRPC opens one more where the streams that
+# a server allows are used up, so that the server, and not a full connection, refuses what is too much.
 MAX_CONNECTIONS = 10
 STREAMS = Limits().streams
 RETRY_SECONDS = 1.0

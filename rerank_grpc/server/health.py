@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from rerank_grpc.server.lanes import SMALL_THREADS, Lane, parser
+from rerank_grpc.server.lanes import SMALL_THREADS, Lane, parser, register
 from rerank_grpc.server.patience import Patience
 
 SERVICE = health.SERVICE_NAME
@@ -64,7 +64,7 @@ class HealthService:
             "Check": checks.unary("Check", self._check, parse),
             "Watch": watches.stream("Watch", watchers.watch, parse),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        register(server, SERVICE, handlers)
         return [checks, watches]
 
     def _check(self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> _Response:

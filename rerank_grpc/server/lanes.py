@@ -143,6 +143,12 @@ def parser(kind: type[Message], most_bytes: int = SMALL_BYTES) -> Parse:
     return parse
 
 
+def register(server: grpc.Server, service: str, handlers: dict[str, Handler]) -> None:
+    """Registers a service's methods as generated code does: grpcio finds registered ones faster."""
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    server.add_registered_method_handlers(service, handlers)
+
+
 def _parsed(method: str, data: bytes | None, context: grpc.ServicerContext, parse: Parse) -> Any:
     """Makes a request of a message, or ends the call with INVALID_ARGUMENT."""
     try:

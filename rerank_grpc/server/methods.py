@@ -7,7 +7,7 @@ import grpc
 from rerank_grpc.checks import too_many_documents
 from rerank_grpc.config import Limits
 from rerank_grpc.server import wire
-from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, parser
+from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, parser, register
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -53,7 +53,8 @@ def add_rerank(
         return Lane(
             name,
             patience,
-            threads=calls + capacity + SPARE_THREADS,
+            # Calls inside, those in the lobby, those whose request has not come, and readers of streams.
+            threads=calls + calls // 2 + 2 * capacity + SPARE_THREADS,
             seconds=REQUEST_SECONDS + limits.message_bytes / BYTES_PER_SECOND,
             capacity=capacity,
             readers=capacity,
@@ -72,7 +73,7 @@ def add_rerank(
         "ListModels": probes.unary("ListModels", servicer.ListModels, parser(pb.ListModelsRequest)),
         "Health": probes.unary("Health", servicer.Health, parser(pb.HealthRequest)),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(RERANK_SERVICE, handlers),))
+    register(server, RERANK_SERVICE, handlers)
     return [answers, streams, probes]
 
 
@@ -85,5 +86,5 @@ def add_admin(
         "LoadModel": lane.unary("LoadModel", servicer.LoadModel, parser(pb.LoadModelRequest)),
         "UnloadModel": lane.unary("UnloadModel", servicer.UnloadModel, parser(pb.UnloadModelRequest)),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(ADMIN_SERVICE, handlers),))
+    register(server, ADMIN_SERVICE, handlers)
     return lane

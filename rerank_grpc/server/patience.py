@@ -12,12 +12,15 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
 import grpc
+
+from rerank_grpc.errors import describe
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,8 @@ class Waiting:
 
     def cancel_late(self, now: float) -> None:
         """Cancels the calls that have waited too long, and those that are too many or keep too much."""
+        if not self._waits:
+            return
         waits = self._waits.copy()
         drained, seconds = self._drain
         late = [
@@ -105,7 +110,8 @@ class Waiting:
         ]
         cancelled = 0
         for context in [*late, *self._excess(waits, now)]:
-            if self.end(context):
+            # A stream may have ended that wait meanwhile, and begun the next.
+            if self._waits.get(context) is waits[context] and self.end(context):
                 context.cancel()
                 cancelled += 1
         if cancelled:
@@ -113,26 +119,30 @@ class Waiting:
             log.info("cancelled calls that waited for %s: %d", self.noun, cancelled, extra=kind)
 
     def _excess(self, waits: dict[grpc.ServicerContext, _Wait], now: float) -> Iterator[grpc.ServicerContext]:
-        """Yields the calls beyond the capacity, always the oldest of the connection that has most."""
+        """Yields the calls beyond the capacity, always the oldest of the connection that has most.
+
+        Among equals that is the connection whose oldest call has waited longest.
+        """
         calls, size = len(waits), sum([wait.size for wait in waits.values()])
         if calls <= self._capacity and size <= self._capacity_bytes:
             return
-        connections: dict[str, list[grpc.ServicerContext]] = {}
-        for context in reversed(waits):  # the oldest last
-            connections.setdefault(context.peer(), []).append(context)
+        connections: dict[str, deque[grpc.ServicerContext]] = {}
+        for context in waits:  # the oldest first, in both
+            connections.setdefault(context.peer(), deque()).append(context)
         kept = {peer: sum(waits[each].size for each in own) for peer, own in connections.items()}
         haste = 1 + self._backlog() / calls  # the longer the queue, the less time for each
-        while calls > self._capacity or size > self._capacity_bytes:
+        while connections and (calls > self._capacity or size > self._capacity_bytes):
             by_calls = calls > self._capacity
             peer = max(connections, key=lambda each: len(connections[each]) if by_calls else kept[each])
             own = connections[peer]
             spared = HOG_SPARED_SECONDS if len(own) > HOG_CALLS else SPARED_SECONDS
-            wait = waits[own[-1]]
+            wait = waits[own[0]]
             if now - wait.since < spared / haste:
-                return
+                del connections[peer]  # all its calls are spared, which must not spare others
+                continue
             calls, size = calls - 1, size - wait.size
             kept[peer] -= wait.size
-            yield own.pop()
+            yield own.popleft()
             if not own:
                 del connections[peer]
 
@@ -217,4 +227,8 @@ class Patience:
                 self._ended.wait(CROWD_SECONDS)
             now = monotonic()
             for waiting in self.waitings:
-                waiting.cancel_late(now)
+                try:
+                    waiting.cancel_late(now)
+                except Exception as error:  # without this thread nothing would ever be cancelled again
+                    kind = {"kind": "patience failed"}
+                    log.error("waits for %s are not bounded: %s", waiting.noun, describe(error), extra=kind)

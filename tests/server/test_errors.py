@@ -62,7 +62,7 @@ def test_the_delay_is_told_truly_and_grpc_retries_only_where_there_is_time(
         raise errors.QueueFull("the queue is full", retry_after=retry_after)
 
     with serving(runner=CountingRunner()) as server, stub_of(server.port) as stub:
-        monkeypatch.setattr(server.registry, "lease", refuse)
+        monkeypatch.setattr(server.registry, "lease_now", refuse)
         with pytest.raises(grpc.RpcError) as caught:
             stub.Rerank(request_of("q", "d"), timeout=timeout)
     message, trailers = details_of(caught.value)
@@ -121,7 +121,7 @@ def test_an_exception_in_a_handler_never_reaches_the_caller_or_the_log_as_text(
         serving(runner=CountingRunner()) as server,
         stub_of(server.port) as stub,
     ):
-        for name in ("lease", "models", "info"):
+        for name in ("lease_now", "models", "info"):
             monkeypatch.setattr(server.registry, name, fault)
         with pytest.raises(grpc.RpcError) as caught:
             list(stub.StreamRerank(request)) if method == "StreamRerank" else getattr(stub, method)(request)

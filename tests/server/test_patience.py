@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rerank_grpc.config import Settings
 from rerank_grpc.server import lanes, methods, patience, reflection
 from rerank_grpc.server.app import RerankServer
-from rerank_grpc.server.patience import BYTES_PER_SECOND, Waiting
+from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience, Waiting
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.http2 import DATA, END_STREAM, frame, raw_connections
 from tests.support import WAIT, CountingRunner, channel_of, request_of, serving, stub_of, wait_for
@@ -81,6 +81,41 @@ def test_in_a_crowd_the_oldest_calls_of_the_connection_that_has_most_are_cancell
     assert cancelled([*friend, *strangers]) == [False] * 5  # spared: an ordinary request would have come
     waiting.cancel_late(time.monotonic() + 0.3)
     assert cancelled([*friend, *strangers]) == [False, True, True, False, False]
+
+
+def test_among_connections_that_have_as_many_the_one_that_has_waited_longest_loses():
+    waiting = Waiting("a request", 100, capacity=3)
+    strangers = [waits_of(waiting, 1, f"ipv4:10.0.0.2:{n}")[0] for n in range(3)]
+    honest = waits_of(waiting, 1, "ipv4:10.0.0.1:1")
+    waiting.cancel_late(time.monotonic() + 0.3)
+    assert cancelled([*strangers, *honest]) == [True, False, False, False]
+
+
+def test_a_connection_whose_calls_are_spared_spares_no_others(monkeypatch: pytest.MonkeyPatch):
+    now = [1_000.0]
+    monkeypatch.setattr(patience, "monotonic", lambda: now[0])
+    waiting = Waiting("a request", 100, capacity=3)
+    strangers = [waits_of(waiting, 1, f"ipv4:10.0.0.2:{n}")[0] for n in range(5)]
+    now[0] += 4
+    fresh = waits_of(waiting, 2, "ipv4:10.0.0.1:1")
+    waiting.cancel_late(now[0])
+    assert cancelled(fresh) == [False, False]
+    assert cancelled(strangers) == [True] * 4 + [False]
+
+
+def test_what_fails_for_one_call_ends_neither_the_thread_nor_the_bounds():
+    class Broken(Context):
+        def cancel(self) -> None:
+            raise RuntimeError("no such call")
+
+    patient, healthy = Patience(), Context()
+    waiting = patient.bound("a request", 0.0)
+    waiting.begin(Broken())
+    patient.start()
+    wait_for(lambda: len(waiting) == 0)
+    waiting.begin(healthy)
+    wait_for(lambda: healthy.cancelled)
+    patient.close()
 
 
 def test_a_connection_with_many_calls_in_a_crowd_is_not_spared_for_long():
