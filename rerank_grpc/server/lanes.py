@@ -72,13 +72,14 @@ class Lane:
             f"a reader ({name})", READER_SECONDS, capacity=readers, capacity_bytes=ANSWER_BYTES
         )
         self._streams = patience.bound(f"the end of a stream ({name})", stream_seconds)
+        self._inside: set[grpc.ServicerContext] = set()
         self._drain_seconds = drain_seconds
         self._drains_readers = drains_readers
 
     @property
     def idle(self) -> bool:
         """Whether no call is inside, and no answer is on its way."""
-        return self._pool.idle and not len(self._readers)
+        return not (self._inside or self._pool.backlog or len(self._readers))
 
     def begin_drain(self) -> None:
         """Waits only shortly for callers from now on, because the server is stopping."""
@@ -90,8 +91,12 @@ class Lane:
         """Makes the handler of a method with one answer; `behaviour` takes the request and the context."""
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            answer = behaviour(self._request(method, requests, context, parse), context)
-            return self._readers.send_last(answer.SerializeToString(), context)
+            self._inside.add(context)
+            try:
+                answer = behaviour(self._request(method, requests, context, parse), context)
+                return self._readers.send_last(answer.SerializeToString(), context)
+            finally:
+                self._inside.discard(context)
 
         return grpc.stream_unary_rpc_method_handler(on_pool(run, self._pool))
 
@@ -99,13 +104,15 @@ class Lane:
         """Makes the handler of a method with many answers, whose caller has to keep reading them."""
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            request = self._request(method, requests, context, parse)
-            self._streams.begin(context)
+            self._inside.add(context)
             try:
+                request = self._request(method, requests, context, parse)
+                self._streams.begin(context)
                 answers = behaviour(request, context)
                 yield from self._readers.send(map(_serialize, answers), context)
             finally:
                 self._streams.end(context)
+                self._inside.discard(context)
 
         return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool))
 
@@ -117,8 +124,12 @@ class Lane:
                 yield _parsed(method, data, context, parse)
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            answers = behaviour(received(requests, context), context)
-            yield from self._readers.send(map(_serialize, answers), context)
+            self._inside.add(context)
+            try:
+                answers = behaviour(received(requests, context), context)
+                yield from self._readers.send(map(_serialize, answers), context)
+            finally:
+                self._inside.discard(context)
 
         return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool))
 

@@ -86,7 +86,7 @@ class Waiting:
         """Starts a call's wait with a message of `size` bytes."""
         now = monotonic()
         self._waits[context] = _Wait(now, now + self._seconds + size / BYTES_PER_SECOND, size)
-        if len(self._waits) > self._capacity or size > LARGE_BYTES:
+        if len(self._waits) + self._backlog() > self._capacity or size > LARGE_BYTES:
             self._on_crowd()
 
     def end(self, context: grpc.ServicerContext) -> bool:
@@ -119,18 +119,19 @@ class Waiting:
             log.info("cancelled calls that waited for %s: %d", self.noun, cancelled, extra=kind)
 
     def _excess(self, waits: dict[grpc.ServicerContext, _Wait], now: float) -> Iterator[grpc.ServicerContext]:
-        """Yields the calls beyond the capacity, always the oldest of the connection that has most.
+        """Yields the calls beyond the capacity, those in the backlog counted in; always the oldest of the connection that has most.
 
         Among equals that is the connection whose oldest call has waited longest.
         """
-        calls, size = len(waits), sum([wait.size for wait in waits.values()])
+        backlog = self._backlog()
+        calls, size = len(waits) + backlog, sum([wait.size for wait in waits.values()])
         if calls <= self._capacity and size <= self._capacity_bytes:
             return
         connections: dict[str, deque[grpc.ServicerContext]] = {}
         for context in waits:  # the oldest first, in both
             connections.setdefault(context.peer(), deque()).append(context)
         kept = {peer: sum(waits[each].size for each in own) for peer, own in connections.items()}
-        haste = 1 + self._backlog() / calls  # the longer the queue, the less time for each
+        haste = 1 + backlog / len(waits)  # the longer the queue, the less time for each
         while connections and (calls > self._capacity or size > self._capacity_bytes):
             by_calls = calls > self._capacity
             peer = max(connections, key=lambda each: len(connections[each]) if by_calls else kept[each])

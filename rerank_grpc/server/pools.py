@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Pool(ThreadPoolExecutor):
-    """A thread pool that knows whether it has anything to do, and bears that no thread can be started.
+    """A thread pool that knows its backlog, and bears that no thread can be started.
 
     One thread is there from the beginning. A call that comes while the process
     may start no more is queued for the threads that exist; an exception would
@@ -20,34 +20,24 @@ class Pool(ThreadPoolExecutor):
 
     def __init__(self, threads: int, name: str) -> None:
         super().__init__(threads, thread_name_prefix=name)
-        self._most = threads
-        self._unfinished: set[Future[Any]] = set()
-        self.submit(int)
+        self.submit(int).result()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Has a function called on one of the threads."""
         try:
-            future = super().submit(function, *args, **kwargs)
+            return super().submit(function, *args, **kwargs)
         except RuntimeError as error:
             if "new thread" not in str(error):
                 raise
             log.error("no thread can be started: calls wait for those there are", extra={"kind": "no thread"})
-            future = Future()  # of what has been queued before the thread was to be started
-            future.set_result(None)
-            return future
-        self._unfinished.add(future)
-        future.add_done_callback(self._unfinished.discard)
-        return future
+            done: Future[Any] = Future()  # what it stands for has been queued before the thread was to start
+            done.set_result(None)
+            return done
 
     @property
     def backlog(self) -> int:
         """How many calls wait for a thread."""
-        return max(0, len(self._unfinished) - self._most)
-
-    @property
-    def idle(self) -> bool:
-        """Whether all that was submitted has been done."""
-        return not self._unfinished
+        return self._work_queue.qsize()
 
 
 def on_pool(handler: Callable[..., Any], pool: ThreadPoolExecutor) -> Any:
