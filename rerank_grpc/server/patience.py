@@ -119,9 +119,9 @@ class Waiting:
             log.info("cancelled calls that waited for %s: %d", self.noun, cancelled, extra=kind)
 
     def _excess(self, waits: dict[grpc.ServicerContext, _Wait], now: float) -> Iterator[grpc.ServicerContext]:
-        """Yields the calls beyond the capacity, those in the backlog counted in; always the oldest of the connection that has most.
+        """Yields the calls beyond the capacity, always the oldest of the connection that has most.
 
-        Among equals that is the connection whose oldest call has waited longest.
+        The backlog counts as well. Among equals that is the connection whose oldest call has waited longest.
         """
         backlog = self._backlog()
         calls, size = len(waits) + backlog, sum([wait.size for wait in waits.values()])
