@@ -37,7 +37,9 @@ def test_a_call_larger_than_all_that_fits_is_served_alone():
     door = Door(10, 1_000)
     with door.enter(5_000):
         refusal_of(door, 1)
+    assert door.calls == 0
     door.enter(5_000)
+    assert door.calls == 1
 
 
 def test_a_slot_is_given_back_once_however_many_threads_try():

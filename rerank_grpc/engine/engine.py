@@ -141,11 +141,6 @@ class Engine:
         """What the device has done so far, for metrics; a value of its own, safe to keep."""
         return self._meter.usage
 
-    @property
-    def drain_seconds(self) -> float:
-        """The estimated time until nothing waits or runs: 0 if nothing does, 1 if the rate is not known."""
-        return self._scheduler.drain_seconds(self._forecast())
-
     def calibrate(self, smallest: Usage, full: Usage) -> None:
         """Takes what the warm-up measured as what batches cost."""
         with self._lock:

@@ -138,13 +138,6 @@ class Scheduler:
                 retry_after=max(SHORTEST_RETRY_SECONDS, seconds),
             )
 
-    def drain_seconds(self, forecast: Forecast | None) -> float:
-        """Estimates the time until nothing waits or runs; no lock is needed for this."""
-        queued, running = self.queued_tokens, self.running_tokens
-        if not (queued or running):
-            return 0.0
-        return forecast(running) + forecast(queued) if forecast else UNKNOWN_SECONDS
-
     def add(self, request: ScoringRequest, now: float, forecast: Forecast | None = None) -> None:
         """Lets a request in.
 

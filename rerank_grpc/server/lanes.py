@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.server.boundary import boundary
-from rerank_grpc.server.patience import Patience
+from rerank_grpc.server.patience import Patience, Waiting
 from rerank_grpc.server.pools import Pool, on_pool
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -65,13 +65,15 @@ class Lane:
         `drain_seconds`, and with `drains_readers` that for a reader too.
         """
         self._pool = Pool(threads, name)
-        self._requests = patience.bound(
+        self._requests = Waiting(
             f"a request ({name})", seconds, capacity=capacity, backlog=lambda: self._pool.backlog
         )
-        self._readers = patience.bound(
+        self._readers = Waiting(
             f"a reader ({name})", READER_SECONDS, capacity=readers, capacity_bytes=ANSWER_BYTES
         )
-        self._streams = patience.bound(f"the end of a stream ({name})", stream_seconds)
+        self._streams = Waiting(f"the end of a stream ({name})", stream_seconds)
+        for waiting in (self._requests, self._readers, self._streams):
+            patience.look_after(waiting)
         self._inside: set[grpc.ServicerContext] = set()
         self._drain_seconds = drain_seconds
         self._drains_readers = drains_readers

@@ -53,6 +53,7 @@ class Waiting:
 
     Attributes:
         noun: what they wait for, for the log.
+        on_crowd: called when a crowd may have formed.
     """
 
     def __init__(
@@ -63,19 +64,17 @@ class Waiting:
         capacity: float = math.inf,
         capacity_bytes: float = math.inf,
         backlog: Callable[[], int] = lambda: 0,
-        on_crowd: Callable[[], None] = lambda: None,
     ) -> None:
         """Bounds a wait to `seconds`, and to `capacity` calls and `capacity_bytes` at once.
 
-        `backlog` tells how many calls have not even begun to wait, and `on_crowd`
-        is called when a crowd may have formed.
+        `backlog` tells how many calls have not even begun to wait.
         """
         self.noun = noun
         self._seconds = seconds
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._backlog = backlog
-        self._on_crowd = on_crowd
+        self.on_crowd: Callable[[], None] = lambda: None
         self._waits: dict[grpc.ServicerContext, _Wait] = {}
         self._drain = math.inf, 0.0
 
@@ -87,7 +86,7 @@ class Waiting:
         now = monotonic()
         self._waits[context] = _Wait(now, now + self._seconds + size / BYTES_PER_SECOND, size)
         if len(self._waits) + self._backlog() > self._capacity or size > LARGE_BYTES:
-            self._on_crowd()
+            self.on_crowd()
 
     def end(self, context: grpc.ServicerContext) -> bool:
         """Ends a call's wait; False if it does not wait, for example because it was cancelled."""
@@ -200,24 +199,9 @@ class Patience:
         self._ended.set()
         self._crowd.set()
 
-    def bound(
-        self,
-        noun: str,
-        seconds: float,
-        *,
-        capacity: float = math.inf,
-        capacity_bytes: float = math.inf,
-        backlog: Callable[[], int] = lambda: 0,
-    ) -> Waiting:
-        """Makes a kind of waiting, and looks after it; see Waiting."""
-        waiting = Waiting(
-            noun,
-            seconds,
-            capacity=capacity,
-            capacity_bytes=capacity_bytes,
-            backlog=backlog,
-            on_crowd=self._crowd.set,
-        )
+    def look_after(self, waiting: Waiting) -> Waiting:
+        """Bounds a kind of waiting from now on, and returns it."""
+        waiting.on_crowd = self._crowd.set
         self.waitings.append(waiting)
         return waiting
 

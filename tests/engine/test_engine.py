@@ -171,19 +171,6 @@ def test_r6_a_deadline_that_the_queue_cannot_meet_is_refused_at_once():
         assert refusal.value.retry_after >= 0.1
 
 
-def test_an_engine_tells_when_it_will_have_nothing_left_to_do():
-    runner = HeldRunner()
-    with running(runner) as engine:
-        assert engine.drain_seconds == 0
-        work = engine.submit(sequences(20, tokens=100))
-        assert engine.drain_seconds == 1
-        of_rate(engine, 1_000)
-        assert engine.drain_seconds == pytest.approx(2)
-        runner.let_all()
-        outputs(work)
-        wait_for(lambda: engine.drain_seconds == 0)
-
-
 def test_r7_a_call_cancelled_while_queued_costs_no_pass_and_frees_its_room():
     runner = HeldRunner()
     with running(runner, max_queue_tokens=100) as engine:

@@ -363,14 +363,6 @@ def test_an_idle_engine_lets_every_call_in_whatever_the_forecast():
     assert len(queue) == 2
 
 
-def test_the_time_until_nothing_waits_or_runs_is_that_of_what_does():
-    queue = scheduler(batch=100)
-    assert queue.drain_seconds(None) == queue.drain_seconds(at(100)) == 0
-    queue.add(request(*[100] * 3), now=0)
-    queue.next_batch(0)
-    assert (queue.drain_seconds(None), queue.drain_seconds(at(100))) == (1, 3)
-
-
 def test_a_small_call_with_a_short_deadline_is_let_in_behind_a_large_one():
     queue = scheduler(batch=100)
     queue.add(request(*[10] * 500), now=0, forecast=at(1000))

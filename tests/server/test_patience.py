@@ -109,12 +109,13 @@ def test_what_fails_for_one_call_ends_neither_the_thread_nor_the_bounds():
             raise RuntimeError("no such call")
 
     patient, healthy = Patience(), Context()
-    waiting = patient.bound("a request", 0.0)
+    waiting = patient.look_after(Waiting("a request", 0.0))
     waiting.begin(Broken())
     patient.start()
     wait_for(lambda: len(waiting) == 0)
     waiting.begin(healthy)
     wait_for(lambda: healthy.cancelled)
+    assert patient._thread.is_alive()
     patient.close()
 
 
@@ -136,12 +137,15 @@ def test_unread_answers_beyond_the_bytes_that_may_wait_are_thrown_away():
 
 def test_a_crowd_is_told_when_it_forms_and_so_is_a_large_answer():
     told: list[int] = []
-    waiting = Waiting("a request", 5, capacity=2, on_crowd=lambda: told.append(0))
+    waiting = Waiting("a request", 5, capacity=2)
+    waiting.on_crowd = lambda: told.append(0)
     waits_of(waiting, 2)
     assert told == []
     waits_of(waiting, 1)
     assert len(told) == 1
-    waits_of(Waiting("a reader", 5, on_crowd=lambda: told.append(0)), 1, size=1 << 20)
+    waiting = Waiting("a reader", 5)
+    waiting.on_crowd = lambda: told.append(0)
+    waits_of(waiting, 1, size=1 << 20)
     assert len(told) == 2
 
 
@@ -295,6 +299,7 @@ def test_answers_that_nobody_reads_are_thrown_away(monkeypatch: pytest.MonkeyPat
         readers = next(kind for kind in server._patience.waitings if kind.noun == "a reader (rerank)")
         wait_for(lambda: len(readers) == 10)
         wait_for(lambda: len(readers) == 0)
+        assert rerank(server.port) < 5
 
 
 def test_idle_reflection_streams_end(monkeypatch: pytest.MonkeyPatch):
@@ -306,6 +311,7 @@ def test_idle_reflection_streams_end(monkeypatch: pytest.MonkeyPatch):
         idle = next(kind for kind in server._patience.waitings if "main-reflection" in kind.noun)
         wait_for(lambda: len(idle) > 0)
         wait_for(lambda: len(idle) == 0)
+        assert check(server.port) < 5
 
 
 def test_a_call_that_ends_without_a_request_is_told_so():
