@@ -1,7 +1,7 @@
 """What both clients share: settings, channel options, attempts, streams; no I/O.
 
 :mod:`sync` and :mod:`aio` only send, wait and sleep; every decision is made
-here, in :mod:`arguments` or in :mod:`failures`.
+here, in :mod:`arguments` or in :mod:`errors`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 import grpc
 
 from rerank_grpc import __version__, errors
-from rerank_grpc.client import failures
-from rerank_grpc.client.exceptions import IncompleteStream
-from rerank_grpc.client.failures import Failure
+from rerank_grpc.client.errors import IncompleteStream, exception_of, retry_delay
 from rerank_grpc.config import MIB, Limits
 from rerank_grpc.types import Health, RerankSummary, ScoredDocument, State
 from rerank_grpc.v1 import rerank_pb2
 from rerank_grpc.wire import messages
+from rerank_grpc.wire.status import Failure, read_failure
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -171,17 +170,17 @@ class Attempts:
         and is raised instead. grpc's error becomes the exception's cause.
         """
         trailers: Any = error.trailing_metadata()  # pairs, or None
-        failure = failures.read_failure(error.code(), error.details(), trailers)
+        failure = read_failure(error.code(), error.details(), trailers)
         if failure.is_grpcs_deadline and self._refusal is not None:
-            raise failures.exception_of(self._refusal) from error
-        delay = failures.retry_delay(
+            raise exception_of(self._refusal) from error
+        delay = retry_delay(
             failure,
             retries_left=self._retries_left,
             remaining=self.remaining(now),
             jitter=random.random(),
         )
         if delay is None:
-            raise failures.exception_of(failure) from error
+            raise exception_of(failure) from error
         self._retries_left -= 1
         self._refusal = failure
         return delay

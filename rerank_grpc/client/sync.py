@@ -11,7 +11,7 @@ import grpc
 
 from rerank_grpc.client import arguments, core
 from rerank_grpc.client.arguments import DocumentLike, RerankOptions
-from rerank_grpc.client.exceptions import ServerUnavailable
+from rerank_grpc.client.errors import ServerUnavailable
 from rerank_grpc.errors import Cancelled, DeadlineExceeded, ShuttingDown
 from rerank_grpc.types import (
     Health,

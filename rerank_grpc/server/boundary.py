@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from rerank_grpc.errors import InternalError, RerankError, describe
-from rerank_grpc.server import status
+from rerank_grpc.wire import status
 
 log = logging.getLogger("rerank_grpc.calls")
 
@@ -49,4 +49,10 @@ def boundary(context: grpc.ServicerContext, method: str) -> Iterator[dict[str, A
     log.log(level, "%s %s%s ms=%.1f", method, code, notes, (monotonic() - started) * 1000, extra=kind)
     if failure is not None:
         # Its frames refer to it and to the request, which would stay until a full collection.
-        status.abort(context, failure.with_traceback(None))
+        abort(context, failure.with_traceback(None))
+
+
+def abort(context: grpc.ServicerContext, error: RerankError) -> None:
+    """Ends a call with an error's status, details and retry pushback; never returns."""
+    context.set_trailing_metadata(status.trailers_of(error, context.time_remaining()))
+    context.abort(status.code_of(error), error.message)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 
 from rerank_grpc.errors import Unauthenticated
-from rerank_grpc.server import status
+from rerank_grpc.server.boundary import abort
 from rerank_grpc.server.pools import Pool, on_pool
 
 SCHEME = "bearer "
@@ -71,7 +71,7 @@ def _denial(message: str, pool: Pool) -> Handler:
     error = Unauthenticated(message)
 
     def deny(_requests: Any, context: grpc.ServicerContext) -> NoReturn:
-        status.abort(context, error)
+        abort(context, error)
         raise AssertionError("abort returned")
 
     return grpc.stream_stream_rpc_method_handler(on_pool(deny, pool))
