@@ -121,10 +121,10 @@ class Ours:
     def __init__(self, path: Path, size: Size, precision: str | None = None) -> None:
         from rerank_grpc.config import EngineSettings
         from rerank_grpc.engine.engine import Engine
-        from rerank_grpc.engine.staged import runner_for
-        from rerank_grpc.engine.tokenizer import encoder_for
-        from rerank_grpc.engine.warmup import warm_up
         from rerank_grpc.models.loader import load_model
+        from rerank_grpc.registry.warmup import warm_up
+        from rerank_grpc.runner.cuda import runner_for
+        from rerank_grpc.tokenizer.tokenizer import encoder_for
 
         began = perf_counter()
         model = load_model(

@@ -18,8 +18,8 @@ REDRAW_SECONDS = 0.1
 def download(parsed: argparse.Namespace) -> int:
     """Fetches what is missing of each model; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
-    from rerank_grpc.models.catalogue import read_catalogue
-    from rerank_grpc.models.sources import download as fetch
+    from rerank_grpc.checkpoints.catalogue import read_catalogue
+    from rerank_grpc.checkpoints.sources import download as fetch
 
     catalogue, screen = read_catalogue(settings.catalogue), Screen.of(sys.stderr)
     for name in parsed.models:
@@ -43,7 +43,7 @@ def convert(parsed: argparse.Namespace) -> int:
 
 
 def _convert(directory: Path) -> list[Path]:
-    from rerank_grpc.models.convert import convert as make
+    from rerank_grpc.checkpoints.convert import convert as make
 
     return make(directory, _say)
 

@@ -75,7 +75,7 @@ def _serve(
     logging.getLogger("rerank_grpc.registry").setLevel(logging.CRITICAL)
     server.start()
     if shim:
-        server.call_cpu.run(shim.start)
+        shim.start()
     if _load(server, screen, output, stopping):
         logging.getLogger("rerank_grpc.registry").setLevel(logging.NOTSET)
         rest_port = shim.port if shim else None

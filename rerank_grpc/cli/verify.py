@@ -14,8 +14,8 @@ from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import Scoring
 
 if TYPE_CHECKING:
+    from rerank_grpc.checkpoints.catalogue import Catalogue, KnownPair
     from rerank_grpc.models.base import Model
-    from rerank_grpc.models.catalogue import Catalogue, KnownPair
 
 QUERY = "how does a reranker score a document?"
 SENTENCE = (
@@ -55,7 +55,7 @@ class Check:
 def run(parsed: argparse.Namespace) -> int:
     """Verifies each model: 0 if all are right, else 1; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
-    from rerank_grpc.models.catalogue import read_catalogue
+    from rerank_grpc.checkpoints.catalogue import read_catalogue
 
     catalogue, screen = read_catalogue(settings.catalogue), Screen.of(sys.stdout)
     passed = [_verify(name, settings, catalogue, screen) for name in parsed.models]
@@ -90,7 +90,7 @@ def _verify(name: str, settings: Settings, catalogue: Catalogue, screen: Screen)
 
 def known(model: Model, pairs: Sequence[KnownPair]) -> Iterable[Check]:
     """Scores the pairs whose logit or score is known."""
-    from rerank_grpc.engine.scores import relevance_scores
+    from rerank_grpc.scores import relevance_scores
 
     of_logit, of_score = KNOWN.get(model.card.precision, ROUNDED_KNOWN)
     for pair in pairs:
@@ -127,10 +127,10 @@ def documents() -> list[str]:
 
 def logits(model: Model, query: str, texts: Sequence[str]) -> list[float]:
     """Scores texts in one packed pass."""
-    from rerank_grpc.engine.batch import PackedBatch
-    from rerank_grpc.engine.scores import best_chunk, logits_of
-    from rerank_grpc.engine.staged import runner_for
-    from rerank_grpc.engine.tokenizer import encoder_for
+    from rerank_grpc.runner.cuda import runner_for
+    from rerank_grpc.scores import best_chunk, logits_of
+    from rerank_grpc.sequence import PackedBatch
+    from rerank_grpc.tokenizer.tokenizer import encoder_for
 
     encoded = encoder_for(model.card).encode(query, texts)
     outputs = runner_for(model).run(PackedBatch(encoded.sequences))

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable
 
 from rerank_grpc.config.settings import ModelSpec
-from rerank_grpc.cpus import CpuChoice
 
 
 def suggestion(text: str, choices: Iterable[str]) -> str:
@@ -52,15 +51,6 @@ def port(text: str) -> int:
 def count_or_auto(text: str) -> int | None:
     """Reads a count, or "auto" as None."""
     return None if text == "auto" else count(text)
-
-
-def cpu(text: str) -> CpuChoice:
-    """Reads the number of a CPU, "auto", or "off" as None."""
-    if text == "auto":
-        return "auto"
-    if text != "off" and not re.fullmatch(r"[0-9]{1,5}", text):
-        raise ValueError("is not the number of a CPU, nor auto or off")
-    return None if text == "off" else int(text)
 
 
 def port_or_off(text: str) -> int | None:

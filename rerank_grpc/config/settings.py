@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rerank_grpc.cpus import CpuChoice
-
 MIB = 1 << 20
 
 
@@ -119,7 +117,6 @@ class Settings:
     connection_age_grace_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
     max_calls: int = 96
-    call_cpu: CpuChoice = "auto"
     engine: EngineSettings = field(default_factory=EngineSettings)
     rest: RestSettings = field(default_factory=RestSettings)
     log_level: str = "info"

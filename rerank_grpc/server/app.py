@@ -12,9 +12,8 @@ import grpc
 
 from rerank_grpc import files
 from rerank_grpc.config import Settings
-from rerank_grpc.cpus import OneCpu
-from rerank_grpc.door import Door
 from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.gate import Gate
 from rerank_grpc.registry import Loader, registry_for
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server import health, reflection
@@ -48,7 +47,7 @@ class RerankServer:
 
     `on_hang` is called when a model's device hangs, after the calls that waited
     for it have failed: only a restart of the process frees what it holds.
-    Raises ConfigurationError if a port cannot be bound, or the CPU for calls is none of this process's.
+    Raises ConfigurationError if a port cannot be bound.
 
     Attributes:
         port, admin_port: what callers and operators call; None where there is no admin port.
@@ -66,16 +65,12 @@ class RerankServer:
         self.settings = settings
         self._patience = Patience()
         self._health = HealthService([RERANK_SERVICE], lambda: self.registry.serving)
-        # For the threads that answer calls; the registry's, which compute, are started outside.
-        self.call_cpu = OneCpu(settings.call_cpu)
-        self.registry = registry_for(
-            settings, load, callers=self.call_cpu, on_change=self._show_health, on_hang=on_hang
-        )
-        self.door = Door(settings.max_calls, settings.limits.characters_inside)
-        self.lobby = Door(max(1, settings.max_calls // 2), settings.limits.characters_inside // 4)
+        self.registry = registry_for(settings, load, on_change=self._show_health, on_hang=on_hang)
+        self.door = Gate(settings.max_calls, settings.limits.characters_inside)
+        self.lobby = Gate(max(1, settings.max_calls // 2), settings.limits.characters_inside // 4)
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        self._main = self.call_cpu.run(self._build_main)
+        self._main = self._build_main()
         self.port = _bind(self._main, settings.host, settings.port, "--port")
         rest = settings.rest.port is not None
         self.local_port = _bind(self._main, "127.0.0.1", 0, "--rest-port off") if rest else None
@@ -83,10 +78,8 @@ class RerankServer:
 
     def start(self) -> None:
         """Serves at once, NOT_SERVING, and loads the models in the background."""
-        if self.call_cpu.number is not None:
-            log.info("calls are answered on CPU %d", self.call_cpu.number)
         self._patience.start()
-        self.call_cpu.run(self._main.start)
+        self._main.start()
         if self._admin:
             self._admin.start()
         self.registry.start()

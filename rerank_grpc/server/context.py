@@ -6,7 +6,7 @@ from time import monotonic
 
 import grpc
 
-from rerank_grpc.call import Call
+from rerank_grpc.types import Call
 
 
 def call_of(context: grpc.ServicerContext, longest: float) -> Call:

@@ -14,7 +14,8 @@ import transformers
 from rerank_grpc.config import ModelSpec, Settings
 from rerank_grpc.server.app import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests import checkpoints, prompts
+from tests import prompts
+from tests import random_models as checkpoints
 from tests.rest.support import post, shim
 from tests.support import request_of, serving, stub_of
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from rerank_grpc.checkpoints.catalogue import KnownPair
 from rerank_grpc.cli import verify
 from rerank_grpc.cli.terminal import Screen, cells
-from rerank_grpc.models.catalogue import KnownPair
 from tests.command import run
-from tests.models.conftest import load
+from tests.conftest import load
 from tests.models.test_modernbert import write
 
 
