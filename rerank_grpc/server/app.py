@@ -19,7 +19,7 @@ from rerank_grpc.reranker import Reranker
 from rerank_grpc.server import health, reflection
 from rerank_grpc.server.admin_service import ModelAdminServicer
 from rerank_grpc.server.health import HealthService
-from rerank_grpc.server.interceptors import TokenInterceptor
+from rerank_grpc.server.interceptors import AccessInterceptor
 from rerank_grpc.server.methods import ADMIN_SERVICE, RERANK_SERVICE, add_admin, add_rerank
 from rerank_grpc.server.patience import Patience
 from rerank_grpc.server.rerank_service import RerankServicer
@@ -163,7 +163,7 @@ class RerankServer:
         settings = self.settings
         interceptors: list[grpc.ServerInterceptor] = []
         if settings.tokens:
-            interceptors.append(TokenInterceptor(settings.tokens, public=[health.SERVICE]))
+            interceptors.append(AccessInterceptor(settings.tokens, public=[health.SERVICE]))
         # Every method runs in a lane's pool; here runs what says that a method is unknown.
         pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
         return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))
