@@ -1,4 +1,4 @@
-"""Every domain error has one status; every handler is inside the boundary."""
+"""Every domain error has one status; every handler is answered at the rim."""
 
 import logging
 import math
