@@ -4,13 +4,12 @@
         for result in client.rerank("query", ["one text", "another"]).results:
             print(result.index, result.relevance_score)
 
-A call that fails raises a RerankError, one of the trees that are drawn in
-:mod:`rerank_grpc.errors` and :mod:`rerank_grpc.client.errors`; grpc's own error
-is its `__cause__`.
-Where the deadline ends the attempts that follow a refusal, the refusal is
-raised (QueueFull, say, with its `retry_after`), not DeadlineExceeded.
-What a message cannot hold (a wrong type, a lone surrogate, a negative count)
-raises TypeError or InvalidRequest before anything is sent.
+A failed call raises a RerankError; :mod:`rerank_grpc.errors` and
+:mod:`rerank_grpc.client.errors` draw the tree. grpc's own error is its
+`__cause__`. Where the deadline ends the attempts that follow a refusal, the
+refusal is raised (QueueFull, say, with its `retry_after`), not DeadlineExceeded.
+A value that no message can hold (a wrong type, a lone surrogate, a negative
+count) raises TypeError or InvalidRequest before anything is sent.
 """
 
 from rerank_grpc.client.aio import AsyncClient, AsyncRerankStream

@@ -22,11 +22,7 @@ _Reply = TypeVar("_Reply")
 
 
 class AsyncClient(core.BaseClient):
-    """Calls a rerank service from one event loop: that of its first call.
-
-    The arguments are those of :class:`rerank_grpc.client.core.BaseClient`; a
-    client may be made before a loop runs.
-    """
+    """Calls a rerank service from the event loop of its first call; may be made before that loop runs."""
 
     def _begin(self) -> None:
         # A channel of grpc.aio belongs to its loop, which may not run yet.
@@ -82,7 +78,7 @@ class AsyncClient(core.BaseClient):
         return await self._call(core.health(model), **call)
 
     async def serving(self, service: str = "", **call: Unpack[CallOptions]) -> bool:
-        """Tells what grpc.health.v1 says, which needs no token; see Client.serving."""
+        """Asks grpc.health.v1, which needs no token; see Client.serving."""
         return await self._call(core.serving(service), **call)
 
     async def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
@@ -167,10 +163,10 @@ class AsyncClient(core.BaseClient):
 
     @contextmanager
     def _cancelled_by_close(self) -> Iterator[None]:
-        """Tells apart a call that `close` has ended from a task that was cancelled.
+        """Raises Cancelled for a call that `close` has ended.
 
-        Both arrive as CancelledError, which only the second may stay: it would
-        end a task that nobody cancelled.
+        It arrives as CancelledError, as a cancelled task does, and would end a
+        task that was not cancelled.
         """
         try:
             yield

@@ -1,7 +1,4 @@
-"""What both clients share: settings, calls, attempts, streams; no I/O.
-
-:mod:`sync` and :mod:`aio` only send, wait and sleep.
-"""
+"""The common half of both clients: settings, calls, attempts, streams; the shells do the I/O."""
 
 from __future__ import annotations
 
@@ -120,13 +117,7 @@ class Connection:
 
 
 class BaseClient:
-    """The settings of a client, checked when it is made; raises TypeError or ValueError, naming the argument.
-
-    `timeout` is the deadline of a call in seconds, all its attempts together.
-    `retries` is how many further attempts a call may take, 0 to 4. With
-    `root_certificates` (PEM) or `credentials` the channel is TLS. `options` are
-    gRPC channel arguments and win over the client's own.
-    """
+    """The settings of a client, checked when it is made."""
 
     def __init__(
         self,
@@ -139,6 +130,13 @@ class BaseClient:
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[ChannelOption] = (),
     ) -> None:
+        """Makes a client; raises TypeError or ValueError, naming the argument.
+
+        `timeout` is the deadline of a call in seconds, all its attempts together.
+        `retries` is the number of further attempts that a call may take, 0 to 4.
+        With `root_certificates` (PEM) or `credentials` the channel is TLS.
+        `options` are gRPC channel arguments and win over the client's own.
+        """
         if not isinstance(target, str):
             raise TypeError(f"target: a str, not {type(target).__name__}")
         if not target or target.startswith(("http:", "https:", "grpc:", "grpcs:")):
@@ -202,7 +200,7 @@ def channel_options(retries: int, options: Sequence[ChannelOption] = ()) -> tupl
 
 
 def service_config(retries: int) -> str:
-    """Makes gRPC's service config: which replica takes a call, and what gRPC retries itself.
+    """Makes gRPC's service config: its choice of a replica, and its own retries.
 
     A failed attempt costs the throttle one token and a good one brings back
     half, so that in the long run at most half as many attempts fail as succeed:

@@ -21,10 +21,7 @@ _Reply = TypeVar("_Reply")
 
 
 class Client(core.BaseClient):
-    """Calls a rerank service; threads may share one.
-
-    The arguments are those of :class:`rerank_grpc.client.core.BaseClient`.
-    """
+    """Calls a rerank service; threads may share one."""
 
     def _begin(self) -> None:
         self._channel: grpc.Channel = self._connection.open(grpc)
@@ -90,10 +87,10 @@ class Client(core.BaseClient):
         return self._call(core.health(model), **call)
 
     def serving(self, service: str = "", **call: Unpack[CallOptions]) -> bool:
-        """Tells what grpc.health.v1 says, which needs no token: whether the default model can be called.
+        """Asks grpc.health.v1, which needs no token, whether the default model can be called.
 
-        `service` names one of the server's services; one that it does not have
-        raises UnexpectedStatus.
+        `service` names one of the server's services; an unknown one raises
+        UnexpectedStatus.
         """
         return self._call(core.serving(service), **call)
 
@@ -167,7 +164,7 @@ class Client(core.BaseClient):
             time.sleep(delay)
 
     def _delay_after(self, error: grpc.RpcError, attempts: core.Attempts) -> float:
-        """Tells apart a call that `close` has ended from one that the server has."""
+        """Raises Cancelled for a call that `close` has ended; otherwise see Attempts.delay_after."""
         if self._closed and error.code() is grpc.StatusCode.CANCELLED:
             raise Cancelled("the client was closed") from error
         return attempts.delay_after(error)

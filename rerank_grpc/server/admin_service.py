@@ -41,7 +41,7 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
 
 
 def _name(name: str) -> str:
-    """Refuses to guess which model an operator means."""
+    """Returns the name; raises InvalidRequest for an empty one, which callers use for the default model."""
     if not name:
         raise InvalidRequest.of("model", "is empty: name the model")
     return name

@@ -55,8 +55,8 @@ class AccessInterceptor(grpc.ServerInterceptor):
 def _denial(message: str, pool: Pool) -> Handler:
     """Makes a handler that refuses.
 
-    It is a stream's, whatever the method's kind, because grpcio then runs it
-    without waiting for a message that a hostile caller may never send.
+    A stream's handler serves a method of any kind, because grpcio runs it without
+    waiting for a message that a hostile caller may never send.
     """
     error = Unauthenticated(message)
 

@@ -1,4 +1,4 @@
-"""The methods of our own services, each in its lane: a table of what grpcio is to run, and how."""
+"""The services of rerank.v1: each method with its lane and its parser."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rerank_grpc.v1 import rerank_pb2_grpc
 RERANK_SERVICE = pb.DESCRIPTOR.services_by_name["RerankService"].full_name
 ADMIN_SERVICE = pb.DESCRIPTOR.services_by_name["ModelAdminService"].full_name
 
-# How many requests with texts are awaited at once: at least as many as ordinary callers send together.
+# Requests with texts awaited at once: at least as many as ordinary callers send together.
 TEXTS_CAPACITY = 96
-# How long a stopping server still waits for one.
+# A stopping server's wait for one.
 TEXTS_DRAIN_SECONDS = 5.0
-# How many probes of our own are awaited at once; where tokens are set, they need one.
+# Requests of ListModels and Health awaited at once; where tokens are set, these need one.
 PROBES_CAPACITY = 96
 # Threads that are left to refuse calls while all slots are taken and requests are awaited.
 SPARE_THREADS = 32
@@ -27,9 +27,9 @@ ADMIN_THREADS = 32
 
 # Wire types of protobuf's encoding.
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-# A message has its documents and a dozen other fields; newer callers may know some more.
+# A message has its documents and a dozen other fields; newer callers may send some more.
 OTHER_FIELDS = 64
-# Tags are counted piece by piece, so that a message full of them is told apart at once.
+# Tags are counted piece by piece, so that a message full of them is refused at once.
 PIECE_BYTES = 1 << 16
 
 
@@ -49,7 +49,7 @@ def rerank_service(
             name,
             patience,
             sinks,
-            # Calls inside, those in the lobby, those whose request has not come, and readers of streams.
+            # Calls inside, calls in the lobby, calls that wait for their request, and readers of streams.
             threads=calls + calls // 2 + 2 * capacity + SPARE_THREADS,
             seconds=REQUEST_SECONDS + limits.message_bytes / BYTES_PER_SECOND,
             capacity=capacity,
@@ -75,7 +75,7 @@ def rerank_service(
 def admin_service(
     servicer: rerank_pb2_grpc.ModelAdminServiceServicer, patience: Patience, sinks: Sequence[Sink]
 ) -> Service:
-    """Makes ModelAdminService, whose calls hold a thread until a model has moved."""
+    """Makes ModelAdminService; a call holds a thread until its model has moved."""
     lane = Lane("admin", patience, sinks, threads=ADMIN_THREADS)
     handlers = {
         "LoadModel": lane.unary("LoadModel", servicer.LoadModel, parser(pb.LoadModelRequest)),
@@ -85,7 +85,7 @@ def admin_service(
 
 
 def _texts_parser(kind: type[pb.RerankRequest] | type[pb.StreamRerankRequest], limits: Limits) -> Parse:
-    """Makes the Parse of a request with texts, which counts its documents first: millions fit a message."""
+    """Makes the Parse of a request with texts, which counts its documents first: millions fit."""
     parse, documents = parser(kind, limits.message_bytes), kind.DOCUMENTS_FIELD_NUMBER
 
     def parse_texts(data: bytes) -> object:
@@ -99,9 +99,9 @@ def _texts_parser(kind: type[pb.RerankRequest] | type[pb.StreamRerankRequest], l
 def has_more_than(most: int, number: int, message: bytes) -> bool:
     """Tells whether a serialized message has more than `most` values of a length-delimited field.
 
-    The walk ends after a few more fields than that, whichever they are, and with
-    a field of a kind that nobody sends: such a message counts as one that has too
-    many. It also ends where the message is cut off, which the parser will say.
+    The walk ends after OTHER_FIELDS more fields of any number, and at a field of
+    no known kind: such a message counts as one that has too many. It also ends
+    where the message is cut off, which the parser will refuse.
     """
     tag = number << 3 | BYTES
     assert tag < 0x80
@@ -122,7 +122,7 @@ def has_more_than(most: int, number: int, message: bytes) -> bool:
 
 
 def _may_have_more(most: int, message: bytes, tag: int) -> bool:
-    """Tells, within microseconds, whether a tag might occur more often: by the byte it begins with."""
+    """Tells within microseconds whether a tag might occur more often, by its first byte."""
     found = 0
     for start in range(0, len(message), PIECE_BYTES):
         end = start + PIECE_BYTES
@@ -133,7 +133,7 @@ def _may_have_more(most: int, message: bytes, tag: int) -> bool:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """Reads a varint of at most ten bytes; returns it and where it ends."""
+    """Reads a varint of at most ten bytes; returns it and the position of its end."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
@@ -147,7 +147,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _skip(message: bytes, at: int, kind: int) -> int | None:
-    """Returns where a field's value ends; None for a group, which could hide others, or no kind at all."""
+    """Returns the end of a field's value; None for a group, which could hide others, or an unknown kind."""
     if kind == VARINT:
         return _varint(message, at)[1]
     if kind == BYTES:

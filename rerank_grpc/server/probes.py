@@ -1,8 +1,8 @@
 """Health for orchestrators and reflection for tools, answered however busy the service is.
 
-grpcio's own servicer of health holds its lock while it sends, so one caller that reads
-nothing silences every probe, and it keeps each name that it is ever asked for.
-Here nothing is stored: the state is asked for, and a watcher's own thread sends.
+grpcio's own health servicer holds its lock while it sends, so one caller that
+reads nothing silences every probe, and it keeps each name that it is asked for.
+Nothing is stored here: the state is asked for, and a watcher's own thread sends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ V1 = "grpc.reflection.v1.ServerReflection"
 REFLECTION_METHOD = "ServerReflectionInfo"
 # Between two questions of one stream.
 IDLE_SECONDS = 10.0
-# How many watchers one server has; each has a thread.
+# Watchers of one server; each has a thread.
 MOST_WATCHERS = 128
 # A longer name is no service's.
 NAME_BYTES = 256
@@ -86,7 +86,7 @@ class Watchers:
     """The watchers of one server, each on a thread of its own, at most MOST_WATCHERS.
 
     One more is told that there is no Watch. A gRPC client then takes the server
-    for healthy (gRFC A17), so strangers who watch keep nobody else out.
+    for healthy (gRFC A17), so that hostile watchers keep no client out.
     """
 
     def __init__(self, state: HealthService) -> None:
@@ -99,7 +99,7 @@ class Watchers:
     def wake(self) -> None:
         """Has every watcher look at the state again."""
         for wakeup in self._wakeups.copy().values():
-            if wakeup.empty():  # a watcher that is busy sending looks once, however often it was woken
+            if wakeup.empty():  # however often a busy watcher is woken, it looks once
                 wakeup.put(None)
 
     def watch(

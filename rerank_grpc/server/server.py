@@ -25,7 +25,7 @@ from rerank_grpc.server.probes import HEALTH_SERVICE, HealthService, reflection_
 from rerank_grpc.server.rerank_service import RerankServicer
 from rerank_grpc.types import Health
 
-# How many connections a port takes, if the limit of open files allows so many.
+# Connections of a port, where the limit of open files allows them.
 MOST_CONNECTIONS, MOST_ADMIN_CONNECTIONS = 8_192, 64
 ADMIN_STREAMS = 16
 # A watch of health takes one of a connection's streams for good.
@@ -34,9 +34,9 @@ LEAST_STREAMS = 8
 IDLE_SECONDS = 60.0
 # A connection that has not begun HTTP/2 by then is closed.
 HANDSHAKE_SECONDS = 10.0
-# How often a stopping server looks whether any call is left inside.
+# The interval at which a stopping server looks for calls that are left inside.
 DRAIN_LOOK_SECONDS = 0.1
-# How long no call must have been inside before connections that stay are cut.
+# The time without a call inside after which connections that stay are cut.
 GOODBYE_SECONDS = 0.5
 
 
@@ -92,7 +92,7 @@ class RerankServer:
         self.registry.start()
 
     def wait_until_loaded(self, timeout: float | None = None) -> bool:
-        """Waits until every model is READY or FAILED: see Registry.wait_until_loaded."""
+        """Waits until every model is READY or FAILED; see Registry.wait_until_loaded."""
         return self.registry.wait_until_loaded(timeout)
 
     def health(self) -> Health:
@@ -108,7 +108,7 @@ class RerankServer:
         self._health.shut_down()
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """Drains: probes see NOT_SERVING, new calls are refused, those inside have the grace to finish."""
+        """Drains: probes see NOT_SERVING, new calls are refused, calls inside have the grace to finish."""
         grace = self.settings.grace_seconds if grace_seconds is None else grace_seconds
         with self._stopping:
             if self._stopped.is_set():
@@ -125,8 +125,8 @@ class RerankServer:
         """Stops the main server, at the latest after the grace.
 
         grpcio would wait all of it for a connection that does not answer its
-        goodbye, though no call is inside. A caller that had not seen the goodbye
-        when it called has a moment more.
+        goodbye, though no call is inside. A call that was on its way when the
+        goodbye was sent has GOODBYE_SECONDS.
         """
         for lane in self._lanes:
             lane.begin_drain()
@@ -143,7 +143,7 @@ class RerankServer:
 
     def _build_main(self, called: Sequence[Service]) -> tuple[grpc.Server, list[Lane]]:
         """Makes the server of the services that are called; returns its lanes too."""
-        # Twice as many as are admitted: see overload protection below.
+        # Twice the calls that are admitted: see overload protection below.
         streams = 2 * max(self.settings.max_calls, LEAST_STREAMS)
         server = self._build(streams=streams, connections=MOST_CONNECTIONS)
         return server, self._register(server, called, "main")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import TypeVar
 
 from google.protobuf import wrappers_pb2
@@ -254,27 +255,19 @@ def duration_from(message: Duration) -> float:
     return message.seconds + message.nanos / 1e9
 
 
+# Fields of one name and one form in ModelInfo and Model.
+_OTHERS = {"aliases", "state", "scoring", "serving"}
+_SAME = [each.name for each in fields(ModelInfo) if each.name not in _OTHERS]
+
+
 def model_to(info: ModelInfo) -> pb.Model:
     """Writes a model's description."""
     return pb.Model(
-        name=info.name,
         aliases=info.aliases,
         state=STATE_NUMBERS[info.state],
-        state_message=info.state_message,
-        is_default=info.is_default,
-        revision=info.revision,
-        family=info.family,
-        device=info.device,
-        precision=info.precision,
-        attention=info.attention,
-        max_tokens=info.max_tokens,
-        max_batch_tokens=info.max_batch_tokens,
         scoring=SCORING_NUMBERS[info.scoring],
-        accepts_instruction=info.accepts_instruction,
-        local_available=info.local_available,
-        memory_bytes=info.memory_bytes,
-        pinned=info.pinned,
         serving=info.serving,
+        **{name: getattr(info, name) for name in _SAME},
     )
 
 
@@ -282,24 +275,11 @@ def model_from(message: pb.Model) -> ModelInfo:
     """Reads a model's description."""
     state = _state_from(message.state)
     return ModelInfo(
-        name=message.name,
-        state=state,
         aliases=tuple(message.aliases),
-        state_message=message.state_message,
-        is_default=message.is_default,
-        revision=message.revision,
-        family=message.family,
-        device=message.device,
-        precision=message.precision,
-        attention=message.attention,
-        max_tokens=message.max_tokens,
-        max_batch_tokens=message.max_batch_tokens,
+        state=state,
         scoring=SCORINGS.get(message.scoring),
-        accepts_instruction=message.accepts_instruction,
-        local_available=message.local_available,
-        memory_bytes=message.memory_bytes,
-        pinned=message.pinned,
         serving=_serving_from(message.serving, state),
+        **{name: getattr(message, name) for name in _SAME},
     )
 
 
