@@ -387,7 +387,7 @@ def saturation(run: Run, name: str) -> None:
 def check_server() -> None:
     """Raises NotHere where the server's packages are missing or too old for its stubs."""
     try:
-        import rerank_grpc.server.app  # noqa: F401
+        import rerank_grpc.server.server  # noqa: F401
     except Exception as error:  # the stubs check versions, too, each with errors of its own
         raise NotHere(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 

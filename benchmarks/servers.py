@@ -143,7 +143,7 @@ def serve(source: str, loader: Any = None) -> None:
     from rerank_grpc.cli.logs import log_to
     from rerank_grpc.cli.serve import freeze_imports
     from rerank_grpc.config import ModelSpec, Settings
-    from rerank_grpc.server.app import RerankServer
+    from rerank_grpc.server.server import RerankServer
 
     freeze_imports()
     # Standard error is a file here, and a log line costs what it costs in production.

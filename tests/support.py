@@ -18,7 +18,7 @@ from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry import LoadedModel, Loader
 from rerank_grpc.runner.runner import Runner
 from rerank_grpc.sequence import Chunk, Output, PackedBatch, Sequence, TokenizedDocument, TokenizedRequest
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.types import Scoring, Truncation
 from rerank_grpc.v1 import rerank_pb2 as pb

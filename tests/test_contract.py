@@ -10,8 +10,8 @@ import pytest
 
 from rerank_grpc.config import Limits, Settings
 from rerank_grpc.errors import Reason
-from rerank_grpc.server.status import SHORTEST_DELAY_SECONDS
 from rerank_grpc.v1 import rerank_pb2
+from rerank_grpc.wire.status import SHORTEST_DELAY_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = Path("proto/rerank/v1/rerank.proto")

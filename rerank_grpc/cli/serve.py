@@ -28,7 +28,7 @@ from rerank_grpc.types import ModelInfo, State
 
 if TYPE_CHECKING:
     from rerank_grpc.rest.server import RestServer
-    from rerank_grpc.server.app import RerankServer
+    from rerank_grpc.server.server import RerankServer
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _serve(
 
 def _build(settings: Settings, on_hang: Callable[[], None]) -> RerankServer:
     try:
-        from rerank_grpc.server.app import RerankServer
+        from rerank_grpc.server.server import RerankServer
     except ModuleNotFoundError as error:
         name = error.name or "a package"
         if name.startswith("rerank_grpc"):

@@ -15,7 +15,7 @@ A call's story, in this order:
     target.py      one of those servers, and the connections to it
     errors.py      errors to HTTP: one table
     discovery.py   models, health, what a caller asks first
-    docs.py        Swagger UI, of what openapi.py and schemas.py say
+    docs.py        Swagger UI and openapi.json
 
 It knows the service only through rerank_grpc.client, so that it runs in the
 server's process or on another machine.

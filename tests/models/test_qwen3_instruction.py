@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from rerank_grpc.config import ModelSpec, Settings
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import prompts
 from tests import random_models as checkpoints

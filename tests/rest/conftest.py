@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from rerank_grpc.config import ModelSpec, Settings
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from tests.rest.support import shim
 from tests.support import CountingRunner, serving
 

@@ -68,7 +68,7 @@ def dashscope(**parameters: Any) -> dict[str, Any]:
         (SUPERSET | {"max_chunks_per_doc": 5}, "max_chunks_per_document", 5),
         (SUPERSET | {"max_chunks_per_doc": 10_000}, "max_chunks_per_document", 64),
         (SUPERSET | {"truncation": False}, "truncation", pb.TRUNCATION_NONE),
-        (SUPERSET | {"truncation": True}, "truncation", pb.TRUNCATION_END),
+        (SUPERSET | {"truncation": True}, "truncation", pb.TRUNCATION_UNSPECIFIED),
         (SUPERSET | {"return_documents": True}, "return_documents", False),
         (TEI | {"truncation_direction": "LEFT"}, "truncation", pb.TRUNCATION_START),
         (TEI | {"truncate": False, "truncation_direction": "left"}, "truncation", pb.TRUNCATION_NONE),

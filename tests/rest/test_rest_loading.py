@@ -14,7 +14,7 @@ from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
 from rerank_grpc.rest.upstream import Upstream
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health, State
 from tests.rest.support import HOST, get, post, shim
 from tests.rest.test_rest_connections import BODY

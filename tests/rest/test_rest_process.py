@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from tests.command import environment, run
 from tests.rest.support import HOST, Reply, get, post
 from tests.rest.test_rest_connections import BODY, restarted, until

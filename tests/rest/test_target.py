@@ -13,7 +13,7 @@ from rerank_grpc.client import AsyncClient
 from rerank_grpc.config import Settings
 from rerank_grpc.rest import target
 from rerank_grpc.rest.upstream import Upstream
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, hang, health, scored

@@ -11,7 +11,7 @@ import pytest
 
 from rerank_grpc.config import ModelSpec, Settings
 from rerank_grpc.registry import eviction
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.server.test_errors import details_of

@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel, eviction, loader_for
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import hub
 from tests import random_models as checkpoints
@@ -113,10 +113,9 @@ def test_a_caller_finds_a_model_by_the_directory_that_it_was_configured_with(
 
 def count_loads(server: RerankServer) -> Callable[[], int]:
     """Counts how often a model becomes another one from here on."""
-    before = {entry.spec.name: entry.ready_at for entry in server.registry._entries}
+    before = {slot.spec.name: slot.ready_at for slot in server.registry._slots}
     return lambda: sum(
-        entry.ready_at != before[entry.spec.name] or entry.loaded is None
-        for entry in server.registry._entries
+        slot.ready_at != before[slot.spec.name] or slot.loaded is None for slot in server.registry._slots
     )
 
 

@@ -1,22 +1,31 @@
-"""grpc.health.v1.Health: what orchestrators probe, answered however busy the service is.
+"""Health for orchestrators and reflection for tools, answered however busy the service is.
 
-grpcio's own servicer holds its lock while it sends, so one caller that reads
+grpcio's own servicer of health holds its lock while it sends, so one caller that reads
 nothing silences every probe, and it keeps each name that it is ever asked for.
 Here nothing is stored: the state is asked for, and a watcher's own thread sends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 
 import grpc
 from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from rerank_grpc.server.lanes import SMALL_THREADS, Lane, parser, register
+from rerank_grpc.server.handler import Sink
+from rerank_grpc.server.lanes import SMALL_THREADS, Lane, Service, parser
 from rerank_grpc.server.patience import Patience
 
-SERVICE = health.SERVICE_NAME
+HEALTH_SERVICE = health.SERVICE_NAME
+V1ALPHA = reflection.SERVICE_NAME
+# The same messages under the name that newer tools ask for first. It answers
+# but is not listed, because its descriptor is not shipped.
+V1 = "grpc.reflection.v1.ServerReflection"
+REFLECTION_METHOD = "ServerReflectionInfo"
+# Between two questions of one stream.
+IDLE_SECONDS = 10.0
 # How many watchers one server has; each has a thread.
 MOST_WATCHERS = 128
 # A longer name is no service's.
@@ -53,19 +62,18 @@ class HealthService:
             return _Response.SERVICE_UNKNOWN
         return _Response.SERVING if not self.leaving and self._serving() else _Response.NOT_SERVING
 
-    def add_to(self, server: grpc.Server, patience: Patience, name: str) -> list[Lane]:
-        """Registers the service, in lanes that nothing else can fill; returns those."""
+    def service(self, patience: Patience, sinks: Sequence[Sink], name: str) -> Service:
+        """Makes the service for one server, in lanes that nothing else can fill."""
         watchers = Watchers(self)
         self._watchers.append(watchers)
         parse = parser(health_pb2.HealthCheckRequest)
-        checks = Lane(f"{name}-check", patience)
-        watches = Lane(f"{name}-watch", patience, threads=MOST_WATCHERS + SMALL_THREADS)
+        checks = Lane(f"{name}-check", patience, sinks)
+        watches = Lane(f"{name}-watch", patience, sinks, threads=MOST_WATCHERS + SMALL_THREADS)
         handlers = {
             "Check": checks.unary("Check", self._check, parse),
             "Watch": watches.stream("Watch", watchers.watch, parse),
         }
-        register(server, SERVICE, handlers)
-        return [checks, watches]
+        return Service(HEALTH_SERVICE, handlers, [checks, watches])
 
     def _check(self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> _Response:
         status = self.status_of(_service(request, context))
@@ -124,3 +132,18 @@ def _service(request: health_pb2.HealthCheckRequest, context: grpc.ServicerConte
     if len(service.encode()) > NAME_BYTES:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a service's name has at most {NAME_BYTES} bytes")
     return service
+
+
+def reflection_services(
+    listed: Iterable[str], patience: Patience, sinks: Sequence[Sink], name: str
+) -> list[Service]:
+    """Makes server reflection of the listed services, under both its names and in one lane.
+
+    A stream holds a thread until it is idle for too long.
+    """
+    servicer = reflection.ReflectionServicer((*listed, V1ALPHA))
+    lane = Lane(f"{name}-reflection", patience, sinks, seconds=IDLE_SECONDS)
+    parse = parser(reflection_pb2.ServerReflectionRequest)
+    handler = lane.conversation(REFLECTION_METHOD, servicer.ServerReflectionInfo, parse)
+    handlers = {REFLECTION_METHOD: handler}
+    return [Service(V1ALPHA, handlers, [lane]), Service(V1, handlers, [])]

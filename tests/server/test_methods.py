@@ -5,7 +5,7 @@ import time
 import pytest
 from google.protobuf.message import DecodeError
 
-from rerank_grpc.server.wire import has_more_than
+from rerank_grpc.server.methods import has_more_than
 from rerank_grpc.v1 import rerank_pb2 as pb
 
 DOCUMENTS = pb.RerankRequest.DOCUMENTS_FIELD_NUMBER

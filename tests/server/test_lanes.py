@@ -3,7 +3,7 @@ import threading
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rerank_grpc.server.pools import Pool
+from rerank_grpc.server.lanes import Pool
 from tests.http2 import raw_connections
 from tests.server.test_patience import CHECK, check, rerank
 from tests.support import WAIT, CountingRunner, channel_of, serving, wait_for

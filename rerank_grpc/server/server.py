@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
@@ -16,25 +15,24 @@ from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.gate import Gate
 from rerank_grpc.registry import Loader, registry_for
 from rerank_grpc.reranker import Reranker
-from rerank_grpc.server import health, reflection
 from rerank_grpc.server.admin_service import ModelAdminServicer
-from rerank_grpc.server.health import HealthService
-from rerank_grpc.server.interceptors import TokenInterceptor
-from rerank_grpc.server.methods import ADMIN_SERVICE, RERANK_SERVICE, add_admin, add_rerank
+from rerank_grpc.server.handler import Sink, log_call
+from rerank_grpc.server.interceptors import AccessInterceptor
+from rerank_grpc.server.lanes import Lane, Service, register
+from rerank_grpc.server.methods import admin_service, rerank_service
 from rerank_grpc.server.patience import Patience
+from rerank_grpc.server.probes import HEALTH_SERVICE, HealthService, reflection_services
 from rerank_grpc.server.rerank_service import RerankServicer
 from rerank_grpc.types import Health
-
-log = logging.getLogger(__name__)
 
 # How many connections a port takes, if the limit of open files allows so many.
 MOST_CONNECTIONS, MOST_ADMIN_CONNECTIONS = 8_192, 64
 ADMIN_STREAMS = 16
 # A watch of health takes one of a connection's streams for good.
 LEAST_STREAMS = 8
-# A connection without a call is closed after this: strangers who hold those must not hold them for long.
+# A connection without a call is closed after this, so that strangers cannot hold it for long.
 IDLE_SECONDS = 60.0
-# A connection that has not said by then that it speaks HTTP/2 is closed.
+# A connection that has not begun HTTP/2 by then is closed.
 HANDSHAKE_SECONDS = 10.0
 # How often a stopping server looks whether any call is left inside.
 DRAIN_LOOK_SECONDS = 0.1
@@ -45,14 +43,16 @@ GOODBYE_SECONDS = 0.5
 class RerankServer:
     """The service: the registry, the reranker, and the gRPC servers in front of them.
 
-    `on_hang` is called when a model's device hangs, after the calls that waited
-    for it have failed: only a restart of the process frees what it holds.
-    Raises ConfigurationError if a port cannot be bound.
+    `sinks` get the record of each call. `on_hang` is called when a model's
+    device hangs, after the calls that waited for it have failed: only a restart
+    of the process frees the device. Raises ConfigurationError if a port cannot
+    be bound.
 
     Attributes:
-        port, admin_port: what callers and operators call; None where there is no admin port.
+        port: for callers.
+        admin_port: for operators; None where there is none.
         local_port: a further port for this machine alone, on which no stranger
-            can take the last connection from the REST shim; None where that is off.
+            can take the last connection from REST; None where that is off.
     """
 
     def __init__(
@@ -61,16 +61,23 @@ class RerankServer:
         *,
         load: Loader | None = None,
         on_hang: Callable[[], None] = lambda: None,
+        sinks: Sequence[Sink] = (log_call,),
     ) -> None:
         self.settings = settings
+        self._sinks = sinks
         self._patience = Patience()
-        self._health = HealthService([RERANK_SERVICE], lambda: self.registry.serving)
         self.registry = registry_for(settings, load, on_change=self._show_health, on_hang=on_hang)
         self.door = Gate(settings.max_calls, settings.limits.characters_inside)
         self.lobby = Gate(max(1, settings.max_calls // 2), settings.limits.characters_inside // 4)
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        self._main = self._build_main()
+        reranker = Reranker(self.registry, settings.limits, self.door, self.lobby)
+        self._servicer = RerankServicer(reranker, self.registry, settings.limits, sinks)
+        called = [
+            rerank_service(self._servicer, self._patience, sinks, settings.limits, calls=settings.max_calls)
+        ]
+        self._health = HealthService([service.name for service in called], lambda: self.registry.serving)
+        self._main, self._lanes = self._build_main(called)
         self.port = _bind(self._main, settings.host, settings.port, "--port")
         rest = settings.rest.port is not None
         self.local_port = _bind(self._main, "127.0.0.1", 0, "--rest-port off") if rest else None
@@ -134,28 +141,20 @@ class RerankServer:
     def _show_health(self) -> None:
         self._health.changed()
 
-    def _build_main(self) -> grpc.Server:
-        settings = self.settings
+    def _build_main(self, called: Sequence[Service]) -> tuple[grpc.Server, list[Lane]]:
+        """Makes the server of the services that are called; returns its lanes too."""
         # Twice as many as are admitted: see overload protection below.
-        streams = 2 * max(settings.max_calls, LEAST_STREAMS)
+        streams = 2 * max(self.settings.max_calls, LEAST_STREAMS)
         server = self._build(streams=streams, connections=MOST_CONNECTIONS)
-        reranker = Reranker(self.registry, settings.limits, self.door, self.lobby)
-        self._servicer = RerankServicer(reranker, self.registry, settings.limits)
-        self._lanes = [
-            *add_rerank(server, self._servicer, self._patience, settings.limits, calls=settings.max_calls),
-            *self._health.add_to(server, self._patience, "main"),
-            reflection.add_reflection(server, [RERANK_SERVICE, health.SERVICE], self._patience, "main"),
-        ]
-        return server
+        return server, self._register(server, called, "main")
 
     def _build_admin(self) -> tuple[grpc.Server | None, int | None]:
         settings = self.settings
         if settings.admin_port is None:
             return None, None
         server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
-        add_admin(server, ModelAdminServicer(self.registry, settings.limits), self._patience)
-        self._health.add_to(server, self._patience, "admin")
-        reflection.add_reflection(server, [ADMIN_SERVICE, health.SERVICE], self._patience, "admin")
+        servicer = ModelAdminServicer(self.registry, settings.limits, self._sinks)
+        self._register(server, [admin_service(servicer, self._patience, self._sinks)], "admin")
         return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
 
     def _build(self, *, streams: int, connections: int) -> grpc.Server:
@@ -163,10 +162,19 @@ class RerankServer:
         settings = self.settings
         interceptors: list[grpc.ServerInterceptor] = []
         if settings.tokens:
-            interceptors.append(TokenInterceptor(settings.tokens, public=[health.SERVICE]))
-        # Every method runs in a lane's pool; here runs what says that a method is unknown.
+            interceptors.append(AccessInterceptor(settings.tokens, public=[HEALTH_SERVICE]))
+        # Every method runs in a lane's pool; this thread tells callers that a method is unknown.
         pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
         return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))
+
+    def _register(self, server: grpc.Server, called: Iterable[Service], name: str) -> list[Lane]:
+        """Registers a server's own services, health, and reflection of them all; returns their lanes."""
+        services = [*called, self._health.service(self._patience, self._sinks, name)]
+        listed = [service.name for service in services]
+        services += reflection_services(listed, self._patience, self._sinks, name)
+        for service in services:
+            register(server, service)
+        return [lane for service in services for lane in service.lanes]
 
 
 def _options(settings: Settings, streams: int, connections: int) -> list[tuple[str, int]]:
@@ -174,15 +182,15 @@ def _options(settings: Settings, streams: int, connections: int) -> list[tuple[s
         ("grpc.max_receive_message_length", settings.limits.message_bytes),
         ("grpc.max_send_message_length", settings.limits.reply_bytes),
         ("grpc.max_concurrent_streams", streams),
-        # For each port of the server. Without a bound, whoever holds connections takes every open file.
+        # For each port of the server. Without a bound, connections take every open file.
         ("grpc.max_allowed_incoming_connections", files.connections(connections)),
         ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
         ("grpc.max_connection_idle_ms", round(IDLE_SECONDS * 1000)),
         ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),
         ("grpc.max_connection_age_grace_ms", round(settings.connection_age_grace_seconds * 1000)),
-        # On by default, and said here because the service leans on it: it counts calls that have ended
-        # but are still being freed as streams, and refuses new ones (RST_STREAM 7) beyond the limit above.
-        # Without it, a flood of calls that are reset at once has gRPC drop everybody's calls at random.
+        # On by default, and named here because the service needs it: ended calls that are still being
+        # freed count as streams, and calls beyond the limit above are refused (RST_STREAM 7). Without it,
+        # a flood of calls that are reset at once has gRPC drop every caller's calls at random.
         ("grpc.http.overload_protection", 1),
         # On by default: a second server on the same port would start without an error.
         ("grpc.so_reuseport", 0),
