@@ -34,6 +34,7 @@ raises TypeError or InvalidRequest before anything is sent.
 """
 
 from rerank_grpc.client.aio import AsyncClient, AsyncRerankStream
+from rerank_grpc.client.arguments import DocumentLike, RerankOptions
 from rerank_grpc.client.exceptions import (
     IncompleteStream,
     MessageTooLarge,
@@ -41,7 +42,6 @@ from rerank_grpc.client.exceptions import (
     TransportError,
     UnexpectedStatus,
 )
-from rerank_grpc.client.messages import DocumentLike, RerankOptions
 from rerank_grpc.client.sync import Client, RerankStream
 from rerank_grpc.errors import (
     Cancelled,
@@ -68,6 +68,7 @@ from rerank_grpc.types import (
     Health,
     ModelInfo,
     Priority,
+    RerankRequest,
     RerankResponse,
     RerankSummary,
     ScoredDocument,
@@ -104,6 +105,7 @@ __all__ = [
     "Reason",
     "RerankError",
     "RerankOptions",
+    "RerankRequest",
     "RerankResponse",
     "RerankStream",
     "RerankSummary",

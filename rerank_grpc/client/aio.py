@@ -11,12 +11,20 @@ from typing import Any, Self, Unpack
 import grpc
 import grpc.aio
 
-from rerank_grpc.client import core, messages
+from rerank_grpc.client import arguments, core
+from rerank_grpc.client.arguments import DocumentLike, RerankOptions
 from rerank_grpc.client.exceptions import ServerUnavailable
-from rerank_grpc.client.messages import DocumentLike, RerankOptions
 from rerank_grpc.errors import Cancelled, DeadlineExceeded, ShuttingDown
-from rerank_grpc.types import Health, ModelInfo, RerankResponse, RerankSummary, ScoredDocument
+from rerank_grpc.types import (
+    Health,
+    ModelInfo,
+    RerankRequest,
+    RerankResponse,
+    RerankSummary,
+    ScoredDocument,
+)
 from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
+from rerank_grpc.wire import messages
 
 
 class AsyncClient:
@@ -63,8 +71,19 @@ class AsyncClient:
         **options: Unpack[RerankOptions],
     ) -> RerankResponse:
         """Scores documents against a query, best first; see Client.rerank."""
-        request = messages.rerank_request(rerank_pb2.RerankRequest, query, documents, model, top_n, **options)
-        return messages.rerank_response(await self._call("Rerank", request, timeout, metadata))
+        request = arguments.rerank_request(query, documents, model, top_n, **options)
+        return await self.send(request, timeout=timeout, metadata=metadata)
+
+    async def send(
+        self,
+        request: RerankRequest,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> RerankResponse:
+        """Scores the documents of a request; see Client.send."""
+        message = messages.request_to(rerank_pb2.RerankRequest, request)
+        return messages.response_from(await self._call("Rerank", message, timeout, metadata))
 
     def stream_rerank(
         self,
@@ -77,17 +96,20 @@ class AsyncClient:
         **options: Unpack[RerankOptions],
     ) -> AsyncRerankStream:
         """Scores documents and yields each result as it is scored; see Client.stream_rerank."""
-        request = messages.rerank_request(
-            rerank_pb2.StreamRerankRequest, query, documents, model, top_n, **options
-        )
-        return AsyncRerankStream(self._stream(request, self._connection.attempts(timeout, time.monotonic())))
+        request = arguments.rerank_request(query, documents, model, top_n, **options)
+        return self.stream(request, timeout=timeout)
+
+    def stream(self, request: RerankRequest, *, timeout: float | None = None) -> AsyncRerankStream:
+        """Streams the results of a request; see Client.stream."""
+        message = messages.request_to(rerank_pb2.StreamRerankRequest, request)
+        return AsyncRerankStream(self._stream(message, self._connection.attempts(timeout, time.monotonic())))
 
     async def list_models(
         self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
     ) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
         reply = await self._call("ListModels", rerank_pb2.ListModelsRequest(), timeout, metadata)
-        return tuple(messages.model_info(model) for model in reply.models)
+        return tuple(messages.model_from(model) for model in reply.models)
 
     async def health(
         self,
@@ -97,7 +119,11 @@ class AsyncClient:
         metadata: Mapping[str, str] | None = None,
     ) -> Health:
         """Tells whether a call for a model would be answered, and how full its queue is."""
-        return messages.health(await self._call("Health", messages.health_request(model), timeout, metadata))
+        return messages.health_from(
+            await self._call(
+                "Health", messages.health_request(arguments.text("model", model or "")), timeout, metadata
+            )
+        )
 
     async def serving(
         self,
@@ -107,17 +133,17 @@ class AsyncClient:
         metadata: Mapping[str, str] | None = None,
     ) -> bool:
         """Tells what grpc.health.v1 says, which needs no token; see Client.serving."""
-        request = messages.check_request(service)
+        request = messages.check_request(arguments.text("service", service))
         return messages.is_serving(await self._call("Check", request, timeout, metadata))
 
     async def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and a call would be answered; see Client.wait_until_ready."""
         attempts = self._connection.attempts(timeout, time.monotonic())
-        request = messages.health_request(model)
+        request = messages.health_request(arguments.text("model", model or ""))
         while remaining := attempts.remaining(time.monotonic()):
             try:
                 reply = await self._call("Health", request, remaining, wait_for_ready=True)
-                if core.is_ready(health := messages.health(reply)):
+                if core.is_ready(health := messages.health_from(reply)):
                     return health
             except (ServerUnavailable, ShuttingDown):
                 pass

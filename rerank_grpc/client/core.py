@@ -1,7 +1,7 @@
 """What both clients share: settings, channel options, attempts, streams; no I/O.
 
 :mod:`sync` and :mod:`aio` only send, wait and sleep; every decision is made
-here, in :mod:`messages` or in :mod:`failures`.
+here, in :mod:`arguments` or in :mod:`failures`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 import grpc
 
 from rerank_grpc import __version__, errors
-from rerank_grpc.client import failures, messages
+from rerank_grpc.client import failures
 from rerank_grpc.client.exceptions import IncompleteStream
 from rerank_grpc.client.failures import Failure
 from rerank_grpc.config import MIB, Limits
 from rerank_grpc.types import Health, RerankSummary, ScoredDocument, State
 from rerank_grpc.v1 import rerank_pb2
+from rerank_grpc.wire import messages
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -195,8 +196,8 @@ class StreamReader:
     def feed(self, message: rerank_pb2.StreamRerankResponse) -> Iterator[ScoredDocument]:
         """Yields the results of one message."""
         if message.HasField("summary"):
-            self._summary = messages.summary(message.summary)
-        return map(messages.scored_document, message.results)
+            self._summary = messages.summary_from(message.summary)
+        return map(messages.result_from, message.results)
 
     def finish(self) -> None:
         """Raises IncompleteStream where the stream has ended without a summary."""

@@ -9,12 +9,20 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from rerank_grpc.client import core, messages
+from rerank_grpc.client import arguments, core
+from rerank_grpc.client.arguments import DocumentLike, RerankOptions
 from rerank_grpc.client.exceptions import ServerUnavailable
-from rerank_grpc.client.messages import DocumentLike, RerankOptions
 from rerank_grpc.errors import Cancelled, DeadlineExceeded, ShuttingDown
-from rerank_grpc.types import Health, ModelInfo, RerankResponse, RerankSummary, ScoredDocument
+from rerank_grpc.types import (
+    Health,
+    ModelInfo,
+    RerankRequest,
+    RerankResponse,
+    RerankSummary,
+    ScoredDocument,
+)
 from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
+from rerank_grpc.wire import messages
 
 
 class Client:
@@ -78,8 +86,19 @@ class Client:
         max_chunks_per_document, priority ("interactive", "batch").
         `metadata` goes with this call and wins over the client's own.
         """
-        request = messages.rerank_request(rerank_pb2.RerankRequest, query, documents, model, top_n, **options)
-        return messages.rerank_response(self._call(self._stub.Rerank, request, timeout, metadata))
+        request = arguments.rerank_request(query, documents, model, top_n, **options)
+        return self.send(request, timeout=timeout, metadata=metadata)
+
+    def send(
+        self,
+        request: RerankRequest,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> RerankResponse:
+        """Scores the documents of a request, best first: `rerank` without its checks of types."""
+        message = messages.request_to(rerank_pb2.RerankRequest, request)
+        return messages.response_from(self._call(self._stub.Rerank, message, timeout, metadata))
 
     def stream_rerank(
         self,
@@ -96,17 +115,20 @@ class Client:
         Takes the options of `rerank`. The deadline counts from here; the call is
         sent when the first result is asked for.
         """
-        request = messages.rerank_request(
-            rerank_pb2.StreamRerankRequest, query, documents, model, top_n, **options
-        )
-        return RerankStream(self._stream(request, self._connection.attempts(timeout, time.monotonic())))
+        request = arguments.rerank_request(query, documents, model, top_n, **options)
+        return self.stream(request, timeout=timeout)
+
+    def stream(self, request: RerankRequest, *, timeout: float | None = None) -> RerankStream:
+        """Streams the results of a request: `stream_rerank` without its checks of types."""
+        message = messages.request_to(rerank_pb2.StreamRerankRequest, request)
+        return RerankStream(self._stream(message, self._connection.attempts(timeout, time.monotonic())))
 
     def list_models(
         self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
     ) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
         reply = self._call(self._stub.ListModels, rerank_pb2.ListModelsRequest(), timeout, metadata)
-        return tuple(messages.model_info(model) for model in reply.models)
+        return tuple(messages.model_from(model) for model in reply.models)
 
     def health(
         self,
@@ -116,8 +138,13 @@ class Client:
         metadata: Mapping[str, str] | None = None,
     ) -> Health:
         """Tells whether a call for a model would be answered, and how full its queue is."""
-        return messages.health(
-            self._call(self._stub.Health, messages.health_request(model), timeout, metadata)
+        return messages.health_from(
+            self._call(
+                self._stub.Health,
+                messages.health_request(arguments.text("model", model or "")),
+                timeout,
+                metadata,
+            )
         )
 
     def serving(
@@ -133,7 +160,9 @@ class Client:
         raises UnexpectedStatus.
         """
         return messages.is_serving(
-            self._call(self._check, messages.check_request(service), timeout, metadata)
+            self._call(
+                self._check, messages.check_request(arguments.text("service", service)), timeout, metadata
+            )
         )
 
     def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
@@ -143,11 +172,11 @@ class Client:
         does not help.
         """
         attempts = self._connection.attempts(timeout, time.monotonic())
-        request = messages.health_request(model)
+        request = messages.health_request(arguments.text("model", model or ""))
         while remaining := attempts.remaining(time.monotonic()):
             try:
                 reply = self._call(self._stub.Health, request, remaining, wait_for_ready=True)
-                if core.is_ready(health := messages.health(reply)):
+                if core.is_ready(health := messages.health_from(reply)):
                     return health
             except (ServerUnavailable, ShuttingDown):
                 pass

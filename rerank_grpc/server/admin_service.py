@@ -7,11 +7,11 @@ import grpc
 from rerank_grpc.config import Limits
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.registry import Registry
-from rerank_grpc.server import convert
 from rerank_grpc.server.boundary import boundary
 from rerank_grpc.server.context import call_of
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
+from rerank_grpc.wire import messages
 
 
 class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
@@ -26,7 +26,7 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
         with boundary(context, "LoadModel"):
             call = call_of(context, self._limits.deadline_seconds)
             info = self._registry.load(_name(request.model), deadline=call.deadline, on_cancel=call.on_cancel)
-            return pb.LoadModelResponse(model=convert.model_to(info))
+            return pb.LoadModelResponse(model=messages.model_to(info))
 
     def UnloadModel(
         self, request: pb.UnloadModelRequest, context: grpc.ServicerContext
@@ -35,7 +35,7 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
         with boundary(context, "UnloadModel"):
             call = call_of(context, self._limits.deadline_seconds)
             info = self._registry.unload(_name(request.model), deadline=call.deadline)
-            return pb.UnloadModelResponse(model=convert.model_to(info))
+            return pb.UnloadModelResponse(model=messages.model_to(info))
 
 
 def _name(name: str) -> str:
