@@ -93,7 +93,7 @@ class Reranker:
             encoded = model.encoder.encode(
                 request.query,
                 [document.text for document in request.documents],
-                instruction=request.instruction,
+                instruction=_instruction(request, model),
                 max_tokens_per_document=request.max_tokens_per_document,
                 truncation=request.truncation,
                 max_chunks=max(1, request.max_chunks_per_document),
@@ -160,6 +160,12 @@ class _Job:
     def sequences_missing(self) -> _Missing:
         """Starts to keep count of which documents are complete."""
         return _Missing(self.encoded)
+
+
+def _instruction(request: RerankRequest, model: LoadedModel) -> str:
+    """Returns the instruction, or "" where the model takes none and the request says to leave it out."""
+    left_out = request.ignore_unsupported_options and not model.card.accepts_instruction
+    return "" if left_out else request.instruction
 
 
 class _Missing:

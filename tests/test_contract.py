@@ -47,7 +47,7 @@ def test_the_contract_breaks_nothing_that_was_released(buf):
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("string query = 2;", "string query = 12;", "Previously present field"),
+        ("string query = 2;", "string query = 99;", "Previously present field"),
         ("float relevance_score = 3;", "double relevance_score = 3;", "changed type"),
         ("MODEL_STATE_READY = 3;", "MODEL_STATE_READY = 7;", "enum value"),
         ("rpc Health(HealthRequest)", "rpc Healthy(HealthRequest)", "Previously present RPC"),

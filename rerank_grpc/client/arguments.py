@@ -24,6 +24,7 @@ class RerankOptions(TypedDict, total=False):
     truncation: Truncation | str | None
     max_chunks_per_document: int | None
     priority: Priority | str | None
+    ignore_unsupported_options: bool
 
 
 def rerank_request(
@@ -39,6 +40,7 @@ def rerank_request(
     truncation: Truncation | str | None = None,
     max_chunks_per_document: int | None = None,
     priority: Priority | str | None = None,
+    ignore_unsupported_options: bool = False,
 ) -> RerankRequest:
     """Makes a request; raises TypeError for a wrong type, InvalidRequest for a wrong value."""
     return RerankRequest(
@@ -53,6 +55,7 @@ def rerank_request(
         truncation=_choice("truncation", truncation, Truncation.END),
         max_chunks_per_document=_count("max_chunks_per_document", max_chunks_per_document) or 1,
         priority=_choice("priority", priority, Priority.INTERACTIVE),
+        ignore_unsupported_options=bool(ignore_unsupported_options),
     )
 
 

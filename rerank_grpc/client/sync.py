@@ -83,7 +83,8 @@ class Client:
         A document is a text, a Document or a mapping with "text" and maybe
         "id". Options: return_documents, min_relevance_score, instruction,
         max_tokens_per_document, truncation ("end", "start", "none"),
-        max_chunks_per_document, priority ("interactive", "batch").
+        max_chunks_per_document, priority ("interactive", "batch"),
+        ignore_unsupported_options.
         `metadata` goes with this call and wins over the client's own.
         """
         request = arguments.rerank_request(query, documents, model, top_n, **options)

@@ -91,6 +91,7 @@ def request_to(kind: type[_Request], request: RerankRequest) -> _Request:
             truncation=TRUNCATION_NUMBERS[request.truncation],
             max_chunks_per_document=0 if chunks == 1 else chunks,
             priority=PRIORITY_NUMBERS[request.priority],
+            ignore_unsupported_options=request.ignore_unsupported_options,
         )
     except UnicodeEncodeError:
         pass
@@ -118,6 +119,7 @@ def request_from(message: pb.RerankRequest | pb.StreamRerankRequest) -> RerankRe
         truncation=TRUNCATIONS[message.truncation],
         max_chunks_per_document=message.max_chunks_per_document or 1,
         priority=PRIORITIES[message.priority],
+        ignore_unsupported_options=message.ignore_unsupported_options,
     )
 
 

@@ -75,6 +75,7 @@ def test_every_argument_reaches_the_server(client, server):
         "truncation": Truncation.NONE,
         "max_chunks_per_document": 4,
         "priority": Priority.BATCH,
+        "ignore_unsupported_options": True,
     }
     documents = ["a", Document("b", "2"), {"text": "c", "id": "3"}, {"text": "d"}]
     client.rerank("q", documents, "m", 3, **arguments)

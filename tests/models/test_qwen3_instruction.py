@@ -85,6 +85,12 @@ def test_an_instruction_changes_the_order(server: RerankServer) -> None:
             assert best.logit > 0 > other.logit
 
 
+def test_an_instruction_that_the_model_takes_is_never_left_out(server: RerankServer) -> None:
+    with stub_of(server.port) as stub:
+        fields = {"instruction": INSTRUCTIONS[1], "ignore_unsupported_options": True}
+        assert order(stub.Rerank(request_of(QUERY, *DOCUMENTS, **fields))) == [1, 0]
+
+
 def test_a_language_model_is_listed_with_what_it_accepts(server: RerankServer) -> None:
     with stub_of(server.port) as stub:
         (model,) = stub.ListModels(pb.ListModelsRequest()).models

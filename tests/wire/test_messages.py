@@ -43,6 +43,7 @@ def a_request(pick) -> RerankRequest:
         truncation=pick(list(Truncation)),
         max_chunks_per_document=pick([1, 2, 64]),
         priority=pick(list(Priority)),
+        ignore_unsupported_options=pick([True, False]),
     )
 
 
@@ -130,7 +131,7 @@ def test_a_model_and_its_health_that_were_written_are_read_as_they_were(seed):
 
 def test_a_request_fills_every_field_of_its_message():
     request = RerankRequest(
-        "q", [Document("d")], "m", 1, True, 0.5, "i", 2, Truncation.NONE, 3, Priority.BATCH
+        "q", [Document("d")], "m", 1, True, 0.5, "i", 2, Truncation.NONE, 3, Priority.BATCH, True
     )
     written = {field.name for field, _ in messages.request_to(pb.RerankRequest, request).ListFields()}
     assert written == set(pb.RerankRequest.DESCRIPTOR.fields_by_name) == set(RerankRequest._fields)
