@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.dialects.base import Body, Dialect
 from rerank_grpc.rest.dialects.batch import BATCH
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
-from rerank_grpc.rest.dialects.fields import has
 from rerank_grpc.rest.dialects.mixedbread import MIXEDBREAD
 from rerank_grpc.rest.dialects.nim import NIM
 from rerank_grpc.rest.dialects.superset import FASTGPT, INFINITY, SUPERSET, VOYAGE
@@ -16,19 +15,36 @@ from rerank_grpc.rest.dialects.tei import PREDICT, RERANK
 from rerank_grpc.rest.dialects.text_pairs import TEXT_PAIRS
 from rerank_grpc.rest.dialects.vllm import SCORE
 
+
+class Rule(NamedTuple):
+    """The fields that show a dialect when all have a value, and the type of `input` where it counts."""
+
+    fields: frozenset[str]
+    dialect: Dialect
+    input: type = object
+
+
+def _rule(fields: str, dialect: Dialect, input: type = object) -> Rule:
+    return Rule(frozenset(fields.split()), dialect, input)
+
+
 # The first that holds wins.
-RULES: tuple[tuple[Callable[[Body], bool], Dialect], ...] = (
-    (lambda body: has(body, "passages"), NIM),
-    (lambda body: has(body, "text_pairs"), TEXT_PAIRS),
-    (lambda body: has(body, "texts"), RERANK),
-    (lambda body: has(body, "inputs"), PREDICT),
-    (lambda body: isinstance(body.get("input"), dict), DASHSCOPE),
-    (lambda body: isinstance(body.get("input"), list), MIXEDBREAD),
-    (lambda body: has(body, "text_1") or has(body, "queries") or has(body, "data_1"), SCORE),
-    (lambda body: has(body, "documents", "batch_size"), BATCH),
-    (lambda body: has(body, "documents", "top_k") or has(body, "documents", "truncation"), VOYAGE),
-    (lambda body: has(body, "documents", "raw_scores"), INFINITY),
+RULES = (
+    _rule("passages", NIM),
+    _rule("text_pairs", TEXT_PAIRS),
+    _rule("texts", RERANK),
+    _rule("inputs", PREDICT),
+    _rule("input", DASHSCOPE, dict),
+    _rule("input", MIXEDBREAD, list),
+    _rule("text_1", SCORE),
+    _rule("queries", SCORE),
+    _rule("data_1", SCORE),
+    _rule("documents batch_size", BATCH),
+    _rule("documents top_k", VOYAGE),
+    _rule("documents truncation", VOYAGE),
+    _rule("documents raw_scores", INFINITY),
 )
+NAMES = frozenset[str]().union(*(rule.fields for rule in RULES))
 
 # A prefix forces one of its dialects: the one that the body shows, else the last.
 PREFIXES: dict[str, tuple[Dialect, ...]] = {
@@ -52,7 +68,7 @@ PREFIXES: dict[str, tuple[Dialect, ...]] = {
     "xinference": (SUPERSET,),
 }
 
-# What a body that shows nothing is taken for, where the path says it.
+# The dialect of a body that shows none, by its path.
 BY_PATH = {
     "/predict": PREDICT,
     "/bge-reranker-base/post": TEXT_PAIRS,
@@ -83,20 +99,19 @@ PATHS = (
 )
 
 
-def presumed(prefix: str, path: str, fastgpt: bool = False) -> Dialect:
+def presumed(prefix: str, path: str) -> Dialect:
     """Tells the dialect of a call before its body is read, for the errors that come sooner."""
-    if prefix:
-        return PREFIXES[prefix][-1]
-    return BY_PATH.get(path, FASTGPT if fastgpt else SUPERSET)
+    return PREFIXES[prefix][-1] if prefix else BY_PATH.get(path, SUPERSET)
 
 
-def dialect_of(body: Body, prefix: str, path: str, fastgpt: bool = False) -> Dialect:
+def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
     """Tells a body's dialect; raises InvalidRequest for one in two at once."""
-    if has(body, "texts", "documents"):
+    present = {name for name in NAMES if body.get(name) is not None}
+    if present >= {"texts", "documents"}:
         raise InvalidRequest.of("texts", "not together with documents")
     allowed = PREFIXES.get(prefix)
-    for applies, dialect in RULES:
-        if (allowed is None or dialect in allowed) and applies(body):
+    for fields, dialect, kind in RULES:
+        if fields <= present and isinstance(body.get("input"), kind) and (not allowed or dialect in allowed):
             return dialect
     # Documents say more than the path does.
-    return presumed(prefix, "" if has(body, "documents") else path, fastgpt)
+    return presumed(prefix, "" if "documents" in present else path)

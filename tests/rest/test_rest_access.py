@@ -209,20 +209,21 @@ def test_an_open_server_takes_any_token(port: int) -> None:
         assert send(port, "POST", "/v1/rerank", headers).status == 200
 
 
-def test_fastgpts_switch_says_access_errors_as_its_app_does() -> None:
+def test_fastgpts_prefix_says_access_errors_as_its_app_does() -> None:
     settings = replace(Settings(), tokens=TOKENS)
     with (
         serving(settings, runner=CountingRunner()) as server,
-        shim(server.port, tokens=TOKENS, fastgpt=True) as port,
+        shim(server.port, tokens=TOKENS) as port,
     ):
-        missing, wrong = post(port, "/v1/rerank", BODY), post(port, "/v1/rerank", BODY, x_api_key="no")
-        assert (missing.status, missing.json) == (403, {"detail": "Not authenticated"})
-        assert (wrong.status, wrong.json) == (401, {"detail": "Invalid token"})
-        missing, wrong = get(port, "/v1/models"), get(port, "/v1/models", x_api_key="no")
-        assert (missing.status, missing.json) == (403, {"detail": "Not authenticated"})
-        assert (wrong.status, wrong.json) == (401, {"detail": "Invalid token"})
+        for ask in (
+            lambda **headers: post(port, "/fastgpt/v1/rerank", BODY, **headers),
+            lambda **headers: get(port, "/fastgpt/v1/models", **headers),
+        ):
+            missing, wrong = ask(), ask(x_api_key="no")
+            assert (missing.status, missing.json) == (403, {"detail": "Not authenticated"})
+            assert (wrong.status, wrong.json) == (401, {"detail": "Invalid token"})
         empty = {"query": "q", "documents": []}
-        reply = post(port, "/v1/rerank", empty, authorization="Bearer first-token")
+        reply = post(port, "/fastgpt/v1/rerank", empty, authorization="Bearer first-token")
         assert (reply.status, reply.json) == (200, {"results": []})
 
 

@@ -91,12 +91,6 @@ def test_the_literal_that_a_client_checks_is_right(port: int, path: str, fields:
     assert post(port, path, body).json["object"] == expected
 
 
-def test_the_second_list_can_be_left_out_but_for_voyage(scripted: RerankServer) -> None:
-    with shim(scripted.port, data=False) as port:
-        assert "data" not in post(port, "/v1/rerank", {"query": "q", "documents": ["d"]}).json
-        assert "data" in post(port, "/v1/rerank", {"query": "q", "documents": ["d"], "top_k": 1}).json
-
-
 def test_an_instruction_to_a_model_that_takes_none_is_ignored(real: int) -> None:
     plain = post(real, "/v1/rerank", {"query": QUERY, "documents": DOCUMENTS}).json
     for given in ({"instruction": "x"}, {"instruct": "x"}, {"kwargs": '{"instruction": "x"}'}):

@@ -4,12 +4,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
-from google.rpc import error_details_pb2
 
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.client.scripted_server import Call, ScriptedServer, Step, fail, reply, scored
+from tests.client.scripted_server import Call, ScriptedServer, reply, scored
 from tests.rest.support import get, post, shim
 from tests.support import WAIT
 
@@ -68,7 +66,7 @@ def dashscope(**parameters: Any) -> dict[str, Any]:
         (SUPERSET | {"max_chunks_per_doc": 5}, "max_chunks_per_document", 5),
         (SUPERSET | {"max_chunks_per_doc": 10_000}, "max_chunks_per_document", 64),
         (SUPERSET | {"truncation": False}, "truncation", pb.TRUNCATION_NONE),
-        (SUPERSET | {"truncation": True}, "truncation", pb.TRUNCATION_END),
+        (SUPERSET | {"truncation": True}, "truncation", pb.TRUNCATION_UNSPECIFIED),
         (SUPERSET | {"return_documents": True}, "return_documents", False),
         (TEI | {"truncation_direction": "LEFT"}, "truncation", pb.TRUNCATION_START),
         (TEI | {"truncate": False, "truncation_direction": "left"}, "truncation", pb.TRUNCATION_NONE),
@@ -135,42 +133,43 @@ def test_the_batch_forms_two_calls_share_one_deadline() -> None:
         server.stop()
 
 
-class Model:
-    """A model that takes no instruction, until it is replaced by one that does."""
-
-    def __init__(self) -> None:
-        self.revision = "r1"
-        self.takes = False
-
-    def __call__(self, request: Any, context: grpc.ServicerContext) -> Any:
-        if request.instruction and not self.takes:
-            violation = error_details_pb2.BadRequest.FieldViolation(field="instruction", description="none")
-            details = [error_details_pb2.BadRequest(field_violations=[violation])]
-            refuse: Step = fail(
-                grpc.StatusCode.INVALID_ARGUMENT, reason="ERROR_REASON_UNSUPPORTED_OPTION", details=details
-            )
-            return refuse(request, context)
-        return pb.RerankResponse(results=scored(request).results, model="m", model_revision=self.revision)
+def test_an_instruction_is_sent_once_for_the_server_to_leave_out(behind: ScriptedServer, front: int) -> None:
+    before = len(behind.calls)
+    asked = seen(behind, front, SUPERSET | {"instruction": "i"}).request
+    assert (asked.instruction, asked.ignore_unsupported_options) == ("i", True)
+    assert len(behind.calls) == before + 1
 
 
-def test_a_model_that_takes_no_instruction_is_asked_once() -> None:
-    model = Model()
-    server = ScriptedServer(otherwise=model)
+def test_a_devices_name_is_asked_for_once_for_each_revision_of_a_model() -> None:
+    revisions = {"served": "r1", "listed": "r1", "device": "cpu"}
+
+    def answer(request: Any, _context: object) -> Any:
+        if isinstance(request, pb.ListModelsRequest):
+            model = pb.Model(name="m", revision=revisions["listed"], device=revisions["device"])
+            return pb.ListModelsResponse(models=[model])
+        return pb.RerankResponse(
+            results=scored(request).results, model="m", model_revision=revisions["served"]
+        )
+
+    server = ScriptedServer(otherwise=answer)
     server.start()
 
-    def given(port: int) -> list[str]:
+    def device(port: int) -> tuple[str, list[str]]:
         del server.calls[:]
-        assert post(port, "/v1/rerank", SUPERSET | {"instruction": "i"}).status == 200
-        return [call.request.instruction for call in server.calls]
+        reply = post(port, "/rerank", SUPERSET | {"batch_size": 8})
+        assert reply.status == 200
+        return reply.json["device"], [call.method for call in server.calls]
 
     try:
         with shim(server.port) as port:
-            assert given(port) == ["i", ""]
-            assert given(port) == given(port) == [""]
-            # The answer says that another model stands behind the name: it gets its instruction.
-            model.revision, model.takes = "r2", True
-            assert given(port) == ["", "i"]
-            assert given(port) == ["i"]
+            assert device(port) == ("cpu", ["Rerank", "ListModels"])
+            assert device(port) == device(port) == ("cpu", ["Rerank"])
+            # The list tells another revision than the one that scored: nothing is known of that one.
+            revisions["served"] = "r2"
+            assert device(port) == ("", ["Rerank", "ListModels"])
+            revisions.update(listed="r2", device="cuda:0")
+            assert device(port) == ("cuda:0", ["Rerank", "ListModels"])
+            assert device(port) == ("cuda:0", ["Rerank"])
     finally:
         server.stop()
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
-from rerank_grpc.rest.dialects import fields, superset
-from rerank_grpc.rest.dialects.base import Body, Call, Context, Dialect, Json, Ranked, Reply
-from rerank_grpc.types import RerankRequest
+from rerank_grpc.rest.dialects import fields
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, usage
+from rerank_grpc.types import Document, RerankRequest
 
 
-def decode(body: Body, _context: Context) -> Call:
+def decode(body: Body, _path: str) -> Decoded:
     """Reads query and input."""
     documents = fields.documents(body, "input")
     request = RerankRequest(
@@ -19,24 +20,30 @@ def decode(body: Body, _context: Context) -> Call:
         top_n=fields.top_n(body, "top_k", len(documents)),
         instruction=fields.text(body, "instruction"),
     )
-    return Call((request,), partial(encode, fields.flag(body, "return_input")))
+    shown = documents if fields.flag(body, "return_input") else ()
+    return Decoded((request,), partial(encode, shown))
 
 
-def encode(with_input: bool, reply: Reply) -> Json:
+def encode(shown: Sequence[Document], reply: Reply) -> Json:
     """Writes the rank results, best first."""
+    data = []
+    for result in reply.results:
+        encoded: dict[str, Json] = {
+            "index": result.index,
+            "score": result.relevance_score,
+            "object": "rank_result",
+        }
+        if shown:
+            encoded["input"] = shown[result.index].text
+        data.append(encoded)
     return {
-        "usage": superset.usage(reply),
+        "usage": usage(reply),
         "model": reply.model,
-        "data": [_result(with_input, result) for result in reply.results],
+        "data": data,
         "object": "list",
         "top_k": len(reply.results),
-        "return_input": with_input,
+        "return_input": bool(shown),
     }
-
-
-def _result(with_input: bool, result: Ranked) -> Json:
-    encoded = {"index": result.index, "score": result.score, "object": "rank_result"}
-    return {**encoded, "input": result.text} if with_input else encoded
 
 
 MIXEDBREAD = Dialect("mixedbread", decode)

@@ -11,8 +11,8 @@ import pytest
 
 from rerank_grpc.client import AsyncClient
 from rerank_grpc.config import Settings
-from rerank_grpc.rest import target
-from rerank_grpc.rest.upstream import Upstream
+from rerank_grpc.rest import upstream
+from rerank_grpc.rest.upstream import Upstream, UpstreamServer
 from rerank_grpc.server.app import RerankServer
 from rerank_grpc.types import Health
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -68,8 +68,8 @@ def test_200_calls_in_progress_keep_no_probe_and_no_further_call_waiting(
 
 
 def test_calls_beyond_every_connection_are_refused_by_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "STREAMS", 2)
-    monkeypatch.setattr(target, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(upstream, "STREAMS", 2)
+    monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 2)
     let = threading.Event()
 
     def wait(asked, _context):
@@ -94,8 +94,8 @@ def test_calls_beyond_every_connection_are_refused_by_the_shim(monkeypatch: pyte
 
 
 def test_callers_who_leave_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "STREAMS", 1)
-    monkeypatch.setattr(target, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(upstream, "STREAMS", 1)
+    monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 1)
     server = ScriptedServer()
     server.script.append(hang)
     server.start()
@@ -112,9 +112,9 @@ def test_90_probes_at_once_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None
     let, came = threading.Event(), list[Upstream]()
     own_health = Upstream.own_health
 
-    async def counted(upstream: Upstream, timeout: float) -> Health:
-        came.append(upstream)
-        return await own_health(upstream, timeout)
+    async def counted(asked: Upstream, timeout: float) -> Health:
+        came.append(asked)
+        return await own_health(asked, timeout)
 
     def wait(_asked, _context):
         assert let.wait(WAIT)
@@ -149,7 +149,7 @@ def test_a_caller_that_leaves_takes_the_answer_from_no_other() -> None:
             await let.wait()
             return "answer"
 
-        behind = target.Target("127.0.0.1:1", retries=0)
+        behind = UpstreamServer("127.0.0.1:1", retries=0)
         first, second = (asyncio.create_task(behind.probe("question", ask)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
