@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.dialects.base import Body, Dialect
 from rerank_grpc.rest.dialects.batch import BATCH
@@ -15,36 +13,24 @@ from rerank_grpc.rest.dialects.tei import PREDICT, RERANK
 from rerank_grpc.rest.dialects.text_pairs import TEXT_PAIRS
 from rerank_grpc.rest.dialects.vllm import SCORE
 
-
-class Rule(NamedTuple):
-    """The fields that show a dialect when all have a value, and the type of `input` where it counts."""
-
-    fields: frozenset[str]
-    dialect: Dialect
-    input: type = object
-
-
-def _rule(fields: str, dialect: Dialect, input: type = object) -> Rule:
-    return Rule(frozenset(fields.split()), dialect, input)
-
-
-# The first that holds wins.
-RULES = (
-    _rule("passages", NIM),
-    _rule("text_pairs", TEXT_PAIRS),
-    _rule("texts", RERANK),
-    _rule("inputs", PREDICT),
-    _rule("input", DASHSCOPE, dict),
-    _rule("input", MIXEDBREAD, list),
-    _rule("text_1", SCORE),
-    _rule("queries", SCORE),
-    _rule("data_1", SCORE),
-    _rule("documents batch_size", BATCH),
-    _rule("documents top_k", VOYAGE),
-    _rule("documents truncation", VOYAGE),
-    _rule("documents raw_scores", INFINITY),
+# The fields that show a dialect when all have a value, and the type of `input` where that counts.
+# The first rule that holds wins.
+RULES: tuple[tuple[set[str], Dialect, type], ...] = (
+    ({"passages"}, NIM, object),
+    ({"text_pairs"}, TEXT_PAIRS, object),
+    ({"texts"}, RERANK, object),
+    ({"inputs"}, PREDICT, object),
+    ({"input"}, DASHSCOPE, dict),
+    ({"input"}, MIXEDBREAD, list),
+    ({"text_1"}, SCORE, object),
+    ({"queries"}, SCORE, object),
+    ({"data_1"}, SCORE, object),
+    ({"documents", "batch_size"}, BATCH, object),
+    ({"documents", "top_k"}, VOYAGE, object),
+    ({"documents", "truncation"}, VOYAGE, object),
+    ({"documents", "raw_scores"}, INFINITY, object),
 )
-NAMES = frozenset[str]().union(*(rule.fields for rule in RULES))
+NAMES = set[str]().union(*(names for names, _, _ in RULES))
 
 # A prefix forces one of its dialects: the one that the body shows, else the last.
 PREFIXES: dict[str, tuple[Dialect, ...]] = {
@@ -110,8 +96,8 @@ def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
     if present >= {"texts", "documents"}:
         raise InvalidRequest.of("texts", "not together with documents")
     allowed = PREFIXES.get(prefix)
-    for fields, dialect, kind in RULES:
-        if fields <= present and isinstance(body.get("input"), kind) and (not allowed or dialect in allowed):
+    for names, dialect, kind in RULES:
+        if names <= present and isinstance(body.get("input"), kind) and (not allowed or dialect in allowed):
             return dialect
     # Documents say more than the path does.
     return presumed(prefix, "" if "documents" in present else path)

@@ -59,11 +59,7 @@ class Dialect:
 
 
 def reply_to(
-    decoded: Decoded,
-    responses: Sequence[RerankResponse],
-    request_id: str,
-    seconds: float,
-    device: str = "",
+    decoded: Decoded, responses: Sequence[RerankResponse], request_id: str, seconds: float, device: str
 ) -> Reply:
     """Puts the responses, one for each request, together."""
     return Reply(
@@ -85,6 +81,13 @@ def _in_order(origins: Sequence[Sequence[int]], responses: Sequence[RerankRespon
         for result in response.results
     }
     return [results[index] for index in sorted(results)]
+
+
+def with_documents(results: list[dict[str, Json]], name: str, documents: Sequence[Json]) -> Json:
+    """Adds to each encoded result its document, where there are any to be shown."""
+    for result in results if documents else ():
+        result[name] = documents[result["index"]]
+    return results
 
 
 def usage(reply: Reply) -> Json:

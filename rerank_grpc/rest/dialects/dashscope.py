@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, with_documents
 from rerank_grpc.rest.errors import Problem, common_body
-from rerank_grpc.types import Document, RerankRequest
+from rerank_grpc.types import RerankRequest
 
 
 def decode(body: Body, _path: str) -> Decoded:
@@ -23,19 +23,14 @@ def decode(body: Body, _path: str) -> Decoded:
         instruction=fields.first(parameters, ("instruct", "instruction"), fields.text),
     )
     shown = documents if fields.flag(parameters, "return_documents") else ()
-    return Decoded((request,), partial(encode, shown))
+    return Decoded((request,), partial(encode, [{"text": document.text} for document in shown]))
 
 
-def encode(shown: Sequence[Document], reply: Reply) -> Json:
+def encode(shown: Sequence[Json], reply: Reply) -> Json:
     """Writes the results under `output`; a top-level `code` would mean an error."""
-    results = []
-    for result in reply.results:
-        encoded: dict[str, Json] = {"index": result.index, "relevance_score": result.relevance_score}
-        if shown:
-            encoded["document"] = {"text": shown[result.index].text}
-        results.append(encoded)
+    results = [{"index": result.index, "relevance_score": result.relevance_score} for result in reply.results]
     return {
-        "output": {"results": results},
+        "output": {"results": with_documents(results, "document", shown)},
         "usage": {"total_tokens": reply.input_tokens},
         "request_id": reply.request_id,
     }

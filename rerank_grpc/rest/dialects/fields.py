@@ -25,11 +25,20 @@ def first(body: Body, names: Sequence[str], read: Callable[[Body, str], _Read]) 
 
 def text(body: Body, name: str, default: str = "") -> str:
     """Reads a text."""
+    return _typed(body, name, str, "a text", default)
+
+
+def nested(body: Body, name: str) -> Body:
+    """Reads an object; absent is an empty one."""
+    return _typed(body, name, dict, "an object", {})
+
+
+def _typed(body: Body, name: str, kind: type[_Read], wanted: str, default: _Read) -> _Read:
     value = body.get(name)
     if value is None:
         return default
-    if not isinstance(value, str):
-        raise _wrong(name, "a text", value)
+    if not isinstance(value, kind):
+        raise _wrong(name, wanted, value)
     return value
 
 
@@ -112,16 +121,6 @@ def choice(body: Body, name: str, choices: Sequence[str], default: str) -> str:
         if value.lower() == word.lower():
             return word
     raise InvalidRequest.of(name, f"one of {', '.join(choices)}")
-
-
-def nested(body: Body, name: str) -> Body:
-    """Reads an object; absent is an empty one."""
-    value = body.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise _wrong(name, "an object", value)
-    return value
 
 
 def _text_in(name: str, value: Any) -> str:

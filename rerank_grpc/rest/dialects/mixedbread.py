@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, usage
-from rerank_grpc.types import Document, RerankRequest
+from rerank_grpc.rest.dialects import base, fields
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
+from rerank_grpc.types import RerankRequest
 
 
 def decode(body: Body, _path: str) -> Decoded:
@@ -21,25 +21,16 @@ def decode(body: Body, _path: str) -> Decoded:
         instruction=fields.text(body, "instruction"),
     )
     shown = documents if fields.flag(body, "return_input") else ()
-    return Decoded((request,), partial(encode, shown))
+    return Decoded((request,), partial(encode, [document.text for document in shown]))
 
 
-def encode(shown: Sequence[Document], reply: Reply) -> Json:
+def encode(shown: Sequence[Json], reply: Reply) -> Json:
     """Writes the rank results, best first."""
-    data = []
-    for result in reply.results:
-        encoded: dict[str, Json] = {
-            "index": result.index,
-            "score": result.relevance_score,
-            "object": "rank_result",
-        }
-        if shown:
-            encoded["input"] = shown[result.index].text
-        data.append(encoded)
+    data = [{"index": r.index, "score": r.relevance_score, "object": "rank_result"} for r in reply.results]
     return {
-        "usage": usage(reply),
+        "usage": base.usage(reply),
         "model": reply.model,
-        "data": data,
+        "data": base.with_documents(data, "input", shown),
         "object": "list",
         "top_k": len(reply.results),
         "return_input": bool(shown),

@@ -1,76 +1,39 @@
-"""The superset: one form that Cohere, Jina, vLLM, Xinference, LocalAI, Together … callers can all read.
-
-Its flavours differ in the demands of one client each: Voyage's in a literal,
-Infinity's and FastGPT's in the form of documents and errors.
-"""
+"""The superset: one form that Cohere, Jina, vLLM, Xinference, LocalAI, Together … callers can all read."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import orjson
 
 from rerank_grpc.errors import InvalidRequest, Reason
-from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import (
-    LOGIT,
-    RELEVANCE,
-    Body,
-    Decoded,
-    Dialect,
-    Json,
-    Reply,
-    Score,
-    usage,
-)
+from rerank_grpc.rest.dialects import base, fields
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score
 from rerank_grpc.rest.errors import Problem, common_body
 from rerank_grpc.types import Document, RerankRequest, Truncation
 
 _UINT32_MAX = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How one reply is encoded; the flags tell which of its two lists carries documents."""
-
-    object: str
-    documents: Sequence[Document]
-    in_results: bool
-    in_data: bool
-    plain: bool
-    score: Score
-
-
-def decode(body: Body, path: str) -> Decoded:
-    """Reads the superset."""
-    raw = body.get("raw_scores") is not None
-    return _decode(body, "rerank" if raw or path == "/rerank" else "list")
-
-
-def decode_voyage(body: Body, _path: str) -> Decoded:
-    """Reads Voyage's flavour; its clients check the literal "list"."""
-    return _decode(body, "list")
-
-
-def decode_infinity(body: Body, _path: str) -> Decoded:
-    """Reads Infinity's flavour; its client raises on "list" and wants documents as texts."""
-    return _decode(body, "rerank", plain=True)
-
-
-def decode_fastgpt(body: Body, path: str) -> Decoded:
-    """Reads the superset; no documents are no error, but no results."""
-    if body.get("documents") == []:
-        return Decoded((), lambda _reply: {"results": []})
-    return decode(body, path)
-
-
-def _decode(body: Body, name: str, *, plain: bool = False) -> Decoded:
+def decode(body: Body, path: str, literal: str = "", plain: bool = False) -> Decoded:
+    """Reads the superset; some clients check a `literal`, or want documents as `plain` texts."""
     documents = fields.documents(body)
+    request = _request(body, documents)
+    texts = [document.text for document in documents]
+    in_results: Sequence[Json] = ()
+    if fields.flag(body, "return_documents"):
+        in_results = texts if plain else [{"text": text} for text in texts]
+    in_data = texts if fields.flag(body, "return_documents", default=True) else ()
+    if not literal:
+        literal = "rerank" if body.get("raw_scores") is not None or path == "/rerank" else "list"
+    return Decoded((request,), partial(encode, literal, score(body), in_results, in_data))
+
+
+def _request(body: Body, documents: Sequence[Document]) -> RerankRequest:
     chunks = fields.count(body, "max_chunks_per_doc")
-    request = RerankRequest(
+    return RerankRequest(
         query=fields.query(body),
         documents=documents,
         model=fields.text(body, "model"),
@@ -80,21 +43,12 @@ def _decode(body: Body, name: str, *, plain: bool = False) -> Decoded:
         max_chunks_per_document=min(max(chunks, 1), fields.LIMITS.chunks),
         truncation=Truncation.END if fields.flag(body, "truncation", True) else Truncation.NONE,
     )
-    form = Form(
-        object=name,
-        documents=documents,
-        in_results=fields.flag(body, "return_documents"),
-        in_data=fields.flag(body, "return_documents", default=True),
-        plain=plain,
-        score=score(body),
-    )
-    return Decoded((request,), partial(encode, form))
 
 
 def score(body: Body) -> Score:
     """Reads whether a score is the logit: either of two fields asks for it."""
     raw = fields.flag(body, "raw_scores") or not fields.flag(body, "use_activation", True)
-    return LOGIT if raw else RELEVANCE
+    return base.LOGIT if raw else base.RELEVANCE
 
 
 def token_limit(body: Body) -> int:
@@ -117,34 +71,35 @@ def _instruction(body: Body) -> str:
     return fields.first(body, ("instruction", "instruct"), fields.text)
 
 
-def encode(form: Form, reply: Reply) -> Json:
-    """Writes the superset: `results`, and the older list `data` with the same scores."""
-    results, data = [], []
-    for result in reply.results:
-        index, score, text = result.index, form.score(result), form.documents[result.index].text
-        encoded: dict[str, Json] = {"index": index, "relevance_score": score}
-        # Left out and not null: two clients crash on null.
-        if form.in_results:
-            encoded["document"] = text if form.plain else {"text": text}
-        results.append(encoded)
-        datum: dict[str, Json] = {"index": index, "score": score, "relevance_score": score}
-        if form.in_data:
-            datum["document"] = text
-        data.append(datum)
+def encode(
+    literal: str, score: Score, in_results: Sequence[Json], in_data: Sequence[Json], reply: Reply
+) -> Json:
+    """Writes `results`, the older list `data` with the same scores, and the documents asked for."""
+    scored = [(result.index, score(result)) for result in reply.results]
+    results = [{"index": index, "relevance_score": value} for index, value in scored]
+    data = [{"index": index, "score": value, "relevance_score": value} for index, value in scored]
     return {
         "id": reply.request_id,
-        "object": form.object,
+        "object": literal,
         "created": int(time.time()),
         "model": reply.model,
-        "results": results,
-        "usage": usage(reply),
+        # A document is left out and not null: two clients crash on null.
+        "results": base.with_documents(results, "document", in_results),
+        "usage": base.usage(reply),
         "meta": {
             "api_version": {"version": "1"},
             "billed_units": {"search_units": 1, "input_tokens": reply.input_tokens},
             "tokens": {"input_tokens": reply.input_tokens, "output_tokens": 0},
         },
-        "data": data,
+        "data": base.with_documents(data, "document", in_data),
     }
+
+
+def decode_fastgpt(body: Body, path: str) -> Decoded:
+    """Reads the superset; no documents are no error, but no results."""
+    if body.get("documents") == []:
+        return Decoded((), lambda _reply: {"results": []})
+    return decode(body, path)
 
 
 def fastgpt_error(problem: Problem) -> tuple[int, Json]:
@@ -156,6 +111,7 @@ def fastgpt_error(problem: Problem) -> tuple[int, Json]:
 
 
 SUPERSET = Dialect("superset", decode)
-VOYAGE = Dialect("voyage", decode_voyage)
-INFINITY = Dialect("infinity", decode_infinity)
+# Voyage's clients check the literal "list"; Infinity's raises on it, and wants documents as texts.
+VOYAGE = Dialect("voyage", partial(decode, literal="list"))
+INFINITY = Dialect("infinity", partial(decode, literal="rerank", plain=True))
 FASTGPT = Dialect("fastgpt", decode_fastgpt, fastgpt_error)

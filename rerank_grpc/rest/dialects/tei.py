@@ -7,9 +7,9 @@ from functools import partial
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.dialects import fields, pairs
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score, with_documents
 from rerank_grpc.rest.errors import Problem
-from rerank_grpc.types import Document, RerankRequest, Truncation
+from rerank_grpc.types import RerankRequest, Truncation
 
 LABEL = "LABEL_0"
 
@@ -24,7 +24,7 @@ def decode(body: Body, _path: str) -> Decoded:
         truncation=_truncation(body),
     )
     shown = documents if fields.flag(body, "return_text") else ()
-    return Decoded((request,), partial(encode, shown, fields.score(body)))
+    return Decoded((request,), partial(encode, [document.text for document in shown], fields.score(body)))
 
 
 def _truncation(body: Body) -> Truncation:
@@ -35,15 +35,10 @@ def _truncation(body: Body) -> Truncation:
     return Truncation.END if direction == "right" else Truncation.START
 
 
-def encode(shown: Sequence[Document], score: Score, reply: Reply) -> Json:
+def encode(shown: Sequence[Json], score: Score, reply: Reply) -> Json:
     """Writes the bare list, best first."""
-    results = []
-    for result in reply.results:
-        encoded: dict[str, Json] = {"index": result.index, "score": score(result)}
-        if shown:
-            encoded["text"] = shown[result.index].text
-        results.append(encoded)
-    return results
+    results = [{"index": result.index, "score": score(result)} for result in reply.results]
+    return with_documents(results, "text", shown)
 
 
 def decode_predict(body: Body, _path: str) -> Decoded:
