@@ -9,7 +9,7 @@ import pytest
 
 from rerank_grpc.client import Client
 from rerank_grpc.server.app import RerankServer
-from tests.rest.support import get, post, shim
+from tests.rest.support import get, post, rest_server
 
 QUERY = "How do I reset my password?"
 DOCUMENTS = ["Our office is closed.", "Open Settings and click Forgot password.", "密码至少十二个字符。"]
@@ -17,7 +17,7 @@ DOCUMENTS = ["Our office is closed.", "Open Settings and click Forgot password."
 
 @pytest.fixture(scope="module")
 def real(embedded: RerankServer):
-    with shim(embedded.port) as port:
+    with rest_server(embedded.port) as port:
         yield port
 
 

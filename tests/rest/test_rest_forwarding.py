@@ -8,7 +8,7 @@ import pytest
 
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import Call, ScriptedServer, reply, scored
-from tests.rest.support import get, post, shim
+from tests.rest.support import get, post, rest_server
 from tests.support import WAIT
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -28,8 +28,8 @@ def behind() -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture(scope="module")
-def front(behind: ScriptedServer) -> Iterator[int]:
-    with shim(behind.port) as port:
+def port(behind: ScriptedServer) -> Iterator[int]:
+    with rest_server(behind.port) as port:
         yield port
 
 
@@ -80,32 +80,32 @@ def dashscope(**parameters: Any) -> dict[str, Any]:
     ],
 )
 def test_a_dialects_word_reaches_the_grpc_call(
-    behind: ScriptedServer, front: int, body: Any, field: str, value: Any
+    behind: ScriptedServer, port: int, body: Any, field: str, value: Any
 ) -> None:
-    assert getattr(seen(behind, front, body).request, field) == value
+    assert getattr(seen(behind, port, body).request, field) == value
 
 
-def test_pairs_are_asked_once_for_each_query(behind: ScriptedServer, front: int) -> None:
+def test_pairs_are_asked_once_for_each_query(behind: ScriptedServer, port: int) -> None:
     before = len(behind.calls)
     body = {"text_1": ["p", "q", "p", "r"], "text_2": ["a", "b", "c", "d"]}
-    assert post(front, "/score", body).status == 200
+    assert post(port, "/score", body).status == 200
     asked = {call.request.query: [d.text for d in call.request.documents] for call in behind.calls[before:]}
     assert asked == {"p": ["a", "c"], "q": ["b"], "r": ["d"]}
 
 
-def test_token_and_trace_go_along(behind: ScriptedServer, front: int) -> None:
+def test_token_and_trace_go_along(behind: ScriptedServer, port: int) -> None:
     headers = {"x_api_key": "t0ken", "x_request_id": "id-1", "traceparent": TRACE}
-    metadata = seen(behind, front, SUPERSET, **headers).metadata
+    metadata = seen(behind, port, SUPERSET, **headers).metadata
     assert metadata["authorization"] == "Bearer t0ken"
     assert (metadata["x-request-id"], metadata["traceparent"]) == ("id-1", TRACE)
-    assert "authorization" not in seen(behind, front, SUPERSET).metadata
-    get(front, "/v1/models", authorization="t0ken")
+    assert "authorization" not in seen(behind, port, SUPERSET).metadata
+    get(port, "/v1/models", authorization="t0ken")
     assert behind.calls[-1].metadata["authorization"] == "Bearer t0ken"
 
 
-def test_the_callers_time_or_a_minute_is_the_deadline(behind: ScriptedServer, front: int) -> None:
-    assert 55 < seen(behind, front, SUPERSET).time_remaining < 61
-    assert 15 < seen(behind, front, SUPERSET, x_request_timeout="20.5").time_remaining < 21.5
+def test_the_callers_time_or_a_minute_is_the_deadline(behind: ScriptedServer, port: int) -> None:
+    assert 55 < seen(behind, port, SUPERSET).time_remaining < 61
+    assert 15 < seen(behind, port, SUPERSET, x_request_timeout="20.5").time_remaining < 21.5
 
 
 def test_the_batch_forms_two_calls_share_one_deadline() -> None:
@@ -118,7 +118,7 @@ def test_the_batch_forms_two_calls_share_one_deadline() -> None:
     server.start()
     body = {**SUPERSET, "batch_size": 8}
     try:
-        with shim(server.port) as port:
+        with rest_server(server.port) as port:
             server.script.append(slow)
             assert post(port, "/rerank", body, x_request_timeout="10").status == 200
             first, second = server.calls
@@ -133,9 +133,9 @@ def test_the_batch_forms_two_calls_share_one_deadline() -> None:
         server.stop()
 
 
-def test_an_instruction_is_sent_once_for_the_server_to_leave_out(behind: ScriptedServer, front: int) -> None:
+def test_an_instruction_is_sent_once_for_the_server_to_leave_out(behind: ScriptedServer, port: int) -> None:
     before = len(behind.calls)
-    asked = seen(behind, front, SUPERSET | {"instruction": "i"}).request
+    asked = seen(behind, port, SUPERSET | {"instruction": "i"}).request
     assert (asked.instruction, asked.ignore_unsupported_options) == ("i", True)
     assert len(behind.calls) == before + 1
 
@@ -161,7 +161,7 @@ def test_a_devices_name_is_asked_for_once_for_each_revision_of_a_model() -> None
         return reply.json["device"], [call.method for call in server.calls]
 
     try:
-        with shim(server.port) as port:
+        with rest_server(server.port) as port:
             assert device(port) == ("cpu", ["Rerank", "ListModels"])
             assert device(port) == device(port) == ("cpu", ["Rerank"])
             # The list tells another revision than the one that scored: nothing is known of that one.
@@ -184,7 +184,7 @@ def test_infinitys_callers_see_how_full_the_queue_is() -> None:
     )
     server.script += [reply(pb.ListModelsResponse(models=[ready, away])), reply(full)]
     try:
-        with shim(server.port) as port:
+        with rest_server(server.port) as port:
             first, second = get(port, "/models", authorization="Bearer t").json["data"]
     finally:
         server.stop()

@@ -17,7 +17,7 @@ from rerank_grpc.server.app import RerankServer
 from rerank_grpc.types import Health
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, hang, health, scored
-from tests.rest.support import get, post, shim
+from tests.rest.support import get, post, rest_server
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import WAIT, HeldRunner, wait_for
 
@@ -50,7 +50,7 @@ def test_200_calls_in_progress_keep_no_probe_and_no_further_call_waiting(
 ) -> None:
     runner, server = held
     admitted = Settings().max_calls
-    with shim(server.port) as port, calling(port, CALLS) as connections:
+    with rest_server(server.port) as port, calling(port, CALLS) as connections:
         refused = answered(connections, CALLS - admitted)
         assert len(refused) == CALLS - admitted
         for connection in refused:
@@ -67,7 +67,9 @@ def test_200_calls_in_progress_keep_no_probe_and_no_further_call_waiting(
             assert read(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_calls_beyond_every_connection_are_refused_by_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_beyond_every_connection_are_refused_by_the_rest_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(upstream, "STREAMS", 2)
     monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 2)
     let = threading.Event()
@@ -79,7 +81,7 @@ def test_calls_beyond_every_connection_are_refused_by_the_shim(monkeypatch: pyte
     server = ScriptedServer(otherwise=wait)
     server.start()
     try:
-        with shim(server.port) as port, calling(port, 4) as connections:
+        with rest_server(server.port) as port, calling(port, 4) as connections:
             wait_for(lambda: len(server.calls) == 4)
             reply = post(port, "/v1/rerank", BODY)
             assert (reply.status, reply.headers["retry-after"]) == (429, "1")
@@ -100,7 +102,7 @@ def test_callers_who_leave_leave_room_for_others(monkeypatch: pytest.MonkeyPatch
     server.script.append(hang)
     server.start()
     try:
-        with shim(server.port) as port:
+        with rest_server(server.port) as port:
             with calling(port, 1):
                 assert server.called.wait(WAIT)
             wait_for(lambda: post(port, "/v1/rerank", BODY).status == 200)
@@ -125,7 +127,7 @@ def test_90_probes_at_once_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None
     server = ScriptedServer(otherwise=wait)
     server.start()
     try:
-        with shim(server.port) as port, contextlib.ExitStack() as ends:
+        with rest_server(server.port) as port, contextlib.ExitStack() as ends:
             waiting = [ends.enter_context(connect(port, probe)) for _ in range(90)]
             wait_for(lambda: len(came) == 90 and bool(server.calls))
             let.set()
