@@ -146,12 +146,11 @@ def _json_route(
 def _refusal(exchange: Exchange, dialect: Dialect, error: Exception | asyncio.CancelledError) -> Response:
     if isinstance(error, asyncio.CancelledError):
         # Only uvicorn cancels a request's task, when the grace is over.
-        error = ShuttingDown("the server is stopping", retry_after=1.0)
+        error = ShuttingDown("the server is stopping")
     if not isinstance(error, RerankError | HttpError):
         log.error("request %s: %s", exchange.request_id, describe(error), extra=_kind(dialect, 500))
     problem = problem_of(error, token_sent=exchange.token is not None)
-    headers = error.headers if isinstance(error, HttpError) else {}
-    return exchange.refuse(problem, dialect.error(problem), headers)
+    return exchange.refuse(problem, dialect.error(problem))
 
 
 def _kind(dialect: Dialect, status: int) -> dict[str, str]:
@@ -162,9 +161,10 @@ def _kind(dialect: Dialect, status: int) -> dict[str, str]:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Answers what the router refuses: an unknown path, a method that a path does not have."""
     assert isinstance(error, HTTPException)
-    headers = {"allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else {}
-    problem = problem_of(HttpError(error.status_code, _ROUTER_TEXTS.get(error.status_code, error.detail)))
-    return Exchange(request).refuse(problem, common_body(problem), headers)
+    status = error.status_code
+    headers = {"allow": ", ".join(sorted(_methods(request)))} if status == 405 else {}
+    problem = problem_of(HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers=headers))
+    return Exchange(request).refuse(problem, common_body(problem))
 
 
 def _methods(request: Request) -> set[str]:

@@ -17,8 +17,6 @@ from rerank_grpc.rest.errors import HttpError
 
 # A list in a list costs 64 bytes of memory for 2 of the body: 12 MiB of those would take 400 MiB.
 MAX_BRACKETS = 500_000
-# The Retry-After of a call that is refused for the bytes of others.
-RETRY_SECONDS = 1.0
 # A body that has been arriving for less than this is never given up for another one.
 SAFE_SECONDS = 1.0
 _NO_MARK = bytes(set(range(256)) - set(b'"[{'))
@@ -54,7 +52,7 @@ class BodyBudget:
         while count > self._free:
             oldest = next(iter(self._arriving))
             if oldest is charge or self._clock() - self._arriving[oldest] < SAFE_SECONDS:
-                raise QueueFull("too many bytes of requests are being answered", retry_after=RETRY_SECONDS)
+                raise QueueFull("too many bytes of requests are being answered")
             self.end_arrival(oldest)
             self.give_back(oldest)
             oldest.give_up()
@@ -103,7 +101,7 @@ class Charge:
 
     def _check(self) -> None:
         if self._given_up:
-            raise QueueFull("the body came too slowly: others need its room", retry_after=RETRY_SECONDS)
+            raise QueueFull("the body came too slowly: others need its room")
 
 
 async def read_json(request: Request, limit: int, charge: Charge) -> dict[str, Any]:

@@ -18,9 +18,6 @@ from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health, ModelInfo, State
 
-# A probe that takes longer counts as failed anyhow.
-PROBE_SECONDS = 5.0
-
 Endpoint = Callable[[Exchange], Awaitable[Json]]
 
 
@@ -59,7 +56,7 @@ class Discovery:
         """Tells the models; none where the servers need an access token and REST has none of its own."""
         models: tuple[ModelInfo, ...] = ()
         try:
-            models = await self._upstream.own_models(PROBE_SECONDS)
+            models = await self._upstream.own_models()
             locked = await self._is_locked()
         except Unauthenticated:
             locked = True
@@ -87,11 +84,11 @@ class Discovery:
     async def _health_of_default(self) -> Health:
         if self._own_health is not None:
             return self._own_health()
-        return await self._upstream.own_health(PROBE_SECONDS)
+        return await self._upstream.own_health()
 
     async def _serving(self) -> bool:
         try:
-            return await self._upstream.serving(PROBE_SECONDS)
+            return await self._upstream.serving()
         except UnexpectedStatus:
             return True  # it has no grpc.health.v1, and has answered
 
@@ -103,24 +100,24 @@ class Discovery:
         """Tells whether calls need an access token."""
         if self._accepted or self._own_health is not None:
             return bool(self._accepted)
-        return await self._upstream.needs_token(PROBE_SECONDS)
+        return await self._upstream.needs_token()
 
     async def models(self, exchange: Exchange) -> Json:
         """Lists the models and their aliases, as OpenAI and Xinference do."""
-        models = await self._upstream.models(PROBE_SECONDS, exchange.token)
+        models = await self._upstream.models(exchange.token)
         return {"object": "list", "data": [self._entry(name, m) for m in models for name in _names(m)]}
 
     async def model(self, exchange: Exchange) -> Json:
         """Describes one model; raises UnknownModel."""
         wanted = exchange.request.path_params["model"]
-        for model in await self._upstream.models(PROBE_SECONDS, exchange.token):
+        for model in await self._upstream.models(exchange.token):
             if wanted in _names(model):
                 return self._entry(wanted, model)
         raise UnknownModel("no model has that name: see /v1/models")
 
     async def infinity_models(self, exchange: Exchange) -> Json:
         """Lists the models as Infinity does."""
-        models = await self._upstream.models(PROBE_SECONDS, exchange.token)
+        models = await self._upstream.models(exchange.token)
         stats = await asyncio.gather(*(self._stats(model, exchange.token) for model in models))
         return {
             "object": "list",
@@ -143,7 +140,7 @@ class Discovery:
         """Tells how full a model's queue is, in tokens; the number of waiting results is not known."""
         queued, capacity = 0, 1  # a model that is not in memory has no queue
         if model.state is State.READY:
-            health = await self._upstream.health(PROBE_SECONDS, token, model.name)
+            health = await self._upstream.health(token, model.name)
             queued, capacity = health.queue_tokens, max(1, health.queue_capacity_tokens)
         return {
             "queue_fraction": round(queued / capacity, 6),
@@ -154,7 +151,7 @@ class Discovery:
 
     async def info(self, exchange: Exchange) -> Json:
         """Describes the default model as TEI does."""
-        model = (await self._upstream.models(PROBE_SECONDS, exchange.token))[0]
+        model = (await self._upstream.models(exchange.token))[0]
         limits = Limits()
         return {
             "model_id": model.name,
@@ -179,7 +176,7 @@ class Discovery:
 
     async def model_info(self, exchange: Exchange) -> Json:
         """Describes the default model for callers of the legacy batch form."""
-        model = (await self._upstream.models(PROBE_SECONDS, exchange.token))[0]
+        model = (await self._upstream.models(exchange.token))[0]
         return {
             "model": model.name,
             "model_name": model.name,

@@ -25,12 +25,12 @@ REQUEST_ID = re.compile(r"[!-~]{1,128}")
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 TOKEN_HEADERS = ("authorization", "api-key", "x-api-key")
-SCHEME = re.compile(r"bearer +", re.IGNORECASE)
+BEARER = re.compile(r"bearer +", re.IGNORECASE)
 TOKEN = re.compile(r"[!-~]+")
 
 MAX_TIMEOUT_SECONDS = 86_400
 
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 class Exchange:
@@ -84,12 +84,12 @@ class Exchange:
         body = orjson.dumps(content)
         return Response(body, status, {**self._ids, **(headers or {})}, media_type="application/json")
 
-    def refuse(self, problem: Problem, told: tuple[int, Any], headers: Mapping[str, str]) -> Response:
+    def refuse(self, problem: Problem, told: tuple[int, Any]) -> Response:
         """Makes the response of an error; `told` is the dialect's status and body."""
         status, content = told
-        return self.answer(content, status, {**problem.headers, **headers})
+        return self.answer(content, status, problem.headers)
 
-    async def while_connected(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
+    async def while_connected(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Awaits `work`; cancels it and raises Cancelled when the caller leaves.
 
         The body must have been read: the next message is the disconnect.
@@ -124,6 +124,6 @@ def _token_of(headers: Headers) -> str | None:
         if len(values) > 1:
             raise Unauthenticated(f"send one {name}, not several")
         if values:
-            token = SCHEME.sub("", values[0].strip(), count=1)
+            token = BEARER.sub("", values[0].strip(), count=1)
             return token if TOKEN.fullmatch(token) else None
     return None

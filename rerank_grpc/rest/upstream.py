@@ -27,15 +27,16 @@ from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, 
 
 log = logging.getLogger(__name__)
 
-# How often a server is asked for its health where there are several, and how long it may take.
-PROBE_SECONDS = 2.0
-# How many requests of one call, one for each query that differs, are under way at once.
+# The pause between two looks at the health of each of several servers, and the time of one.
+WATCH_SECONDS = 2.0
+# A probe by a public route that takes longer counts as failed anyhow.
+PROBE_SECONDS = 5.0
+# The requests of one call, one for each query that differs, that are under way at once.
 CONCURRENCY = 8
 # The most connections that gRPC may open for rerank calls. gRPC opens one more where the streams that
 # a server allows are used up, so that the server, and not a full connection, refuses a call too many.
 MAX_CONNECTIONS = 10
 STREAMS = Limits().streams
-RETRY_SECONDS = 1.0
 # Another server may answer where this one is away, or its model is.
 ELSEWHERE = (ServerUnavailable, ShuttingDown, ModelLoading, ModelFailed)
 
@@ -62,7 +63,7 @@ class UpstreamServer:
     ) -> RerankResponse:
         """Sends one rerank call; raises QueueFull where it might wait for a stream."""
         if self._calls >= MAX_CONNECTIONS * STREAMS:
-            raise QueueFull("too many calls are in progress", retry_after=RETRY_SECONDS)
+            raise QueueFull("too many calls are in progress")
         # Clients of other APIs send an instruction whether or not the model takes one.
         request = request._replace(ignore_unsupported_options=True)
         self._calls += 1
@@ -171,48 +172,50 @@ class Upstream:
         if timeout <= 0:
             return ""
         with suppress(RerankError):
-            for model in await self.models(timeout, token):
+            for model in await self.models(token, timeout):
                 if (model.name, model.revision) == (summary.model, summary.model_revision):
                     self._devices[model.name] = model.revision, model.device
                     return model.device
         return ""
 
-    async def models(self, timeout: float, token: str | None) -> tuple[ModelInfo, ...]:
+    async def models(self, token: str | None, timeout: float = PROBE_SECONDS) -> tuple[ModelInfo, ...]:
         """Lists the models, with a caller's token."""
         metadata = authorization(token)
         return await self._call(lambda server: server.probes.list_models(timeout=timeout, metadata=metadata))
 
-    async def health(self, timeout: float, token: str | None, model: str) -> Health:
+    async def health(self, token: str | None, model: str) -> Health:
         """Asks for a model's health, with a caller's token."""
         metadata = authorization(token)
         return await self._call(
-            lambda server: server.probes.health(model, timeout=timeout, metadata=metadata)
+            lambda server: server.probes.health(model, timeout=PROBE_SECONDS, metadata=metadata)
         )
 
-    async def own_models(self, timeout: float) -> tuple[ModelInfo, ...]:
+    async def own_models(self) -> tuple[ModelInfo, ...]:
         """Lists the models with REST's own token: for public routes, and for nothing else."""
-        return await self._list_models("models", timeout, self._token)
+        return await self._list_models("models", self._token)
 
-    async def own_health(self, timeout: float) -> Health:
+    async def own_health(self) -> Health:
         """Asks for the default model's health, with REST's own token."""
         metadata = authorization(self._token)
-        return await self._ask_once("health", lambda p: p.health(timeout=timeout, metadata=metadata))
+        return await self._ask_once("health", lambda p: p.health(timeout=PROBE_SECONDS, metadata=metadata))
 
-    async def serving(self, timeout: float) -> bool:
+    async def serving(self) -> bool:
         """Asks whether the default model can be called, which needs no token."""
-        return await self._ask_once("serving", lambda probes: probes.serving(timeout=timeout))
+        return await self._ask_once("serving", lambda probes: probes.serving(timeout=PROBE_SECONDS))
 
-    async def needs_token(self, timeout: float) -> bool:
+    async def needs_token(self) -> bool:
         """Tells whether the servers refuse a caller without a token."""
         try:
-            await self._list_models("models without a token", timeout, None)
+            await self._list_models("models without a token", None)
         except Unauthenticated:
             return True
         return False
 
-    async def _list_models(self, question: str, timeout: float, token: str | None) -> tuple[ModelInfo, ...]:
+    async def _list_models(self, question: str, token: str | None) -> tuple[ModelInfo, ...]:
         metadata = authorization(token)
-        return await self._ask_once(question, lambda p: p.list_models(timeout=timeout, metadata=metadata))
+        return await self._ask_once(
+            question, lambda probes: probes.list_models(timeout=PROBE_SECONDS, metadata=metadata)
+        )
 
     async def _ask_once(
         self, question: str, ask: Callable[[AsyncClient], Coroutine[Any, Any, _Answer]]
@@ -239,7 +242,7 @@ class Upstream:
     async def _watch(self) -> None:
         while True:
             await asyncio.gather(*(self._look(server) for server in self._servers))
-            await asyncio.sleep(PROBE_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def _look(self, server: UpstreamServer) -> None:
         try:
@@ -254,11 +257,11 @@ class Upstream:
     async def _is_well(self, server: UpstreamServer) -> bool:
         metadata = authorization(self._token)
         try:
-            health = await server.probes.health(timeout=PROBE_SECONDS, metadata=metadata)
+            health = await server.probes.health(timeout=WATCH_SECONDS, metadata=metadata)
         except Unauthenticated:
             # Probes of an orchestrator need no token.
             with suppress(UnexpectedStatus):
-                return await server.probes.serving(timeout=PROBE_SECONDS)
+                return await server.probes.serving(timeout=WATCH_SECONDS)
             raise
         return health.serving
 

@@ -62,7 +62,7 @@ def test_a_call_is_told_within_its_time_that_the_model_is_loading() -> None:
 def test_health_is_whether_a_call_would_be_answered(
     port: int, monkeypatch: pytest.MonkeyPatch, state: State, serving: bool, status: int, word: str
 ) -> None:
-    async def own_health(_upstream: Upstream, _timeout: float) -> Health:
+    async def own_health(_upstream: Upstream) -> Health:
         return Health("m", state, "1", serving=serving)
 
     monkeypatch.setattr(Upstream, "own_health", own_health)

@@ -114,9 +114,9 @@ def test_90_probes_at_once_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None
     let, came = threading.Event(), list[Upstream]()
     own_health = Upstream.own_health
 
-    async def counted(asked: Upstream, timeout: float) -> Health:
+    async def counted(asked: Upstream) -> Health:
         came.append(asked)
-        return await own_health(asked, timeout)
+        return await own_health(asked)
 
     def wait(_asked, _context):
         assert let.wait(WAIT)
