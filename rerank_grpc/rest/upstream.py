@@ -41,6 +41,8 @@ STREAMS = Limits().streams
 ELSEWHERE = (ServerUnavailable, ShuttingDown, ModelLoading, ModelFailed)
 
 _Answer = TypeVar("_Answer")
+# A method of the client that needs no more than a time and a token.
+Question = Callable[..., Coroutine[Any, Any, _Answer]]
 
 
 class UpstreamServer:
@@ -56,7 +58,7 @@ class UpstreamServer:
         self.probes = _connect(name, retries)
         self._client = _connect(name, retries)
         self._calls = 0
-        self._asked: dict[str, asyncio.Task[Any]] = {}
+        self._asked: dict[object, asyncio.Task[Any]] = {}
 
     async def rerank(
         self, request: RerankRequest, timeout: float, metadata: Mapping[str, str]
@@ -74,22 +76,22 @@ class UpstreamServer:
         self.mark(True)
         return response
 
-    async def probe(
-        self, question: str, ask: Callable[[AsyncClient], Coroutine[Any, Any, _Answer]]
-    ) -> _Answer:
+    async def probe(self, question: Question[_Answer], token: str | None) -> _Answer:
         """Asks over the probes' connection; callers with the same question under way share its answer.
 
         Public routes ask at any caller's will. A caller that leaves takes the
         answer from no other.
         """
-        task: asyncio.Task[_Answer] | None = self._asked.get(question)
+        key = question, token
+        task: asyncio.Task[_Answer] | None = self._asked.get(key)
         if task is None:
-            task = self._asked[question] = asyncio.create_task(ask(self.probes))
-            task.add_done_callback(lambda done: self._answered(question, done))
+            asking = question(self.probes, timeout=PROBE_SECONDS, metadata=authorization(token))
+            task = self._asked[key] = asyncio.create_task(asking)
+            task.add_done_callback(lambda done: self._answered(key, done))
         return await asyncio.shield(task)
 
-    def _answered(self, question: str, task: asyncio.Task[Any]) -> None:
-        del self._asked[question]
+    def _answered(self, key: object, task: asyncio.Task[Any]) -> None:
+        del self._asked[key]
         if not task.cancelled():
             task.exception()  # seen, also where every caller has left: asyncio would log it
 
@@ -192,36 +194,27 @@ class Upstream:
 
     async def own_models(self) -> tuple[ModelInfo, ...]:
         """Lists the models with REST's own token: for public routes, and for nothing else."""
-        return await self._list_models("models", self._token)
+        return await self._ask_once(AsyncClient.list_models, self._token)
 
     async def own_health(self) -> Health:
         """Asks for the default model's health, with REST's own token."""
-        metadata = authorization(self._token)
-        return await self._ask_once("health", lambda p: p.health(timeout=PROBE_SECONDS, metadata=metadata))
+        return await self._ask_once(AsyncClient.health, self._token)
 
     async def serving(self) -> bool:
         """Asks whether the default model can be called, which needs no token."""
-        return await self._ask_once("serving", lambda probes: probes.serving(timeout=PROBE_SECONDS))
+        return await self._ask_once(AsyncClient.serving, None)
 
     async def needs_token(self) -> bool:
         """Tells whether the servers refuse a caller without a token."""
         try:
-            await self._list_models("models without a token", None)
+            await self._ask_once(AsyncClient.list_models, None)
         except Unauthenticated:
             return True
         return False
 
-    async def _list_models(self, question: str, token: str | None) -> tuple[ModelInfo, ...]:
-        metadata = authorization(token)
-        return await self._ask_once(
-            question, lambda probes: probes.list_models(timeout=PROBE_SECONDS, metadata=metadata)
-        )
-
-    async def _ask_once(
-        self, question: str, ask: Callable[[AsyncClient], Coroutine[Any, Any, _Answer]]
-    ) -> _Answer:
+    async def _ask_once(self, question: Question[_Answer], token: str | None) -> _Answer:
         """Asks for a public route, one call at a time for each server: see UpstreamServer.probe."""
-        return await self._call(lambda server: server.probe(question, ask))
+        return await self._call(lambda server: server.probe(question, token))
 
     async def _call(self, ask: Callable[[UpstreamServer], Awaitable[_Answer]]) -> _Answer:
         """Asks the servers in turn until one answers, those that seem well first."""

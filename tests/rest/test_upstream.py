@@ -6,6 +6,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -146,13 +147,13 @@ def test_a_caller_that_leaves_takes_the_answer_from_no_other() -> None:
     async def run() -> None:
         let, asked = asyncio.Event(), list[AsyncClient]()
 
-        async def ask(client: AsyncClient) -> str:
+        async def ask(client: AsyncClient, **_options: Any) -> str:
             asked.append(client)
             await let.wait()
             return "answer"
 
         behind = UpstreamServer("127.0.0.1:1", retries=0)
-        first, second = (asyncio.create_task(behind.probe("question", ask)) for _ in range(2))
+        first, second = (asyncio.create_task(behind.probe(ask, None)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.wait([first])
