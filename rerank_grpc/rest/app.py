@@ -159,7 +159,7 @@ def _kind(dialect: Dialect, status: int) -> dict[str, str]:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Answers what the router refuses: an unknown path, a method that a path does not have."""
+    """Answers a refusal of the router: an unknown path, a method that a path does not have."""
     assert isinstance(error, HTTPException)
     status = error.status_code
     headers = {"allow": ", ".join(sorted(_methods(request)))} if status == 405 else {}
