@@ -65,9 +65,7 @@ class Recorder:
         if self._on and event == "call" and code.co_filename.startswith(PACKAGE):
             thread = threading.current_thread().name
             if not thread.startswith(CLOCKS):
-                self._visits.append(
-                    Visit(thread, code.co_filename.removeprefix(PACKAGE), code.co_qualname)
-                )
+                self._visits.append(Visit(thread, code.co_filename.removeprefix(PACKAGE), code.co_qualname))
 
 
 def record() -> dict[str, list[Visit]]:
@@ -75,8 +73,8 @@ def record() -> dict[str, list[Visit]]:
     recorder = Recorder()
     from rerank_grpc.client import Client
     from rerank_grpc.config.settings import RestSettings, ServerSettings
-    from rerank_grpc.server.server import RerankServer
     from rerank_grpc.rest.server import RestServer
+    from rerank_grpc.server.server import RerankServer
 
     server = RerankServer(replace(ServerSettings(), port=0, admin_port=None, rest=RestSettings(port=0)))
     server.start()

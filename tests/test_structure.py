@@ -1,4 +1,4 @@
-"""What keeps the listing readable: few files in a folder, each class name once, short functions, no old paths."""
+"""What keeps the listing readable: few files in a folder, each class name once, short functions."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_every_reference_leads_somewhere(port: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/", "//docs", "/tei/docs", "/tei/docs/", "/docs?a/"])
-def test_swaggers_page_loads_from_the_shim_alone(port: int, path: str) -> None:
+def test_swaggers_page_loads_from_the_rest_server_alone(port: int, path: str) -> None:
     page = get(port, path)
     assert page.headers["content-type"].startswith("text/html")
     text = page.raw.decode()
