@@ -117,7 +117,7 @@ class Free:
 
 def free() -> None:
     """Serves a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
-    from rerank_grpc.config import EngineSettings
+    from rerank_grpc.config.settings import EngineSettings
     from rerank_grpc.engine.engine import Engine, OnDeath
     from rerank_grpc.engine.tokenizer import encoder_for
     from rerank_grpc.engine.warmup import warm_up
@@ -145,7 +145,7 @@ def load(name: str) -> Any:
 def serve(source: str, loader: Any = None) -> None:
     from rerank_grpc.cli.logs import log_to
     from rerank_grpc.cli.serve import freeze_imports
-    from rerank_grpc.config import ModelSpec, Settings
+    from rerank_grpc.config.settings import ModelSpec, Settings
     from rerank_grpc.server.app import RerankServer
 
     freeze_imports()
@@ -165,7 +165,7 @@ def serve(source: str, loader: Any = None) -> None:
 
 def alone(name: str, scale: str = "1", budget: str = "0") -> None:
     """Runs the calls of W4 through the engine without a server; each line on stdin is a number of seconds."""
-    from rerank_grpc.config import EngineSettings
+    from rerank_grpc.config.settings import EngineSettings
     from rerank_grpc.engine.engine import Engine
     from rerank_grpc.engine.staged import runner_for
     from rerank_grpc.engine.tokenizer import encoder_for

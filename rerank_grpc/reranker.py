@@ -11,13 +11,12 @@ from operator import attrgetter
 from time import monotonic
 
 from rerank_grpc.call import Call
-from rerank_grpc.checks import check_request
-from rerank_grpc.config import Limits
 from rerank_grpc.door import Door, Slot
 from rerank_grpc.engine.encoding import EncodedRequest
 from rerank_grpc.engine.pace import Pace, Turns
 from rerank_grpc.engine.request import ScoringRequest
 from rerank_grpc.engine.scores import best_chunk, logits_of, relevance_scores
+from rerank_grpc.limits import Limits, check_request
 from rerank_grpc.registry import Lease, LoadedModel, Registry
 from rerank_grpc.types import RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.encoding import EncodedChunk, EncodedDocument, EncodedRequest
 from rerank_grpc.engine.engine import Engine, OnDeath

@@ -17,7 +17,7 @@ import pytest
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.serve import summary
 from rerank_grpc.cli.terminal import Ranked, Screen, bar, cells, clip, printable, ranking, table
-from rerank_grpc.config import RestSettings, Settings
+from rerank_grpc.config.settings import RestSettings, Settings
 from rerank_grpc.types import ModelInfo, State
 from tests.command import Served, environment, full_pipe, run, served
 from tests.support import wait_for
@@ -172,9 +172,35 @@ def test_what_cannot_start_is_said_without_a_traceback(arguments, complaint):
     done = run("serve", "--port", "0", "--admin-port", "off", *arguments, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-    assert line.startswith("rerank-grpc: error: ")
-    assert complaint in line
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("rerank-grpc: error: ")
+    assert complaint in last
+
+
+def test_a_model_that_failed_to_load_has_one_line_with_a_time():
+    done = run("serve", "--port", "0", "--admin-port", "off", "--model", "x=no/such/dir", HF_HUB_OFFLINE="1")
+    (line,) = [line for line in done.stderr.splitlines() if " ERROR " in line]
+    assert re.match(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR .*: model x failed to load, attempt 1: ", line
+    )
+
+
+def test_progress_on_a_terminal_is_replaced_by_what_follows():
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    process = subprocess.Popen(
+        [*command, "--rest-port", "off"], stderr=theirs, env=environment(TERM="xterm", NO_COLOR="1")
+    )
+    os.close(theirs)
+    said = b""
+    while b"Ctrl-C stops it." not in said:
+        said += os.read(ours, 65_536)
+    process.kill()
+    process.wait()
+    os.close(ours)
+    progress, _, rest = said.decode().rpartition(" ready\r\x1b[2K")
+    assert "loading embedded" in progress
+    assert re.match(r"\d{4}-.* INFO .*: model embedded is ready after |\r\n", rest)
 
 
 def test_a_second_server_on_the_same_port_says_so(server):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc import cpus
-from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, Settings
 from rerank_grpc.cpus import OneCpu, use_those_of
 from rerank_grpc.engine.batch import PackedBatch
 from rerank_grpc.engine.request import Output
@@ -268,7 +268,7 @@ SERVES_BOTH = f"""
 import json, os, sys, urllib.request
 from dataclasses import replace
 from rerank_grpc.cli import rest
-from rerank_grpc.config import Settings
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.server.app import RerankServer
 {THREADS}
 settings = replace(Settings(), port=0, admin_port=None, call_cpu=int(sys.argv[1]))

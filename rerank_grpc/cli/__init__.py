@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from rerank_grpc.cli.parser import parse
 from rerank_grpc.cli.terminal import fail
-from rerank_grpc.config import OptionError
+from rerank_grpc.config.options import OptionError
 from rerank_grpc.errors import ConfigurationError, RerankError
 
 

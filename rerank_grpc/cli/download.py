@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from rerank_grpc.cli.terminal import Screen, bar, clip, pad, printable
-from rerank_grpc.config import read_settings
+from rerank_grpc.config.reading import read_settings
 from rerank_grpc.units import clock, size
 
 NAME_CELLS = 28

@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from rerank_grpc import __version__
-from rerank_grpc.cli import call, download, gateway, serve, verify
-from rerank_grpc.config import (
+from rerank_grpc.cli import ask, download, rest, serve, verify
+from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
-    GATEWAY_OPTIONS,
+    REST_OPTIONS,
     SERVER_OPTIONS,
     SERVER_TOKEN_VARIABLES,
     UPSTREAM_TOKEN_VARIABLE,
     Option,
     OptionError,
-    default,
-    suggestion,
 )
+from rerank_grpc.config.parsing import suggestion
 
 EXAMPLES = {
     "": """\
@@ -180,12 +179,12 @@ def _fill_serve(command: Parser) -> None:
 
 
 def _fill_rest(command: Parser) -> None:
-    command.set_defaults(run=gateway.run)
-    _add(command, GATEWAY_OPTIONS)
+    command.set_defaults(run=rest.run)
+    _add(command, REST_OPTIONS)
 
 
 def _fill_rerank(command: Parser) -> None:
-    command.set_defaults(run=call.rerank)
+    command.set_defaults(run=ask.rerank)
     command.add_argument("query", metavar="QUERY", help="what the documents are to answer")
     command.add_argument("files", metavar="FILE", nargs="+", help="documents, one a line; - is stdin")
     command.add_argument("--top-n", metavar="N", type=_top_n, default=0, help="print only the N best")
@@ -195,13 +194,13 @@ def _fill_rerank(command: Parser) -> None:
 
 
 def _fill_models(command: Parser) -> None:
-    command.set_defaults(run=call.models)
+    command.set_defaults(run=ask.models)
     _add_json(command)
     _add(command, CLIENT_OPTIONS)
 
 
 def _fill_health(command: Parser) -> None:
-    command.set_defaults(run=call.health)
+    command.set_defaults(run=ask.health)
     _add_model(command)
     _add_json(command)
     _add(command, CLIENT_OPTIONS)
@@ -247,7 +246,7 @@ def _add_json(command: Parser) -> None:
 def _add(command: Parser, options: Sequence[Option]) -> None:
     """Adds config's options; their texts are read there, by one set of rules."""
     for option in options:
-        notes = [f"default: {default(option)}"] if default(option) else []
+        notes = [f"default: {option.default_text}"] if option.default_text else []
         if option.repeatable:
             notes.append("repeatable")
         help_text = f"{option.help} ({'; '.join(notes)})" if notes else option.help

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from rerank_grpc.config import may_color
+from rerank_grpc.config.reading import may_color
 from rerank_grpc.types import Health, ModelInfo, State
 from rerank_grpc.units import size
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rerank_grpc.cli.terminal import Screen, clip, printable, table
-from rerank_grpc.config import Settings, read_settings
+from rerank_grpc.config.reading import read_settings
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import Scoring
 

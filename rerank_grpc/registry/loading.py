@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import torch
 
-from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, Settings
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.staged import runner_for

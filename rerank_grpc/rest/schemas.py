@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rerank_grpc.config import Limits
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects.tei import LABEL
 
 Json = Any
 
-_LIMITS = Limits()
-_TEXT = {"type": "string", "maxLength": _LIMITS.characters}
+_TEXT = {"type": "string", "maxLength": LIMITS.characters}
 _QUERY = {**_TEXT, "minLength": 1}
 _OBJECT = {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}
 _SCORE = {"type": "number"}
@@ -36,7 +35,7 @@ def _optional_count(description: str) -> Json:
     return {"type": ["integer", "null"], "minimum": 0, "description": description}
 
 
-_DOCUMENTS = {"minItems": 1, "maxItems": _LIMITS.documents}
+_DOCUMENTS = {"minItems": 1, "maxItems": LIMITS.documents}
 
 _REQUEST = _object(
     {
@@ -49,7 +48,7 @@ _REQUEST = _object(
         "return_documents": {**_BOOLEAN, "description": "Whether results carry their documents."},
         "instruction": {
             "type": ["string", "null"],
-            "maxLength": _LIMITS.characters,
+            "maxLength": LIMITS.characters,
             "description": "What the model is to judge; left out where it takes none.",
         },
         "max_tokens_per_doc": _optional_count(

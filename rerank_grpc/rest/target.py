@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 from rerank_grpc.client import AsyncClient, QueueFull
 from rerank_grpc.client.core import service_config
-from rerank_grpc.config import Limits
+from rerank_grpc.limits import LIMITS
 
 log = logging.getLogger(__name__)
 
 # The most connections that gRPC may open for rerank calls. gRPC opens one more where the streams that
 # a server allows are used up, so that the server, and not a full connection, refuses what is too much.
 MAX_CONNECTIONS = 10
-STREAMS = Limits().streams
+STREAMS = LIMITS.streams
 RETRY_SECONDS = 1.0
 
 _Answer = TypeVar("_Answer")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import grpc
 
-from rerank_grpc.config import Limits
 from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.limits import Limits
 from rerank_grpc.registry import Registry
 from rerank_grpc.server import convert
 from rerank_grpc.server.boundary import boundary

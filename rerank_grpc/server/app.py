@@ -10,8 +10,8 @@ from time import monotonic
 
 import grpc
 
-from rerank_grpc import files
-from rerank_grpc.config import Settings
+from rerank_grpc.config import files
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.cpus import OneCpu
 from rerank_grpc.door import Door
 from rerank_grpc.errors import ConfigurationError
@@ -186,7 +186,7 @@ def _options(settings: Settings, streams: int, connections: int) -> list[tuple[s
         ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
         ("grpc.max_connection_idle_ms", round(IDLE_SECONDS * 1000)),
         ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),
-        ("grpc.max_connection_age_grace_ms", round(settings.connection_age_grace_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(settings.grace_seconds * 1000)),
         # On by default, and said here because the service leans on it: it counts calls that have ended
         # but are still being freed as streams, and refuses new ones (RST_STREAM 7) beyond the limit above.
         # Without it, a flood of calls that are reset at once has gRPC drop everybody's calls at random.

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 from google.protobuf.duration_pb2 import Duration
 
-from rerank_grpc.checks import check_document_count
-from rerank_grpc.config import Limits
 from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.limits import Limits, check_document_count
 from rerank_grpc.types import (
     Document,
     Health,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import grpc
 
-from rerank_grpc.checks import too_many_documents
-from rerank_grpc.config import Limits
+from rerank_grpc.limits import Limits, too_many_documents
 from rerank_grpc.server import wire
 from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, parser, register
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine import engine as engine_module
 from rerank_grpc.engine import warmup
 from rerank_grpc.engine.batch import PackedBatch

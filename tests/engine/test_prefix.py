@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.batch import PackedBatch, Prefix, Sequence
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.kept import KeptPrefixes

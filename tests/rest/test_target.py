@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from rerank_grpc.client import AsyncClient
-from rerank_grpc.config import Settings
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.rest import target
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.server.app import RerankServer

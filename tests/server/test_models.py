@@ -18,7 +18,7 @@ import grpc
 import pytest
 from huggingface_hub import constants
 
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel, loader_for, residency
 from rerank_grpc.server.app import RerankServer
@@ -309,7 +309,7 @@ import sys, tempfile
 from pathlib import Path
 import torch
 from tests import checkpoints
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.registry import memory, registry_for
 path, cpu = Path(sys.argv[1]), torch.device("cpu")
 models = (ModelSpec("small", "embedded"), ModelSpec("large", str(path), lazy=True))

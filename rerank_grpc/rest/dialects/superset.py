@@ -13,6 +13,7 @@ from functools import partial
 import orjson
 
 from rerank_grpc.errors import InvalidRequest, Reason
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects import fields
 from rerank_grpc.rest.dialects.base import Body, Call, Context, Dialect, Json, Ranked, Reply
 from rerank_grpc.rest.errors import Problem, common_body
@@ -71,7 +72,7 @@ def request_of(body: Body) -> RerankRequest:
         top_n=fields.top_n(body, "top_n" if fields.has(body, "top_n") else "top_k", len(documents)),
         instruction=_instruction(body),
         max_tokens_per_document=token_limit(body),
-        max_chunks_per_document=min(max(chunks, 1), fields.LIMITS.chunks),
+        max_chunks_per_document=min(max(chunks, 1), LIMITS.chunks),
         truncation=Truncation.END if fields.flag(body, "truncation", True) else Truncation.NONE,
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.terminal import Ranked, Screen
-from rerank_grpc.config import read_client_settings
+from rerank_grpc.config.reading import read_client_settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import RerankResponse
 
