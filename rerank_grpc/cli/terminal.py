@@ -101,7 +101,7 @@ def bar(score: float, width: int, *, unicode: bool = True) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class Row:
     """One line of a ranked table; `place` says where the document stood."""
 
     score: float
@@ -109,7 +109,7 @@ class Ranked:
     text: str
 
 
-def ranking(rows: Sequence[Ranked], screen: Screen) -> Iterable[str]:
+def ranking(rows: Sequence[Row], screen: Screen) -> Iterable[str]:
     """Lays out results, best first: rank, score, bar, place and as much text as fits."""
     if not rows:
         yield "no results"
