@@ -1,4 +1,4 @@
-"""What can be typed, and its help; the options themselves are config's."""
+"""The commands and their help; the options themselves are those of config."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ Exits 0 when the model can be called, else 1. The token to send comes from
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what it does not know by one OptionError, and never guesses."""
+    """Refuses an unknown argument by one OptionError, and never guesses."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(

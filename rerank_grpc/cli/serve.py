@@ -39,7 +39,9 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     """Serves until SIGTERM or SIGINT, and ends the process; raises OptionError before anything starts."""
     settings = read_settings(parsed.flags)
     process = Process(settings.log_level, settings.grace_seconds)
-    process.log.say(process.screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
+    names = ", ".join(model.name for model in settings.models if not model.lazy)
+    start = f"rerank-grpc {__version__} is starting{' with ' if names else ''}{names}"
+    process.log.say(process.screen.paint(start, "bold"))
     status, server, rest_server = 0, None, None
     try:
         server = _build(settings, partial(_on_hang, process))
@@ -91,14 +93,11 @@ def _load(server: RerankServer, process: Process) -> bool:
     The log says how each load ended. Raises ConfigurationError if the default
     model cannot be served.
     """
-    begin, animated = time.monotonic(), process.screen.width is not None
-    if not animated:
-        names = [model.name for model in server.settings.models if not model.lazy]
-        process.log.say(f"loading {', '.join(names)} ...")
+    begin = time.monotonic()
     while not process.stopping:
         if server.wait_until_loaded(_FRAME_SECONDS):
             return True
-        if animated:
+        if process.screen.width is not None:
             seconds = time.monotonic() - begin
             process.log.write(_progress(server.registry.models(), seconds, process.screen))
     return False

@@ -15,16 +15,16 @@ PREFIX = "RERANK_"
 
 
 class OptionError(ConfigurationError):
-    """A flag or variable that is unknown or has a bad value."""
+    """An unknown flag or variable, or a bad value of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """One setting: its flag `--name`, and the variable that says the same.
 
-    `read` turns the text into the value or raises ValueError with what the text
-    is not ("is not a port"). `setting` is the attribute that it becomes, of
-    `settings`. A repeatable option's variable holds its values separated by commas.
+    `read` turns a text into the value; its ValueError says what the text is not
+    ("is not a port"). `setting` names the attribute of `settings`. The variable
+    of a repeatable option holds values separated by commas.
     """
 
     name: str

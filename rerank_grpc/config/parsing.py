@@ -16,13 +16,13 @@ NAME = re.compile(r"[\w.:/@+-]{1,200}")
 
 
 def suggestion(text: str, choices: Iterable[str]) -> str:
-    """Says "; did you mean …?" where a choice is near the text, else nothing."""
+    """Makes "; did you mean …?" of the choice nearest to the text; "" if none is near."""
     near = difflib.get_close_matches(text, list(choices), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def text(text: str) -> str:
-    """Reads a name, address or path as it stands."""
+    """Reads a name, address or path as it is."""
     if not text or text != text.strip() or not text.isprintable():
         raise ValueError("is empty, or has spaces around it or control characters in it")
     return text

@@ -34,7 +34,7 @@ Flags = Mapping[str, str | Sequence[str] | None]
 
 
 def provide(variable: str, value: str) -> None:
-    """Sets a variable that a library reads, and it alone, unless the operator has set it."""
+    """Sets a variable that only a library reads, unless the operator has set it."""
     os.environ.setdefault(variable, value)
 
 
@@ -77,16 +77,16 @@ def read_rest_settings(flags: Flags, environment: Mapping[str, str] = os.environ
 
 
 def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Takes the values of one nested dataclass out, by their names there."""
+    """Takes the values of one nested dataclass out, under their names there."""
     return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}
 
 
 def read_client_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ClientSettings:
     """Reads how to reach a server; raises OptionError like :func:`read_settings`.
 
-    Where no target is named, this machine's own server is meant, and what its
-    environment says of port and tokens holds: a container's health check needs
-    no settings of its own. Those tokens are sent to no other target.
+    Without a target, the server of this machine is meant, with the port and
+    tokens of the environment: a container's health check needs no settings of
+    its own. Those tokens are sent to no other target.
     """
     values = _values(CLIENT_OPTIONS, flags, environment)
     file = values.pop("token", None)
@@ -107,7 +107,7 @@ def may_color(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def quiet_grpc() -> None:
-    """Keeps grpc's C core from printing what is raised as well; before grpc is imported."""
+    """Keeps grpc's C core from printing errors that are raised as well; before grpc is imported."""
     provide("GRPC_VERBOSITY", "NONE")
 
 
@@ -117,7 +117,7 @@ def forgotten_token(settings: Settings, environment: Mapping[str, str] = os.envi
 
 
 def _values(options: Sequence[Option], flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Reads what flags and variables say, by setting; what neither says is left out."""
+    """Reads flags and variables, by setting; an option that neither gives is left out."""
     _refuse_unknown_variables(environment)
     values: dict[str, Any] = {}
     for option in options:
@@ -158,7 +158,7 @@ def _hint(variable: str, known: set[str]) -> str:
 
 
 def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
-    """Takes the models out of what was read: the loaded ones, then the lazy ones, each pinned or not."""
+    """Takes the models out of the values: the loaded ones, then the lazy ones, each pinned or not."""
     models = values.pop("models", (EMBEDDED,))
     models += tuple(replace(model, lazy=True) for model in values.pop("lazy_models", ()))
     pins, names = values.pop("pins", ()), [model.name for model in models]
@@ -171,7 +171,7 @@ def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
 def _with_aliases(
     models: tuple[ModelSpec, ...], aliases: tuple[tuple[str, str], ...]
 ) -> tuple[ModelSpec, ...]:
-    """Gives each model its aliases; every name may be given once."""
+    """Gives each model its aliases; raises OptionError for a name that is given twice."""
     names = [model.name for model in models]
     taken = set[str]()
     for name in (*names, *(alias for alias, _ in aliases)):
@@ -190,7 +190,7 @@ def _with_aliases(
 
 
 def _server_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Gathers the tokens of the file and of all variables, each once."""
+    """Reads the tokens of the file and of all variables, each once."""
     tokens = _tokens_of_file(file) if file is not None else []
     listed, *single = SERVER_TOKEN_VARIABLES
     if environment.get(listed):

@@ -1,4 +1,4 @@
-"""Every setting, with its default: frozen once read."""
+"""Every setting, with its default."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ EMBEDDED = ModelSpec("embedded", "embedded")
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How work is queued and batched, for each model.
+    """The queue and the batches of each model.
 
     `max_batch_tokens` and `max_queue_tokens` bound the batch and the queue; a
-    batch bound of None is measured when the model is warmed up. `hang_seconds`
-    is how long one forward pass may take before its device counts as hung.
+    batch bound of None is measured when the model is warmed up. A forward pass
+    longer than `hang_seconds` means that its device hangs.
     """
 
     max_batch_tokens: int | None = None
@@ -68,9 +68,9 @@ class RestSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of `rerank-grpc serve`, frozen once read.
+    """All settings of `rerank-grpc serve`.
 
-    `max_calls` bounds the calls that are inside at once, of all models together.
+    `max_calls` bounds the calls inside at once, of all models together.
     """
 
     models: tuple[ModelSpec, ...] = (EMBEDDED,)
@@ -97,7 +97,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """How `rerank-grpc rerank | models | health` reach a server."""
+    """The server that `rerank-grpc rerank | models | health` ask."""
 
     target: str = "127.0.0.1:50051"
     token: str | None = field(default=None, repr=False)
