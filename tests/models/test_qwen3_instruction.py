@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, Settings
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import prompts

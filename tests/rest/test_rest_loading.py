@@ -9,8 +9,7 @@ import pytest
 
 from rerank_grpc.cli import rest
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, RestSettings, Settings
-from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, RestSettings, Settings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
 from rerank_grpc.rest.upstream import Upstream

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rerank_grpc.client import AsyncClient
-from rerank_grpc.config import Settings
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.rest import upstream
 from rerank_grpc.rest.upstream import Upstream, UpstreamServer
 from rerank_grpc.server.server import RerankServer
