@@ -139,7 +139,7 @@ class Ours:
     """The service's own path: encoder, scheduler, runner, model."""
 
     def __init__(self, path: Path, workload: workloads.Workload, precision: str) -> None:
-        from rerank_grpc.config import EngineSettings
+        from rerank_grpc.config.settings import EngineSettings
         from rerank_grpc.engine.engine import Engine
         from rerank_grpc.models.loader import load_model
         from rerank_grpc.runner.runner import ModelRunner

@@ -119,7 +119,7 @@ class Ours:
     """The service without its server: encoder, scheduler, runner, model."""
 
     def __init__(self, path: Path, size: Size, precision: str | None = None) -> None:
-        from rerank_grpc.config import EngineSettings
+        from rerank_grpc.config.settings import EngineSettings
         from rerank_grpc.engine.engine import Engine
         from rerank_grpc.models.loader import load_model
         from rerank_grpc.registry.warmup import warm_up

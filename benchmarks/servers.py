@@ -114,7 +114,7 @@ class Free:
 
 def free() -> None:
     """Serves a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
-    from rerank_grpc.config import EngineSettings
+    from rerank_grpc.config.settings import EngineSettings
     from rerank_grpc.engine.engine import Engine, OnDeath
     from rerank_grpc.registry import LoadedModel
     from rerank_grpc.registry.warmup import warm_up
@@ -142,7 +142,7 @@ def load(name: str) -> Any:
 def serve(source: str, loader: Any = None) -> None:
     from rerank_grpc.cli.logs import log_to
     from rerank_grpc.cli.serve import freeze_imports
-    from rerank_grpc.config import ModelSpec, Settings
+    from rerank_grpc.config.settings import ModelSpec, Settings
     from rerank_grpc.server.server import RerankServer
 
     freeze_imports()
@@ -162,7 +162,7 @@ def serve(source: str, loader: Any = None) -> None:
 
 def alone(name: str, scale: str = "1", budget: str = "0") -> None:
     """Runs the calls of W4 through the engine without a server; each line on stdin is a number of seconds."""
-    from rerank_grpc.config import EngineSettings
+    from rerank_grpc.config.settings import EngineSettings
     from rerank_grpc.engine.engine import Engine
     from rerank_grpc.registry.warmup import warm_up
     from rerank_grpc.runner.cuda import runner_for

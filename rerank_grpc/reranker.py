@@ -10,10 +10,9 @@ from heapq import heappush, heappushpop
 from operator import attrgetter
 from time import monotonic
 
-from rerank_grpc.checks import check_request
-from rerank_grpc.config import Limits
 from rerank_grpc.engine.future import Future
 from rerank_grpc.gate import Gate, Permit
+from rerank_grpc.limits import Limits, check_request
 from rerank_grpc.registry import Lease, LoadedModel, Registry
 from rerank_grpc.scores import best_chunk, logits_of, relevance_scores
 from rerank_grpc.sequence import TokenizedRequest

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from rerank_grpc import __version__, errors
 from rerank_grpc.client.arguments import text
 from rerank_grpc.client.errors import IncompleteStream, ServerUnavailable, exception_of, retry_delay
-from rerank_grpc.config import MIB, Limits
+from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.types import (
     Health,
     ModelInfo,
@@ -173,15 +173,14 @@ def seconds(timeout: float) -> float:
 
 def channel_options(retries: int, options: Sequence[ChannelOption] = ()) -> tuple[ChannelOption, ...]:
     """Makes the options of a channel; the caller's own win."""
-    limits = Limits()
     ours: dict[str, str | int] = {
         "grpc.service_config": service_config(retries),
         "grpc.primary_user_agent": f"rerank-grpc-python/{__version__}",
-        "grpc.max_send_message_length": limits.message_bytes,
-        "grpc.max_receive_message_length": limits.reply_bytes,
+        "grpc.max_send_message_length": LIMITS.message_bytes,
+        "grpc.max_receive_message_length": LIMITS.reply_bytes,
         # A request over this is never retried, silently; the default is 256 KiB.
         # The rest is for the call's own metadata, which is counted too.
-        "grpc.per_rpc_retry_buffer_size": limits.message_bytes + MIB,
+        "grpc.per_rpc_retry_buffer_size": LIMITS.message_bytes + MIB,
         # A peer that stops acknowledging is noticed in 10 s: with a keepalive
         # gRPC sets TCP_USER_TIMEOUT. The ping itself stays above the 5 minutes
         # below which servers close the connection, and is never sent without

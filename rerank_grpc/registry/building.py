@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rerank_grpc.config import Settings
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.registry.loading import (
     Loader,
     finder_for,

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from rerank_grpc.config import ModelSpec
+from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.errors import (
     Cancelled,
     DeadlineExceeded,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
-from rerank_grpc.config import ModelSpec
+from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError
 from rerank_grpc.models.base import ModelCard

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import grpc
 
-from rerank_grpc.config import Limits
 from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.limits import Limits
 from rerank_grpc.registry import Registry
 from rerank_grpc.server.handler import Sink, answering, call_of
 from rerank_grpc.v1 import rerank_pb2 as pb

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rerank_grpc.checks import too_many_documents
-from rerank_grpc.config import Limits
+from rerank_grpc.limits import Limits, too_many_documents
 from rerank_grpc.server.handler import Sink
 from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, Service, parser
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience

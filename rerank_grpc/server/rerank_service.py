@@ -8,7 +8,7 @@ from time import monotonic
 import grpc
 
 from rerank_grpc import __version__, types
-from rerank_grpc.config import Limits
+from rerank_grpc.limits import Limits
 from rerank_grpc.registry import Registry
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.handler import Sink, answering, call_of

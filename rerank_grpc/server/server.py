@@ -9,8 +9,8 @@ from time import monotonic
 
 import grpc
 
-from rerank_grpc import files
-from rerank_grpc.config import Settings
+from rerank_grpc.config import files
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.gate import Gate
 from rerank_grpc.registry import Loader, registry_for
@@ -187,7 +187,7 @@ def _options(settings: Settings, streams: int, connections: int) -> list[tuple[s
         ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
         ("grpc.max_connection_idle_ms", round(IDLE_SECONDS * 1000)),
         ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),
-        ("grpc.max_connection_age_grace_ms", round(settings.connection_age_grace_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(settings.grace_seconds * 1000)),
         # On by default, and named here because the service needs it: ended calls that are still being
         # freed count as streams, and calls beyond the limit above are refused (RST_STREAM 7). Without it,
         # a flood of calls that are reset at once has gRPC drop every caller's calls at random.

@@ -231,5 +231,5 @@ def test_a_terminal_gets_a_bar_with_rate_and_time(served: Hub, tmp_path: Path) -
     assert process.wait(60) == 0
     os.close(ours)
     text = said.decode()
-    assert re.search(r"model\.safetensors .*█.* 100% .*iB of .*/s  done", text)
-    assert re.search(r"0% .* left", text)
+    assert re.search(r"model\.safetensors: +0%\|.*\[00:00<", text)
+    assert re.search(r"model\.safetensors: 100%\|█+\| .*B/s\]\r?\n", text)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine import engine as engine_module
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine

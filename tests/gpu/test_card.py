@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.kernels import attention as varlen
 from rerank_grpc.kernels import fused

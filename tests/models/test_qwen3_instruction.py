@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, Settings
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import prompts
 from tests import random_models as checkpoints
-from tests.rest.support import post, shim
+from tests.rest.support import post, rest_server
 from tests.support import request_of, serving, stub_of
 
 QUERY = "animals"
@@ -103,7 +103,7 @@ def test_a_language_model_is_listed_with_what_it_accepts(server: RerankServer) -
 @pytest.mark.parametrize("wording", ["instruction", "instruct", "kwargs", "kwargs as JSON"])
 def test_an_instruction_reaches_the_model_over_rest(wording: str, server: RerankServer) -> None:
     orders = []
-    with shim(server.port) as port:
+    with rest_server(server.port) as port:
         for instruction in INSTRUCTIONS:
             fields: dict[str, Any] = {wording: instruction}
             if wording.startswith("kwargs"):

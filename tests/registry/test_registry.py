@@ -12,7 +12,7 @@ from time import monotonic
 
 import pytest
 
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.errors import (
     Cancelled,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler

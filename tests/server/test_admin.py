@@ -9,7 +9,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, Settings
 from rerank_grpc.registry import eviction
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb

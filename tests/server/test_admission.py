@@ -13,7 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
 from rerank_grpc.server.server import RerankServer

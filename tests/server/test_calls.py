@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb

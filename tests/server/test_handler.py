@@ -6,7 +6,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from rerank_grpc.config import Settings
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.errors import Reason
 from rerank_grpc.server.handler import CallRecord
 from rerank_grpc.server.server import RerankServer

@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
 from rerank_grpc.server import probes
@@ -157,7 +157,7 @@ def test_r9_one_connection_full_of_calls_without_a_body_starves_no_other(method:
         Settings(),
         max_calls=16,
         connection_age_seconds=1.0,
-        connection_age_grace_seconds=1.0,
+        grace_seconds=1.0,
     )
     with serving(settings, runner=CountingRunner()) as server, channel_of(server.port) as hostile:
         held = [hold(hostile, method) for _ in range(16)]

@@ -18,7 +18,7 @@ import grpc
 import pytest
 from huggingface_hub import constants
 
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel, eviction, loader_for
 from rerank_grpc.server.server import RerankServer
@@ -309,7 +309,8 @@ import sys, tempfile
 from pathlib import Path
 import torch
 from tests import random_models as checkpoints
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
+from tests import random_models as checkpoints
 from rerank_grpc.registry import memory, registry_for
 path, cpu = Path(sys.argv[1]), torch.device("cpu")
 models = (ModelSpec("small", "embedded"), ModelSpec("large", str(path), lazy=True))

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rerank_grpc.config import Settings
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.server import lanes, methods, patience, probes
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience, Waiting
 from rerank_grpc.server.server import RerankServer

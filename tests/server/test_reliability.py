@@ -21,7 +21,7 @@ from statistics import median
 import grpc
 import pytest
 
-from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, Settings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler, tokens_of
@@ -376,7 +376,7 @@ def test_r18_when_the_device_hangs_every_waiting_call_fails_at_once():
 STOPPED = """
 import sys
 from dataclasses import replace
-from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, Settings
 from tests.support import CountingRunner, serving
 
 class Asking(CountingRunner):

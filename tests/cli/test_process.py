@@ -9,10 +9,7 @@ import pytest
 # came just before it slept: not at all, unless something wakes it.
 WAITS = """
 import signal, sys, threading
-from rerank_grpc.cli.logs import log_to
-from rerank_grpc.cli.stopping import Stopping
-
-log = log_to(sys.stderr, "info")
+from rerank_grpc.cli.process import Process
 
 def main_sleeps():
     frame = sys._current_frames()[threading.main_thread().ident]
@@ -27,11 +24,11 @@ def send():
     print("sent", flush=True)
     signal.pthread_kill(threading.get_ident(), signal.{signal})
 
-stopping = {stopping}
+process = {process}
 threading.Thread(target=send, daemon=True).start()
-stopping.{waits}
-print("woke", stopping.is_set())
-log.close()
+process.{waits}
+print("woke", process.stopping)
+process.log.close()
 """
 # Standard error is a full pipe that nobody reads.
 FULL = """
@@ -44,14 +41,12 @@ with contextlib.suppress(BlockingIOError):
 os.set_blocking(writing, True)
 os.dup2(writing, 2)
 
-from rerank_grpc.cli.logs import log_to
-from rerank_grpc.cli.stopping import Stopping, end_process
+from rerank_grpc.cli.process import Process
 
-log = log_to(sys.stderr, "info")
-stopping = Stopping({grace}, log)
+process = Process("info", {grace})
 """
 AN_EVENT = """threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+signal.signal(signal.SIGTERM, lambda *_: process.set())
 """
 
 
@@ -65,7 +60,7 @@ def wait_for(seconds, *, waits="wait()", **parts):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_that_does_not_interrupt_the_main_thread_wakes_it(name):
-    done = wait_for(30, stopping="Stopping(5, log)", signal=name)
+    done = wait_for(30, process='Process("info", 5)', signal=name)
     assert done.stdout == "sent\nwoke True\n"
     again = "; Ctrl-C again ends at once" if name == "SIGINT" else ""
     assert done.stderr == f"\nstopping: calls in progress have 5 s{again}\n"
@@ -73,22 +68,22 @@ def test_a_signal_that_does_not_interrupt_the_main_thread_wakes_it(name):
 
 def test_sabotage_an_event_sleeps_through_that_signal():
     with pytest.raises(subprocess.TimeoutExpired) as caught:
-        wait_for(5, stopping=AN_EVENT, signal="SIGTERM")
+        wait_for(5, process=AN_EVENT, signal="SIGTERM")
     assert caught.value.stdout == b"sent\n"
 
 
 def test_nor_does_it_matter_who_has_taken_the_wake_up_descriptor():
-    taken = "Stopping(5, log); signal.set_wakeup_fd(-1)"
+    taken = 'Process("info", 5); signal.set_wakeup_fd(-1)'
     # Sent to the process: the main thread gets it, in the middle of its sleep.
-    code = WAITS.format(stopping=taken, waits="wait()", signal="SIGTERM")
+    code = WAITS.format(process=taken, waits="wait()", signal="SIGTERM")
     code = code.replace("signal.pthread_kill(threading.get_ident()", "import os; os.kill(os.getpid()")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout == "sent\nwoke True\n"
 
 
 def test_what_drains_may_hang_and_a_second_signal_still_ends_the_process():
-    first = "Stopping(5, log); signal.raise_signal(signal.SIGTERM)"
-    done = wait_for(30, stopping=first, waits="drain(threading.Event().wait)", signal="SIGTERM")
+    first = 'Process("info", 5); signal.raise_signal(signal.SIGTERM)'
+    done = wait_for(30, process=first, waits="drain(threading.Event().wait)", signal="SIGTERM")
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "sent\n")
 
 
@@ -98,27 +93,26 @@ def run(code):
 
 MADE = """
 import os, signal, sys
-from rerank_grpc.cli.logs import log_to
-from rerank_grpc.cli.stopping import Stopping
-stopping = Stopping(5, log_to(sys.stderr, "info"))
+from rerank_grpc.cli.process import Process
+process = Process("info", 5)
 """
 
 
 def test_what_drains_is_waited_for_and_its_failure_is_raised():
-    done = run(MADE + "stopping.drain(lambda: print('done'))")
+    done = run(MADE + "process.drain(lambda: print('done'))")
     assert (done.returncode, done.stdout) == (0, "done\n")
-    done = run(MADE + "stopping.drain(lambda: 1 / 0)")
+    done = run(MADE + "process.drain(lambda: 1 / 0)")
     assert (done.returncode, "ZeroDivisionError" in done.stderr) == (1, True)
 
 
 def test_a_second_signal_ends_the_process_at_once():
     send = "os.kill(os.getpid(), signal.SIGTERM)"
-    done = run(MADE + f"{send}; assert stopping.is_set()\n{send}; print('still here')")
+    done = run(MADE + f"{send}; assert process.stopping\n{send}; print('still here')")
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
 
 
 def test_a_thread_that_hangs_after_the_grace_is_shown_and_ends_the_process():
-    done = run(MADE.replace("5", "0") + "def stalls(): signal.pause()\nstopping.drain(stalls)")
+    done = run(MADE.replace("5", "0") + "def stalls(): signal.pause()\nprocess.drain(stalls)")
     assert done.returncode == 1
     assert "in stalls" in done.stderr
 
@@ -127,9 +121,7 @@ def test_a_thread_that_hangs_after_the_grace_is_shown_and_ends_the_process():
 
 
 def test_a_reader_that_reads_no_more_keeps_nobody_waiting():
-    ends = (
-        "signal.raise_signal(signal.SIGTERM); stopping.wait(); print('woke', flush=True); end_process(0, log)"
-    )
+    ends = "signal.raise_signal(signal.SIGTERM); process.wait(); print('woke', flush=True); process.end(0)"
     done = run(FULL.format(grace=5) + ends)
     assert (done.returncode, done.stdout) == (0, "woke\n")
 
@@ -142,7 +134,7 @@ def drain():
     threading.Event().wait()
 
 signal.raise_signal(signal.SIGTERM)
-stopping.drain(drain)
+process.drain(drain)
 """
     done = run(FULL.format(grace=20) + raises)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "drains\n")
@@ -152,6 +144,6 @@ stopping.drain(drain)
 def test_the_kernel_ends_a_process_whose_last_words_nobody_reads(hangs):
     # PyDLL keeps the interpreter for itself: no Python code runs any more.
     begin = time.monotonic()
-    done = run(FULL.format(grace=0.2) + f"stopping.drain({hangs})")
+    done = run(FULL.format(grace=0.2) + f"process.drain({hangs})")
     assert done.returncode == -signal.SIGALRM
     assert time.monotonic() - begin < 0.2 + 2 + 5  # and Python's own start

@@ -1,17 +1,42 @@
-"""What a request may be, checked before it costs anything; limits are config.Limits."""
+"""How large a request may be: the limits, and the checks before it costs anything."""
 
 from __future__ import annotations
 
-from rerank_grpc.config import Limits
+from dataclasses import dataclass
+
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.types import RerankRequest
 
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of the service; the proto's comments state the same numbers, and no option sets them.
+
+    `characters` is of one text, `characters_inside` of all texts that are inside
+    at once, `streams` the calls that the REST server sends over one connection.
+    """
+
+    message_bytes: int = 8 * MIB
+    reply_bytes: int = 16 * MIB
+    documents: int = 1_000
+    characters: int = 100_000
+    characters_inside: int = 64 * MIB
+    id_characters: int = 1_024
+    chunks: int = 64
+    deadline_seconds: float = 120.0
+    streams: int = 96
+
+
+LIMITS = Limits()
+
 
 def check_document_count(count: int, limits: Limits) -> None:
-    """Raises InvalidRequest unless there is 1 document, and not too many.
+    """Raises InvalidRequest unless there are documents, and no more than the limit.
 
-    Apart from `check_request`, because it must come before anything is done
-    for each document: a million empty ones fit into a small message.
+    It is apart from `check_request`, because it must come before any work for
+    each document: a million empty ones fit into a small message.
     """
     if count == 0:
         raise InvalidRequest.of("documents", "must not be empty")
@@ -20,12 +45,12 @@ def check_document_count(count: int, limits: Limits) -> None:
 
 
 def too_many_documents(limits: Limits) -> InvalidRequest:
-    """Makes the error of a request with too many documents, which need not have been counted to the end."""
+    """Makes the error of a request with too many documents, which need not be counted to the end."""
     return InvalidRequest.of("documents", f"holds more than the {limits.documents:,} that are allowed")
 
 
 def check_request(request: RerankRequest, limits: Limits) -> int:
-    """Returns how many characters a request has, or raises InvalidRequest naming the first wrong field."""
+    """Returns the number of characters in a request; raises InvalidRequest naming the first wrong field."""
     check_document_count(len(request.documents), limits)
     if not request.query:
         raise InvalidRequest.of("query", "must not be empty")

@@ -6,18 +6,19 @@ import selectors
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from rerank_grpc.client import AsyncClient
-from rerank_grpc.config import Settings
-from rerank_grpc.rest import target
-from rerank_grpc.rest.upstream import Upstream
+from rerank_grpc.config.settings import Settings
+from rerank_grpc.rest import upstream
+from rerank_grpc.rest.upstream import Upstream, UpstreamServer
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, hang, health, scored
-from tests.rest.support import get, post, shim
+from tests.rest.support import get, post, rest_server
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import WAIT, HeldRunner, wait_for
 
@@ -50,7 +51,7 @@ def test_200_calls_in_progress_keep_no_probe_and_no_further_call_waiting(
 ) -> None:
     runner, server = held
     admitted = Settings().max_calls
-    with shim(server.port) as port, calling(port, CALLS) as connections:
+    with rest_server(server.port) as port, calling(port, CALLS) as connections:
         refused = answered(connections, CALLS - admitted)
         assert len(refused) == CALLS - admitted
         for connection in refused:
@@ -67,9 +68,11 @@ def test_200_calls_in_progress_keep_no_probe_and_no_further_call_waiting(
             assert read(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_calls_beyond_every_connection_are_refused_by_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "STREAMS", 2)
-    monkeypatch.setattr(target, "MAX_CONNECTIONS", 2)
+def test_calls_beyond_every_connection_are_refused_by_the_rest_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upstream, "STREAMS", 2)
+    monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 2)
     let = threading.Event()
 
     def wait(asked, _context):
@@ -79,7 +82,7 @@ def test_calls_beyond_every_connection_are_refused_by_the_shim(monkeypatch: pyte
     server = ScriptedServer(otherwise=wait)
     server.start()
     try:
-        with shim(server.port) as port, calling(port, 4) as connections:
+        with rest_server(server.port) as port, calling(port, 4) as connections:
             wait_for(lambda: len(server.calls) == 4)
             reply = post(port, "/v1/rerank", BODY)
             assert (reply.status, reply.headers["retry-after"]) == (429, "1")
@@ -94,13 +97,13 @@ def test_calls_beyond_every_connection_are_refused_by_the_shim(monkeypatch: pyte
 
 
 def test_callers_who_leave_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "STREAMS", 1)
-    monkeypatch.setattr(target, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(upstream, "STREAMS", 1)
+    monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 1)
     server = ScriptedServer()
     server.script.append(hang)
     server.start()
     try:
-        with shim(server.port) as port:
+        with rest_server(server.port) as port:
             with calling(port, 1):
                 assert server.called.wait(WAIT)
             wait_for(lambda: post(port, "/v1/rerank", BODY).status == 200)
@@ -112,9 +115,9 @@ def test_90_probes_at_once_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None
     let, came = threading.Event(), list[Upstream]()
     own_health = Upstream.own_health
 
-    async def counted(upstream: Upstream, timeout: float) -> Health:
-        came.append(upstream)
-        return await own_health(upstream, timeout)
+    async def counted(asked: Upstream) -> Health:
+        came.append(asked)
+        return await own_health(asked)
 
     def wait(_asked, _context):
         assert let.wait(WAIT)
@@ -125,7 +128,7 @@ def test_90_probes_at_once_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None
     server = ScriptedServer(otherwise=wait)
     server.start()
     try:
-        with shim(server.port) as port, contextlib.ExitStack() as ends:
+        with rest_server(server.port) as port, contextlib.ExitStack() as ends:
             waiting = [ends.enter_context(connect(port, probe)) for _ in range(90)]
             wait_for(lambda: len(came) == 90 and bool(server.calls))
             let.set()
@@ -144,13 +147,13 @@ def test_a_caller_that_leaves_takes_the_answer_from_no_other() -> None:
     async def run() -> None:
         let, asked = asyncio.Event(), list[AsyncClient]()
 
-        async def ask(client: AsyncClient) -> str:
+        async def ask(client: AsyncClient, **_options: Any) -> str:
             asked.append(client)
             await let.wait()
             return "answer"
 
-        behind = target.Target("127.0.0.1:1", retries=0)
-        first, second = (asyncio.create_task(behind.probe("question", ask)) for _ in range(2))
+        behind = UpstreamServer("127.0.0.1:1", retries=0)
+        first, second = (asyncio.create_task(behind.probe(ask, None)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.wait([first])

@@ -1,4 +1,4 @@
-"""Calls a running server: rerank, models and health."""
+"""Asks a running server: `rerank-grpc rerank`, `models` and `health`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rerank_grpc.cli import terminal
-from rerank_grpc.cli.terminal import Ranked, Screen
-from rerank_grpc.config import read_client_settings
+from rerank_grpc.cli.terminal import Row, Screen
+from rerank_grpc.config.reading import read_client_settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import RerankResponse
 
 if TYPE_CHECKING:
     from rerank_grpc.client import Client
+
+_RESULT_FIELDS = ("index", "relevance_score", "logit", "tokens", "truncated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +38,22 @@ def rerank(parsed: argparse.Namespace) -> int:
     if not lines:
         raise ConfigurationError(f"{', '.join(parsed.files)}: no documents: every line is empty")
     with _connect(parsed) as client:
-        response = client.rerank(
-            parsed.query, [line.text for line in lines], model=parsed.model, top_n=parsed.top_n or None
-        )
+        texts = [line.text for line in lines]
+        response = client.rerank(parsed.query, texts, model=parsed.model, top_n=parsed.top_n or None)
     if parsed.json:
         _print_json(_ranking_json(response, lines))
-        return 0
-    several = len(parsed.files) > 1
-    rows = [
-        Ranked(
-            result.relevance_score,
-            f"{lines[result.index].file}:{lines[result.index].number}"
-            if several
-            else str(lines[result.index].number),
-            lines[result.index].text,
-        )
-        for result in response.results
-    ]
-    _print(terminal.ranking(rows, Screen.of(sys.stdout)))
+    else:
+        rows = _rows(response, lines, named=len(parsed.files) > 1)
+        _print(terminal.ranking(rows, Screen.of(sys.stdout)))
     return 0
 
 
 def models(parsed: argparse.Namespace) -> int:
-    """Lists what a server serves; raises RerankError."""
+    """Lists the models of a server; raises RerankError."""
     with _connect(parsed) as client:
         infos = tuple(client.list_models())
     if parsed.json:
-        _print_json({"models": [_plain(asdict(info)) for info in infos]})
+        _print_json({"models": list(map(asdict, infos))})
     else:
         _print(terminal.models(infos, Screen.of(sys.stdout)))
     return 0
@@ -72,7 +64,7 @@ def health(parsed: argparse.Namespace) -> int:
     with _connect(parsed) as client:
         answer = client.health(parsed.model)
     if parsed.json:
-        _print_json(_plain(asdict(answer)))
+        _print_json(asdict(answer))
     else:
         _print(terminal.health(answer))
     return 0 if answer.serving else 1
@@ -101,34 +93,25 @@ def _connect(parsed: argparse.Namespace) -> Client:
     return Client(settings.target, token=settings.token, timeout=settings.timeout)
 
 
+def _rows(response: RerankResponse, lines: Sequence[Line], *, named: bool) -> list[Row]:
+    """Makes the table's rows; `named` says in which file each line stands."""
+    rows = []
+    for result in response.results:
+        line = lines[result.index]
+        place = f"{line.file}:{line.number}" if named else str(line.number)
+        rows.append(Row(result.relevance_score, place, line.text))
+    return rows
+
+
 def _ranking_json(response: RerankResponse, lines: Sequence[Line]) -> dict[str, Any]:
-    """Makes the JSON of a ranking: scores, where each document stood, what the call cost."""
+    """Makes the JSON of a ranking: scores, each document's file and line, and the cost of the call."""
     results = []
     for result in response.results:
         line = lines[result.index]
-        results.append(
-            {
-                "index": result.index,
-                "relevance_score": result.relevance_score,
-                "logit": result.logit,
-                "tokens": result.tokens,
-                "truncated": result.truncated,
-                "file": line.file,
-                "line": line.number,
-                "text": line.text,
-            }
-        )
-    summary = response.summary._asdict() | {"usage": response.summary.usage._asdict()}
-    return {**summary, "results": results}
-
-
-def _plain(value: Any) -> Any:
-    """Turns enums into their values, deeply, so that JSON can hold them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return getattr(value, "value", value)
+        fields: dict[str, Any] = {name: getattr(result, name) for name in _RESULT_FIELDS}
+        results.append(fields | {"file": line.file, "line": line.number, "text": line.text})
+    summary = response.summary
+    return {**summary._asdict(), "usage": summary.usage._asdict(), "results": results}
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -137,4 +120,4 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=attrgetter("value")))  # of an enum
