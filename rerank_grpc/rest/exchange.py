@@ -19,10 +19,7 @@ from rerank_grpc.access import AccessList
 from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
 from rerank_grpc.rest.errors import Problem
 from rerank_grpc.rest.upstream import authorization
-
-# Values of this form are passed on and come back; others are replaced, or left out.
-REQUEST_ID = re.compile(r"[!-~]{1,128}")
-TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+from rerank_grpc.wire.metadata import CallIds
 
 TOKEN_HEADERS = ("authorization", "api-key", "x-api-key")
 BEARER = re.compile(r"bearer +", re.IGNORECASE)
@@ -41,16 +38,15 @@ class Exchange:
     """
 
     def __init__(self, request: Request) -> None:
-        given = request.headers.get("x-request-id", "")
-        trace = request.headers.get("traceparent", "")
         self.request = request
         self.prefix: str = request.scope.get("rest.prefix", "")
         self.path: str = request.scope["path"]
-        self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        ids = CallIds.read(request.headers)
+        self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
         self._ids = {"x-request-id": self.request_id}
-        if TRACEPARENT.fullmatch(trace):
-            self._ids["traceparent"] = trace
+        if ids.traceparent:
+            self._ids["traceparent"] = ids.traceparent
 
     def authenticate(self, accepted: AccessList) -> None:
         """Reads the access token; raises Unauthenticated unless it is accepted, or no token is needed."""
