@@ -11,7 +11,7 @@ from rerank_grpc.errors import Reason
 from rerank_grpc.server.handler import CallRecord
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.rest.support import post, shim
+from tests.rest.support import post, rest_server
 from tests.support import CountingRunner, loader_of, request_of, serving, stub_of, wait_for
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -82,7 +82,7 @@ def test_of_two_request_ids_the_first_counts(server: RerankServer, caplog: pytes
 def test_a_call_over_rest_is_logged_by_the_id_that_its_caller_got(
     server: RerankServer, caplog: pytest.LogCaptureFixture
 ):
-    with shim(server.port) as port:
+    with rest_server(server.port) as port:
         reply = post(port, "/v1/rerank", {"query": "q", "documents": ["d"]})
     wait_for(lambda: any(line.startswith("Rerank OK") for line in lines(caplog)))
     (line,) = [line for line in lines(caplog) if line.startswith("Rerank OK")]
