@@ -100,7 +100,7 @@ def log_call(record: CallRecord) -> None:
         "request_id": record.ids.request_id or None,
         "trace_id": record.ids.trace_id or None,
     }
-    notes = "".join(f" {name}={value}" for name, value in facts.items() if value is not None)
+    notes = "".join([f" {name}={value}" for name, value in facts.items() if value is not None])
     log.log(level, "%s %s%s ms=%.1f", record.method, code, notes, record.seconds * 1000, extra=kind)
 
 
