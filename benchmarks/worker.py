@@ -206,7 +206,7 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
     import torch
 
     torch.set_num_threads(threads)
-    from rerank_grpc.config import ModelSpec, Settings
+    from rerank_grpc.config.settings import ModelSpec, Settings
     from rerank_grpc.registry.loading import loader_for
 
     settings = Settings(device="cpu", precision=kind)

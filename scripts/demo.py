@@ -21,7 +21,7 @@ from collections.abc import Iterable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rerank_grpc.cli.terminal import Ranked, Screen, ranking
+from rerank_grpc.cli.terminal import Row, Screen, ranking
 from rerank_grpc.client import Client
 
 QUERY = "How do I reset my password?"
@@ -98,7 +98,7 @@ def show(target: str) -> dict[int, float]:
         seconds = time.monotonic() - begin
     print(f"Query: {QUERY}\n")
     rows = [
-        Ranked(result.relevance_score, f"[{result.index}]", DOCUMENTS[result.index])
+        Row(result.relevance_score, f"[{result.index}]", DOCUMENTS[result.index])
         for result in response.results
     ]
     print_lines(ranking(rows, Screen.of(sys.stdout)))

@@ -7,21 +7,15 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc import config
-from rerank_grpc.config import (
-    CLIENT_OPTIONS,
+from rerank_grpc.config.options import CLIENT_OPTIONS, REST_OPTIONS, SERVER_OPTIONS, OptionError
+from rerank_grpc.config.reading import read_client_settings, read_rest_settings, read_settings
+from rerank_grpc.config.settings import (
     EMBEDDED,
-    SERVER_OPTIONS,
     ClientSettings,
     EngineSettings,
-    GatewaySettings,
     ModelSpec,
-    OptionError,
     RestSettings,
     Settings,
-    default,
-    read_client_settings,
-    read_gateway_settings,
-    read_settings,
 )
 
 SAMPLES = {
@@ -41,11 +35,9 @@ SAMPLES = {
     "admin-port": ("off", None),
     "grace": ("1.5", 1.5),
     "connection-age": ("60", 60.0),
-    "connection-age-grace": ("5", 5.0),
     "max-batch-tokens": ("8192", 8192),
     "max-queue-tokens": ("1000", 1000),
     "max-calls": ("7", 7),
-    "call-cpu": ("3", 3),
     "hang-timeout": ("9", 9.0),
     "log-level": ("debug", "debug"),
     "rest-host": ("0.0.0.0", "0.0.0.0"),
@@ -110,7 +102,8 @@ def test_every_setting_of_the_server_has_an_option():
     names = {option.setting for option in SERVER_OPTIONS}
     assert set(Settings.__slots__) - {"engine", "rest"} - fixed_by_the_contract <= names
     assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
-    assert {f"rest.{name}" for name in RestSettings.__slots__ if name != "body_bytes"} <= names
+    rest = {option.setting.removeprefix("rest.") for option in REST_OPTIONS}
+    assert set(RestSettings.__slots__) - {"body_bytes", "upstream_token"} == rest
 
 
 def test_rest_listens_where_grpc_does_unless_told_otherwise():
@@ -118,22 +111,22 @@ def test_rest_listens_where_grpc_does_unless_told_otherwise():
     assert read_settings({"host": "0.0.0.0", "rest-host": "127.0.0.1"}, {}).rest.host == "127.0.0.1"
 
 
-def test_the_shim_alone_reads_its_own_settings():
-    assert read_gateway_settings({}, {}) == GatewaySettings()
+def test_the_rest_server_alone_reads_its_own_settings():
+    assert read_rest_settings({}, {}) == RestSettings()
     variables = {
         "RERANK_TARGET": "a:1,b:2",
         "RERANK_TOKENS": "t1,t2",
         "RERANK_UPSTREAM_TOKEN": "own",
         "RERANK_REST_PORT": "0",
     }
-    settings = read_gateway_settings({}, variables)
+    settings = read_rest_settings({}, variables)
     assert (settings.targets, settings.tokens) == (("a:1", "b:2"), ("t1", "t2"))
-    assert (settings.upstream_token, settings.rest.port) == ("own", 0)
-    assert read_gateway_settings({"target": ["c:3,d:4", "e:5"]}, variables).targets == ("c:3", "d:4", "e:5")
+    assert (settings.upstream_token, settings.port) == ("own", 0)
+    assert read_rest_settings({"target": ["c:3,d:4", "e:5"]}, variables).targets == ("c:3", "d:4", "e:5")
     assert "own" not in repr(settings)
     for flags, environment in (({"rest-port": "off"}, {}), ({}, {"RERANK_UPSTREAM_TOKEN": "two words"})):
         with pytest.raises(OptionError):
-            read_gateway_settings(flags, environment)
+            read_rest_settings(flags, environment)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +250,30 @@ def test_the_client_without_a_target_means_this_machines_server():
         assert read_client_settings(flags, environment) == ClientSettings("far:1", None)
 
 
-def test_defaults_are_said_as_one_would_type_them():
-    for option in SERVER_OPTIONS:
-        if default(option) and not option.repeatable:
-            assert read_settings({option.name: default(option)}, {}) == Settings()
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        (SERVER_OPTIONS, read_settings),
+        (REST_OPTIONS, read_rest_settings),
+        (CLIENT_OPTIONS, read_client_settings),
+    ],
+    ids=["serve", "rest", "client"],
+)
+def test_defaults_are_said_as_one_would_type_them(options, read):
+    for option in options:
+        text = option.default_text
+        if text:
+            assert read({option.name: [text] if option.repeatable else text}, {}) == read({}, {})
+    assert {option.name for option in options if not option.default_text} <= {
+        *("alias", "lazy-model", "pin", "catalogue", "token-file")
+    }
+
+
+@pytest.mark.parametrize("name", ["connection-age-grace"])
+def test_an_option_of_the_past_is_refused_by_name(name):
+    variable = f"RERANK_{name.upper().replace('-', '_')}"
+    with pytest.raises(OptionError, match=f"^{variable}: unknown environment variable"):
+        read_settings({}, {variable: "5"})
 
 
 def test_nothing_else_reads_the_environment():

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from rerank_grpc.cli.parser import parse
-from rerank_grpc.config import Settings, read_gateway_settings, read_settings
 from rerank_grpc.config.options import SERVER_OPTIONS, SERVER_TOKEN_VARIABLES
+from rerank_grpc.config.reading import read_rest_settings, read_settings
+from rerank_grpc.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = ROOT / "Dockerfile"
@@ -125,7 +126,7 @@ def test_it_runs_as_one_fixed_user_that_is_not_root():
 def test_its_settings_are_the_servers():
     settings = read_settings({}, environment())
     assert settings.host == settings.rest.host == "0.0.0.0"
-    assert read_gateway_settings({}, environment()).rest.host == "0.0.0.0"
+    assert read_rest_settings({}, environment()).host == "0.0.0.0"
     assert [str(settings.models_dir)] == of("VOLUME") == ["/models"]
     assert of("EXPOSE") == [f"{settings.port} {REST_PORT}"]
     assert settings.admin_host == "127.0.0.1"

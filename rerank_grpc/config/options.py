@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc.config import parsing
-from rerank_grpc.config.settings import EMBEDDED, ClientSettings, GatewaySettings, Settings
+from rerank_grpc.config.settings import ClientSettings, ModelSpec, RestSettings, Settings
 from rerank_grpc.errors import ConfigurationError
 
 PREFIX = "RERANK_"
 
 
 class OptionError(ConfigurationError):
-    """A flag or variable that is unknown or has a bad value."""
+    """An unknown flag or variable, or a bad value of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """One setting: its flag `--name`, and the variable that says the same.
 
-    `read` turns the text into the value or raises ValueError with what the text
-    is not ("is not a port"). `setting` is the attribute of the settings it
-    becomes. A repeatable option's variable holds its values separated by commas.
+    `read` turns a text into the value; its ValueError says what the text is not
+    ("is not a port"). `setting` names the attribute of `settings`. The variable
+    of a repeatable option holds values separated by commas.
     """
 
     name: str
@@ -34,13 +34,29 @@ class Option:
     help: str
     repeatable: bool = False
     variable: str = ""
+    settings: type[Settings | RestSettings | ClientSettings] = Settings
 
     def __post_init__(self) -> None:
         if not self.variable:
             object.__setattr__(self, "variable", PREFIX + self.name.upper().replace("-", "_"))
 
+    @property
+    def default_text(self) -> str:
+        """The default as an operator would type it; "" where nothing is the default."""
+        value: Any = self.settings()
+        for part in self.setting.split("."):
+            value = getattr(value, part, None)
+        if value is None:
+            word = self.metavar.rpartition("|")[2]
+            return word if word in ("auto", "off") else ""
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        if isinstance(value, tuple):
+            return ",".join(each.name if isinstance(each, ModelSpec) else each for each in value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
-REST_OPTIONS = (
+
+_REST_OPTIONS = (
     Option(
         "rest-host",
         "rest.host",
@@ -48,7 +64,13 @@ REST_OPTIONS = (
         "HOST",
         "the address of the REST port; --host's where only that is given",
     ),
-    Option("rest-port", "rest.port", parsing.port_or_off, "PORT|off", "the port for JSON over HTTP"),
+    Option(
+        "rest-port",
+        "rest.port",
+        parsing.or_none("off", parsing.port),
+        "PORT|off",
+        "the port for JSON over HTTP",
+    ),
     Option(
         "rest-timeout",
         "rest.timeout",
@@ -115,14 +137,14 @@ SERVER_OPTIONS = (
     Option(
         "model-memory",
         "model_memory",
-        parsing.bytes_or_off,
+        parsing.or_none("off", parsing.amount),
         "20GiB|off",
         "how much all models in memory may take; the least recently used makes room",
     ),
     Option(
         "idle-timeout",
         "idle_seconds",
-        parsing.seconds_or_off,
+        parsing.or_none("off", parsing.seconds),
         "SECONDS|off",
         "after which an unused model leaves memory until it is called again",
     ),
@@ -137,7 +159,13 @@ SERVER_OPTIONS = (
     Option("host", "host", parsing.text, "HOST", "the address to listen on; 0.0.0.0 is every one"),
     Option("port", "port", parsing.port, "PORT", "the port to listen on; 0 is any free one"),
     Option("admin-host", "admin_host", parsing.text, "HOST", "the address of the admin port"),
-    Option("admin-port", "admin_port", parsing.port_or_off, "PORT|off", "the port for probes and operators"),
+    Option(
+        "admin-port",
+        "admin_port",
+        parsing.or_none("off", parsing.port),
+        "PORT|off",
+        "the port for probes and operators",
+    ),
     Option(
         "token-file", "tokens", Path, "FILE", "a file of tokens, one a line; callers must send one of them"
     ),
@@ -156,16 +184,9 @@ SERVER_OPTIONS = (
         "after which a connection is asked to be made anew",
     ),
     Option(
-        "connection-age-grace",
-        "connection_age_grace_seconds",
-        parsing.seconds,
-        "SECONDS",
-        "how long calls on such a connection may still take",
-    ),
-    Option(
         "max-batch-tokens",
         "engine.max_batch_tokens",
-        parsing.count_or_auto,
+        parsing.or_none("auto", parsing.count),
         "TOKENS|auto",
         "how much goes to the device at once, for each model; auto measures it",
     ),
@@ -184,21 +205,13 @@ SERVER_OPTIONS = (
         "how many calls are admitted at once, of all models together",
     ),
     Option(
-        "call-cpu",
-        "call_cpu",
-        parsing.cpu,
-        "auto|N|off",
-        "the one CPU of the threads that answer calls, on Linux; auto draws one where there are 2 to 4, "
-        "and models use all",
-    ),
-    Option(
         "hang-timeout",
         "engine.hang_seconds",
         parsing.seconds,
         "SECONDS",
         "after which one forward pass counts as hung",
     ),
-    *REST_OPTIONS,
+    *_REST_OPTIONS,
     Option(
         "log-level",
         "log_level",
@@ -210,7 +223,7 @@ SERVER_OPTIONS = (
 
 _BY_NAME = {option.name: option for option in SERVER_OPTIONS}
 
-GATEWAY_OPTIONS = (
+REST_OPTIONS = (
     Option(
         "target",
         "targets",
@@ -218,38 +231,33 @@ GATEWAY_OPTIONS = (
         "HOST:PORT",
         "a gRPC server to pass calls on to; of several, those that are well take turns",
         repeatable=True,
+        settings=RestSettings,
     ),
-    *REST_OPTIONS,
+    *_REST_OPTIONS,
     *(_BY_NAME[name] for name in ("token-file", "grace", "log-level")),
 )
 
 CLIENT_OPTIONS = (
-    Option("target", "target", parsing.text, "HOST:PORT", "the server to call"),
-    Option("timeout", "timeout", parsing.seconds, "SECONDS", "how long a call may take"),
-    Option("token-file", "token", Path, "FILE", "a file that holds the token to send, on its first line"),
+    Option("target", "target", parsing.text, "HOST:PORT", "the server to call", settings=ClientSettings),
+    Option(
+        "timeout",
+        "timeout",
+        parsing.seconds,
+        "SECONDS",
+        "how long a call may take",
+        settings=ClientSettings,
+    ),
+    Option(
+        "token-file",
+        "token",
+        Path,
+        "FILE",
+        "a file that holds the token to send, on its first line",
+        settings=ClientSettings,
+    ),
 )
 
 # Tokens have no flag: another user of the machine can read a command line.
 SERVER_TOKEN_VARIABLES = ("RERANK_TOKENS", "ACCESS_TOKEN", "RERANK_API_KEY")
 CLIENT_TOKEN_VARIABLE = "RERANK_TOKEN"
 UPSTREAM_TOKEN_VARIABLE = "RERANK_UPSTREAM_TOKEN"
-
-
-def default(option: Option) -> str:
-    """Says an option's default as one would type it; "" where that is nothing."""
-    owner: Any = Settings()
-    if option not in SERVER_OPTIONS:
-        owner = GatewaySettings() if option in GATEWAY_OPTIONS else ClientSettings()
-    if option.setting == "models":
-        return EMBEDDED.name
-    if option.setting in ("aliases", "tokens", "token", "lazy_models", "pins", "catalogue"):
-        return ""
-    for part in option.setting.split("."):
-        owner = getattr(owner, part)
-    if isinstance(owner, bool):
-        return "on" if owner else "off"
-    if isinstance(owner, tuple):
-        return ",".join(owner)
-    if owner is None:
-        return "auto" if option.metavar.endswith("auto") else "off"
-    return f"{owner:g}" if isinstance(owner, float) else str(owner)

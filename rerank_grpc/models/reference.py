@@ -6,20 +6,21 @@ shared with the packed pass but the weights' files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from rerank_grpc.models.base import Model
+from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.network import _quiet as quiet
 
 
-def reference_logits(model: Model, query: str, documents: Sequence[str]) -> list[float]:
-    """Scores documents as the model's card does: logits, or cosines for a bi-encoder."""
-    card, pooling = model.card, getattr(model, "pooling", "mean")
+def reference_logits(card: ModelCard, query: str, documents: Sequence[str]) -> list[float]:
+    """Scores documents as the model's own files say: logits, or cosines for a bi-encoder."""
     directory = card.tokenizer_file.parent
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     auto = AutoModelForSequenceClassification if card.reads_pairs else AutoModel
@@ -40,9 +41,16 @@ def reference_logits(model: Model, query: str, documents: Sequence[str]) -> list
             return [float(logit) for logit in output.logits[:, 0]]
         output, mask = run([query, *documents])
         hidden = output.last_hidden_state
-        if pooling == "first":
+        if _pools_first_row(directory):
             vectors = hidden[:, 0]
         else:
             vectors = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         vectors = normalize(vectors.float())
         return [float(cosine) for cosine in vectors[1:] @ vectors[0]]
+
+
+def _pools_first_row(directory: Path) -> bool:
+    """Whether sentence-transformers' file takes a text's first row as its vector, and not the mean of all."""
+    (path,) = directory.glob("*_Pooling/config.json")
+    config = json.loads(path.read_bytes())
+    return config.get("pooling_mode") == "cls" or config.get("pooling_mode_cls_token") is True

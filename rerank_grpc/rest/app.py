@@ -21,8 +21,9 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerank_grpc.access import AccessList
-from rerank_grpc.config import MIB, RestSettings
+from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import RerankError, ShuttingDown, describe
+from rerank_grpc.limits import MIB
 from rerank_grpc.rest import discovery, dispatch, docs
 from rerank_grpc.rest.body import BodyBudget, read_json
 from rerank_grpc.rest.dialects.base import Decoded, Dialect, Reply, reply_to

@@ -10,8 +10,9 @@ from typing import Any
 from rerank_grpc import __version__
 from rerank_grpc.access import AccessList
 from rerank_grpc.client import UnexpectedStatus
-from rerank_grpc.config import Limits, Settings
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.errors import Unauthenticated, UnknownModel
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects.base import Json
 from rerank_grpc.rest.dialects.tei import LABEL
 from rerank_grpc.rest.exchange import Exchange
@@ -147,7 +148,6 @@ class Discovery:
     async def info(self, exchange: Exchange) -> Json:
         """Describes the default model as TEI does."""
         model = (await self._upstream.models(exchange.token))[0]
-        limits = Limits()
         return {
             "model_id": model.name,
             "model_sha": model.revision or None,
@@ -161,7 +161,7 @@ class Discovery:
             "max_input_length": model.max_tokens,
             "max_batch_tokens": model.max_batch_tokens,
             "max_batch_requests": None,
-            "max_client_batch_size": limits.documents,
+            "max_client_batch_size": LIMITS.documents,
             "auto_truncate": True,
             "tokenization_workers": 1,
             "version": __version__,

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import uvicorn
 
-from rerank_grpc import files
-from rerank_grpc.config import RestSettings
+from rerank_grpc.config import files
+from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import ConfigurationError, describe
 from rerank_grpc.rest.app import build_app
 from rerank_grpc.rest.protocol import Connections, PatientProtocol
@@ -43,18 +43,10 @@ class RestServer:
     Raises ConfigurationError if the port cannot be bound.
     """
 
-    def __init__(
-        self,
-        settings: RestSettings,
-        targets: Sequence[str],
-        *,
-        tokens: Sequence[str] = (),
-        upstream_token: str | None = None,
-        health: Callable[[], Health] | None = None,
-    ) -> None:
+    def __init__(self, settings: RestSettings, health: Callable[[], Health] | None = None) -> None:
         assert settings.port is not None
-        self._upstream = Upstream(targets, token=upstream_token)
-        self._app = build_app(settings, self._upstream, tokens, health)
+        self._upstream = Upstream(settings.targets, token=settings.upstream_token)
+        self._app = build_app(settings, self._upstream, settings.tokens, health)
         self._connections = Connections(files.connections(MAX_CONNECTIONS))
         self._socket = _bind(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]

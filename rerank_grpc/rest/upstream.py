@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from rerank_grpc.client import AsyncClient, ServerUnavailable, TransportError, UnexpectedStatus
 from rerank_grpc.client.core import service_config
-from rerank_grpc.config import Limits
 from rerank_grpc.errors import (
     DeadlineExceeded,
     ModelFailed,
@@ -23,6 +22,7 @@ from rerank_grpc.errors import (
     Unauthenticated,
     describe,
 )
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ CONCURRENCY = 8
 # The most connections that gRPC may open for rerank calls. gRPC opens one more where the streams that
 # a server allows are used up, so that the server, and not a full connection, refuses a call too many.
 MAX_CONNECTIONS = 10
-STREAMS = Limits().streams
+STREAMS = LIMITS.streams
 # Another server may answer where this one is away, or its model is.
 ELSEWHERE = (ServerUnavailable, ShuttingDown, ModelLoading, ModelFailed)
 

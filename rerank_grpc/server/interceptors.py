@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import grpc
 
 from rerank_grpc.access import AccessList
 from rerank_grpc.errors import Unauthenticated
-from rerank_grpc.server import status
-from rerank_grpc.server.pools import Pool, on_pool
+from rerank_grpc.server.handler import abort
+from rerank_grpc.server.lanes import Handler, Pool, on_pool
 
 SCHEME = "bearer "
 DENIAL_THREADS = 8
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class AccessInterceptor(grpc.ServerInterceptor):
@@ -63,7 +61,7 @@ def _denial(message: str, pool: Pool) -> Handler:
     error = Unauthenticated(message)
 
     def deny(_requests: Any, context: grpc.ServicerContext) -> NoReturn:
-        status.abort(context, error)
+        abort(context, error)
         raise AssertionError("abort returned")
 
     return grpc.stream_stream_rpc_method_handler(on_pool(deny, pool))

@@ -303,6 +303,11 @@ def model_from(message: pb.Model) -> ModelInfo:
     )
 
 
+def models_from(message: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
+    """Reads the configured models."""
+    return tuple(map(model_from, message.models))
+
+
 def health_request(model: str) -> pb.HealthRequest:
     """Writes a request of Health; "" is the default model."""
     check_text("model", model)

@@ -97,7 +97,7 @@ def test_every_argument_reaches_the_server(client, server):
 def test_a_request_that_is_made_already_is_sent_as_it_is(client, server):
     request = RerankRequest("q", [Document("a", "1")], "m", 3, priority=Priority.BATCH)
     assert client.send(request, timeout=5, metadata={"x-request-id": "r"}).results
-    assert list(client.stream(request))
+    assert list(client.stream(request, timeout=5, metadata={"x-request-id": "s"}))
     unary, stream = server.calls
     expected = {
         "query": "q",
@@ -109,7 +109,8 @@ def test_a_request_that_is_made_already_is_sent_as_it_is(client, server):
     assert unary.request == pb.RerankRequest(**expected)
     assert stream.request == pb.StreamRerankRequest(**expected)
     assert unary.time_remaining < 5.5
-    assert unary.metadata["x-request-id"] == "r"
+    assert stream.time_remaining < 5.5
+    assert (unary.metadata["x-request-id"], stream.metadata["x-request-id"]) == ("r", "s")
 
 
 @pytest.mark.parametrize("method", ["send", "stream"])

@@ -11,10 +11,11 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.config import ModelSpec, Settings
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.config.settings import ModelSpec, Settings
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests import checkpoints, prompts
+from tests import prompts
+from tests import random_models as checkpoints
 from tests.rest.support import post, rest_server
 from tests.support import request_of, serving, stub_of
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from rerank_grpc.config import ModelSpec, Settings
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.config.settings import ModelSpec, Settings
+from rerank_grpc.server.server import RerankServer
 from tests.rest.support import rest_server
 from tests.support import CountingRunner, serving
 

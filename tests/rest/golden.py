@@ -54,7 +54,7 @@ def _kind(key: str, value: Any) -> str:
 
 def main() -> None:
     """Records the replies of every caller's requests."""
-    from rerank_grpc.config import ModelSpec, Settings
+    from rerank_grpc.config.settings import ModelSpec, Settings
     from tests.rest.conftest import ALIASES
     from tests.rest.support import rest_server
     from tests.support import CountingRunner, serving

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rerank_grpc.config import RestSettings
+from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.rest.server import RestServer
 from rerank_grpc.types import Health
 
@@ -66,9 +66,9 @@ def rest_server(
     **settings: Any,
 ) -> Iterator[int]:
     """Runs a REST server for gRPC servers on these ports; yields its own port."""
-    rest = replace(RestSettings(), host=HOST, port=0, **settings)
-    targets = [f"{HOST}:{port}" for port in ports]
-    server = RestServer(rest, targets, tokens=tokens, upstream_token=upstream_token, health=health)
+    targets = tuple(f"{HOST}:{port}" for port in ports)
+    access = RestSettings(targets=targets, tokens=tokens, upstream_token=upstream_token)
+    server = RestServer(replace(access, host=HOST, port=0, **settings), health)
     server.start()
     try:
         yield server.port

@@ -10,7 +10,7 @@ import pytest
 
 from rerank_grpc.client import Client
 from rerank_grpc.rest import server as rest
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from tests.rest.support import HOST, get, post, read, rest_server
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import WAIT, HeldRunner, wait_for

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from tests.rest.support import get, post, rest_server
 
 QUERY = "How do I reset my password?"

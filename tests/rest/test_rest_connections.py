@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, Settings
 from rerank_grpc.rest import protocol
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from tests.rest.support import HOST, Reply, post, rest_server
 from tests.support import WAIT, CountingRunner, HeldRunner, loader_of, serving
 

@@ -8,7 +8,7 @@ import pytest
 from starlette.types import Message
 
 from rerank_grpc import __version__
-from rerank_grpc.config import Limits
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects.tei import LABEL
 from rerank_grpc.rest.docs import document, routes
 from rerank_grpc.rest.errors import STATUSES
@@ -35,7 +35,7 @@ def test_the_document_states_the_version_and_the_limits_that_hold(port: int) -> 
     served = get(port, "/openapi.json").json
     assert served == document()
     assert served["info"]["version"] == __version__
-    limits, schemas = Limits(), served["components"]["schemas"]
+    limits, schemas = LIMITS, served["components"]["schemas"]
     rerank, tei = schemas["RerankRequest"]["properties"], schemas["TeiRequest"]["properties"]
     for documents in (rerank["documents"], tei["texts"]):
         assert (documents["minItems"], documents["maxItems"]) == (1, limits.documents)

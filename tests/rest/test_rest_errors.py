@@ -11,9 +11,9 @@ import pytest
 
 from rerank_grpc import client, errors
 from rerank_grpc.client import RerankError
-from rerank_grpc.config import MIB
+from rerank_grpc.limits import MIB
 from rerank_grpc.rest.errors import STATUSES, problem_of
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from tests.client.scripted_server import ScriptedServer, fail
 from tests.rest.support import Reply, call, get, post, rest_server
 

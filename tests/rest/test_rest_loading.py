@@ -9,12 +9,11 @@ import pytest
 
 from rerank_grpc.cli import rest
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, RestSettings, Settings
-from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, RestSettings, Settings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
 from rerank_grpc.rest.upstream import Upstream
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health, State
 from tests.rest.support import HOST, get, post, rest_server
 from tests.rest.test_rest_connections import BODY

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from tests.command import environment, run
 from tests.rest.support import HOST, Reply, get, post
 from tests.rest.test_rest_connections import BODY, restarted, until
@@ -145,7 +145,7 @@ def test_a_taken_port_is_one_clear_line(command: str) -> None:
 
 def test_the_rest_server_imports_nothing_of_what_it_calls() -> None:
     code = (
-        "import sys; import rerank_grpc.rest.server, rerank_grpc.cli.gateway; "
+        "import sys; import rerank_grpc.rest.server, rerank_grpc.cli.rest; "
         "print({'torch', 'transformers', 'tokenizers', 'numpy', 'rerank_grpc.engine'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from rerank_grpc.client import AsyncClient
-from rerank_grpc.config import Settings
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.rest import upstream
 from rerank_grpc.rest.upstream import Upstream, UpstreamServer
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, hang, health, scored

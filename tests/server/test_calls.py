@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.support import WAIT, CountingRunner, HeldRunner, channel_of, request_of, serving, stub_of, wait_for
 

@@ -6,12 +6,12 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
-from rerank_grpc.config import Limits, Settings
+from rerank_grpc.config.settings import Settings
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.server.test_errors import details_of, failure
 from tests.support import CountingRunner, request_of, serving, stub_of
 
-LIMITS = Limits()
 MANY = ["d"] * LIMITS.documents
 
 

@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from rerank_grpc.config import Limits
 from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects.base import LOGIT, RELEVANCE, Body, Score
 from rerank_grpc.types import Document
 
-LIMITS = Limits()
 _Read = TypeVar("_Read")
 
 

@@ -9,6 +9,7 @@ from functools import partial
 import orjson
 
 from rerank_grpc.errors import InvalidRequest, Reason
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects import base, fields
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score
 from rerank_grpc.rest.errors import Problem, common_body
@@ -40,7 +41,7 @@ def _request(body: Body, documents: Sequence[Document]) -> RerankRequest:
         top_n=fields.top_n(body, "top_n" if body.get("top_n") is not None else "top_k", len(documents)),
         instruction=_instruction(body),
         max_tokens_per_document=token_limit(body),
-        max_chunks_per_document=min(max(chunks, 1), fields.LIMITS.chunks),
+        max_chunks_per_document=min(max(chunks, 1), LIMITS.chunks),
         truncation=Truncation.END if fields.flag(body, "truncation", True) else Truncation.NONE,
     )
 
