@@ -141,9 +141,9 @@ class Ours:
     def __init__(self, path: Path, workload: workloads.Workload, precision: str) -> None:
         from rerank_grpc.config.settings import EngineSettings
         from rerank_grpc.engine.engine import Engine
-        from rerank_grpc.engine.runner import ModelRunner
-        from rerank_grpc.engine.tokenizer import encoder_for
         from rerank_grpc.models.loader import load_model
+        from rerank_grpc.runner.runner import ModelRunner
+        from rerank_grpc.tokenizer.tokenizer import encoder_for
 
         model = load_model(str(path), models_dir=Path("models"), device="cpu", precision=precision)
         self._workload = workload

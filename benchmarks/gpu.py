@@ -121,10 +121,10 @@ class Ours:
     def __init__(self, path: Path, size: Size, precision: str | None = None) -> None:
         from rerank_grpc.config.settings import EngineSettings
         from rerank_grpc.engine.engine import Engine
-        from rerank_grpc.engine.staged import runner_for
-        from rerank_grpc.engine.tokenizer import encoder_for
-        from rerank_grpc.engine.warmup import warm_up
         from rerank_grpc.models.loader import load_model
+        from rerank_grpc.registry.warmup import warm_up
+        from rerank_grpc.runner.cuda import runner_for
+        from rerank_grpc.tokenizer.tokenizer import encoder_for
 
         began = perf_counter()
         model = load_model(
@@ -387,7 +387,7 @@ def saturation(run: Run, name: str) -> None:
 def check_server() -> None:
     """Raises NotHere where the server's packages are missing or too old for its stubs."""
     try:
-        import rerank_grpc.server.app  # noqa: F401
+        import rerank_grpc.server.server  # noqa: F401
     except Exception as error:  # the stubs check versions, too, each with errors of its own
         raise NotHere(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 

@@ -56,8 +56,8 @@ def overhead() -> dict[str, Any]:
         for n in range(200)
     ]
     found: dict[str, list[float]] = {}
-    with served("free") as ours, served("echo", "off") as bare, served("echo", "auto") as bound:
-        targets = {"service": ours.target, "echo": bare.target, "bound_echo": bound.target}
+    with served("free") as ours, served("echo") as bare:
+        targets = {"service": ours.target, "echo": bare.target}
         for target in targets.values():
             load.closed_loop(target, [*singles[:4], *hundreds[:4]], 4, 1.0)
         for _ in range(ROUNDS):
@@ -79,8 +79,8 @@ def tokenizing(name: str) -> dict[str, Any]:
     """W2's pairs: our encoder beside the library's own pair encoding."""
     from transformers import AutoTokenizer
 
-    from rerank_grpc.engine.tokenizer import PairEncoder
-    from rerank_grpc.engine.vocabulary import read_vocabulary
+    from rerank_grpc.tokenizer.tokenizer import PairEncoder
+    from rerank_grpc.tokenizer.vocabulary import read_vocabulary
 
     path = checkpoints.tokenizer(name)
     library = AutoTokenizer.from_pretrained(path)
@@ -212,8 +212,7 @@ def rows_of(data: dict[str, Any]) -> list[Row]:
     rate = cost["service_calls_per_second"]
 
     def echo(figure: str, digits: int = 2) -> str:
-        plain, bound = (f"{cost[f'{name}_{figure}']['median']:.{digits}f}" for name in ("echo", "bound_echo"))
-        return f"bare echo {plain}, on one CPU {bound}"
+        return f"bare echo {cost[f'echo_{figure}']['median']:.{digits}f}"
 
     return [
         (
@@ -298,7 +297,6 @@ def write(data: dict[str, Any]) -> None:
 - load average before and after: {data["load_before"]}, {data["load_after"]}
 - load generator on the same machine, token check and one log line per call on
 - in the first three rows and in tokenizing every call has another query, for the service remembers them
-- the service answers calls on one CPU (`--call-cpu auto`); the bare echo is measured both ways
 - model: {checkpoints.SHAPES[SHAPE].like}'s shape, random weights, {data["single_calls"]["W2"]["precision"]},
   batches of {data["single_calls"]["W2"]["budget"]} tokens as measured at warm-up
 
@@ -324,7 +322,6 @@ A call of 1,000 documents takes {data["fairness"]["large_alone"]:.2f} s alone an
         for name, label, own in (
             ("service", "rerank-grpc", True),
             ("echo", "bare grpcio echo", False),
-            ("bound_echo", "the same on one CPU", False),
         )
     ]
     if not report.chart("quick", "A call whose model costs nothing", bars, "milliseconds, p50"):

@@ -1,7 +1,6 @@
 """Servers to be measured, each in a process of its own.
 
-    python -m benchmarks.servers echo off        a bare threaded grpcio server that computes nothing
-    python -m benchmarks.servers echo auto       the same on one CPU, as the service answers its calls
+    python -m benchmarks.servers echo            a bare threaded grpcio server that computes nothing
     python -m benchmarks.servers free            the service, whose model costs nothing
     python -m benchmarks.servers model minilm    the service with a checkpoint of real shape
     python -m benchmarks.servers alone minilm 1 1024
@@ -82,10 +81,8 @@ def say(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
 
 
-def echo(cpu: str = "off") -> None:
-    from rerank_grpc.cpus import OneCpu
-
-    say(port=OneCpu("auto" if cpu == "auto" else None).run(start_echo))
+def echo() -> None:
+    say(port=start_echo())
     sys.stdin.read()
 
 
@@ -119,9 +116,9 @@ def free() -> None:
     """Serves a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
     from rerank_grpc.config.settings import EngineSettings
     from rerank_grpc.engine.engine import Engine, OnDeath
-    from rerank_grpc.engine.tokenizer import encoder_for
-    from rerank_grpc.engine.warmup import warm_up
     from rerank_grpc.registry import LoadedModel
+    from rerank_grpc.registry.warmup import warm_up
+    from rerank_grpc.tokenizer.tokenizer import encoder_for
 
     card = load("minilm").card
 
@@ -146,7 +143,7 @@ def serve(source: str, loader: Any = None) -> None:
     from rerank_grpc.cli.logs import log_to
     from rerank_grpc.cli.serve import freeze_imports
     from rerank_grpc.config.settings import ModelSpec, Settings
-    from rerank_grpc.server.app import RerankServer
+    from rerank_grpc.server.server import RerankServer
 
     freeze_imports()
     # Standard error is a file here, and a log line costs what it costs in production.
@@ -167,9 +164,9 @@ def alone(name: str, scale: str = "1", budget: str = "0") -> None:
     """Runs the calls of W4 through the engine without a server; each line on stdin is a number of seconds."""
     from rerank_grpc.config.settings import EngineSettings
     from rerank_grpc.engine.engine import Engine
-    from rerank_grpc.engine.staged import runner_for
-    from rerank_grpc.engine.tokenizer import encoder_for
-    from rerank_grpc.engine.warmup import warm_up
+    from rerank_grpc.registry.warmup import warm_up
+    from rerank_grpc.runner.cuda import runner_for
+    from rerank_grpc.tokenizer.tokenizer import encoder_for
 
     model = load(name)
     encoder = encoder_for(model.card)

@@ -10,15 +10,14 @@ from heapq import heappush, heappushpop
 from operator import attrgetter
 from time import monotonic
 
-from rerank_grpc.call import Call
-from rerank_grpc.door import Door, Slot
-from rerank_grpc.engine.encoding import EncodedRequest
-from rerank_grpc.engine.pace import Pace, Turns
-from rerank_grpc.engine.request import ScoringRequest
-from rerank_grpc.engine.scores import best_chunk, logits_of, relevance_scores
+from rerank_grpc.engine.future import Future
+from rerank_grpc.gate import Gate, Permit
 from rerank_grpc.limits import Limits, check_request
 from rerank_grpc.registry import Lease, LoadedModel, Registry
-from rerank_grpc.types import RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
+from rerank_grpc.scores import best_chunk, logits_of, relevance_scores
+from rerank_grpc.sequence import TokenizedRequest
+from rerank_grpc.tokenizer.pace import Pace, Turns
+from rerank_grpc.types import Call, RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
 
 
 class Reranker:
@@ -27,7 +26,7 @@ class Reranker:
     `door` bounds the calls inside, `lobby` those that wait for a model to be loaded.
     """
 
-    def __init__(self, registry: Registry, limits: Limits, door: Door, lobby: Door) -> None:
+    def __init__(self, registry: Registry, limits: Limits, door: Gate, lobby: Gate) -> None:
         self._registry = registry
         self._limits = limits
         self._door = door
@@ -61,7 +60,7 @@ class Reranker:
                     yield results
             yield job.summary()
 
-    def _enter(self, request: RerankRequest, call: Call) -> tuple[Lease, Slot]:
+    def _enter(self, request: RerankRequest, call: Call) -> tuple[Lease, Permit]:
         """Leases the model and takes a slot.
 
         A call that waits for its model to be loaded takes a place in the lobby
@@ -92,7 +91,7 @@ class Reranker:
             encoded = model.encoder.encode(
                 request.query,
                 [document.text for document in request.documents],
-                instruction=request.instruction,
+                instruction=_instruction(request, model),
                 max_tokens_per_document=request.max_tokens_per_document,
                 truncation=request.truncation,
                 max_chunks=max(1, request.max_chunks_per_document),
@@ -116,8 +115,8 @@ class _Job:
 
     request: RerankRequest
     model: LoadedModel
-    encoded: EncodedRequest
-    scoring: ScoringRequest
+    encoded: TokenizedRequest
+    scoring: Future
     tokenization_seconds: float
 
     def results(self, indices: Iterable[int]) -> list[ScoredDocument]:
@@ -161,10 +160,16 @@ class _Job:
         return _Missing(self.encoded)
 
 
+def _instruction(request: RerankRequest, model: LoadedModel) -> str:
+    """Returns the instruction, or "" where the model takes none and the request says to leave it out."""
+    left_out = request.ignore_unsupported_options and not model.card.accepts_instruction
+    return "" if left_out else request.instruction
+
+
 class _Missing:
     """Tells which documents become complete as sequences are scored."""
 
-    def __init__(self, encoded: EncodedRequest) -> None:
+    def __init__(self, encoded: TokenizedRequest) -> None:
         query = set() if encoded.query is None else {encoded.query}
         self._needs = [
             query | {chunk.sequence for chunk in document.chunks} for document in encoded.documents

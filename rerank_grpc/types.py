@@ -8,9 +8,13 @@ named tuple, frozen like a dataclass at a fourth of its cost.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import NamedTuple
+
+from rerank_grpc.errors import Cancelled, DeadlineExceeded
 
 
 class Truncation(enum.Enum):
@@ -57,7 +61,8 @@ class RerankRequest(NamedTuple):
     """One query and its documents; defaults and limits are the proto's.
 
     `top_n` and `max_tokens_per_document` of 0 mean all; `max_chunks_per_document`
-    of 1 means that a long document is truncated.
+    of 1 means that a long document is truncated. With `ignore_unsupported_options`
+    an instruction is left out where the model takes none, instead of refused.
     """
 
     query: str
@@ -71,6 +76,7 @@ class RerankRequest(NamedTuple):
     truncation: Truncation = Truncation.END
     max_chunks_per_document: int = 1
     priority: Priority = Priority.INTERACTIVE
+    ignore_unsupported_options: bool = False
 
 
 class Span(NamedTuple):
@@ -159,3 +165,39 @@ class Health:
     queue_capacity_tokens: int = 0
     tokens_per_second: float = 0.0
     serving: bool = False
+
+
+class Call:
+    """A deadline and a cancellation, passed along with a request from its first step to its last.
+
+    Any thread may cancel a call, a gRPC callback too: nothing here takes a lock.
+
+    Attributes:
+        deadline: in the seconds of time.monotonic; math.inf for none.
+    """
+
+    __slots__ = ("_callbacks", "_cancelled", "deadline")
+
+    def __init__(self, deadline: float = math.inf) -> None:
+        self.deadline = deadline
+        self._cancelled = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    def cancel(self) -> None:
+        """Ends the call because its caller has left; harmless when the call is over."""
+        self._cancelled = True
+        while self._callbacks:
+            self._callbacks.pop()()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Has a function called when the call is cancelled, at once if it is; twice does no harm."""
+        self._callbacks.append(callback)
+        if self._cancelled:
+            callback()
+
+    def check(self) -> None:
+        """Raises Cancelled or DeadlineExceeded where further work would be wasted."""
+        if self._cancelled:
+            raise Cancelled("the caller cancelled")
+        if self.deadline <= monotonic():
+            raise DeadlineExceeded("the deadline passed before the call reached the queue")

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 import transformers
 
-from rerank_grpc.engine.prompt import PromptEncoder
-from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.gemma import PROMPT as GEMMA
 from rerank_grpc.models.prompt import Prompt
 from rerank_grpc.models.qwen3 import PROMPT as QWEN3
+from rerank_grpc.tokenizer.frames import PromptEncoder
+from rerank_grpc.tokenizer.tokenizer import encoder_for
 from rerank_grpc.types import Scoring
-from tests import checkpoints
+from tests import random_models as checkpoints
 
 PROMPTS = {"qwen3": QWEN3, "gemma": GEMMA}
 WRITERS = {"qwen3": checkpoints.qwen3_reranker, "gemma": checkpoints.gemma_reranker}

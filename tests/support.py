@@ -13,15 +13,13 @@ from pathlib import Path
 import grpc
 
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
-from rerank_grpc.engine.batch import PackedBatch, Sequence
-from rerank_grpc.engine.encoding import EncodedChunk, EncodedDocument, EncodedRequest
 from rerank_grpc.engine.engine import Engine, OnDeath
-from rerank_grpc.engine.pace import UNHURRIED, Pace
-from rerank_grpc.engine.request import Output
-from rerank_grpc.engine.runner import Runner
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry import LoadedModel, Loader
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.runner.runner import Runner
+from rerank_grpc.sequence import Chunk, Output, PackedBatch, Sequence, TokenizedDocument, TokenizedRequest
+from rerank_grpc.server.server import RerankServer
+from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.types import Scoring, Truncation
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -89,13 +87,13 @@ class WordEncoder:
         truncation: Truncation = Truncation.END,
         max_chunks: int = 1,
         pace: Pace = UNHURRIED,
-    ) -> EncodedRequest:
+    ) -> TokenizedRequest:
         head = [_word(word) for word in query.split()]
         bodies = [[_word(word) for word in text.split()] for text in documents]
-        return EncodedRequest(
+        return TokenizedRequest(
             sequences=tuple(Sequence.of([0, *head, 1, *body]) for body in bodies),
             documents=tuple(
-                EncodedDocument((EncodedChunk(index, len(body)),), truncated=False)
+                TokenizedDocument((Chunk(index, len(body)),), truncated=False)
                 for index, body in enumerate(bodies)
             ),
             query=None,

@@ -38,7 +38,6 @@ SAMPLES = {
     "max-batch-tokens": ("8192", 8192),
     "max-queue-tokens": ("1000", 1000),
     "max-calls": ("7", 7),
-    "call-cpu": ("3", 3),
     "hang-timeout": ("9", 9.0),
     "log-level": ("debug", "debug"),
     "rest-host": ("0.0.0.0", "0.0.0.0"),

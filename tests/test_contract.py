@@ -11,8 +11,8 @@ import pytest
 from rerank_grpc.config.settings import Settings
 from rerank_grpc.errors import Reason
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.server.status import SHORTEST_DELAY_SECONDS
 from rerank_grpc.v1 import rerank_pb2
+from rerank_grpc.wire.status import SHORTEST_DELAY_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = Path("proto/rerank/v1/rerank.proto")
@@ -48,7 +48,7 @@ def test_the_contract_breaks_nothing_that_was_released(buf):
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("string query = 2;", "string query = 12;", "Previously present field"),
+        ("string query = 2;", "string query = 99;", "Previously present field"),
         ("float relevance_score = 3;", "double relevance_score = 3;", "changed type"),
         ("MODEL_STATE_READY = 3;", "MODEL_STATE_READY = 7;", "enum value"),
         ("rpc Health(HealthRequest)", "rpc Healthy(HealthRequest)", "Previously present RPC"),

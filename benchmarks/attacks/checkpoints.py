@@ -19,7 +19,7 @@ def write_models(folder: Path) -> None:
 
 
 def _write(folder: Path) -> None:
-    from tests import checkpoints
+    from tests import random_models as checkpoints
 
     size = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512}
     checkpoints.deberta(folder / "padded", max_position_embeddings=TOKENS, **size)

@@ -21,7 +21,7 @@ LAZY_MODELS = ("first", "second")
 HANGS = """
 import signal, sys, threading
 from rerank_grpc.cli import main
-from rerank_grpc.engine.runner import ModelRunner
+from rerank_grpc.runner.runner import ModelRunner
 
 run, hangs = ModelRunner.run, threading.Event()
 

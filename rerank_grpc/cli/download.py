@@ -20,8 +20,8 @@ def download(parsed: argparse.Namespace) -> int:
     """Fetches what is missing of each model; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
     with needs("download", _NEEDED):
-        from rerank_grpc.models.catalogue import read_catalogue
-        from rerank_grpc.models.sources import download as fetch
+        from rerank_grpc.checkpoints.catalogue import read_catalogue
+        from rerank_grpc.checkpoints.sources import download as fetch
 
     catalogue, screen = read_catalogue(settings.catalogue), Screen.of(sys.stderr)
     for name in parsed.models:
@@ -46,7 +46,7 @@ def convert(parsed: argparse.Namespace) -> int:
 
 def _convert(directory: Path) -> list[Path]:
     with needs("convert", _NEEDED):
-        from rerank_grpc.models.convert import convert as make
+        from rerank_grpc.checkpoints.convert import convert as make
 
     return make(directory, _say)
 

@@ -23,7 +23,7 @@ from rerank_grpc.types import ModelInfo, State
 
 if TYPE_CHECKING:
     from rerank_grpc.rest.server import RestServer
-    from rerank_grpc.server.app import RerankServer
+    from rerank_grpc.server.server import RerankServer
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _serve(server: RerankServer, rest_server: RestServer | None, process: Proces
     """Serves until a signal comes; raises ConfigurationError if the default model cannot be served."""
     server.start()
     if rest_server:
-        server.call_cpu.run(rest_server.start)
+        rest_server.start()
     if _load(server, process):
         process.log.say(
             *summary(
@@ -76,7 +76,7 @@ def _serve(server: RerankServer, rest_server: RestServer | None, process: Proces
 
 def _build(settings: Settings, on_hang: Callable[[], None]) -> RerankServer:
     with needs("serving", 'pip install "rerank-grpc[server,embedded]"'):
-        from rerank_grpc.server.app import RerankServer
+        from rerank_grpc.server.server import RerankServer
     freeze_imports()
     return RerankServer(settings, on_hang=on_hang)
 

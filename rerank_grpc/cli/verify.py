@@ -18,8 +18,8 @@ from rerank_grpc.limits import LIMITS
 from rerank_grpc.types import Document, RerankRequest, ScoredDocument, Scoring
 
 if TYPE_CHECKING:
+    from rerank_grpc.checkpoints.catalogue import Catalogue, KnownPair
     from rerank_grpc.models.base import ModelCard
-    from rerank_grpc.models.catalogue import Catalogue, KnownPair
     from rerank_grpc.reranker import Reranker
 
 PROBE_QUERY = "how does a reranker score a document?"
@@ -61,7 +61,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Verifies each model: 0 if all are right, else 1; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
     with needs("verify", 'pip install "rerank-grpc[server]"'):
-        from rerank_grpc.models.catalogue import read_catalogue
+        from rerank_grpc.checkpoints.catalogue import read_catalogue
 
         catalogue = read_catalogue(settings.catalogue)
     passed = [_verify(name, settings, catalogue) for name in parsed.models]
@@ -90,7 +90,7 @@ def _verify(name: str, settings: Settings, catalogue: Catalogue) -> bool:
 @contextmanager
 def serving(name: str, settings: Settings) -> Iterator[tuple[Reranker, ModelCard]]:
     """Loads a model and gives the reranker that a server would answer with; raises ModelLoadError."""
-    from rerank_grpc.door import Door
+    from rerank_grpc.gate import Gate
     from rerank_grpc.registry import Registry
     from rerank_grpc.registry.loading import loader_for
     from rerank_grpc.reranker import Reranker
@@ -101,8 +101,8 @@ def serving(name: str, settings: Settings) -> Iterator[tuple[Reranker, ModelCard
     registry.start()
     try:
         registry.wait_until_loaded()
-        door = Door(1, LIMITS.characters_inside)
-        yield Reranker(registry, LIMITS, door, door), loaded.card
+        gate = Gate(1, LIMITS.characters_inside)
+        yield Reranker(registry, LIMITS, gate, gate), loaded.card
     finally:
         registry.close()
 

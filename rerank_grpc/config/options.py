@@ -205,14 +205,6 @@ SERVER_OPTIONS = (
         "how many calls are admitted at once, of all models together",
     ),
     Option(
-        "call-cpu",
-        "call_cpu",
-        parsing.cpu,
-        "auto|N|off",
-        "the one CPU of the threads that answer calls, on Linux; auto draws one where there are 2 to 4, "
-        "and models use all",
-    ),
-    Option(
         "hang-timeout",
         "engine.hang_seconds",
         parsing.seconds,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from rerank_grpc.config.settings import ModelSpec
-from rerank_grpc.cpus import CpuChoice
 
 T = TypeVar("T")
 NAME = re.compile(r"[\w.:/@+-]{1,200}")
@@ -56,15 +55,6 @@ def port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65_535:
         raise ValueError("is not a port (1 to 65535, or 0 for any free one)")
     return int(text)
-
-
-def cpu(text: str) -> CpuChoice:
-    """Reads the number of a CPU, "auto", or "off" as None."""
-    if text == "auto":
-        return "auto"
-    if text != "off" and not re.fullmatch(r"[0-9]{1,5}", text):
-        raise ValueError("is not the number of a CPU, nor auto or off")
-    return None if text == "off" else int(text)
 
 
 def on_or_off(text: str) -> bool:

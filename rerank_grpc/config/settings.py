@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rerank_grpc.cpus import CpuChoice
 from rerank_grpc.limits import LIMITS, MIB, Limits
 
 
@@ -89,7 +88,6 @@ class Settings:
     connection_age_seconds: float = 600.0
     limits: Limits = LIMITS
     max_calls: int = 96
-    call_cpu: CpuChoice = "auto"
     engine: EngineSettings = field(default_factory=EngineSettings)
     rest: RestSettings = field(default_factory=RestSettings)
     log_level: str = "info"

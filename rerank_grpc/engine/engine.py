@@ -1,4 +1,4 @@
-"""Runs the queue of one model on one device: submit() → ScoringRequest.
+"""Runs the queue of one model on one device: submit() → Future.
 
 One thread, the device thread, takes a batch whenever the device is free and
 delivers its outputs; with a runner that overlaps, it launches the next batch
@@ -20,13 +20,10 @@ from time import monotonic
 from typing import TypeAlias
 
 from rerank_grpc.config.settings import EngineSettings
-from rerank_grpc.cpus import OneCpu, use_those_of
-from rerank_grpc.engine.batch import Sequence
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.flight import Flight, Launcher
+from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.meter import Meter, Usage
-from rerank_grpc.engine.request import Output, ScoringRequest
-from rerank_grpc.engine.runner import DeviceLost, OutOfMemory, Runner
 from rerank_grpc.engine.scheduler import Forecast, Item, Scheduler, tokens_of
 from rerank_grpc.engine.watchdog import Watchdog
 from rerank_grpc.errors import (
@@ -38,6 +35,8 @@ from rerank_grpc.errors import (
     ShuttingDown,
     describe,
 )
+from rerank_grpc.runner.runner import DeviceLost, OutOfMemory, Runner
+from rerank_grpc.sequence import Output, Sequence
 from rerank_grpc.types import Priority
 
 log = logging.getLogger(__name__)
@@ -55,9 +54,6 @@ class Engine:
 
     `on_death` is called once, on the thread that found out, when the device
     thread died or hung.
-
-    Attributes:
-        callers: the CPU of the threads that call; the device thread waits there.
     """
 
     def __init__(
@@ -70,7 +66,6 @@ class Engine:
         clock: DeviceClock | None = None,
     ) -> None:
         self.settings = settings
-        self.callers = OneCpu(None)
         self._launcher = Launcher(runner)
         self._name = name
         self._on_death = on_death
@@ -95,7 +90,6 @@ class Engine:
         # that the caller who wakes it still holds, and nobody is woken while it is at work.
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._idle = False
-        self._bound = False
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True)
         self._threads = [
@@ -159,13 +153,13 @@ class Engine:
         deadline: float = math.inf,
         priority: Priority = Priority.INTERACTIVE,
         stepwise: bool = False,
-    ) -> ScoringRequest:
+    ) -> Future:
         """Lets a request in; the caller waits on it, `stepwise` in `completed`, then releases it.
 
         Raises QueueFull, DeadlineUnreachable, DeadlineExceeded, ShuttingDown, or
         ModelFailed when the device thread is gone.
         """
-        request = ScoringRequest(sequences, deadline=deadline, priority=priority, stepwise=stepwise)
+        request = Future(sequences, deadline=deadline, priority=priority, stepwise=stepwise)
         now = monotonic()
         if sequences and request.late(now):
             raise DeadlineExceeded("the deadline passed before the call reached the queue")
@@ -177,7 +171,7 @@ class Engine:
             self._wakeups.put(None)
         return request
 
-    def release(self, request: ScoringRequest) -> None:
+    def release(self, request: Future) -> None:
         """Frees what a request still holds: nothing more is run for it."""
         with self._lock:
             self._scheduler.discard(request)
@@ -235,22 +229,13 @@ class Engine:
             elif self._flights:
                 break
             else:
-                self._wait()
+                self._wakeups.get()
         return bool(self._flights)
-
-    def _wait(self) -> None:
-        """Sleeps until somebody calls, on the CPU of the callers: to be woken there costs both sides less."""
-        self._bound = self.callers.bind() or self._bound
-        self._wakeups.get()
-        # The watcher was started as this one was, and never bound: it has what the process is given.
-        # Linux remembers what was asked for, so that has to be asked for ever after.
-        if self._bound and not use_those_of(self._watcher):
-            self.callers, self._bound = OneCpu(None), False
 
     def _take_batch(self) -> list[Item]:
         """Takes the next batch and fails expired requests.
 
-        It is separate from `_wait`, so that a sleeping device thread refers to no request.
+        It is separate from the waiting, so that a sleeping device thread refers to no request.
         """
         now = monotonic()
         with self._lock:
@@ -315,7 +300,7 @@ class Engine:
     def _deliver(self, scored: list[Scored]) -> None:
         """Hands outputs to all who wait for them, and errors to them alone."""
         now = monotonic()
-        outputs: dict[ScoringRequest, list[tuple[int, Output]]] = {}
+        outputs: dict[Future, list[tuple[int, Output]]] = {}
         with self._lock:
             self._batch_started = now if self._flights else None
             if not self._flights:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rerank_grpc.engine.batch import PackedBatch
-from rerank_grpc.engine.request import Output
-from rerank_grpc.engine.runner import Overlapping, Runner
 from rerank_grpc.engine.scheduler import Item
+from rerank_grpc.runner.runner import Overlapping, Runner
+from rerank_grpc.sequence import Output, PackedBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 from weakref import WeakSet
 
-from rerank_grpc.engine.batch import TOKEN_BYTES, Prefix, Sequence
-from rerank_grpc.engine.request import ScoringRequest
+from rerank_grpc.engine.future import Future
 from rerank_grpc.errors import DeadlineUnreachable, QueueFull
+from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.types import Priority
 
 BATCH_SHARE = 1 / 8
@@ -48,7 +48,7 @@ UNKNOWN_SECONDS = 1.0
 Forecast: TypeAlias = Callable[[float], float]
 
 # A request that waits for a sequence, and the sequence's index there.
-Waiter: TypeAlias = tuple[ScoringRequest, int]
+Waiter: TypeAlias = tuple[Future, int]
 
 
 class Item:
@@ -76,13 +76,13 @@ def tokens_of(items: Iterable[Item]) -> int:
 
 
 @dataclass(slots=True)
-class Entry:
+class Queued:
     """A request in the queue, and what of it has not gone to the device.
 
     `served` is how many tokens it has had, counted from what others had when it came.
     """
 
-    request: ScoringRequest
+    request: Future
     arrival: int
     items: list[Item]
     pending: deque[Item]
@@ -106,7 +106,7 @@ class Scheduler:
         self._items: dict[Sequence, Item] = {}
         # Counted already; what the runner keeps of a prefix lives as long as the object, too.
         self._prefixes: WeakSet[Prefix] = WeakSet()
-        self._entries: dict[ScoringRequest, Entry] = {}
+        self._entries: dict[Future, Queued] = {}
         self._arrivals = 0
         self._batch_credit = 0.0
         # What a request of each class has had that waited from the beginning: where newcomers start.
@@ -116,7 +116,7 @@ class Scheduler:
         return len(self._entries)
 
     @property
-    def requests(self) -> list[ScoringRequest]:
+    def requests(self) -> list[Future]:
         """All requests that are not finished, in the order of arrival."""
         return list(self._entries)
 
@@ -138,7 +138,7 @@ class Scheduler:
                 retry_after=max(SHORTEST_RETRY_SECONDS, seconds),
             )
 
-    def add(self, request: ScoringRequest, now: float, forecast: Forecast | None = None) -> None:
+    def add(self, request: Future, now: float, forecast: Forecast | None = None) -> None:
         """Lets a request in.
 
         Raises QueueFull, or DeadlineUnreachable if by the forecast its deadline
@@ -165,11 +165,11 @@ class Scheduler:
         self._arrivals += 1
         self.queued_tokens += tokens
         request.admitted_at = now
-        self._entries[request] = Entry(
+        self._entries[request] = Queued(
             request, self._arrivals, items, pending, tokens_of(pending), self._average[request.priority]
         )
 
-    def _items_of(self, request: ScoringRequest) -> tuple[list[Item], dict[Sequence, Item]]:
+    def _items_of(self, request: Future) -> tuple[list[Item], dict[Sequence, Item]]:
         """One item for each of a request's sequences, and those among them that are new."""
         fresh, known = dict[Sequence, Item](), self._items
         items = [
@@ -189,7 +189,7 @@ class Scheduler:
                 prefix = prefix.before
         return brought
 
-    def _check_deadline(self, request: ScoringRequest, tokens: int, now: float, forecast: Forecast) -> None:
+    def _check_deadline(self, request: Future, tokens: int, now: float, forecast: Forecast) -> None:
         remaining = request.deadline - now
         needed = forecast(self.running_tokens) + forecast(self._work_before(request, tokens) + tokens)
         if needed <= TOLERANCE * remaining:
@@ -207,7 +207,7 @@ class Scheduler:
             retry_after=max(SHORTEST_RETRY_SECONDS, wait),
         )
 
-    def _work_before(self, request: ScoringRequest, tokens: int) -> int:
+    def _work_before(self, request: Future, tokens: int) -> int:
         """Estimates the tokens that wait now and run before a new request of so many is finished.
 
         Those of its class are served in equal shares: by the time it has had
@@ -221,7 +221,7 @@ class Scheduler:
                 work += entry.pending_tokens
         return work
 
-    def discard(self, request: ScoringRequest) -> None:
+    def discard(self, request: Future) -> None:
         """Forgets a request and frees its room; work that others wait for too stays."""
         entry = self._entries.pop(request, None)
         if entry is None:
@@ -239,7 +239,7 @@ class Scheduler:
         for request in [request for request in self._entries if request.done]:
             self.discard(request)
 
-    def expire(self, now: float) -> list[ScoringRequest]:
+    def expire(self, now: float) -> list[Future]:
         """Forgets the requests whose deadline passed before they were done, and returns them."""
         late = [request for request in self._entries if request.late(now)]
         for request in late:
@@ -268,7 +268,7 @@ class Scheduler:
             self._batch_credit = 0.0
         return self._start(batch.items, now)
 
-    def _fill_background(self, batch: _Filling, interactive: list[Entry], background: list[Entry]) -> int:
+    def _fill_background(self, batch: _Filling, interactive: list[Queued], background: list[Queued]) -> int:
         """Gives BATCH what it has earned beside INTERACTIVE; returns the tokens taken."""
         earned = self._batch_credit + self.max_batch_tokens * BATCH_SHARE
         self._batch_credit = min(earned, self.max_batch_tokens)
@@ -315,7 +315,7 @@ class Scheduler:
         return waiters
 
 
-def _take_all(entries: Iterable[Entry]) -> list[Item]:
+def _take_all(entries: Iterable[Queued]) -> list[Item]:
     """Takes everything that waits, which needs no rules where all of it fits."""
     items = []
     for entry in entries:
@@ -335,7 +335,7 @@ class _Filling:
         self.budget = budget
         self.items: list[Item] = []
 
-    def fill(self, entries: list[Entry], limit: int | None = None) -> int:
+    def fill(self, entries: list[Queued], limit: int | None = None) -> int:
         """Takes sequences of who has had least, the first among equals; returns the tokens taken.
 
         With a `limit`, takes no more than that, and nothing past the first that does not fit it: else
@@ -356,7 +356,7 @@ class _Filling:
                 break
         return before - self.budget
 
-    def _take(self, entry: Entry, floor: int) -> int:
+    def _take(self, entry: Queued, floor: int) -> int:
         """Takes the next sequence of an entry if it fits; returns its tokens."""
         while entry.pending:
             item = entry.pending[0]

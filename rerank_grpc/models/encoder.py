@@ -16,10 +16,10 @@ import torch
 from torch.nn.functional import embedding, layer_norm, scaled_dot_product_attention
 from transformers.activations import ACT2FN
 
-from rerank_grpc.models.device import DTYPES
-from rerank_grpc.models.layout import Layout
-from rerank_grpc.models.linear import Linear, linear
-from rerank_grpc.models.native import kernels
+from rerank_grpc.kernels.base import Layout
+from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.kernels.linear import Linear, linear
+from rerank_grpc.kernels.native import kernels
 from rerank_grpc.models.weights import give_back
 
 Take = Callable[[str], torch.Tensor]

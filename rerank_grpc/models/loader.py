@@ -11,14 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.models import attention
-from rerank_grpc.models.base import Model, ModelCard
-from rerank_grpc.models.bert import Bert
-from rerank_grpc.models.bi_encoder import SentenceEncoder, longest_of, module_kinds, pooling_of, read_body
-from rerank_grpc.models.catalogue import Catalogue, builtin
-from rerank_grpc.models.causal import MAX_KEPT_TOKENS
-from rerank_grpc.models.checkpoint import (
+from rerank_grpc.checkpoints.catalogue import Catalogue, builtin
+from rerank_grpc.checkpoints.checkpoint import (
     Checkpoint,
     find_weights,
     open_checkpoint,
@@ -26,8 +20,16 @@ from rerank_grpc.models.checkpoint import (
     read_header,
     read_json,
 )
+from rerank_grpc.checkpoints.sources import locate
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.attention import SDPA, attention_for
+from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
+from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
+from rerank_grpc.models import hooked
+from rerank_grpc.models.base import Model, ModelCard
+from rerank_grpc.models.bert import Bert
+from rerank_grpc.models.bi_encoder import SentenceEncoder, longest_of, module_kinds, pooling_of, read_body
 from rerank_grpc.models.decoder import Decoder, check_decoder, prefix_token_bytes
-from rerank_grpc.models.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.embedded import find_package, load_embedded
 from rerank_grpc.models.gemma import Gemma
 from rerank_grpc.models.modernbert import ModernBert
@@ -37,8 +39,6 @@ from rerank_grpc.models.prompt import check_prompt
 from rerank_grpc.models.qwen3 import Qwen3
 from rerank_grpc.models.roberta import Roberta
 from rerank_grpc.models.room import check_room
-from rerank_grpc.models.sources import locate
-from rerank_grpc.models.varlen import SDPA, attention_for
 from rerank_grpc.models.xlm_roberta import XlmRoberta
 from rerank_grpc.types import Scoring
 
@@ -94,7 +94,7 @@ def load_classifier(checkpoint: Checkpoint, place: torch.device, precision: str)
         return encoder(replace(card, capturable=backend != SDPA), network, take)
     check_quantizable(checkpoint, precision)
     if checkpoint.family == "modernbert":
-        network = read_network(auto, checkpoint, attention=attention.NAMES[backend])
+        network = read_network(auto, checkpoint, attention=hooked.NAMES[backend])
         pooling = POOLINGS[network.config.classifier_pooling]
         card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, pooling, backend)
         return ModernBert(card, network.to(place), DTYPES[precision])
@@ -117,7 +117,7 @@ def load_bi_encoder(checkpoint: Checkpoint, place: torch.device, precision: str)
     pooling = pooling_of(checkpoint)
     check_quantizable(checkpoint, precision)
     backend = attention_for(place, precision, checkpoint.config)
-    network = read_body(checkpoint, attention=attention.NAMES[backend])
+    network = read_body(checkpoint, attention=hooked.NAMES[backend])
     card = card_of(checkpoint, network, place, precision, Scoring.COSINE, pooling, backend)
     return SentenceEncoder(card, network.to(place), DTYPES[precision], pooling)
 
@@ -130,7 +130,7 @@ def load_prompted(
     check_quantizable(checkpoint, precision)
     answers = check_prompt(checkpoint.tokenizer_file, kind.prompt)
     backend = attention_for(place, precision, checkpoint.config)
-    network = read_network(AutoModelForCausalLM, checkpoint, attention=attention.NAMES[backend])
+    network = read_network(AutoModelForCausalLM, checkpoint, attention=hooked.NAMES[backend])
     dtype = DTYPES[precision]
     card = card_of(checkpoint, network, place, precision, kind.scoring, "last", backend)
     card = replace(

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import logging
 
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models import weights
-from rerank_grpc.models.checkpoint import Checkpoint
 
 _output = threading.Lock()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from rerank_grpc.kernels.base import Layout
 from rerank_grpc.models.base import PackedTokens
 from rerank_grpc.models.encoder import Encoder
-from rerank_grpc.models.layout import Layout
 
 
 def run_body(

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from rerank_grpc.kernels.cuda import operations_for
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.encoder import Encoder, Take
 from rerank_grpc.models.network import fill
-from rerank_grpc.models.operations import operations_for
 from rerank_grpc.models.packed import run_body
 
 

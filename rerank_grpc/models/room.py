@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from rerank_grpc.checkpoints.catalogue import KnownModel
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.models.catalogue import Entry
-from rerank_grpc.models.device import DTYPES
+from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.units import size
 
 # For the passes, their captured graphs, and the libraries' own buffers.
@@ -38,7 +38,7 @@ def memory_of(device: torch.device) -> Memory | None:
 
 
 def check_room(
-    source: str, needed: int, precision: str, device: torch.device, known: Iterable[Entry]
+    source: str, needed: int, precision: str, device: torch.device, known: Iterable[KnownModel]
 ) -> None:
     """Raises ModelLoadError if a model that needs so many bytes does not fit, and says what would.
 
@@ -62,7 +62,7 @@ def _smaller_precision(needed: int, precision: str, room: int, device: torch.dev
         yield f"precision {name} ({size(half)})"
 
 
-def _smaller_model(precision: str, room: int, known: Iterable[Entry]) -> Iterable[str]:
+def _smaller_model(precision: str, room: int, known: Iterable[KnownModel]) -> Iterable[str]:
     name = "bf16" if precision == "fp16" else precision
     sizes = [(entry.memory_mib.get(name, 0) << 20, entry.id) for entry in known if not entry.unsupported]
     fitting = [pair for pair in sizes if 0 < pair[0] <= room]

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from rerank_grpc.checkpoints.checkpoint import FLOATS, Checkpoint, read_header
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.models.checkpoint import FLOATS, Checkpoint, read_header
 
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rerank_grpc.config.settings import Settings
-from rerank_grpc.cpus import OneCpu
 from rerank_grpc.registry.loading import (
     Loader,
     finder_for,
@@ -21,7 +20,6 @@ def registry_for(
     settings: Settings,
     load: Loader | None = None,
     *,
-    callers: OneCpu | None = None,
     on_change: Callable[[], None] = lambda: None,
     on_hang: Callable[[], None] = lambda: None,
 ) -> Registry:
@@ -35,7 +33,6 @@ def registry_for(
         idle_seconds=settings.idle_seconds,
         # Those who wait hold worker threads: half of them stay for models that are there.
         max_waiting=max(1, settings.max_calls // 2),
-        callers=callers,
         on_change=on_change,
         on_hang=on_hang,
     )

@@ -7,21 +7,21 @@ from typing import TypeAlias
 
 import torch
 
+from rerank_grpc.checkpoints.catalogue import Catalogue, read_catalogue
+from rerank_grpc.checkpoints.sources import is_local
 from rerank_grpc.config.settings import ModelSpec, Settings
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine, OnDeath
-from rerank_grpc.engine.staged import runner_for
-from rerank_grpc.engine.tokenizer import encoder_for
-from rerank_grpc.engine.warmup import warm_up
 from rerank_grpc.errors import ConfigurationError, describe
-from rerank_grpc.models.catalogue import Catalogue, read_catalogue
-from rerank_grpc.models.causal import MAX_KEPT_TOKENS
-from rerank_grpc.models.device import choose_device, choose_precision
+from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
+from rerank_grpc.kernels.device import choose_device, choose_precision
 from rerank_grpc.models.loader import estimate_bytes, load_model
-from rerank_grpc.models.sources import is_local
 from rerank_grpc.registry import memory
-from rerank_grpc.registry.entry import LoadedModel
-from rerank_grpc.registry.residency import TooLarge
+from rerank_grpc.registry.eviction import TooLarge
+from rerank_grpc.registry.slot import LoadedModel
+from rerank_grpc.registry.warmup import warm_up
+from rerank_grpc.runner.cuda import runner_for
+from rerank_grpc.tokenizer.tokenizer import encoder_for
 from rerank_grpc.units import size
 
 # Makes a LoadedModel of a spec; the callback is for when the model's device dies.
@@ -83,9 +83,9 @@ def preparer_for(settings: Settings) -> Preparer:
 
 def check_estimate(spec: ModelSpec, settings: Settings, catalogue: Catalogue) -> None:
     """Raises TooLarge, before anything is fetched, if the catalogue knows that a model cannot fit."""
-    entry = catalogue.find(spec.source.partition("@")[0])
+    slot = catalogue.find(spec.source.partition("@")[0])
     precision = choose_precision(settings.precision, choose_device(settings.device))
-    estimate = entry.memory_mib.get(precision, 0) << 20 if entry else 0
+    estimate = slot.memory_mib.get(precision, 0) << 20 if slot else 0
     if settings.model_memory is not None and estimate > settings.model_memory:
         raise TooLarge(
             f"model {spec.name} takes about {size(estimate)} where all models together may take "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rerank_grpc.checkpoints.sources import HUB_ID
 from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.errors import ConfigurationError, UnknownModel
-from rerank_grpc.models.sources import HUB_ID
 
 
 class Names:

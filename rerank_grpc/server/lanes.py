@@ -10,17 +10,20 @@ share.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.server.boundary import boundary
+from rerank_grpc.server.handler import Sink, answering
 from rerank_grpc.server.patience import Patience, Waiting
-from rerank_grpc.server.pools import Pool, on_pool
+
+log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Makes a request of a message's bytes, or raises InvalidRequest.
@@ -41,6 +44,45 @@ ANSWER_BYTES = 64 << 20
 DRAIN_SECONDS = 1.0
 
 
+class Pool(ThreadPoolExecutor):
+    """A thread pool that knows its backlog, and bears that no thread can be started.
+
+    One thread is there from the beginning. A call that comes while the process
+    may start no more is queued for the threads that exist; an exception would
+    end grpcio's serving thread, and with it the whole server.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=name)
+        self.submit(int).result()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Has a function called on one of the threads."""
+        try:
+            return super().submit(function, *args, **kwargs)
+        except RuntimeError as error:
+            if "new thread" not in str(error):
+                raise
+            log.error("no thread can be started: calls wait for those there are", extra={"kind": "no thread"})
+            done: Future[Any] = Future()  # what it stands for has been queued before the thread was to start
+            done.set_result(None)
+            return done
+
+    @property
+    def backlog(self) -> int:
+        """How many calls wait for a thread."""
+        return self._work_queue.qsize()
+
+
+def on_pool(handler: Callable[..., Any], pool: ThreadPoolExecutor) -> Any:
+    """Has grpcio run a handler on `pool`, which it reads from an attribute of the function.
+
+    The function must be one server's own, and not a servicer's method.
+    """
+    handler.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return handler
+
+
 class Lane:
     """A thread pool, and how long its calls may wait for a request and for a reader."""
 
@@ -48,6 +90,7 @@ class Lane:
         self,
         name: str,
         patience: Patience,
+        sinks: Sequence[Sink],
         *,
         threads: int = SMALL_THREADS,
         seconds: float = REQUEST_SECONDS,
@@ -64,6 +107,7 @@ class Lane:
         `stream_seconds` in all. A stopping server cuts the wait for a request to
         `drain_seconds`, and with `drains_readers` that for a reader too.
         """
+        self._sinks = sinks
         self._pool = Pool(threads, name)
         self._requests = Waiting(
             f"a request ({name})", seconds, capacity=capacity, backlog=lambda: self._pool.backlog
@@ -123,7 +167,7 @@ class Lane:
 
         def received(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
             while (data := self._requests.receive(requests, context)) is not None:
-                yield _parsed(method, data, context, parse)
+                yield self._parsed(method, data, context, parse)
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             self._inside.add(context)
@@ -138,7 +182,25 @@ class Lane:
     def _request(
         self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext, parse: Parse
     ) -> Any:
-        return _parsed(method, self._requests.receive(requests, context), context, parse)
+        return self._parsed(method, self._requests.receive(requests, context), context, parse)
+
+    def _parsed(self, method: str, data: bytes | None, context: grpc.ServicerContext, parse: Parse) -> Any:
+        """Makes a request of a message, or ends the call with INVALID_ARGUMENT."""
+        try:
+            if data is None:
+                raise InvalidRequest("the call ended without a request")
+            return parse(data)
+        except InvalidRequest:
+            with answering(context, method, self._sinks):
+                raise
+
+
+class Service(NamedTuple):
+    """A service: its full name, its methods' handlers by name, and the lanes that those run in."""
+
+    name: str
+    handlers: dict[str, Handler]
+    lanes: Sequence[Lane]
 
 
 def parser(kind: type[Message], most_bytes: int = SMALL_BYTES) -> Parse:
@@ -156,21 +218,10 @@ def parser(kind: type[Message], most_bytes: int = SMALL_BYTES) -> Parse:
     return parse
 
 
-def register(server: grpc.Server, service: str, handlers: dict[str, Handler]) -> None:
+def register(server: grpc.Server, service: Service) -> None:
     """Registers a service's methods as generated code does: grpcio finds registered ones faster."""
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    server.add_registered_method_handlers(service, handlers)
-
-
-def _parsed(method: str, data: bytes | None, context: grpc.ServicerContext, parse: Parse) -> Any:
-    """Makes a request of a message, or ends the call with INVALID_ARGUMENT."""
-    try:
-        if data is None:
-            raise InvalidRequest("the call ended without a request")
-        return parse(data)
-    except InvalidRequest:
-        with boundary(context, method):
-            raise
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, service.handlers),))
+    server.add_registered_method_handlers(service.name, service.handlers)
 
 
 def _serialize(message: Message) -> bytes:

@@ -26,7 +26,7 @@ from rerank_grpc.client import (
 )
 from rerank_grpc.client.core import service_config
 from rerank_grpc.config.settings import EngineSettings, Settings
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.server.test_errors import delay_ms_of, details_of
 from tests.support import WAIT, CountingRunner, HeldRunner, loader_of, request_of, serving, wait_for

@@ -11,12 +11,11 @@ import pytest
 
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine import engine as engine_module
-from rerank_grpc.engine import warmup
-from rerank_grpc.engine.batch import PackedBatch
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.request import Output
 from rerank_grpc.errors import DeadlineUnreachable
+from rerank_grpc.registry import warmup
+from rerank_grpc.sequence import Output, PackedBatch
 from tests.engine.test_engine import outputs, sequences
 from tests.support import CARD, WAIT, CountingRunner, WordEncoder
 

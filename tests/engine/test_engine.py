@@ -9,11 +9,9 @@ from contextlib import contextmanager
 import pytest
 
 from rerank_grpc.config.settings import EngineSettings
-from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.engine import Engine, OnDeath
+from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.meter import Usage
-from rerank_grpc.engine.request import Output, ScoringRequest
-from rerank_grpc.engine.runner import DeviceLost, OutOfMemory, Runner
 from rerank_grpc.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -24,6 +22,8 @@ from rerank_grpc.errors import (
     QueueFull,
     ShuttingDown,
 )
+from rerank_grpc.runner.runner import DeviceLost, OutOfMemory, Runner
+from rerank_grpc.sequence import Output, PackedBatch, Sequence
 from tests.support import WAIT, CountingRunner, HeldRunner, score_of, wait_for
 
 NUMBERS = iter(range(10**9))
@@ -46,7 +46,7 @@ def running(runner: Runner, *, on_death: OnDeath = lambda hung: None, **settings
         engine.close()
 
 
-def outputs(request: ScoringRequest) -> list[Output | None]:
+def outputs(request: Future) -> list[Output | None]:
     request.wait()
     return request.outputs
 
@@ -102,7 +102,7 @@ def test_r3_with_room_for_n_calls_exactly_the_others_are_refused():
         blocker = engine.submit(sequences(1))
         runner.await_batch()
 
-        def call(work: list[Sequence]) -> ScoringRequest | QueueFull:
+        def call(work: list[Sequence]) -> Future | QueueFull:
             try:
                 return engine.submit(work)
             except QueueFull as refusal:
@@ -116,7 +116,7 @@ def test_r3_with_room_for_n_calls_exactly_the_others_are_refused():
         runner.let_all()
         outputs(blocker)
         for answer in answers:
-            if isinstance(answer, ScoringRequest):
+            if isinstance(answer, Future):
                 assert len(outputs(answer)) == 1
 
 

@@ -9,11 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from rerank_grpc.config.settings import EngineSettings
-from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.request import Output
-from rerank_grpc.engine.runner import OutOfMemory, Overlapping, Pending
 from rerank_grpc.errors import Cancelled, InternalError, ModelFailed, PairTooLarge, ShuttingDown
+from rerank_grpc.runner.runner import OutOfMemory, Overlapping, Pending
+from rerank_grpc.sequence import Output, PackedBatch, Sequence
 from tests.engine.test_engine import outputs, running, sequences
 from tests.support import WAIT, CountingRunner, score_of
 

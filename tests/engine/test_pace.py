@@ -2,8 +2,8 @@ import threading
 
 import pytest
 
-from rerank_grpc.engine.pace import BLOCK_CHARACTERS, SMALL_CHARACTERS, Pace, Turns
 from rerank_grpc.errors import Cancelled
+from rerank_grpc.tokenizer.pace import BLOCK_CHARACTERS, SMALL_CHARACTERS, Pace, Turns
 from tests.support import WAIT, wait_for
 
 LARGE = "x" * (BLOCK_CHARACTERS // 4)

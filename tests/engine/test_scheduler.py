@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from rerank_grpc.engine.batch import Sequence
-from rerank_grpc.engine.request import ScoringRequest
+from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Forecast, Item, Scheduler
 from rerank_grpc.errors import Cancelled, DeadlineUnreachable, QueueFull
+from rerank_grpc.sequence import Sequence
 from rerank_grpc.types import Priority
 
 NUMBERS = iter(range(10**9))
@@ -20,10 +20,8 @@ def sequence(tokens: int) -> Sequence:
     return Sequence.of([next(NUMBERS)] + [0] * (tokens - 1))
 
 
-def request(
-    *tokens: int, deadline: float = math.inf, priority: Priority = Priority.INTERACTIVE
-) -> ScoringRequest:
-    return ScoringRequest([sequence(n) for n in tokens], deadline=deadline, priority=priority)
+def request(*tokens: int, deadline: float = math.inf, priority: Priority = Priority.INTERACTIVE) -> Future:
+    return Future([sequence(n) for n in tokens], deadline=deadline, priority=priority)
 
 
 def at(rate: float) -> Forecast:
@@ -35,11 +33,11 @@ def scheduler(batch: int = 100, queue: int = 10_000) -> Scheduler:
     return Scheduler(max_batch_tokens=batch, max_queue_tokens=queue)
 
 
-def owners(items: list[Item]) -> list[ScoringRequest]:
+def owners(items: list[Item]) -> list[Future]:
     return [item.waiters[0][0] for item in items]
 
 
-def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[ScoringRequest, int]]]:
+def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[Future, int]]]:
     """Runs the queue empty; returns for each batch the first owner and the tokens of its items."""
     batches = []
     while items := queue.next_batch(now):
@@ -58,7 +56,7 @@ def run(queue: Scheduler) -> None:
             waiter.deliver([(index, 0.5)], 1)
 
 
-def batches_until(queue: Scheduler, most: int, started: ScoringRequest | None = None) -> int:
+def batches_until(queue: Scheduler, most: int, started: Future | None = None) -> int:
     """Runs batches until a request has started, at most so many; returns how many."""
     for count in range(1, most + 1):
         run(queue)
@@ -235,7 +233,7 @@ def test_large_interactive_sequences_without_end_do_not_starve_batch_work():
 def test_a_started_item_that_nobody_wants_is_run_anew_for_who_asks_later():
     queue = scheduler()
     same = sequence(10)
-    gone, later = ScoringRequest([same]), ScoringRequest([same])
+    gone, later = Future([same]), Future([same])
     queue.add(gone, now=0)
     items = queue.next_batch(0)
     gone.fail(Cancelled("the caller left"))
@@ -248,7 +246,7 @@ def test_a_started_item_that_nobody_wants_is_run_anew_for_who_asks_later():
 def test_equal_sequences_of_several_requests_are_run_once():
     queue = scheduler()
     same = sequence(10)
-    first, second = ScoringRequest([same, same]), ScoringRequest([same])
+    first, second = Future([same, same]), Future([same])
     queue.add(first, now=0)
     queue.add(second, now=0)
     assert queue.queued_tokens == 10
@@ -261,7 +259,7 @@ def test_equal_sequences_of_several_requests_are_run_once():
 def test_a_request_joins_a_sequence_that_is_running():
     queue = scheduler()
     same = sequence(10)
-    first, second = ScoringRequest([same]), ScoringRequest([same])
+    first, second = Future([same]), Future([same])
     queue.add(first, now=0)
     running = queue.next_batch(0)
     queue.add(second, now=1)
@@ -285,7 +283,7 @@ def test_nothing_is_run_for_a_request_that_was_cancelled_or_is_too_late():
 def test_a_cancelled_request_leaves_what_another_waits_for():
     queue = scheduler()
     same = sequence(10)
-    first, second = ScoringRequest([same, sequence(20)]), ScoringRequest([same])
+    first, second = Future([same, sequence(20)]), Future([same])
     queue.add(first, now=0)
     queue.add(second, now=0)
     queue.discard(first)
@@ -374,13 +372,13 @@ def test_tokens_are_accounted_for_under_any_sequence_of_events():
     chance = random.Random(7)
     queue = scheduler(batch=64, queue=2_000)
     shared = [sequence(chance.randint(1, 40)) for _ in range(30)]
-    alive: list[ScoringRequest] = []
+    alive: list[Future] = []
     running: list[list[Item]] = []
     first_runs, kept = set[int](), list[Item]()  # kept, so that no id comes back
     for _ in range(3_000):
         event = chance.random()
         if event < 0.4:
-            fresh = ScoringRequest(
+            fresh = Future(
                 [
                     chance.choice(shared) if chance.random() < 0.5 else sequence(chance.randint(1, 90))
                     for _ in range(3)
@@ -418,7 +416,7 @@ def test_tokens_are_accounted_for_under_any_sequence_of_events():
 
 def test_forgetting_calls_whose_sequences_are_all_equal_takes_no_longer_than_it_must():
     queue, equal = scheduler(queue=1 << 30), sequence(5)
-    requests = [ScoringRequest([equal] * 1_000) for _ in range(96)]
+    requests = [Future([equal] * 1_000) for _ in range(96)]
     for each in requests:
         queue.add(each, now=0)
     started = time.process_time()

@@ -13,20 +13,22 @@ import torch
 import transformers
 
 from rerank_grpc.config.settings import EngineSettings
-from rerank_grpc.engine.batch import PackedBatch
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.plan import all_shapes, shape_for
-from rerank_grpc.engine.runner import OutOfMemory
-from rerank_grpc.engine.staged import StagedRunner, runner_for
-from rerank_grpc.engine.tokenizer import encoder_for
-from rerank_grpc.models import decoder, fused, varlen
+from rerank_grpc.kernels import attention as varlen
+from rerank_grpc.kernels import fused
+from rerank_grpc.kernels.attention import FLASH, SDPA, VARLEN
+from rerank_grpc.kernels.base import Layout
+from rerank_grpc.models import decoder
 from rerank_grpc.models.base import Model
-from rerank_grpc.models.layout import Layout
-from rerank_grpc.models.varlen import FLASH, SDPA, VARLEN
-from tests import checkpoints
-from tests.models.conftest import WRITERS, load
+from rerank_grpc.runner.cuda import StagedRunner, runner_for
+from rerank_grpc.runner.packing import all_shapes, shape_for
+from rerank_grpc.runner.runner import OutOfMemory
+from rerank_grpc.sequence import PackedBatch
+from rerank_grpc.tokenizer.tokenizer import encoder_for
+from tests import random_models as checkpoints
+from tests.conftest import WRITERS, load
+from tests.kernels.test_attention import part_by_part
 from tests.models.test_parity import QUERY, documents
-from tests.models.test_varlen import part_by_part
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.tokenizer.tokenizer import encoder_for
 from rerank_grpc.types import Scoring
-from tests import checkpoints
-from tests.models.conftest import load
+from tests import random_models as checkpoints
+from tests.conftest import load
 from tests.models.test_parity import QUERY, documents, pack
 
 

@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rerank_grpc.checkpoints import checkpoint
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.models import checkpoint, device, embedded
+from rerank_grpc.kernels import device
+from rerank_grpc.models import embedded
 from rerank_grpc.models.loader import load_model
 from rerank_grpc.types import Scoring
-from tests import checkpoints
-from tests.models.conftest import load
+from tests import random_models as checkpoints
+from tests.conftest import load
 
 
 @pytest.fixture

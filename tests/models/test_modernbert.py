@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.window import BLOCK, attend
 from rerank_grpc.models.base import Model, PackedTokens
-from rerank_grpc.models.window import BLOCK, attend
-from tests import checkpoints
-from tests.models.conftest import load
+from tests import random_models as checkpoints
+from tests.conftest import load
 
 LONGEST = 1_024
 WINDOW = 64  # each side sees half of it

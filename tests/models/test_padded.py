@@ -8,7 +8,7 @@ import torch
 
 from rerank_grpc.models.base import PackedTokens
 from rerank_grpc.models.padded import WORTHWHILE_PADDING, Padded, by_length
-from tests.models.conftest import load
+from tests.conftest import load
 
 
 def padding_of(lengths: list[int], group: list[int]) -> int:

@@ -12,12 +12,12 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.engine.encoding import EncodedRequest
-from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.models import encoder
 from rerank_grpc.models.base import Model, PackedTokens
-from tests import checkpoints
-from tests.models.conftest import WRITERS, load
+from rerank_grpc.sequence import TokenizedRequest
+from rerank_grpc.tokenizer.tokenizer import encoder_for
+from tests import random_models as checkpoints
+from tests.conftest import WRITERS, load
 
 QUERY = "how does a coroutine wait for a future?"
 FAMILIES = sorted(WRITERS)
@@ -47,7 +47,7 @@ def pack(sequences: list[tuple[list[int], int]]) -> PackedTokens:
     )
 
 
-def pack_request(request: EncodedRequest) -> PackedTokens:
+def pack_request(request: TokenizedRequest) -> PackedTokens:
     chosen = [request.sequences[document.chunks[0].sequence] for document in request.documents]
     return pack([(sequence.token_ids(), sequence.split) for sequence in chosen])
 

@@ -13,19 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rerank_grpc.engine.batch import PackedBatch
-from rerank_grpc.engine.batch import Sequence as Tokens
-from rerank_grpc.engine.kept import KeptPrefixes
-from rerank_grpc.engine.prompt import PromptEncoder
-from rerank_grpc.engine.runner import ModelRunner
-from rerank_grpc.engine.tokenizer import encoder_for
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.models import causal
+from rerank_grpc.kernels import causal
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.models.loader import estimate_bytes
+from rerank_grpc.runner.kept import KeptPrefixes
+from rerank_grpc.runner.runner import ModelRunner
+from rerank_grpc.sequence import PackedBatch
+from rerank_grpc.sequence import Sequence as Tokens
+from rerank_grpc.tokenizer.frames import PromptEncoder
+from rerank_grpc.tokenizer.tokenizer import encoder_for
 from rerank_grpc.types import Scoring
-from tests import checkpoints, prompts
-from tests.models.conftest import load
+from tests import prompts
+from tests import random_models as checkpoints
+from tests.conftest import load
 from tests.prompts import QUERY
 
 FAMILIES = sorted(prompts.WRITERS)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from rerank_grpc import scores
+from rerank_grpc.checkpoints.catalogue import KnownPair
 from rerank_grpc.cli import verify
 from rerank_grpc.cli.terminal import Screen, cells
 from rerank_grpc.config.settings import Settings
-from rerank_grpc.engine import scores
-from rerank_grpc.models.catalogue import KnownPair
 from tests.command import run
 from tests.models import test_bi_encoder, test_modernbert
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from rerank_grpc.engine.batch import PackedBatch, Prefix, Sequence
-from rerank_grpc.engine.kept import KeptPrefixes
-from rerank_grpc.engine.plan import Plan, plan_batch, plan_captured, shape_for, unpack
-from rerank_grpc.engine.prefixes import Prefixes
+from rerank_grpc.kernels.attention import VARLEN
 from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
-from rerank_grpc.models.varlen import VARLEN
-from tests import checkpoints
+from rerank_grpc.runner.kept import KeptPrefixes
+from rerank_grpc.runner.packing import Plan, plan_batch, plan_captured, shape_for, unpack
+from rerank_grpc.runner.prefixes import Prefixes
+from rerank_grpc.sequence import PackedBatch, Prefix, Sequence
+from tests import random_models as checkpoints
 from tests.models import test_bi_encoder, test_modernbert
 
 META = torch.device("meta")

@@ -1,4 +1,4 @@
-"""One server with a scripted runner, one with the embedded model, and the shim in front of each."""
+"""One server with a scripted runner, one with the embedded model, and REST for each."""
 
 import socket
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from rerank_grpc.config.settings import ModelSpec, Settings
-from rerank_grpc.server.app import RerankServer
-from tests.rest.support import shim
+from rerank_grpc.server.server import RerankServer
+from tests.rest.support import rest_server
 from tests.support import CountingRunner, serving
 
 ALIASES = ("rerank-v3.5", "BAAI/bge-reranker-base", "rerank-2")
@@ -28,8 +28,8 @@ def scripted() -> Iterator[RerankServer]:
 
 @pytest.fixture(scope="session")
 def port(scripted: RerankServer) -> Iterator[int]:
-    """The port of a shim in front of the scripted server."""
-    with shim(scripted.port) as port:
+    """The port of REST for the scripted server."""
+    with rest_server(scripted.port) as port:
         yield port
 
 

@@ -13,9 +13,9 @@ from rerank_grpc.config.settings import EngineSettings, ModelSpec, RestSettings,
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
 from rerank_grpc.rest.upstream import Upstream
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health, State
-from tests.rest.support import HOST, get, post, shim
+from tests.rest.support import HOST, get, post, rest_server
 from tests.rest.test_rest_connections import BODY
 from tests.support import WAIT, CountingRunner, loader_of
 
@@ -40,7 +40,7 @@ def loading() -> Iterator[RerankServer]:
 
 
 def test_a_call_is_told_within_its_time_that_the_model_is_loading() -> None:
-    with loading() as server, shim(server.port) as port:
+    with loading() as server, rest_server(server.port) as port:
         for seconds in ("0.3", "0.6", "1.5"):
             reply = post(port, "/v1/rerank", BODY, x_request_timeout=seconds)
             assert (reply.status, reply.json["error"]["code"]) == (503, "model_loading"), seconds
@@ -61,7 +61,7 @@ def test_a_call_is_told_within_its_time_that_the_model_is_loading() -> None:
 def test_health_is_whether_a_call_would_be_answered(
     port: int, monkeypatch: pytest.MonkeyPatch, state: State, serving: bool, status: int, word: str
 ) -> None:
-    async def own_health(_upstream: Upstream, _timeout: float) -> Health:
+    async def own_health(_upstream: Upstream) -> Health:
         return Health("m", state, "1", serving=serving)
 
     monkeypatch.setattr(Upstream, "own_health", own_health)
@@ -95,6 +95,6 @@ def test_a_server_tells_its_health_as_a_call_does(scripted: RerankServer) -> Non
         called, told = client.health(), scripted.health()
     assert replace(called, uptime_seconds=0.0) == replace(told, uptime_seconds=0.0)
     assert told.serving
-    with shim(scripted.port) as without, shim(scripted.port, health=scripted.health) as port:
+    with rest_server(scripted.port) as without, rest_server(scripted.port, health=scripted.health) as port:
         for path in ("/", "/health", "/v1/cluster/auth"):
             assert get(port, path).json == get(without, path).json

@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from rerank_grpc.config.settings import ModelSpec, Settings
-from rerank_grpc.registry import residency
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.registry import eviction
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.server.test_errors import details_of
@@ -24,7 +24,7 @@ SETTINGS = replace(Settings(), models=MODELS)
 @pytest.fixture(autouse=True)
 def _no_least_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets scripted models, whose loading takes no time, leave at once."""
-    monkeypatch.setattr(residency, "LEAST_STAY_SECONDS", 0.0)
+    monkeypatch.setattr(eviction, "LEAST_STAY_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_an_unloaded_model_is_loaded_again_by_the_call_that_names_it(server, adm
 def test_a_model_serves_for_as_long_as_it_took_to_load_however_often_it_is_unloaded(
     server, admin, monkeypatch
 ):
-    monkeypatch.setattr(residency, "LEAST_STAY_SECONDS", 60.0)
+    monkeypatch.setattr(eviction, "LEAST_STAY_SECONDS", 60.0)
     with stub_of(server.port) as stub:
         for _ in range(2):
             with pytest.raises(grpc.RpcError) as caught:
@@ -71,7 +71,7 @@ def test_a_model_serves_for_as_long_as_it_took_to_load_however_often_it_is_unloa
             message, _ = details_of(caught.value)
             assert "has just been loaded; it is unloaded in 5" in message.message
             assert stub.Rerank(request_of("q", "d"), timeout=WAIT).model == "one"
-    monkeypatch.setattr(residency, "LEAST_STAY_SECONDS", 0.0)
+    monkeypatch.setattr(eviction, "LEAST_STAY_SECONDS", 0.0)
     assert admin.UnloadModel(pb.UnloadModelRequest(model="one"), timeout=WAIT).model.name == "one"
 
 

@@ -13,7 +13,7 @@ import pytest
 from rerank_grpc.client import Client
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.support import WAIT, CountingRunner, HeldRunner, channel_of, request_of, serving, stub_of, wait_for
 
@@ -61,6 +61,20 @@ def test_results_are_ordered_cut_and_filtered():
         above = stub.Rerank(request_of(query, *documents, min_relevance_score=bound)).results
         assert [result.index for result in above] == [result.index for result in every[:3]]
         assert not every[0].HasField("document")
+
+
+def test_an_instruction_is_left_out_where_the_model_takes_none_and_the_caller_says_so():
+    with serving() as server, stub_of(server.port) as stub:
+        plain = stub.Rerank(request_of("pandas", *TOPICS))
+        with pytest.raises(grpc.RpcError, match="this model takes no instruction"):
+            stub.Rerank(request_of("pandas", *TOPICS, instruction="judge"))
+        request = request_of("pandas", *TOPICS, instruction="judge", ignore_unsupported_options=True)
+        left_out = stub.Rerank(request)
+        streamed = stub.StreamRerank(pb.StreamRerankRequest.FromString(request.SerializeToString()))
+        assert left_out.results == plain.results
+        assert {result.index: result.logit for part in streamed for result in part.results} == pytest.approx(
+            {result.index: result.logit for result in plain.results}, abs=1e-5
+        )
 
 
 def test_usage_counts_tokens_and_pairs_that_cost_nothing():

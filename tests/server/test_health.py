@@ -13,8 +13,9 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import LoadedModel
-from rerank_grpc.server import health
-from rerank_grpc.server.app import RERANK_SERVICE, RerankServer
+from rerank_grpc.server import probes
+from rerank_grpc.server.methods import RERANK_SERVICE
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.engine.test_engine import Deadly
 from tests.http2 import raw_connections
@@ -216,7 +217,7 @@ def test_watchers_that_read_nothing_silence_no_probe_and_no_change(tokens: tuple
 
 
 def test_a_watcher_too_many_is_told_that_there_is_no_watch(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(health, "MOST_WATCHERS", 5)
+    monkeypatch.setattr(probes, "MOST_WATCHERS", 5)
     with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(5)]

@@ -20,10 +20,11 @@ from huggingface_hub import constants
 
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import OnDeath
-from rerank_grpc.registry import LoadedModel, loader_for, residency
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.registry import LoadedModel, eviction, loader_for
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests import checkpoints, hub
+from tests import hub
+from tests import random_models as checkpoints
 from tests.server.test_errors import details_of
 from tests.support import WAIT, request_of, serving, stub_of, wait_for
 
@@ -66,7 +67,7 @@ def serving_models(directories: dict[str, Path], **fields: object) -> Iterator[R
 def test_2000_calls_on_three_models_with_room_for_two_lose_none_and_score_right(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(residency, "LEAST_STAY_SECONDS", 0.0)  # as long as such a small model takes to load
+    monkeypatch.setattr(eviction, "LEAST_STAY_SECONDS", 0.0)  # as long as such a small model takes to load
     chance, texts = random.Random(5), checkpoints.texts()[:30]
     with (
         serving_models(directories, model_memory=2 * SIZE + SIZE // 2) as server,
@@ -112,10 +113,9 @@ def test_a_caller_finds_a_model_by_the_directory_that_it_was_configured_with(
 
 def count_loads(server: RerankServer) -> Callable[[], int]:
     """Counts how often a model becomes another one from here on."""
-    before = {entry.spec.name: entry.ready_at for entry in server.registry._entries}
+    before = {slot.spec.name: slot.ready_at for slot in server.registry._slots}
     return lambda: sum(
-        entry.ready_at != before[entry.spec.name] or entry.loaded is None
-        for entry in server.registry._entries
+        slot.ready_at != before[slot.spec.name] or slot.loaded is None for slot in server.registry._slots
     )
 
 
@@ -308,7 +308,7 @@ MEMORY = """
 import sys, tempfile
 from pathlib import Path
 import torch
-from tests import checkpoints
+from tests import random_models as checkpoints
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.registry import memory, registry_for
 path, cpu = Path(sys.argv[1]), torch.device("cpu")

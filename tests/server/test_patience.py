@@ -10,9 +10,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rerank_grpc.config.settings import Settings
-from rerank_grpc.server import lanes, methods, patience, reflection
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server import lanes, methods, patience, probes
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience, Waiting
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.http2 import DATA, END_STREAM, frame, raw_connections
 from tests.support import WAIT, CountingRunner, channel_of, request_of, serving, stub_of, wait_for
@@ -303,7 +303,7 @@ def test_answers_that_nobody_reads_are_thrown_away(monkeypatch: pytest.MonkeyPat
 
 
 def test_idle_reflection_streams_end(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reflection, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(probes, "IDLE_SECONDS", 0.5)
     with server_of() as server, raw_connections(server.port, 2) as connections:
         for connection in connections:
             for _ in range(96):

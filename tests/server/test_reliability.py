@@ -21,14 +21,14 @@ from statistics import median
 import grpc
 import pytest
 
-from rerank_grpc.call import Call
 from rerank_grpc.config.settings import EngineSettings, Settings
-from rerank_grpc.engine.batch import PackedBatch, Sequence
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.request import Output, ScoringRequest
-from rerank_grpc.engine.runner import OutOfMemory, Runner
+from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler, tokens_of
 from rerank_grpc.errors import InternalError
+from rerank_grpc.runner.runner import OutOfMemory, Runner
+from rerank_grpc.sequence import Output, PackedBatch, Sequence
+from rerank_grpc.types import Call
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.support import (
@@ -174,7 +174,7 @@ def test_r6_a_deadline_behind_a_long_queue_ends_on_time_and_costs_no_pass():
 
 
 def test_r6_fails_when_late_work_is_not_dropped(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ScoringRequest, "late", lambda *_: False)
+    monkeypatch.setattr(Future, "late", lambda *_: False)
     monkeypatch.setattr(Scheduler, "drop_finished", lambda *_: None)
     monkeypatch.setattr(Engine, "release", lambda *_: None)
     assert late_call()[1] == 1

@@ -1,0 +1,228 @@
+"""A checkpoint's directory: found, and checked as far as can be without reading the weights into a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rerank_grpc.checkpoints.catalogue import Catalogue, KnownModel
+from rerank_grpc.checkpoints.sources import locate
+from rerank_grpc.errors import ModelLoadError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+BLOCK = 1 << 20
+DIGEST_WHOLE_BYTES = 4 << 30
+DIGEST_BLOCKS = 256
+HEADER_BYTES_MAX = 100 << 20  # the bound of the safetensors format itself
+REMOTE_CODE_KEYS = ("auto_map", "_attn_implementation_internal")
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A directory that may be loaded.
+
+    Attributes:
+        source: what the operator called it.
+        directory: where its files lie.
+        config: its config.json.
+        weights: its safetensors files, in order.
+        dtype: the type most of its weights are stored in.
+        revision: see ModelCard.revision.
+        entry: what the catalogue knows of it, if it was named by its hub id.
+    """
+
+    source: str
+    directory: Path
+    config: Mapping[str, Any]
+    weights: tuple[Path, ...]
+    dtype: torch.dtype
+    revision: str
+    entry: KnownModel | None = None
+
+    @property
+    def family(self) -> str:
+        """Transformers' model_type."""
+        return str(self.config["model_type"])
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Its tokenizer.json."""
+        return self.directory / "tokenizer.json"
+
+
+def open_checkpoint(source: str, *, models_dir: Path, catalogue: Catalogue | None = None) -> Checkpoint:
+    """Finds a checkpoint, downloading it if need be, and checks its files; raises ModelLoadError."""
+    place = locate(source, models_dir=models_dir, catalogue=catalogue)
+    directory = place.directory
+    config = read_config(directory)
+    weights = find_weights(directory)
+    if not (directory / "tokenizer.json").is_file():
+        raise ModelLoadError(
+            f"{directory}: no tokenizer.json: copy it again, or 'rerank-grpc convert {directory}' "
+            "makes it of an older tokenizer"
+        )
+    headers = [read_header(path) for path in weights]
+    return Checkpoint(
+        source=source,
+        directory=directory,
+        config=config,
+        weights=weights,
+        dtype=stored_dtype(headers),
+        revision=revision_of(directory, weights),
+        entry=place.entry,
+    )
+
+
+def read_config(directory: Path) -> Mapping[str, Any]:
+    """Reads config.json and refuses one that asks for code of its own; raises ModelLoadError."""
+    config = read_json(directory / "config.json")
+    for key in REMOTE_CODE_KEYS:
+        if _has_key(config, key):
+            raise ModelLoadError(
+                f"{directory}/config.json: has {key!r}, which runs code from outside: "
+                "use a checkpoint that transformers supports without remote code"
+            )
+    if not isinstance(config.get("model_type"), str):
+        raise ModelLoadError(
+            f"{directory}/config.json: no model_type: use a checkpoint in transformers' format"
+        )
+    if "quantization_config" in config:
+        raise ModelLoadError(
+            f"{directory}/config.json: quantized weights are not supported: use the original weights"
+        )
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads an object out of a JSON file, or raises ModelLoadError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelLoadError(f"{path}: no such file: copy the whole checkpoint") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelLoadError(
+            f"{path}: cannot be read as JSON ({type(error).__name__}): copy it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path}: not a JSON object: copy it again")
+    return value
+
+
+def find_weights(directory: Path) -> tuple[Path, ...]:
+    """Lists the safetensors files of a checkpoint, or raises ModelLoadError."""
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return (single,)
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
+            raise ModelLoadError(
+                f"{directory}: only pickled weights, which can run code and are never served: "
+                f"'rerank-grpc convert {directory}' makes safetensors of them"
+            )
+        raise ModelLoadError(f"{directory}: no model.safetensors: copy the whole checkpoint")
+    mapping = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in mapping.values()}) if isinstance(mapping, dict) else []
+    if not names:
+        raise ModelLoadError(f"{index}: names no files: copy it again")
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelLoadError(f"{index}: names {name!r}, which is no safetensors file of this directory")
+        if not (directory / name).is_file():
+            raise ModelLoadError(f"{directory / name}: no such file, but the index names it: copy it again")
+    return tuple(directory / name for name in names)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Reads the header of a safetensors file, and checks that the file is as long as it says."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size, HEADER_BYTES_MAX):
+                raise ValueError(length)
+            header = json.loads(file.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error) as error:
+        raise ModelLoadError(f"{path}: not a safetensors file, or a damaged one: copy it again") from error
+    if size != expected:
+        raise ModelLoadError(f"{path}: has {size:,} bytes where its header says {expected:,}: copy it again")
+    return tensors
+
+
+def stored_dtype(headers: list[dict[str, Any]]) -> torch.dtype:
+    """The float type of most tensors: loading in it neither rounds nor doubles the memory."""
+    types = Counter(
+        FLOATS[str(entry["dtype"])]
+        for header in headers
+        for entry in header.values()
+        if str(entry.get("dtype")) in FLOATS
+    )
+    return torch.float32 if len(types) != 1 else next(iter(types))
+
+
+def revision_of(directory: Path, weights: tuple[Path, ...]) -> str:
+    """Names the weights: the commit if the hub's cache holds them, else "sha256:" and 12 hex digits.
+
+    In the hub's cache each file is a link to a blob named by its SHA-256, so a
+    damaged one is found here.
+
+    Raises:
+        ModelLoadError: if a file of the hub's cache is damaged.
+    """
+    resolved = directory.resolve()
+    if resolved.parent.name == "snapshots" and COMMIT.fullmatch(resolved.name):
+        for path in weights:
+            _check_blob(path)
+        return resolved.name
+    digest = hashlib.sha256()
+    whole = sum(path.stat().st_size for path in weights) <= DIGEST_WHOLE_BYTES
+    for path in weights:
+        digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
+        for block in _blocks(path, whole=whole):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()[:12]}"
+
+
+def sha256_of(path: Path) -> str:
+    """Digests a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_blob(path: Path) -> None:
+    expected = path.resolve().name
+    if SHA256.fullmatch(expected) and sha256_of(path) != expected:
+        raise ModelLoadError(
+            f"{path}: its SHA-256 is not {expected}: delete it from the hub's cache and load again"
+        )
+
+
+def _blocks(path: Path, *, whole: bool) -> Iterator[bytes]:
+    """Yields all blocks of a file, or the first ones and others spread evenly over it."""
+    size = path.stat().st_size
+    step = BLOCK if whole else max(BLOCK, size // DIGEST_BLOCKS)
+    with path.open("rb") as file:
+        for offset in range(0, size, step):
+            file.seek(offset)
+            yield file.read(BLOCK)
+
+
+def _has_key(value: object, key: str) -> bool:
+    if isinstance(value, dict):
+        return key in value or any(_has_key(item, key) for item in value.values())
+    if isinstance(value, list):
+        return any(_has_key(item, key) for item in value)
+    return False

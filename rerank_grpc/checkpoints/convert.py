@@ -1,0 +1,142 @@
+"""Makes safetensors of old pickled weights, offline, and a tokenizer.json of an older tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from rerank_grpc.checkpoints.checkpoint import read_config, read_json
+from rerank_grpc.errors import ModelLoadError
+
+SINGLE = "pytorch_model.bin"
+INDEX = "pytorch_model.bin.index.json"
+SPARE_BYTES = 16 << 20
+
+
+def convert(directory: Path, say: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """Writes what is missing of model.safetensors and tokenizer.json; returns the new files.
+
+    The old files stay. `say` is told of each step. Raises ModelLoadError.
+    """
+    read_config(directory)
+    made = []
+    if not any(directory.glob("model*.safetensors")):
+        made += _convert_weights(directory, say)
+    if not (directory / "tokenizer.json").is_file():
+        say("writing tokenizer.json")
+        made.append(_convert_tokenizer(directory))
+    return made
+
+
+def _convert_weights(directory: Path, say: Callable[[str], None]) -> list[Path]:
+    pickles = _pickles(directory)
+    needed, free = sum(path.stat().st_size for path in pickles), shutil.disk_usage(directory).free
+    if needed + SPARE_BYTES > free:
+        raise ModelLoadError(
+            f"{directory}: {needed:,} bytes are to be written and {free:,} are free: free some"
+        )
+    made, places = [], {}
+    for path in pickles:
+        name = path.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+        say(f"reading {path.name}, writing {name}")
+        tensors = read_pickle(path)
+        with _written(directory / name) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+            _compare(temporary, tensors)
+        places.update(dict.fromkeys(tensors, name))
+        made.append(directory / name)
+    if len(made) > 1:
+        index = directory / "model.safetensors.index.json"
+        with _written(index) as temporary:
+            temporary.write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
+        made.append(index)
+    return made
+
+
+def read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Reads pickled weights by a reader that builds tensors and nothing else; raises ModelLoadError."""
+    try:
+        # The pickle's own reader would run whatever code the file names.
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except Exception as error:  # torch raises half a dozen classes, some with pages of advice
+        raise ModelLoadError(
+            f"{path}: holds more than weights, or is damaged ({type(error).__name__}): "
+            "it is not read; copy it again, or use another checkpoint"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(each, torch.Tensor) for each in found.values()):
+        raise ModelLoadError(f"{path}: holds no list of weights")
+    # Tensors that share memory, as tied weights do, are written out one by one.
+    return {str(name): tensor.detach().contiguous().clone() for name, tensor in found.items()}
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _pickles(directory: Path) -> list[Path]:
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    index = directory / INDEX
+    if not index.is_file():
+        raise ModelLoadError(f"{directory}: neither safetensors nor {SINGLE}: copy the whole checkpoint")
+    mapping = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in mapping.values()}) if isinstance(mapping, dict) else []
+    for name in names:
+        if Path(name).name != name or not (directory / name).is_file():
+            raise ModelLoadError(
+                f"{index}: names {name!r}, which is no file of this directory: copy it again"
+            )
+    return [directory / name for name in names]
+
+
+def _compare(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Raises ModelLoadError unless the file holds the very same weights."""
+    with safe_open(path, "pt") as file:
+        for name, tensor in tensors.items():
+            if not torch.equal(file.get_tensor(name), tensor) and not torch.isnan(tensor).any():
+                raise ModelLoadError(f"{path}: {name} was written wrongly: is the disk in order?")
+
+
+def _convert_tokenizer(directory: Path) -> Path:
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            options = {"local_files_only": True, "trust_remote_code": False}
+            AutoTokenizer.from_pretrained(directory, **options).save_pretrained(folder)
+            content = (Path(folder) / "tokenizer.json").read_bytes()
+        except Exception as error:
+            raise ModelLoadError(
+                f"{directory}: transformers makes no tokenizer.json of what is there "
+                f"({type(error).__name__}): copy it from where the model came from"
+            ) from error
+    path = directory / "tokenizer.json"
+    with _written(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Yields a temporary name; the file gets its own once it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,107 @@
+"""The one door of a process: how many calls are inside at once, of all its models, and how much text."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+from types import TracebackType
+
+from rerank_grpc.errors import QueueFull
+
+# A refused call is told to come back no sooner and no later than this, in seconds.
+SOONEST_RETRY, LATEST_RETRY = 0.1, 30.0
+# The weight of one more call in the average time that calls spend inside.
+WEIGHT = 0.1
+
+
+class Gate:
+    """Admits calls before any work is done for them; every method may be called by any thread.
+
+    A call larger than `max_characters` is admitted where no other is inside,
+    else it could never be served.
+    """
+
+    def __init__(self, max_calls: int, max_characters: int) -> None:
+        self._max_calls = max_calls
+        self._max_characters = max_characters
+        self._calls = 0
+        self._characters = 0
+        self._entered = 0.0  # the sum of the times at which the calls inside have entered
+        self._stay = 0.0  # the average of the seconds that calls spend inside
+        self._refused = 0  # calls since the last one that was admitted
+        self._lock = threading.Lock()
+
+    @property
+    def calls(self) -> int:
+        """The number of calls inside."""
+        return self._calls
+
+    def enter(self, characters: int) -> Permit:
+        """Admits a call of so many characters; raises QueueFull, with the time after which a slot is free."""
+        now = monotonic()
+        with self._lock:
+            if self._calls >= self._max_calls:
+                raise QueueFull(
+                    "too many calls at once: retry later, or call another replica",
+                    metadata={"calls": str(self._calls), "max_calls": str(self._max_calls)},
+                    retry_after=self._until_free(1 / self._calls, now),
+                )
+            if self._calls and self._characters + characters > self._max_characters:
+                raise QueueFull(
+                    "too much text at once: retry later, or call another replica",
+                    metadata={
+                        "characters": str(self._characters),
+                        "max_characters": str(self._max_characters),
+                    },
+                    retry_after=self._until_free(characters / self._max_characters, now),
+                )
+            self._calls += 1
+            self._characters += characters
+            self._entered += now
+            self._refused = 0
+        return Permit(self, characters, now)
+
+    def leave(self, characters: int, entered: float) -> None:
+        """Ends a call's stay: see Permit.leave."""
+        now = monotonic()
+        with self._lock:
+            self._calls -= 1
+            self._characters -= characters
+            self._entered -= entered
+            self._stay += WEIGHT * (now - entered - self._stay)
+
+    def _until_free(self, share: float, now: float) -> float:
+        """Estimates when so large a share of what is inside has left, if all of it leaves within one stay.
+
+        A stay is at least as long as those inside have been there on average. Callers
+        who were refused before come first: the more there are, the longer the delay,
+        else they would all come back for the one slot that is free by then.
+        """
+        stay = max(self._stay, now - self._entered / self._calls)
+        self._refused += 1
+        return min(max(stay * share * self._refused, SOONEST_RETRY), LATEST_RETRY)
+
+
+class Permit:
+    """One call's place inside, given back once: when a `with` statement ends, or earlier by `leave`."""
+
+    __slots__ = ("_characters", "_door", "_entered", "_left")
+
+    def __init__(self, door: Gate, characters: int, entered: float) -> None:
+        self._door = door
+        self._characters = characters
+        self._entered = entered
+        self._left = threading.Lock()  # taken by the first to leave: two threads may try at once
+
+    def leave(self) -> None:
+        """Gives the place back; a second time nothing happens."""
+        if self._left.acquire(blocking=False):
+            self._door.leave(self._characters, self._entered)
+
+    def __enter__(self) -> Permit:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()

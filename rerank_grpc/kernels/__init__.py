@@ -1,0 +1,1 @@
+"""What networks compute with, by device and precision."""

@@ -1,0 +1,366 @@
+"""What a GPU runs, run on the CPU: the choice of a kernel, torch's operations, gathered keys."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Callable
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from rerank_grpc.kernels import attention as varlen
+from rerank_grpc.kernels import cuda as operations
+from rerank_grpc.kernels import fused
+from rerank_grpc.kernels.attention import FLASH, SDPA, VARLEN, attend_by_length, choose_attention, window_of
+from rerank_grpc.kernels.base import KeyRows, Layout
+from rerank_grpc.kernels.causal import CausalParts, KeysValues
+from rerank_grpc.kernels.cuda import TorchOperations
+from rerank_grpc.kernels.fused import TorchNorm
+from rerank_grpc.kernels.gathered import GatheredParts, kept_of, key_ranges
+from rerank_grpc.models import bert, roberta
+from rerank_grpc.models import hooked as attention
+from rerank_grpc.models.base import Model
+from rerank_grpc.tokenizer.tokenizer import encoder_for
+from tests.conftest import load
+from tests.models.test_parity import BOUND, QUERY, documents, error, pack_request, reference
+
+CPU = torch.device("cpu")
+BOTH = frozenset({VARLEN, FLASH})
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "size", "installed", "expected"),
+    [
+        ((9, 0), "bf16", 64, BOTH, VARLEN),
+        ((8, 0), "fp16", 128, BOTH, VARLEN),
+        ((8, 0), "fp16", 128, {FLASH}, FLASH),
+        ((9, 0), "bf16", 64, set(), SDPA),
+        ((9, 0), "fp32", 64, BOTH, SDPA),
+        ((7, 5), "fp16", 64, BOTH, SDPA),
+        ((9, 0), "bf16", 20, BOTH, SDPA),
+        ((9, 0), "bf16", 512, BOTH, SDPA),
+        (None, "bf16", 64, BOTH, SDPA),
+    ],
+)
+def test_the_fastest_attention_that_a_card_and_a_precision_can_do_is_chosen(
+    capability: tuple[int, int] | None, precision: str, size: int, installed: set[str], expected: str
+) -> None:
+    assert choose_attention(capability, precision, size, frozenset(installed)) == expected
+
+
+def test_a_models_own_heads_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(varlen, "installed", lambda: BOTH)
+    monkeypatch.setattr(varlen, "works", lambda *_: True)
+    card = torch.device("cuda", 0)
+    config = {"num_attention_heads": 12, "hidden_size": 384}
+    assert varlen.attention_for(card, "bf16", config) == VARLEN
+    assert varlen.attention_for(card, "bf16", config | {"head_dim": 36}) == SDPA
+    assert varlen.attention_for(CPU, "bf16", config) == SDPA
+
+
+def test_a_kernel_that_does_not_run_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(varlen, "installed", lambda: BOTH)
+    monkeypatch.setattr(varlen, "works", lambda name, *_: name == FLASH)
+    config = {"num_attention_heads": 12, "hidden_size": 384}
+    assert varlen.attention_for(torch.device("cuda", 0), "bf16", config) == FLASH
+    monkeypatch.undo()
+    # There is no code for the CPU in the one, and the other is not installed here.
+    assert not varlen.works(VARLEN, CPU, "bf16", 32)
+    assert not varlen.works("packed (flash-attn)", CPU, "bf16", 32)
+    assert "does not run on cpu" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_kernel_that_masks_otherwise_is_passed_over(
+    precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def without_mask(*tensors: Any, causal: bool) -> torch.Tensor:
+        return part_by_part(*tensors)
+
+    def aligned_to_the_first(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Layout, keys: Layout, **_: Any
+    ) -> torch.Tensor:
+        first = torch.cat([key[:1], key[1:3]]), torch.cat([value[:1], value[1:3]])
+        return part_by_part(query, *first, queries, queries, causal=True)
+
+    for kernel, right in ((part_by_part, True), (without_mask, False), (aligned_to_the_first, False)):
+        monkeypatch.setattr(varlen, "kernel_for", lambda _, kernel=kernel: kernel)
+        assert varlen.works(VARLEN, CPU, precision, 32) == right
+    assert caplog.text.count("computes something else") == 2
+
+
+def test_the_kernel_of_this_torch_takes_what_is_passed_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself has no CPU code: its operator is replaced below the checks of arguments."""
+    seen: list[tuple[Any, ...]] = []
+
+    def operator(query: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+        seen.append(rest)
+        return query, query, query
+
+    importlib.import_module("torch.nn.attention.varlen")
+    monkeypatch.setattr(torch.ops.torch_attn, "_varlen_attn", operator)
+    kernel = varlen.kernel_for(VARLEN)
+    assert kernel is not None
+    query, key = torch.ones(7, 4, 8), torch.ones(7, 2, 8)
+    layout = Layout.of((3, 4))
+    assert torch.equal(kernel(query, key, key, layout, layout, causal=True, scale=0.5), query)
+    assert torch.equal(kernel(query, query, query, layout, layout, window=4), query)
+    assert seen[0][4:9] == (4, 4, True, 0.5, [-1, 0])
+    assert seen[1][4:9] == (4, 4, False, None, [3, 3])
+
+
+def test_no_name_makes_transformers_take_it_for_its_own_flash_attention() -> None:
+    for name in attention.NAMES.values():
+        assert "flash" not in name
+        assert name in AttentionInterface().valid_keys()
+        assert name not in AttentionMaskInterface().valid_keys()
+
+
+def test_a_window_counts_the_places_on_each_side() -> None:
+    assert window_of(causal=False, window=None) == (-1, -1)
+    assert window_of(causal=False, window=1) == (0, 0)
+    assert window_of(causal=True, window=None) == (-1, 0)
+
+
+def part_by_part(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    queries: Layout,
+    keys: Layout,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """What a kernel computes, by `starts` alone, as the kernels go by."""
+    mixed = torch.full_like(query, math.nan)
+    bounds = zip(*(each.starts.tolist() for each in (queries, keys)), strict=True)
+    edges = list(bounds)
+    for (start, key_start), (end, key_end) in pairwise(edges):
+        if start == end:
+            continue
+        q, k, v = query[start:end], key[key_start:key_end], value[key_start:key_end]
+        own = torch.arange(len(k) - len(q), len(k))[:, None]
+        places = torch.arange(len(k))
+        seen = places <= own if causal else (own - places).abs() < (window or len(k) + len(q))
+        q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
+        grouped = query.shape[1] != key.shape[1]
+        found = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=grouped)
+        mixed[start:end] = found[0].transpose(0, 1)
+    return mixed
+
+
+def test_neighbours_of_equal_length_are_attended_together_and_apart_from_others() -> None:
+    torch.manual_seed(0)
+    layout = Layout.of((3, 3, 3, 1, 5, 5, 2))
+    query, key, value = torch.randn(3, 22, 4, 8).unbind(0)
+    found = attend_by_length(query, key, value, layout, layout)
+    torch.testing.assert_close(found, part_by_part(query, key, value, layout, layout))
+    first = query.index_select(0, layout.firsts)
+    found = attend_by_length(first, key, value, layout.singles(), layout)
+    torch.testing.assert_close(found, part_by_part(first, key, value, layout.singles(), layout))
+
+
+@pytest.fixture(params=[SDPA, VARLEN])
+def on_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Loads encoders with a GPU's operations, on the CPU, whose kernel is part_by_part."""
+    monkeypatch.setattr(operations, "kernel_for", {SDPA: None, VARLEN: part_by_part}.get)
+    for module in (bert, roberta):
+        monkeypatch.setattr(
+            module,
+            "operations_for",
+            lambda card: TorchOperations(CPU, varlen_dtype(card.precision), request.param),
+        )
+    return str(request.param)
+
+
+def varlen_dtype(precision: str) -> torch.dtype:
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm_roberta"])
+def test_torchs_operations_give_transformers_logits(
+    family: str, on_torch: str, directories: dict[str, Path]
+) -> None:
+    model = load(directories[family])
+    packed = pack_request(encoder_for(model.card).encode(QUERY, documents()))
+    expected = reference(directories[family], documents())
+    assert expected.std() >= 1
+    assert error(model.forward(packed)[:, 0], expected) <= BOUND
+    blank = pack_request(encoder_for(model.card).encode(QUERY, [""] * len(documents())))
+    assert error(model.forward(blank)[:, 0], expected) > 100 * BOUND
+
+
+def test_torchs_operations_in_bf16_are_no_worse_than_transformers_own(
+    on_torch: str, directories: dict[str, Path]
+) -> None:
+    model = load(directories["bert"], precision="bf16")
+    packed = pack_request(encoder_for(model.card).encode(QUERY, documents()))
+    expected = reference(directories["bert"], documents())
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(
+        directories["bert"], dtype=torch.bfloat16
+    ).eval()
+    with torch.inference_mode():
+        theirs = torch.cat(
+            [
+                network(ids[None], token_type_ids=types[None]).logits[0].float()
+                for ids, types in zip(
+                    packed.input_ids.split(packed.lengths),
+                    packed.token_type_ids.split(packed.lengths),
+                    strict=True,
+                )
+            ]
+        )
+    mean = lambda found: float((found - expected).square().mean().sqrt())  # noqa: E731
+    assert 0 < mean(model.forward(packed)[:, 0]) <= 1.2 * mean(theirs)
+
+
+def test_sums_are_normalized_in_fp32() -> None:
+    torch.manual_seed(0)
+    rows, residual = torch.randn(2, 5, 16, dtype=torch.bfloat16).unbind(0)
+    weight, bias = torch.randn(16), torch.randn(16)
+    found = fused.add_norm(rows, residual, weight, bias, 1e-5)
+    exact = torch.nn.functional.layer_norm(rows.double() + residual.double(), (16,)) * weight + bias
+    assert found.dtype is torch.bfloat16
+    assert torch.equal(found, exact.to(torch.bfloat16)) or (found - exact).abs().max() < 0.02
+
+
+def test_what_is_compiled_and_what_is_not_compute_the_same() -> None:
+    torch.manual_seed(0)
+    rows, residual = torch.randn(2, 5, 16).unbind(0)
+    weight, bias = torch.randn(16), torch.randn(16)
+    plain = TorchNorm(weight, bias, 1e-5, CPU, torch.float32)
+    compiled = TorchNorm(weight, bias, 1e-5, CPU, torch.float32)
+    compiled._compiled = fused.add_norm
+    torch.testing.assert_close(compiled(rows, residual), plain(rows, residual))
+
+
+def test_where_nothing_can_be_compiled_sum_and_norm_run_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compile_(function: object) -> Callable[..., torch.Tensor]:
+        def call(*_: object) -> torch.Tensor:
+            raise RuntimeError("no C compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(fused, "cache_folder", lambda: tmp_path)
+    for variable in fused.CACHES:
+        monkeypatch.setenv(variable, "elsewhere")
+    fused.compiled_add_norm.cache_clear()
+    assert fused.compiled_add_norm(CPU, torch.float32, 16, 1e-5) is None
+    fused.compiled_add_norm.cache_clear()
+    assert "run slower" in caplog.text
+
+
+def test_on_a_gpu_the_type_and_width_are_compiled_at_load_and_kept_on_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def compile_(function: object) -> Callable[..., torch.Tensor]:
+        def call(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+            calls.append(tuple(rows.shape))
+            return rows
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(fused, "cache_folder", lambda: tmp_path)
+    for variable in fused.CACHES:
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    fused.compiled_add_norm.cache_clear()
+    fused.compiled_add_norm(CPU, torch.float32, 16, 1e-5)
+    fused.compiled_add_norm.cache_clear()
+    assert calls == [(1, 16), (64, 16)]
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+
+
+def test_keys_are_found_among_those_that_are_kept_and_those_of_this_pass() -> None:
+    kept, first, second = KeysValues(3), KeysValues(5), KeysValues(7)
+    prefixes = (first, second)
+    contexts = (kept, first, kept, second, None)
+    assert [id(each) for each in kept_of(contexts, prefixes)] == [id(kept)]
+    # kept: 0 to 2; then parts of 2, 2, 4, 1 and 3 tokens
+    assert key_ranges(contexts, prefixes, (2, 2, 4, 1, 3)) == [
+        [range(3), range(3, 5)],
+        [range(3), range(3, 5), range(5, 7)],
+        [range(3), range(7, 11)],
+        [range(3), range(3, 5), range(5, 7), range(11, 12)],
+        [range(12, 15)],
+    ]
+
+
+def layout_of(
+    contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], lengths: tuple[int, ...]
+) -> Layout:
+    ranges = key_ranges(contexts, prefixes, lengths)
+    seen = tuple(sum(map(len, each)) for each in ranges)
+    rows = torch.tensor([place for each in ranges for part in each for place in part])
+    starts = torch.tensor([0, *accumulate(seen)])
+    plain = Layout.of(lengths)
+    return Layout(plain.starts, plain.longest, lengths, KeyRows(rows, starts, seen))
+
+
+def test_gathered_keys_give_what_attending_part_by_part_gives() -> None:
+    """Two layers and two passes: the second finds what the first has left."""
+    torch.manual_seed(0)
+    heads, groups, size, layers = 4, 2, 8, 2
+
+    def run(make: Callable[..., Any]) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        system, head, other = KeysValues(6), KeysValues(10), KeysValues(9)
+        passes = [
+            ((None, system, head, head, None), (system, head), (6, 4, 5, 1, 3)),
+            ((system, head, other, system), (other,), (3, 200, 4, 2)),
+        ]
+        found = []
+        for contexts, prefixes, lengths in passes:
+            parts = make(contexts, prefixes, lengths)
+            for layer in range(layers):
+                query, key, value = (
+                    torch.randn(1, count, sum(lengths), size, generator=generator)
+                    for count in (heads, groups, groups)
+                )
+                found.append(parts.attend(layer, query, key, value, lengths, 0.3))
+        return [
+            *found,
+            *(each for prefix in (system, head, other) for pair in prefix.layers for each in pair),
+        ]
+
+    def gathered(contexts: Any, prefixes: Any, lengths: Any) -> GatheredParts:
+        return GatheredParts(contexts, prefixes, layout_of(contexts, prefixes, lengths), part_by_part)
+
+    expected = run(lambda contexts, prefixes, lengths: CausalParts(contexts, prefixes))
+    for one, other in zip(run(gathered), expected, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_that_continue_nothing_gather_nothing() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 9, 8).unbind(0)
+    expected = CausalParts((None, None), ()).attend(0, query, key, value, (4, 5), None)
+    found = GatheredParts((None, None), (), Layout.of((4, 5)), part_by_part)
+    torch.testing.assert_close(found.attend(0, query, key, value, (4, 5), None), expected)
+
+
+def test_a_model_names_its_attention(directories: dict[str, Path]) -> None:
+    model: Model = load(directories["bert"])
+    assert model.card.attention == SDPA
+    assert not model.card.capturable

@@ -1,0 +1,467 @@
+"""Texts become exactly the model's own token ids, never a control token, and no more of them than fit."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from rerank_grpc.errors import InternalError, InvalidRequest, ModelLoadError, UnsupportedOption
+from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.embedded import find_package
+from rerank_grpc.sequence import TokenizedRequest
+from rerank_grpc.tokenizer import windows as texts_module
+from rerank_grpc.tokenizer.tokenizer import PairEncoder, TextEncoder, encoder_for
+from rerank_grpc.tokenizer.vocabulary import read_vocabulary
+from rerank_grpc.types import Scoring, Truncation
+from tests import random_models as checkpoints
+
+QUERY = "what does the with statement do?"
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "bert": checkpoints.bert,
+    "roberta": checkpoints.roberta,
+    "xlm-roberta": checkpoints.xlm_roberta,
+}
+FAMILIES = [*WRITERS, "embedded"]
+MAX_TOKENS = checkpoints.MAX_TOKENS
+
+
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("tokenizers")
+    return {family: write(root / family) for family, write in WRITERS.items()} | {"embedded": find_package()}
+
+
+def card(directory: Path, family: str = "bert", **changes: Any) -> ModelCard:
+    plain = ModelCard(
+        source=str(directory),
+        revision="",
+        family=family,
+        scoring=Scoring.SIGMOID,
+        reads_pairs=True,
+        max_tokens=MAX_TOKENS,
+        device="cpu",
+        precision="fp32",
+        attention="",
+        tokenizer_file=directory / "tokenizer.json",
+    )
+    return replace(plain, **changes)
+
+
+def pair_encoder(directory: Path, **changes: Any) -> PairEncoder:
+    encoder = encoder_for(card(directory, **changes))
+    assert isinstance(encoder, PairEncoder)
+    return encoder
+
+
+def text_encoder(directory: Path, **changes: Any) -> TextEncoder:
+    encoder = encoder_for(card(directory, reads_pairs=False, **changes))
+    assert isinstance(encoder, TextEncoder)
+    return encoder
+
+
+def ids_of(request: TokenizedRequest) -> list[list[int]]:
+    return [request.sequences[document.chunks[0].sequence].token_ids() for document in request.documents]
+
+
+def ordinary() -> list[str]:
+    """Natural texts, and what stands at the ends and between words in others."""
+    natural = checkpoints.texts()[:300]
+    chinese = [
+        "深度学习是机器学习的一个分支。",
+        "他说：“你好，世界！”",
+        "北京  上海\n广州\t深圳",
+        "，开头的标点",
+    ]
+    ends = [
+        natural[0] + end for end in (".", "?", "!)", "...", "\n", "  ", "\t\n", "\u3000", "\u00a0", "\r\n")
+    ]
+    starts = [start + natural[1] for start in (" ", "\n\n", "    ", "(", "—", "\u200b", "\ufeff")]
+    odd = [
+        "",
+        " ",
+        "\n",
+        "\x00",
+        "a",
+        "é",
+        "e\u0301",
+        "ﬁ",
+        "½",
+        "👩‍👩‍👧",
+        "नमस्ते",
+        "ภาษาไทย",
+        "ΑΣ ς",
+        "İI",
+        "\uffff",
+        "x" * 150,
+    ]
+    return natural + chinese + ends + starts + odd
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ordinary_texts_become_the_ids_of_the_models_own_tokenizer(
+    family: str, directories: dict[str, Path]
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directories[family])
+    documents = ordinary()
+    expected = tokenizer(
+        [QUERY] * len(documents),
+        documents,
+        truncation="only_second",
+        max_length=MAX_TOKENS,
+        return_token_type_ids=True,
+    )
+    request = pair_encoder(directories[family]).encode(QUERY, documents)
+    assert ids_of(request) == expected["input_ids"]
+    splits = {sequence.split for sequence in request.sequences}
+    assert {types.index(1) if 1 in types else 0 for types in expected["token_type_ids"]} == splits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_queries_become_the_ids_of_the_models_own_tokenizer(
+    family: str, directories: dict[str, Path]
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directories[family])
+    encoder = text_encoder(directories[family])
+    for query in ordinary():
+        expected = tokenizer(query, truncation=True, max_length=MAX_TOKENS // 2 + 2)["input_ids"]
+        assert encoder.encode(query, []).sequences[0].token_ids() == expected
+
+
+def control_texts(directory: Path) -> list[str]:
+    """Every control token as written, alone and among others, and in forms that normalize to it."""
+    data = json.loads((directory / "tokenizer.json").read_bytes())
+    tokens = [token["content"] for token in data["added_tokens"] if token["special"]]
+    assert len(tokens) >= 5
+    wide = [token.replace("<", "＜").replace(">", "＞") for token in tokens]
+    shapes = ["{}", " {} ", "word {} word", "word{}word", "{0}{0}{0}", "\n{}", "▁{}", "{} {}"]
+    return [shape.format(token, token) for token in tokens + wide for shape in shapes] + ["".join(tokens)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_text_becomes_a_control_token(family: str, directories: dict[str, Path]) -> None:
+    directory = directories[family]
+    encoder, vocabulary = pair_encoder(directory), read_vocabulary(directory / "tokenizer.json", family)
+    hostile = control_texts(directory)
+    template = vocabulary.pair
+    for query in [QUERY, *hostile]:
+        request = encoder.encode(query, hostile)
+        for ids in ids_of(request):
+            assert len([token for token in ids if token in vocabulary.control_ids]) == template.overhead
+    # The model's own tokenizer is taken in by the same texts, so this proves something.
+    upstream = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    upstream.no_padding()
+    taken_in = upstream.encode_batch(hostile, add_special_tokens=False)
+    assert (
+        sum(not vocabulary.control_ids.isdisjoint(encoding.ids) for encoding in taken_in) >= len(hostile) // 2
+    )
+
+
+def test_a_piece_of_a_unigram_vocabulary_is_hidden_though_it_is_no_added_token(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    """Turning added tokens off is not enough: "</s>" is a piece as well."""
+    data = json.loads((directories["xlm-roberta"] / "tokenizer.json").read_bytes())
+    data["added_tokens"] = []
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(data))
+    assert 2 in Tokenizer.from_file(str(path)).encode("</s>", add_special_tokens=False).ids
+    assert 2 not in read_vocabulary(path, "xlm-roberta").tokenizer.encode("</s>").ids
+
+
+def test_unmarked_control_tokens_of_a_family_are_hidden_and_its_users_tokens_kept(tmp_path: Path) -> None:
+    tokenizer = checkpoints.byte_level()
+    tokenizer.add_tokens(["<think>", "</think>", "<mine>"])
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    vocabulary = read_vocabulary(path, "qwen3")
+    think, mine = tokenizer.token_to_id("<think>"), tokenizer.token_to_id("<mine>")
+    ids = vocabulary.tokenizer.encode("<think> <mine>    ").ids
+    assert think not in ids
+    assert think in vocabulary.control_ids
+    assert mine in ids
+    assert tokenizer.token_to_id("    ") in ids
+    assert think in read_vocabulary(path, "bert").tokenizer.encode("<think>").ids
+
+
+def test_merges_that_spell_a_control_token_are_left_out(tmp_path: Path) -> None:
+    vocabulary = {"<": 0, "s": 1, ">": 2, "<s": 3, "<s>": 4, "a": 5, "as": 6}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("<", "s"), ("<s", ">"), ("a", "s")]))
+    tokenizer.add_special_tokens(["<s>"])
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    assert tokenizer.encode("<s>").ids == [4]
+    assert read_vocabulary(path, "gpt2").tokenizer.encode("<s>as").ids == [3, 2, 6]
+
+
+def test_a_control_token_in_spite_of_all_is_an_internal_error(
+    directories: dict[str, Path],
+) -> None:
+    encoder: Any = pair_encoder(directories["bert"])
+    (word,) = encoder._vocabulary.tokenizer.encode("text", add_special_tokens=False).ids[:1]
+    encoder._vocabulary = replace(encoder._vocabulary, control_ids=frozenset([word]))
+    encoder._vocabulary.is_control[word] = True
+    for count in (1, 1_000):  # few tokens are looked at one by one, many by NumPy
+        with pytest.raises(InternalError):
+            encoder.encode(QUERY, [f"{number} text" for number in range(count)])
+
+
+def nasty() -> list[str]:
+    """Long texts in which a cut in the wrong place would show."""
+    natural = " ".join(checkpoints.texts()[:400])
+    random_words = random.Random(5)
+    alphabet = [
+        "a",
+        "B",
+        " ",
+        "  ",
+        "\n",
+        "é",
+        "e\u0301",
+        "深",
+        "👩‍👩‍👧",
+        "½",
+        "\u3000",
+        "ﾞ",
+        ".",
+        "</s>",
+        "Ж",
+        "ς",
+        "١",
+    ]
+    return [
+        natural,
+        "x" * 100_000,
+        "long" * 2_000 + " " + natural,
+        natural[:3_000] + " " + "y" * 50_000,
+        " " * 60_000,
+        " " * 50_000 + natural,
+        natural[:9_000] + " " * 50_000,
+        "👩‍👩‍👧" * 8_000,
+        "深度学习" * 8_000,
+        "e\u0301" * 8_000,
+        "a " * 40_000,
+        "a \u0301" * 8_000,
+        "\n" * 60_000,
+        natural.replace(" ", "\u00a0"),
+        natural.replace(" ", "  "),
+        "word " + "." * 60_000,
+        *("".join(random_words.choices(alphabet, k=8_000)) for _ in range(6)),
+    ]
+
+
+@pytest.mark.parametrize("truncation", [Truncation.END, Truncation.START])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reading_a_part_of_a_long_text_changes_no_id(
+    family: str, truncation: Truncation, directories: dict[str, Path]
+) -> None:
+    encoder: Any = text_encoder(directories[family])
+    whole = encoder._vocabulary.tokenizer
+    request = encoder.encode(QUERY, nasty(), truncation=truncation)
+    for text, document, found in zip(nasty(), request.documents, ids_of(request), strict=True):
+        expected = whole.encode(text, add_special_tokens=False).ids
+        room = MAX_TOKENS - 2
+        assert document.truncated == (len(expected) > room)
+        assert found[1:-1] == (expected[:room] if truncation is Truncation.END else expected[-room:])
+        assert document.chunks[0].tokens == min(len(expected), room)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_natural_text_is_not_read_beyond_what_the_model_sees(
+    family: str, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    plain = texts_module.encode_batch
+    monkeypatch.setattr(
+        texts_module,
+        "encode_batch",
+        lambda vocabulary, texts, field: read.extend(map(len, texts)) or plain(vocabulary, texts, field),
+    )
+    pair_encoder(directories[family]).encode(QUERY, [" ".join(checkpoints.texts())[:100_000]])
+    assert max(read) <= 2_000
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hostile_texts_cost_time_in_proportion_to_their_length(
+    family: str, directories: dict[str, Path]
+) -> None:
+    encoder = pair_encoder(directories[family])
+
+    def seconds(text: str) -> float:
+        start = time.process_time()  # not the clock: other processes may be busy
+        encoder.encode(QUERY, [text])
+        return time.process_time() - start
+
+    for unit in ("x", " ", "深", "a ", "e\u0301", "."):
+        short = min(seconds(unit * (100_000 // len(unit))) for _ in range(2))
+        long = min(seconds(unit * (200_000 // len(unit))) for _ in range(2))
+        assert long <= 0.4
+        assert long <= 2.5 * short + 0.05
+
+
+def test_a_query_gets_at_most_half_of_the_model(directories: dict[str, Path]) -> None:
+    encoder = pair_encoder(directories["bert"])
+    words = [f"{number}" for number in range(300)]
+    request = encoder.encode(" ".join(words), [" ".join(words)])
+    (ids,) = ids_of(request)
+    assert request.query_truncated
+    assert len(ids) == MAX_TOKENS
+    assert request.documents[0].chunks[0].tokens == MAX_TOKENS // 2 - 3
+    assert not encoder.encode(QUERY, ["a"]).query_truncated
+
+
+def test_a_text_may_be_cut_from_its_start(directories: dict[str, Path]) -> None:
+    encoder = pair_encoder(directories["bert"])
+    document = "first " * 300 + "last"
+    (end,) = ids_of(encoder.encode(QUERY, [document]))
+    (start,) = ids_of(encoder.encode(QUERY, [document], truncation=Truncation.START))
+    last = ids_of(encoder.encode(QUERY, ["last"]))[0][-2]
+    assert start[-2] == last
+    assert end[-2] != last
+
+
+def test_a_text_that_may_not_be_cut_is_refused_by_its_field_without_quoting_it(
+    directories: dict[str, Path],
+) -> None:
+    encoder = pair_encoder(directories["bert"])
+    long = "canary " * 400
+    with pytest.raises(InvalidRequest) as caught:
+        encoder.encode(QUERY, ["short", "short", long, long], truncation=Truncation.NONE)
+    assert caught.value.violations[0].field == "documents[2].text"
+    assert "canary" not in str(caught.value)
+    with pytest.raises(InvalidRequest) as caught:
+        encoder.encode(long, ["short"], truncation=Truncation.NONE)
+    assert caught.value.violations[0].field == "query"
+    with pytest.raises(InvalidRequest, match=r"documents\[0\].text"):
+        encoder.encode(QUERY, ["a b c"], truncation=Truncation.NONE, max_tokens_per_document=2)
+    encoder.encode(QUERY, ["a b c"], truncation=Truncation.NONE, max_tokens_per_document=3)
+
+
+def test_at_most_so_many_tokens_of_each_document_are_used(directories: dict[str, Path]) -> None:
+    request = pair_encoder(directories["bert"]).encode(QUERY, ["a b c d", "a b"], max_tokens_per_document=3)
+    assert [document.chunks[0].tokens for document in request.documents] == [3, 2]
+    assert [document.truncated for document in request.documents] == [True, False]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_overlap_cover_the_text_and_know_their_place(
+    family: str, directories: dict[str, Path]
+) -> None:
+    encoder = pair_encoder(directories[family])
+    text = " ".join(checkpoints.texts()[5:30])[:2_500]
+    request = encoder.encode(QUERY, ["short", text], max_chunks=64)
+    short, long = request.documents
+    assert short.chunks[0].span is None
+    assert len(short.chunks) == 1
+    assert len(long.chunks) > 4
+    assert not long.truncated
+    spans = [chunk.span for chunk in long.chunks]
+    assert spans[0].start == 0
+    assert spans[-1].end == len(text.rstrip())
+    for before, after in pairwise(spans):
+        assert before.start < after.start < before.end < after.end
+    (whole,) = [text_encoder(directories[family], max_tokens=10_000).encode("q", [text]).sequences[1]]
+    tokens = whole.token_ids()[1:-1]
+    windows = []
+    for chunk in long.chunks:
+        sequence = request.sequences[chunk.sequence]
+        assert len(sequence) <= MAX_TOKENS
+        windows.append(sequence.token_ids()[-1 - chunk.tokens : -1])
+    place = 0
+    for window in windows:
+        place = next(at for at in range(place, len(tokens)) if tokens[at : at + len(window)] == window)
+    assert tokens[-len(windows[-1]) :] == windows[-1]
+
+
+def test_windows_beyond_the_most_allowed_are_left_out_and_said_so(directories: dict[str, Path]) -> None:
+    encoder = pair_encoder(directories["bert"])
+    words = " ".join(str(number) for number in range(4_000))
+    request = encoder.encode(QUERY, [words], max_chunks=3)
+    assert len(request.documents[0].chunks) == 3
+    assert request.documents[0].truncated
+    assert request.documents[0].chunks[0].span.start == 0
+    last = encoder.encode(QUERY, [words], max_chunks=3, truncation=Truncation.START).documents[0]
+    assert last.chunks[-1].span.end == len(words)
+    with pytest.raises(InvalidRequest):
+        encoder.encode(QUERY, [words], max_chunks=3, truncation=Truncation.NONE)
+
+
+def test_spans_count_code_points(directories: dict[str, Path]) -> None:
+    encoder = pair_encoder(directories["xlm-roberta"], family="xlm-roberta")
+    text = "👩‍👩‍👧 深度 e\u0301 " * 60
+    document = encoder.encode(QUERY, [text], max_chunks=64).documents[0]
+    assert document.chunks[0].span.start == 0
+    assert document.chunks[-1].span.end == len(text) - 1
+
+
+def test_documents_with_equal_text_share_a_sequence(directories: dict[str, Path]) -> None:
+    for encoder, extra in ((pair_encoder(directories["bert"]), 0), (text_encoder(directories["bert"]), 1)):
+        request = encoder.encode(QUERY, ["one", "two", "one", "two", "one"])
+        assert len(request.sequences) == 2 + extra
+        assert len(request.documents) == 5
+        assert request.documents[0] == request.documents[2]
+    assert request.query == 0
+
+
+@pytest.mark.parametrize("where", ["query", "document", "long document"])
+def test_a_lone_surrogate_is_refused_by_its_field(where: str, directories: dict[str, Path]) -> None:
+    encoder = pair_encoder(directories["bert"])
+    bad = "a\ud800"
+    query = bad if where == "query" else QUERY
+    documents = [
+        "fine",
+        "word " * 8_000 + bad if where == "long document" else bad if where == "document" else "x",
+    ]
+    with pytest.raises(InvalidRequest) as caught:
+        encoder.encode(query, documents)
+    assert caught.value.violations[0].field == ("query" if where == "query" else "documents[1].text")
+
+
+def test_an_instruction_for_a_model_that_takes_none_is_refused(directories: dict[str, Path]) -> None:
+    for encoder in (pair_encoder(directories["bert"]), text_encoder(directories["bert"])):
+        with pytest.raises(UnsupportedOption) as caught:
+            encoder.encode(QUERY, ["a"], instruction="judge")
+        assert caught.value.violations[0].field == "instruction"
+
+
+def test_several_threads_encode_the_same_at_once(directories: dict[str, Path]) -> None:
+    encoder = pair_encoder(directories["xlm-roberta"])
+    documents = checkpoints.texts()[:100]
+    expected = encoder.encode(QUERY, documents)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: encoder.encode(QUERY, documents), range(24)))
+    assert all(result == expected for result in results)
+
+
+def test_no_documents_and_empty_documents_are_fine(directories: dict[str, Path]) -> None:
+    encoder = pair_encoder(directories["bert"])
+    assert encoder.encode(QUERY, []).sequences == ()
+    request = encoder.encode(QUERY, ["", " \n"])
+    assert [document.chunks[0].tokens for document in request.documents] == [0, 0]
+
+
+def test_a_template_whose_types_do_not_split_at_the_document_is_refused(tmp_path: Path) -> None:
+    tokenizer = checkpoints.wordpiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A:1 [SEP]:1 [CLS]:2", pair="$A:1 $B:0 [CLS]:2", special_tokens=[("[SEP]", 3), ("[CLS]", 2)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ModelLoadError, match="token types"):
+        read_vocabulary(tmp_path / "tokenizer.json", "bert")
+
+
+def test_a_pre_tokenizer_nobody_vouched_for_reads_the_whole_text(tmp_path: Path) -> None:
+    tokenizer = checkpoints.byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(use_regex=False)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert not read_vocabulary(tmp_path / "tokenizer.json", "roberta").splits_at_spaces
