@@ -49,8 +49,6 @@ class Option:
         if value is None:
             word = self.metavar.rpartition("|")[2]
             return word if word in ("auto", "off") else ""
-        if isinstance(value, bool):
-            return "on" if value else "off"
         if isinstance(value, tuple):
             return ",".join(each.name if isinstance(each, ModelSpec) else each for each in value)
         return f"{value:g}" if isinstance(value, float) else str(value)
@@ -77,20 +75,6 @@ _REST_OPTIONS = (
         parsing.seconds,
         "SECONDS",
         "how long a REST call may take that names no time itself",
-    ),
-    Option(
-        "rest-data",
-        "rest.data",
-        parsing.on_or_off,
-        "on|off",
-        "whether REST replies carry the older list `data` beside `results`",
-    ),
-    Option(
-        "rest-fastgpt",
-        "rest.fastgpt",
-        parsing.on_or_off,
-        "on|off",
-        "whether REST access errors are those of FastGPT's bge-rerank app",
     ),
 )
 

@@ -57,11 +57,6 @@ def port(text: str) -> int:
     return int(text)
 
 
-def on_or_off(text: str) -> bool:
-    """Reads "on" or "off"."""
-    return one_of("on", "off")(text) == "on"
-
-
 def seconds(text: str) -> float:
     """Reads a number of seconds."""
     try:
