@@ -22,8 +22,8 @@ class OptionError(ConfigurationError):
 class Option:
     """One setting: its flag `--name`, and the variable that says the same.
 
-    `read` turns a text into the value; its ValueError says what the text is not
-    ("is not a port"). `setting` names the attribute of `settings`. The variable
+    `read` turns a text into the value; its ValueError ends a sentence about the
+    text ("is not a port"). `setting` names the attribute of `settings`. The variable
     of a repeatable option holds values separated by commas.
     """
 

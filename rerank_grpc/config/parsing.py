@@ -1,4 +1,4 @@
-"""From the text that an operator types to a value; a reader raises ValueError with what the text is not."""
+"""From the text that an operator types to a value; a reader raises ValueError with its objection."""
 
 from __future__ import annotations
 

@@ -46,8 +46,9 @@ class RestSettings:
 
     `timeout`, in seconds, is for callers that name none. `body_bytes` is more
     than a gRPC message's limit, because many callers escape every character
-    that is not ASCII. With `tokens`, callers need one of them; without, the gRPC servers decide.
-    `upstream_token` is what the REST server itself sends, for its public routes.
+    that is not ASCII. With `tokens`, callers need one of them; without, the
+    gRPC servers decide. The REST server sends `upstream_token` for its own
+    public routes.
     """
 
     host: str = "127.0.0.1"
