@@ -203,7 +203,7 @@ class Repeats:
         return False
 
     def counts(self, now: float, *, ending: bool = False) -> Iterator[logging.LogRecord]:
-        """Makes a record of the dropped lines of each window that has ended; of every window when `ending`."""
+        """Makes a record of the dropped lines of each window that has ended, or of all when `ending`."""
         for kind, window in list(self._windows.items()):
             seconds = now - window.begin
             if seconds < window.seconds and not ending:
