@@ -17,7 +17,14 @@ from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry import LoadedModel, Loader
 from rerank_grpc.runner.runner import Runner
-from rerank_grpc.sequence import Chunk, Output, PackedBatch, Sequence, TokenizedDocument, TokenizedRequest
+from rerank_grpc.sequence import (
+    Chunk,
+    Output,
+    PackedBatch,
+    Sequence,
+    TokenizedDocument,
+    TokenizedRequest,
+)
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.types import Scoring, Truncation

@@ -73,7 +73,7 @@ class Discovery:
     async def health(self, _exchange: Exchange) -> Json:
         """Tells whether a call of the default model would be answered, be it after loading it."""
         try:
-            health = await self._health_of_default()
+            health = self._own_health() if self._own_health else await self._upstream.own_health()
         except Unauthenticated:
             # Without a token the server tells neither the model nor its state.
             return {"status": "healthy"} if await self._serving() else Unready(status="unhealthy")
@@ -81,11 +81,6 @@ class Discovery:
         if not health.serving:
             return Unready(status="unhealthy", model=health.model, model_loaded=loaded)
         return {"status": "healthy", "model": health.model, "model_loaded": loaded, "version": health.version}
-
-    async def _health_of_default(self) -> Health:
-        if self._own_health is not None:
-            return self._own_health()
-        return await self._upstream.own_health()
 
     async def _serving(self) -> bool:
         try:
