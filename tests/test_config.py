@@ -43,8 +43,6 @@ SAMPLES = {
     "rest-host": ("0.0.0.0", "0.0.0.0"),
     "rest-port": ("off", None),
     "rest-timeout": ("7.5", 7.5),
-    "rest-data": ("off", False),
-    "rest-fastgpt": ("on", True),
 }
 
 
@@ -269,7 +267,7 @@ def test_defaults_are_said_as_one_would_type_them(options, read):
     }
 
 
-@pytest.mark.parametrize("name", ["connection-age-grace"])
+@pytest.mark.parametrize("name", ["call-cpu", "connection-age-grace", "rest-data", "rest-fastgpt"])
 def test_an_option_of_the_past_is_refused_by_name(name):
     variable = f"RERANK_{name.upper().replace('-', '_')}"
     with pytest.raises(OptionError, match=f"^{variable}: unknown environment variable"):

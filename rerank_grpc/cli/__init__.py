@@ -6,9 +6,9 @@ rest.py       rerank-grpc rest; the REST server beside a gRPC server
 ask.py        rerank-grpc rerank, models and health: ask a running server
 download.py   rerank-grpc download and convert
 verify.py     rerank-grpc verify
-process.py    what both server commands share: signals, the end, addresses
+process.py    the process of both server commands: signals, its end, addresses
 logs.py       a server's log, for which no caller waits
-terminal.py   the layout of what is printed, as pure functions
+terminal.py   the layout of printed text, as pure functions
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _NEEDED = 'pip install "rerank-grpc[server]"'
 
 
 def download(parsed: argparse.Namespace) -> int:
-    """Fetches what is missing of each model; raises ModelLoadError."""
+    """Fetches the missing files of each model; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
     with needs("download", _NEEDED):
         from rerank_grpc.checkpoints.catalogue import read_catalogue

@@ -104,7 +104,7 @@ class BackgroundHandler(logging.Handler):
         else:
             self._dropped += 1
 
-    # The thread that makes lines
+    # On the thread that makes lines
 
     def _pass_on(self) -> None:
         ending = False
@@ -153,7 +153,7 @@ class BackgroundHandler(logging.Handler):
             text = "a line could not be formatted (%s): %s"
             return self.format(_warning(record.name, text, type(error).__name__, template)) + "\n"
 
-    # The thread that writes
+    # On the thread that writes
 
     def _write_all(self) -> None:
         while (text := self._texts.get()) is not None:
@@ -164,7 +164,7 @@ class BackgroundHandler(logging.Handler):
 
 @dataclass(slots=True)
 class _Window:
-    """What was written and dropped of one kind since `begin`."""
+    """The written and dropped lines of one kind since `begin`."""
 
     begin: float
     seconds: float
@@ -203,7 +203,7 @@ class Repeats:
         return False
 
     def counts(self, now: float, *, ending: bool = False) -> Iterator[logging.LogRecord]:
-        """Makes a record of what each window that has ended dropped; of every window when `ending`."""
+        """Makes a record of the dropped lines of each window that has ended, or of all when `ending`."""
         for kind, window in list(self._windows.items()):
             seconds = now - window.begin
             if seconds < window.seconds and not ending:

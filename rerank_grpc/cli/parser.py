@@ -138,8 +138,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command = commands[parsed.command]
         flag = unknown[0].partition("=")[0]
         known = [text for action in command._actions for text in action.option_strings]
-        what = "option" if flag.startswith("-") else "argument"
-        raise OptionError(f"unknown {what} {flag}{suggestion(flag, known)} (see {command.prog} --help)")
+        kind = "option" if flag.startswith("-") else "argument"
+        raise OptionError(f"unknown {kind} {flag}{suggestion(flag, known)} (see {command.prog} --help)")
     parsed.flags = {key.partition(":")[2]: text for key, text in vars(parsed).items() if ":" in key}
     return parsed
 
@@ -216,7 +216,7 @@ JSON: Argument = ("--json", {"action": "store_true", "help": "print JSON, for ma
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command: its summary in the list of commands, its function, and what can be typed after it."""
+    """A command: its summary in the list of commands, its function, its arguments and options."""
 
     name: str
     summary: str

@@ -35,8 +35,8 @@ class Process:
     own thread holds that event's lock.
 
     Attributes:
-        log: where everything is said, in order with the log's own records.
-        screen: what stderr can show.
+        log: takes the command's own lines too, in order with the records.
+        screen: the abilities of stderr.
     """
 
     def __init__(self, log_level: str, grace_seconds: float) -> None:

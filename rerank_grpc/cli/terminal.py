@@ -1,4 +1,4 @@
-"""The layout of what is printed, as pure functions of the text and the width it must fit.
+"""The layout of printed text, as pure functions of the text and the width it must fit.
 
 Documents come from anywhere: no character of theirs that a terminal acts on
 reaches it. Chinese, Japanese and Korean characters take two cells.

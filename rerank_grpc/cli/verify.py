@@ -101,8 +101,8 @@ def serving(name: str, settings: Settings) -> Iterator[tuple[Reranker, ModelCard
     registry.start()
     try:
         registry.wait_until_loaded()
-        door = Gate(1, LIMITS.characters_inside)
-        yield Reranker(registry, LIMITS, door, door), loaded.card
+        gate = Gate(1, LIMITS.characters_inside)
+        yield Reranker(registry, LIMITS, gate, gate), loaded.card
     finally:
         registry.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 
-# The most that is asked for, and what is assumed where a system sets no limit.
+# The most that is asked for, and the assumption where a system sets no limit.
 UNLIMITED = 65_536
 
 

@@ -22,8 +22,8 @@ class OptionError(ConfigurationError):
 class Option:
     """One setting: its flag `--name`, and the variable that says the same.
 
-    `read` turns a text into the value; its ValueError says what the text is not
-    ("is not a port"). `setting` names the attribute of `settings`. The variable
+    `read` turns a text into the value; its ValueError ends a sentence about the
+    text ("is not a port"). `setting` names the attribute of `settings`. The variable
     of a repeatable option holds values separated by commas.
     """
 
@@ -49,8 +49,6 @@ class Option:
         if value is None:
             word = self.metavar.rpartition("|")[2]
             return word if word in ("auto", "off") else ""
-        if isinstance(value, bool):
-            return "on" if value else "off"
         if isinstance(value, tuple):
             return ",".join(each.name if isinstance(each, ModelSpec) else each for each in value)
         return f"{value:g}" if isinstance(value, float) else str(value)
@@ -77,20 +75,6 @@ _REST_OPTIONS = (
         parsing.seconds,
         "SECONDS",
         "how long a REST call may take that names no time itself",
-    ),
-    Option(
-        "rest-data",
-        "rest.data",
-        parsing.on_or_off,
-        "on|off",
-        "whether REST replies carry the older list `data` beside `results`",
-    ),
-    Option(
-        "rest-fastgpt",
-        "rest.fastgpt",
-        parsing.on_or_off,
-        "on|off",
-        "whether REST access errors are those of FastGPT's bge-rerank app",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""From the text that an operator types to a value; a reader raises ValueError with what the text is not."""
+"""From the text that an operator types to a value; a reader raises ValueError with its objection."""
 
 from __future__ import annotations
 
@@ -55,11 +55,6 @@ def port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65_535:
         raise ValueError("is not a port (1 to 65535, or 0 for any free one)")
     return int(text)
-
-
-def on_or_off(text: str) -> bool:
-    """Reads "on" or "off"."""
-    return one_of("on", "off")(text) == "on"
 
 
 def seconds(text: str) -> float:

@@ -44,19 +44,16 @@ class EngineSettings:
 class RestSettings:
     """All settings of `rerank-grpc rest`; beside a gRPC server, targets and tokens follow from its own.
 
-    `timeout`, in seconds, is for callers that name none. `data` adds the second
-    list of results that some callers read; `fastgpt` says access errors as
-    FastGPT's bge-rerank app does. `body_bytes` is more than a gRPC message's
-    limit, because many callers escape every character that is not ASCII.
-    With `tokens`, callers need one of them; without, the gRPC servers decide.
-    `upstream_token` is what the REST server itself sends, for its public routes.
+    `timeout`, in seconds, is for callers that name none. `body_bytes` is more
+    than a gRPC message's limit, because many callers escape every character
+    that is not ASCII. With `tokens`, callers need one of them; without, the
+    gRPC servers decide. The REST server sends `upstream_token` for its own
+    public routes.
     """
 
     host: str = "127.0.0.1"
     port: int | None = 6_006
     timeout: float = 60.0
-    data: bool = True
-    fastgpt: bool = False
     body_bytes: int = 12 * MIB
     targets: tuple[str, ...] = ("127.0.0.1:50051",)
     tokens: tuple[str, ...] = field(default=(), repr=False)

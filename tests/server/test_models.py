@@ -310,7 +310,6 @@ from pathlib import Path
 import torch
 from tests import random_models as checkpoints
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
-from tests import random_models as checkpoints
 from rerank_grpc.registry import memory, registry_for
 path, cpu = Path(sys.argv[1]), torch.device("cpu")
 models = (ModelSpec("small", "embedded"), ModelSpec("large", str(path), lazy=True))
