@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rerank_grpc.cli.terminal import Screen, clip, printable, table
 from rerank_grpc.config import Settings, read_settings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.types import Scoring
+from rerank_grpc.types import Document, RerankRequest, Scoring
 
 if TYPE_CHECKING:
     from rerank_grpc.checkpoints.catalogue import Catalogue, KnownPair
@@ -128,16 +128,16 @@ def documents() -> list[str]:
 def logits(model: Model, query: str, texts: Sequence[str]) -> list[float]:
     """Scores texts in one packed pass."""
     from rerank_grpc.runner.cuda import runner_for
-    from rerank_grpc.scores import best_chunk, logits_of
+    from rerank_grpc.scores import best_chunks
     from rerank_grpc.sequence import PackedBatch
-    from rerank_grpc.tokenizer.tokenizer import encoder_for
+    from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
-    encoded = encoder_for(model.card).encode(query, texts)
-    outputs = runner_for(model).run(PackedBatch(encoded.sequences))
+    request = RerankRequest(query, list(map(Document, texts)))
+    tokenized = tokenizer_for(model.card).tokenize(request)
+    outputs = runner_for(model).run(PackedBatch(tokenized.sequences))
     if any(output is None for output in outputs):
         raise ConfigurationError(f"{model.card.source}: a score is not finite: the weights are damaged")
-    logit_of = logits_of(outputs, encoded.query)
-    return [best_chunk(document, logit_of)[1] for document in encoded.documents]
+    return [best.logit for best in best_chunks(tokenized.documents, outputs, tokenized.query)]
 
 
 def report(checks: Sequence[Check], screen: Screen) -> Iterable[str]:
