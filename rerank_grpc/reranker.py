@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from rerank_grpc.config import Limits
 from rerank_grpc.engine.future import Future
 from rerank_grpc.gate import Gate, Permit
 from rerank_grpc.registry import Lease, LoadedModel, Registry
-from rerank_grpc.scores import BestChunk, best_chunks, relevance_scores, to_float32
+from rerank_grpc.scores import best_chunks, relevance_scores
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.pace import Pace, Turns
 from rerank_grpc.types import Call, RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
@@ -114,20 +115,21 @@ class _Job:
         """Makes the results of scored documents, without those below the request's least score."""
         documents = list(map(self.tokenized.documents.__getitem__, indices))
         best = best_chunks(documents, self.future.outputs, self.tokenized.query)
-        scores = relevance_scores([chunk.logit for chunk in best], self.model.card.scoring)
-        (least,) = to_float32([self.request.min_relevance_score or 0])
-        return [
-            self._result(index, chunk, score)
-            for index, chunk, score in zip(indices, best, scores, strict=True)
-            if score >= least
-        ]
-
-    def _result(self, index: int, best: BestChunk, score: float) -> ScoredDocument:
-        source = self.request.documents[index]
-        chunks, truncated = self.tokenized.documents[index]
-        _, tokens, span = chunks[best.position]
-        document = source if self.request.return_documents else None
-        return ScoredDocument(index, score, best.logit, source.id, document, tokens, truncated, span)
+        scores = relevance_scores([logit for _, logit in best], self.model.card.scoring)
+        (least,) = array("f", [self.request.min_relevance_score or 0])  # rounded as the scores are
+        results = []
+        for index, (chunks, truncated), (position, logit), score in zip(
+            indices, documents, best, scores, strict=True
+        ):
+            if score >= least:
+                source, chunk = self.request.documents[index], chunks[position]
+                document = source if self.request.return_documents else None
+                results.append(
+                    ScoredDocument(
+                        index, score, logit, source.id, document, chunk.tokens, truncated, chunk.span
+                    )
+                )
+        return results
 
     def summary(self) -> RerankSummary:
         """Makes the part of the response that concerns the whole call."""

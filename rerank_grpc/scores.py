@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple, cast
 
@@ -57,13 +57,8 @@ def relevance_scores(logits: Sequence[float], scoring: Scoring) -> list[float]:
     two, whose sigmoid is the softmax over both.
     """
     if scoring is Scoring.COSINE:
-        return to_float32([min(max((1 + cosine) / 2, 0.0), 1.0) for cosine in logits])
-    return to_float32(map(_sigmoid, logits))
-
-
-def to_float32(numbers: Iterable[float]) -> list[float]:
-    """Rounds numbers to the precision that callers see."""
-    return array("f", numbers).tolist()
+        return array("f", [min(max((1 + cosine) / 2, 0.0), 1.0) for cosine in logits]).tolist()
+    return array("f", map(_sigmoid, logits)).tolist()
 
 
 def _sigmoid(logit: float) -> float:

@@ -1,11 +1,9 @@
 """Tokenizes ASCII text without the steps before the model that Python does in less time.
 
-The usual normalizers do one ASCII character after another: lower case, a space
-for a tab. A table of their 128 answers and str.translate replace them. Other
-texts go the long way: other scripts, line ends of two characters, characters
-that are left out. Where words are split at white space and then marked, as
-XLM-R's are, str.split leaves one space between them, at which marking splits
-by itself.
+A table of the normalizers' answers to the 128 characters replaces them, and
+str.split the splitting at white space of tokenizers that then mark each word.
+Texts for which the table is not enough go the long way: other scripts, line
+ends of two characters, characters that are left out.
 """
 
 from __future__ import annotations
@@ -17,20 +15,8 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer, normalizers, pre_tokenizers
 
-from rerank_grpc.tokenizer.cuts import keeps_letters
+from rerank_grpc.tokenizer.cuts import CHARACTERWISE, keeps_letters
 
-# Normalizers whose answer to an ASCII character depends on no neighbour, "\r\n" apart.
-_CHARACTERWISE = (
-    normalizers.BertNormalizer,
-    normalizers.Lowercase,
-    normalizers.NFC,
-    normalizers.NFD,
-    normalizers.NFKC,
-    normalizers.NFKD,
-    normalizers.Nmt,
-    normalizers.Precompiled,
-    normalizers.StripAccents,
-)
 # White space to str.split, but not to the tokenizer.
 _SEPARATORS = range(0x1C, 0x20)
 _ASCII = [chr(code) for code in range(128)]
@@ -84,7 +70,7 @@ class AsciiTokenizer:
 def ascii_tokenizer(tokenizer: Tokenizer) -> AsciiTokenizer | None:
     """Makes the shorter way of a tokenizer without visible added tokens; None if it has none."""
     steps = list(_steps(tokenizer.normalizer))
-    unknown = [not isinstance(step, _CHARACTERWISE) for step in steps]
+    unknown = [type(step).__name__ not in CHARACTERWISE for step in steps]
     known = (*unknown, True).index(True)
     first, rest = normalizers.Sequence(steps[:known]), steps[known:]
     table = {ord(character): first.normalize_str(character) for character in _ASCII}

@@ -7,11 +7,12 @@ from typing import Any, TypeAlias
 
 Step: TypeAlias = Mapping[str, Any]  # one normalizer or pre-tokenizer of a tokenizer.json
 
-# Normalizers whose work on one side of a space between two letters depends on nothing beyond it.
-_LOCAL = frozenset(
-    {"BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled"}
-    | {"Prepend", "Replace", "Strip", "StripAccents"}
+# Normalizers whose answer to an ASCII character depends on no neighbour, "\r\n" apart.
+CHARACTERWISE = frozenset(
+    {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "StripAccents"}
 )
+# Normalizers whose work on one side of a space between two letters depends on nothing beyond it.
+_LOCAL = CHARACTERWISE | {"ByteLevel", "Prepend", "Replace", "Strip"}
 # Those of them to which the start of a text is special.
 _AT_START = frozenset({"Strip", "Prepend"})
 # Patterns that Replace may turn into one space without a change to letters and lone spaces.

@@ -99,8 +99,8 @@ class PlainFraming:
     def _tokenize(self, query: str, truncation: Truncation, pace: Pace = UNHURRIED) -> tuple[bytes, bool]:
         """Returns the query's token ids, packed as int32, and whether others were left out."""
         cutting = Cutting(self._max_query_tokens, self._max_query_tokens, truncation)
-        (tokenized,) = tokenize(self._vocabulary, [query], ["query"], cutting, pace)
-        return tokenized.chunks[0], tokenized.truncated
+        (tokenized,) = tokenize(self._vocabulary, [query], lambda _: "query", cutting, pace)
+        return tokenized.chunks[0][0], tokenized.truncated
 
 
 class PromptFraming:
@@ -161,15 +161,15 @@ class PromptFraming:
 
     def _ids(self, query: str, instruction: str, pace: Pace) -> bytes:
         texts = self._prompt.heads(query, instruction)
-        tokenized = tokenize(self._vocabulary, texts, ["query"] * len(texts), WHOLE, pace)
-        return b"".join([ids for text in tokenized for ids in text.chunks])
+        tokenized = tokenize(self._vocabulary, texts, lambda _: "query", WHOLE, pace)
+        return b"".join([ids for text in tokenized for ids, _ in text.chunks])
 
     def _shorten(
         self, text: str, most: int, truncation: Truncation, field: str, pace: Pace
     ) -> tuple[str, bool]:
         """Cuts a text to about `most` tokens, and tells whether; raises InvalidRequest if it may not."""
         cutting = Cutting(most, most, truncation)
-        (tokenized,) = tokenize(self._vocabulary, [text], [field], cutting, pace)
+        (tokenized,) = tokenize(self._vocabulary, [text], lambda _: field, cutting, pace)
         if not tokenized.truncated:
             return text, False
         offsets = self._vocabulary.tokenizer.encode(text, add_special_tokens=False).offsets

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rerank_grpc.errors import UnsupportedOption
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import TOKEN_BYTES, Chunk, Sequence, TokenizedDocument, TokenizedRequest
-from rerank_grpc.tokenizer.frames import Framing, PlainFraming, PromptFraming
+from rerank_grpc.tokenizer.frames import Frame, Framing, PlainFraming, PromptFraming
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_vocabulary
-from rerank_grpc.tokenizer.windows import Cutting, tokenize
+from rerank_grpc.tokenizer.windows import Cutting, TokenizedText, tokenize
 from rerank_grpc.types import RerankRequest, Span
 
 
@@ -35,26 +37,29 @@ class Tokenizer:
         positions: dict[str, int] = {}  # each text once, with its first position
         for position, document in enumerate(request.documents):
             positions.setdefault(document.text, position)
-        fields = [f"documents[{position}].text" for position in positions.values()]
-        texts = [frame.lead + text for text in positions]
-        tokenized = tokenize(self._vocabulary, texts, fields, Cutting.of(request, frame.free_tokens), pace)
-        sequences = [] if frame.query is None else [frame.query]
-        documents: dict[str, TokenizedDocument] = {}
-        for text, (ids_of_chunks, truncated, spans) in zip(positions, tokenized, strict=True):
-            chunks = []
-            for ids, span in zip(ids_of_chunks, spans, strict=True):
-                own = span and _without_lead(span, len(frame.lead))
-                chunks.append(Chunk(len(sequences), len(ids) // TOKEN_BYTES, own))
-                sequences.append(
-                    Sequence(frame.before + ids + frame.after, frame.segment_start, frame.prefix)
-                )
-            documents[text] = TokenizedDocument(tuple(chunks), truncated)
-        return TokenizedRequest(
-            tuple(sequences),
-            tuple([documents[document.text] for document in request.documents]),
-            None if frame.query is None else 0,
-            frame.query_truncated,
+        first = list(positions.values())
+        texts = [frame.lead + text for text in positions] if frame.lead else list(positions)
+        cutting = Cutting.of(request, frame.free_tokens)
+        tokenized = tokenize(
+            self._vocabulary, texts, lambda index: f"documents[{first[index]}].text", cutting, pace
         )
+        return _framed(request, frame, dict(zip(positions, tokenized, strict=True)))
+
+
+def _framed(request: RerankRequest, frame: Frame, tokenized: Mapping[str, TokenizedText]) -> TokenizedRequest:
+    """Puts the frame around each chunk of each text."""
+    _, before, after, segment_start, lead, prefix, query, query_truncated = frame
+    sequences = [] if query is None else [query]
+    documents = {}
+    for text, (parts, truncated) in tokenized.items():
+        chunks = []
+        for ids, span in parts:
+            own = span and _without_lead(span, len(lead))
+            chunks.append(Chunk(len(sequences), len(ids) // TOKEN_BYTES, own))
+            sequences.append(Sequence(before + ids + after, segment_start, prefix))
+        documents[text] = TokenizedDocument(tuple(chunks), truncated)
+    in_order = tuple([documents[document.text] for document in request.documents])
+    return TokenizedRequest(tuple(sequences), in_order, None if query is None else 0, query_truncated)
 
 
 def _without_lead(span: Span, lead: int) -> Span:

@@ -1,10 +1,9 @@
 """A tokenizer in which no text can become a control token, and the templates that join texts.
 
-Control tokens ([SEP], </s>, <think> …) keep their ids, but in memory random
-strings replace their written form: both in the list of added tokens and in the
-vocabulary, where Unigram's "</s>" is a piece like any other. Scores, merges and
-ids stay, so ordinary text becomes exactly what the model's own tokenizer makes
-of it.
+Random strings replace the written form of control tokens ([SEP], </s>, <think> …)
+in memory: both in the list of added tokens and in the vocabulary, where Unigram's
+"</s>" is a piece like any other. Scores, merges and ids stay, so ordinary text
+becomes exactly what the model's own tokenizer makes of it.
 """
 
 from __future__ import annotations
@@ -140,7 +139,8 @@ def template_of(upstream: Tokenizer, *, pair: bool) -> Template:
     second = texts.index(1) if pair else after_first
     after_second = len(texts) - texts[::-1].index(int(pair))
     start = types.index(1) if 1 in types else None
-    if types != _types(len(types), start) or not (start is None or (pair and after_first <= start <= second)):
+    split = start is None or (pair and after_first <= start <= second)
+    if not split or types != sorted(types) or not {0, 1}.issuperset(types):
         raise ModelLoadError(
             "tokenizer.json: its token types do not split at the second text, which is not supported"
         )
@@ -150,12 +150,6 @@ def template_of(upstream: Tokenizer, *, pair: bool) -> Template:
         suffix=array("i", ids[after_second:]),
         segment_start=None if start is None else start - after_first,
     )
-
-
-def _types(count: int, start: int | None) -> list[int]:
-    """Makes the token types of segments that are split at `start`."""
-    zeros = count if start is None else start
-    return [0] * zeros + [1] * (count - zeros)
 
 
 def control_tokens(data: Mapping[str, Any], directory: Path, family: str) -> tuple[set[str], set[int]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as ListOf
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from tokenizers import Encoding
@@ -16,6 +16,9 @@ from rerank_grpc.sequence import TOKEN_BYTES
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.vocabulary import Vocabulary
 from rerank_grpc.types import RerankRequest, Span, Truncation
+
+# Names the field of a text by its index, for errors.
+Field: TypeAlias = Callable[[int], str]
 
 # More tokens than any text has.
 UNBOUNDED = 1 << 31
@@ -38,62 +41,57 @@ class Cutting(NamedTuple):
 
     Attributes:
         free_tokens: tokens of a text that fit one sequence.
-        max_tokens: tokens of a text that are used at all.
+        max_tokens: tokens of a text that are used, in all its chunks.
         truncation: the end that is left out.
-        max_chunks: chunks into which a text may be cut.
     """
 
     free_tokens: int
     max_tokens: int
     truncation: Truncation
-    max_chunks: int = 1
 
     @classmethod
     def of(cls, request: RerankRequest, free_tokens: int) -> Cutting:
         """Reads how a request's documents are cut; 0 tokens per document mean all."""
         most = request.max_tokens_per_document or UNBOUNDED
-        return cls(min(free_tokens, most), most, request.truncation, max(1, request.max_chunks_per_document))
-
-    @property
-    def stride(self) -> int:
-        """The tokens from the start of one chunk to the start of the next."""
-        return max(1, self.free_tokens - self.free_tokens // OVERLAP)
-
-    @property
-    def reach(self) -> int:
-        """The tokens of a text that can be used."""
-        return min(self.max_tokens, self.free_tokens + (self.max_chunks - 1) * self.stride)
+        free_tokens = min(free_tokens, most)
+        more = max(0, request.max_chunks_per_document - 1) * _stride(free_tokens)
+        return cls(free_tokens, min(most, free_tokens + more), request.truncation)
 
     def chunks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Yields (start, end) of the chunks of tokens `first` to `last`, at most `reach` tokens."""
+        """Yields (start, end) of the chunks of tokens `first` to `last`, at most `max_tokens` tokens."""
+        stride = _stride(self.free_tokens)
         while first + self.free_tokens < last:
             yield first, first + self.free_tokens
-            first += self.stride
+            first += stride
         yield first, last
+
+
+def _stride(free_tokens: int) -> int:
+    """Returns the tokens from the start of one chunk to the start of the next."""
+    return max(1, free_tokens - free_tokens // OVERLAP)
 
 
 class TokenizedText(NamedTuple):
     """The tokens of a text that are used.
 
     Attributes:
-        chunks: the token ids of each chunk, packed as int32.
+        chunks: of each chunk the token ids, packed as int32, and its place in
+            the text; an only chunk has no place.
         truncated: whether other tokens were left out.
-        spans: the place of each chunk in the text; None for an only chunk.
     """
 
-    chunks: ListOf[bytes]
-    truncated: bool = False
-    spans: ListOf[Span | None] = (None,)
+    chunks: ListOf[tuple[bytes, Span | None]]
+    truncated: bool
 
 
 def tokenize(
     vocabulary: Vocabulary,
     texts: ListOf[str],
-    fields: ListOf[str],
+    field: Field,
     cutting: Cutting,
     pace: Pace = UNHURRIED,
 ) -> list[TokenizedText]:
-    """Tokenizes and cuts texts in as few batches as `pace` allows; `fields` name them in errors.
+    """Tokenizes and cuts texts in as few batches as `pace` allows.
 
     Raises:
         InvalidRequest: if a text is too long and may not be cut, or is no
@@ -103,22 +101,26 @@ def tokenize(
     """
     tokenized: list[TokenizedText] = []
     for start, block in pace.blocks(texts):
-        tokenized += _tokenize_block(vocabulary, block, fields[start : start + len(block)], cutting)
+
+        def field_in_block(index: int, start: int = start) -> str:
+            return field(start + index)
+
+        tokenized += _tokenize_block(vocabulary, block, field_in_block, cutting)
     return tokenized
 
 
 def _tokenize_block(
-    vocabulary: Vocabulary, texts: ListOf[str], fields: ListOf[str], cutting: Cutting
+    vocabulary: Vocabulary, texts: ListOf[str], field: Field, cutting: Cutting
 ) -> list[TokenizedText]:
-    parts, encodings = _read(vocabulary, texts, fields, cutting)
-    tokenized = []
-    for text, part, field, encoding in zip(texts, parts, fields, encodings, strict=True):
-        ids = encoding.ids
-        if len(ids) <= cutting.free_tokens and len(part) == len(text):
-            tokenized.append(TokenizedText([to_bytes(ids)]))
+    parts, encodings = _read(vocabulary, texts, field, cutting)
+    tokenized, free_tokens = [], cutting.free_tokens
+    for index, encoding in enumerate(encodings):
+        ids, text, part = encoding.ids, texts[index], parts[index]
+        if len(ids) <= free_tokens and len(part) == len(text):
+            tokenized.append(TokenizedText([(to_bytes(ids), None)], False))
         else:
-            tokenized.append(_cut(vocabulary, ids, text, part, field, cutting))
-    _check_control(vocabulary, [ids for text in tokenized for ids in text.chunks])
+            tokenized.append(_cut(vocabulary, ids, text, part, field(index), cutting))
+    _check_control(vocabulary, [ids for text in tokenized for ids, _ in text.chunks])
     return tokenized
 
 
@@ -128,33 +130,33 @@ def to_bytes(ids: list[int]) -> bytes:
 
 
 def _read(
-    vocabulary: Vocabulary, texts: ListOf[str], fields: ListOf[str], cutting: Cutting
+    vocabulary: Vocabulary, texts: ListOf[str], field: Field, cutting: Cutting
 ) -> tuple[ListOf[str], ListOf[Encoding]]:
     """Tokenizes as much of each text as makes the used tokens exactly those of the whole.
 
     Returns the part of each text that was read, and its encoding. A part that
     is not the whole text has more tokens than are used.
     """
-    enough = cutting.reach + CUT_MARGIN
+    enough = cutting.max_tokens + CUT_MARGIN
     try:
         if max(map(len, texts), default=0) <= enough * CHARACTERS_PER_TOKEN:
             return texts, vocabulary.encode_batch(texts)
-        return _read_parts(vocabulary, texts, fields, cutting.truncation, enough)
+        return _read_parts(vocabulary, texts, field, cutting.truncation, enough)
     except (TypeError, UnicodeError):
-        for text, field in zip(texts, fields, strict=True):
-            check_unicode(text, field)
+        for index, text in enumerate(texts):
+            check_unicode(text, field(index))
         raise
 
 
 def _read_parts(
-    vocabulary: Vocabulary, texts: ListOf[str], fields: ListOf[str], truncation: Truncation, enough: int
+    vocabulary: Vocabulary, texts: ListOf[str], field: Field, truncation: Truncation, enough: int
 ) -> tuple[list[str], list[Encoding]]:
     """Tokenizes a part of each text, and a longer one until it makes `enough` tokens or is the whole."""
     limit = enough * CHARACTERS_PER_TOKEN
     parts = [_part_of_text(vocabulary, text, limit, truncation) for text in texts]
-    for text, part, field in zip(texts, parts, fields, strict=True):
+    for index, (text, part) in enumerate(zip(texts, parts, strict=True)):
         if len(part) < len(text):
-            check_unicode(text, field)
+            check_unicode(text, field(index))
     encodings = list(vocabulary.encode_batch(parts))
     short: Iterable[int] = range(len(texts))
     while short := [at for at in short if len(parts[at]) < len(texts[at]) and len(encodings[at]) < enough]:
@@ -198,27 +200,26 @@ def _cut(
     vocabulary: Vocabulary, ids: list[int], text: str, part: str, field: str, cutting: Cutting
 ) -> TokenizedText:
     """Cuts a text that does not fit one sequence, or of which only a part was read."""
-    used = min(len(ids), cutting.reach)
+    used = min(len(ids), cutting.max_tokens)
     truncated = used < len(ids)
     if truncated and cutting.truncation is Truncation.NONE:
         raise InvalidRequest.of(
             field,
-            f"has more than the {cutting.reach} tokens that fit",
-            metadata={"max_tokens": str(cutting.reach)},
+            f"has more than the {cutting.max_tokens} tokens that fit",
+            metadata={"max_tokens": str(cutting.max_tokens)},
         )
     from_start = cutting.truncation is not Truncation.START
     first = 0 if from_start else len(ids) - used
     places = list(cutting.chunks(first, first + used))
-    chunks = [to_bytes(ids[start:end]) for start, end in places]
-    if len(chunks) == 1:
-        return TokenizedText(chunks, truncated)
+    if len(places) == 1:
+        return TokenizedText([(to_bytes(ids[first : first + used]), None)], truncated)
     before = 0 if from_start else len(text) - len(part)
     offsets = vocabulary.tokenizer.encode(part, add_special_tokens=False).offsets
-    spans = [
-        Span(before + offsets[start][0], before + _end_of_marks(part, offsets[end - 1][1]))
-        for start, end in places
-    ]
-    return TokenizedText(chunks, truncated, spans)
+    chunks = []
+    for start, end in places:
+        span = Span(before + offsets[start][0], before + _end_of_marks(part, offsets[end - 1][1]))
+        chunks.append((to_bytes(ids[start:end]), span))
+    return TokenizedText(chunks, truncated)
 
 
 def _end_of_marks(text: str, end: int) -> int:

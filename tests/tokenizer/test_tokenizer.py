@@ -439,7 +439,34 @@ def test_an_instruction_for_a_model_that_takes_none_is_refused(directories: dict
         assert caught.value.violations[0].field == "instruction"
 
 
-def test_several_threads_encode_the_same_at_once(directories: dict[str, Path]) -> None:
+class CountedText(str):
+    """A text that counts how often it is compared with another."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedText.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_the_field_of_the_last_of_many_long_documents_is_named_without_a_search(
+    directories: dict[str, Path],
+) -> None:
+    tokenizer = pair_tokenizer(directories["bert"])
+    documents = [CountedText(f"{number} " + "word " * 200) for number in range(1_000)]
+    tokenize(tokenizer, QUERY, documents)
+    assert CountedText.compared <= len(documents)
+    short = [CountedText(f"number {number}") for number in range(999)]
+    with pytest.raises(InvalidRequest) as caught:
+        tokenize(tokenizer, QUERY, [*short, documents[-1]], truncation=Truncation.NONE)
+    assert caught.value.violations[0].field == "documents[999].text"
+    assert CountedText.compared <= 2 * len(documents)
+
+
+def test_several_threads_tokenize_the_same_at_once(directories: dict[str, Path]) -> None:
     tokenizer = pair_tokenizer(directories["xlm-roberta"])
     documents = checkpoints.texts()[:100]
     expected = tokenize(tokenizer, QUERY, documents)
