@@ -125,7 +125,7 @@ class PromptFraming:
             for texts in (prompt.system, prompt.suffix)
         )
         self._system = Prefix(system)
-        # The tokens of everything between system and suffix, and of those the ones that no prompt takes.
+        # Tokens between system and suffix, and those of them that the prompt's own words leave free.
         self._inner_tokens = max_tokens - (len(system) + len(self._suffix)) // TOKEN_BYTES
         self._free_tokens = self._inner_tokens - len(self._ids("", "", UNHURRIED)) // TOKEN_BYTES
         if self._free_tokens < LEAST_FREE_TOKENS:
