@@ -118,16 +118,16 @@ def free() -> None:
     from rerank_grpc.engine.engine import Engine, OnDeath
     from rerank_grpc.registry import LoadedModel
     from rerank_grpc.registry.warmup import warm_up
-    from rerank_grpc.tokenizer.tokenizer import encoder_for
+    from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
     card = load("minilm").card
 
     def loader(spec: Any, on_death: OnDeath) -> LoadedModel:
         engine = Engine(Free(), EngineSettings(), name="free", on_death=on_death)
         engine.start()
-        encoder = encoder_for(card)
-        warm_up(engine, encoder, card)
-        return LoadedModel(spec.name, card, encoder, engine)
+        tokenizer = tokenizer_for(card)
+        warm_up(engine, tokenizer, card)
+        return LoadedModel(spec.name, card, tokenizer, engine)
 
     serve("embedded", loader)
 
@@ -166,14 +166,15 @@ def alone(name: str, scale: str = "1", budget: str = "0") -> None:
     from rerank_grpc.engine.engine import Engine
     from rerank_grpc.registry.warmup import warm_up
     from rerank_grpc.runner.cuda import runner_for
-    from rerank_grpc.tokenizer.tokenizer import encoder_for
+    from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
     model = load(name)
-    encoder = encoder_for(model.card)
+    tokenizer = tokenizer_for(model.card)
     engine = Engine(runner_for(model), EngineSettings(max_batch_tokens=int(budget) or None))
     engine.start()
-    warm_up(engine, encoder, model.card)
-    calls = [encoder.encode(workloads.QUERY, list(call)).sequences for call in concurrent_calls(float(scale))]
+    warm_up(engine, tokenizer, model.card)
+    requests = [workloads.request_of(workloads.QUERY, call) for call in concurrent_calls(float(scale))]
+    calls = [tokenizer.tokenize(request).sequences for request in requests]
     say(port=0, budget=engine.max_batch_tokens, precision=model.card.precision)
     for line in sys.stdin:
         say(tokens_per_second=saturate(engine, calls, float(line)))

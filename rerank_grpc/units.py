@@ -1,4 +1,4 @@
-"""Amounts as people read them."""
+"""Amounts in the form that people read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def size(count: float) -> str:
-    """Says bytes as an operator would: "1.5 GiB"."""
+    """Writes bytes with a unit: "1.5 GiB"."""
     unit = UNITS[0]
     for unit in UNITS:
         if abs(count) < 1024 or unit == UNITS[-1]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as ListOf
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,8 @@ from rerank_grpc.sequence import (
 )
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
-from rerank_grpc.types import Scoring, Truncation
+from rerank_grpc.tokenizer.tokenizer import Tokenizer
+from rerank_grpc.types import RerankRequest, Scoring
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
@@ -81,22 +81,15 @@ class HeldRunner(CountingRunner):
         self._passes.release(1_000_000)
 
 
-class WordEncoder:
+class WordTokenizer(Tokenizer):
     """Makes one token of each word; a sequence is the query's and the document's words."""
 
-    def encode(
-        self,
-        query: str,
-        documents: ListOf[str],
-        *,
-        instruction: str = "",
-        max_tokens_per_document: int = 0,
-        truncation: Truncation = Truncation.END,
-        max_chunks: int = 1,
-        pace: Pace = UNHURRIED,
-    ) -> TokenizedRequest:
-        head = [_word(word) for word in query.split()]
-        bodies = [[_word(word) for word in text.split()] for text in documents]
+    def __init__(self) -> None:
+        """Needs no vocabulary."""
+
+    def tokenize(self, request: RerankRequest, pace: Pace = UNHURRIED) -> TokenizedRequest:
+        head = [_word(word) for word in request.query.split()]
+        bodies = [[_word(word) for word in document.text.split()] for document in request.documents]
         return TokenizedRequest(
             sequences=tuple(Sequence.of([0, *head, 1, *body]) for body in bodies),
             documents=tuple(
@@ -132,7 +125,7 @@ def loader_of(runner: Runner, settings: EngineSettings) -> Loader:
     def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         engine = Engine(runner, settings, name=spec.name, on_death=on_death)
         engine.start()
-        return LoadedModel(spec.name, CARD, WordEncoder(), engine)
+        return LoadedModel(spec.name, CARD, WordTokenizer(), engine)
 
     return load
 

@@ -1,4 +1,4 @@
-"""From a configured model to one that can score: files, weights, encoder, engine, warm-up."""
+"""From a configured model to one that can score: files, weights, tokenizer, engine, warm-up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rerank_grpc.registry.eviction import TooLarge
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.registry.warmup import warm_up
 from rerank_grpc.runner.cuda import runner_for
-from rerank_grpc.tokenizer.tokenizer import encoder_for
+from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 from rerank_grpc.units import size
 
 # Makes a LoadedModel of a spec; the callback is for when the model's device dies.
@@ -48,18 +48,18 @@ def loader_for(settings: Settings) -> Loader:
             precision=settings.precision,
             catalogue=catalogue,
         )
-        encoder = encoder_for(model.card)
+        tokenizer = tokenizer_for(model.card)
         engine = Engine(runner_for(model), settings.engine, name=spec.name, on_death=on_death, clock=clock)
         engine.start()
         try:
-            warm_up(engine, encoder, model.card)
+            warm_up(engine, tokenizer, model.card)
         except BaseException:
             engine.close()
             raise
         memory.give_back(device)
         kept = MAX_KEPT_TOKENS * model.card.prefix_token_bytes
         taken = max(0, memory.used(device) - before) + kept
-        return LoadedModel(spec.name, model.card, encoder, engine, taken)
+        return LoadedModel(spec.name, model.card, tokenizer, engine, taken)
 
     return load
 

@@ -11,7 +11,7 @@ from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.tokenizer.tokenizer import Encoder
+from rerank_grpc.tokenizer.tokenizer import Tokenizer
 from rerank_grpc.types import ModelInfo, State
 
 # When a caller may come back for a model that nobody has seen load yet.
@@ -25,7 +25,7 @@ class LoadedModel:
     Attributes:
         name: what the operator called it.
         card: what it is.
-        encoder: makes sequences of texts.
+        tokenizer: turns requests into sequences.
         engine: scores them.
         memory_bytes: by how much its loading made the device's memory grow, and what
             its prefixes may take besides.
@@ -33,7 +33,7 @@ class LoadedModel:
 
     name: str
     card: ModelCard
-    encoder: Encoder
+    tokenizer: Tokenizer
     engine: Engine
     memory_bytes: int = 0
 

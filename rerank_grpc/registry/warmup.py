@@ -12,7 +12,8 @@ from rerank_grpc.engine.meter import Usage
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.room import BatchRoom
 from rerank_grpc.sequence import Sequence
-from rerank_grpc.tokenizer.tokenizer import Encoder
+from rerank_grpc.tokenizer.tokenizer import Tokenizer
+from rerank_grpc.types import Document, RerankRequest
 
 QUERY = "how does a reranker score a document?"
 WORDS = "It reads the query and the document together and gives the pair one number. "
@@ -31,27 +32,27 @@ PASSAGE_TOKENS = 128
 LONGEST_TOKENS = 512  # the longest that a language model takes costs minutes on a CPU
 
 
-def warm_up(engine: Engine, encoder: Encoder, card: ModelCard) -> None:
+def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard) -> None:
     """Scores documents of several lengths, and measures what the smallest and a full batch cost.
 
     Sets the batch budget unless it was configured. Raises whatever an ordinary
     call would, so that a model that cannot score is never READY.
     """
     for tokens in (SHORT_TOKENS, PASSAGE_TOKENS, min(card.max_tokens, LONGEST_TOKENS)):
-        _score(engine, _sequences(encoder, tokens, count=4))
+        _score(engine, _sequences(tokenizer, tokens, count=4))
     full: dict[int, Usage] = {}
     if engine.settings.max_batch_tokens is None:
         room = BatchRoom(torch.device(card.device))
 
         def seconds_of(budget: int) -> float:
             engine.max_batch_tokens = budget
-            full[budget] = _full_batches(engine, encoder)
+            full[budget] = _full_batches(engine, tokenizer)
             room.measured(budget)
             return budget / full[budget].tokens_per_second
 
         engine.max_batch_tokens = best_budget(seconds_of, room.fits)
-    smallest = _cheapest(engine, _sequences(encoder, SHORT_TOKENS, count=1))
-    engine.calibrate(smallest, full.get(engine.max_batch_tokens) or _full_batches(engine, encoder))
+    smallest = _cheapest(engine, _sequences(tokenizer, SHORT_TOKENS, count=1))
+    engine.calibrate(smallest, full.get(engine.max_batch_tokens) or _full_batches(engine, tokenizer))
 
 
 def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] = lambda _: True) -> int:
@@ -75,10 +76,10 @@ def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] 
     return min(budget for budget, rate in rates.items() if rate * WORTHWHILE >= best)
 
 
-def _full_batches(engine: Engine, encoder: Encoder) -> Usage:
+def _full_batches(engine: Engine, tokenizer: Tokenizer) -> Usage:
     """Measures as many tokens as may be on the device at once."""
     count = max(1, engine.max_batch_tokens // PASSAGE_TOKENS)
-    return _cheapest(engine, _sequences(encoder, PASSAGE_TOKENS, count=count))
+    return _cheapest(engine, _sequences(tokenizer, PASSAGE_TOKENS, count=count))
 
 
 def _cheapest(engine: Engine, sequences: tuple[Sequence, ...]) -> Usage:
@@ -91,9 +92,9 @@ def _cheapest(engine: Engine, sequences: tuple[Sequence, ...]) -> Usage:
     return min(runs, key=attrgetter("busy_seconds"))
 
 
-def _sequences(encoder: Encoder, tokens: int, *, count: int) -> tuple[Sequence, ...]:
-    documents = [f"{number} {WORDS * max(1, tokens // 16)}" for number in range(count)]
-    return encoder.encode(QUERY, documents, max_tokens_per_document=tokens).sequences
+def _sequences(tokenizer: Tokenizer, tokens: int, *, count: int) -> tuple[Sequence, ...]:
+    documents = [Document(f"{number} {WORDS * max(1, tokens // 16)}") for number in range(count)]
+    return tokenizer.tokenize(RerankRequest(QUERY, documents, max_tokens_per_document=tokens)).sequences
 
 
 def _score(engine: Engine, sequences: tuple[Sequence, ...]) -> None:

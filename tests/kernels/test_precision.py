@@ -17,10 +17,10 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import device, linear, native
 from rerank_grpc.models import encoder
 from rerank_grpc.models.embedded import load_embedded
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.models.test_parity import QUERY, documents, pack, reference, score
+from tests.texts import tokenized
 
 FAMILIES = ("bert", "roberta", "xlm_roberta")
 CPU = torch.device("cpu")
@@ -115,8 +115,8 @@ def test_the_embedded_models_order_is_kept(precision: str, least: float, path: s
 def pair_cosines(model: encoder.Encoder) -> torch.Tensor:
     """The cosines of four queries with sixty texts, each text run once  # [240]"""
     queries = ["how does a coroutine wait?", "what is a class?", "sequence slicing", "where are names bound?"]
-    request = encoder_for(model.card).encode(queries[0], [text[:800] for text in checkpoints.texts()[:60]])
-    others = [encoder_for(model.card).encode(query, ["any"]).sequences[0] for query in queries[1:]]
+    request = tokenized(model.card, queries[0], [text[:800] for text in checkpoints.texts()[:60]])
+    others = [tokenized(model.card, query, ["any"]).sequences[0] for query in queries[1:]]
     sequences = [*request.sequences, *others]
     vectors = model.forward(pack([(each.token_ids(), 0) for each in sequences]))
     documents = vectors[[document.chunks[0].sequence for document in request.documents]]

@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.models.test_parity import QUERY, documents, pack
+from tests.texts import tokenized
 
 
 @pytest.fixture(scope="module", params=[("bert", "mean"), ("xlm_roberta", "cls")])
@@ -52,7 +52,7 @@ def test_cosines_equal_those_of_sentence_transformers(directory: Path) -> None:
     )[0]
     model = load(directory)
     assert (model.card.scoring, model.card.reads_pairs, model.card.max_tokens) == (Scoring.COSINE, False, 100)
-    request = encoder_for(model.card).encode(QUERY, texts)
+    request = tokenized(model.card, QUERY, texts)
     vectors = model.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
     places = [document.chunks[0].sequence for document in request.documents]
     found = vectors[places] @ vectors[request.query]
@@ -65,7 +65,7 @@ def test_bf16_stays_close(directory: Path) -> None:
     cosines = []
     for precision in ("fp32", "bf16"):
         model = load(directory, precision=precision)
-        request = encoder_for(model.card).encode(QUERY, texts)
+        request = tokenized(model.card, QUERY, texts)
         vectors = model.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
         assert vectors.dtype is torch.float32
         cosines.append(vectors[1:] @ vectors[0])

@@ -27,6 +27,7 @@ from tests import hub
 from tests import random_models as checkpoints
 from tests.server.test_errors import details_of
 from tests.support import WAIT, request_of, serving, stub_of, wait_for
+from tests.texts import texts_request
 
 SIZE = 100
 ENGINE = EngineSettings(max_batch_tokens=1_024)
@@ -294,8 +295,9 @@ def test_a_relevant_sentence_at_the_end_of_5000_tokens_is_found_by_windows_and_m
         assert long.index(ANSWER) < span.end == len(long)
         assert not whole[0].truncated
         # That it is 5,000 tokens, counted by the model's own tokenizer.
-        encoder = server.registry.loaded("").encoder  # type: ignore[union-attr]
-        chunks = encoder.encode("q", [long], max_chunks=64).documents[0].chunks
+        tokenizer = server.registry.loaded("").tokenizer  # type: ignore[union-attr]
+        request = texts_request("q", [long], max_chunks_per_document=64)
+        chunks = tokenizer.tokenize(request).documents[0].chunks
         assert sum(chunk.tokens for chunk in chunks) > 5_000
         # From the start only, the same sentence is found without windows.
         assert call(truncation=pb.TRUNCATION_START)[0].relevance_score > cut_off[0].relevance_score

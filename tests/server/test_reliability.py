@@ -35,13 +35,14 @@ from tests.support import (
     WAIT,
     CountingRunner,
     HeldRunner,
-    WordEncoder,
+    WordTokenizer,
     request_of,
     score_of,
     serving,
     stub_of,
     wait_for,
 )
+from tests.texts import texts_request
 
 TOKENS = 5  # of the pair ("q", "document 7") and its like
 OK = grpc.StatusCode.OK
@@ -126,7 +127,7 @@ def _batches_of_small(stub, engine: Engine, runner: HeldRunner, text: str) -> in
 
 
 def _holds(batch: PackedBatch, text: str) -> bool:
-    return WordEncoder().encode("q", [text]).sequences[0] in batch.sequences
+    return WordTokenizer().tokenize(texts_request("q", [text])).sequences[0] in batch.sequences
 
 
 def test_r4_a_one_document_call_takes_at_most_two_batches_beside_a_thousand_documents():
@@ -251,7 +252,7 @@ def batches_after_cancelling(method: str) -> int:
 
 
 def own_score(text: str) -> float:
-    return score_of(WordEncoder().encode("q", [text]).sequences[0])
+    return score_of(WordTokenizer().tokenize(texts_request("q", [text])).sequences[0])
 
 
 @pytest.mark.parametrize("method", ["Rerank", "StreamRerank"])
@@ -268,7 +269,7 @@ def test_r8_fails_when_the_engine_is_not_told():
 
 
 def poison(kind: str) -> Callable[[Sequence], Output | None]:
-    culprit = WordEncoder().encode("q", ["document 3"]).sequences[0]
+    culprit = WordTokenizer().tokenize(texts_request("q", ["document 3"])).sequences[0]
 
     def score(sequence: Sequence) -> float | None:
         if sequence != culprit:
