@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+from rerank_grpc.checkpoints.transfer import Progress
 from rerank_grpc.cli.terminal import Screen, bar, clip, pad, printable
 from rerank_grpc.config import read_settings
+from rerank_grpc.config.reading import provide
 from rerank_grpc.units import clock, size
 
 NAME_CELLS = 28
@@ -18,6 +20,8 @@ REDRAW_SECONDS = 0.1
 def download(parsed: argparse.Namespace) -> int:
     """Fetches what is missing of each model; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
+    # The hub's client would print warnings into the middle of a progress bar.
+    provide("HF_HUB_VERBOSITY", "error")
     from rerank_grpc.checkpoints.catalogue import read_catalogue
     from rerank_grpc.checkpoints.sources import download as fetch
 
@@ -48,7 +52,7 @@ def _convert(directory: Path) -> list[Path]:
     return make(directory, _say)
 
 
-class FileBars:
+class FileBars(Progress):
     """Shows each file's progress: a bar with rate and remaining time, or two plain lines."""
 
     def __init__(self, screen: Screen) -> None:
@@ -57,9 +61,8 @@ class FileBars:
         self._done = self._begun_at_bytes = 0
         self._began = self._drawn = 0.0
 
-    def begin(self, name: str, size_: int | None, done: int) -> None:
-        """Starts a file; see transfer.Progress."""
-        self._name, self._size = printable(name), size_ or 0
+    def begin(self, name: str, total: int | None, done: int) -> None:
+        self._name, self._size = printable(name), total or 0
         self._done = self._begun_at_bytes = done
         self._began, self._drawn = time.monotonic(), 0.0
         if self._screen.width is None:
@@ -69,13 +72,11 @@ class FileBars:
             self._draw()
 
     def advance(self, count: int) -> None:
-        """Takes further bytes in."""
         self._done += count
         if self._screen.width is not None and time.monotonic() - self._drawn >= REDRAW_SECONDS:
             self._draw()
 
     def end(self) -> None:
-        """Ends the file's line."""
         if self._screen.width is None:
             seconds = max(time.monotonic() - self._began, 1e-3)
             _say(f"  fetched  {self._name} in {clock(seconds)}, {size(self._rate())}/s")

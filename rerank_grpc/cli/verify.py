@@ -6,16 +6,18 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_grpc.cli.terminal import Screen, clip, printable, table
-from rerank_grpc.config import Settings, read_settings
+from rerank_grpc.config import read_settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import Scoring
 
 if TYPE_CHECKING:
     from rerank_grpc.checkpoints.catalogue import Catalogue, KnownPair
     from rerank_grpc.models.base import Model
+    from rerank_grpc.registry.loading import ModelLoader
 
 QUERY = "how does a reranker score a document?"
 SENTENCE = (
@@ -56,26 +58,20 @@ def run(parsed: argparse.Namespace) -> int:
     """Verifies each model: 0 if all are right, else 1; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
     from rerank_grpc.checkpoints.catalogue import read_catalogue
+    from rerank_grpc.registry.loading import ModelLoader
 
     catalogue, screen = read_catalogue(settings.catalogue), Screen.of(sys.stdout)
-    passed = [_verify(name, settings, catalogue, screen) for name in parsed.models]
+    loader = ModelLoader(settings)
+    passed = [_verify(name, loader, catalogue, screen) for name in parsed.models]
     return 0 if all(passed) else 1
 
 
-def _verify(name: str, settings: Settings, catalogue: Catalogue, screen: Screen) -> bool:
-    from rerank_grpc.models.loader import load_model
-
-    model = load_model(
-        name,
-        models_dir=settings.models_dir,
-        device=settings.device,
-        precision=settings.precision,
-        catalogue=catalogue,
-    )
+def _verify(name: str, loader: ModelLoader, catalogue: Catalogue, screen: Screen) -> bool:
+    model = loader.read_model(name)
     card = model.card
     facts = f"{card.family}, {card.device}, {card.precision}, {card.attention}, {card.revision[:19]}"
     print(f"{screen.paint(printable(name), 'bold')}  {facts}\n", flush=True)
-    entry = catalogue.describing(name)
+    entry = catalogue.find(name) or catalogue.find(Path(name).name)
     checks = [*known(model, entry.known if entry else ()), *padded(model)]
     for line in report(checks, screen):
         print(line)

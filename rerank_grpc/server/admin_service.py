@@ -6,7 +6,7 @@ import grpc
 
 from rerank_grpc.config import Limits
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.registry import Registry
+from rerank_grpc.registry.registry import Registry
 from rerank_grpc.server import convert
 from rerank_grpc.server.boundary import boundary
 from rerank_grpc.server.context import call_of
@@ -25,7 +25,7 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
         """Loads a configured model and returns once it is READY."""
         with boundary(context, "LoadModel"):
             call = call_of(context, self._limits.deadline_seconds)
-            info = self._registry.load(_name(request.model), deadline=call.deadline, on_cancel=call.on_cancel)
+            info = self._registry.load(_name(request.model), call)
             return pb.LoadModelResponse(model=convert.model_to(info))
 
     def UnloadModel(

@@ -14,7 +14,8 @@ from rerank_grpc import files
 from rerank_grpc.config import Settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.gate import Gate
-from rerank_grpc.registry import Loader, registry_for
+from rerank_grpc.registry.loading import Loader, ModelLoader
+from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server import health, reflection
 from rerank_grpc.server.admin_service import ModelAdminServicer
@@ -59,13 +60,22 @@ class RerankServer:
         self,
         settings: Settings,
         *,
-        load: Loader | None = None,
+        loader: Loader | None = None,
         on_hang: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self._patience = Patience()
         self._health = HealthService([RERANK_SERVICE], lambda: self.registry.serving)
-        self.registry = registry_for(settings, load, on_change=self._show_health, on_hang=on_hang)
+        self.registry = Registry(
+            settings.models,
+            loader or ModelLoader(settings),
+            budget=settings.model_memory,
+            idle_seconds=settings.idle_seconds,
+            # Calls that wait hold worker threads: half of those stay for models that are READY.
+            max_waiting=max(1, settings.max_calls // 2),
+            on_change=self._show_health,
+            on_hang=on_hang,
+        )
         self.door = Gate(settings.max_calls, settings.limits.characters_inside)
         self.lobby = Gate(max(1, settings.max_calls // 2), settings.limits.characters_inside // 4)
         self._stopping = threading.Lock()
@@ -90,7 +100,7 @@ class RerankServer:
 
     def health(self) -> Health:
         """Tells the default model's health, without a call."""
-        return self._servicer.health("")
+        return self.registry.health("")
 
     def wait(self) -> None:
         """Blocks until `stop` has ended."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc.checkpoints.catalogue import builtin, read_catalogue
-from rerank_grpc.checkpoints.sources import locate, read_name
+from rerank_grpc.checkpoints.sources import Source, locate
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
 from rerank_grpc.types import Scoring
 
@@ -115,9 +115,9 @@ def test_a_revision_is_the_catalogues_unless_another_is_named() -> None:
         ("acme/other", "main"),
         ("acme/other@v1.0", "v1.0"),
     ):
-        name = read_name(source, builtin())
-        assert name is not None
-        assert name.revision == revision
-    assert read_name("/srv/models/bge-reranker-base", builtin()) is None
+        found = Source.of(source, builtin())
+        assert found.hub_id
+        assert found.revision == revision
+    assert not Source.of("/srv/models/bge-reranker-base", builtin()).hub_id
     with pytest.raises(ModelLoadError, match="no revision"):
-        read_name("acme/other@../..", builtin())
+        Source.of("acme/other@../..", builtin())

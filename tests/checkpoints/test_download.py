@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rerank_grpc.models.loader import load_model
 from tests import hub
 from tests.command import environment, run
 from tests.conftest import load
@@ -76,7 +75,7 @@ def test_a_model_is_fetched_checked_and_can_be_served(
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    model = load_model("org/tiny", models_dir=tmp_path, device="cpu", precision="fp32")
+    model = load("org/tiny", models_dir=tmp_path)
     assert model.card.revision == COMMIT
     assert len(served.asked) == asked, "what is here is looked for nowhere else"
 

@@ -20,7 +20,9 @@ from huggingface_hub import constants
 
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import OnDeath
-from rerank_grpc.registry import LoadedModel, eviction, loader_for
+from rerank_grpc.registry import eviction
+from rerank_grpc.registry.loading import ModelLoader
+from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.server.app import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import hub
@@ -42,6 +44,16 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+class SizedLoader(ModelLoader):
+    """Loads real models, each of which counts as SIZE bytes."""
+
+    def prepare(self, spec: ModelSpec) -> int:
+        return 0
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        return replace(super().load(spec, on_death), memory_bytes=SIZE)
+
+
 @contextmanager
 def serving_models(directories: dict[str, Path], **fields: object) -> Iterator[RerankServer]:
     """Serves the directories, the first loaded and the others lazy; each counts as SIZE bytes."""
@@ -50,12 +62,7 @@ def serving_models(directories: dict[str, Path], **fields: object) -> Iterator[R
     )
     settings = Settings(models=models, precision="fp32", port=0, admin_port=0, engine=ENGINE)
     settings = replace(settings, **fields)  # type: ignore[arg-type]
-    real = loader_for(settings)
-
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        return replace(real(spec, on_death), memory_bytes=SIZE)
-
-    server = RerankServer(settings, load=load)
+    server = RerankServer(settings, loader=SizedLoader(settings))
     server.start()
     try:
         assert server.wait_until_loaded(60)
@@ -311,22 +318,25 @@ from pathlib import Path
 import torch
 from tests import random_models as checkpoints
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
-from rerank_grpc.registry import memory, registry_for
+from rerank_grpc.registry import memory
+from rerank_grpc.registry.loading import ModelLoader
+from rerank_grpc.registry.registry import Registry
+from rerank_grpc.types import Call
 path, cpu = Path(sys.argv[1]), torch.device("cpu")
 models = (ModelSpec("small", "embedded"), ModelSpec("large", str(path), lazy=True))
 settings = Settings(models=models, precision="fp32", engine=EngineSettings(max_batch_tokens=512))
-registry = registry_for(settings)
+registry = Registry(settings.models, ModelLoader(settings))
 registry.start()
 registry.wait_until_loaded()
 for _ in range(2):
-    before = memory.used(cpu)
-    registry.load("large", deadline=float("inf"))
-    with registry.lease("large") as model:
+    before = memory.used_bytes(cpu)
+    registry.load("large", Call())
+    with registry.lease("large", Call()) as model:
         taken = model.memory_bytes
     del model
-    held = memory.used(cpu) - before
+    held = memory.used_bytes(cpu) - before
     registry.unload("large", deadline=float("inf"))
-    left = memory.used(cpu) - before
+    left = memory.used_bytes(cpu) - before
     print(held >> 20, taken >> 20, left >> 20)
 registry.close()
 """

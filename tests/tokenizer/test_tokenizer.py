@@ -16,9 +16,9 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from rerank_grpc.checkpoints.sources import find_package
 from rerank_grpc.errors import InternalError, InvalidRequest, ModelLoadError, UnsupportedOption
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.models.embedded import find_package
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer import windows as texts_module
 from rerank_grpc.tokenizer.tokenizer import PairEncoder, TextEncoder, encoder_for
