@@ -167,6 +167,14 @@ def serving(settings: Settings | None = None, *, runner: Runner | None = None) -
         server.stop(5)
 
 
+def loaded_in(server: RerankServer) -> LoadedModel:
+    """Returns a server's default model without keeping it in memory."""
+    lease = server.registry.lease_now("")
+    assert lease is not None
+    with lease as loaded:
+        return loaded
+
+
 @contextmanager
 def stub_of(port: int | None) -> Iterator[rerank_pb2_grpc.RerankServiceStub]:
     """Opens a channel of its own connection to a server on loopback."""

@@ -86,11 +86,6 @@ class Registry:
         )
 
     @property
-    def default(self) -> str:
-        """The name of the default model."""
-        return self._slots[0].spec.name
-
-    @property
     def serving(self) -> bool:
         """Whether a call of the default model is answered, like ModelInfo.serving."""
         with self._changed:
@@ -141,11 +136,6 @@ class Registry:
             serving=info.serving,
         )
 
-    def loaded(self, name: str) -> LoadedModel | None:
-        """Returns a model if it is in memory, without leasing it; raises UnknownModel."""
-        with self._changed:
-            return self._find(name).loaded
-
     def lease_now(self, name: str) -> Lease | None:
         """Leases a READY model; None for one that is broken, or that `lease` would wait for."""
         with self._changed:
@@ -167,13 +157,11 @@ class Registry:
         Cancelled or ShuttingDown.
         """
         with self._changed:
+            if ready := self.lease_now(name):
+                return ready
             slot = self._find(name)
             ticket = self._enter(slot, call.deadline, force=force)
-            loaded = slot.loaded
-        if ticket is not None:
-            loaded = self._await(slot, ticket, call)
-        assert loaded is not None
-        return Lease(self, slot, loaded)
+        return Lease(self, slot, self._await(slot, ticket, call))
 
     def release(self, slot: Slot) -> None:
         """Ends one lease of a model."""
@@ -223,14 +211,9 @@ class Registry:
         if self._keeper.closing:
             raise ShuttingDown("the server is stopping", retry_after=1.0)
 
-    def _enter(self, slot: Slot, deadline: float, *, force: bool) -> Ticket | None:
-        """Leases a READY model, or returns a ticket to wait with; under the lock."""
-        self._check_open()
+    def _enter(self, slot: Slot, deadline: float, *, force: bool) -> Ticket:
+        """Has a model loaded, and adds a ticket to those that wait for it; under the lock."""
         now = monotonic()
-        if slot.state is State.READY:
-            slot.leases += 1
-            slot.last_used = now
-            return None
         if slot.state is State.FAILED and (slot.dead or (now < slot.retry_at and not force)):
             raise slot.failed()
         self._keeper.want(slot)

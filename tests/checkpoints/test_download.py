@@ -108,6 +108,17 @@ def test_r22_a_download_that_was_cut_off_goes_on_and_is_not_visible_before(
     assert hub.digest(snapshot(tmp_path) / WEIGHTS) == hub.digest(served.models["org/tiny"] / WEIGHTS)
 
 
+def test_more_than_the_whole_file_is_begun_anew(served: Hub, tmp_path: Path) -> None:
+    served.cuts, served.down = [262_144], True
+    complaint(download(served, tmp_path))
+    (partial,) = tmp_path.rglob("*.incomplete")
+    size = (served.models["org/tiny"] / WEIGHTS).stat().st_size
+    partial.write_bytes(b"x" * (size + 1))
+    served.down = False
+    assert download(served, tmp_path).returncode == 0
+    assert served.transfers(WEIGHTS)[-1] is None
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json"])
 def test_what_arrives_damaged_is_thrown_away(served: Hub, tmp_path: Path, name: str) -> None:
     served.damaged = {name}

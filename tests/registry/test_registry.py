@@ -200,6 +200,36 @@ def test_a_caller_who_leaves_while_it_waits_is_let_go():
         assert registry._slots[1].leases == 0
 
 
+def test_a_call_that_goes_on_keeps_no_model_that_it_waited_for():
+    loads, call = Loads(), Call()
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry, ThreadPoolExecutor(1) as callers:
+        assert registry.wait_until_loaded(WAIT)
+        loads.held.clear()
+        waiting = callers.submit(registry.lease, "two", call)
+        until(registry, lambda: bool(registry._slots[1].waiting))
+        ticket = registry._slots[1].waiting[0]
+        loads.held.set()
+        waiting.result(WAIT).leave()
+        assert ticket.loaded is None, "the call refers to the ticket, and would keep the model in memory"
+
+
+def test_a_caller_who_leaves_at_the_moment_it_is_let_in_keeps_no_lease():
+    loads, call = Loads(), Call()
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry, ThreadPoolExecutor(1) as callers:
+        assert registry.wait_until_loaded(WAIT)
+        loads.held.clear()
+        waiting = callers.submit(registry.lease, "two", call)
+        slot = registry._slots[1]
+        until(registry, lambda: bool(slot.waiting))
+        with registry._changed:  # as the keeper does, before the caller can look
+            call.cancel()
+            slot.leases += 1
+            slot.answer(registry._slots[0].loaded)
+        with pytest.raises(Cancelled):
+            waiting.result(WAIT)
+        assert slot.leases == 0
+
+
 def test_the_least_recently_used_makes_room():
     loads = Loads()
     specs = [spec("small"), spec("one"), spec("two"), spec("three", lazy=True)]
@@ -553,7 +583,7 @@ def test_a_model_whose_device_died_is_only_helped_by_an_unload():
 
 
 def break_device(registry: Registry, name: str, *, hung: bool = False) -> None:
-    loaded = registry.loaded(name)
+    (loaded,) = [slot.loaded for slot in registry._slots if slot.spec.name == name]
     assert loaded is not None
     loaded.engine._die(hung=hung)
 
@@ -590,11 +620,11 @@ def test_the_late_death_of_an_unloaded_engine_is_not_the_present_ones():
     loads = Loads()
     with keeping(loads, spec("one")) as registry:
         assert registry.wait_until_loaded(WAIT)
-        former = registry.loaded("one")
+        with registry.lease("one", Call()) as loaded:
+            former = loaded.engine
         registry.unload("one", deadline=monotonic() + WAIT)
         assert use(registry, "one") == "one"
-        assert former is not None
-        former.engine._die(hung=False)
+        former._die(hung=False)
         assert use(registry, "one") == "one"
 
 
@@ -852,7 +882,7 @@ def test_r27_a_path_or_url_is_no_name_and_nothing_is_opened(name: str):
     loads = Loads()
     with keeping(loads, spec("one")) as registry:
         assert registry.wait_until_loaded(WAIT)
-        for call in (registry.info, registry.loaded, lambda each: use(registry, each)):
+        for call in (registry.info, registry.health, lambda each: use(registry, each)):
             with pytest.raises(UnknownModel, match="known: one"):
                 call(name)
         assert loads.names == ["one"]
