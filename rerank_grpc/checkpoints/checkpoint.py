@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from rerank_grpc.checkpoints.catalogue import Catalogue, KnownModel
+from rerank_grpc.checkpoints.catalogue import KnownModel
 from rerank_grpc.checkpoints.disk import COMMIT, SHA256, digest_of, read_json
-from rerank_grpc.checkpoints.sources import EMBEDDED, EMBEDDED_REVISION, check_embedded, locate
+from rerank_grpc.checkpoints.sources import EMBEDDED, EMBEDDED_REVISION, check_embedded
 from rerank_grpc.errors import ModelLoadError
 
 BLOCK = 1 << 20
@@ -60,9 +60,8 @@ class Checkpoint:
         return self.directory / "tokenizer.json"
 
 
-def open_checkpoint(source: str, *, models_dir: Path, catalogue: Catalogue | None = None) -> Checkpoint:
-    """Finds a checkpoint, fetching it if need be, and checks its files; raises ModelLoadError."""
-    directory, known = locate(source, models_dir=models_dir, catalogue=catalogue)
+def open_checkpoint(source: str, directory: Path, known: KnownModel | None = None) -> Checkpoint:
+    """Checks a checkpoint's files; raises ModelLoadError."""
     if source == EMBEDDED:
         check_embedded(directory)
     config = read_config(directory)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_grpc.checkpoints import hub
-from rerank_grpc.checkpoints.catalogue import NEWEST, Catalogue, KnownModel, builtin
+from rerank_grpc.checkpoints.catalogue import NEWEST, Catalogue, KnownModel
 from rerank_grpc.checkpoints.disk import COMMIT, digest_of
 from rerank_grpc.checkpoints.transfer import Progress
 from rerank_grpc.errors import ModelLoadError
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+# The hub's own rules; its client raises a ValueError for any other id.
+HUB_ID = re.compile(
+    r"(?!.*(?:--|\.\.|\.git$))[A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]{0,94}\w)?", re.ASCII
+)
 REVISION = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
 
 # all-MiniLM-L6-v2 out of a PyPI package, for which no download is needed.
@@ -71,29 +74,18 @@ class Source:
         cached = hub.cached(self.hub_id, self.revision, exact=self.pinned) if self.hub_id else None
         return (cached, self.known) if cached else None
 
-
-def locate(
-    name: str, *, models_dir: Path, catalogue: Catalogue | None = None
-) -> tuple[Path, KnownModel | None]:
-    """Finds a model's files like `Source.find`, and fetches missing ones; raises ModelLoadError."""
-    source = Source.of(name, catalogue or builtin())
-    if found := source.find(models_dir):
-        return found
-    if source.hub_id:
-        return hub.fetch(source.hub_id, source.revision), source.known
-    if name == EMBEDDED:
-        raise ModelLoadError('the embedded model is not installed: pip install "rerank-grpc[embedded]"')
-    raise ModelLoadError(
-        f"{name}: no such directory: give 'embedded', a directory, or a hub id such as BAAI/bge-reranker-base"
-    )
-
-
-def is_local(name: str, *, models_dir: Path, catalogue: Catalogue) -> bool:
-    """Whether a model's files are on this machine; asks no server, and never raises."""
-    try:
-        return Source.of(name, catalogue).find(models_dir) is not None
-    except ModelLoadError:
-        return False
+    def locate(self, models_dir: Path) -> tuple[Path, KnownModel | None]:
+        """Finds the files like `find`, and fetches missing ones; raises ModelLoadError."""
+        if found := self.find(models_dir):
+            return found
+        if self.hub_id:
+            return hub.fetch(self.hub_id, self.revision), self.known
+        if self.name == EMBEDDED:
+            raise ModelLoadError('the embedded model is not installed: pip install "rerank-grpc[embedded]"')
+        raise ModelLoadError(
+            f"{self.name}: no such directory: "
+            "give 'embedded', a directory, or a hub id such as BAAI/bge-reranker-base"
+        )
 
 
 def download(name: str, *, catalogue: Catalogue, progress: Progress) -> Path:

@@ -6,12 +6,13 @@ from typing import Protocol
 
 import torch
 
-from rerank_grpc.checkpoints import sources
 from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.checkpoints.checkpoint import find_weights, open_checkpoint, read_config
+from rerank_grpc.checkpoints.sources import Source
 from rerank_grpc.config import ModelSpec, Settings
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine, OnDeath
+from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import load_model
@@ -44,7 +45,10 @@ class ModelLoader:
         self._clock = DeviceClock()  # all models of a server run on one device
 
     def is_local(self, spec: ModelSpec) -> bool:
-        return sources.is_local(spec.source, models_dir=self._settings.models_dir, catalogue=self._catalogue)
+        try:
+            return self._source(spec.source).find(self._settings.models_dir) is not None
+        except ModelLoadError:  # a refused model
+            return False
 
     def prepare(self, spec: ModelSpec) -> int:
         """Fetches missing files on the caller's thread, and finds damage before another model is evicted.
@@ -52,12 +56,10 @@ class ModelLoader:
         Raises TooLarge before the download if the catalogue's figure exceeds the budget.
         """
         _, precision = self._device()
-        known = self._catalogue.find(spec.source.partition("@")[0])
-        expected = memory.known_bytes(known, precision)
+        source = self._source(spec.source)
+        expected = memory.known_bytes(source.known, precision)
         memory.check_budget(spec.name, expected, self._settings.model_memory, about="about ")
-        directory, _ = sources.locate(
-            spec.source, models_dir=self._settings.models_dir, catalogue=self._catalogue
-        )
+        directory, _ = source.locate(self._settings.models_dir)
         return memory.estimate(find_weights(directory), read_config(directory), DTYPES[precision])
 
     def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
@@ -81,16 +83,19 @@ class ModelLoader:
         taken = grown + memory.kept_bytes(model.card.prefix_token_bytes)
         return LoadedModel(spec.name, model.card, encoder, engine, taken)
 
-    def read_model(self, source: str) -> Model:
+    def read_model(self, name: str) -> Model:
         """Reads "embedded", a directory, a hub id or a short name of the catalogue, without an engine."""
         device, precision = self._device()
-        checkpoint = open_checkpoint(source, models_dir=self._settings.models_dir, catalogue=self._catalogue)
+        checkpoint = open_checkpoint(name, *self._source(name).locate(self._settings.models_dir))
         if device.type == "cuda":
             needed = memory.estimate(checkpoint.weights, checkpoint.config, DTYPES[precision])
-            memory.check_memory(source, needed, precision, device, self._catalogue)
+            memory.check_memory(name, needed, precision, device, self._catalogue)
         model = load_model(checkpoint, device, precision)
         memory.give_back(memory.HOST)  # of what reading the weights has freed
         return model
+
+    def _source(self, name: str) -> Source:
+        return Source.of(name, self._catalogue)
 
     def _device(self) -> tuple[torch.device, str]:
         device = choose_device(self._settings.device)

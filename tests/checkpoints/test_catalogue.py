@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc.checkpoints.catalogue import builtin, read_catalogue
-from rerank_grpc.checkpoints.sources import Source, locate
+from rerank_grpc.checkpoints.sources import Source
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
 from rerank_grpc.types import Scoring
 
@@ -65,9 +65,9 @@ def test_the_known_scores_of_the_dialects_are_there() -> None:
     assert [pair.logit for pair in small.known] == [8.607138, -4.320078]
 
 
-def test_a_refused_model_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+def test_a_refused_model_is_refused_before_anything_is_opened() -> None:
     with pytest.raises(ModelLoadError, match="needs code out of its own repository"):
-        locate("jina-reranker-v2-base-multilingual", models_dir=tmp_path)
+        Source.of("jina-reranker-v2-base-multilingual", builtin())
 
 
 def test_an_operators_file_adds_and_replaces(tmp_path: Path) -> None:

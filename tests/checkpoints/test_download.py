@@ -191,6 +191,8 @@ def test_r22_a_limit_on_files_is_a_full_disk_too(served: Hub, tmp_path: Path) ->
         ("org/nothing", "no such model"),
         ("org/tiny@gone", "no revision gone"),
         ("../tiny", "neither a hub id"),
+        ("org/ti--ny", "neither a hub id"),
+        ("org/tiny-", "neither a hub id"),
         ("https://example.com/org/tiny", "neither a hub id"),
         ("jinaai/jina-reranker-v2-base-multilingual", "not supported: it needs code"),
     ],

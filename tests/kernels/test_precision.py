@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from rerank_grpc.checkpoints.checkpoint import open_checkpoint
+from rerank_grpc.checkpoints.sources import find_package
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import device, linear, native
 from rerank_grpc.models import encoder
@@ -25,7 +26,7 @@ from tests.models.test_parity import QUERY, documents, pack, reference, score
 
 FAMILIES = ("bert", "roberta", "xlm_roberta")
 CPU = torch.device("cpu")
-EMBEDDED = open_checkpoint("embedded", models_dir=Path("models"))
+EMBEDDED = open_checkpoint("embedded", Path(str(find_package())))
 
 has_bf16 = pytest.mark.skipif(not device.fast_bf16(), reason="the CPU has no bf16")
 has_int8 = pytest.mark.skipif(not (device.fast_int8() and device.fast_bf16()), reason="the CPU has no int8")

@@ -35,8 +35,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
     monkeypatch.setattr(loader, "attention_for", lambda *_: VARLEN)
 
     def make(write: Callable[[Path], Path]) -> Model:
-        source = str(write(tmp_path / "checkpoint"))
-        return loader.load_model(open_checkpoint(source, models_dir=Path("none")), META, "bf16")
+        checkpoint = open_checkpoint("test", write(tmp_path / "checkpoint"))
+        return loader.load_model(checkpoint, META, "bf16")
 
     return make
 

@@ -500,10 +500,11 @@ def test_it_is_told_whose_files_are_here(tmp_path: Path, monkeypatch: pytest.Mon
         "BAAI/bge-reranker-large",
         str(tmp_path),
         str(tmp_path / "none"),
+        "acme/no--id",
     )
     models = tuple(ModelSpec(source.replace("/", "-"), source, lazy=True) for source in sources)
     registry = Registry(models, ModelLoader(replace(Settings(), models_dir=tmp_path)))
-    assert [info.local_available for info in registry.models()] == [True, True, False, True, False]
+    assert [info.local_available for info in registry.models()] == [True, True, False, True, False, False]
 
 
 def test_an_unused_model_leaves_memory_and_comes_back():
