@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from queue import Empty, SimpleQueue
 
 from rerank_grpc.config import ModelSpec
@@ -71,44 +71,34 @@ class Ticket:
             self._wakeups.get(timeout=None if seconds == math.inf else max(0.0, seconds))
 
 
+@dataclass(slots=True, eq=False)
 class Slot:
-    """One configured model; only read and written under the registry's lock.
+    """One configured model; only read and written under the registry's lock. Times are time.monotonic's."""
 
-    Attributes:
-        spec: the configuration.
-        aliases: the other names under which it is listed.
-        lazy: whether only a call loads it: as configured, or because it was left for later.
-        state, message: as in ListModels.
-        loaded: the model, while it is in memory.
-        leases: the number of calls that use it now.
-        waiting: the calls that wait for it.
-        last_used: when a call took or returned it.
-        ready_at, load_seconds: when it came into memory, and how long that took.
-        memory_bytes: its size; before its first load, the expected one.
-        local: whether its files are on this machine.
-        failures, retry_at: the failed loads in a row, and the time of the next try.
-        settled: whether it has been READY or FAILED, or was left for later.
-        was_ready: whether it has been READY.
-        preloading: whether it is loaded without having been called.
-        unload_asked: whether an operator wants it out of memory.
-        dead: whether its device broke; only an unload helps.
-    """
+    spec: ModelSpec
+    aliases: tuple[str, ...] = ()
+    _: KW_ONLY
+    local: bool  # whether its files are on this machine
+    lazy: bool = field(init=False)  # only a call loads it: as configured, or because it was left for later
+    state: State = State.UNLOADED
+    message: str = ""  # ModelInfo.state_message
+    loaded: LoadedModel | None = None
+    leases: int = 0  # calls that use it now
+    waiting: list[Ticket] = field(default_factory=list)
+    last_used: float = 0.0  # when a call took or returned it
+    ready_at: float = 0.0
+    load_seconds: float = 0.0
+    memory_bytes: int = 0  # before the first load, the expected ones
+    failures: int = 0  # failed loads in a row
+    retry_at: float = 0.0
+    settled: bool = False  # it has been READY or FAILED, or was left for later
+    was_ready: bool = False
+    preloading: bool = False  # it is loaded without having been called
+    unload_asked: bool = False  # an operator wants it out of memory
+    dead: bool = False  # its device broke; only an unload helps
 
-    def __init__(self, spec: ModelSpec, aliases: tuple[str, ...] = (), *, local: bool) -> None:
-        self.spec = spec
-        self.aliases = aliases
-        self.lazy = spec.lazy
-        self.state = State.UNLOADED
-        self.message = ""
-        self.loaded: LoadedModel | None = None
-        self.leases = 0
-        self.waiting: list[Ticket] = []
-        self.last_used = self.ready_at = self.load_seconds = 0.0
-        self.memory_bytes = 0
-        self.local = local
-        self.failures = 0
-        self.retry_at = 0.0
-        self.settled = self.was_ready = self.preloading = self.unload_asked = self.dead = False
+    def __post_init__(self) -> None:
+        self.lazy = self.spec.lazy
 
     @property
     def serving(self) -> bool:
