@@ -108,6 +108,20 @@ def test_r22_a_download_that_was_cut_off_goes_on_and_is_not_visible_before(
     assert hub.digest(snapshot(tmp_path) / WEIGHTS) == hub.digest(served.models["org/tiny"] / WEIGHTS)
 
 
+def test_a_hub_that_sends_all_of_a_file_again_is_no_damage(served: Hub, tmp_path: Path) -> None:
+    served.cuts, served.ranges = [131_072], False
+    assert download(served, tmp_path).returncode == 0
+    assert served.transfers(WEIGHTS) == [None, "bytes=131072-"]
+
+
+def test_a_connection_that_is_lost_without_a_byte_is_given_up(served: Hub, tmp_path: Path) -> None:
+    served.cuts = [131_072] + [0] * 5
+    assert download(served, tmp_path).returncode == 0
+    shutil.rmtree(tmp_path)
+    served.cuts = [131_072] + [0] * 6
+    assert "the next try goes on" in complaint(download(served, tmp_path))
+
+
 def test_more_than_the_whole_file_is_begun_anew(served: Hub, tmp_path: Path) -> None:
     served.cuts, served.down = [262_144], True
     complaint(download(served, tmp_path))
