@@ -139,13 +139,13 @@ class Ours:
     """The service's own path: tokenizer, scheduler, runner, model."""
 
     def __init__(self, path: Path, workload: workloads.Workload, precision: str) -> None:
-        from rerank_grpc.config.settings import EngineSettings
+        from rerank_grpc.config.settings import EngineSettings, Settings
         from rerank_grpc.engine.engine import Engine
-        from rerank_grpc.models.loader import load_model
+        from rerank_grpc.registry.loading import ModelLoader
         from rerank_grpc.runner.runner import ModelRunner
         from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
-        model = load_model(str(path), models_dir=Path("models"), device="cpu", precision=precision)
+        model = ModelLoader(Settings(device="cpu", precision=precision)).read_model(str(path))
         self._workload = workload
         self._own = tokenizer_for(model.card)
         self._engine = Engine(

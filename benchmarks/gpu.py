@@ -119,17 +119,16 @@ class Ours:
     """The service without its server: tokenizer, scheduler, runner, model."""
 
     def __init__(self, path: Path, size: Size, precision: str | None = None) -> None:
-        from rerank_grpc.config.settings import EngineSettings
+        from rerank_grpc.config.settings import EngineSettings, Settings
         from rerank_grpc.engine.engine import Engine
-        from rerank_grpc.models.loader import load_model
+        from rerank_grpc.registry.loading import ModelLoader
         from rerank_grpc.registry.warmup import warm_up
         from rerank_grpc.runner.cuda import runner_for
         from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
         began = perf_counter()
-        model = load_model(
-            str(path), models_dir=Path("models"), device=size.device, precision=precision or size.precision
-        )
+        settings = Settings(device=size.device, precision=precision or size.precision)
+        model = ModelLoader(settings).read_model(str(path))
         self.card = model.card
         self.tokenizer = tokenizer_for(model.card)
         self.engine = Engine(runner_for(model), EngineSettings(hang_seconds=600))

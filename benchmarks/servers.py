@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -114,29 +113,36 @@ class Free:
 
 def free() -> None:
     """Serves a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
-    from rerank_grpc.config.settings import EngineSettings
+    from rerank_grpc.config.settings import EngineSettings, ModelSpec
     from rerank_grpc.engine.engine import Engine, OnDeath
-    from rerank_grpc.registry import LoadedModel
+    from rerank_grpc.registry.slot import LoadedModel
     from rerank_grpc.registry.warmup import warm_up
     from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
     card = load("minilm").card
 
-    def loader(spec: Any, on_death: OnDeath) -> LoadedModel:
-        engine = Engine(Free(), EngineSettings(), name="free", on_death=on_death)
-        engine.start()
-        tokenizer = tokenizer_for(card)
-        warm_up(engine, tokenizer, card)
-        return LoadedModel(spec.name, card, tokenizer, engine)
+    class FreeLoader:
+        def is_local(self, spec: ModelSpec) -> bool:
+            return True
 
-    serve("embedded", loader)
+        def prepare(self, spec: ModelSpec) -> int:
+            return 0
+
+        def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+            engine = Engine(Free(), EngineSettings(), name="free", on_death=on_death)
+            engine.start()
+            tokenizer = tokenizer_for(card)
+            warm_up(engine, tokenizer, card)
+            return LoadedModel(spec.name, card, tokenizer, engine)
+
+    serve("embedded", FreeLoader())
 
 
 def load(name: str) -> Any:
-    from rerank_grpc.models.loader import load_model
+    from rerank_grpc.config.settings import Settings
+    from rerank_grpc.registry.loading import ModelLoader
 
-    path = str(checkpoints.checkpoint(name))
-    return load_model(path, models_dir=Path("models"), device="auto", precision="auto")
+    return ModelLoader(Settings()).read_model(str(checkpoints.checkpoint(name)))
 
 
 def serve(source: str, loader: Any = None) -> None:
@@ -151,7 +157,7 @@ def serve(source: str, loader: Any = None) -> None:
     settings = replace(
         Settings(), models=(ModelSpec("model", source),), port=0, admin_port=None, tokens=(TOKEN,)
     )
-    server = RerankServer(settings, load=loader)
+    server = RerankServer(settings, loader=loader)
     server.start()
     server.wait_until_loaded()
     info = server.registry.models()[0]

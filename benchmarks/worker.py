@@ -207,10 +207,10 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
 
     torch.set_num_threads(threads)
     from rerank_grpc.config.settings import ModelSpec, Settings
-    from rerank_grpc.registry.loading import loader_for
+    from rerank_grpc.registry.loading import ModelLoader
 
     settings = Settings(device="cpu", precision=kind)
-    loaded = loader_for(settings)(ModelSpec("bench", str(path)), lambda: None)
+    loaded = ModelLoader(settings).load(ModelSpec("bench", str(path)), lambda hung: None)
     print(f"budget of {path.name} in {kind}: {loaded.engine.max_batch_tokens}", file=sys.stderr)
 
     def score(workload: Workload) -> list[float]:

@@ -13,7 +13,8 @@ from time import monotonic
 from rerank_grpc.engine.future import Future
 from rerank_grpc.gate import Gate, Permit
 from rerank_grpc.limits import Limits, check_request
-from rerank_grpc.registry import Lease, LoadedModel, Registry
+from rerank_grpc.registry.registry import Lease, Registry
+from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.scores import best_chunks, relevance_scores
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.pace import Pace, Turns
@@ -92,7 +93,7 @@ class Reranker:
         lease = self._registry.lease_now(request.model)
         if lease is None:
             with self._lobby.enter(characters):
-                lease = self._registry.lease(request.model, deadline=call.deadline, on_cancel=call.on_cancel)
+                lease = self._registry.lease(request.model, call)
         try:
             return lease, self._gate.enter(characters)
         except BaseException:

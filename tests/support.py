@@ -14,7 +14,7 @@ import grpc
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.registry import LoadedModel, Loader
+from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.runner.runner import Runner
 from rerank_grpc.sequence import (
     Chunk,
@@ -119,23 +119,44 @@ CARD = ModelCard(
 )
 
 
-def loader_of(runner: Runner, settings: EngineSettings) -> Loader:
-    """Makes a loader whose every model runs on the given runner, without a warm-up."""
+class ScriptedLoader:
+    """Loads models without files, which run on a given runner, without a warm-up."""
 
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        engine = Engine(runner, settings, name=spec.name, on_death=on_death)
+    def __init__(self, runner: Runner | None = None, settings: EngineSettings | None = None) -> None:
+        self._runner = runner or CountingRunner()
+        self._settings = settings or EngineSettings()
+
+    def is_local(self, spec: ModelSpec) -> bool:
+        return True
+
+    def prepare(self, spec: ModelSpec) -> int:
+        return 0
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        engine = Engine(self._runner, self._settings, name=spec.name, on_death=on_death)
         engine.start()
         return LoadedModel(spec.name, CARD, WordTokenizer(), engine)
 
-    return load
+
+class LateLoader(ScriptedLoader):
+    """Loads a model, or a lazy one alone, only when a test lets it."""
+
+    def __init__(self, *, lazy_only: bool = False) -> None:
+        super().__init__()
+        self.may_load = threading.Event()
+        self._lazy_only = lazy_only
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        assert (self._lazy_only and not spec.lazy) or self.may_load.wait(WAIT)
+        return super().load(spec, on_death)
 
 
 @contextmanager
 def serving(settings: Settings | None = None, *, runner: Runner | None = None) -> Iterator[RerankServer]:
     """Runs a server on free ports: of the embedded model, or of a scripted runner."""
     settings = replace(settings or Settings(), port=0, admin_port=0)
-    load = loader_of(runner, settings.engine) if runner else None
-    server = RerankServer(settings, load=load)
+    loader = ScriptedLoader(runner, settings.engine) if runner else None
+    server = RerankServer(settings, loader=loader)
     server.start()
     try:
         assert server.wait_until_loaded(60)
@@ -144,6 +165,14 @@ def serving(settings: Settings | None = None, *, runner: Runner | None = None) -
         if isinstance(runner, HeldRunner):
             runner.let_all()
         server.stop(5)
+
+
+def loaded_in(server: RerankServer) -> LoadedModel:
+    """Returns a server's default model without keeping it in memory."""
+    lease = server.registry.lease_now("")
+    assert lease is not None
+    with lease as loaded:
+        return loaded
 
 
 @contextmanager

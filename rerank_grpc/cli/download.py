@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc import units
+from rerank_grpc.checkpoints.transfer import Progress
 from rerank_grpc.cli.process import needs
 from rerank_grpc.cli.terminal import Screen, printable
-from rerank_grpc.config.reading import read_settings
+from rerank_grpc.config.reading import provide, read_settings
 
 _NEEDED = 'pip install "rerank-grpc[server]"'
 
@@ -19,6 +20,8 @@ _NEEDED = 'pip install "rerank-grpc[server]"'
 def download(parsed: argparse.Namespace) -> int:
     """Fetches the missing files of each model; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
+    # The hub's client would print warnings into the middle of a progress bar.
+    provide("HF_HUB_VERBOSITY", "error")
     with needs("download", _NEEDED):
         from rerank_grpc.checkpoints.catalogue import read_catalogue
         from rerank_grpc.checkpoints.sources import download as fetch
@@ -51,22 +54,22 @@ def _convert(directory: Path) -> list[Path]:
     return make(directory, _say)
 
 
-class FileBars:
-    """The transfer.Progress of a command: a bar for each file, or two plain lines where none can be drawn."""
+class FileBars(Progress):
+    """Shows a command's transfers: a bar for each file, or two plain lines where none can be drawn."""
 
     def __init__(self) -> None:
         self._width = Screen.of(sys.stderr).width
         self._bar: Any = None
         self._name, self._count, self._began = "", 0, 0.0
 
-    def begin(self, name: str, size: int | None, done: int) -> None:
+    def begin(self, name: str, total: int | None, done: int) -> None:
         self._name, self._count, self._began = printable(name), 0, time.monotonic()
         if self._width is not None:
             from tqdm import tqdm
 
             self._bar = tqdm(
                 desc=f"  {self._name}",
-                total=size,
+                total=total,
                 initial=done,
                 unit="B",
                 unit_scale=True,
@@ -77,7 +80,7 @@ class FileBars:
             )
         else:
             rest = f", {units.size(done)} of it are here" if done else ""
-            _say(f"  fetching {self._name}, {units.size(size) if size else 'of unknown size'}{rest}")
+            _say(f"  fetching {self._name}, {units.size(total) if total else 'of unknown size'}{rest}")
 
     def advance(self, count: int) -> None:
         self._count += count

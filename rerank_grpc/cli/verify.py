@@ -8,18 +8,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_grpc.cli.process import needs
 from rerank_grpc.cli.terminal import Screen, clip, printable, table
 from rerank_grpc.config.reading import read_settings
-from rerank_grpc.config.settings import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.types import Document, RerankRequest, ScoredDocument, Scoring
+from rerank_grpc.types import Call, Document, RerankRequest, ScoredDocument, Scoring
 
 if TYPE_CHECKING:
     from rerank_grpc.checkpoints.catalogue import Catalogue, KnownPair
     from rerank_grpc.models.base import ModelCard
+    from rerank_grpc.registry.loading import ModelLoader
     from rerank_grpc.reranker import Reranker
 
 PROBE_QUERY = "how does a reranker score a document?"
@@ -62,17 +64,18 @@ def run(parsed: argparse.Namespace) -> int:
     settings = read_settings(parsed.flags)
     with needs("verify", 'pip install "rerank-grpc[server]"'):
         from rerank_grpc.checkpoints.catalogue import read_catalogue
+        from rerank_grpc.registry.loading import ModelLoader
 
-        catalogue = read_catalogue(settings.catalogue)
-    passed = [_verify(name, settings, catalogue) for name in parsed.models]
+        catalogue, loader = read_catalogue(settings.catalogue), ModelLoader(settings)
+    passed = [_verify(name, loader, catalogue) for name in parsed.models]
     return 0 if all(passed) else 1
 
 
-def _verify(name: str, settings: Settings, catalogue: Catalogue) -> bool:
+def _verify(name: str, loader: ModelLoader, catalogue: Catalogue) -> bool:
     screen, title = Screen.of(sys.stdout), printable(name)
-    entry = catalogue.describing(name)
+    entry = catalogue.find(name) or catalogue.find(Path(name).name)
     pairs = entry.known if entry else ()
-    with serving(name, settings) as (reranker, card):
+    with serving(name, loader) as (reranker, card):
         facts = f"{card.family}, {card.device}, {card.precision}, {card.attention}, {card.revision[:19]}"
         print(f"{screen.paint(title, 'bold')}  {facts}\n", flush=True)
         checks = [*known(reranker, card, pairs), *padded(reranker, card)]
@@ -88,21 +91,19 @@ def _verify(name: str, settings: Settings, catalogue: Catalogue) -> bool:
 
 
 @contextmanager
-def serving(name: str, settings: Settings) -> Iterator[tuple[Reranker, ModelCard]]:
+def serving(name: str, loader: ModelLoader) -> Iterator[tuple[Reranker, ModelCard]]:
     """Loads a model and gives the reranker that a server would answer with; raises ModelLoadError."""
     from rerank_grpc.gate import Gate
-    from rerank_grpc.registry import Registry
-    from rerank_grpc.registry.loading import loader_for
+    from rerank_grpc.registry.registry import Registry
     from rerank_grpc.reranker import Reranker
 
-    spec = ModelSpec(name, name)
-    loaded = loader_for(settings)(spec, lambda _hung: None)
-    registry = Registry([spec], lambda _spec, _on_death: loaded)
+    registry = Registry([ModelSpec(name, name)], loader)
     registry.start()
     try:
         registry.wait_until_loaded()
         gate = Gate(1, LIMITS.characters_inside)
-        yield Reranker(registry, LIMITS, gate, gate), loaded.card
+        with registry.lease(name, Call()) as loaded:
+            yield Reranker(registry, LIMITS, gate, gate), loaded.card
     finally:
         registry.close()
 

@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
-from rerank_grpc.checkpoints.checkpoint import Checkpoint, read_json
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
+from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.encoder import Encoder

@@ -20,7 +20,6 @@ from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.kernels.linear import Linear, linear
 from rerank_grpc.kernels.native import kernels
-from rerank_grpc.models.weights import give_back
 
 Take = Callable[[str], torch.Tensor]
 
@@ -80,7 +79,6 @@ class Encoder:
             Layer(take, name, config, operations, first_only=first_only and name == names[-1])
             for name in names
         ]
-        give_back()
 
     def __call__(
         self,

@@ -1,36 +1,26 @@
-"""Loads a model: finds its checkpoint, checks it, and puts it on its device."""
+"""Makes a model of a checkpoint, on its device."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rerank_grpc.checkpoints.catalogue import Catalogue, builtin
-from rerank_grpc.checkpoints.checkpoint import (
-    Checkpoint,
-    find_weights,
-    open_checkpoint,
-    read_config,
-    read_header,
-    read_json,
-)
-from rerank_grpc.checkpoints.sources import locate
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
+from rerank_grpc.checkpoints.disk import read_json
+from rerank_grpc.checkpoints.sources import EMBEDDED
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels.attention import SDPA, attention_for
-from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
-from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
+from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models import hooked
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bert import Bert
 from rerank_grpc.models.bi_encoder import SentenceEncoder, longest_of, module_kinds, pooling_of, read_body
 from rerank_grpc.models.decoder import Decoder, check_decoder, prefix_token_bytes
-from rerank_grpc.models.embedded import find_package, load_embedded
+from rerank_grpc.models.embedded import load_embedded
 from rerank_grpc.models.gemma import Gemma
 from rerank_grpc.models.modernbert import ModernBert
 from rerank_grpc.models.network import read_network, read_outline
@@ -38,7 +28,6 @@ from rerank_grpc.models.padded import Padded
 from rerank_grpc.models.prompt import check_prompt
 from rerank_grpc.models.qwen3 import Qwen3
 from rerank_grpc.models.roberta import Roberta
-from rerank_grpc.models.room import check_room
 from rerank_grpc.models.xlm_roberta import XlmRoberta
 from rerank_grpc.types import Scoring
 
@@ -55,33 +44,19 @@ POOLINGS = {"cls": "first", "mean": "mean"}
 PROMPTED: Mapping[str, type[Decoder]] = {"Qwen3ForCausalLM": Qwen3, "GemmaForCausalLM": Gemma}
 
 
-def load_model(
-    source: str, *, models_dir: Path, device: str, precision: str, catalogue: Catalogue | None = None
-) -> Model:
-    """Loads "embedded", a directory, or a hub id such as BAAI/bge-reranker-base.
+def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> Model:
+    """Reads a checkpoint's weights onto a device; raises ModelLoadError, in one line with the remedy.
 
-    A hub id is first looked for as `models_dir`/NAME, then in the hub's cache,
-    then fetched; a model of the catalogue needs its short name only. The
-    embedded model is always fp32. See device.py for what `device` and
-    `precision` may be.
-
-    Raises:
-        ModelLoadError: whatever is wrong, in one line with the remedy.
+    The embedded model is always fp32. `precision` is one of kernels.device.DTYPES.
     """
-    place = choose_device(device)
-    precision = choose_precision(precision, place)
-    if source == "embedded":
-        return load_embedded(place)
-    checkpoint = open_checkpoint(source, models_dir=models_dir, catalogue=catalogue)
-    if place.type == "cuda":
-        needed = weight_bytes(checkpoint.weights, checkpoint.config, DTYPES[precision])
-        check_room(source, needed, precision, place, catalogue or builtin())
-    prompted = PROMPTED.get(architecture_of(checkpoint))
+    if checkpoint.source == EMBEDDED:
+        return load_embedded(checkpoint, device)
+    prompted = PROMPTED.get(architecture_of(checkpoint.config))
     if prompted is not None:
-        return load_prompted(prompted, checkpoint, place, precision)
+        return load_prompted(prompted, checkpoint, device, precision)
     if is_classifier(checkpoint) or not module_kinds(checkpoint):
-        return load_classifier(checkpoint, place, precision)
-    return load_bi_encoder(checkpoint, place, precision)
+        return load_classifier(checkpoint, device, precision)
+    return load_bi_encoder(checkpoint, device, precision)
 
 
 def load_classifier(checkpoint: Checkpoint, place: torch.device, precision: str) -> Model:
@@ -154,7 +129,7 @@ def card_of(
 ) -> ModelCard:
     """Says what a model is; raises ModelLoadError if the catalogue knows it otherwise."""
     check_vocabulary(checkpoint, network)
-    entry = checkpoint.entry
+    entry = checkpoint.known
     if entry is not None:
         entry.check(family=checkpoint.family, pooling=pooling, directory=checkpoint.directory)
     longest = [
@@ -176,49 +151,25 @@ def card_of(
     )
 
 
-def estimate_bytes(
-    source: str, *, models_dir: Path, device: str, precision: str, catalogue: Catalogue | None = None
-) -> int:
-    """Brings a model's files here and says what it will take in memory; raises ModelLoadError.
-
-    Weights that are damaged or missing are found here, before another model
-    has made room for them.
-    """
-    dtype = DTYPES.get(choose_precision(precision, choose_device(device)), torch.float32)
-    if source == "embedded":
-        return weight_bytes(find_weights(find_package()), {}, torch.float32)
-    directory = locate(source, models_dir=models_dir, catalogue=catalogue).directory
-    return weight_bytes(find_weights(directory), read_config(directory), dtype)
+def kept_token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """Returns the bytes of one token in a kept prefix; 0 for a model that keeps none."""
+    return prefix_token_bytes(config, dtype) if architecture_of(config) in PROMPTED else 0
 
 
-def weight_bytes(weights: Iterable[Path], config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """What the weights in these files take, and for a language model the prefixes it may keep."""
-    shapes = [entry["shape"] for path in weights for entry in read_header(path).values()]
-    return int(sum(map(math.prod, shapes))) * dtype.itemsize + most_kept_bytes(config, dtype)
-
-
-def most_kept_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """What a language model's prefixes may take at most; 0 for all others."""
-    if str((config.get("architectures") or ["none"])[0]) not in PROMPTED:
-        return 0
-    return MAX_KEPT_TOKENS * prefix_token_bytes(config, dtype)
-
-
-def architecture_of(checkpoint: Checkpoint) -> str:
-    """The class that config.json names; "none" if it names none."""
-    architectures = checkpoint.config.get("architectures") or ["none"]
-    return str(architectures[0])
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """Returns the class that config.json names; "none" if it names none."""
+    return str((config.get("architectures") or ["none"])[0])
 
 
 def is_classifier(checkpoint: Checkpoint) -> bool:
     """Whether the config describes a network with a classifier."""
-    return architecture_of(checkpoint).endswith("ForSequenceClassification")
+    return architecture_of(checkpoint.config).endswith("ForSequenceClassification")
 
 
 def check_classifier(checkpoint: Checkpoint) -> None:
     """Raises ModelLoadError unless the config describes an encoder with one label."""
     config, where = checkpoint.config, f"{checkpoint.directory}/config.json"
-    architecture = architecture_of(checkpoint)
+    architecture = architecture_of(checkpoint.config)
     if not is_classifier(checkpoint):
         raise ModelLoadError(
             f"{where}: {architecture} is not a sequence classification model: "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerN
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a weight lies."""
+class Extent:
+    """The bytes of a weight in a file."""
 
     path: Path
     offset: int
@@ -34,16 +32,16 @@ def reader(checkpoint: Checkpoint, network: torch.nn.Module) -> Callable[[str], 
     None unless the files hold every parameter of `network`, in its shape, under
     its own name: then transformers knows what to do or what to say.
     """
-    places = find_places(checkpoint)
+    extents = find_extents(checkpoint)
     for name, parameter in network.named_parameters():
-        if name not in places or places[name].shape != tuple(parameter.shape):
+        if name not in extents or extents[name].shape != tuple(parameter.shape):
             return None
-    return lambda name: read(checkpoint, name, places[name])
+    return lambda name: read(checkpoint, name, extents[name])
 
 
-def find_places(checkpoint: Checkpoint) -> dict[str, Place]:
+def find_extents(checkpoint: Checkpoint) -> dict[str, Extent]:
     """Lists the weights of floats in all files of a checkpoint."""
-    places = {}
+    extents = {}
     for path in checkpoint.weights:
         header: dict[str, Any] = read_header(path)
         with path.open("rb") as file:
@@ -54,25 +52,19 @@ def find_places(checkpoint: Checkpoint) -> dict[str, Place]:
             for old, new in OLD_NAMES:
                 name = name.replace(old, new)
             begin = 8 + length + int(entry["data_offsets"][0])
-            places[name] = Place(path, begin, FLOATS[entry["dtype"]], tuple(entry["shape"]))
-    return places
+            extents[name] = Extent(path, begin, FLOATS[entry["dtype"]], tuple(entry["shape"]))
+    return extents
 
 
-def read(checkpoint: Checkpoint, name: str, place: Place) -> torch.Tensor:
+def read(checkpoint: Checkpoint, name: str, extent: Extent) -> torch.Tensor:
     """Reads one weight in fp32, or raises ModelLoadError if it is not finite."""
-    weight = torch.empty(place.shape, dtype=place.dtype)
-    with place.path.open("rb") as file:
-        file.seek(place.offset)
+    weight = torch.empty(extent.shape, dtype=extent.dtype)
+    with extent.path.open("rb") as file:
+        file.seek(extent.offset)
         bytes_: Any = weight.view(-1).view(torch.uint8).numpy()
         if file.readinto(bytes_) != weight.nbytes:
-            raise ModelLoadError(f"{place.path}: ends before {name!r}: copy it again")
+            raise ModelLoadError(f"{extent.path}: ends before {name!r}: copy it again")
     # The least and the largest are not finite if any value is not; a sum in float64 would copy.
     if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
         raise ModelLoadError(f"{checkpoint.directory}: weight {name!r} is not finite: copy the weights again")
     return weight.float()
-
-
-def give_back() -> None:
-    """Returns to the system what reading has freed, where the C library would keep it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

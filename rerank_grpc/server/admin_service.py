@@ -8,7 +8,7 @@ import grpc
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import Limits
-from rerank_grpc.registry import Registry
+from rerank_grpc.registry.registry import Registry
 from rerank_grpc.server.handler import Sink, answering, call_of
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -27,7 +27,7 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
         """Loads a configured model and returns once it is READY."""
         with answering(context, "LoadModel", self._sinks):
             call = call_of(context, self._limits.deadline_seconds)
-            info = self._registry.load(_name(request.model), deadline=call.deadline, on_cancel=call.on_cancel)
+            info = self._registry.load(_name(request.model), call)
             return pb.LoadModelResponse(model=messages.model_to(info))
 
     def UnloadModel(

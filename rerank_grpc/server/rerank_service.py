@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from time import monotonic
 
 import grpc
 
-from rerank_grpc import __version__, types
 from rerank_grpc.limits import Limits
-from rerank_grpc.registry import Registry
+from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.handler import Sink, answering, call_of
 from rerank_grpc.types import RerankSummary
@@ -26,7 +24,6 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         self._registry = registry
         self._limits = limits
         self._sinks = sinks
-        self._started = monotonic()
 
     def Rerank(self, request: pb.RerankRequest, context: grpc.ServicerContext) -> pb.RerankResponse:
         """Scores all documents and returns them by descending relevance."""
@@ -59,20 +56,4 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:
         """Tells whether a call for a model would be answered, and how full its queue is."""
         with answering(context, "Health", self._sinks):
-            return messages.health_to(self.health(request.model))
-
-    def health(self, model: str) -> types.Health:
-        """Tells a model's health by name or alias ("" is the default); raises UnknownModel."""
-        info = self._registry.info(model)
-        loaded = self._registry.loaded(model)
-        engine = loaded.engine if loaded else None
-        return types.Health(
-            model=info.name,
-            state=info.state,
-            version=__version__,
-            uptime_seconds=monotonic() - self._started,
-            queue_tokens=engine.queued_tokens if engine else 0,
-            queue_capacity_tokens=engine.settings.max_queue_tokens if engine else 0,
-            tokens_per_second=engine.tokens_per_second if engine else 0.0,
-            serving=info.serving,
-        )
+            return messages.health_to(self._registry.health(request.model))

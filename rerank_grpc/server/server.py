@@ -13,7 +13,8 @@ from rerank_grpc.config import files
 from rerank_grpc.config.settings import Settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.gate import Gate
-from rerank_grpc.registry import Loader, registry_for
+from rerank_grpc.registry.loading import Loader, ModelLoader
+from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.admin_service import ModelAdminServicer
 from rerank_grpc.server.handler import Sink, log_call
@@ -59,14 +60,23 @@ class RerankServer:
         self,
         settings: Settings,
         *,
-        load: Loader | None = None,
+        loader: Loader | None = None,
         on_hang: Callable[[], None] = lambda: None,
         sinks: Sequence[Sink] = (log_call,),
     ) -> None:
         self.settings = settings
         self._sinks = sinks
         self._patience = Patience()
-        self.registry = registry_for(settings, load, on_change=self._show_health, on_hang=on_hang)
+        self.registry = Registry(
+            settings.models,
+            loader or ModelLoader(settings),
+            budget=settings.model_memory,
+            idle_seconds=settings.idle_seconds,
+            # Calls that wait hold worker threads: half of those stay for models that are READY.
+            max_waiting=max(1, settings.max_calls // 2),
+            on_change=self._show_health,
+            on_hang=on_hang,
+        )
         self.door = Gate(settings.max_calls, settings.limits.characters_inside)
         self.lobby = Gate(max(1, settings.max_calls // 2), settings.limits.characters_inside // 4)
         self._stopping = threading.Lock()
@@ -97,7 +107,7 @@ class RerankServer:
 
     def health(self) -> Health:
         """Tells the default model's health, without a call."""
-        return self._servicer.health("")
+        return self.registry.health("")
 
     def wait(self) -> None:
         """Blocks until `stop` has ended."""

@@ -29,7 +29,7 @@ from rerank_grpc.config.settings import EngineSettings, Settings
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.server.test_errors import delay_ms_of, details_of
-from tests.support import WAIT, CountingRunner, HeldRunner, loader_of, request_of, serving, wait_for
+from tests.support import WAIT, HeldRunner, LateLoader, request_of, serving, wait_for
 
 QUERY = "What do pandas eat?"
 DOCUMENTS = ["Paris is the capital of France.", "Bamboo is what pandas eat.", "Pandas live in China."]
@@ -126,19 +126,13 @@ def test_a_deadline_ends_a_call_that_waits_for_the_device(connect):
 @contextmanager
 def loading() -> Iterator[RerankServer]:
     """Runs a server whose model is being loaded until the end."""
-    enough = threading.Event()
-    load = loader_of(CountingRunner(), EngineSettings())
-
-    def load_at_last(spec, on_death):
-        assert enough.wait(WAIT)
-        return load(spec, on_death)
-
-    service = RerankServer(replace(Settings(), port=0, admin_port=None), load=load_at_last)
+    loader = LateLoader()
+    service = RerankServer(replace(Settings(), port=0, admin_port=None), loader=loader)
     service.start()
     try:
         yield service
     finally:
-        enough.set()
+        loader.may_load.set()
         service.stop(5)
 
 

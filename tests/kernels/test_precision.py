@@ -13,6 +13,8 @@ import pytest
 import torch
 import transformers
 
+from rerank_grpc.checkpoints.checkpoint import open_checkpoint
+from rerank_grpc.checkpoints.sources import find_package
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import device, linear, native
 from rerank_grpc.models import encoder
@@ -24,6 +26,7 @@ from tests.texts import tokenized
 
 FAMILIES = ("bert", "roberta", "xlm_roberta")
 CPU = torch.device("cpu")
+EMBEDDED = open_checkpoint("embedded", Path(str(find_package())))
 
 has_bf16 = pytest.mark.skipif(not device.fast_bf16(), reason="the CPU has no bf16")
 has_int8 = pytest.mark.skipif(not (device.fast_int8() and device.fast_bf16()), reason="the CPU has no int8")
@@ -106,7 +109,7 @@ def test_int8_is_no_worse_than_onnxruntimes(
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), ("int8", 0.99)])
 def test_the_embedded_models_order_is_kept(precision: str, least: float, path: str) -> None:
     """Spearman's rank correlation with fp32 over real pairs."""
-    cosines = [fp32_cosines(), pair_cosines(load_embedded(CPU, precision))]
+    cosines = [fp32_cosines(), pair_cosines(load_embedded(EMBEDDED, CPU, precision))]
     assert len(cosines[0]) >= 200
     ranks = [values.argsort().argsort().double() for values in cosines]
     assert torch.corrcoef(torch.stack(ranks))[0, 1] >= least
@@ -126,7 +129,7 @@ def pair_cosines(model: encoder.Encoder) -> torch.Tensor:
 
 @functools.cache
 def fp32_cosines() -> torch.Tensor:
-    return pair_cosines(load_embedded(CPU, "fp32"))
+    return pair_cosines(load_embedded(EMBEDDED, CPU))
 
 
 @has_int8
@@ -279,14 +282,15 @@ def test_int8_is_refused_for_a_model_that_cannot(
 MEASURE = """
 import sys
 from pathlib import Path
-from rerank_grpc.models.loader import load_model
+from rerank_grpc.config.settings import Settings
+from rerank_grpc.registry.loading import ModelLoader
 
 def kib(name: str) -> int:
     (line,) = (line for line in open("/proc/self/status") if line.startswith(name))
     return int(line.split()[1])
 
 def load(source):
-    return load_model(source, models_dir=Path("models"), device="cpu", precision=sys.argv[3])
+    return ModelLoader(Settings(device="cpu", precision=sys.argv[3])).read_model(source)
 
 load(sys.argv[1])
 before = kib("VmRSS")

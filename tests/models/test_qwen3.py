@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rerank_grpc.config.settings import ModelSpec, Settings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import causal
 from rerank_grpc.models.base import Model, PackedTokens
-from rerank_grpc.models.loader import estimate_bytes
+from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.runner.kept import KeptPrefixes
 from rerank_grpc.runner.runner import ModelRunner
 from rerank_grpc.sequence import PackedBatch
@@ -263,8 +264,9 @@ def test_a_language_model_without_its_answers_is_refused_at_load(
 
 
 def test_what_prefixes_may_take_is_counted_in_the_models_memory(directories: dict[str, Path]) -> None:
+    loader = ModelLoader(Settings(device="cpu", precision="fp32"))
     for family, heads in (("qwen3", 2), ("gemma", 1)):
         path = directories[family]
-        found = estimate_bytes(str(path), models_dir=Path("none"), device="cpu", precision="fp32")
+        found = loader.prepare(ModelSpec(family, str(path)))
         weights = sum(weight.numel() for weight in load_file(path / "model.safetensors").values())
         assert found == 4 * weights + causal.MAX_KEPT_TOKENS * 2 * 3 * heads * 16 * 4

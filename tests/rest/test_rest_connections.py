@@ -19,7 +19,7 @@ from rerank_grpc.config.settings import EngineSettings, Settings
 from rerank_grpc.rest import protocol
 from rerank_grpc.server.server import RerankServer
 from tests.rest.support import HOST, Reply, post, rest_server
-from tests.support import WAIT, CountingRunner, HeldRunner, loader_of, serving
+from tests.support import WAIT, CountingRunner, HeldRunner, ScriptedLoader, serving
 
 BODY = {"query": "q", "documents": ["d"]}
 
@@ -214,7 +214,7 @@ def test_a_body_of_which_nothing_comes_loses_its_socket(
 def restarted(server: RerankServer, runner: CountingRunner) -> RerankServer:
     """Starts a new server on a stopped one's port."""
     settings = replace(Settings(), port=server.port, admin_port=0)
-    again = RerankServer(settings, load=loader_of(runner, settings.engine))
+    again = RerankServer(settings, loader=ScriptedLoader(runner, settings.engine))
     again.start()
     assert again.wait_until_loaded(WAIT)
     return again

@@ -1,7 +1,6 @@
 """A model that is still loading: REST says so within the caller's time, and when to come back."""
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,33 +8,25 @@ import pytest
 
 from rerank_grpc.cli import rest
 from rerank_grpc.client import Client
-from rerank_grpc.config.settings import EngineSettings, ModelSpec, RestSettings, Settings
-from rerank_grpc.engine.engine import OnDeath
-from rerank_grpc.registry import LoadedModel
+from rerank_grpc.config.settings import RestSettings, Settings
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health, State
 from tests.rest.support import HOST, get, post, rest_server
 from tests.rest.test_rest_connections import BODY
-from tests.support import WAIT, CountingRunner, loader_of
+from tests.support import LateLoader
 
 
 @contextlib.contextmanager
 def loading() -> Iterator[RerankServer]:
     """Runs a server whose model is being loaded until the end."""
-    ended = threading.Event()
-    load_now = loader_of(CountingRunner(), EngineSettings())
-
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        assert ended.wait(WAIT)
-        return load_now(spec, on_death)
-
-    server = RerankServer(replace(Settings(), port=0, admin_port=0), load=load)
+    loader = LateLoader()
+    server = RerankServer(replace(Settings(), port=0, admin_port=0), loader=loader)
     server.start()
     try:
         yield server
     finally:
-        ended.set()
+        loader.may_load.set()
         server.stop(5)
 
 

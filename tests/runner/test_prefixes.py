@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +15,11 @@ from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import QueueFull
 from rerank_grpc.kernels.causal import KeysValues
-from rerank_grpc.models.loader import load_model
 from rerank_grpc.runner.kept import KeptPrefixes
 from rerank_grpc.runner.runner import ModelRunner, OutOfMemory
 from rerank_grpc.sequence import PackedBatch, Prefix, Sequence
 from tests import random_models as checkpoints
+from tests.conftest import load
 from tests.prompts import QUERY
 from tests.support import wait_for
 from tests.texts import tokenized
@@ -158,7 +157,7 @@ def test_beyond_the_bound_what_was_used_least_recently_goes():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = checkpoints.qwen3_reranker(tmp_path_factory.mktemp("prefix") / "qwen3")
-    return load_model(str(path), models_dir=Path("none"), device="cpu", precision="fp32")
+    return load(path)
 
 
 def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(model: Any) -> None:

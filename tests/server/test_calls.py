@@ -15,7 +15,17 @@ from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.support import WAIT, CountingRunner, HeldRunner, channel_of, request_of, serving, stub_of, wait_for
+from tests.support import (
+    WAIT,
+    CountingRunner,
+    HeldRunner,
+    channel_of,
+    loaded_in,
+    request_of,
+    serving,
+    stub_of,
+    wait_for,
+)
 
 TOPICS = [
     "pandas eat bamboo",
@@ -126,7 +136,7 @@ def test_r8_killing_the_client_ends_its_call():
         )
         client = subprocess.Popen([sys.executable, "-c", script])
         runner.await_batch()
-        engine = server.registry.loaded("").engine
+        engine = loaded_in(server).engine
         assert engine.queued_tokens > 0
         client.kill()
         client.wait(WAIT)

@@ -97,7 +97,7 @@ def test_an_exception_in_a_handler_never_reaches_the_caller_or_the_log_as_text(
         serving(runner=CountingRunner()) as server,
         stub_of(server.port) as stub,
     ):
-        for name in ("lease_now", "models", "info"):
+        for name in ("lease_now", "models", "health"):
             monkeypatch.setattr(server.registry, name, fault)
         with pytest.raises(grpc.RpcError) as caught:
             list(stub.StreamRerank(request)) if method == "StreamRerank" else getattr(stub, method)(request)

@@ -10,12 +10,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
-from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
-from rerank_grpc.engine.engine import OnDeath
-from rerank_grpc.registry import LoadedModel
+from rerank_grpc.config.settings import Settings
 from rerank_grpc.server import probes
-from rerank_grpc.server.methods import RERANK_SERVICE
-from rerank_grpc.server.server import RerankServer
+from rerank_grpc.server.server import RERANK_SERVICE, RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.engine.test_engine import Deadly
 from tests.http2 import raw_connections
@@ -24,8 +21,8 @@ from tests.support import (
     WAIT,
     CountingRunner,
     HeldRunner,
+    LateLoader,
     channel_of,
-    loader_of,
     request_of,
     serving,
     stub_of,
@@ -50,14 +47,8 @@ def service(request: pytest.FixtureRequest) -> str:
 
 
 def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service: str):
-    warm = threading.Event()
-    inner = loader_of(CountingRunner(), EngineSettings())
-
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        assert warm.wait(WAIT)
-        return inner(spec, on_death)
-
-    server = RerankServer(replace(Settings(), port=0, admin_port=0), load=load)
+    loader = LateLoader()
+    server = RerankServer(replace(Settings(), port=0, admin_port=0), loader=loader)
     server.start()
     with channel_of(server.port) as channel, channel_of(server.admin_port) as admin:
         for each in (channel, admin):
@@ -66,7 +57,7 @@ def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service
             stub.Rerank(request_of("q", "d"), timeout=1)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert delay_ms_of(details_of(caught.value)[0]) >= 1000
-        warm.set()
+        loader.may_load.set()
         assert server.wait_until_loaded(WAIT)
         for each in (channel, admin):
             assert check(each, service) == SERVING

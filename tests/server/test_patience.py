@@ -15,7 +15,7 @@ from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience, Waiting
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.http2 import DATA, END_STREAM, frame, raw_connections
-from tests.support import WAIT, CountingRunner, channel_of, request_of, serving, stub_of, wait_for
+from tests.support import WAIT, CountingRunner, channel_of, loaded_in, request_of, serving, stub_of, wait_for
 
 CHECK = "/grpc.health.v1.Health/Check"
 RERANK = "/rerank.v1.RerankService/Rerank"
@@ -269,7 +269,7 @@ def test_a_request_that_comes_slowly_is_served_beside_a_flood_of_empty_calls():
             slow.send(frame(DATA, 0, 1, body[at : at + 10_000]))
         slow.send(frame(DATA, END_STREAM, 1))
         assert b"grpc-status" in slow.receive_until(b"grpc-status")
-        assert server.registry.loaded("").engine.usage.batches == 1
+        assert loaded_in(server).engine.usage.batches == 1
 
 
 @pytest.mark.parametrize("method", [STREAM])

@@ -36,6 +36,7 @@ from tests.support import (
     CountingRunner,
     HeldRunner,
     WordTokenizer,
+    loaded_in,
     request_of,
     score_of,
     serving,
@@ -60,9 +61,7 @@ def calling(
     """Serves a scripted device, and yields its engine and a stub that calls it."""
     settings = replace(Settings(), max_calls=max_calls, engine=replace(EngineSettings(), **fields))
     with serving(settings, runner=runner) as server, stub_of(server.port) as stub:
-        loaded = server.registry.loaded("")
-        assert loaded is not None
-        yield loaded.engine, stub
+        yield loaded_in(server).engine, stub
 
 
 # R3

@@ -17,9 +17,9 @@ import tokenizers
 import transformers
 from tokenizers import models, pre_tokenizers, processors
 
+from rerank_grpc.checkpoints.sources import find_package
 from rerank_grpc.errors import InternalError, InvalidRequest, ModelLoadError, UnsupportedOption
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.models.embedded import find_package
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.frames import PlainFraming
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
