@@ -23,7 +23,7 @@ FAMILIES = ("bert", "roberta", "xlm_roberta")
 
 
 def main() -> None:
-    from tests.models import conftest, test_parity, test_precision
+    from tests import conftest, test_parity, test_precision
 
     texts, rows = test_precision.texts(), []
     with tempfile.TemporaryDirectory() as folder:

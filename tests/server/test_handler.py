@@ -12,7 +12,7 @@ from rerank_grpc.server.handler import CallRecord
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.rest.support import post, rest_server
-from tests.support import CountingRunner, loader_of, request_of, serving, stub_of, wait_for
+from tests.support import CountingRunner, ScriptedLoader, request_of, serving, stub_of, wait_for
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -92,8 +92,8 @@ def test_a_call_over_rest_is_logged_by_the_id_that_its_caller_got(
 def test_every_sink_gets_the_record_of_each_call():
     first, second = list[CallRecord](), list[CallRecord]()
     settings = replace(Settings(), port=0, admin_port=0)
-    load = loader_of(CountingRunner(), settings.engine)
-    server = RerankServer(settings, load=load, sinks=(first.append, second.append))
+    load = ScriptedLoader(CountingRunner(), settings.engine)
+    server = RerankServer(settings, loader=load, sinks=(first.append, second.append))
     server.start()
     assert server.wait_until_loaded(60)
     with stub_of(server.port) as stub:

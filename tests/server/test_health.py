@@ -12,7 +12,8 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from rerank_grpc.config.settings import Settings
 from rerank_grpc.server import probes
-from rerank_grpc.server.server import RERANK_SERVICE, RerankServer
+from rerank_grpc.server.methods import RERANK_SERVICE
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.engine.test_engine import Deadly
 from tests.http2 import raw_connections
