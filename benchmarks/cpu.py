@@ -42,7 +42,7 @@ REFERENCE = "crossencoder fp32"
 MEMORY = """
 import sys
 from pathlib import Path
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.registry.loading import ModelLoader
 
 def kib(name):
@@ -50,7 +50,7 @@ def kib(name):
     return int(line.split()[1])
 
 def load(source):
-    return ModelLoader(Settings(device="cpu", precision=sys.argv[2])).read_model(source)
+    return ModelLoader(ServerSettings(device="cpu", precision=sys.argv[2])).read_model(source)
 
 load("embedded")
 before = kib("VmRSS")

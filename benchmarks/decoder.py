@@ -139,13 +139,13 @@ class Ours:
     """The service's own path: tokenizer, scheduler, runner, model."""
 
     def __init__(self, path: Path, workload: workloads.Workload, precision: str) -> None:
-        from rerank_grpc.config.settings import EngineSettings, Settings
+        from rerank_grpc.config.settings import EngineSettings, ServerSettings
         from rerank_grpc.engine.engine import Engine
         from rerank_grpc.registry.loading import ModelLoader
         from rerank_grpc.runner.runner import ModelRunner
         from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
-        model = ModelLoader(Settings(device="cpu", precision=precision)).read_model(str(path))
+        model = ModelLoader(ServerSettings(device="cpu", precision=precision)).read_model(str(path))
         self._workload = workload
         self._own = tokenizer_for(model.card)
         self._engine = Engine(
@@ -159,10 +159,10 @@ class Ours:
         sequences = [tokenized.sequences[each.chunks[0].sequence] for each in tokenized.documents]
         if not shared:
             sequences = [sequence.whole() for sequence in sequences]
-        request = self._engine.submit(sequences)
-        request.wait()
-        self._engine.release(request)
-        return [float(output) for output in request.outputs]  # type: ignore[arg-type]
+        future = self._engine.submit(sequences)
+        future.wait()
+        self._engine.release(future)
+        return [float(output) for output in future.outputs]  # type: ignore[arg-type]
 
     def warm_up(self, documents: tuple[str, ...]) -> None:
         whole, self._workload = self._workload, replace(self._workload, documents=documents)

@@ -119,7 +119,7 @@ class Ours:
     """The service without its server: tokenizer, scheduler, runner, model."""
 
     def __init__(self, path: Path, size: Size, precision: str | None = None) -> None:
-        from rerank_grpc.config.settings import EngineSettings, Settings
+        from rerank_grpc.config.settings import EngineSettings, ServerSettings
         from rerank_grpc.engine.engine import Engine
         from rerank_grpc.registry.loading import ModelLoader
         from rerank_grpc.registry.warmup import warm_up
@@ -127,7 +127,7 @@ class Ours:
         from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
         began = perf_counter()
-        settings = Settings(device=size.device, precision=precision or size.precision)
+        settings = ServerSettings(device=size.device, precision=precision or size.precision)
         model = ModelLoader(settings).read_model(str(path))
         self.card = model.card
         self.tokenizer = tokenizer_for(model.card)

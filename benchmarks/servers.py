@@ -139,23 +139,27 @@ def free() -> None:
 
 
 def load(name: str) -> Any:
-    from rerank_grpc.config.settings import Settings
+    from rerank_grpc.config.settings import ServerSettings
     from rerank_grpc.registry.loading import ModelLoader
 
-    return ModelLoader(Settings()).read_model(str(checkpoints.checkpoint(name)))
+    return ModelLoader(ServerSettings()).read_model(str(checkpoints.checkpoint(name)))
 
 
 def serve(source: str, loader: Any = None) -> None:
     from rerank_grpc.cli.logs import log_to
     from rerank_grpc.cli.serve import freeze_imports
-    from rerank_grpc.config.settings import ModelSpec, Settings
+    from rerank_grpc.config.settings import ModelSpec, ServerSettings
     from rerank_grpc.server.server import RerankServer
 
     freeze_imports()
     # Standard error is a file here, and a log line costs what it costs in production.
     log_to(sys.stderr, "info")
     settings = replace(
-        Settings(), models=(ModelSpec("model", source),), port=0, admin_port=None, tokens=(TOKEN,)
+        ServerSettings(),
+        models=(ModelSpec("model", source),),
+        port=0,
+        admin_port=None,
+        access_tokens=(TOKEN,),
     )
     server = RerankServer(settings, loader=loader)
     server.start()

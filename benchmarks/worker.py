@@ -206,10 +206,10 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
     import torch
 
     torch.set_num_threads(threads)
-    from rerank_grpc.config.settings import ModelSpec, Settings
+    from rerank_grpc.config.settings import ModelSpec, ServerSettings
     from rerank_grpc.registry.loading import ModelLoader
 
-    settings = Settings(device="cpu", precision=kind)
+    settings = ServerSettings(device="cpu", precision=kind)
     loaded = ModelLoader(settings).load(ModelSpec("bench", str(path)), lambda hung: None)
     print(f"budget of {path.name} in {kind}: {loaded.engine.max_batch_tokens}", file=sys.stderr)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.models.base import Model
 from rerank_grpc.registry.loading import ModelLoader
 from tests import random_models as checkpoints
@@ -49,5 +49,5 @@ def embedded() -> Model:
 def load(
     source: Path | str, *, precision: str = "fp32", device: str = "cpu", models_dir: Path = Path("models")
 ) -> Model:
-    settings = Settings(device=device, precision=precision, models_dir=models_dir)
+    settings = ServerSettings(device=device, precision=precision, models_dir=models_dir)
     return ModelLoader(settings).read_model(str(source))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry.slot import LoadedModel
@@ -152,9 +152,11 @@ class LateLoader(ScriptedLoader):
 
 
 @contextmanager
-def serving(settings: Settings | None = None, *, runner: Runner | None = None) -> Iterator[RerankServer]:
+def serving(
+    settings: ServerSettings | None = None, *, runner: Runner | None = None
+) -> Iterator[RerankServer]:
     """Runs a server on free ports: of the embedded model, or of a scripted runner."""
-    settings = replace(settings or Settings(), port=0, admin_port=0)
+    settings = replace(settings or ServerSettings(), port=0, admin_port=0)
     loader = ScriptedLoader(runner, settings.engine) if runner else None
     server = RerankServer(settings, loader=loader)
     server.start()

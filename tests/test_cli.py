@@ -17,7 +17,7 @@ import pytest
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.serve import summary
 from rerank_grpc.cli.terminal import Row, Screen, bar, cells, clip, printable, ranking, table
-from rerank_grpc.config.settings import RestSettings, Settings
+from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.types import ModelInfo, State
 from tests.command import Served, environment, full_pipe, run, served
 from tests.support import wait_for
@@ -103,18 +103,18 @@ def test_a_table_too_wide_becomes_blocks():
 
 def test_a_missing_token_beyond_loopback_is_a_loud_warning():
     def lines(**settings):
-        return "\n".join(summary(Settings(**settings), 50051, 50052, (), Screen(80)))
+        return "\n".join(summary(ServerSettings(**settings), 50051, 50052, (), Screen(80)))
 
     assert "WARNING: 0.0.0.0:50051 can be reached" in lines(host="0.0.0.0")
     assert "WARNING: [::]:50051" in lines(host="::")
-    assert "WARNING" not in lines(host="0.0.0.0", tokens=("canary",))
+    assert "WARNING" not in lines(host="0.0.0.0", access_tokens=("canary",))
     for host in ("127.0.0.1", "::1", "[::1]", "localhost", "127.8.8.8"):
         assert "WARNING" not in lines(host=host)
-    assert "canary" not in lines(tokens=("canary",))
+    assert "canary" not in lines(access_tokens=("canary",))
     assert "REST at 0.0.0.0 can be reached" in lines(rest=RestSettings(host="0.0.0.0"))
     assert "WARNING" not in lines(rest=RestSettings(host="0.0.0.0", port=None))
     assert "the admin port at 0.0.0.0" in lines(admin_host="0.0.0.0")
-    assert "WARNING" not in lines(admin_host="0.0.0.0", tokens=("canary",))
+    assert "WARNING" not in lines(admin_host="0.0.0.0", access_tokens=("canary",))
     assert "WARNING" not in lines(admin_host="0.0.0.0", admin_port=None)
 
 

@@ -15,7 +15,7 @@ from rerank_grpc.config.settings import (
     EngineSettings,
     ModelSpec,
     RestSettings,
-    Settings,
+    ServerSettings,
 )
 
 SAMPLES = {
@@ -53,7 +53,7 @@ def setting(settings, path):
 
 
 def test_nothing_given_means_the_defaults():
-    assert read_settings({}, {}) == Settings()
+    assert read_settings({}, {}) == ServerSettings()
     assert read_client_settings({}, {}) == ClientSettings()
 
 
@@ -68,10 +68,10 @@ def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
     flag = [text] if option.repeatable else text
     by_flag = read_settings({option.name: flag}, {})
     by_variable = read_settings({}, {option.variable: text})
-    assert by_flag == by_variable != Settings()
+    assert by_flag == by_variable != ServerSettings()
     assert read_settings({option.name: flag}, {option.variable: "=not valid="}) == by_flag
     if option.name == "token-file":
-        assert by_flag.tokens == ("one", "two")
+        assert by_flag.access_tokens == ("one", "two")
     elif option.name == "model":
         assert by_flag.models == (ModelSpec(*expected),)
     elif option.name == "alias":
@@ -98,7 +98,7 @@ def test_lazy_and_pinned_models_are_models():
 def test_every_setting_of_the_server_has_an_option():
     fixed_by_the_contract = {"limits"}
     names = {option.setting for option in SERVER_OPTIONS}
-    assert set(Settings.__slots__) - {"engine", "rest"} - fixed_by_the_contract <= names
+    assert set(ServerSettings.__slots__) - {"engine", "rest"} - fixed_by_the_contract <= names
     assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
     rest = {option.setting.removeprefix("rest.") for option in REST_OPTIONS}
     assert set(RestSettings.__slots__) - {"body_bytes", "upstream_token"} == rest
@@ -118,7 +118,7 @@ def test_the_rest_server_alone_reads_its_own_settings():
         "RERANK_REST_PORT": "0",
     }
     settings = read_rest_settings({}, variables)
-    assert (settings.targets, settings.tokens) == (("a:1", "b:2"), ("t1", "t2"))
+    assert (settings.targets, settings.access_tokens) == (("a:1", "b:2"), ("t1", "t2"))
     assert (settings.upstream_token, settings.port) == ("own", 0)
     assert read_rest_settings({"target": ["c:3,d:4", "e:5"]}, variables).targets == ("c:3", "d:4", "e:5")
     assert "own" not in repr(settings)
@@ -171,7 +171,7 @@ def test_a_bad_value_is_refused_by_the_name_it_came_under(name, text):
 def test_an_empty_variable_counts_as_unset():
     empty = {option.variable: "" for option in (*SERVER_OPTIONS, *CLIENT_OPTIONS)}
     empty |= {"RERANK_TOKENS": "", "ACCESS_TOKEN": "", "RERANK_API_KEY": "", "RERANK_TOKEN": ""}
-    assert read_settings({}, empty) == Settings()
+    assert read_settings({}, empty) == ServerSettings()
     assert read_client_settings({}, empty) == ClientSettings()
 
 
@@ -180,11 +180,11 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name():
         read_settings({}, {"RERANK_PRECISON": "fp32"})
     with pytest.raises(OptionError, match="enableServiceLinks"):
         read_settings({}, {"RERANK_PORT_50051_TCP_ADDR": "10.0.0.1"})
-    assert read_settings({}, {"RERANKER": "x", "HOME": "/"}) == Settings()
+    assert read_settings({}, {"RERANKER": "x", "HOME": "/"}) == ServerSettings()
 
 
 def test_either_side_knows_the_other_sides_variables():
-    assert read_settings({}, {"RERANK_TARGET": "x:1", "RERANK_TOKEN": "t"}) == Settings()
+    assert read_settings({}, {"RERANK_TARGET": "x:1", "RERANK_TOKEN": "t"}) == ServerSettings()
     assert read_client_settings({}, {"RERANK_DEVICE": "cpu"}) == ClientSettings()
 
 
@@ -215,7 +215,7 @@ def test_all_tokens_are_accepted_together(tmp_path):
     file.write_text("f1\nf2\n")
     environment = {"RERANK_TOKENS": "t1, t2", "ACCESS_TOKEN": "a", "RERANK_API_KEY": "t1"}
     settings = read_settings({"token-file": str(file)}, environment)
-    assert settings.tokens == ("f1", "f2", "t1", "t2", "a")
+    assert settings.access_tokens == ("f1", "f2", "t1", "t2", "a")
     assert "t1" not in repr(settings)
 
 

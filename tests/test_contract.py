@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Reason
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.v1 import rerank_pb2
@@ -118,7 +118,7 @@ def comments():
         ("bool return_documents = 5;", f"maximum receive size to {LIMITS.reply_bytes >> 20} MiB"),
         ("string instruction = 7;", f"At most {LIMITS.characters:,} characters"),
         ("uint32 max_chunks_per_document = 10;", f"At most {LIMITS.chunks};"),
-        ("ERROR_REASON_QUEUE_FULL = 5;", f"{Settings().max_calls} by default"),
+        ("ERROR_REASON_QUEUE_FULL = 5;", f"{ServerSettings().max_calls} by default"),
     ],
 )
 def test_the_limits_stated_are_the_limits_kept(declaration, stated):

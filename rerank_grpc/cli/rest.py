@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rerank_grpc import __version__
 from rerank_grpc.cli.process import Process, address, is_loopback, needs
 from rerank_grpc.config.reading import read_rest_settings
-from rerank_grpc.config.settings import RestSettings, Settings
+from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import Health
 
@@ -35,7 +35,7 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     server.start()
     here, upstreams = address(settings.host, server.port), ", ".join(settings.targets)
     process.log.say(f"rerank-grpc {__version__} serves REST at http://{here}, from {upstreams}")
-    if not settings.tokens and not is_loopback(settings.host):
+    if not settings.access_tokens and not is_loopback(settings.host):
         process.log.say(
             f"NOTE: {here} can be reached from other machines; who may call is up to the servers."
         )
@@ -45,13 +45,18 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     process.end(0)
 
 
-def beside(settings: Settings, local_port: int | None, health: Callable[[], Health]) -> RestServer | None:
+def beside(
+    settings: ServerSettings, local_port: int | None, health: Callable[[], Health]
+) -> RestServer | None:
     """Makes the REST server of a gRPC server's process, which calls its local port; None where it is off."""
     if local_port is None:
         return None
-    own = settings.tokens[0] if settings.tokens else None
+    own = settings.access_tokens[0] if settings.access_tokens else None
     targets = (address("127.0.0.1", local_port),)
-    return build(replace(settings.rest, targets=targets, tokens=settings.tokens, upstream_token=own), health)
+    return build(
+        replace(settings.rest, targets=targets, access_tokens=settings.access_tokens, upstream_token=own),
+        health,
+    )
 
 
 def build(settings: RestSettings, health: Callable[[], Health] | None = None) -> RestServer:

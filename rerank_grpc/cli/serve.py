@@ -17,7 +17,7 @@ from rerank_grpc.cli import rest, terminal
 from rerank_grpc.cli.process import Process, address, is_loopback, needs
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config.reading import forgotten_token, read_settings
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import ModelInfo, State
 
@@ -74,7 +74,7 @@ def _serve(server: RerankServer, rest_server: RestServer | None, process: Proces
         process.wait()
 
 
-def _build(settings: Settings, on_hang: Callable[[], None]) -> RerankServer:
+def _build(settings: ServerSettings, on_hang: Callable[[], None]) -> RerankServer:
     with needs("serving", 'pip install "rerank-grpc[server,embedded]"'):
         from rerank_grpc.server.server import RerankServer
     freeze_imports()
@@ -113,7 +113,7 @@ def _progress(infos: Sequence[ModelInfo], seconds: float, screen: Screen) -> str
 
 
 def summary(
-    settings: Settings,
+    settings: ServerSettings,
     port: int,
     admin_port: int | None,
     infos: Sequence[ModelInfo],
@@ -123,7 +123,7 @@ def summary(
 ) -> Iterable[str]:
     """Says on one screen which models are served, where, and to which callers."""
     target = address(settings.host, port)
-    count = len(settings.tokens)
+    count = len(settings.access_tokens)
     access = f"one of {count} tokens" if count > 1 else "one token" if count else "none: any caller is served"
     admin = address(settings.admin_host, admin_port) if admin_port is not None else "off"
     url = f"http://{address(settings.rest.host, rest_port)}" if rest_port is not None else "off"
@@ -139,17 +139,21 @@ def summary(
     yield "Ctrl-C stops it."
 
 
-def _warnings(settings: Settings, target: str) -> Iterable[str]:
+def _warnings(settings: ServerSettings, target: str) -> Iterable[str]:
     rest = settings.rest
     open_to_all = [target] if not is_loopback(settings.host) else []
     if rest.port is not None and not is_loopback(rest.host):
         open_to_all.append(f"REST at {rest.host}")
-    if open_to_all and not settings.tokens:
+    if open_to_all and not settings.access_tokens:
         yield ""
         places = " and ".join(open_to_all)
         yield f"WARNING: {places} can be reached from other machines, and any caller is served."
         yield "         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
-    if settings.admin_port is not None and not is_loopback(settings.admin_host) and not settings.tokens:
+    if (
+        settings.admin_port is not None
+        and not is_loopback(settings.admin_host)
+        and not settings.access_tokens
+    ):
         yield ""
         yield f"WARNING: the admin port at {settings.admin_host} can be reached from other machines;"
         yield "         without tokens, whoever calls it can load and unload models."

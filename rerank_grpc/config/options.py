@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc.config import parsing
-from rerank_grpc.config.settings import ClientSettings, ModelSpec, RestSettings, Settings
+from rerank_grpc.config.settings import ClientSettings, ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.errors import ConfigurationError
 
 PREFIX = "RERANK_"
@@ -34,7 +34,7 @@ class Option:
     help: str
     repeatable: bool = False
     variable: str = ""
-    settings: type[Settings | RestSettings | ClientSettings] = Settings
+    settings: type[ServerSettings | RestSettings | ClientSettings] = ServerSettings
 
     def __post_init__(self) -> None:
         if not self.variable:
@@ -151,7 +151,11 @@ SERVER_OPTIONS = (
         "the port for probes and operators",
     ),
     Option(
-        "token-file", "tokens", Path, "FILE", "a file of tokens, one a line; callers must send one of them"
+        "token-file",
+        "access_tokens",
+        Path,
+        "FILE",
+        "a file of tokens, one a line; callers must send one of them",
     ),
     Option(
         "grace",

@@ -27,7 +27,7 @@ from rerank_grpc.config.settings import (
     EngineSettings,
     ModelSpec,
     RestSettings,
-    Settings,
+    ServerSettings,
 )
 
 Flags = Mapping[str, str | Sequence[str] | None]
@@ -38,7 +38,7 @@ def provide(variable: str, value: str) -> None:
     os.environ.setdefault(variable, value)
 
 
-def read_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> Settings:
+def read_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ServerSettings:
     """Reads the server's settings; `flags` maps an option's name to its text, or texts.
 
     Raises OptionError, naming the flag or variable, for anything that is
@@ -47,12 +47,12 @@ def read_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> 
     values = _values(SERVER_OPTIONS, flags, environment)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
     models = _with_aliases(_models(values), values.pop("aliases", ()))
-    tokens = _server_tokens(values.pop("tokens", None), environment)
+    tokens = _server_tokens(values.pop("access_tokens", None), environment)
     if "host" in values:
         rest.setdefault("host", values["host"])
-    return Settings(
+    return ServerSettings(
         models=models,
-        tokens=tokens,
+        access_tokens=tokens,
         engine=EngineSettings(**engine),
         rest=RestSettings(**rest),
         **values,
@@ -70,7 +70,7 @@ def read_rest_settings(flags: Flags, environment: Mapping[str, str] = os.environ
         # A flag may hold several too, as the variable does.
         values["targets"] = tuple(part for text in values["targets"] for part in text.split(",") if part)
     return RestSettings(
-        tokens=_server_tokens(values.pop("tokens", None), environment),
+        access_tokens=_server_tokens(values.pop("access_tokens", None), environment),
         upstream_token=_token(own, UPSTREAM_TOKEN_VARIABLE) if own else None,
         **values,
     )
@@ -95,7 +95,7 @@ def read_client_settings(flags: Flags, environment: Mapping[str, str] = os.envir
     if file is not None:
         tokens = _tokens_of_file(file)
     if "target" not in values:
-        port = environment.get("RERANK_PORT") or Settings().port
+        port = environment.get("RERANK_PORT") or ServerSettings().port
         values["target"] = f"127.0.0.1:{port}"
         tokens = tokens or list(_server_tokens(None, environment))
     return ClientSettings(token=tokens[0] if tokens else None, **values)
@@ -111,9 +111,9 @@ def quiet_grpc() -> None:
     provide("GRPC_VERBOSITY", "NONE")
 
 
-def forgotten_token(settings: Settings, environment: Mapping[str, str] = os.environ) -> bool:
+def forgotten_token(settings: ServerSettings, environment: Mapping[str, str] = os.environ) -> bool:
     """Tells whether only the client's RERANK_TOKEN is set where the server's is meant."""
-    return not settings.tokens and bool(environment.get(CLIENT_TOKEN_VARIABLE))
+    return not settings.access_tokens and bool(environment.get(CLIENT_TOKEN_VARIABLE))
 
 
 def _values(options: Sequence[Option], flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:

@@ -42,11 +42,11 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class RestSettings:
-    """All settings of `rerank-grpc rest`; beside a gRPC server, targets and tokens follow from its own.
+    """All settings of `rerank-grpc rest`; beside a gRPC server, targets and access tokens are its own.
 
     `timeout`, in seconds, is for callers that name none. `body_bytes` is more
     than a gRPC message's limit, because many callers escape every character
-    that is not ASCII. With `tokens`, callers need one of them; without, the
+    that is not ASCII. With `access_tokens`, callers need one of them; without, the
     gRPC servers decide. The REST server sends `upstream_token` for its own
     public routes.
     """
@@ -56,14 +56,14 @@ class RestSettings:
     timeout: float = 60.0
     body_bytes: int = 12 * MIB
     targets: tuple[str, ...] = ("127.0.0.1:50051",)
-    tokens: tuple[str, ...] = field(default=(), repr=False)
+    access_tokens: tuple[str, ...] = field(default=(), repr=False)
     upstream_token: str | None = field(default=None, repr=False)
     grace_seconds: float = 30.0
     log_level: str = "info"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServerSettings:
     """All settings of `rerank-grpc serve`.
 
     `max_calls` bounds the calls inside at once, of all models together.
@@ -80,7 +80,7 @@ class Settings:
     port: int = 50_051
     admin_host: str = "127.0.0.1"
     admin_port: int | None = 50_052
-    tokens: tuple[str, ...] = field(default=(), repr=False)
+    access_tokens: tuple[str, ...] = field(default=(), repr=False)
     grace_seconds: float = 30.0
     connection_age_seconds: float = 600.0
     limits: Limits = LIMITS

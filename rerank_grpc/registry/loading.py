@@ -9,7 +9,7 @@ import torch
 from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.checkpoints.checkpoint import find_weights, open_checkpoint, read_config
 from rerank_grpc.checkpoints.sources import Source
-from rerank_grpc.config.settings import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.errors import ModelLoadError
@@ -39,7 +39,7 @@ class Loader(Protocol):
 class ModelLoader:
     """Loads models as the settings say; their errors are ModelLoadErrors, in one line with the remedy."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._catalogue = read_catalogue(settings.catalogue)
         self._clock = DeviceClock()  # all models of a server run on one device

@@ -10,7 +10,7 @@ from typing import Any
 from rerank_grpc import __version__
 from rerank_grpc.access import AccessList
 from rerank_grpc.client import UnexpectedStatus
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Unauthenticated, UnknownModel
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects.base import Json
@@ -157,7 +157,7 @@ class Discovery:
             "served_model_name": model.name,
             "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
             # No call tells a server's settings: this is the default of --max-calls.
-            "max_concurrent_requests": Settings().max_calls,
+            "max_concurrent_requests": ServerSettings().max_calls,
             "max_input_length": model.max_tokens,
             "max_batch_tokens": model.max_batch_tokens,
             "max_batch_requests": None,

@@ -46,7 +46,7 @@ class RestServer:
     def __init__(self, settings: RestSettings, health: Callable[[], Health] | None = None) -> None:
         assert settings.port is not None
         self._upstream = Upstream(settings.targets, token=settings.upstream_token)
-        self._app = build_app(settings, self._upstream, settings.tokens, health)
+        self._app = build_app(settings, self._upstream, settings.access_tokens, health)
         self._connections = Connections(files.connections(MAX_CONNECTIONS))
         self._socket = _bind(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]

@@ -10,7 +10,7 @@ from time import monotonic
 import grpc
 
 from rerank_grpc.config import files
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.gate import Gate
 from rerank_grpc.registry.loading import Loader, ModelLoader
@@ -58,7 +58,7 @@ class RerankServer:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ServerSettings,
         *,
         loader: Loader | None = None,
         on_hang: Callable[[], None] = lambda: None,
@@ -171,8 +171,8 @@ class RerankServer:
         """Makes a server without services; where tokens are set, all but health needs one."""
         settings = self.settings
         interceptors: list[grpc.ServerInterceptor] = []
-        if settings.tokens:
-            interceptors.append(AccessInterceptor(settings.tokens, public=[HEALTH_SERVICE]))
+        if settings.access_tokens:
+            interceptors.append(AccessInterceptor(settings.access_tokens, public=[HEALTH_SERVICE]))
         # Every method runs in a lane's pool; this thread tells callers that a method is unknown.
         pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
         return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))
@@ -187,7 +187,7 @@ class RerankServer:
         return [lane for service in services for lane in service.lanes]
 
 
-def _options(settings: Settings, streams: int, connections: int) -> list[tuple[str, int]]:
+def _options(settings: ServerSettings, streams: int, connections: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.limits.message_bytes),
         ("grpc.max_send_message_length", settings.limits.reply_bytes),

@@ -25,7 +25,7 @@ from rerank_grpc.client import (
     UnsupportedOption,
 )
 from rerank_grpc.client.core import service_config
-from rerank_grpc.config.settings import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.server.test_errors import delay_ms_of, details_of
@@ -83,7 +83,7 @@ def test_the_services_refusals_are_the_same_classes_here(client):
 
 
 def test_a_service_with_tokens_asks_for_one(connect):
-    settings = Settings(tokens=("s3cret",))
+    settings = ServerSettings(access_tokens=("s3cret",))
     with serving(settings, runner=HeldRunner()) as service:
         target = f"127.0.0.1:{service.port}"
         assert connect(target, token="s3cret").list_models()
@@ -94,7 +94,7 @@ def test_a_service_with_tokens_asks_for_one(connect):
 
 def test_a_full_queue_is_refused_with_its_delay_and_taken_after_it(connect):
     runner = HeldRunner()
-    settings = Settings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
+    settings = ServerSettings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
     with serving(settings, runner=runner) as service:
         target = f"127.0.0.1:{service.port}"
         impatient, patient = connect(target, retries=0), connect(target, retries=4)
@@ -127,7 +127,7 @@ def test_a_deadline_ends_a_call_that_waits_for_the_device(connect):
 def loading() -> Iterator[RerankServer]:
     """Runs a server whose model is being loaded until the end."""
     loader = LateLoader()
-    service = RerankServer(replace(Settings(), port=0, admin_port=None), loader=loader)
+    service = RerankServer(replace(ServerSettings(), port=0, admin_port=None), loader=loader)
     service.start()
     try:
         yield service
@@ -163,7 +163,7 @@ def test_grpcs_own_retries_hand_over_that_a_model_is_loading():
 
 def test_a_full_queue_is_told_as_full_where_the_deadline_is_shorter_than_its_delay(connect):
     runner = HeldRunner()
-    settings = Settings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
+    settings = ServerSettings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
     with serving(settings, runner=runner) as service, ThreadPoolExecutor(2) as threads:
         client = connect(f"127.0.0.1:{service.port}")
         text = "one two three four five six seven eight nine ten"

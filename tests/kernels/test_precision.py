@@ -282,7 +282,7 @@ def test_int8_is_refused_for_a_model_that_cannot(
 MEASURE = """
 import sys
 from pathlib import Path
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.registry.loading import ModelLoader
 
 def kib(name: str) -> int:
@@ -290,7 +290,7 @@ def kib(name: str) -> int:
     return int(line.split()[1])
 
 def load(source):
-    return ModelLoader(Settings(device="cpu", precision=sys.argv[3])).read_model(source)
+    return ModelLoader(ServerSettings(device="cpu", precision=sys.argv[3])).read_model(source)
 
 load(sys.argv[1])
 before = kib("VmRSS")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rerank_grpc.config.settings import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import causal
 from rerank_grpc.models.base import Model, PackedTokens
@@ -264,7 +264,7 @@ def test_a_language_model_without_its_answers_is_refused_at_load(
 
 
 def test_what_prefixes_may_take_is_counted_in_the_models_memory(directories: dict[str, Path]) -> None:
-    loader = ModelLoader(Settings(device="cpu", precision="fp32"))
+    loader = ModelLoader(ServerSettings(device="cpu", precision="fp32"))
     for family, heads in (("qwen3", 2), ("gemma", 1)):
         path = directories[family]
         found = loader.prepare(ModelSpec(family, str(path)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.config.settings import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import prompts
@@ -64,7 +64,7 @@ def obedient(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def server(obedient: Path) -> Iterator[RerankServer]:
-    with serving(Settings(models=(ModelSpec("judge", str(obedient)),), precision="fp32")) as running:
+    with serving(ServerSettings(models=(ModelSpec("judge", str(obedient)),), precision="fp32")) as running:
         yield running
 
 

@@ -12,16 +12,17 @@ from rerank_grpc import scores
 from rerank_grpc.checkpoints.catalogue import KnownPair
 from rerank_grpc.cli import verify
 from rerank_grpc.cli.terminal import Screen, cells
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.registry.loading import ModelLoader
 from tests.command import run
 from tests.models import test_bi_encoder, test_modernbert
 
-SETTINGS = Settings(device="cpu", precision="fp32")
+LOADER = ModelLoader(ServerSettings(device="cpu", precision="fp32"))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm_roberta", "deberta"])
 def test_each_family_agrees_with_its_padded_pass(family: str, directories: dict[str, Path]) -> None:
-    with verify.serving(str(directories[family]), SETTINGS) as (reranker, card):
+    with verify.serving(str(directories[family]), LOADER) as (reranker, card):
         checks = list(verify.padded(reranker, card))
     assert len(checks) == len(verify.LENGTHS)
     assert all(check.passed for check in checks)
@@ -36,27 +37,26 @@ def test_windows_and_vectors_agree_too(tmp_path: Path, pooling: str) -> None:
         *(["embedded"] if pooling == "mean" else []),
     )
     for source in sources:
-        with verify.serving(str(source), SETTINGS) as (reranker, card):
+        with verify.serving(str(source), LOADER) as (reranker, card):
             assert all(check.passed for check in verify.padded(reranker, card)), source
 
 
 def test_a_pass_that_is_wrong_is_noticed(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = scores.best_chunk
+    right = scores.best_chunks
 
-    def wrong(*given: Any) -> tuple[int, float]:
-        index, logit = right(*given)
-        return index, logit + 0.01
+    def wrong(*given: Any) -> list[scores.BestChunk]:
+        return [best._replace(logit=best.logit + 0.01) for best in right(*given)]
 
-    monkeypatch.setattr("rerank_grpc.reranker.best_chunk", wrong)
-    with verify.serving(str(directories["bert"]), SETTINGS) as (reranker, card):
+    monkeypatch.setattr("rerank_grpc.reranker.best_chunks", wrong)
+    with verify.serving(str(directories["bert"]), LOADER) as (reranker, card):
         checks = list(verify.padded(reranker, card))
     assert not any(check.passed for check in checks)
 
 
 def test_a_known_pair_is_compared_by_logit_or_by_score(directories: dict[str, Path]) -> None:
-    with verify.serving(str(directories["bert"]), SETTINGS) as (reranker, card):
+    with verify.serving(str(directories["bert"]), LOADER) as (reranker, card):
         (result,) = verify.scored(reranker, "q", ["d"])
         pairs = [
             KnownPair("q", "d", logit=result.logit),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rerank_grpc.checkpoints.catalogue import builtin
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import device
 from rerank_grpc.registry import loading, memory
@@ -78,7 +78,7 @@ def test_a_card_is_asked_before_the_weights_are_read(
     card[:] = [Memory(GIB, 0, 0)]
     monkeypatch.setattr(loading, "choose_device", lambda _: CARD)
     with pytest.raises(ModelLoadError, match="are free on cuda:0"):
-        ModelLoader(Settings(device="cuda")).read_model(str(directories["bert"]))
+        ModelLoader(ServerSettings(device="cuda")).read_model(str(directories["bert"]))
 
 
 def test_a_card_older_than_torch_was_built_for_is_refused_with_both_numbers() -> None:

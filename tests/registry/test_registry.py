@@ -12,7 +12,7 @@ from time import monotonic
 
 import pytest
 
-from rerank_grpc.config.settings import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.errors import (
     Cancelled,
@@ -503,7 +503,7 @@ def test_it_is_told_whose_files_are_here(tmp_path: Path, monkeypatch: pytest.Mon
         "acme/no--id",
     )
     models = tuple(ModelSpec(source.replace("/", "-"), source, lazy=True) for source in sources)
-    registry = Registry(models, ModelLoader(replace(Settings(), models_dir=tmp_path)))
+    registry = Registry(models, ModelLoader(replace(ServerSettings(), models_dir=tmp_path)))
     assert [info.local_available for info in registry.models()] == [True, True, False, True, False, False]
 
 

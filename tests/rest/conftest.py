@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rerank_grpc.config.settings import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.server.server import RerankServer
 from tests.rest.support import rest_server
 from tests.support import CountingRunner, serving
@@ -21,7 +21,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def scripted() -> Iterator[RerankServer]:
     """A server whose scores are any numbers, but always the same."""
-    settings = Settings(models=(ModelSpec("embedded", "embedded", ALIASES),))
+    settings = ServerSettings(models=(ModelSpec("embedded", "embedded", ALIASES),))
     with serving(settings, runner=CountingRunner()) as server:
         yield server
 

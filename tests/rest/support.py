@@ -67,7 +67,7 @@ def rest_server(
 ) -> Iterator[int]:
     """Runs a REST server for gRPC servers on these ports; yields its own port."""
     targets = tuple(f"{HOST}:{port}" for port in ports)
-    access = RestSettings(targets=targets, tokens=tokens, upstream_token=upstream_token)
+    access = RestSettings(targets=targets, access_tokens=tokens, upstream_token=upstream_token)
     server = RestServer(replace(access, host=HOST, port=0, **settings), health)
     server.start()
     try:

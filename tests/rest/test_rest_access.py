@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, fail
 from tests.rest.support import Reply, call, get, post, read, rest_server
@@ -61,7 +61,7 @@ def runner() -> CountingRunner:
 def guarded(request: pytest.FixtureRequest, runner: CountingRunner) -> Iterator[int]:
     own = TOKENS if request.param == "checks itself" else ()
     with (
-        serving(replace(Settings(), tokens=TOKENS), runner=runner) as server,
+        serving(replace(ServerSettings(), access_tokens=TOKENS), runner=runner) as server,
         rest_server(server.port, tokens=own, upstream_token=TOKENS[0]) as port,
     ):
         yield port
@@ -113,7 +113,7 @@ def test_public_routes_need_none_and_tell_all(guarded: int) -> None:
 
 def test_without_a_token_of_its_own_rest_tells_nothing_of_the_models() -> None:
     with (
-        serving(replace(Settings(), tokens=TOKENS), runner=CountingRunner()) as server,
+        serving(replace(ServerSettings(), access_tokens=TOKENS), runner=CountingRunner()) as server,
         rest_server(server.port) as port,
     ):
         root = get(port, "/").json
@@ -176,7 +176,7 @@ def test_a_target_that_is_loading_loses_its_turn_though_it_wants_a_token(
     loading: Loading, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        serving(replace(Settings(), tokens=TOKENS), runner=CountingRunner()) as ready,
+        serving(replace(ServerSettings(), access_tokens=TOKENS), runner=CountingRunner()) as ready,
         rest_server(loading.server.port, ready.port) as port,
     ):
         name = f"127.0.0.1:{loading.server.port} is away"
@@ -210,7 +210,7 @@ def test_an_open_server_takes_any_token(port: int) -> None:
 
 
 def test_fastgpts_prefix_says_access_errors_as_its_app_does() -> None:
-    settings = replace(Settings(), tokens=TOKENS)
+    settings = replace(ServerSettings(), access_tokens=TOKENS)
     with (
         serving(settings, runner=CountingRunner()) as server,
         rest_server(server.port, tokens=TOKENS) as port,
@@ -245,7 +245,7 @@ def test_what_callers_log_at_will_has_a_kind(port: int, caplog: pytest.LogCaptur
 
 def test_nothing_of_a_caller_reaches_the_log(caplog: pytest.LogCaptureFixture, free_port: int) -> None:
     caplog.set_level(logging.DEBUG)
-    settings = replace(Settings(), tokens=TOKENS)
+    settings = replace(ServerSettings(), access_tokens=TOKENS)
     canary = "CANARY"
     body = {"query": canary, "documents": [canary], "model": canary}
     bodies = (

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.config.settings import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.rest import protocol
 from rerank_grpc.server.server import RerankServer
 from tests.rest.support import HOST, Reply, post, rest_server
@@ -50,7 +50,7 @@ def until(condition: Callable[[], object], seconds: float = WAIT) -> None:
 def held() -> Iterator[tuple[HeldRunner, RerankServer]]:
     """A server whose batches hold one document each, and run when the test lets them."""
     runner = HeldRunner()
-    settings = replace(Settings(), engine=EngineSettings(max_batch_tokens=8))
+    settings = replace(ServerSettings(), engine=EngineSettings(max_batch_tokens=8))
     with serving(settings, runner=runner) as server:
         yield runner, server
 
@@ -213,7 +213,7 @@ def test_a_body_of_which_nothing_comes_loses_its_socket(
 
 def restarted(server: RerankServer, runner: CountingRunner) -> RerankServer:
     """Starts a new server on a stopped one's port."""
-    settings = replace(Settings(), port=server.port, admin_port=0)
+    settings = replace(ServerSettings(), port=server.port, admin_port=0)
     again = RerankServer(settings, loader=ScriptedLoader(runner, settings.engine))
     again.start()
     assert again.wait_until_loaded(WAIT)

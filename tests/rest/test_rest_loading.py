@@ -8,7 +8,7 @@ import pytest
 
 from rerank_grpc.cli import rest
 from rerank_grpc.client import Client
-from rerank_grpc.config.settings import RestSettings, Settings
+from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health, State
@@ -21,7 +21,7 @@ from tests.support import LateLoader
 def loading() -> Iterator[RerankServer]:
     """Runs a server whose model is being loaded until the end."""
     loader = LateLoader()
-    server = RerankServer(replace(Settings(), port=0, admin_port=0), loader=loader)
+    server = RerankServer(replace(ServerSettings(), port=0, admin_port=0), loader=loader)
     server.start()
     try:
         yield server
@@ -66,7 +66,9 @@ def test_health_is_whether_a_call_would_be_answered(
 @pytest.mark.parametrize("tokens", [(), ("token",)])
 def test_in_the_servers_own_process_probes_need_no_call(free_port: int, tokens: tuple[str, ...]) -> None:
     told = [Health("m", State.READY, "1", serving=True), Health("m", State.FAILED, "1")]
-    settings = replace(Settings(), tokens=tokens, rest=replace(RestSettings(), host=HOST, port=0))
+    settings = replace(
+        ServerSettings(), access_tokens=tokens, rest=replace(RestSettings(), host=HOST, port=0)
+    )
     server = rest.beside(settings, free_port, lambda: told[0])
     assert server is not None
     server.start()

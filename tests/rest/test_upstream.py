@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rerank_grpc.client import AsyncClient
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.rest import upstream
 from rerank_grpc.rest.upstream import Upstream, UpstreamServer
 from rerank_grpc.server.server import RerankServer
@@ -50,7 +50,7 @@ def test_200_calls_in_progress_keep_no_probe_and_no_further_call_waiting(
     held: tuple[HeldRunner, RerankServer],  # noqa: F811
 ) -> None:
     runner, server = held
-    admitted = Settings().max_calls
+    admitted = ServerSettings().max_calls
     with rest_server(server.port) as port, calling(port, CALLS) as connections:
         refused = answered(connections, CALLS - admitted)
         assert len(refused) == CALLS - admitted

@@ -6,7 +6,7 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Reason
 from rerank_grpc.server.handler import CallRecord
 from rerank_grpc.server.server import RerankServer
@@ -91,7 +91,7 @@ def test_a_call_over_rest_is_logged_by_the_id_that_its_caller_got(
 
 def test_every_sink_gets_the_record_of_each_call():
     first, second = list[CallRecord](), list[CallRecord]()
-    settings = replace(Settings(), port=0, admin_port=0)
+    settings = replace(ServerSettings(), port=0, admin_port=0)
     load = ScriptedLoader(CountingRunner(), settings.engine)
     server = RerankServer(settings, loader=load, sinks=(first.append, second.append))
     server.start()

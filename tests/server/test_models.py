@@ -18,7 +18,7 @@ import grpc
 import pytest
 from huggingface_hub import constants
 
-from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.registry import eviction
 from rerank_grpc.registry.loading import ModelLoader
@@ -48,7 +48,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 class SizedLoader(ModelLoader):
     """Loads real models, each of which counts as SIZE bytes, and adds their names to `loads`."""
 
-    def __init__(self, settings: Settings, loads: list[str]) -> None:
+    def __init__(self, settings: ServerSettings, loads: list[str]) -> None:
         super().__init__(settings)
         self._loads = loads
 
@@ -68,7 +68,7 @@ def serving_models(
     models = tuple(
         ModelSpec(name, str(path), lazy=bool(place)) for place, (name, path) in enumerate(directories.items())
     )
-    settings = Settings(models=models, precision="fp32", port=0, admin_port=0, engine=ENGINE)
+    settings = ServerSettings(models=models, precision="fp32", port=0, admin_port=0, engine=ENGINE)
     settings = replace(settings, **fields)  # type: ignore[arg-type]
     server = RerankServer(settings, loader=SizedLoader(settings, [] if loads is None else loads))
     server.start()
@@ -228,7 +228,7 @@ def test_a_lazy_model_is_fetched_by_the_first_call_and_nobody_else_waits_for_tha
     directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = (ModelSpec("one", str(directories["one"])), ModelSpec("two", "org/two", lazy=True))
-    settings = Settings(models=models, models_dir=tmp_path, precision="fp32", engine=ENGINE)
+    settings = ServerSettings(models=models, models_dir=tmp_path, precision="fp32", engine=ENGINE)
     with hub.running(two=directories["two"]) as served, monkeypatch.context() as patched:
         for name, value in (
             ("ENDPOINT", served.endpoint),
@@ -254,7 +254,7 @@ def test_a_model_known_to_be_too_large_is_not_even_fetched(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
     large = ModelSpec("bge", "bge-reranker-v2-m3", lazy=True)
-    settings = Settings(
+    settings = ServerSettings(
         models=(ModelSpec("one", str(directories["one"])), large),
         models_dir=tmp_path,
         precision="fp32",
@@ -283,7 +283,7 @@ ANSWER = "Giant pandas eat bamboo: a panda eats up to thirty kilograms of bamboo
 def test_a_relevant_sentence_at_the_end_of_5000_tokens_is_found_by_windows_and_missed_by_truncation() -> None:
     long = " ".join([FILLER[n % len(FILLER)] for n in range(400)]) + " " + ANSWER
     mild = "Bears live in forests and mountains."
-    with serving(replace(Settings(), engine=ENGINE)) as server, stub_of(server.port) as stub:
+    with serving(replace(ServerSettings(), engine=ENGINE)) as server, stub_of(server.port) as stub:
 
         def call(**fields: object) -> dict[int, pb.RerankResult]:
             request = request_of("What do giant pandas eat?", long, mild, **fields)
@@ -319,17 +319,17 @@ import torch
 from tests import random_models as checkpoints
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.config.settings import ModelSpec
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.registry import memory
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.registry import Registry
 from rerank_grpc.types import Call
-from rerank_grpc.config.settings import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.registry import memory
 from rerank_grpc.registry import registry_for
 path, cpu = Path(sys.argv[1]), torch.device("cpu")
 models = (ModelSpec("small", "embedded"), ModelSpec("large", str(path), lazy=True))
-settings = Settings(models=models, precision="fp32", engine=EngineSettings(max_batch_tokens=512))
+settings = ServerSettings(models=models, precision="fp32", engine=EngineSettings(max_batch_tokens=512))
 registry = Registry(settings.models, ModelLoader(settings))
 registry.start()
 registry.wait_until_loaded()

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rerank_grpc.config.settings import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.server import lanes, methods, patience, probes
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience, Waiting
 from rerank_grpc.server.server import RerankServer
@@ -187,7 +187,7 @@ def test_an_answer_is_waited_for_until_its_call_ends():
 
 @contextmanager
 def server_of(**settings: object) -> Iterator[RerankServer]:
-    with serving(replace(Settings(), **settings), runner=CountingRunner()) as server:
+    with serving(replace(ServerSettings(), **settings), runner=CountingRunner()) as server:
         yield server
 
 

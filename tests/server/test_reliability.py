@@ -21,7 +21,7 @@ from statistics import median
 import grpc
 import pytest
 
-from rerank_grpc.config.settings import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler, tokens_of
@@ -59,7 +59,7 @@ def calling(
     runner: Runner, *, max_calls: int = 96, **fields: object
 ) -> Iterator[tuple[Engine, rerank_pb2_grpc.RerankServiceStub]]:
     """Serves a scripted device, and yields its engine and a stub that calls it."""
-    settings = replace(Settings(), max_calls=max_calls, engine=replace(EngineSettings(), **fields))
+    settings = replace(ServerSettings(), max_calls=max_calls, engine=replace(EngineSettings(), **fields))
     with serving(settings, runner=runner) as server, stub_of(server.port) as stub:
         yield loaded_in(server).engine, stub
 
@@ -376,7 +376,7 @@ def test_r18_when_the_device_hangs_every_waiting_call_fails_at_once():
 STOPPED = """
 import sys
 from dataclasses import replace
-from rerank_grpc.config.settings import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from tests.support import CountingRunner, serving
 
 class Asking(CountingRunner):
@@ -385,7 +385,7 @@ class Asking(CountingRunner):
         sys.stdin.readline()
         return super().run(batch)
 
-settings = replace(Settings(), engine=EngineSettings(hang_seconds=2))
+settings = replace(ServerSettings(), engine=EngineSettings(hang_seconds=2))
 with serving(settings, runner=Asking()) as server:
     print(server.port, flush=True)
     server.wait()
