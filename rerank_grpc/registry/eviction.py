@@ -39,7 +39,7 @@ Step: TypeAlias = Literal["fits", "later"] | Evict | Wait
 
 
 def step(slot: Slot, slots: Sequence[Slot], budget: int | None, now: float) -> Step:
-    """Decides what comes before a model enters memory; raises TooLarge if it can never fit."""
+    """Decides the next step on a model's way into memory; raises TooLarge if it can never fit."""
     if budget is None:
         return "fits"
     check_size(slot, slots, budget)
@@ -111,7 +111,7 @@ def why_still_loaded(slot: Slot, now: float) -> str:
 
 
 def idle(slots: Iterable[Slot], now: float, seconds: float | None) -> Slot | None:
-    """Finds a model without a call for so many seconds; None never ends a model's stay."""
+    """Finds a model that has been without a call for `seconds`; no model if that is None."""
     for slot in _idlers(slots, seconds):
         if not slot.leases and slot.last_used + (seconds or 0.0) <= now:
             return slot

@@ -91,7 +91,7 @@ class ModelLoader:
             needed = memory.estimate(checkpoint.weights, checkpoint.config, DTYPES[precision])
             memory.check_memory(name, needed, precision, device, self._catalogue)
         model = load_model(checkpoint, device, precision)
-        memory.give_back(memory.HOST)  # of what reading the weights has freed
+        memory.give_back(memory.HOST)  # reading the weights frees as much as they take
         return model
 
     def _source(self, name: str) -> Source:

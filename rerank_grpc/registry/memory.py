@@ -48,7 +48,7 @@ def estimate(weights: Iterable[Path], config: Mapping[str, Any], dtype: torch.dt
 
 
 def kept_bytes(token_bytes: int) -> int:
-    """Returns the most that kept prefixes take, at so many bytes a token."""
+    """Returns the most bytes that kept prefixes take."""
     return MAX_KEPT_TOKENS * token_bytes
 
 

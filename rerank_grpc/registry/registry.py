@@ -169,7 +169,7 @@ class Registry:
             self._leave(slot)
 
     def load(self, name: str, call: Call) -> ModelInfo:
-        """Brings a model into memory, whatever its failures before; raises like `lease`."""
+        """Brings a model into memory, despite earlier failures; raises like `lease`."""
         with self.lease(name, call, force=True):
             return self.info(name)
 

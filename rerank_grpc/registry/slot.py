@@ -66,7 +66,7 @@ class Ticket:
         self._wakeups.put(None)
 
     def wait(self, seconds: float) -> None:
-        """Waits for a wake-up, at most so many seconds."""
+        """Waits for a wake-up, at most `seconds`."""
         with suppress(Empty):
             self._wakeups.get(timeout=None if seconds == math.inf else max(0.0, seconds))
 

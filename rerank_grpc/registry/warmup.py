@@ -58,7 +58,7 @@ def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard) -> None:
 def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] = lambda _: True) -> int:
     """Finds the smallest batch whose rate is nearly the best of all sizes that fit, in tokens.
 
-    `seconds_of` measures a batch of so many tokens; `fits` tells beforehand
+    `seconds_of` measures a batch of that many tokens; `fits` tells beforehand
     whether it fits the device's memory.
     """
     rates: dict[int, float] = {}
