@@ -23,10 +23,11 @@ from rerank_grpc.runner.packing import all_shapes, bucket, plan_batch, plan_capt
 from rerank_grpc.runner.prefixes import Prefixes
 from rerank_grpc.runner.runner import ModelRunner, OutOfMemory, pack
 from rerank_grpc.sequence import Output, PackedBatch, Sequence
+from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.kernels.test_attention import part_by_part
-from tests.texts import tokenized
+from tests.texts import tokenize
 
 
 class FakeDevice:
@@ -369,8 +370,9 @@ def test_a_prefix_is_computed_once_for_batches_that_overlap(
         for module in (decoder, staged):
             monkeypatch.setattr(module, "kernel_for", lambda _: part_by_part)
     model = load(directory)
+    tokenizer = tokenizer_for(model.card)
     calls = [
-        tokenized(model.card, query, [f"document {number}, {'and more ' * number}" for number in range(6)])
+        tokenize(tokenizer, query, [f"document {number}, {'and more ' * number}" for number in range(6)])
         for query in ("one", "another query")
     ]
     sequences = [call.sequences for call in calls]

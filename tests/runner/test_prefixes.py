@@ -18,11 +18,12 @@ from rerank_grpc.kernels.causal import KeysValues
 from rerank_grpc.runner.kept import KeptPrefixes
 from rerank_grpc.runner.runner import ModelRunner, OutOfMemory
 from rerank_grpc.sequence import PackedBatch, Prefix, Sequence
+from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.prompts import QUERY
 from tests.support import wait_for
-from tests.texts import tokenized
+from tests.texts import tokenize
 
 NUMBERS = iter(range(10**9))
 
@@ -161,12 +162,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(model: Any) -> None:
-    runner = ModelRunner(model)
+    runner, tokenizer = ModelRunner(model), tokenizer_for(model.card)
     engine = Engine(runner, EngineSettings(max_batch_tokens=120))
     engine.start()
     try:
         documents = [f"document {number} of many" for number in range(40)]
-        encoded = tokenized(model.card, QUERY, documents)
+        encoded = tokenize(tokenizer, QUERY, documents)
         expected = ModelRunner(model).run(PackedBatch(encoded.sequences))
         request = engine.submit(encoded.sequences, stepwise=True)
         seen = 0
@@ -193,8 +194,8 @@ def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(mod
 def test_a_pass_that_fails_keeps_nothing_and_out_of_memory_makes_room(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = ModelRunner(model)
-    first, second = tokenized(model.card, "one", ["a"]), tokenized(model.card, "two", ["a"])
+    runner, tokenizer = ModelRunner(model), tokenizer_for(model.card)
+    first, second = tokenize(tokenizer, "one", ["a"]), tokenize(tokenizer, "two", ["a"])
     runner.run(PackedBatch(first.sequences))
     kept = runner._kept.tokens
     errors = iter([RuntimeError("broken"), torch.OutOfMemoryError("no room")])
