@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rerank_grpc.kernels.base import KeyRows, Layout
+from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.causal import KeysValues
 from rerank_grpc.kernels.gathered import key_ranges
 from rerank_grpc.models.base import PackedTokens
@@ -137,8 +137,8 @@ def unpack(plan: Plan, ints: torch.Tensor) -> PackedTokens:
     if plan.key_lengths:
         sizes += [sum(plan.key_lengths), places]
     ids, positions, types, starts, *seen = ints.split(sizes)
-    keys = KeyRows(seen[0], seen[1], plan.key_lengths) if seen else None
-    layout = Layout(starts, plan.longest, plan.lengths, keys)
+    keys = Layout(seen[1], max(plan.key_lengths), plan.key_lengths) if seen else None
+    layout = Layout(starts, plan.longest, plan.lengths, keys, seen[0] if seen else None)
     return PackedTokens(ids, positions, types, plan.lengths, plan.contexts, plan.prefixes, layout)
 
 

@@ -149,14 +149,15 @@ def test_attention_equals_torchs(heads: int, size: int) -> None:
     kernels = native.kernels()
     assert kernels is not None
     lengths = [1, 2, 15, 16, 17, 63, 64, 65, 130, 5, 300]
-    starts = torch.tensor([0, *itertools.accumulate(lengths)])
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     generator = torch.Generator().manual_seed(0)
     rows = (torch.randn(sum(lengths), 3 * heads * size, generator=generator) * 2).bfloat16()
     parts = rows.split(heads * size, dim=1)
     found = kernels.attention(*parts, starts, starts, heads)
     expected = encoder.attend(*(part.float() for part in parts), starts, starts, heads)
     assert float((found.float() - expected).abs().max()) <= 0.04
-    first = kernels.attention(parts[0][starts[:-1]], *parts[1:], torch.arange(len(starts)), starts, heads)
+    singles = torch.arange(len(starts), dtype=torch.int32)
+    first = kernels.attention(parts[0][starts[:-1]], *parts[1:], singles, starts, heads)
     torch.testing.assert_close(first, found[starts[:-1]])
 
 
@@ -186,7 +187,7 @@ def test_the_int8_product_equals_that_of_torch(rows: int, inputs: int, outputs: 
 def test_attention_keeps_what_is_not_a_number_and_keeps_it_to_its_sequence(operand: int) -> None:
     kernels = native.kernels()
     assert kernels is not None
-    starts = torch.tensor([0, 20, 50])
+    starts = torch.tensor([0, 20, 50], dtype=torch.int32)
     parts = [
         torch.randn(50, 64, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(3)
     ]
