@@ -142,25 +142,28 @@ class Ours:
         from rerank_grpc.config import EngineSettings
         from rerank_grpc.engine.engine import Engine
         from rerank_grpc.models.loader import load_model
-        from rerank_grpc.runner.runner import ModelRunner
+        from rerank_grpc.runner.runner import CpuRunner
         from rerank_grpc.tokenizer.tokenizer import encoder_for
 
         model = load_model(str(path), models_dir=Path("models"), device="cpu", precision=precision)
         self._workload = workload
         self._encoder = encoder_for(model.card)
         self._engine = Engine(
-            ModelRunner(model), EngineSettings(max_batch_tokens=BATCH_TOKENS, hang_seconds=600)
+            CpuRunner(model), EngineSettings(max_batch_tokens=BATCH_TOKENS, hang_seconds=600)
         )
         self._engine.start()
 
     def score(self, *, shared: bool) -> list[float]:
+        from rerank_grpc.types import Call
+        from tests.support import whole
+
         encoded = self._encoder.encode(self._workload.query, self._workload.documents)
         sequences = [encoded.sequences[each.chunks[0].sequence] for each in encoded.documents]
         if not shared:
-            sequences = [sequence.whole() for sequence in sequences]
-        request = self._engine.submit(sequences)
-        request.wait()
-        self._engine.release(request)
+            sequences = [whole(sequence) for sequence in sequences]
+        with self._engine.admit(Call()) as admission:
+            request = admission.submit(sequences)
+            request.wait()
         return [float(output) for output in request.outputs]  # type: ignore[arg-type]
 
     def warm_up(self, documents: tuple[str, ...]) -> None:

@@ -208,6 +208,7 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
     torch.set_num_threads(threads)
     from rerank_grpc.config import ModelSpec, Settings
     from rerank_grpc.registry.loading import loader_for
+    from rerank_grpc.types import Call
 
     settings = Settings(device="cpu", precision=kind)
     loaded = loader_for(settings)(ModelSpec("bench", str(path)), lambda: None)
@@ -219,9 +220,9 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
         else:  # the same cut as the others': query and document together
             room = workload.max_tokens - overhead(loaded.encoder, workload.query)
         encoded = loaded.encoder.encode(workload.query, workload.documents, max_tokens_per_document=room)
-        request = loaded.engine.submit(encoded.sequences)
-        request.wait()
-        loaded.engine.release(request)
+        with loaded.engine.admit(Call()) as admission:
+            request = admission.submit(encoded.sequences)
+            request.wait()
         return [float(request.outputs[document.chunks[0].sequence]) for document in encoded.documents]
 
     return score

@@ -86,8 +86,7 @@ class Reranker:
         a stream's caller may read them late or never.
         """
         lease, slot = self._enter(request, call)
-        with slot, lease as model:
-            model.engine.check_room()
+        with slot, lease as model, model.engine.admit(call, request.priority) as admission:
             started = monotonic()
             encoded = model.encoder.encode(
                 request.query,
@@ -99,15 +98,9 @@ class Reranker:
                 pace=Pace(self._turns, call.check),
             )
             tokenized = monotonic()
-            scoring = model.engine.submit(
-                encoded.sequences, deadline=call.deadline, priority=request.priority, stepwise=stepwise
-            )
-            call.on_cancel(scoring.cancel)
+            scoring = admission.submit(encoded.sequences, stepwise=stepwise)
             scoring.on_done(slot.leave)
-            try:
-                yield _Job(request, model, encoded, scoring, tokenized - started)
-            finally:
-                model.engine.release(scoring)
+            yield _Job(request, model, encoded, scoring, tokenized - started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +141,7 @@ class _Job:
             model_revision=self.model.card.revision,
             usage=Usage(
                 input_tokens=scoring.tokens,
-                cached_pairs=scoring.joined,
+                cached_pairs=scoring.shared,
                 tokenization_seconds=self.tokenization_seconds,
                 queue_seconds=max(0.0, scoring.started_at - scoring.admitted_at),
                 inference_seconds=max(0.0, scoring.finished_at - scoring.started_at),

@@ -129,11 +129,10 @@ def logits(model: Model, query: str, texts: Sequence[str]) -> list[float]:
     """Scores texts in one packed pass."""
     from rerank_grpc.runner.cuda import runner_for
     from rerank_grpc.scores import best_chunk, logits_of
-    from rerank_grpc.sequence import PackedBatch
     from rerank_grpc.tokenizer.tokenizer import encoder_for
 
     encoded = encoder_for(model.card).encode(query, texts)
-    outputs = runner_for(model).run(PackedBatch(encoded.sequences))
+    outputs = runner_for(model).launch(encoded.sequences)()
     if any(output is None for output in outputs):
         raise ConfigurationError(f"{model.card.source}: a score is not finite: the weights are damaged")
     logit_of = logits_of(outputs, encoded.query)

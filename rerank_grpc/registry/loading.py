@@ -10,8 +10,8 @@ import torch
 from rerank_grpc.checkpoints.catalogue import Catalogue, read_catalogue
 from rerank_grpc.checkpoints.sources import is_local
 from rerank_grpc.config import ModelSpec, Settings
-from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine, OnDeath
+from rerank_grpc.engine.meter import DeviceClock
 from rerank_grpc.errors import ConfigurationError, describe
 from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
 from rerank_grpc.kernels.device import choose_device, choose_precision

@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 

@@ -21,6 +21,7 @@ from rerank_grpc.tokenizer.tokenizer import encoder_for
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.models.test_parity import QUERY, documents, pack, reference, score
+from tests.support import token_ids
 
 FAMILIES = ("bert", "roberta", "xlm_roberta")
 CPU = torch.device("cpu")
@@ -118,7 +119,7 @@ def pair_cosines(model: encoder.Encoder) -> torch.Tensor:
     request = encoder_for(model.card).encode(queries[0], [text[:800] for text in checkpoints.texts()[:60]])
     others = [encoder_for(model.card).encode(query, ["any"]).sequences[0] for query in queries[1:]]
     sequences = [*request.sequences, *others]
-    vectors = model.forward(pack([(each.token_ids(), 0) for each in sequences]))
+    vectors = model.forward(pack([(token_ids(each), 0) for each in sequences]))
     documents = vectors[[document.chunks[0].sequence for document in request.documents]]
     asked = vectors[[0, *range(len(request.sequences), len(sequences))]]
     return (asked @ documents.T).flatten()

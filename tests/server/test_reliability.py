@@ -27,7 +27,7 @@ from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler, tokens_of
 from rerank_grpc.errors import InternalError
 from rerank_grpc.runner.runner import OutOfMemory, Runner
-from rerank_grpc.sequence import Output, PackedBatch, Sequence
+from rerank_grpc.sequence import Output, Sequence
 from rerank_grpc.types import Call
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -89,7 +89,7 @@ def test_r3_with_room_for_n_calls_exactly_the_others_are_refused():
 
 
 def test_r3_fails_without_the_queues_bound(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Scheduler, "check_room", lambda *_: None)
+    monkeypatch.setattr(Scheduler, "check_queue", lambda *_: None)
     assert refused_of(20, 13) == {OK: 33}
 
 
@@ -125,8 +125,8 @@ def _batches_of_small(stub, engine: Engine, runner: HeldRunner, text: str) -> in
     return len(runner.batches) - before
 
 
-def _holds(batch: PackedBatch, text: str) -> bool:
-    return WordEncoder().encode("q", [text]).sequences[0] in batch.sequences
+def _holds(batch: tuple[Sequence, ...], text: str) -> bool:
+    return WordEncoder().encode("q", [text]).sequences[0] in batch
 
 
 def test_r4_a_one_document_call_takes_at_most_two_batches_beside_a_thousand_documents():
@@ -247,7 +247,7 @@ def batches_after_cancelling(method: str) -> int:
         (result,) = neighbour.result(WAIT).results
         assert result.logit == pytest.approx(own_score("the neighbour"))
         wait_for(lambda: engine.queued_tokens == 0)
-        return sum(len(batch.sequences) > 1 for batch in runner.batches[before:])
+        return sum(len(batch) > 1 for batch in runner.batches[before:])
 
 
 def own_score(text: str) -> float:
@@ -292,7 +292,7 @@ def codes_beside_poison(kind: str) -> Counter[grpc.StatusCode]:
         assert code_of(blocker) is OK
         for n, call in enumerate(calls):
             if code_of(call) is OK:
-                assert call.result().results[0].logit == pytest.approx(own_score(f"document {n}"))
+                assert call().results[0].logit == pytest.approx(own_score(f"document {n}"))
             else:
                 assert dict(call.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
         return Counter(map(code_of, calls))
@@ -305,7 +305,7 @@ def test_r16_a_poison_pair_fails_its_own_call_alone(kind: str):
 
 def test_r16_fails_when_a_failed_batch_is_not_split(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        Engine, "_score_apart", lambda _self, items, *_: [(item, InternalError()) for item in items]
+        Engine, "_split", lambda self, batch, _: self._deliver(batch, [InternalError()] * len(batch.items), 0)
     )
     assert codes_beside_poison("raises") == {grpc.StatusCode.INTERNAL: 8}
 
@@ -316,8 +316,8 @@ def test_r16_fails_when_a_failed_batch_is_not_split(monkeypatch: pytest.MonkeyPa
 class SmallMemory(CountingRunner):
     """Runs out of memory above 130 tokens."""
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
-        if batch.num_tokens > 130:
+    def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
+        if tokens_of(batch) > 130:
             raise OutOfMemory
         return super().run(batch)
 
@@ -336,7 +336,7 @@ def test_r17_out_of_memory_is_split_and_retried_and_one_pair_too_large_fails_alo
 
 def test_r17_fails_when_it_is_not_split(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        Engine, "_score_apart", lambda _self, items, *_: [(item, InternalError()) for item in items]
+        Engine, "_split", lambda self, batch, _: self._deliver(batch, [InternalError()] * len(batch.items), 0)
     )
     assert codes_with_small_memory()[0] is grpc.StatusCode.INTERNAL
 
@@ -347,7 +347,7 @@ def test_r17_fails_when_it_is_not_split(monkeypatch: pytest.MonkeyPatch):
 class Deadly(HeldRunner):
     """Ends the device thread."""
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
+    def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
         super().run(batch)
         raise SystemExit
 

@@ -25,6 +25,7 @@ from rerank_grpc.tokenizer.tokenizer import PairEncoder, TextEncoder, encoder_fo
 from rerank_grpc.tokenizer.vocabulary import read_vocabulary
 from rerank_grpc.types import Scoring, Truncation
 from tests import random_models as checkpoints
+from tests.support import token_ids
 
 QUERY = "what does the with statement do?"
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -71,7 +72,7 @@ def text_encoder(directory: Path, **changes: Any) -> TextEncoder:
 
 
 def ids_of(request: TokenizedRequest) -> list[list[int]]:
-    return [request.sequences[document.chunks[0].sequence].token_ids() for document in request.documents]
+    return [token_ids(request.sequences[document.chunks[0].sequence]) for document in request.documents]
 
 
 def ordinary() -> list[str]:
@@ -123,7 +124,7 @@ def test_ordinary_texts_become_the_ids_of_the_models_own_tokenizer(
     )
     request = pair_encoder(directories[family]).encode(QUERY, documents)
     assert ids_of(request) == expected["input_ids"]
-    splits = {sequence.split for sequence in request.sequences}
+    splits = {sequence.segment_start for sequence in request.sequences}
     assert {types.index(1) if 1 in types else 0 for types in expected["token_type_ids"]} == splits
 
 
@@ -135,7 +136,7 @@ def test_queries_become_the_ids_of_the_models_own_tokenizer(
     encoder = text_encoder(directories[family])
     for query in ordinary():
         expected = tokenizer(query, truncation=True, max_length=MAX_TOKENS // 2 + 2)["input_ids"]
-        assert encoder.encode(query, []).sequences[0].token_ids() == expected
+        assert token_ids(encoder.encode(query, []).sequences[0]) == expected
 
 
 def control_texts(directory: Path) -> list[str]:
@@ -371,12 +372,12 @@ def test_windows_overlap_cover_the_text_and_know_their_place(
     for before, after in pairwise(spans):
         assert before.start < after.start < before.end < after.end
     (whole,) = [text_encoder(directories[family], max_tokens=10_000).encode("q", [text]).sequences[1]]
-    tokens = whole.token_ids()[1:-1]
+    tokens = token_ids(whole)[1:-1]
     windows = []
     for chunk in long.chunks:
         sequence = request.sequences[chunk.sequence]
         assert len(sequence) <= MAX_TOKENS
-        windows.append(sequence.token_ids()[-1 - chunk.tokens : -1])
+        windows.append(token_ids(sequence)[-1 - chunk.tokens : -1])
     place = 0
     for window in windows:
         place = next(at for at in range(place, len(tokens)) if tokens[at : at + len(window)] == window)
