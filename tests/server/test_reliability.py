@@ -23,8 +23,7 @@ import pytest
 
 from rerank_grpc.config import EngineSettings, Settings
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.future import Future
-from rerank_grpc.engine.scheduler import Scheduler, tokens_of
+from rerank_grpc.engine.scheduler import Batch, Scheduler
 from rerank_grpc.errors import InternalError
 from rerank_grpc.runner.runner import OutOfMemory, Runner
 from rerank_grpc.sequence import Output, Sequence
@@ -40,6 +39,7 @@ from tests.support import (
     score_of,
     serving,
     stub_of,
+    tokens_of,
     wait_for,
 )
 
@@ -136,13 +136,12 @@ def test_r4_a_one_document_call_takes_at_most_two_batches_beside_a_thousand_docu
 
 
 def test_r4_fails_when_the_queue_is_first_come_first_served(monkeypatch: pytest.MonkeyPatch):
-    def greedy(self: Scheduler, now: float) -> list:
-        entries = [entry for entry in self._entries.values() if entry.pending]
+    def greedy(self: Scheduler, now: float) -> Batch | None:
+        waiting = [queued for queued in self._queued.values() if queued.pending]
         items: list = []
-        while entries and tokens_of(items) < self.max_batch_tokens and entries[0].pending:
-            items.append(entries[0].pending.popleft())
-        self._start(items, now)
-        return items
+        while waiting and sum(item.tokens for item in items) < self.max_batch_tokens and waiting[0].pending:
+            items.append(waiting[0].pending.popleft())
+        return self._start(items, now)
 
     monkeypatch.setattr(Scheduler, "next_batch", greedy)
     assert max(batches_until_answered()[:-1]) > 2
@@ -174,9 +173,8 @@ def test_r6_a_deadline_behind_a_long_queue_ends_on_time_and_costs_no_pass():
 
 
 def test_r6_fails_when_late_work_is_not_dropped(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Future, "late", lambda *_: False)
-    monkeypatch.setattr(Scheduler, "drop_finished", lambda *_: None)
-    monkeypatch.setattr(Engine, "release", lambda *_: None)
+    monkeypatch.setattr(Scheduler, "expire", lambda *_: [])
+    monkeypatch.setattr(Engine, "discard", lambda *_: None)
     assert late_call()[1] == 1
 
 
@@ -292,7 +290,7 @@ def codes_beside_poison(kind: str) -> Counter[grpc.StatusCode]:
         assert code_of(blocker) is OK
         for n, call in enumerate(calls):
             if code_of(call) is OK:
-                assert call().results[0].logit == pytest.approx(own_score(f"document {n}"))
+                assert call.result().results[0].logit == pytest.approx(own_score(f"document {n}"))
             else:
                 assert dict(call.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
         return Counter(map(code_of, calls))
