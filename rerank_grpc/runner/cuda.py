@@ -85,20 +85,22 @@ class CudaRunner:
     def launch(self, sequences: tuple[Sequence, ...]) -> Landing:
         prefixes = self._prefixes.take(sequences)
         shape = self._graphs.shape_for(sequences)
-        packed = pack(sequences, prefixes, shape, gathers=self._gathers)
+        order = longest_first(sequences)
+        ordered = tuple([sequences[index] for index in order])
+        packed = pack(ordered, prefixes, shape, gathers=self._gathers)
         buffers = self._free.pop() if self._free else Buffers(self._device)
         try:
             ints, copied = buffers.send(packed)
-            done = self._device.compute(partial(self._pass, packed, shape, buffers, ints), copied)
+            done = self._device.compute(partial(self._pass, packed, shape, buffers, ints, len(order)), copied)
         except Exception as error:
             self._recover(buffers, error)
             if is_out_of_memory(error):
                 raise OutOfMemory(f"{packed.num_tokens} tokens exceed the device's memory") from None
             raise
         self._prefixes.keep(prefixes.used)
-        return partial(self._land, buffers, packed.order, done)
+        return partial(self._land, buffers, order, done)
 
-    def _land(self, buffers: Buffers, order: tuple[int, ...], done: Mark) -> list[Output | None]:
+    def _land(self, buffers: Buffers, order: list[int], done: Mark) -> list[Output | None]:
         try:
             self._device.wait(done)
         except Exception as error:
@@ -106,19 +108,22 @@ class CudaRunner:
             if is_out_of_memory(error):
                 raise OutOfMemory("the batch exceeds the device's memory") from None
             raise
-        outputs = outputs_of(buffers.rows(len(order)), order)
+        found = outputs_of(buffers.rows(len(order)))
         self._free.append(buffers)
+        outputs: list[Output | None] = [None] * len(order)
+        for index, output in zip(order, found, strict=True):
+            outputs[index] = output
         return outputs
 
     def _pass(
-        self, packed: PackedBatch, shape: GraphShape | None, buffers: Buffers, ints: torch.Tensor
+        self, packed: PackedBatch, shape: GraphShape | None, buffers: Buffers, ints: torch.Tensor, count: int
     ) -> None:
         """The work of one batch on the device; the last rows are those of its sequences."""
         if shape is not None:
             rows = self._graphs.replay(shape, ints)
         else:
             rows = self._model.forward(tensors(packed, ints))
-        buffers.copy_back(rows[-len(packed.order) :])
+        buffers.copy_back(rows[-count:])
 
     def _recover(self, buffers: Buffers, error: Exception) -> None:
         """Frees the buffers, and what a failed pass and its frames hold."""
@@ -128,6 +133,16 @@ class CudaRunner:
         self._prefixes.clear()
         if is_out_of_memory(error):
             self._device.give_back()
+
+
+def longest_first(sequences: tuple[Sequence, ...]) -> list[int]:
+    """The order in which a GPU gets sequences.
+
+    The device ends with many small pieces of work instead of a large one, and
+    equal lengths lie side by side.
+    """
+    sizes = [len(sequence.ids) for sequence in sequences]
+    return sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
 
 
 def _power_of_two(count: int) -> int:

@@ -46,7 +46,6 @@ class PackedBatch:
         num_parts: the missing prefixes and the sequences, filler included.
         lengths: those of the parts; () for a captured pass.
         longest: no part has more tokens.
-        order: the index in the batch of each of the last rows' sequence.
         contexts: the prefix which each part continues; () if none does.
         prefixes: the keys and values that the first parts leave.
         key_lengths: the number of keys of each part; () if a part sees its own tokens.
@@ -57,7 +56,6 @@ class PackedBatch:
     num_parts: int
     lengths: tuple[int, ...]
     longest: int
-    order: tuple[int, ...]
     contexts: tuple[KeysValues | None, ...] = ()
     prefixes: tuple[KeysValues, ...] = ()
     key_lengths: tuple[int, ...] = ()
@@ -70,29 +68,25 @@ def pack(
     *,
     gathers: bool = False,
 ) -> PackedBatch:
-    """Lays out the missing prefixes and behind them the sequences, the longest first.
+    """Lays out the missing prefixes and behind them the sequences.
 
-    A device then ends with many small pieces of work instead of a large one,
-    and equal lengths lie side by side. With `gathers` the batch holds the rows
-    of each part's keys. With `shape` it holds the filler of a captured pass,
-    which takes no prefixes.
+    With `gathers` the batch holds the rows of each part's keys. With `shape` it
+    holds the filler of a captured pass, which takes no prefixes.
     """
-    sizes = [len(sequence.ids) for sequence in sequences]
-    order = tuple(sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True))
-    parts: list[Part] = [*prefixes.missing, *map(sequences.__getitem__, order)]
+    parts: list[Part] = [*prefixes.missing, *sequences]
     lengths = tuple([len(part.ids) // TOKEN_BYTES for part in parts])
     contexts, made = _contexts(parts, prefixes) if prefixes.used else ((), ())
     starts, key_lengths = _starts(lengths), tuple[int, ...]()
     rows = _rows(parts, starts, contexts)
     if shape is not None:
-        return _captured(rows, starts, order, shape)
+        return _captured(rows, starts, shape)
     columns = [*rows, starts]
     if gathers and contexts:
         keys, key_lengths = _keys(contexts, made, lengths)
         columns += keys
     return PackedBatch(
         np.concatenate(columns),
-        *(len(rows[0]), len(parts), lengths, max(lengths), order),
+        *(len(rows[0]), len(parts), lengths, max(lengths)),
         *(contexts, made, key_lengths),
     )
 
@@ -111,14 +105,14 @@ def tensors(packed: PackedBatch, ints: torch.Tensor) -> PackedTokens:
     return PackedTokens(ids, positions, segments, packed.lengths, packed.contexts, packed.prefixes, layout)
 
 
-def _captured(rows: Rows, starts: Ints, order: tuple[int, ...], shape: GraphShape) -> PackedBatch:
+def _captured(rows: Rows, starts: Ints, shape: GraphShape) -> PackedBatch:
     """Fills a batch up to a shape; filler comes first, so that every sequence begins at a row that exists."""
-    extra, empty = shape.tokens - len(rows[0]), shape.sequences - len(order)
+    extra, empty = shape.tokens - len(rows[0]), shape.sequences + 1 - len(starts)
     filler, columns = np.zeros(extra, np.int32), list[Ints]()
     for row in rows:
         columns += [filler, row]
     ints = np.concatenate([*columns, np.zeros(empty, np.int32), starts + extra], dtype=np.int32)
-    return PackedBatch(ints, shape.tokens, shape.sequences, (), LONGEST_CAPTURED, order)
+    return PackedBatch(ints, shape.tokens, shape.sequences, (), LONGEST_CAPTURED)
 
 
 def _rows(parts: list[Part], starts: Ints, contexts: Contexts) -> Rows:

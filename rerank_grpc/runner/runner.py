@@ -78,18 +78,14 @@ class CpuRunner:
             raise OutOfMemory(f"{packed.num_tokens} tokens exceed the device's memory") from None
         if prefixes.used:
             self._prefixes.keep(prefixes.used)
-        return outputs_of(rows, packed.order)
+        return outputs_of(rows)
 
 
-def outputs_of(rows: torch.Tensor, order: tuple[int, ...]) -> list[Output | None]:
-    """Reads a number or a vector from each row on the host, for the index that `order` gives the row."""
+def outputs_of(rows: torch.Tensor) -> list[Output | None]:
+    """Reads a number or a vector from each row on the host; None where it is not finite."""
     finite = torch.isfinite(rows).all(dim=1).tolist()
     values = rows[:, 0].tolist() if rows.shape[1] == 1 else list(rows.numpy())
-    outputs: list[Output | None] = [None] * len(order)
-    for index, value, usable in zip(order, values, finite, strict=True):
-        if usable:
-            outputs[index] = value
-    return outputs
+    return [value if usable else None for value, usable in zip(values, finite, strict=True)]
 
 
 def is_out_of_memory(error: Exception) -> bool:

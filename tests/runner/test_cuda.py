@@ -20,7 +20,7 @@ from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import load_model
 from rerank_grpc.runner import cuda, graphs
 from rerank_grpc.runner.accelerator import Captured, Mark
-from rerank_grpc.runner.cuda import CudaRunner, runner_for
+from rerank_grpc.runner.cuda import CudaRunner, longest_first, runner_for
 from rerank_grpc.runner.graphs import all_shapes, bucket, shape_for
 from rerank_grpc.runner.packing import GraphShape, pack, tensors
 from rerank_grpc.runner.prefixes import Prefixes
@@ -178,10 +178,13 @@ def test_what_a_captured_pass_would_be_slow_for_is_not_captured() -> None:
 NO_PREFIXES = Prefixes({}, [])
 
 
-def test_a_batch_is_packed_with_the_longest_sequence_first() -> None:
-    found = pack((Sequence.of([1, 2], 1), Sequence.of([3, 4, 5], 2), Sequence.of([6])), NO_PREFIXES)
+def test_a_gpu_gets_the_longest_sequences_first_and_equal_ones_in_their_order() -> None:
+    assert longest_first(batch_of(2, 3, 1, 3)) == [1, 3, 0, 2]
+
+
+def test_a_batch_is_packed_into_one_row() -> None:
+    found = pack((Sequence.of([3, 4, 5], 2), Sequence.of([1, 2], 1), Sequence.of([6])), NO_PREFIXES)
     packed = tensors(found, torch.from_numpy(found.ints))
-    assert found.order == (1, 0, 2)
     assert packed.input_ids.tolist() == [3, 4, 5, 1, 2, 6]
     assert packed.position_ids.tolist() == [0, 1, 2, 0, 1, 0]
     assert packed.token_type_ids.tolist() == [0, 0, 1, 0, 1, 0]
@@ -192,14 +195,14 @@ def test_a_batch_is_packed_with_the_longest_sequence_first() -> None:
 
 
 def test_a_captured_batch_begins_with_filler_in_a_sequence_of_its_own() -> None:
-    batch = batch_of(5, 13)
+    batch = batch_of(13, 5)
     found = pack(batch, NO_PREFIXES, GraphShape(20, 5))
     packed = tensors(found, torch.from_numpy(found.ints))
     assert packed.layout is not None
     assert packed.layout.starts.tolist() == [0, 0, 0, 2, 15, 20]
     assert packed.layout.firsts.max() < 20
     assert packed.input_ids[:2].tolist() == [0, 0]
-    assert packed.input_ids[2:].tolist() == [*token_ids(batch[1]), *token_ids(batch[0])]
+    assert packed.input_ids[2:].tolist() == [*token_ids(batch[0]), *token_ids(batch[1])]
     assert packed.position_ids[:4].tolist() == [0, 0, 0, 1]
 
 
