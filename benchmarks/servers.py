@@ -107,8 +107,10 @@ def start_echo() -> int:
 class Free:
     """A runner that costs nothing."""
 
-    def run(self, batch: Any) -> list[float]:
-        return [0.5] * len(batch.sequences)
+    depth = 1
+
+    def launch(self, sequences: Any) -> Any:
+        return lambda: [0.5] * len(sequences)
 
 
 def free() -> None:
@@ -192,6 +194,8 @@ def alone(name: str, scale: str = "1", budget: str = "0") -> None:
 
 def saturate(engine: Any, calls: list[Any], seconds: float) -> float:
     """Keeps as many calls in the engine as W4 has callers; returns tokens per second."""
+    from rerank_grpc.types import Call
+
     started, done = perf_counter(), 0
 
     def caller(number: int) -> int:
@@ -199,9 +203,9 @@ def saturate(engine: Any, calls: list[Any], seconds: float) -> float:
         for turn in range(number, 1 << 30, CALLERS):
             if perf_counter() - started > seconds:
                 break
-            request = engine.submit(calls[turn % len(calls)])
-            request.wait()
-            engine.release(request)
+            with engine.admit(Call()) as admission:
+                request = admission.submit(calls[turn % len(calls)])
+                request.wait()
             tokens += request.tokens
         return tokens
 
