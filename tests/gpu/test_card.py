@@ -219,7 +219,7 @@ def test_out_of_memory_leaves_the_runner_able(directories: dict[str, Path]) -> N
         assert runner.launch(small)() == pytest.approx(expected, abs=0.05)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, CARD)
-    assert len(runner.launch(large)()) == len(large.sequences)
+    assert len(runner.launch(large)()) == len(large)
 
 
 def test_sum_and_norm_are_compiled_and_kept_on_disk() -> None:
