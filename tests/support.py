@@ -14,7 +14,8 @@ import grpc
 
 from rerank_grpc.config import EngineSettings, ModelSpec, Settings
 from rerank_grpc.engine.engine import Engine, OnDeath
-from rerank_grpc.models.base import ModelCard
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.registry import LoadedModel, Loader
 from rerank_grpc.runner.runner import Runner
 from rerank_grpc.sequence import Chunk, Output, PackedBatch, Sequence, TokenizedDocument, TokenizedRequest
@@ -110,11 +111,11 @@ CARD = ModelCard(
     revision="test",
     family="test",
     scoring=Scoring.SIGMOID,
-    reads_pairs=True,
+    kind=Kind.CROSS_ENCODER,
     max_tokens=512,
     device="cpu",
     precision="fp32",
-    attention="none",
+    attention=Attention.SDPA,
     tokenizer_file=Path("none"),
 )
 

@@ -73,7 +73,7 @@ def _verify(name: str, settings: Settings, catalogue: Catalogue, screen: Screen)
         catalogue=catalogue,
     )
     card = model.card
-    facts = f"{card.family}, {card.device}, {card.precision}, {card.attention}, {card.revision[:19]}"
+    facts = f"{card.family}, {card.device}, {card.precision}, {card.attention.label}, {card.revision[:19]}"
     print(f"{screen.paint(printable(name), 'bold')}  {facts}\n", flush=True)
     entry = catalogue.describing(name)
     checks = [*known(model, entry.known if entry else ()), *padded(model)]
@@ -105,13 +105,13 @@ def known(model: Model, pairs: Sequence[KnownPair]) -> Iterable[Check]:
 
 def padded(model: Model) -> Iterable[Check]:
     """Compares texts of many lengths, scored together, with transformers' padded pass in fp32."""
-    from rerank_grpc.models.reference import reference_logits
+    from rerank_grpc.models.padded import reference_logits
 
     card = model.card
     if card.prompt is not None:
         return  # a language model's prompt is its card's own code, which is compared in the tests
     texts = documents()
-    expected = reference_logits(model, QUERY, texts)
+    expected = reference_logits(card, QUERY, texts)
     found = logits(model, QUERY, texts)
     spread = 1.0 if card.scoring is Scoring.COSINE else max(1.0, max(expected) - min(expected))
     bound = PADDED.get(card.precision, ROUNDED) * spread

@@ -1,26 +1,95 @@
-"""Reads a checkpoint's weights one at a time, so that no more than one is in memory twice."""
+"""Reads a checkpoint's weights into transformers' own networks, or one at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import struct
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from transformers import AutoConfig
+from transformers.utils import logging
 
 from rerank_grpc.checkpoints.checkpoint import FLOATS, Checkpoint, read_header
 from rerank_grpc.errors import ModelLoadError
 
+# Reads a weight by its name, in fp32.
+Take: TypeAlias = Callable[[str], torch.Tensor]
+
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+
+_output = threading.Lock()
+
+
+def read_network(auto_class: Any, checkpoint: Checkpoint, *, attention: str | None, **options: Any) -> Any:
+    """Loads a checkpoint in its stored precision, on the CPU, in evaluation mode.
+
+    Raises:
+        ModelLoadError: if transformers cannot build it, or if the weights are
+            not all there, of the right shape and finite.
+    """
+    if attention is not None:
+        options["attn_implementation"] = attention
+    directory = checkpoint.directory
+    with quiet():
+        try:
+            network, report = auto_class.from_pretrained(
+                directory,
+                dtype=checkpoint.dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+        except Exception as error:  # the operator gets one line, whatever is wrong with the files
+            raise ModelLoadError(
+                f"{directory}: transformers cannot load it ({_one_line(error)}): "
+                "check that config.json and the weights belong together"
+            ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelLoadError(
+            f"{directory}: {len(missing)} weights are missing, {missing[0]!r} first: "
+            "config.json and the weights do not belong together, or the model was never trained for this"
+        )
+    _check_finite(network, checkpoint)
+    return network.eval().requires_grad_(False)
+
+
+def read_outline(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> tuple[Any, Take]:
+    """Builds a network without weights, and a function that reads them, each to be taken once.
+
+    One weight at most is then in memory twice. Files that are not plain are left
+    to read_network, with its errors.
+    """
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(
+                checkpoint.directory, local_files_only=True, trust_remote_code=False
+            )
+            with torch.device("meta"):
+                network = auto_class.from_config(config, **options)
+            take = reader(checkpoint, network)
+        except Exception:
+            take = None
+    if take is not None:
+        return network.eval(), take
+    network = read_network(auto_class, checkpoint, attention=None, **options)
+    parameters = dict(network.named_parameters())
+    return network, lambda name: parameters[name].detach().float()
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a weight lies."""
+class Extent:
+    """The bytes of a weight in a file."""
 
     path: Path
     offset: int
@@ -28,22 +97,22 @@ class Place:
     shape: tuple[int, ...]
 
 
-def reader(checkpoint: Checkpoint, network: torch.nn.Module) -> Callable[[str], torch.Tensor] | None:
-    """A function that reads a weight by its name, in fp32.
+def reader(checkpoint: Checkpoint, network: torch.nn.Module) -> Take | None:
+    """Makes a function that reads the weights of a network.
 
-    None unless the files hold every parameter of `network`, in its shape, under
-    its own name: then transformers knows what to do or what to say.
+    None unless the files hold every parameter, in its shape, under its own name:
+    transformers knows how to read other files, or the error to raise.
     """
-    places = find_places(checkpoint)
+    extents = find_extents(checkpoint)
     for name, parameter in network.named_parameters():
-        if name not in places or places[name].shape != tuple(parameter.shape):
+        if name not in extents or extents[name].shape != tuple(parameter.shape):
             return None
-    return lambda name: read(checkpoint, name, places[name])
+    return lambda name: read(checkpoint, name, extents[name])
 
 
-def find_places(checkpoint: Checkpoint) -> dict[str, Place]:
+def find_extents(checkpoint: Checkpoint) -> dict[str, Extent]:
     """Lists the weights of floats in all files of a checkpoint."""
-    places = {}
+    extents = {}
     for path in checkpoint.weights:
         header: dict[str, Any] = read_header(path)
         with path.open("rb") as file:
@@ -54,25 +123,62 @@ def find_places(checkpoint: Checkpoint) -> dict[str, Place]:
             for old, new in OLD_NAMES:
                 name = name.replace(old, new)
             begin = 8 + length + int(entry["data_offsets"][0])
-            places[name] = Place(path, begin, FLOATS[entry["dtype"]], tuple(entry["shape"]))
-    return places
+            extents[name] = Extent(path, begin, FLOATS[entry["dtype"]], tuple(entry["shape"]))
+    return extents
 
 
-def read(checkpoint: Checkpoint, name: str, place: Place) -> torch.Tensor:
+def read(checkpoint: Checkpoint, name: str, extent: Extent) -> torch.Tensor:
     """Reads one weight in fp32, or raises ModelLoadError if it is not finite."""
-    weight = torch.empty(place.shape, dtype=place.dtype)
-    with place.path.open("rb") as file:
-        file.seek(place.offset)
+    weight = torch.empty(extent.shape, dtype=extent.dtype)
+    with extent.path.open("rb") as file:
+        file.seek(extent.offset)
         bytes_: Any = weight.view(-1).view(torch.uint8).numpy()
         if file.readinto(bytes_) != weight.nbytes:
-            raise ModelLoadError(f"{place.path}: ends before {name!r}: copy it again")
+            raise ModelLoadError(f"{extent.path}: ends before {name!r}: copy it again")
     # The least and the largest are not finite if any value is not; a sum in float64 would copy.
     if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
         raise ModelLoadError(f"{checkpoint.directory}: weight {name!r} is not finite: copy the weights again")
     return weight.float()
 
 
-def give_back() -> None:
-    """Returns to the system what reading has freed, where the C library would keep it."""
+def load_parameters(module: Any, take: Take, name: str) -> Any:
+    """Gives a network's part its weights, in fp32, on the CPU."""
+    state = {key: take(f"{name}.{key}") for key, _ in module.named_parameters()}
+    module.load_state_dict(state, assign=True)
+    return module.requires_grad_(False)
+
+
+def trim_heap() -> None:
+    """Returns freed memory to the system, where the C library would keep it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _check_finite(network: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    for name, weight in network.named_parameters():
+        # A sum is not finite if any value is not, and costs no second copy.
+        if not torch.isfinite(weight.sum(dtype=torch.float64)):
+            raise ModelLoadError(
+                f"{checkpoint.directory}: weight {name!r} is not finite: copy the weights again"
+            )
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers from drawing progress bars and from warnings about files that are checked here."""
+    with _output, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
-from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS, KeysValues
+from rerank_grpc.kernels.base import KeysValues
+from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
 from rerank_grpc.sequence import Prefix
 
 

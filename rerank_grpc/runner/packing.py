@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rerank_grpc.kernels.base import KeyRows, Layout
-from rerank_grpc.kernels.causal import KeysValues
-from rerank_grpc.kernels.gathered import key_ranges
+from rerank_grpc.kernels.base import KeyRows, KeysValues, Layout
+from rerank_grpc.kernels.causal import key_ranges
 from rerank_grpc.models.base import PackedTokens
 from rerank_grpc.runner.prefixes import Prefixes
 from rerank_grpc.sequence import PackedBatch, Prefix, Sequence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rerank_grpc.kernels.causal import KeysValues
+from rerank_grpc.kernels.base import KeysValues
 from rerank_grpc.runner.kept import KeptPrefixes
 from rerank_grpc.sequence import PackedBatch, Prefix
 

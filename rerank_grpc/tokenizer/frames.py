@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 from tokenizers import Tokenizer
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.models.prompt import Prompt
+from rerank_grpc.models.prompts import Prompt
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, TokenizedRequest
 from rerank_grpc.tokenizer.documents import ALL, encode_documents, refuse_instruction
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
@@ -92,7 +92,7 @@ class PromptEncoder:
         return self._head_ids(query, instruction), True
 
     def _head_ids(self, query: str, instruction: str) -> bytes:
-        texts = self._prompt.heads(query, instruction)
+        texts = self._prompt.filled(query, instruction)
         whole = Cutting(ALL, ALL, Truncation.END)
         return b"".join(part.ids for part in tokenize(self._vocabulary, texts, whole, lambda _: "query"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as ListOf
 from typing import Protocol
 
-from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.sequence import Sequence, TokenizedRequest
 from rerank_grpc.tokenizer.documents import ALL, QueryEncoder, encode_documents, refuse_instruction
 from rerank_grpc.tokenizer.frames import PromptEncoder
@@ -49,7 +49,7 @@ def encoder_for(card: ModelCard) -> Encoder:
     vocabulary = read_vocabulary(card.tokenizer_file, card.family)
     if card.prompt is not None:
         return PromptEncoder(vocabulary, card.prompt, card.tokenizer_file, max_tokens=card.max_tokens)
-    if card.reads_pairs:
+    if card.kind is Kind.CROSS_ENCODER:
         return PairEncoder(vocabulary, max_tokens=card.max_tokens)
     return TextEncoder(vocabulary, max_tokens=card.max_tokens)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from rerank_grpc.kernels.attention import VARLEN
+from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
 from rerank_grpc.runner.kept import KeptPrefixes
@@ -33,7 +33,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
     """Loads a checkpoint as on a card, but without its values."""
     monkeypatch.setattr(loader, "choose_device", lambda _: META)
     monkeypatch.setattr(loader, "choose_precision", lambda *_: "bf16")
-    monkeypatch.setattr(loader, "attention_for", lambda *_: VARLEN)
+    monkeypatch.setattr(loader, "choose_attention", lambda *_: Attention.VARLEN)
 
     def make(write: Callable[[Path], Path]) -> Model:
         source = str(write(tmp_path / "checkpoint"))
@@ -49,7 +49,7 @@ def run(model: Model, plan: Plan) -> torch.Tensor:
 @pytest.mark.parametrize("write", [checkpoints.bert, checkpoints.roberta, checkpoints.xlm_roberta])
 def test_the_encoder_asks_for_no_value(load: Any, write: Callable[[Path], Path]) -> None:
     model = load(write)
-    assert model.card.attention == VARLEN
+    assert model.card.attention is Attention.VARLEN
     assert model.card.capturable
     assert run(model, plan_batch(BATCH, Prefixes(BATCH))).shape == (5, 1)
 
@@ -64,7 +64,7 @@ def test_a_captured_pass_asks_for_no_length_either(load: Any) -> None:
 
 def test_transformers_own_modules_ask_for_no_value(load: Any) -> None:
     model = load(partial(test_modernbert.write, pooling="cls"))
-    assert model.card.attention == VARLEN
+    assert model.card.attention is Attention.VARLEN
     assert not model.card.capturable
     assert run(model, plan_batch(BATCH, Prefixes(BATCH))).shape == (5, 1)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from rerank_grpc.kernels import cuda as operations
-from rerank_grpc.kernels.attention import VARLEN
+from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.cuda import TorchOperations
-from rerank_grpc.models import decoder, roberta
+from rerank_grpc.models import hooked, loader
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import load_model
 from rerank_grpc.runner import cuda as staged
@@ -292,8 +292,8 @@ def capturable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     """A model that goes by the layout on the device alone, as on a GPU."""
     monkeypatch.setattr(plan, "MOST_CAPTURED", 256)
     monkeypatch.setattr(operations, "kernel_for", lambda _: part_by_part)
-    made = TorchOperations(torch.device("cpu"), torch.float32, VARLEN)
-    monkeypatch.setattr(roberta, "operations_for", lambda _: made)
+    made = TorchOperations(torch.device("cpu"), torch.float32, Attention.VARLEN)
+    monkeypatch.setattr(loader, "operations_for", lambda *_: made)
     return load(directory)
 
 
@@ -333,9 +333,9 @@ def test_a_captured_pass_would_notice_what_fills_it_up_leaking(
 
     runner = StagedRunner(capturable, FakeDevice())
     runner._graphs.capture_all()
-    body: Any = capturable._body  # type: ignore[attr-defined]
+    body: Any = capturable.body  # type: ignore[attr-defined]
     for layer in body._layers:
-        monkeypatch.setattr(layer._attend.__self__, "_attend", leaking)
+        monkeypatch.setattr(layer._attend.__self__, "_kernel", leaking)
     assert not same(runner.run(BATCHES[0]), expected[0])
 
 
@@ -370,7 +370,7 @@ def test_a_prefix_is_computed_once_for_batches_that_overlap(
     directory = checkpoints.qwen3_reranker(tmp_path / "qwen3")
     plain = ModelRunner(load(directory))
     if gathered:
-        for module in (decoder, staged):
+        for module in (hooked, staged):
             monkeypatch.setattr(module, "kernel_for", lambda _: part_by_part)
     model = load(directory)
     encoder = encoder_for(model.card)

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from rerank_grpc.errors import InvalidRequest, ModelLoadError, UnsupportedOption
-from rerank_grpc.models.prompt import check_prompt
+from rerank_grpc.models.prompts import check_prompt
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer import windows as texts_module
 from rerank_grpc.tokenizer.vocabulary import UNMARKED, read_vocabulary

@@ -17,7 +17,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from rerank_grpc.errors import InternalError, InvalidRequest, ModelLoadError, UnsupportedOption
-from rerank_grpc.models.base import ModelCard
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.models.embedded import find_package
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer import windows as texts_module
@@ -48,11 +49,11 @@ def card(directory: Path, family: str = "bert", **changes: Any) -> ModelCard:
         revision="",
         family=family,
         scoring=Scoring.SIGMOID,
-        reads_pairs=True,
+        kind=Kind.CROSS_ENCODER,
         max_tokens=MAX_TOKENS,
         device="cpu",
         precision="fp32",
-        attention="",
+        attention=Attention.SDPA,
         tokenizer_file=directory / "tokenizer.json",
     )
     return replace(plain, **changes)
@@ -65,7 +66,7 @@ def pair_encoder(directory: Path, **changes: Any) -> PairEncoder:
 
 
 def text_encoder(directory: Path, **changes: Any) -> TextEncoder:
-    encoder = encoder_for(card(directory, reads_pairs=False, **changes))
+    encoder = encoder_for(card(directory, kind=Kind.BI_ENCODER, **changes))
     assert isinstance(encoder, TextEncoder)
     return encoder
 
