@@ -23,7 +23,9 @@ FAMILIES = ("bert", "roberta", "xlm_roberta")
 
 
 def main() -> None:
-    from tests.models import conftest, test_parity, test_precision
+    from tests import conftest
+    from tests.kernels import test_precision
+    from tests.models import test_parity
 
     texts, rows = test_precision.texts(), []
     with tempfile.TemporaryDirectory() as folder:

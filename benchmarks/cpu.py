@@ -42,14 +42,15 @@ REFERENCE = "crossencoder fp32"
 MEMORY = """
 import sys
 from pathlib import Path
-from rerank_grpc.models.loader import load_model
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.registry.loading import ModelLoader
 
 def kib(name):
     (line,) = (line for line in open("/proc/self/status") if line.startswith(name))
     return int(line.split()[1])
 
 def load(source):
-    return load_model(source, models_dir=Path("models"), device="cpu", precision=sys.argv[2])
+    return ModelLoader(ServerSettings(device="cpu", precision=sys.argv[2])).read_model(source)
 
 load("embedded")
 before = kib("VmRSS")

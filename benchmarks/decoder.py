@@ -136,32 +136,33 @@ class Theirs:
 
 
 class Ours:
-    """The service's own path: encoder, scheduler, runner, model."""
+    """The service's own path: tokenizer, scheduler, runner, model."""
 
     def __init__(self, path: Path, workload: workloads.Workload, precision: str) -> None:
-        from rerank_grpc.config import EngineSettings
+        from rerank_grpc.config.settings import EngineSettings, ServerSettings
         from rerank_grpc.engine.engine import Engine
-        from rerank_grpc.models.loader import load_model
+        from rerank_grpc.registry.loading import ModelLoader
         from rerank_grpc.runner.runner import ModelRunner
-        from rerank_grpc.tokenizer.tokenizer import encoder_for
+        from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
-        model = load_model(str(path), models_dir=Path("models"), device="cpu", precision=precision)
+        model = ModelLoader(ServerSettings(device="cpu", precision=precision)).read_model(str(path))
         self._workload = workload
-        self._encoder = encoder_for(model.card)
+        self._own = tokenizer_for(model.card)
         self._engine = Engine(
             ModelRunner(model), EngineSettings(max_batch_tokens=BATCH_TOKENS, hang_seconds=600)
         )
         self._engine.start()
 
     def score(self, *, shared: bool) -> list[float]:
-        encoded = self._encoder.encode(self._workload.query, self._workload.documents)
-        sequences = [encoded.sequences[each.chunks[0].sequence] for each in encoded.documents]
+        request = workloads.request_of(self._workload.query, self._workload.documents)
+        tokenized = self._own.tokenize(request)
+        sequences = [tokenized.sequences[each.chunks[0].sequence] for each in tokenized.documents]
         if not shared:
             sequences = [sequence.whole() for sequence in sequences]
-        request = self._engine.submit(sequences)
-        request.wait()
-        self._engine.release(request)
-        return [float(output) for output in request.outputs]  # type: ignore[arg-type]
+        future = self._engine.submit(sequences)
+        future.wait()
+        self._engine.release(future)
+        return [float(output) for output in future.outputs]  # type: ignore[arg-type]
 
     def warm_up(self, documents: tuple[str, ...]) -> None:
         whole, self._workload = self._workload, replace(self._workload, documents=documents)
@@ -169,7 +170,8 @@ class Ours:
         self._workload = whole
 
     def tokens(self) -> dict[str, Any]:
-        sequences = self._encoder.encode(self._workload.query, self._workload.documents).sequences
+        request = workloads.request_of(self._workload.query, self._workload.documents)
+        sequences = self._own.tokenize(request).sequences
         prefix = sequences[0].prefix
         assert prefix is not None
         return {

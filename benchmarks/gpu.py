@@ -116,35 +116,36 @@ class Run:
 
 
 class Ours:
-    """The service without its server: encoder, scheduler, runner, model."""
+    """The service without its server: tokenizer, scheduler, runner, model."""
 
     def __init__(self, path: Path, size: Size, precision: str | None = None) -> None:
-        from rerank_grpc.config import EngineSettings
+        from rerank_grpc.config.settings import EngineSettings, ServerSettings
         from rerank_grpc.engine.engine import Engine
-        from rerank_grpc.models.loader import load_model
+        from rerank_grpc.registry.loading import ModelLoader
         from rerank_grpc.registry.warmup import warm_up
         from rerank_grpc.runner.cuda import runner_for
-        from rerank_grpc.tokenizer.tokenizer import encoder_for
+        from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
         began = perf_counter()
-        model = load_model(
-            str(path), models_dir=Path("models"), device=size.device, precision=precision or size.precision
-        )
+        settings = ServerSettings(device=size.device, precision=precision or size.precision)
+        model = ModelLoader(settings).read_model(str(path))
         self.card = model.card
-        self.encoder = encoder_for(model.card)
+        self.tokenizer = tokenizer_for(model.card)
         self.engine = Engine(runner_for(model), EngineSettings(hang_seconds=600))
         self.engine.start()
         if precision is None:
-            warm_up(self.engine, self.encoder, model.card)
+            warm_up(self.engine, self.tokenizer, model.card)
         self.ready_seconds = perf_counter() - began
 
     def encode(self, workload: Workload) -> list[Any]:
         """Pairs are cut where the others cut them; a language model's prompt is nowhere cut."""
         room = 0
         if self.card.prompt is None:
-            room = workload.max_tokens - len(self.encoder.encode(workload.query, [""]).sequences[0])
-        encoded = self.encoder.encode(workload.query, list(workload.documents), max_tokens_per_document=room)
-        return [encoded.sequences[each.chunks[0].sequence] for each in encoded.documents]
+            empty = self.tokenizer.tokenize(workloads.request_of(workload.query, [""]))
+            room = workload.max_tokens - len(empty.sequences[0])
+        request = workloads.request_of(workload.query, workload.documents, room)
+        tokenized = self.tokenizer.tokenize(request)
+        return [tokenized.sequences[each.chunks[0].sequence] for each in tokenized.documents]
 
     def score(self, calls: list[list[Any]]) -> list[float]:
         """All calls at once."""
@@ -387,7 +388,7 @@ def saturation(run: Run, name: str) -> None:
 def check_server() -> None:
     """Raises NotHere where the server's packages are missing or too old for its stubs."""
     try:
-        import rerank_grpc.server.app  # noqa: F401
+        import rerank_grpc.server.server  # noqa: F401
     except Exception as error:  # the stubs check versions, too, each with errors of its own
         raise NotHere(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 

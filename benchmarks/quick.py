@@ -76,24 +76,25 @@ def overhead() -> dict[str, Any]:
 
 
 def tokenizing(name: str) -> dict[str, Any]:
-    """W2's pairs: our encoder beside the library's own pair encoding."""
+    """W2's pairs: our tokenizer beside the library's own pair encoding."""
     from transformers import AutoTokenizer
 
-    from rerank_grpc.tokenizer.tokenizer import PairEncoder
+    from rerank_grpc.tokenizer.frames import PlainFraming
+    from rerank_grpc.tokenizer.tokenizer import Tokenizer
     from rerank_grpc.tokenizer.vocabulary import read_vocabulary
 
     path = checkpoints.tokenizer(name)
     library = AutoTokenizer.from_pretrained(path)
     vocabulary = read_vocabulary(path / "tokenizer.json", checkpoints.SHAPES[name].family)
-    encoder = PairEncoder(vocabulary, max_tokens=512)
+    tokenizer = Tokenizer(vocabulary, PlainFraming(vocabulary, 512, pairs=True))
     workload = workloads.passages()
     documents = list(workload.documents)
     ours, theirs = [], []
     for number in range(4 * ROUNDS):
-        query = f"{workload.query} {number}"  # another each time: the encoder remembers them
+        query = f"{workload.query} {number}"  # another each time: the tokenizer remembers them
         queries = [query] * len(documents)
         started = perf_counter()
-        found = encoder.encode(query, documents)
+        found = tokenizer.tokenize(workloads.request_of(query, documents))
         middle = perf_counter()
         expected = library(queries, documents, truncation="only_second", max_length=512)
         ours.append(1e3 * (middle - started))

@@ -1,8 +1,8 @@
-"""What the REST shim costs: over the gRPC call itself, in calls per second, and beside slow callers.
+"""What REST costs: over the gRPC call itself, in calls per second, and beside slow callers.
 
     python benchmarks/rest_cost.py
 
-Three processes: a gRPC server whose model costs nothing, the shim, and this
+Three processes: a gRPC server whose model costs nothing, the REST server, and this
 one, which calls. A warm-up comes first; the two protocols take turns, so that
 what else the machine does meets both. Prints medians, 99th percentiles and
 rates; compare nothing across machines.
@@ -48,9 +48,9 @@ def server(pipe: multiprocessing.connection.Connection) -> None:
         pipe.recv()
 
 
-def shim(pipe: multiprocessing.connection.Connection, target: int) -> None:
+def rest_server(pipe: multiprocessing.connection.Connection, target: int) -> None:
     """Serves REST in front of it until it is told to end."""
-    from tests.rest.support import shim as running
+    from tests.rest.support import rest_server as running
 
     with running(target) as port:
         pipe.send(port)
@@ -186,7 +186,7 @@ def ninety_ninth(seconds: list[float]) -> float:
 def main() -> None:
     """Measures and prints."""
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    with process(server) as (grpc_port, server_pid), process(shim, grpc_port) as (port, shim_pid):
+    with process(server) as (grpc_port, server_pid), process(rest_server, grpc_port) as (port, rest_pid):
         for documents in (1, 100):
             over_rest, over_grpc = latency(port, grpc_port, documents)
             rest_ms, grpc_ms = (statistics.median(times) * 1000 for times in (over_rest, over_grpc))
@@ -194,13 +194,13 @@ def main() -> None:
                 f"{documents} documents: p50 REST {rest_ms:.2f} ms, gRPC {grpc_ms:.2f} ms, "
                 f"more {rest_ms - grpc_ms:.2f} ms, ratio {rest_ms / grpc_ms:.2f}"
             )
-        before = cpu(server_pid), cpu(shim_pid)
+        before = cpu(server_pid), cpu(rest_pid)
         per_second = rate(port)
-        used = [(cpu(pid) - old) * 1000 for pid, old in zip((server_pid, shim_pid), before, strict=True)]
+        used = [(cpu(pid) - old) * 1000 for pid, old in zip((server_pid, rest_pid), before, strict=True)]
         calls = per_second * (SECONDS + 0.5)
         print(
             f"{CALLERS} callers: {per_second:.0f} small calls per second; "
-            f"CPU a call: server {used[0] / calls:.2f} ms, shim {used[1] / calls:.2f} ms"
+            f"CPU a call: server {used[0] / calls:.2f} ms, REST {used[1] / calls:.2f} ms"
         )
         alone, beside, seconds = beside_slow_callers(port)
         print(

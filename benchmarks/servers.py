@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -114,44 +113,55 @@ class Free:
 
 def free() -> None:
     """Serves a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
-    from rerank_grpc.config import EngineSettings
+    from rerank_grpc.config.settings import EngineSettings, ModelSpec
     from rerank_grpc.engine.engine import Engine, OnDeath
-    from rerank_grpc.registry import LoadedModel
+    from rerank_grpc.registry.slot import LoadedModel
     from rerank_grpc.registry.warmup import warm_up
-    from rerank_grpc.tokenizer.tokenizer import encoder_for
+    from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
     card = load("minilm").card
 
-    def loader(spec: Any, on_death: OnDeath) -> LoadedModel:
-        engine = Engine(Free(), EngineSettings(), name="free", on_death=on_death)
-        engine.start()
-        encoder = encoder_for(card)
-        warm_up(engine, encoder, card)
-        return LoadedModel(spec.name, card, encoder, engine)
+    class FreeLoader:
+        def is_local(self, spec: ModelSpec) -> bool:
+            return True
 
-    serve("embedded", loader)
+        def prepare(self, spec: ModelSpec) -> int:
+            return 0
+
+        def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+            engine = Engine(Free(), EngineSettings(), name="free", on_death=on_death)
+            engine.start()
+            tokenizer = tokenizer_for(card)
+            warm_up(engine, tokenizer, card)
+            return LoadedModel(spec.name, card, tokenizer, engine)
+
+    serve("embedded", FreeLoader())
 
 
 def load(name: str) -> Any:
-    from rerank_grpc.models.loader import load_model
+    from rerank_grpc.config.settings import ServerSettings
+    from rerank_grpc.registry.loading import ModelLoader
 
-    path = str(checkpoints.checkpoint(name))
-    return load_model(path, models_dir=Path("models"), device="auto", precision="auto")
+    return ModelLoader(ServerSettings()).read_model(str(checkpoints.checkpoint(name)))
 
 
 def serve(source: str, loader: Any = None) -> None:
     from rerank_grpc.cli.logs import log_to
     from rerank_grpc.cli.serve import freeze_imports
-    from rerank_grpc.config import ModelSpec, Settings
-    from rerank_grpc.server.app import RerankServer
+    from rerank_grpc.config.settings import ModelSpec, ServerSettings
+    from rerank_grpc.server.server import RerankServer
 
     freeze_imports()
     # Standard error is a file here, and a log line costs what it costs in production.
     log_to(sys.stderr, "info")
     settings = replace(
-        Settings(), models=(ModelSpec("model", source),), port=0, admin_port=None, tokens=(TOKEN,)
+        ServerSettings(),
+        models=(ModelSpec("model", source),),
+        port=0,
+        admin_port=None,
+        access_tokens=(TOKEN,),
     )
-    server = RerankServer(settings, load=loader)
+    server = RerankServer(settings, loader=loader)
     server.start()
     server.wait_until_loaded()
     info = server.registry.models()[0]
@@ -162,18 +172,19 @@ def serve(source: str, loader: Any = None) -> None:
 
 def alone(name: str, scale: str = "1", budget: str = "0") -> None:
     """Runs the calls of W4 through the engine without a server; each line on stdin is a number of seconds."""
-    from rerank_grpc.config import EngineSettings
+    from rerank_grpc.config.settings import EngineSettings
     from rerank_grpc.engine.engine import Engine
     from rerank_grpc.registry.warmup import warm_up
     from rerank_grpc.runner.cuda import runner_for
-    from rerank_grpc.tokenizer.tokenizer import encoder_for
+    from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
     model = load(name)
-    encoder = encoder_for(model.card)
+    tokenizer = tokenizer_for(model.card)
     engine = Engine(runner_for(model), EngineSettings(max_batch_tokens=int(budget) or None))
     engine.start()
-    warm_up(engine, encoder, model.card)
-    calls = [encoder.encode(workloads.QUERY, list(call)).sequences for call in concurrent_calls(float(scale))]
+    warm_up(engine, tokenizer, model.card)
+    requests = [workloads.request_of(workloads.QUERY, call) for call in concurrent_calls(float(scale))]
+    calls = [tokenizer.tokenize(request).sequences for request in requests]
     say(port=0, budget=engine.max_batch_tokens, precision=model.card.precision)
     for line in sys.stdin:
         say(tokens_per_second=saturate(engine, calls, float(line)))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import workloads
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, request_of
 
 Score = Callable[[Workload], list[float]]
 
@@ -206,30 +206,31 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
     import torch
 
     torch.set_num_threads(threads)
-    from rerank_grpc.config import ModelSpec, Settings
-    from rerank_grpc.registry.loading import loader_for
+    from rerank_grpc.config.settings import ModelSpec, ServerSettings
+    from rerank_grpc.registry.loading import ModelLoader
 
-    settings = Settings(device="cpu", precision=kind)
-    loaded = loader_for(settings)(ModelSpec("bench", str(path)), lambda: None)
+    settings = ServerSettings(device="cpu", precision=kind)
+    loaded = ModelLoader(settings).load(ModelSpec("bench", str(path)), lambda hung: None)
     print(f"budget of {path.name} in {kind}: {loaded.engine.max_batch_tokens}", file=sys.stderr)
 
     def score(workload: Workload) -> list[float]:
         if workload.max_tokens > 512:
             room = 0
         else:  # the same cut as the others': query and document together
-            room = workload.max_tokens - overhead(loaded.encoder, workload.query)
-        encoded = loaded.encoder.encode(workload.query, workload.documents, max_tokens_per_document=room)
-        request = loaded.engine.submit(encoded.sequences)
-        request.wait()
-        loaded.engine.release(request)
-        return [float(request.outputs[document.chunks[0].sequence]) for document in encoded.documents]
+            room = workload.max_tokens - overhead(loaded.tokenizer, workload.query)
+        request = request_of(workload.query, workload.documents, room)
+        tokenized = loaded.tokenizer.tokenize(request)
+        future = loaded.engine.submit(tokenized.sequences)
+        future.wait()
+        loaded.engine.release(future)
+        return [float(future.outputs[document.chunks[0].sequence]) for document in tokenized.documents]
 
     return score
 
 
-def overhead(encoder: Any, query: str) -> int:
+def overhead(tokenizer: Any, query: str) -> int:
     """How many tokens of a pair are not the document's."""
-    return len(encoder.encode(query, ["a"]).sequences[0]) - 1
+    return len(tokenizer.tokenize(request_of(query, ["a"])).sequences[0]) - 1
 
 
 def rerank_grpc_server(path: Path, threads: int, kind: str) -> Score:

@@ -14,8 +14,13 @@ import functools
 import pydoc_data.topics
 import random
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rerank_grpc.types import RerankRequest
 
 QUERY = "how does asyncio cancel a task that still waits on a future?"
 WORDS_PER_TOKEN = 0.72
@@ -33,6 +38,15 @@ class Workload:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         return [(self.query, document) for document in self.documents]
+
+
+def request_of(query: str, documents: Sequence[str], max_tokens_per_document: int = 0) -> RerankRequest:
+    """A request for the service's own tokenizer."""
+    from rerank_grpc.types import Document, RerankRequest
+
+    return RerankRequest(
+        query, list(map(Document, documents)), max_tokens_per_document=max_tokens_per_document
+    )
 
 
 def short() -> Workload:

@@ -1,7 +1,7 @@
 """Everything that can go wrong, each defined once.
 
 A domain exception has a reason, metadata and sometimes a time to retry after,
-and no wire format: ``server/status.py`` maps it to gRPC, ``rest`` to HTTP, and
+and no wire format: ``wire/status.py`` maps it to gRPC, ``rest`` to HTTP, and
 the client raises the same class again on the caller's side.
 
     RerankError

@@ -1,21 +1,21 @@
-"""The application: check, lease a model, tokenize, score, order, cut to top_n."""
+"""The path of a call: check, lease a model, tokenize, score, order, cut to top_n."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
 from operator import attrgetter
 from time import monotonic
 
-from rerank_grpc.checks import check_request
-from rerank_grpc.config import Limits
 from rerank_grpc.engine.future import Future
 from rerank_grpc.gate import Gate, Permit
-from rerank_grpc.registry import Lease, LoadedModel, Registry
-from rerank_grpc.scores import best_chunk, logits_of, relevance_scores
+from rerank_grpc.limits import Limits, check_request
+from rerank_grpc.registry.registry import Lease, Registry
+from rerank_grpc.registry.slot import LoadedModel
+from rerank_grpc.scores import best_chunks, relevance_scores
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.pace import Pace, Turns
 from rerank_grpc.types import Call, RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
@@ -24,20 +24,20 @@ from rerank_grpc.types import Call, RerankRequest, RerankResponse, RerankSummary
 class Reranker:
     """Answers requests with the models of a registry; called by many threads at once.
 
-    `door` bounds the calls inside, `lobby` those that wait for a model to be loaded.
+    `gate` bounds the calls inside, `lobby` those that wait for a model to be loaded.
     """
 
-    def __init__(self, registry: Registry, limits: Limits, door: Gate, lobby: Gate) -> None:
+    def __init__(self, registry: Registry, limits: Limits, gate: Gate, lobby: Gate) -> None:
         self._registry = registry
         self._limits = limits
-        self._door = door
+        self._gate = gate
         self._lobby = lobby
         self._turns = Turns()
 
     def rerank(self, request: RerankRequest, call: Call | None = None) -> RerankResponse:
         """Scores all documents and returns them by descending relevance; raises a RerankError."""
         with self._admitted(request, call or Call()) as job:
-            job.scoring.wait()
+            job.future.wait()
             results = job.results(range(len(request.documents)))
             results.sort(key=attrgetter("logit"), reverse=True)  # stable: ties keep the caller's order
             if request.top_n:
@@ -49,34 +49,16 @@ class Reranker:
     ) -> Iterator[list[ScoredDocument] | RerankSummary]:
         """Yields results as they are scored, and the summary at last; otherwise like `rerank`.
 
-        With top_n, a result comes only if it is among the best so far.
+        With top_n, a result is left out unless it is among the best so far.
         """
         with self._admitted(request, call or Call(), stepwise=True) as job:
-            best = _Best(request.top_n)
-            missing = job.sequences_missing()
-            for sequences in job.scoring.completed():
-                results = job.results(missing.complete(sequences))
+            best, unscored = _Best(request.top_n), _Unscored(job.tokenized)
+            for sequences in job.future.completed():
+                results = job.results(unscored.complete(sequences))
                 results = [result for result in results if best.admits(result)]
                 if results:
                     yield results
             yield job.summary()
-
-    def _enter(self, request: RerankRequest, call: Call) -> tuple[Lease, Permit]:
-        """Leases the model and takes a slot.
-
-        A call that waits for its model to be loaded takes a place in the lobby
-        meanwhile, and a slot after that: it must not keep calls of other models out.
-        """
-        characters = check_request(request, self._limits)
-        lease = self._registry.lease_now(request.model)
-        if lease is None:
-            with self._lobby.enter(characters):
-                lease = self._registry.lease(request.model, deadline=call.deadline, on_cancel=call.on_cancel)
-        try:
-            return lease, self._door.enter(characters)
-        except BaseException:
-            lease.leave()
-            raise
 
     @contextmanager
     def _admitted(self, request: RerankRequest, call: Call, *, stepwise: bool = False) -> Iterator[_Job]:
@@ -89,25 +71,34 @@ class Reranker:
         with slot, lease as model:
             model.engine.check_room()
             started = monotonic()
-            encoded = model.encoder.encode(
-                request.query,
-                [document.text for document in request.documents],
-                instruction=request.instruction,
-                max_tokens_per_document=request.max_tokens_per_document,
-                truncation=request.truncation,
-                max_chunks=max(1, request.max_chunks_per_document),
-                pace=Pace(self._turns, call.check),
+            tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check))
+            seconds = monotonic() - started
+            future = model.engine.submit(
+                tokenized.sequences, deadline=call.deadline, priority=request.priority, stepwise=stepwise
             )
-            tokenized = monotonic()
-            scoring = model.engine.submit(
-                encoded.sequences, deadline=call.deadline, priority=request.priority, stepwise=stepwise
-            )
-            call.on_cancel(scoring.cancel)
-            scoring.on_done(slot.leave)
+            call.on_cancel(future.cancel)
+            future.on_done(slot.leave)
             try:
-                yield _Job(request, model, encoded, scoring, tokenized - started)
+                yield _Job(request, model, tokenized, future, seconds)
             finally:
-                model.engine.release(scoring)
+                model.engine.release(future)
+
+    def _enter(self, request: RerankRequest, call: Call) -> tuple[Lease, Permit]:
+        """Leases the model and takes a slot.
+
+        A call whose model must be loaded waits in the lobby without a slot, so
+        it keeps no calls of other models out.
+        """
+        characters = check_request(request, self._limits)
+        lease = self._registry.lease_now(request.model)
+        if lease is None:
+            with self._lobby.enter(characters):
+                lease = self._registry.lease(request.model, call)
+        try:
+            return lease, self._gate.enter(characters)
+        except BaseException:
+            lease.leave()
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,59 +107,53 @@ class _Job:
 
     request: RerankRequest
     model: LoadedModel
-    encoded: TokenizedRequest
-    scoring: Future
+    tokenized: TokenizedRequest
+    future: Future
     tokenization_seconds: float
 
-    def results(self, indices: Iterable[int]) -> list[ScoredDocument]:
-        """Makes the results of documents whose sequences are all scored, but for those below the bound."""
-        places, encoded = list(indices), self.encoded.documents
-        logit_of = logits_of(self.scoring.outputs, self.encoded.query)
-        chosen = [best_chunk(encoded[index], logit_of) for index in places]
-        scores = relevance_scores([logit for _, logit in chosen], self.model.card.scoring)
-        (bound,) = array("f", [self.request.min_relevance_score or 0])  # as the caller saw scores: in float32
-        return [
-            self._result(index, best, logit, score)
-            for index, (best, logit), score in zip(places, chosen, scores, strict=True)
-            if score >= bound
-        ]
-
-    def _result(self, index: int, best: int, logit: float, score: float) -> ScoredDocument:
-        source = self.request.documents[index]
-        chunks, truncated = self.encoded.documents[index]
-        _, tokens, span = chunks[best]
-        document = source if self.request.return_documents else None
-        return ScoredDocument(index, score, logit, source.id, document, tokens, truncated, span)
+    def results(self, indices: Sequence[int]) -> list[ScoredDocument]:
+        """Makes the results of scored documents, without those below the request's least score."""
+        documents = list(map(self.tokenized.documents.__getitem__, indices))
+        best = best_chunks(documents, self.future.outputs, self.tokenized.query)
+        scores = relevance_scores([logit for _, logit in best], self.model.card.scoring)
+        (least,) = array("f", [self.request.min_relevance_score or 0])  # rounded as the scores are
+        results = []
+        for index, (chunks, truncated), (position, logit), score in zip(
+            indices, documents, best, scores, strict=True
+        ):
+            if score >= least:
+                source, chunk = self.request.documents[index], chunks[position]
+                document = source if self.request.return_documents else None
+                results.append(
+                    ScoredDocument(
+                        index, score, logit, source.id, document, chunk.tokens, truncated, chunk.span
+                    )
+                )
+        return results
 
     def summary(self) -> RerankSummary:
-        """Says what is said once about the whole call."""
-        scoring = self.scoring
+        """Makes the part of the response that concerns the whole call."""
+        future = self.future
         return RerankSummary(
             model=self.model.name,
             model_revision=self.model.card.revision,
             usage=Usage(
-                input_tokens=scoring.tokens,
-                cached_pairs=scoring.joined,
+                input_tokens=future.tokens,
+                cached_pairs=future.joined,
                 tokenization_seconds=self.tokenization_seconds,
-                queue_seconds=max(0.0, scoring.started_at - scoring.admitted_at),
-                inference_seconds=max(0.0, scoring.finished_at - scoring.started_at),
+                queue_seconds=max(0.0, future.started_at - future.admitted_at),
+                inference_seconds=max(0.0, future.finished_at - future.started_at),
             ),
-            query_truncated=self.encoded.query_truncated,
+            query_truncated=self.tokenized.query_truncated,
         )
 
-    def sequences_missing(self) -> _Missing:
-        """Starts to keep count of which documents are complete."""
-        return _Missing(self.encoded)
 
-
-class _Missing:
+class _Unscored:
     """Tells which documents become complete as sequences are scored."""
 
-    def __init__(self, encoded: TokenizedRequest) -> None:
-        query = set() if encoded.query is None else {encoded.query}
-        self._needs = [
-            query | {chunk.sequence for chunk in document.chunks} for document in encoded.documents
-        ]
+    def __init__(self, tokenized: TokenizedRequest) -> None:
+        query = set() if tokenized.query is None else {tokenized.query}
+        self._needs = [query | {chunk.sequence for chunk in each.chunks} for each in tokenized.documents]
         self._documents: dict[int, list[int]] = {}
         for index, needs in enumerate(self._needs):
             for sequence in needs:
@@ -176,13 +161,13 @@ class _Missing:
 
     def complete(self, sequences: list[int]) -> list[int]:
         """Takes scored sequences off, and returns the documents that now lack none."""
-        ready = []
+        complete = []
         for sequence in sequences:
             for index in self._documents.get(sequence, ()):
                 self._needs[index].discard(sequence)
                 if not self._needs[index]:
-                    ready.append(index)
-        return ready
+                    complete.append(index)
+        return complete
 
 
 class _Best:
@@ -193,7 +178,7 @@ class _Best:
         self._logits: list[float] = []
 
     def admits(self, result: ScoredDocument) -> bool:
-        """Whether a result is among the best so far, itself counted in."""
+        """Tells whether a result is among the best so far, itself counted in."""
         if not self._top_n:
             return True
         if len(self._logits) < self._top_n:

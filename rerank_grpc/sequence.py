@@ -91,16 +91,16 @@ class PackedBatch:
         return sum(len(sequence) for sequence in self.sequences)
 
 
-# The next two are made for every document: a named tuple is frozen like a dataclass, at a third of its cost.
+# The next two exist for every document: a named tuple is frozen like a dataclass, at a third of its cost.
 
 
 class Chunk(NamedTuple):
-    """One window of a document: which of the request's sequences holds it.
+    """One part of a document that fits the model.
 
     Attributes:
-        sequence: an index into TokenizedRequest.sequences.
-        tokens: tokens of the document in it, without query and special tokens.
-        span: where in the document's text it lies; None where it is the only window.
+        sequence: the index of its sequence in TokenizedRequest.sequences.
+        tokens: its own tokens, without query and control tokens.
+        span: its place in the document's text; None for an only chunk.
     """
 
     sequence: int
@@ -109,7 +109,7 @@ class Chunk(NamedTuple):
 
 
 class TokenizedDocument(NamedTuple):
-    """A document's windows (one, unless chunking was asked for), in text order."""
+    """A document's chunks in text order; one, unless the request allows more."""
 
     chunks: tuple[Chunk, ...]
     truncated: bool
@@ -120,10 +120,10 @@ class TokenizedRequest:
     """All sequences of one request.
 
     Attributes:
-        sequences: what the engine has to run, in order. Documents with equal
-            text share a sequence.
+        sequences: the engine's work, in order. Documents with equal text share
+            theirs.
         documents: one for each document of the request.
-        query: for a bi-encoder, the index of the query's sequence; None where
+        query: the index of the query's sequence, for a bi-encoder; None where
             each sequence holds the query itself.
         query_truncated: whether a part of the query was left out.
     """

@@ -61,7 +61,8 @@ class RerankRequest(NamedTuple):
     """One query and its documents; defaults and limits are the proto's.
 
     `top_n` and `max_tokens_per_document` of 0 mean all; `max_chunks_per_document`
-    of 1 means that a long document is truncated.
+    of 1 means that a long document is truncated. With `ignore_unsupported_options`
+    an instruction is left out where the model takes none, instead of refused.
     """
 
     query: str
@@ -75,6 +76,7 @@ class RerankRequest(NamedTuple):
     truncation: Truncation = Truncation.END
     max_chunks_per_document: int = 1
     priority: Priority = Priority.INTERACTIVE
+    ignore_unsupported_options: bool = False
 
 
 class Span(NamedTuple):

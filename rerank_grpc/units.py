@@ -1,4 +1,4 @@
-"""Amounts as people read them."""
+"""Amounts in the form that people read."""
 
 from __future__ import annotations
 
@@ -6,17 +6,10 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def size(count: float) -> str:
-    """Says bytes as an operator would: "1.5 GiB"."""
+    """Writes bytes with a unit: "1.5 GiB"."""
     unit = UNITS[0]
     for unit in UNITS:
         if abs(count) < 1024 or unit == UNITS[-1]:
             break
         count /= 1024
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-
-
-def clock(seconds: float) -> str:
-    """Says a time as a clock would: "1:05", "2:00:09"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

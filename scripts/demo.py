@@ -21,7 +21,7 @@ from collections.abc import Iterable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rerank_grpc.cli.terminal import Ranked, Screen, ranking
+from rerank_grpc.cli.terminal import Row, Screen, ranking
 from rerank_grpc.client import Client
 
 QUERY = "How do I reset my password?"
@@ -62,7 +62,7 @@ def start() -> subprocess.Popen[str]:
 
 
 def wait_until_serving(server: subprocess.Popen[str]) -> tuple[str, str]:
-    """Passes on what the server says until its health is SERVING; returns its address and its URL."""
+    """Passes on the server's lines until its health is SERVING; returns its address and its URL."""
     assert server.stderr is not None
     target = ""
     for line in server.stderr:
@@ -70,7 +70,7 @@ def wait_until_serving(server: subprocess.Popen[str]) -> tuple[str, str]:
         if address := re.search(r"serves rerank\.v1 at (\S+)", line):
             target = address[1]
         if url := re.search(r"(http://\S+)", line):
-            # What it says from here on is nothing new; a full pipe would block it.
+            # Later lines are not shown, but read: a full pipe would block the server.
             threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
             wait_for_health(target)
             return target, url[1]
@@ -98,7 +98,7 @@ def show(target: str) -> dict[int, float]:
         seconds = time.monotonic() - begin
     print(f"Query: {QUERY}\n")
     rows = [
-        Ranked(result.relevance_score, f"[{result.index}]", DOCUMENTS[result.index])
+        Row(result.relevance_score, f"[{result.index}]", DOCUMENTS[result.index])
         for result in response.results
     ]
     print_lines(ranking(rows, Screen.of(sys.stdout)))

@@ -29,7 +29,7 @@ def run(*arguments, stdin="", timeout=60, **variables):
 
 
 class Served:
-    """A server in a process of its own: its target, and what it has said so far."""
+    """A server in a process of its own: its target, and its lines so far."""
 
     def __init__(self, *arguments, **variables):
         command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
@@ -70,7 +70,7 @@ class Served:
             self.close()
 
     def close(self):
-        """Ends the process if it has not ended, and what reads from it."""
+        """Ends the process if it has not ended, and the thread that reads from it."""
         self.process.kill()
         self.process.wait()
         self._reader.join()
@@ -89,7 +89,7 @@ def served(*arguments, **variables):
 
 @contextlib.contextmanager
 def full_pipe():
-    """Makes a pipe that is full and that nobody reads; yields the end to write to."""
+    """Makes a pipe that is full and has no reader; yields the end to write to."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.models.base import Model
-from rerank_grpc.models.loader import load_model
+from rerank_grpc.registry.loading import ModelLoader
 from tests import random_models as checkpoints
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -45,5 +46,8 @@ def embedded() -> Model:
     return load("embedded")
 
 
-def load(source: Path | str, *, precision: str = "fp32", device: str = "cpu") -> Model:
-    return load_model(str(source), models_dir=Path("models"), device=device, precision=precision)
+def load(
+    source: Path | str, *, precision: str = "fp32", device: str = "cpu", models_dir: Path = Path("models")
+) -> Model:
+    settings = ServerSettings(device=device, precision=precision, models_dir=models_dir)
+    return ModelLoader(settings).read_model(str(source))

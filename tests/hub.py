@@ -27,6 +27,7 @@ class Hub:
         down: whether large files are answered with 500 once there are no cuts left.
         damaged: names of files whose last byte is sent flipped.
         silent: whether it gives neither sizes nor digests in its listing.
+        ranges: whether it sends the part of a file that is asked for; else it sends all of it.
         asked: (method, path, Range, whether a token was sent).
         held: cleared, it keeps the contents of large files back.
     """
@@ -36,6 +37,7 @@ class Hub:
     down: bool = False
     damaged: set[str] = field(default_factory=set)
     silent: bool = False
+    ranges: bool = True
     asked: list[tuple[str, str, str | None, bool]] = field(default_factory=list)
     port: int = 0
     held: threading.Event = field(default_factory=threading.Event)
@@ -119,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.held.wait(20)
         if path.name in self.hub.damaged:
             content[-1] ^= 1
-        span = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+        span = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "") if self.hub.ranges else None
         start = int(span[1]) if span else 0
         cut = self.hub.cuts.pop(0) if large and self.command == "GET" and self.hub.cuts else None
         if cut is None and large and self.hub.down:

@@ -12,8 +12,7 @@ import transformers
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.models.prompts import GEMMA, QWEN3, Prompt
-from rerank_grpc.tokenizer.frames import PromptEncoder
-from rerank_grpc.tokenizer.tokenizer import encoder_for
+from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
 
@@ -47,10 +46,15 @@ def card(directory: Path, family: str, max_tokens: int = checkpoints.PROMPT_TOKE
     )
 
 
-def encoder(directory: Path, family: str, max_tokens: int = checkpoints.PROMPT_TOKENS) -> PromptEncoder:
-    made = encoder_for(card(directory, family, max_tokens))
-    assert isinstance(made, PromptEncoder)
-    return made
+def tokenizer(directory: Path, family: str, max_tokens: int = checkpoints.PROMPT_TOKENS) -> Tokenizer:
+    return tokenizer_for(card(directory, family, max_tokens))
+
+
+def suffix_ids(directory: Path) -> list[int]:
+    """The ids of Qwen3's suffix, by the model's own tokenizer."""
+    own = transformers.AutoTokenizer.from_pretrained(directory)
+    ids: list[int] = own.encode(SUFFIX, add_special_tokens=False)
+    return ids
 
 
 def own_ids(

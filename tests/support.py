@@ -5,23 +5,30 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as ListOf
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import Kind, ModelCard
-from rerank_grpc.registry import LoadedModel, Loader
+from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.runner.runner import Runner
-from rerank_grpc.sequence import Chunk, Output, PackedBatch, Sequence, TokenizedDocument, TokenizedRequest
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.sequence import (
+    Chunk,
+    Output,
+    PackedBatch,
+    Sequence,
+    TokenizedDocument,
+    TokenizedRequest,
+)
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
-from rerank_grpc.types import Scoring, Truncation
+from rerank_grpc.tokenizer.tokenizer import Tokenizer
+from rerank_grpc.types import RerankRequest, Scoring
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
@@ -75,22 +82,15 @@ class HeldRunner(CountingRunner):
         self._passes.release(1_000_000)
 
 
-class WordEncoder:
+class WordTokenizer(Tokenizer):
     """Makes one token of each word; a sequence is the query's and the document's words."""
 
-    def encode(
-        self,
-        query: str,
-        documents: ListOf[str],
-        *,
-        instruction: str = "",
-        max_tokens_per_document: int = 0,
-        truncation: Truncation = Truncation.END,
-        max_chunks: int = 1,
-        pace: Pace = UNHURRIED,
-    ) -> TokenizedRequest:
-        head = [_word(word) for word in query.split()]
-        bodies = [[_word(word) for word in text.split()] for text in documents]
+    def __init__(self) -> None:
+        """Needs no vocabulary."""
+
+    def tokenize(self, request: RerankRequest, pace: Pace = UNHURRIED) -> TokenizedRequest:
+        head = [_word(word) for word in request.query.split()]
+        bodies = [[_word(word) for word in document.text.split()] for document in request.documents]
         return TokenizedRequest(
             sequences=tuple(Sequence.of([0, *head, 1, *body]) for body in bodies),
             documents=tuple(
@@ -120,23 +120,46 @@ CARD = ModelCard(
 )
 
 
-def loader_of(runner: Runner, settings: EngineSettings) -> Loader:
-    """Makes a loader whose every model runs on the given runner, without a warm-up."""
+class ScriptedLoader:
+    """Loads models without files, which run on a given runner, without a warm-up."""
 
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        engine = Engine(runner, settings, name=spec.name, on_death=on_death)
+    def __init__(self, runner: Runner | None = None, settings: EngineSettings | None = None) -> None:
+        self._runner = runner or CountingRunner()
+        self._settings = settings or EngineSettings()
+
+    def is_local(self, spec: ModelSpec) -> bool:
+        return True
+
+    def prepare(self, spec: ModelSpec) -> int:
+        return 0
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        engine = Engine(self._runner, self._settings, name=spec.name, on_death=on_death)
         engine.start()
-        return LoadedModel(spec.name, CARD, WordEncoder(), engine)
+        return LoadedModel(spec.name, CARD, WordTokenizer(), engine)
 
-    return load
+
+class LateLoader(ScriptedLoader):
+    """Loads a model, or a lazy one alone, only when a test lets it."""
+
+    def __init__(self, *, lazy_only: bool = False) -> None:
+        super().__init__()
+        self.may_load = threading.Event()
+        self._lazy_only = lazy_only
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        assert (self._lazy_only and not spec.lazy) or self.may_load.wait(WAIT)
+        return super().load(spec, on_death)
 
 
 @contextmanager
-def serving(settings: Settings | None = None, *, runner: Runner | None = None) -> Iterator[RerankServer]:
+def serving(
+    settings: ServerSettings | None = None, *, runner: Runner | None = None
+) -> Iterator[RerankServer]:
     """Runs a server on free ports: of the embedded model, or of a scripted runner."""
-    settings = replace(settings or Settings(), port=0, admin_port=0)
-    load = loader_of(runner, settings.engine) if runner else None
-    server = RerankServer(settings, load=load)
+    settings = replace(settings or ServerSettings(), port=0, admin_port=0)
+    loader = ScriptedLoader(runner, settings.engine) if runner else None
+    server = RerankServer(settings, loader=loader)
     server.start()
     try:
         assert server.wait_until_loaded(60)
@@ -145,6 +168,14 @@ def serving(settings: Settings | None = None, *, runner: Runner | None = None) -
         if isinstance(runner, HeldRunner):
             runner.let_all()
         server.stop(5)
+
+
+def loaded_in(server: RerankServer) -> LoadedModel:
+    """Returns a server's default model without keeping it in memory."""
+    lease = server.registry.lease_now("")
+    assert lease is not None
+    with lease as loaded:
+        return loaded
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import pytest
 
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.serve import summary
-from rerank_grpc.cli.terminal import Ranked, Screen, bar, cells, clip, printable, ranking, table
-from rerank_grpc.config import RestSettings, Settings
+from rerank_grpc.cli.terminal import Row, Screen, bar, cells, clip, printable, ranking, table
+from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.types import ModelInfo, State
 from tests.command import Served, environment, full_pipe, run, served
 from tests.support import wait_for
@@ -42,7 +42,7 @@ def call(server, *arguments, **options):
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_a_ranking_fits_its_width(width):
     texts = ["short", "long " * 100, "熊猫是一种哺乳动物" * 20, "é" * 300, "e\u0301" * 300]
-    rows = [Ranked(1 - n / 5, f"docs.txt:{n}", text) for n, text in enumerate(texts)]
+    rows = [Row(1 - n / 5, f"docs.txt:{n}", text) for n, text in enumerate(texts)]
     lines = list(ranking(rows, Screen(width)))
     assert len(lines) == len(rows)
     assert max(map(cells, lines)) <= max(width, 33)
@@ -57,7 +57,7 @@ def test_wide_characters_keep_columns_aligned():
 
 
 def test_what_is_not_a_terminal_gets_whole_lines():
-    (line,) = ranking([Ranked(0.5, "1", "word " * 100)], Screen())
+    (line,) = ranking([Row(0.5, "1", "word " * 100)], Screen())
     assert line.endswith("word")
     assert len(line) > 500
 
@@ -103,18 +103,18 @@ def test_a_table_too_wide_becomes_blocks():
 
 def test_a_missing_token_beyond_loopback_is_a_loud_warning():
     def lines(**settings):
-        return "\n".join(summary(Settings(**settings), 50051, 50052, (), Screen(80)))
+        return "\n".join(summary(ServerSettings(**settings), 50051, 50052, (), Screen(80)))
 
     assert "WARNING: 0.0.0.0:50051 can be reached" in lines(host="0.0.0.0")
     assert "WARNING: [::]:50051" in lines(host="::")
-    assert "WARNING" not in lines(host="0.0.0.0", tokens=("canary",))
+    assert "WARNING" not in lines(host="0.0.0.0", access_tokens=("canary",))
     for host in ("127.0.0.1", "::1", "[::1]", "localhost", "127.8.8.8"):
         assert "WARNING" not in lines(host=host)
-    assert "canary" not in lines(tokens=("canary",))
+    assert "canary" not in lines(access_tokens=("canary",))
     assert "REST at 0.0.0.0 can be reached" in lines(rest=RestSettings(host="0.0.0.0"))
     assert "WARNING" not in lines(rest=RestSettings(host="0.0.0.0", port=None))
     assert "the admin port at 0.0.0.0" in lines(admin_host="0.0.0.0")
-    assert "WARNING" not in lines(admin_host="0.0.0.0", tokens=("canary",))
+    assert "WARNING" not in lines(admin_host="0.0.0.0", access_tokens=("canary",))
     assert "WARNING" not in lines(admin_host="0.0.0.0", admin_port=None)
 
 
@@ -150,7 +150,7 @@ def test_an_unknown_variable_is_one_line_and_exit_2():
     )
 
 
-@pytest.mark.parametrize("command", ["", "serve", "rerank", "models", "health"])
+@pytest.mark.parametrize("command", ["", "serve", "rest", "rerank", "models", "health", "completion"])
 def test_help_has_examples_and_names_every_variable(command):
     done = run(*command.split(), "--help", COLUMNS="80")
     assert (done.returncode, done.stderr) == (0, "")
@@ -172,9 +172,35 @@ def test_what_cannot_start_is_said_without_a_traceback(arguments, complaint):
     done = run("serve", "--port", "0", "--admin-port", "off", *arguments, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-    assert line.startswith("rerank-grpc: error: ")
-    assert complaint in line
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("rerank-grpc: error: ")
+    assert complaint in last
+
+
+def test_a_model_that_failed_to_load_has_one_line_with_a_time():
+    done = run("serve", "--port", "0", "--admin-port", "off", "--model", "x=no/such/dir", HF_HUB_OFFLINE="1")
+    (line,) = [line for line in done.stderr.splitlines() if " ERROR " in line]
+    assert re.match(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR .*: model x failed to load, attempt 1: ", line
+    )
+
+
+def test_progress_on_a_terminal_is_replaced_by_what_follows():
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    process = subprocess.Popen(
+        [*command, "--rest-port", "off"], stderr=theirs, env=environment(TERM="xterm", NO_COLOR="1")
+    )
+    os.close(theirs)
+    said = b""
+    while b"Ctrl-C stops it." not in said:
+        said += os.read(ours, 65_536)
+    process.kill()
+    process.wait()
+    os.close(ours)
+    progress, _, rest = said.decode().rpartition(" ready\r\x1b[2K")
+    assert "loading embedded" in progress
+    assert re.match(r"\d{4}-.* INFO .*: model embedded is ready after |\r\n", rest)
 
 
 def test_a_second_server_on_the_same_port_says_so(server):
@@ -183,6 +209,35 @@ def test_a_second_server_on_the_same_port_says_so(server):
     assert done.returncode == 1
     assert f":{port}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ver"], "verify"),
+        (["serve", "--connection"], "--connection-age"),
+        (["rest", "--tar"], "--target"),
+        (["completion", ""], "bash zsh"),
+    ],
+)
+def test_a_shell_completes_commands_and_options(words, completed):
+    script = run("completion", "bash").stdout
+    typed = " ".join(f"'{word}'" for word in words)
+    asked = f"""{script}
+        COMP_WORDS=(rerank-grpc {typed}); COMP_CWORD={len(words)}
+        _shtab_rerank_grpc rerank-grpc '{words[-1]}' '{["rerank-grpc", *words][-2]}'
+        echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == (f"{completed}\n", "")
+
+
+def test_a_package_that_is_missing_is_one_line():
+    code = "import sys; sys.modules['shtab'] = None; from rerank_grpc.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "completion", "zsh"], capture_output=True, text=True)
+    needs = "completion needs shtab, which is not installed"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f'rerank-grpc: error: {needs}: pip install "rerank-grpc[completion]"\n'
 
 
 # Calls

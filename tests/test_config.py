@@ -7,21 +7,15 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc import config
-from rerank_grpc.config import (
-    CLIENT_OPTIONS,
+from rerank_grpc.config.options import CLIENT_OPTIONS, REST_OPTIONS, SERVER_OPTIONS, OptionError
+from rerank_grpc.config.reading import read_client_settings, read_rest_settings, read_settings
+from rerank_grpc.config.settings import (
     EMBEDDED,
-    SERVER_OPTIONS,
     ClientSettings,
     EngineSettings,
-    GatewaySettings,
     ModelSpec,
-    OptionError,
     RestSettings,
-    Settings,
-    default,
-    read_client_settings,
-    read_gateway_settings,
-    read_settings,
+    ServerSettings,
 )
 
 SAMPLES = {
@@ -41,7 +35,6 @@ SAMPLES = {
     "admin-port": ("off", None),
     "grace": ("1.5", 1.5),
     "connection-age": ("60", 60.0),
-    "connection-age-grace": ("5", 5.0),
     "max-batch-tokens": ("8192", 8192),
     "max-queue-tokens": ("1000", 1000),
     "max-calls": ("7", 7),
@@ -50,8 +43,6 @@ SAMPLES = {
     "rest-host": ("0.0.0.0", "0.0.0.0"),
     "rest-port": ("off", None),
     "rest-timeout": ("7.5", 7.5),
-    "rest-data": ("off", False),
-    "rest-fastgpt": ("on", True),
 }
 
 
@@ -62,7 +53,7 @@ def setting(settings, path):
 
 
 def test_nothing_given_means_the_defaults():
-    assert read_settings({}, {}) == Settings()
+    assert read_settings({}, {}) == ServerSettings()
     assert read_client_settings({}, {}) == ClientSettings()
 
 
@@ -77,10 +68,10 @@ def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
     flag = [text] if option.repeatable else text
     by_flag = read_settings({option.name: flag}, {})
     by_variable = read_settings({}, {option.variable: text})
-    assert by_flag == by_variable != Settings()
+    assert by_flag == by_variable != ServerSettings()
     assert read_settings({option.name: flag}, {option.variable: "=not valid="}) == by_flag
     if option.name == "token-file":
-        assert by_flag.tokens == ("one", "two")
+        assert by_flag.access_tokens == ("one", "two")
     elif option.name == "model":
         assert by_flag.models == (ModelSpec(*expected),)
     elif option.name == "alias":
@@ -107,9 +98,10 @@ def test_lazy_and_pinned_models_are_models():
 def test_every_setting_of_the_server_has_an_option():
     fixed_by_the_contract = {"limits"}
     names = {option.setting for option in SERVER_OPTIONS}
-    assert set(Settings.__slots__) - {"engine", "rest"} - fixed_by_the_contract <= names
+    assert set(ServerSettings.__slots__) - {"engine", "rest"} - fixed_by_the_contract <= names
     assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
-    assert {f"rest.{name}" for name in RestSettings.__slots__ if name != "body_bytes"} <= names
+    rest = {option.setting.removeprefix("rest.") for option in REST_OPTIONS}
+    assert set(RestSettings.__slots__) - {"body_bytes", "upstream_token"} == rest
 
 
 def test_rest_listens_where_grpc_does_unless_told_otherwise():
@@ -117,22 +109,22 @@ def test_rest_listens_where_grpc_does_unless_told_otherwise():
     assert read_settings({"host": "0.0.0.0", "rest-host": "127.0.0.1"}, {}).rest.host == "127.0.0.1"
 
 
-def test_the_shim_alone_reads_its_own_settings():
-    assert read_gateway_settings({}, {}) == GatewaySettings()
+def test_the_rest_server_alone_reads_its_own_settings():
+    assert read_rest_settings({}, {}) == RestSettings()
     variables = {
         "RERANK_TARGET": "a:1,b:2",
         "RERANK_TOKENS": "t1,t2",
         "RERANK_UPSTREAM_TOKEN": "own",
         "RERANK_REST_PORT": "0",
     }
-    settings = read_gateway_settings({}, variables)
-    assert (settings.targets, settings.tokens) == (("a:1", "b:2"), ("t1", "t2"))
-    assert (settings.upstream_token, settings.rest.port) == ("own", 0)
-    assert read_gateway_settings({"target": ["c:3,d:4", "e:5"]}, variables).targets == ("c:3", "d:4", "e:5")
+    settings = read_rest_settings({}, variables)
+    assert (settings.targets, settings.access_tokens) == (("a:1", "b:2"), ("t1", "t2"))
+    assert (settings.upstream_token, settings.port) == ("own", 0)
+    assert read_rest_settings({"target": ["c:3,d:4", "e:5"]}, variables).targets == ("c:3", "d:4", "e:5")
     assert "own" not in repr(settings)
     for flags, environment in (({"rest-port": "off"}, {}), ({}, {"RERANK_UPSTREAM_TOKEN": "two words"})):
         with pytest.raises(OptionError):
-            read_gateway_settings(flags, environment)
+            read_rest_settings(flags, environment)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +171,7 @@ def test_a_bad_value_is_refused_by_the_name_it_came_under(name, text):
 def test_an_empty_variable_counts_as_unset():
     empty = {option.variable: "" for option in (*SERVER_OPTIONS, *CLIENT_OPTIONS)}
     empty |= {"RERANK_TOKENS": "", "ACCESS_TOKEN": "", "RERANK_API_KEY": "", "RERANK_TOKEN": ""}
-    assert read_settings({}, empty) == Settings()
+    assert read_settings({}, empty) == ServerSettings()
     assert read_client_settings({}, empty) == ClientSettings()
 
 
@@ -188,11 +180,11 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name():
         read_settings({}, {"RERANK_PRECISON": "fp32"})
     with pytest.raises(OptionError, match="enableServiceLinks"):
         read_settings({}, {"RERANK_PORT_50051_TCP_ADDR": "10.0.0.1"})
-    assert read_settings({}, {"RERANKER": "x", "HOME": "/"}) == Settings()
+    assert read_settings({}, {"RERANKER": "x", "HOME": "/"}) == ServerSettings()
 
 
 def test_either_side_knows_the_other_sides_variables():
-    assert read_settings({}, {"RERANK_TARGET": "x:1", "RERANK_TOKEN": "t"}) == Settings()
+    assert read_settings({}, {"RERANK_TARGET": "x:1", "RERANK_TOKEN": "t"}) == ServerSettings()
     assert read_client_settings({}, {"RERANK_DEVICE": "cpu"}) == ClientSettings()
 
 
@@ -223,7 +215,7 @@ def test_all_tokens_are_accepted_together(tmp_path):
     file.write_text("f1\nf2\n")
     environment = {"RERANK_TOKENS": "t1, t2", "ACCESS_TOKEN": "a", "RERANK_API_KEY": "t1"}
     settings = read_settings({"token-file": str(file)}, environment)
-    assert settings.tokens == ("f1", "f2", "t1", "t2", "a")
+    assert settings.access_tokens == ("f1", "f2", "t1", "t2", "a")
     assert "t1" not in repr(settings)
 
 
@@ -256,10 +248,30 @@ def test_the_client_without_a_target_means_this_machines_server():
         assert read_client_settings(flags, environment) == ClientSettings("far:1", None)
 
 
-def test_defaults_are_said_as_one_would_type_them():
-    for option in SERVER_OPTIONS:
-        if default(option) and not option.repeatable:
-            assert read_settings({option.name: default(option)}, {}) == Settings()
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        (SERVER_OPTIONS, read_settings),
+        (REST_OPTIONS, read_rest_settings),
+        (CLIENT_OPTIONS, read_client_settings),
+    ],
+    ids=["serve", "rest", "client"],
+)
+def test_defaults_are_said_as_one_would_type_them(options, read):
+    for option in options:
+        text = option.default_text
+        if text:
+            assert read({option.name: [text] if option.repeatable else text}, {}) == read({}, {})
+    assert {option.name for option in options if not option.default_text} <= {
+        *("alias", "lazy-model", "pin", "catalogue", "token-file")
+    }
+
+
+@pytest.mark.parametrize("name", ["call-cpu", "connection-age-grace", "rest-data", "rest-fastgpt"])
+def test_an_option_of_the_past_is_refused_by_name(name):
+    variable = f"RERANK_{name.upper().replace('-', '_')}"
+    with pytest.raises(OptionError, match=f"^{variable}: unknown environment variable"):
+        read_settings({}, {variable: "5"})
 
 
 def test_nothing_else_reads_the_environment():

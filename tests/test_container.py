@@ -15,12 +15,13 @@ import pytest
 import yaml
 
 from rerank_grpc.cli.parser import parse
-from rerank_grpc.config import Settings, read_gateway_settings, read_settings
 from rerank_grpc.config.options import SERVER_OPTIONS, SERVER_TOKEN_VARIABLES
+from rerank_grpc.config.reading import read_rest_settings, read_settings
+from rerank_grpc.config.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = ROOT / "Dockerfile"
-REST_PORT = Settings().rest.port
+REST_PORT = ServerSettings().rest.port
 
 
 def instructions():
@@ -125,7 +126,7 @@ def test_it_runs_as_one_fixed_user_that_is_not_root():
 def test_its_settings_are_the_servers():
     settings = read_settings({}, environment())
     assert settings.host == settings.rest.host == "0.0.0.0"
-    assert read_gateway_settings({}, environment()).rest.host == "0.0.0.0"
+    assert read_rest_settings({}, environment()).host == "0.0.0.0"
     assert [str(settings.models_dir)] == of("VOLUME") == ["/models"]
     assert of("EXPOSE") == [f"{settings.port} {REST_PORT}"]
     assert settings.admin_host == "127.0.0.1"
@@ -196,7 +197,7 @@ def compose(name):
 
 def test_compose_publishes_both_ports_on_this_machine_only():
     service = compose("compose.yaml")["services"]["rerank"]
-    for port, mapping in zip((Settings().port, REST_PORT), service["ports"], strict=True):
+    for port, mapping in zip((ServerSettings().port, REST_PORT), service["ports"], strict=True):
         assert mapping == f"${{PUBLISH:-127.0.0.1}}:{port}:{port}"
 
 
@@ -221,7 +222,7 @@ def test_compose_keeps_the_models_and_lets_the_server_drain():
     (volume, target) = service["volumes"][0].split(":")
     assert volume in file["volumes"]
     assert [target] == of("VOLUME")
-    assert int(service["stop_grace_period"].removesuffix("s")) > Settings().grace_seconds + 1
+    assert int(service["stop_grace_period"].removesuffix("s")) > ServerSettings().grace_seconds + 1
     assert service["shm_size"]
     assert service["read_only"]
     assert "ACCESS_TOKEN" in service["environment"]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.config import Limits, Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Reason
-from rerank_grpc.server.status import SHORTEST_DELAY_SECONDS
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.v1 import rerank_pb2
+from rerank_grpc.wire.status import SHORTEST_DELAY_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = Path("proto/rerank/v1/rerank.proto")
@@ -47,7 +48,7 @@ def test_the_contract_breaks_nothing_that_was_released(buf):
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("string query = 2;", "string query = 12;", "Previously present field"),
+        ("string query = 2;", "string query = 99;", "Previously present field"),
         ("float relevance_score = 3;", "double relevance_score = 3;", "changed type"),
         ("MODEL_STATE_READY = 3;", "MODEL_STATE_READY = 7;", "enum value"),
         ("rpc Health(HealthRequest)", "rpc Healthy(HealthRequest)", "Previously present RPC"),
@@ -109,15 +110,15 @@ def comments():
 @pytest.mark.parametrize(
     ("declaration", "stated"),
     [
-        ("string text = 1;", f"At most {Limits().characters:,} characters"),
-        ("string id = 2;", f"At most {Limits().id_characters:,} characters"),
-        ("message RerankRequest {", f"At most {Limits().message_bytes >> 20} MiB"),
-        ("string query = 2;", f"at most {Limits().characters:,} characters"),
-        ("repeated Document documents = 3;", f"1 to {Limits().documents:,};"),
-        ("bool return_documents = 5;", f"maximum receive size to {Limits().reply_bytes >> 20} MiB"),
-        ("string instruction = 7;", f"At most {Limits().characters:,} characters"),
-        ("uint32 max_chunks_per_document = 10;", f"At most {Limits().chunks};"),
-        ("ERROR_REASON_QUEUE_FULL = 5;", f"{Settings().max_calls} by default"),
+        ("string text = 1;", f"At most {LIMITS.characters:,} characters"),
+        ("string id = 2;", f"At most {LIMITS.id_characters:,} characters"),
+        ("message RerankRequest {", f"At most {LIMITS.message_bytes >> 20} MiB"),
+        ("string query = 2;", f"at most {LIMITS.characters:,} characters"),
+        ("repeated Document documents = 3;", f"1 to {LIMITS.documents:,};"),
+        ("bool return_documents = 5;", f"maximum receive size to {LIMITS.reply_bytes >> 20} MiB"),
+        ("string instruction = 7;", f"At most {LIMITS.characters:,} characters"),
+        ("uint32 max_chunks_per_document = 10;", f"At most {LIMITS.chunks};"),
+        ("ERROR_REASON_QUEUE_FULL = 5;", f"{ServerSettings().max_calls} by default"),
     ],
 )
 def test_the_limits_stated_are_the_limits_kept(declaration, stated):

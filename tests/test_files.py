@@ -2,7 +2,7 @@ import resource
 
 import pytest
 
-from rerank_grpc import files
+from rerank_grpc.config import files
 
 
 @pytest.fixture

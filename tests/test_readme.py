@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.config import SERVER_OPTIONS, default
+from rerank_grpc.config.options import SERVER_OPTIONS
 from tests.command import environment, served
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +95,7 @@ def test_the_table_of_options_is_the_real_one(page):
         (name, metavar.replace("\\|", "|"), variable, value) for name, metavar, variable, value, _ in rows
     ]
     assert said == [
-        (option.name, option.metavar, option.variable, default(option)) for option in SERVER_OPTIONS
+        (option.name, option.metavar, option.variable, option.default_text) for option in SERVER_OPTIONS
     ]
     if page == "README.md":
         assert [row[-1] for row in rows] == [option.help for option in SERVER_OPTIONS]

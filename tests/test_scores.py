@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rerank_grpc.scores import best_chunk, logits_of, relevance_scores
+from rerank_grpc.scores import best_chunks, relevance_scores
 from rerank_grpc.sequence import Chunk, TokenizedDocument
 from rerank_grpc.types import Scoring, Span
 
@@ -32,14 +32,19 @@ def test_scores_rise_with_logits():
     assert scores == sorted(scores)
 
 
-def test_a_documents_best_window_is_the_first_of_the_highest():
+def test_a_documents_best_chunk_is_the_first_of_the_highest():
     chunks = tuple(Chunk(number, 1, Span(number, number + 1)) for number in range(4))
-    document = TokenizedDocument(chunks, truncated=False)
-    assert best_chunk(document, logits_of([0.5, 2.0, 2.0, -1.0], None)) == (1, 2.0)
+    documents = [TokenizedDocument(chunks, truncated=False), TokenizedDocument(chunks[3:], truncated=True)]
+    assert best_chunks(documents, [0.5, 2.0, 2.0, -1.0], None) == [(1, 2.0), (0, -1.0)]
+
+
+def test_outputs_of_other_documents_may_be_missing():
+    document = TokenizedDocument((Chunk(1, 1),), truncated=False)
+    assert best_chunks([document], [None, 0.5, None], None) == [(0, 0.5)]
 
 
 def test_a_bi_encoders_logit_is_the_cosine_with_the_querys_vector():
     chunks = (Chunk(1, 1, Span(0, 1)), Chunk(2, 1, Span(1, 2)))
     vectors = [np.array(vector, dtype=np.float32) for vector in ([0.6, 0.8], [1, 0], [0, 1])]
-    best, logit = best_chunk(TokenizedDocument(chunks, truncated=False), logits_of(vectors, 0))
-    assert (best, logit) == (1, pytest.approx(0.8))
+    (best,) = best_chunks([TokenizedDocument(chunks, truncated=False)], vectors, 0)
+    assert (best.position, best.logit) == (1, pytest.approx(0.8))

@@ -1,9 +1,9 @@
-"""Runs schemathesis against the shim: 500 cases an operation, and what it must not find.
+"""Runs schemathesis against REST: 500 cases an operation, and what it must not find.
 
     python clients/conformance/openapi.py
 
 The server's model costs nothing, so that an answer that takes a second is the
-shim's own. Like run.py it builds an environment of its own under .tools.
+REST's own. Like run.py it builds an environment of its own under .tools.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SECONDS = 1
 
 def main() -> int:
     """Returns schemathesis' own exit status."""
-    from tests.rest.support import shim
+    from tests.rest.support import rest_server
     from tests.support import CountingRunner, serving
 
     python = build_python("schemathesis")
-    with serving(runner=CountingRunner()) as server, shim(server.port) as port:
+    with serving(runner=CountingRunner()) as server, rest_server(server.port) as port:
         command = [
             python.parent / "schemathesis",
             "--config-file",

@@ -1,4 +1,4 @@
-"""Runs real clients against the running shim and says what each of them made of it.
+"""Runs real clients against the running REST server and says what each of them made of it.
 
     python clients/conformance/run.py quick     the six cheapest to install
     python clients/conformance/run.py all       every one
@@ -6,7 +6,7 @@
 
 Each client lives in an environment of its own under .tools/conformance, built
 on the first run and anew when its list of versions changes. The server is the
-real command, with the embedded model, a token, and the shim beside it.
+real command, with the embedded model, a token, and REST beside it.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def serving() -> Iterator[dict[str, str]]:
 
 
 def scores(url: str) -> list[float]:
-    """Asks the shim by a plain HTTP call: each document's score, in the documents' order."""
+    """Asks REST by a plain HTTP call: each document's score, in the documents' order."""
     body = json.dumps({"query": QUERY, "documents": DOCUMENTS}).encode()
     request = urllib.request.Request(f"{url}/v1/rerank", body, {"Authorization": f"Bearer {TOKEN}"})
     with urllib.request.urlopen(request, timeout=60) as response:

@@ -1,9 +1,9 @@
-"""The catalogue: which models are known, what each of them is, and which are refused and why."""
+"""The catalogue: the known models, their properties, and the reasons of refusals."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
@@ -13,14 +13,12 @@ from typing import Any
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
 from rerank_grpc.types import Scoring
 
-KINDS = ("cross-encoder", "bi-encoder")
-POOLINGS = ("first", "mean", "last")
 NEWEST = "main"
 
 
 @dataclass(frozen=True, slots=True)
 class KnownPair:
-    """A pair whose logit, or else score, is known."""
+    """A pair with its known logit or else score."""
 
     query: str
     document: str
@@ -30,7 +28,7 @@ class KnownPair:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """What is known of a model; catalogue.toml says what each field is."""
+    """The catalogue's entry for a model; catalogue.toml explains each field."""
 
     id: str
     kind: str = ""
@@ -51,7 +49,7 @@ class KnownModel:
         return self.id.rpartition("/")[2]
 
     def check(self, *, family: str, pooling: str, directory: Path) -> None:
-        """Raises ModelLoadError if files that bear its name are another model's."""
+        """Raises ModelLoadError if the files under its name are another model's."""
         for what, said, found in (("family", self.family, family), ("pooling", self.pooling, pooling)):
             if said != found:
                 raise ModelLoadError(
@@ -61,40 +59,36 @@ class KnownModel:
 
 
 class Catalogue:
-    """Entries by id and by short name, in any case."""
+    """Known models by id and by short name, in any case."""
 
-    def __init__(self, entries: Mapping[str, KnownModel]) -> None:
-        self._entries = dict(entries)
-        self._names = {name.lower(): entry for entry in entries.values() for name in (entry.short, entry.id)}
+    def __init__(self, models: Mapping[str, KnownModel]) -> None:
+        self._models = dict(models)
+        self._names = {name.lower(): known for known in models.values() for name in (known.short, known.id)}
 
-    def __iter__(self) -> Any:
-        return iter(self._entries.values())
+    def __iter__(self) -> Iterator[KnownModel]:
+        return iter(self._models.values())
 
     def find(self, name: str) -> KnownModel | None:
-        """Finds an entry by its id or short name."""
+        """Finds a model by its id or short name."""
         return self._names.get(name.lower())
 
     def supported(self, name: str) -> KnownModel | None:
-        """Like `find`, but raises ModelLoadError for a model that is refused."""
-        entry = self.find(name)
-        if entry is not None and entry.unsupported:
-            raise ModelLoadError(f"{entry.id} is not supported: {entry.unsupported}")
-        return entry
-
-    def describing(self, source: str) -> KnownModel | None:
-        """Finds the entry that a directory is named after, or that a source names."""
-        return self.find(source) or self.find(Path(source).name)
+        """Finds a model like `find`; raises ModelLoadError for a refused one."""
+        known = self.find(name)
+        if known is not None and known.unsupported:
+            raise ModelLoadError(f"{known.id} is not supported: {known.unsupported}")
+        return known
 
 
 @cache
 def builtin() -> Catalogue:
     """Reads the catalogue that comes with this version."""
     text = files("rerank_grpc.checkpoints").joinpath("catalogue.toml").read_text("utf-8")
-    return Catalogue(_entries(text, "catalogue.toml"))
+    return Catalogue(_models(text, "catalogue.toml"))
 
 
 def read_catalogue(path: Path | None) -> Catalogue:
-    """Reads the built-in catalogue and, over it, a file of the operator's; raises ConfigurationError."""
+    """Reads the built-in catalogue and, over it, the operator's file; raises ConfigurationError."""
     if path is None:
         return builtin()
     try:
@@ -102,48 +96,39 @@ def read_catalogue(path: Path | None) -> Catalogue:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigurationError(f"--catalogue: cannot read {str(path)!r}: {reason}") from None
-    return Catalogue({entry.id: entry for entry in builtin()} | _entries(text, str(path)))
+    return Catalogue({known.id: known for known in builtin()} | _models(text, str(path)))
 
 
-def _entries(text: str, origin: str) -> dict[str, KnownModel]:
+def _models(text: str, origin: str) -> dict[str, KnownModel]:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{origin}: not TOML: {error}") from None
     if set(tables) - {"model"} or not isinstance(tables.get("model", []), list):
         raise ConfigurationError(f"{origin}: holds more than [[model]] tables")
-    entries = [_entry(table, origin) for table in tables.get("model", [])]
-    return {entry.id: entry for entry in entries}
+    models = [_model(table, origin) for table in tables.get("model", [])]
+    return {known.id: known for known in models}
 
 
-_SHAPES: Mapping[str, type] = {
-    "max_tokens": int,
-    "memory_mib": dict,
-    "languages": list,
-    "known": list,
+KEYS = frozenset(each.name for each in fields(KnownModel))
+REQUIRED = ("kind", "family", "max_tokens", "pooling", "scoring")
+TYPES: Mapping[str, type] = {"max_tokens": int, "memory_mib": dict, "languages": list, "known": list}
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "kind": ("cross-encoder", "bi-encoder"),
+    "pooling": ("first", "mean", "last"),
+    "scoring": tuple(each.value for each in Scoring),
 }
 
 
-def _entry(table: Mapping[str, Any], origin: str) -> KnownModel:
+def _model(table: Mapping[str, Any], origin: str) -> KnownModel:
     where = f"{origin}: model {str(table.get('id', '?'))!r}"
-    known = {each.name for each in fields(KnownModel)}
-    for key, value in table.items():
-        if key not in known:
-            raise ConfigurationError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
-        if not isinstance(value, _SHAPES.get(key, str)):
-            raise ConfigurationError(f"{where}: {key} is {value!r}, which is of the wrong type")
-    if "id" not in table or (table["id"].count("/") != 1):
-        raise ConfigurationError(f"{where}: id is not the hub's ORG/NAME")
+    _check_types(table, where)
     if table.get("unsupported"):
         return KnownModel(table["id"], unsupported=table["unsupported"])
-    missing = [key for key in ("kind", "family", "max_tokens", "pooling", "scoring") if key not in table]
-    if missing:
-        raise ConfigurationError(f"{where}: {missing[0]} is missing")
-    for key, choices in (
-        ("kind", KINDS),
-        ("pooling", POOLINGS),
-        ("scoring", [each.value for each in Scoring]),
-    ):
+    for key in REQUIRED:
+        if key not in table:
+            raise ConfigurationError(f"{where}: {key} is missing")
+    for key, choices in CHOICES.items():
         if table[key] not in choices:
             raise ConfigurationError(
                 f"{where}: {key} is {table[key]!r}, which is none of {', '.join(choices)}"
@@ -154,6 +139,16 @@ def _entry(table: Mapping[str, Any], origin: str) -> KnownModel:
         "known": tuple(_pair(pair, where) for pair in table.get("known", ())),
     }
     return KnownModel(**{**table, **changes})
+
+
+def _check_types(table: Mapping[str, Any], where: str) -> None:
+    for key, value in table.items():
+        if key not in KEYS:
+            raise ConfigurationError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(KEYS))}")
+        if not isinstance(value, TYPES.get(key, str)):
+            raise ConfigurationError(f"{where}: {key} is {value!r}, which is of the wrong type")
+    if "id" not in table or table["id"].count("/") != 1:
+        raise ConfigurationError(f"{where}: id is not the hub's ORG/NAME")
 
 
 def _pair(table: object, where: str) -> KnownPair:

@@ -1,10 +1,9 @@
-"""A checkpoint's directory: found, and checked as far as can be without reading the weights into a model."""
+"""A checkpoint's directory, checked as far as its files can be without a model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,13 +13,13 @@ from typing import Any
 
 import torch
 
-from rerank_grpc.checkpoints.catalogue import Catalogue, KnownModel
-from rerank_grpc.checkpoints.sources import locate
+from rerank_grpc.checkpoints.catalogue import KnownModel
+from rerank_grpc.checkpoints.disk import COMMIT, SHA256, digest_of, read_json
+from rerank_grpc.checkpoints.sources import EMBEDDED, EMBEDDED_REVISION, check_embedded
 from rerank_grpc.errors import ModelLoadError
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 BLOCK = 1 << 20
+# Larger weights are digested in part, in this many blocks.
 DIGEST_WHOLE_BYTES = 4 << 30
 DIGEST_BLOCKS = 256
 HEADER_BYTES_MAX = 100 << 20  # the bound of the safetensors format itself
@@ -33,13 +32,13 @@ class Checkpoint:
     """A directory that may be loaded.
 
     Attributes:
-        source: what the operator called it.
-        directory: where its files lie.
+        source: the operator's name for it.
+        directory: the directory of its files.
         config: its config.json.
         weights: its safetensors files, in order.
-        dtype: the type most of its weights are stored in.
-        revision: see ModelCard.revision.
-        entry: what the catalogue knows of it, if it was named by its hub id.
+        dtype: the type of most of its stored weights.
+        revision: the hub's commit, or "sha256:" and 12 digits of its weights' digest.
+        known: the catalogue's entry for its name.
     """
 
     source: str
@@ -48,7 +47,7 @@ class Checkpoint:
     weights: tuple[Path, ...]
     dtype: torch.dtype
     revision: str
-    entry: KnownModel | None = None
+    known: KnownModel | None = None
 
     @property
     def family(self) -> str:
@@ -61,10 +60,10 @@ class Checkpoint:
         return self.directory / "tokenizer.json"
 
 
-def open_checkpoint(source: str, *, models_dir: Path, catalogue: Catalogue | None = None) -> Checkpoint:
-    """Finds a checkpoint, downloading it if need be, and checks its files; raises ModelLoadError."""
-    place = locate(source, models_dir=models_dir, catalogue=catalogue)
-    directory = place.directory
+def open_checkpoint(source: str, directory: Path, known: KnownModel | None = None) -> Checkpoint:
+    """Checks a checkpoint's files; raises ModelLoadError."""
+    if source == EMBEDDED:
+        check_embedded(directory)
     config = read_config(directory)
     weights = find_weights(directory)
     if not (directory / "tokenizer.json").is_file():
@@ -72,16 +71,9 @@ def open_checkpoint(source: str, *, models_dir: Path, catalogue: Catalogue | Non
             f"{directory}: no tokenizer.json: copy it again, or 'rerank-grpc convert {directory}' "
             "makes it of an older tokenizer"
         )
-    headers = [read_header(path) for path in weights]
-    return Checkpoint(
-        source=source,
-        directory=directory,
-        config=config,
-        weights=weights,
-        dtype=stored_dtype(headers),
-        revision=revision_of(directory, weights),
-        entry=place.entry,
-    )
+    dtype = stored_dtype([read_header(path) for path in weights])
+    revision = EMBEDDED_REVISION if source == EMBEDDED else revision_of(directory, weights)
+    return Checkpoint(source, directory, config, weights, dtype, revision, known)
 
 
 def read_config(directory: Path) -> Mapping[str, Any]:
@@ -104,21 +96,6 @@ def read_config(directory: Path) -> Mapping[str, Any]:
     return config
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads an object out of a JSON file, or raises ModelLoadError."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelLoadError(f"{path}: no such file: copy the whole checkpoint") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(
-            f"{path}: cannot be read as JSON ({type(error).__name__}): copy it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path}: not a JSON object: copy it again")
-    return value
-
-
 def find_weights(directory: Path) -> tuple[Path, ...]:
     """Lists the safetensors files of a checkpoint, or raises ModelLoadError."""
     single = directory / "model.safetensors"
@@ -132,10 +109,7 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
                 f"'rerank-grpc convert {directory}' makes safetensors of them"
             )
         raise ModelLoadError(f"{directory}: no model.safetensors: copy the whole checkpoint")
-    mapping = read_json(index).get("weight_map")
-    names = sorted({str(name) for name in mapping.values()}) if isinstance(mapping, dict) else []
-    if not names:
-        raise ModelLoadError(f"{index}: names no files: copy it again")
+    names = indexed_files(index)
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelLoadError(f"{index}: names {name!r}, which is no safetensors file of this directory")
@@ -144,8 +118,17 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
     return tuple(directory / name for name in names)
 
 
+def indexed_files(index: Path) -> list[str]:
+    """Lists the file names in an index of weights, as they stand there; raises ModelLoadError."""
+    mapping = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in mapping.values()}) if isinstance(mapping, dict) else []
+    if not names:
+        raise ModelLoadError(f"{index}: names no files: copy it again")
+    return names
+
+
 def read_header(path: Path) -> dict[str, Any]:
-    """Reads the header of a safetensors file, and checks that the file is as long as it says."""
+    """Reads the header of a safetensors file, by tensor, and checks the file's length against it."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -176,11 +159,8 @@ def stored_dtype(headers: list[dict[str, Any]]) -> torch.dtype:
 def revision_of(directory: Path, weights: tuple[Path, ...]) -> str:
     """Names the weights: the commit if the hub's cache holds them, else "sha256:" and 12 hex digits.
 
-    In the hub's cache each file is a link to a blob named by its SHA-256, so a
-    damaged one is found here.
-
-    Raises:
-        ModelLoadError: if a file of the hub's cache is damaged.
+    A file in the hub's cache is a link to a blob named by its SHA-256; raises
+    ModelLoadError for a damaged one.
     """
     resolved = directory.resolve()
     if resolved.parent.name == "snapshots" and COMMIT.fullmatch(resolved.name):
@@ -196,22 +176,16 @@ def revision_of(directory: Path, weights: tuple[Path, ...]) -> str:
     return f"sha256:{digest.hexdigest()[:12]}"
 
 
-def sha256_of(path: Path) -> str:
-    """Digests a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_blob(path: Path) -> None:
     expected = path.resolve().name
-    if SHA256.fullmatch(expected) and sha256_of(path) != expected:
+    if SHA256.fullmatch(expected) and digest_of(path) != expected:
         raise ModelLoadError(
             f"{path}: its SHA-256 is not {expected}: delete it from the hub's cache and load again"
         )
 
 
 def _blocks(path: Path, *, whole: bool) -> Iterator[bytes]:
-    """Yields all blocks of a file, or the first ones and others spread evenly over it."""
+    """Yields all blocks of a file, or DIGEST_BLOCKS of them at even distances."""
     size = path.stat().st_size
     step = BLOCK if whole else max(BLOCK, size // DIGEST_BLOCKS)
     with path.open("rb") as file:

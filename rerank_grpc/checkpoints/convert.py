@@ -1,10 +1,8 @@
-"""Makes safetensors of old pickled weights, offline, and a tokenizer.json of an older tokenizer."""
+"""Converts, offline, pickled weights to safetensors and an older tokenizer to tokenizer.json."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,18 +14,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rerank_grpc.checkpoints.checkpoint import read_config, read_json
+from rerank_grpc.checkpoints import disk
+from rerank_grpc.checkpoints.checkpoint import indexed_files, read_config
 from rerank_grpc.errors import ModelLoadError
 
 SINGLE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
-SPARE_BYTES = 16 << 20
 
 
 def convert(directory: Path, say: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Writes what is missing of model.safetensors and tokenizer.json; returns the new files.
+    """Writes model.safetensors and tokenizer.json where they are missing; returns the new files.
 
-    The old files stay. `say` is told of each step. Raises ModelLoadError.
+    The old files stay. `say` gets a line for each step. Raises ModelLoadError.
     """
     read_config(directory)
     made = []
@@ -41,12 +39,13 @@ def convert(directory: Path, say: Callable[[str], None] = lambda _: None) -> lis
 
 def _convert_weights(directory: Path, say: Callable[[str], None]) -> list[Path]:
     pickles = _pickles(directory)
-    needed, free = sum(path.stat().st_size for path in pickles), shutil.disk_usage(directory).free
-    if needed + SPARE_BYTES > free:
+    needed = sum(path.stat().st_size for path in pickles)
+    free = disk.free_if_short(directory, needed)
+    if free is not None:
         raise ModelLoadError(
             f"{directory}: {needed:,} bytes are to be written and {free:,} are free: free some"
         )
-    made, places = [], {}
+    made, file_of = [], {}
     for path in pickles:
         name = path.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
         say(f"reading {path.name}, writing {name}")
@@ -54,20 +53,20 @@ def _convert_weights(directory: Path, say: Callable[[str], None]) -> list[Path]:
         with _written(directory / name) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
             _compare(temporary, tensors)
-        places.update(dict.fromkeys(tensors, name))
+        file_of.update(dict.fromkeys(tensors, name))
         made.append(directory / name)
     if len(made) > 1:
         index = directory / "model.safetensors.index.json"
         with _written(index) as temporary:
-            temporary.write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=1))
+            temporary.write_text(json.dumps({"metadata": {}, "weight_map": file_of}, indent=1))
         made.append(index)
     return made
 
 
 def read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Reads pickled weights by a reader that builds tensors and nothing else; raises ModelLoadError."""
+    """Reads pickled weights with a reader that builds nothing but tensors; raises ModelLoadError."""
     try:
-        # The pickle's own reader would run whatever code the file names.
+        # The plain reader of pickles would run code that the file names.
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # torch raises half a dozen classes, some with pages of advice
         raise ModelLoadError(
@@ -91,8 +90,7 @@ def _pickles(directory: Path) -> list[Path]:
     index = directory / INDEX
     if not index.is_file():
         raise ModelLoadError(f"{directory}: neither safetensors nor {SINGLE}: copy the whole checkpoint")
-    mapping = read_json(index).get("weight_map")
-    names = sorted({str(name) for name in mapping.values()}) if isinstance(mapping, dict) else []
+    names = indexed_files(index)
     for name in names:
         if Path(name).name != name or not (directory / name).is_file():
             raise ModelLoadError(
@@ -102,7 +100,7 @@ def _pickles(directory: Path) -> list[Path]:
 
 
 def _compare(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Raises ModelLoadError unless the file holds the very same weights."""
+    """Raises ModelLoadError unless the file holds the same weights."""
     with safe_open(path, "pt") as file:
         for name, tensor in tensors.items():
             if not torch.equal(file.get_tensor(name), tensor) and not torch.isnan(tensor).any():
@@ -131,12 +129,9 @@ def _convert_tokenizer(directory: Path) -> Path:
 
 @contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """Yields a temporary name; the file gets its own once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Yields a temporary name like `disk.written`; raises ModelLoadError if the disk refuses."""
     try:
-        yield temporary
-        temporary.replace(path)
+        with disk.written(path) as temporary:
+            yield temporary
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

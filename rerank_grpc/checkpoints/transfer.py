@@ -6,22 +6,27 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import BinaryIO
 
+from rerank_grpc.checkpoints.disk import COMMIT, SHA256, digest_of, written
 from rerank_grpc.errors import ModelLoadError
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
 ETAG = re.compile(r"[\w.-]{1,200}")
-BLOCK = 1 << 20
+# At most this much is lost with a connection, and a progress bar moves as often.
 CHUNK_BYTES = 64 << 10
+# Connections in a row that may be lost without a single byte, and the pause after each.
+MOST_LOST = 5
+PAUSE_SECONDS = 1.0
+BUSY = (408, 429)  # answers after which the hub's client waits and asks again
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file as the hub describes it; what it does not say is None."""
+    """A file as the hub describes it; an unknown property is None."""
 
     name: str
     size: int | None = None
@@ -29,47 +34,28 @@ class RemoteFile:
     git_id: str | None = None
 
 
-class Progress(Protocol):
-    """What is told how far a download is."""
+class Progress:
+    """The listener of a download; this one does nothing."""
 
-    def begin(self, name: str, size: int | None, done: int) -> None:
-        """A file is to be transferred, of which so many bytes are there."""
-
-    def advance(self, count: int) -> None:
-        """So many further bytes of it are there; negative where it starts anew."""
-
-    def end(self) -> None:
-        """It is complete and checked."""
-
-
-class Silence:
-    """The Progress that nobody watches."""
-
-    def begin(self, name: str, size: int | None, done: int) -> None:
-        """Says nothing."""
+    def begin(self, name: str, total: int | None, done: int) -> None:
+        """Starts a file of `total` bytes, `done` of which are on disk."""
 
     def advance(self, count: int) -> None:
-        """Says nothing."""
+        """Takes in `count` further bytes; negative where the file starts anew."""
 
     def end(self) -> None:
-        """Says nothing."""
+        """Ends the file, which is complete and checked."""
 
 
 class Transfer:
-    """One file on its way into the cache."""
+    """One file on its way into the cache at `root`."""
 
     def __init__(self, hub_id: str, commit: str, root: Path, file: RemoteFile, progress: Progress) -> None:
         self._hub_id, self._commit, self._root = hub_id, commit, root
         self._file, self._progress = file, progress
-        self._place = root / "snapshots" / commit / file.name
-
-    def _lock(self, etag: str) -> Path:
-        path = self._root.parent / ".locks" / self._root.name / f"{etag}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
     def run(self) -> None:
-        """Transfers, checks and shows it."""
+        """Transfers the file, checks it and links it into its snapshot."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
@@ -80,23 +66,32 @@ class Transfer:
         blob = self._root / "blobs" / remote.etag
         blob.parent.mkdir(parents=True, exist_ok=True)
         if not blob.exists():
-            with WeakFileLock(self._lock(remote.etag)):  # another process may be at the same file
+            with WeakFileLock(self._lock(remote.etag)):  # another process may transfer the same file
                 if not blob.exists():
-                    self._fill(blob, url, remote.location, remote.size)
-        replace(self._place, lambda path: _link(path, blob))
+                    size = self._file.size if remote.size is None else remote.size
+                    self._fill(blob, url, remote.location, size)
+        with written(self._root / "snapshots" / self._commit / self._file.name) as path:
+            _link(path, blob)
+
+    def _lock(self, etag: str) -> Path:
+        path = self._root.parent / ".locks" / self._root.name / f"{etag}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _fill(self, blob: Path, url: str, location: str, size: int | None) -> None:
+        """Completes a blob's `.incomplete` file, checks it and renames it."""
         partial = blob.with_name(f"{blob.name}.incomplete")
         with partial.open("ab") as file:
-            size = self._file.size if size is None else size
             if size is not None and file.tell() > size:
-                file.truncate(0)
+                _empty(file)
             self._progress.begin(self._file.name, size, file.tell())
-            self._transfer(file, url, location, size)
+            # The token is for the hub, not for the storage that it points to.
+            same = location.split("/")[2:3] == url.split("/")[2:3]
+            if file.tell() != size:
+                self._append(file, location, token=None if same else False)
             file.flush()
             os.fsync(file.fileno())
-            reason = difference(partial, self._file, blob.name)
-            if reason:
+            if reason := mismatch(partial, self._file, blob.name):
                 partial.unlink()
                 raise ModelLoadError(
                     f"{self._hub_id}: {self._file.name} arrived damaged ({reason}): fetch it again"
@@ -104,55 +99,69 @@ class Transfer:
             partial.replace(blob)
         self._progress.end()
 
-    def _transfer(self, file: Any, url: str, location: str, size: int | None) -> None:
-        from huggingface_hub import constants
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    def _append(self, file: BinaryIO, location: str, *, token: bool | None) -> None:
+        """Appends the missing bytes, over as many connections as are lost on the way."""
+        lost = 0
+        while True:
+            begun = file.tell()
+            try:
+                for chunk in self._receive(file, location, token=token):
+                    file.write(chunk)
+                    self._progress.advance(len(chunk))
+                return
+            except OSError:  # the disk is full, or the hub refuses
+                raise
+            except Exception:  # the classes of a lost connection belong to the client's own HTTP library
+                lost = 0 if file.tell() > begun else lost + 1
+                if lost > MOST_LOST:
+                    raise
+            time.sleep(PAUSE_SECONDS)
 
-        # The client's own 10 MiB would be lost with a connection, and make a bar stand still for as long.
-        constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
-        # The token is for the hub, not for where it keeps its files.
-        same = location.split("/")[2:3] == url.split("/")[2:3]
-        http_get(
-            location,
-            file,
-            resume_size=file.tell(),
-            headers=build_hf_headers(token=None if same else False),
-            expected_size=size,
-            displayed_filename=self._file.name,
-            tqdm_class=_bar_class(self._progress),
+    def _receive(self, file: BinaryIO, location: str, *, token: bool | None) -> Iterator[bytes]:
+        """Asks for the bytes behind the file's end; empties the file if all of them come instead."""
+        from huggingface_hub import constants
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+            http_stream_backoff,
         )
 
+        done = file.tell()
+        headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
+        if done:
+            headers["Range"] = f"bytes={done}-"
+        with http_stream_backoff(
+            "GET",
+            location,
+            headers=headers,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            retry_on_exceptions=(),
+            retry_on_status_codes=BUSY,
+        ) as response:
+            hf_raise_for_status(response)
+            if done and response.status_code == 200:
+                _empty(file)
+                self._progress.advance(-done)
+            yield from response.iter_bytes(chunk_size=CHUNK_BYTES)
 
-def difference(path: Path, file: RemoteFile, etag: str) -> str:
-    """Says how a file differs from what the hub says of it; "" if it does not."""
+
+def mismatch(path: Path, file: RemoteFile, etag: str) -> str:
+    """Says how a file differs from the hub's description of it; "" if it does not."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"{size:,} bytes instead of {file.size:,}"
     expected = file.sha256 or (etag if SHA256.fullmatch(etag) else None)
     if expected is not None:
-        found = _digest(path, hashlib.sha256())
-        return "" if found == expected else f"its SHA-256 is not {expected}"
-    if file.git_id and re.fullmatch(r"[0-9a-f]{40}", file.git_id):
-        found = _digest(path, hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False))
+        return "" if digest_of(path) == expected else f"its SHA-256 is not {expected}"
+    if file.git_id and COMMIT.fullmatch(file.git_id):
+        found = digest_of(path, lambda: hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False))
         return "" if found == file.git_id else f"its git id is not {file.git_id}"
     return ""
 
 
-def _digest(path: Path, digest: Any) -> str:
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return str(digest.hexdigest())
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file or link under a temporary name, and then gives it its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    write(temporary)
-    temporary.replace(path)
+def _empty(file: BinaryIO) -> None:
+    file.seek(0)  # truncating alone would leave `tell` where it was
+    file.truncate()
 
 
 def _link(path: Path, blob: Path) -> None:
@@ -160,18 +169,3 @@ def _link(path: Path, blob: Path) -> None:
         path.symlink_to(os.path.relpath(blob, path.parent))
     except OSError:  # a file system, or a Windows account, without links
         shutil.copy(blob, path)
-
-
-def _bar_class(progress: Progress) -> Any:
-    """Makes what the hub's client takes for a progress bar."""
-
-    class Bar:
-        def __init__(self, **_: object) -> None:
-            self.update = progress.advance
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-    return Bar

@@ -1,15 +1,14 @@
-"""The command line: flags and environment to settings, then serve or call.
+"""The command line: each command's module reads its settings, and imports torch or grpc only to run.
 
-    parser.py     what can be typed, and its help
-    serve.py      runs the server: progress, summary, signals, exit
-    gateway.py    runs the REST shim in a process of its own
-    rest.py       makes it, there or beside the server
-    call.py       rerank, models and health against a running server
-    download.py   fetches models, and converts old ones
-    verify.py     checks a model's scores on this machine
-    terminal.py   what is printed, as pure functions
-
-Importing it imports neither torch nor grpc: each command brings in its own.
+parser.py     the commands, their options and their help
+serve.py      rerank-grpc serve
+rest.py       rerank-grpc rest; the REST server beside a gRPC server
+ask.py        rerank-grpc rerank, models and health: ask a running server
+download.py   rerank-grpc download and convert
+verify.py     rerank-grpc verify
+process.py    the process of both server commands: signals, its end, addresses
+logs.py       a server's log, for which no caller waits
+terminal.py   the layout of printed text, as pure functions
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 
 from rerank_grpc.cli.parser import parse
 from rerank_grpc.cli.terminal import fail
-from rerank_grpc.config import OptionError
+from rerank_grpc.config.options import OptionError
 from rerank_grpc.errors import ConfigurationError, RerankError
 
 
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigurationError, RerankError) as error:
         return fail(str(error), 1)
     except BrokenPipeError:
-        # The reader has left, as `head` does: end as quietly as other tools.
+        # The reader has left, as `head` does; other tools end quietly too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
@@ -49,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Opens to nowhere what the parent has closed, else the next file or socket would become stderr."""
+    """Opens /dev/null for each stream that the parent has closed: the next socket would become stderr."""
     for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
             setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w"))

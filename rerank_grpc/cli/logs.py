@@ -1,12 +1,11 @@
-"""The log of a server: one line a record on stderr, written behind the callers' backs.
+"""The log of a server: one line a record on stderr, written without any caller waiting.
 
 An ordinary handler writes and flushes under a lock, on the thread that answers
-the call: every call would queue there behind every other, and for ever once
-the log's reader stops reading. Here a caller only puts a record aside. One
-thread makes lines of what has come, every tenth of a second or at once after a
-warning; a second thread writes them, and is the only one that a full pipe, a
-slow disk or a stopped terminal can hold up. Both the records and the lines are
-bounded: what finds no room is dropped and counted.
+the call: all calls would wait for a reader that has stopped reading. Here a
+caller only appends a record. One thread makes lines of the records, every tenth
+of a second or at once after a warning; a second thread writes them, and only
+that one waits for a full pipe, a slow disk or a stopped terminal. Records,
+lines and repeats are bounded: a dropped one is counted.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TextIO
-
-from rerank_grpc.cli.repeats import Repeats
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 DELAY_SECONDS = 0.1
@@ -32,6 +30,18 @@ CLOSE_SECONDS = 1.0
 MAX_RECORDS = 10_000
 # Lines that wait for their reader, in characters.
 MAX_WAITING = 1 << 20
+# Moves the cursor to the start of its line and empties that.
+CLEAR_LINE = "\r\x1b[2K"
+
+# Lines of one kind in one window; a record with a traceback counts as all of them.
+MAX_LINES = 10
+WINDOW_SECONDS = 1.0
+# A window is twice as long as the last one while lines are dropped, up to this.
+MAX_WINDOW_SECONDS = 10.0
+# Kinds beyond these share one window.
+MAX_KINDS = 256
+# A count quotes this much of the first line that it stands for.
+EXAMPLE_CHARACTERS = 200
 
 
 class BackgroundHandler(logging.Handler):
@@ -47,6 +57,7 @@ class BackgroundHandler(logging.Handler):
         # Each of the two is changed by one thread only; their difference waits to be written.
         self._passed_on, self._written = 0, 0
         self._dropped = 0  # callers add to it without a lock: among thousands, one may be missed
+        self._unfinished = False  # whether the last text ended without a newline, as progress does
         self._repeats = Repeats()
         self._ending = False
         self._formatter = threading.Thread(target=self._pass_on, name="log", daemon=True)
@@ -59,24 +70,18 @@ class BackgroundHandler(logging.Handler):
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Puts a record aside; a warning or worse is written as soon as possible."""
-        if len(self._arrived) >= MAX_RECORDS:
-            self._dropped += 1
-            return
-        self._arrived.append(record)
+        """Appends a record; a warning or worse is written as soon as possible."""
+        self._append(record)
         if record.levelno >= logging.WARNING:
             self.flush()
 
     def write(self, text: str) -> None:
-        """Puts a text aside, to be written as it is between the records before and after it."""
-        if len(self._arrived) >= MAX_RECORDS:
-            self._dropped += 1
-            return
-        self._arrived.append(text)
+        """Appends a text, to be written as it is; without a newline at its end, the next text replaces it."""
+        self._append(text)
         self.flush()
 
     def say(self, *lines: str) -> None:
-        """Puts whole lines aside, to be written as they are."""
+        """Appends whole lines, to be written as they are."""
         self.write("".join(f"{line}\n" for line in lines))
 
     def flush(self) -> None:
@@ -93,14 +98,20 @@ class BackgroundHandler(logging.Handler):
         self._writer.join(max(end - time.monotonic(), 0.0))
         super().close()
 
-    # The thread that makes lines
+    def _append(self, item: logging.LogRecord | str) -> None:
+        if len(self._arrived) < MAX_RECORDS:
+            self._arrived.append(item)
+        else:
+            self._dropped += 1
+
+    # On the thread that makes lines
 
     def _pass_on(self) -> None:
         ending = False
         while not ending:
             with suppress(Empty):
                 self._wakeups.get(timeout=DELAY_SECONDS)
-            ending = self._ending  # read first: what came before `close` is in this turn
+            ending = self._ending  # read first: a record before `close` is in this turn
             text = "".join(self._lines(time.monotonic(), ending))
             if text:
                 self._passed_on += len(text)
@@ -108,25 +119,29 @@ class BackgroundHandler(logging.Handler):
         self._texts.put(None)
 
     def _lines(self, now: float, ending: bool) -> Iterable[str]:
-        """Makes lines of all that has come, and drops those for which there is no room."""
-        room = MAX_WAITING - (self._passed_on - self._written)
-        if self._dropped and room > MAX_WAITING // 2:
-            dropped, self._dropped = self._dropped, 0
-            yield self._line(_record(__name__, "%s lines were dropped: they came faster than read", dropped))
-        for text in self._admitted(now, ending):
-            if len(text) <= room:
-                room -= len(text)
-                yield text
-            else:
+        """Makes lines of all that has arrived, and drops those beyond the bound."""
+        free = MAX_WAITING - (self._passed_on - self._written)
+        for text in self._admitted(now, ending, told=free > MAX_WAITING // 2):
+            if self._unfinished:
+                text = CLEAR_LINE + text
+            if len(text) > free:
                 self._dropped += 1
+                continue
+            free -= len(text)
+            self._unfinished = not text.endswith("\n")
+            yield text
 
-    def _admitted(self, now: float, ending: bool) -> Iterable[str]:
+    def _admitted(self, now: float, ending: bool, *, told: bool) -> Iterable[str]:
+        """Yields each text and line; `told` says first how many were dropped."""
+        if told and self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            yield self._line(_warning(__name__, "%s lines were dropped: they came faster than read", dropped))
         while self._arrived:
-            record = self._arrived.popleft()
-            if isinstance(record, str):
-                yield record
-            elif self._repeats.admits(record, now):
-                yield self._line(record)
+            item = self._arrived.popleft()
+            if isinstance(item, str):
+                yield item
+            elif self._repeats.admits(item, now):
+                yield self._line(item)
         yield from map(self._line, self._repeats.counts(now, ending=ending))
 
     def _line(self, record: logging.LogRecord) -> str:
@@ -136,9 +151,9 @@ class BackgroundHandler(logging.Handler):
             # The arguments are left out: only the template is sure to quote no caller.
             template = str(record.msg).partition("\n")[0]
             text = "a line could not be formatted (%s): %s"
-            return self.format(_record(record.name, text, type(error).__name__, template)) + "\n"
+            return self.format(_warning(record.name, text, type(error).__name__, template)) + "\n"
 
-    # The thread that writes
+    # On the thread that writes
 
     def _write_all(self) -> None:
         while (text := self._texts.get()) is not None:
@@ -147,7 +162,78 @@ class BackgroundHandler(logging.Handler):
             self._written += len(text)
 
 
-def _record(name: str, text: str, *values: object) -> logging.LogRecord:
+@dataclass(slots=True)
+class _Window:
+    """The written and dropped lines of one kind since `begin`."""
+
+    begin: float
+    seconds: float
+    written: int = 0
+    dropped: int = 0
+    name: str = ""
+    level: int = logging.WARNING
+    example: str = ""
+
+
+class Repeats:
+    """Admits the first lines of each kind in a window, and counts the others.
+
+    A record's kind is its attribute `kind`, which `extra={"kind": ...}` sets;
+    without it a warning or worse is of the kind of its logger and text before
+    formatting. A record below a warning has no kind and is always admitted.
+    """
+
+    def __init__(self) -> None:
+        self._windows: dict[Hashable, _Window] = {}
+
+    def admits(self, record: logging.LogRecord, now: float) -> bool:
+        """Tells whether a record is written; `now` is in seconds of any monotonic clock."""
+        kind = _kind_of(record)
+        if kind is None:
+            return True
+        if kind not in self._windows and len(self._windows) >= MAX_KINDS:
+            kind = None  # no record's own
+        window = self._windows.setdefault(kind, _Window(now, WINDOW_SECONDS))
+        if window.written < MAX_LINES:
+            window.written += MAX_LINES if record.exc_info else 1
+            return True
+        if not window.dropped:
+            window.name, window.level, window.example = record.name, record.levelno, _example_of(record)
+        window.dropped += 1
+        return False
+
+    def counts(self, now: float, *, ending: bool = False) -> Iterator[logging.LogRecord]:
+        """Makes a record of the dropped lines of each window that has ended, or of all when `ending`."""
+        for kind, window in list(self._windows.items()):
+            seconds = now - window.begin
+            if seconds < window.seconds and not ending:
+                continue
+            if window.dropped:
+                text = "... and %s more like this in %.1f s: %s"
+                values = (f"{window.dropped:,}", seconds, window.example)
+                yield logging.LogRecord(window.name, window.level, "", 0, text, values, None)
+                self._windows[kind] = _Window(now, min(2 * window.seconds, MAX_WINDOW_SECONDS))
+            else:
+                del self._windows[kind]
+
+
+def _kind_of(record: logging.LogRecord) -> Hashable | None:
+    kind: Hashable | None = getattr(record, "kind", None)
+    if kind is None and record.levelno >= logging.WARNING:
+        # asyncio formats its own: the objects that it names in further lines are new each time.
+        kind = (record.name, str(record.msg).partition("\n")[0])
+    return kind
+
+
+def _example_of(record: logging.LogRecord) -> str:
+    try:
+        text = record.getMessage()
+    except Exception:  # arguments that do not fit the text
+        text = str(record.msg)
+    return text.partition("\n")[0][:EXAMPLE_CHARACTERS]
+
+
+def _warning(name: str, text: str, *values: object) -> logging.LogRecord:
     return logging.LogRecord(name, logging.WARNING, "", 0, text, values, None)
 
 
@@ -160,9 +246,6 @@ def log_to(stream: TextIO, level: str) -> BackgroundHandler:
     handler.setFormatter(logging.Formatter(FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
-    # The format shows none of these, and finding them for each record costs as much as the rest of it.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # where the call stands; see "Optimization" in logging's how-to
     return handler
 
 
@@ -171,5 +254,5 @@ def _write_to(descriptor: int, encoding: str, text: str) -> None:
     while left:
         try:
             left = left[os.write(descriptor, left) :]
-        except BlockingIOError:  # whoever shares the descriptor has made it so
+        except BlockingIOError:  # another process has made the shared descriptor so
             select.select([], [descriptor], [])

@@ -1,25 +1,26 @@
-"""What can be typed, and its help; the options themselves are config's."""
+"""The commands and their help; the options themselves are those of config."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
 
 from rerank_grpc import __version__
-from rerank_grpc.cli import call, download, gateway, serve, verify
-from rerank_grpc.config import (
+from rerank_grpc.cli import ask, download, rest, serve, verify
+from rerank_grpc.cli.process import needs
+from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
-    GATEWAY_OPTIONS,
+    REST_OPTIONS,
     SERVER_OPTIONS,
     SERVER_TOKEN_VARIABLES,
     UPSTREAM_TOKEN_VARIABLE,
     Option,
     OptionError,
-    default,
-    suggestion,
 )
+from rerank_grpc.config.parsing import suggestion
 
 EXAMPLES = {
     "": """\
@@ -95,6 +96,11 @@ examples:
 Scores pairs whose score is known, where the catalogue has some, and compares
 the packed pass with transformers' own padded one. Exits 0 when all are right.
 """,
+    "completion": """\
+examples:
+  rerank-grpc completion bash > ~/.local/share/bash-completion/completions/rerank-grpc
+  rerank-grpc completion zsh > ~/.zfunc/_rerank-grpc
+""",
     "health": f"""\
 examples:
   rerank-grpc health
@@ -107,7 +113,7 @@ Exits 0 when the model can be called, else 1. The token to send comes from
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what it does not know by one OptionError, and never guesses."""
+    """Refuses an unknown argument by one OptionError, and never guesses."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(
@@ -132,8 +138,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command = commands[parsed.command]
         flag = unknown[0].partition("=")[0]
         known = [text for action in command._actions for text in action.option_strings]
-        what = "option" if flag.startswith("-") else "argument"
-        raise OptionError(f"unknown {what} {flag}{suggestion(flag, known)} (see {command.prog} --help)")
+        kind = "option" if flag.startswith("-") else "argument"
+        raise OptionError(f"unknown {kind} {flag}{suggestion(flag, known)} (see {command.prog} --help)")
     parsed.flags = {key.partition(":")[2]: text for key, text in vars(parsed).items() if ":" in key}
     return parsed
 
@@ -145,89 +151,38 @@ def _build() -> tuple[Parser, dict[str, Parser]]:
         epilog=EXAMPLES[""],
     )
     parser.add_argument("--version", action="version", version=f"rerank-grpc {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     built = {}
-    for name, usage, summary, fill in (
-        ("serve", "[OPTION ...]", "serve models", _fill_serve),
-        ("rest", "[OPTION ...]", "serve JSON in front of gRPC servers", _fill_rest),
-        (
-            "rerank",
-            "[OPTION ...] QUERY FILE [FILE ...]",
-            "rank the lines of files by their relevance to a query",
-            _fill_rerank,
-        ),
-        ("models", "[OPTION ...]", "list what a server serves", _fill_models),
-        ("health", "[OPTION ...]", "tell whether a model can be called", _fill_health),
-        ("download", "[OPTION ...] MODEL [MODEL ...]", "fetch models from the hub", _fill_download),
-        ("convert", "DIR [DIR ...]", "make safetensors of pickled weights", _fill_convert),
-        ("verify", "[OPTION ...] MODEL [MODEL ...]", "check a model's scores on this machine", _fill_verify),
-    ):
-        command = commands.add_parser(
-            name,
-            usage=f"rerank-grpc {name} {usage}",
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=EXAMPLES[name],
+    for command in COMMANDS:
+        usage = " ".join(filter(None, ("[OPTION ...]" if command.options else "", command.usage)))
+        added = built[command.name] = subparsers.add_parser(
+            command.name,
+            usage=f"rerank-grpc {command.name} {usage}",
+            help=command.summary,
+            description=command.summary[0].upper() + command.summary[1:] + ".",
+            epilog=EXAMPLES[command.name],
         )
-        fill(command)
-        built[name] = command
+        added.set_defaults(run=command.run)
+        for name, keywords in command.arguments:
+            added.add_argument(name, **keywords)
+        for option in command.options:
+            _add(added, option)
     return parser, built
 
 
-def _fill_serve(command: Parser) -> None:
-    command.set_defaults(run=serve.run)
-    _add(command, SERVER_OPTIONS)
-
-
-def _fill_rest(command: Parser) -> None:
-    command.set_defaults(run=gateway.run)
-    _add(command, GATEWAY_OPTIONS)
-
-
-def _fill_rerank(command: Parser) -> None:
-    command.set_defaults(run=call.rerank)
-    command.add_argument("query", metavar="QUERY", help="what the documents are to answer")
-    command.add_argument("files", metavar="FILE", nargs="+", help="documents, one a line; - is stdin")
-    command.add_argument("--top-n", metavar="N", type=_top_n, default=0, help="print only the N best")
-    _add_model(command)
-    _add_json(command)
-    _add(command, CLIENT_OPTIONS)
-
-
-def _fill_models(command: Parser) -> None:
-    command.set_defaults(run=call.models)
-    _add_json(command)
-    _add(command, CLIENT_OPTIONS)
-
-
-def _fill_health(command: Parser) -> None:
-    command.set_defaults(run=call.health)
-    _add_model(command)
-    _add_json(command)
-    _add(command, CLIENT_OPTIONS)
-
-
-def _fill_download(command: Parser) -> None:
-    command.set_defaults(run=download.download)
-    command.add_argument("models", metavar="MODEL", nargs="+", help="a hub id, or a name of the catalogue")
-    _add(command, _server_options("catalogue"))
-
-
-def _fill_convert(command: Parser) -> None:
-    command.set_defaults(run=download.convert)
-    command.add_argument("directories", metavar="DIR", nargs="+", help="a directory with an old checkpoint")
-
-
-def _fill_verify(command: Parser) -> None:
-    command.set_defaults(run=verify.run)
+def _add(command: Parser, option: Option) -> None:
+    """Adds an option of config, where its text is read by one set of rules."""
+    notes = [f"default: {option.default_text}"] if option.default_text else []
+    if option.repeatable:
+        notes.append("repeatable")
+    help_text = f"{option.help} ({'; '.join(notes)})" if notes else option.help
     command.add_argument(
-        "models", metavar="MODEL", nargs="+", help="embedded, a directory, a hub id or a name"
+        f"--{option.name}",
+        dest=f"option:{option.name}",
+        metavar=option.metavar,
+        action="append" if option.repeatable else "store",
+        help=f"{help_text} [{option.variable}]".replace("%", "%%"),
     )
-    _add(command, _server_options("models-dir", "catalogue", "device", "precision"))
-
-
-def _server_options(*names: str) -> list[Option]:
-    return [option for option in SERVER_OPTIONS if option.name in names]
 
 
 def _top_n(text: str) -> int:
@@ -236,25 +191,92 @@ def _top_n(text: str) -> int:
     return int(text)
 
 
-def _add_model(command: Parser) -> None:
-    command.add_argument("--model", metavar="NAME", help="the model to ask (default: the server's)")
+def _print_completion(parsed: argparse.Namespace) -> int:
+    with needs("completion", 'pip install "rerank-grpc[completion]"'):
+        import shtab
+    parser, commands = _build()
+    for action in (action for command in commands.values() for action in command._actions):
+        if action.metavar in ("FILE", "DIR"):
+            action.complete = shtab.FILE if action.metavar == "FILE" else shtab.DIR  # type: ignore[attr-defined]
+    print(shtab.complete(parser, parsed.shell))
+    return 0
 
 
-def _add_json(command: Parser) -> None:
-    command.add_argument("--json", action="store_true", help="print JSON, for machines")
+Argument: TypeAlias = tuple[str, Mapping[str, Any]]
+
+QUERY: Argument = ("query", {"metavar": "QUERY", "help": "what the documents are to answer"})
+FILES: Argument = ("files", {"metavar": "FILE", "nargs": "+", "help": "documents, one a line; - is stdin"})
+TOP_N: Argument = (
+    "--top-n",
+    {"metavar": "N", "type": _top_n, "default": 0, "help": "print only the N best"},
+)
+MODEL: Argument = ("--model", {"metavar": "NAME", "help": "the model to ask (default: the server's)"})
+JSON: Argument = ("--json", {"action": "store_true", "help": "print JSON, for machines"})
 
 
-def _add(command: Parser, options: Sequence[Option]) -> None:
-    """Adds config's options; their texts are read there, by one set of rules."""
-    for option in options:
-        notes = [f"default: {default(option)}"] if default(option) else []
-        if option.repeatable:
-            notes.append("repeatable")
-        help_text = f"{option.help} ({'; '.join(notes)})" if notes else option.help
-        command.add_argument(
-            f"--{option.name}",
-            dest=f"option:{option.name}",
-            metavar=option.metavar,
-            action="append" if option.repeatable else "store",
-            help=f"{help_text} [{option.variable}]".replace("%", "%%"),
-        )
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: its summary in the list of commands, its function, its arguments and options."""
+
+    name: str
+    summary: str
+    run: Callable[[argparse.Namespace], int]
+    options: Sequence[Option] = ()
+    arguments: Sequence[Argument] = ()
+    usage: str = ""
+
+
+def _models(help_text: str) -> Argument:
+    return "models", {"metavar": "MODEL", "nargs": "+", "help": help_text}
+
+
+def _server_options(*names: str) -> list[Option]:
+    return [option for option in SERVER_OPTIONS if option.name in names]
+
+
+COMMANDS = (
+    Command("serve", "serve models", serve.run, SERVER_OPTIONS),
+    Command("rest", "serve JSON in front of gRPC servers", rest.run, REST_OPTIONS),
+    Command(
+        "rerank",
+        "rank the lines of files by their relevance to a query",
+        ask.rerank,
+        CLIENT_OPTIONS,
+        (QUERY, FILES, TOP_N, MODEL, JSON),
+        "QUERY FILE [FILE ...]",
+    ),
+    Command("models", "list what a server serves", ask.models, CLIENT_OPTIONS, (JSON,)),
+    Command("health", "tell whether a model can be called", ask.health, CLIENT_OPTIONS, (MODEL, JSON)),
+    Command(
+        "download",
+        "fetch models from the hub",
+        download.download,
+        _server_options("catalogue"),
+        (_models("a hub id, or a name of the catalogue"),),
+        "MODEL [MODEL ...]",
+    ),
+    Command(
+        "convert",
+        "make safetensors of pickled weights",
+        download.convert,
+        arguments=(
+            ("directories", {"metavar": "DIR", "nargs": "+", "help": "a directory with an old checkpoint"}),
+        ),
+        usage="DIR [DIR ...]",
+    ),
+    Command(
+        "verify",
+        "check a model's scores on this machine",
+        verify.run,
+        _server_options("models-dir", "catalogue", "device", "precision"),
+        (_models("embedded, a directory, a hub id or a name"),),
+        "MODEL [MODEL ...]",
+    ),
+    Command(
+        "completion",
+        "print a shell's completion of these commands",
+        _print_completion,
+        arguments=(("shell", {"choices": ("bash", "zsh"), "help": "the shell that reads it"}),),
+        usage="bash|zsh",
+    ),
+)

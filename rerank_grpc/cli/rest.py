@@ -1,42 +1,72 @@
-"""Makes the REST shim: alone, or beside the server in one process."""
+"""`rerank-grpc rest`: the REST server, in a process of its own or beside a gRPC server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import argparse
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
-from rerank_grpc.cli.address import address
-from rerank_grpc.config import RestSettings, Settings
+from rerank_grpc import __version__
+from rerank_grpc.cli.process import Process, address, is_loopback, needs
+from rerank_grpc.config.reading import read_rest_settings
+from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import Health
 
 if TYPE_CHECKING:
     from rerank_grpc.rest.server import RestServer
 
+# Calls that are cut off at the end of the grace are told so in this time.
+_REFUSAL_SECONDS = 0.5
 
-def beside(settings: Settings, local_port: int | None, health: Callable[[], Health]) -> RestServer | None:
-    """Makes the shim of a server's own process, which calls it at its local port; None where it is off."""
+
+def run(parsed: argparse.Namespace) -> NoReturn:
+    """Serves until SIGTERM or SIGINT, and ends the process; raises OptionError before anything starts."""
+    settings = read_rest_settings(parsed.flags)
+    process = Process(settings.log_level, settings.grace_seconds)
+    try:
+        server = build(settings)
+    except ConfigurationError as error:
+        process.fail(error)
+        process.end(1)
+    server.start()
+    here, upstreams = address(settings.host, server.port), ", ".join(settings.targets)
+    process.log.say(f"rerank-grpc {__version__} serves REST at http://{here}, from {upstreams}")
+    if not settings.access_tokens and not is_loopback(settings.host):
+        process.log.say(
+            f"NOTE: {here} can be reached from other machines; who may call is up to the servers."
+        )
+    process.log.say("Ctrl-C stops it.")
+    process.wait()
+    process.drain(partial(_drain, server, settings.grace_seconds))
+    process.end(0)
+
+
+def beside(
+    settings: ServerSettings, local_port: int | None, health: Callable[[], Health]
+) -> RestServer | None:
+    """Makes the REST server of a gRPC server's process, which calls its local port; None where it is off."""
     if local_port is None:
         return None
-    token = settings.tokens[0] if settings.tokens else None
-    return build(settings.rest, [address("127.0.0.1", local_port)], settings.tokens, token, health)
+    own = settings.access_tokens[0] if settings.access_tokens else None
+    targets = (address("127.0.0.1", local_port),)
+    return build(
+        replace(settings.rest, targets=targets, access_tokens=settings.access_tokens, upstream_token=own),
+        health,
+    )
 
 
-def build(
-    settings: RestSettings,
-    targets: Sequence[str],
-    tokens: Sequence[str],
-    upstream_token: str | None,
-    health: Callable[[], Health] | None = None,
-) -> RestServer:
-    """Makes the shim; raises ConfigurationError where its packages are missing, or its port is taken."""
-    try:
+def build(settings: RestSettings, health: Callable[[], Health] | None = None) -> RestServer:
+    """Makes the REST server; raises ConfigurationError if a package is missing or the port is taken."""
+    with needs("REST", 'pip install "rerank-grpc[rest]", or --rest-port off'):
         from rerank_grpc.rest.server import RestServer
-    except ModuleNotFoundError as error:
-        name = error.name or "a package"
-        if name.startswith("rerank_grpc"):
-            raise
-        raise ConfigurationError(
-            f'REST needs {name}, which is not installed: pip install "rerank-grpc[rest]", or --rest-port off'
-        ) from None
-    return RestServer(settings, targets, tokens=tokens, upstream_token=upstream_token, health=health)
+    return RestServer(settings, health)
+
+
+def _drain(server: RestServer, grace: float) -> None:
+    closing = threading.Thread(target=server.stop, args=[grace], daemon=True)
+    closing.start()
+    closing.join(grace + _REFUSAL_SECONDS)

@@ -1,7 +1,4 @@
-"""Runs the server: shows how loading goes, says what is served, ends in time.
-
-Everything it says goes to stderr, as its logs do.
-"""
+"""`rerank-grpc serve`: runs the server, shows progress and a summary on stderr, and ends in time."""
 
 from __future__ import annotations
 
@@ -9,120 +6,100 @@ import argparse
 import gc
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from rerank_grpc import __version__, files
+from rerank_grpc import __version__
 from rerank_grpc.cli import rest, terminal
-from rerank_grpc.cli.address import address, is_loopback
-from rerank_grpc.cli.logs import BackgroundHandler, log_to
-from rerank_grpc.cli.stopping import Stopping, end_process
+from rerank_grpc.cli.process import Process, address, is_loopback, needs
 from rerank_grpc.cli.terminal import Screen
-from rerank_grpc.config import Settings, forgotten_token, quiet_grpc, read_settings
+from rerank_grpc.config.reading import forgotten_token, read_settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import ModelInfo, State
 
 if TYPE_CHECKING:
     from rerank_grpc.rest.server import RestServer
-    from rerank_grpc.server.app import RerankServer
+    from rerank_grpc.server.server import RerankServer
 
 log = logging.getLogger(__name__)
 
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _FRAME_SECONDS = 0.1
-_START_OF_LINE = "\r\x1b[2K"  # and an empty one
-# How long the REST shim may pass calls on before the server refuses new ones.
-_SHIM_SECONDS = 1.0
-# How long calls that a hung device has failed may take to be answered.
+# The REST server passes calls on for this long before the gRPC server refuses new ones.
+_REST_SECONDS = 1.0
+# Calls that a hung device has failed are answered within this time.
 _ANSWER_SECONDS = 1.0
 
 
 def run(parsed: argparse.Namespace) -> NoReturn:
     """Serves until SIGTERM or SIGINT, and ends the process; raises OptionError before anything starts."""
     settings = read_settings(parsed.flags)
-    output = log_to(sys.stderr, settings.log_level)
-    quiet_grpc()
-    files.raise_limit()
-    screen = Screen.of(sys.stderr)
-    stopping = Stopping(settings.grace_seconds, output)
-    output.say(screen.paint(f"rerank-grpc {__version__} is starting", "bold"))
-    status, server, shim = 0, None, None
+    process = Process(settings.log_level, settings.grace_seconds)
+    names = ", ".join(model.name for model in settings.models if not model.lazy)
+    start = f"rerank-grpc {__version__} is starting{' with ' if names else ''}{names}"
+    process.log.say(process.screen.paint(start, "bold"))
+    status, server, rest_server = 0, None, None
     try:
-        server = _build(settings, partial(_on_hang, output))
-        shim = rest.beside(settings, server.local_port, server.health)
-        _serve(server, shim, screen, output, stopping)
+        server = _build(settings, partial(_on_hang, process))
+        rest_server = rest.beside(settings, server.local_port, server.health)
+        _serve(server, rest_server, process)
     except ConfigurationError as error:
-        output.say(screen.paint(terminal.error_line(str(error)), "red"))
+        process.fail(error)
         status = 1
     if server:
-        stopping.drain(partial(_drain, server, shim, settings.grace_seconds))
-    end_process(status, output)
+        process.drain(partial(_drain, server, rest_server, settings.grace_seconds))
+    process.end(status)
 
 
-def _serve(
-    server: RerankServer,
-    shim: RestServer | None,
-    screen: Screen,
-    output: BackgroundHandler,
-    stopping: Stopping,
-) -> None:
+def _serve(server: RerankServer, rest_server: RestServer | None, process: Process) -> None:
     """Serves until a signal comes; raises ConfigurationError if the default model cannot be served."""
-    # What the registry logs of loading is shown here already.
-    logging.getLogger("rerank_grpc.registry").setLevel(logging.CRITICAL)
     server.start()
-    if shim:
-        shim.start()
-    if _load(server, screen, output, stopping):
-        logging.getLogger("rerank_grpc.registry").setLevel(logging.NOTSET)
-        rest_port = shim.port if shim else None
-        infos = server.registry.models()
-        output.say(
-            *summary(server.settings, server.port, server.admin_port, infos, screen, rest_port=rest_port)
+    if rest_server:
+        rest_server.start()
+    if _load(server, process):
+        process.log.say(
+            *summary(
+                server.settings,
+                server.port,
+                server.admin_port,
+                server.registry.models(),
+                process.screen,
+                rest_port=rest_server.port if rest_server else None,
+            )
         )
-        stopping.wait()
+        process.wait()
 
 
-def _build(settings: Settings, on_hang: Callable[[], None]) -> RerankServer:
-    try:
-        from rerank_grpc.server.app import RerankServer
-    except ModuleNotFoundError as error:
-        name = error.name or "a package"
-        if name.startswith("rerank_grpc"):
-            raise
-        raise ConfigurationError(
-            f'serving needs {name}, which is not installed: pip install "rerank-grpc[server,embedded]"'
-        ) from None
+def _build(settings: ServerSettings, on_hang: Callable[[], None]) -> RerankServer:
+    with needs("serving", 'pip install "rerank-grpc[server,embedded]"'):
+        from rerank_grpc.server.server import RerankServer
     freeze_imports()
     return RerankServer(settings, on_hang=on_hang)
 
 
 def freeze_imports() -> None:
-    """Spares Python's full collections what has been imported: they would stop every call for 0.2 s."""
-    gc.collect()  # what is frozen while it is garbage stays for ever
+    """Excludes all imported objects from Python's full collections, which would stop every call for 0.2 s."""
+    gc.collect()  # garbage that is frozen stays for ever
     gc.freeze()
 
 
-def _load(server: RerankServer, screen: Screen, output: BackgroundHandler, stopping: Stopping) -> bool:
-    """Waits for the models and shows it; False if a signal came first.
+def _load(server: RerankServer, process: Process) -> bool:
+    """Shows progress until the models are loaded; False if a signal came first.
 
-    Raises ConfigurationError if the default model cannot be served.
+    The log says how each load ended. Raises ConfigurationError if the default
+    model cannot be served.
     """
-    begin, told, animate = time.monotonic(), dict[str, State](), screen.width is not None
-    while not stopping.is_set():
-        loaded = server.wait_until_loaded(_FRAME_SECONDS)
-        infos, seconds = server.registry.models(), time.monotonic() - begin
-        text = "".join(f"{line}\n" for line in _changes(infos, told, seconds))
-        if animate:
-            progress = "" if loaded else _START_OF_LINE + _progress(infos, seconds, screen)
-            text = _START_OF_LINE + text + progress
-        if text:
-            output.write(text)
-        if loaded:
+    begin = time.monotonic()
+    while not process.stopping:
+        if server.wait_until_loaded(_FRAME_SECONDS):
             return True
+        if process.screen.width is not None:
+            seconds = time.monotonic() - begin
+            process.log.write(_progress(server.registry.models(), seconds, process.screen))
     return False
 
 
@@ -135,26 +112,8 @@ def _progress(infos: Sequence[ModelInfo], seconds: float, screen: Screen) -> str
     return terminal.clip(text, (screen.width or 80) - 1)
 
 
-def _changes(infos: Sequence[ModelInfo], told: dict[str, State], seconds: float) -> Iterable[str]:
-    """Says each model's new state once; `told` remembers.
-
-    That the default model failed is what the command ends with, and not said here.
-    """
-    for info in infos:
-        if told.get(info.name) is info.state:
-            continue
-        told[info.name] = info.state
-        name = terminal.printable(info.name)
-        if info.state is State.LOADING:
-            yield f"loading {name} ..."
-        elif info.state is State.READY:
-            yield f"{name} is ready after {seconds:.1f} s"
-        elif info.state is State.FAILED and not info.is_default:
-            yield f"{name} failed: {terminal.printable(info.state_message)}"
-
-
 def summary(
-    settings: Settings,
+    settings: ServerSettings,
     port: int,
     admin_port: int | None,
     infos: Sequence[ModelInfo],
@@ -162,36 +121,39 @@ def summary(
     *,
     rest_port: int | None = None,
 ) -> Iterable[str]:
-    """Says on one screen what is served, where, and to whom."""
+    """Says on one screen which models are served, where, and to which callers."""
     target = address(settings.host, port)
-    count = len(settings.tokens)
+    count = len(settings.access_tokens)
     access = f"one of {count} tokens" if count > 1 else "one token" if count else "none: any caller is served"
     admin = address(settings.admin_host, admin_port) if admin_port is not None else "off"
+    url = f"http://{address(settings.rest.host, rest_port)}" if rest_port is not None else "off"
     yield ""
     yield screen.paint(f"rerank-grpc {__version__} serves rerank.v1 at {target}", "bold")
     yield ""
     yield from terminal.models(infos, screen)
     yield ""
-    yield f"{screen.paint('admin port', 'dim')}      {admin}"
-    shim = f"http://{address(settings.rest.host, rest_port)}" if rest_port is not None else "off"
-    yield f"{screen.paint('REST', 'dim')}            {shim}"
-    yield f"{screen.paint('authentication', 'dim')}  {access}"
+    for name, text in (("admin port", admin), ("REST", url), ("authentication", access)):
+        yield f"{screen.paint(name, 'dim')}{' ' * (16 - len(name))}{text}"
     yield from (screen.paint(line, "yellow", "bold") for line in _warnings(settings, target))
     yield ""
     yield "Ctrl-C stops it."
 
 
-def _warnings(settings: Settings, target: str) -> Iterable[str]:
+def _warnings(settings: ServerSettings, target: str) -> Iterable[str]:
     rest = settings.rest
     open_to_all = [target] if not is_loopback(settings.host) else []
     if rest.port is not None and not is_loopback(rest.host):
         open_to_all.append(f"REST at {rest.host}")
-    if open_to_all and not settings.tokens:
+    if open_to_all and not settings.access_tokens:
         yield ""
         places = " and ".join(open_to_all)
         yield f"WARNING: {places} can be reached from other machines, and any caller is served."
         yield "         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
-    if settings.admin_port is not None and not is_loopback(settings.admin_host) and not settings.tokens:
+    if (
+        settings.admin_port is not None
+        and not is_loopback(settings.admin_host)
+        and not settings.access_tokens
+    ):
         yield ""
         yield f"WARNING: the admin port at {settings.admin_host} can be reached from other machines;"
         yield "         without tokens, whoever calls it can load and unload models."
@@ -200,28 +162,28 @@ def _warnings(settings: Settings, target: str) -> Iterable[str]:
         yield "WARNING: RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS."
 
 
-def _drain(server: RerankServer, shim: RestServer | None, grace: float) -> None:
-    """Stops both fronts; calls inside have the grace to finish."""
+def _drain(server: RerankServer, rest_server: RestServer | None, grace: float) -> None:
+    """Stops both servers; calls inside have the grace to finish."""
     end = time.monotonic() + grace
     server.leave()
-    closing = threading.Thread(target=shim.stop, args=[grace], daemon=True) if shim else None
+    closing = threading.Thread(target=rest_server.stop, args=[grace], daemon=True) if rest_server else None
     if closing:
-        # Calls that are complete reach the server in this time, and then have the grace there. A caller
-        # who sends a byte a second must not keep the server from draining.
+        # Complete calls reach the gRPC server in this time, and then have the grace there. A caller
+        # that sends a byte a second must not keep that server from draining.
         closing.start()
-        closing.join(min(_SHIM_SECONDS, grace / 2))
+        closing.join(min(_REST_SECONDS, grace / 2))
     server.stop(max(end - time.monotonic(), 0.0))
     if closing:
         closing.join(max(end - time.monotonic(), 0.0))
 
 
-def _on_hang(output: BackgroundHandler) -> None:
-    """Ends the process a moment later: a device that hangs is given back in no other way."""
+def _on_hang(process: Process) -> None:
+    """Ends the process a moment later: only that gives a hung device back."""
     status = os.EX_SOFTWARE
     log.critical("the device of a model hangs; ending with status %d for the supervisor to restart", status)
-    ending = threading.Timer(_ANSWER_SECONDS, end_process, [status, output])
+    ending = threading.Timer(_ANSWER_SECONDS, process.end, [status])
     ending.daemon = True
     try:
         ending.start()
     except RuntimeError:  # the process may have no further thread
-        end_process(status, output)
+        process.end(status)

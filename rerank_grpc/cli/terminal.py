@@ -1,7 +1,7 @@
-"""What is printed, as pure functions of the text and the width it must fit.
+"""The layout of printed text, as pure functions of the text and the width it must fit.
 
-Documents come from anywhere: nothing of them reaches a terminal that the
-terminal would act on. Chinese, Japanese and Korean characters take two cells.
+Documents come from anywhere: no character of theirs that a terminal acts on
+reaches it. Chinese, Japanese and Korean characters take two cells.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from rerank_grpc.config import may_color
+from rerank_grpc.config.reading import may_color
 from rerank_grpc.types import Health, ModelInfo, State
 from rerank_grpc.units import size
 
@@ -26,7 +26,7 @@ _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """What a stream can show: cells per line (None where nothing clips), colour, Unicode."""
+    """The abilities of a stream: cells per line (None for no limit), colour, Unicode."""
 
     width: int | None = None
     color: bool = False
@@ -34,7 +34,7 @@ class Screen:
 
     @classmethod
     def of(cls, stream: TextIO) -> Screen:
-        """Looks at a stream; a file or pipe gets whole lines and no colour."""
+        """Reads them off a stream; a file or pipe gets whole lines and no colour."""
         utf = (stream.encoding or "").lower().replace("-", "").startswith("utf")
         if not stream.isatty():
             return cls(unicode=utf)
@@ -42,7 +42,7 @@ class Screen:
         return cls(max(width, 20), may_color(), utf)
 
     def paint(self, text: str, *styles: str) -> str:
-        """Colours a text where colours are allowed."""
+        """Colours a text where the stream has colours."""
         codes = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
         if not self.color or not text:
             return text
@@ -101,15 +101,15 @@ def bar(score: float, width: int, *, unicode: bool = True) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
-    """One line of a ranked table; `place` says where the document stood."""
+class Row:
+    """One line of a ranked table; `place` is the document's file and line."""
 
     score: float
     place: str
     text: str
 
 
-def ranking(rows: Sequence[Ranked], screen: Screen) -> Iterable[str]:
+def ranking(rows: Sequence[Row], screen: Screen) -> Iterable[str]:
     """Lays out results, best first: rank, score, bar, place and as much text as fits."""
     if not rows:
         yield "no results"
@@ -140,7 +140,7 @@ def ranking(rows: Sequence[Ranked], screen: Screen) -> Iterable[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) -> Iterable[str]:
-    """Lays out rows under their head; one block for each row where the width is too small."""
+    """Lays out rows under their head; a row becomes a block of lines where the width is too small."""
     clean = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cells, column)) for column in zip(head, *clean, strict=True)]
     if screen.width is not None and sum(widths) + 2 * (len(widths) - 1) > screen.width:
@@ -177,7 +177,7 @@ _COLUMNS: tuple[tuple[str, Callable[[ModelInfo], str]], ...] = (
 
 
 def models(infos: Sequence[ModelInfo], screen: Screen) -> Iterable[str]:
-    """Lays out what ListModels says; a column that is empty everywhere is left out."""
+    """Lays out the models of a server; a column that is empty everywhere is left out."""
     columns = [(name, list(map(of, infos))) for name, of in _COLUMNS]
     shown = [(name, values) for name, values in columns if any(values)]
     yield from table(
@@ -189,19 +189,19 @@ def models(infos: Sequence[ModelInfo], screen: Screen) -> Iterable[str]:
 
 
 def health(health: Health) -> Iterable[str]:
-    """Says what Health says, in one line."""
+    """Lays out a model's health in one line."""
     state = f"{health.state.value.upper()} and {'serving' if health.serving else 'not serving'}"
     queue = f"{health.queue_tokens} of {health.queue_capacity_tokens} tokens queued"
     yield f"{printable(health.model)} is {state}, {queue} (rerank-grpc {health.version})"
 
 
 def error_line(text: str) -> str:
-    """Makes the one line in which a command says why it ends."""
+    """Makes the line of an error that ends a command."""
     return f"rerank-grpc: error: {printable(text)}"
 
 
 def fail(text: str, status: int) -> int:
-    """Prints an error in one line to stderr; returns the exit status it was given."""
+    """Prints an error in one line to stderr; returns the given exit status."""
     screen = Screen.of(sys.stderr)
     print(screen.paint(error_line(text), "red"), file=sys.stderr)
     return status

@@ -4,44 +4,23 @@
         for result in client.rerank("query", ["one text", "another"]).results:
             print(result.index, result.relevance_score)
 
-A call that fails raises a RerankError; grpc's own error is its `__cause__`.
-Where the deadline ends the attempts that follow a refusal, the refusal is
-raised (QueueFull, say, with its `retry_after`), not DeadlineExceeded.
-What a message cannot hold (a wrong type, a lone surrogate, a negative count)
-raises TypeError or InvalidRequest before anything is sent.
-
-    RerankError
-    ├── InvalidRequest            a field has a value that is not allowed: `violations`
-    │   └── UnsupportedOption     the model cannot do what an option asks
-    ├── UnknownModel
-    ├── ModelLoading              retried by gRPC
-    ├── ModelFailed
-    ├── QueueFull                 retried after `retry_after` seconds
-    ├── DeadlineUnreachable       retried after `retry_after` seconds
-    ├── RateLimited               retried after `retry_after` seconds
-    ├── DeadlineExceeded
-    ├── Cancelled                 the client was closed
-    ├── PairTooLarge              one pair exceeds the device's memory
-    ├── Unauthenticated
-    ├── PermissionDenied
-    ├── ShuttingDown              retried by gRPC
-    ├── InternalError
-    └── TransportError            no reason that this client knows came with it
-        ├── ServerUnavailable     retried by gRPC
-        ├── MessageTooLarge
-        ├── IncompleteStream      results may be missing
-        └── UnexpectedStatus      `code` says which
+A failed call raises a RerankError; :mod:`rerank_grpc.errors` and
+:mod:`rerank_grpc.client.errors` draw the tree. grpc's own error is its
+`__cause__`. Where the deadline ends the attempts that follow a refusal, the
+refusal is raised (QueueFull, say, with its `retry_after`), not DeadlineExceeded.
+A value that no message can hold (a wrong type, a lone surrogate, a negative
+count) raises TypeError or InvalidRequest before anything is sent.
 """
 
 from rerank_grpc.client.aio import AsyncClient, AsyncRerankStream
-from rerank_grpc.client.exceptions import (
+from rerank_grpc.client.arguments import DocumentLike, RerankOptions
+from rerank_grpc.client.errors import (
     IncompleteStream,
     MessageTooLarge,
     ServerUnavailable,
     TransportError,
     UnexpectedStatus,
 )
-from rerank_grpc.client.messages import DocumentLike, RerankOptions
 from rerank_grpc.client.sync import Client, RerankStream
 from rerank_grpc.errors import (
     Cancelled,
@@ -68,6 +47,7 @@ from rerank_grpc.types import (
     Health,
     ModelInfo,
     Priority,
+    RerankRequest,
     RerankResponse,
     RerankSummary,
     ScoredDocument,
@@ -104,6 +84,7 @@ __all__ = [
     "Reason",
     "RerankError",
     "RerankOptions",
+    "RerankRequest",
     "RerankResponse",
     "RerankStream",
     "RerankSummary",

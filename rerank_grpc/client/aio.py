@@ -3,53 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
 
-from rerank_grpc.client import core, messages
-from rerank_grpc.client.exceptions import ServerUnavailable
-from rerank_grpc.client.messages import DocumentLike, RerankOptions
-from rerank_grpc.errors import Cancelled, DeadlineExceeded, ShuttingDown
-from rerank_grpc.types import Health, ModelInfo, RerankResponse, RerankSummary, ScoredDocument
-from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
+from rerank_grpc.client import arguments, core
+from rerank_grpc.client.arguments import DocumentLike, RerankOptions
+from rerank_grpc.client.core import CallOptions, Rpc
+from rerank_grpc.errors import Cancelled, DeadlineExceeded
+from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
+from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.wire import messages
+
+_Reply = TypeVar("_Reply")
 
 
-class AsyncClient:
-    """Calls a rerank service from one event loop: that of its first call.
+class AsyncClient(core.BaseClient):
+    """Calls a rerank service from the event loop of its first call; may be made before that loop runs."""
 
-    Takes the arguments of :class:`rerank_grpc.client.Client`; may be made
-    before a loop runs.
-    """
-
-    def __init__(
-        self,
-        target: str = core.DEFAULT_TARGET,
-        *,
-        token: str | None = None,
-        timeout: float = core.DEFAULT_TIMEOUT_SECONDS,
-        retries: int = core.DEFAULT_RETRIES,
-        root_certificates: bytes | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-        options: Sequence[core.Option] = (),
-    ) -> None:
-        self._connection = core.Connection.of(
-            target,
-            token=token,
-            timeout=timeout,
-            retries=retries,
-            root_certificates=root_certificates,
-            credentials=credentials,
-            options=options,
-        )
+    def _begin(self) -> None:
+        # A channel of grpc.aio belongs to its loop, which may not run yet.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
-        self._closed = False
 
     async def rerank(
         self,
@@ -63,8 +42,12 @@ class AsyncClient:
         **options: Unpack[RerankOptions],
     ) -> RerankResponse:
         """Scores documents against a query, best first; see Client.rerank."""
-        request = messages.rerank_request(rerank_pb2.RerankRequest, query, documents, model, top_n, **options)
-        return messages.rerank_response(await self._call("Rerank", request, timeout, metadata))
+        request = arguments.rerank_request(query, documents, model, top_n, **options)
+        return await self.send(request, timeout=timeout, metadata=metadata)
+
+    async def send(self, request: RerankRequest, **call: Unpack[CallOptions]) -> RerankResponse:
+        """Scores the documents of a request; see Client.send."""
+        return await self._call(core.rerank(request), **call)
 
     def stream_rerank(
         self,
@@ -74,54 +57,43 @@ class AsyncClient:
         top_n: int | None = None,
         *,
         timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
         **options: Unpack[RerankOptions],
     ) -> AsyncRerankStream:
         """Scores documents and yields each result as it is scored; see Client.stream_rerank."""
-        request = messages.rerank_request(
-            rerank_pb2.StreamRerankRequest, query, documents, model, top_n, **options
-        )
-        return AsyncRerankStream(self._stream(request, self._connection.attempts(timeout, time.monotonic())))
+        request = arguments.rerank_request(query, documents, model, top_n, **options)
+        return self.stream(request, timeout=timeout, metadata=metadata)
 
-    async def list_models(
-        self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
-    ) -> tuple[ModelInfo, ...]:
+    def stream(self, request: RerankRequest, **call: Unpack[CallOptions]) -> AsyncRerankStream:
+        """Streams the results of a request; see Client.stream."""
+        message = messages.request_to(pb.StreamRerankRequest, request)
+        return AsyncRerankStream(self._stream(message, *self._connection.begin(**call)))
+
+    async def list_models(self, **call: Unpack[CallOptions]) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
-        reply = await self._call("ListModels", rerank_pb2.ListModelsRequest(), timeout, metadata)
-        return tuple(messages.model_info(model) for model in reply.models)
+        return await self._call(core.list_models(), **call)
 
-    async def health(
-        self,
-        model: str | None = None,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Health:
+    async def health(self, model: str | None = None, **call: Unpack[CallOptions]) -> Health:
         """Tells whether a call for a model would be answered, and how full its queue is."""
-        return messages.health(await self._call("Health", messages.health_request(model), timeout, metadata))
+        return await self._call(core.health(model), **call)
 
-    async def serving(
-        self,
-        service: str = "",
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> bool:
-        """Tells what grpc.health.v1 says, which needs no token; see Client.serving."""
-        request = messages.check_request(service)
-        return messages.is_serving(await self._call("Check", request, timeout, metadata))
+    async def serving(self, service: str = "", **call: Unpack[CallOptions]) -> bool:
+        """Asks grpc.health.v1, which needs no token; see Client.serving."""
+        return await self._call(core.serving(service), **call)
 
     async def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and a call would be answered; see Client.wait_until_ready."""
-        attempts = self._connection.attempts(timeout, time.monotonic())
-        request = messages.health_request(model)
-        while remaining := attempts.remaining(time.monotonic()):
+        question = core.health(model)
+        attempts, _ = self._connection.begin(timeout=timeout)
+        while remaining := attempts.remaining:
             try:
-                reply = await self._call("Health", request, remaining, wait_for_ready=True)
-                if core.is_ready(health := messages.health(reply)):
+                if core.is_ready(
+                    health := await self._call(question, timeout=remaining, wait_for_ready=True)
+                ):
                     return health
-            except (ServerUnavailable, ShuttingDown):
+            except core.NOT_YET:
                 pass
-            await asyncio.sleep(min(core.READY_POLL_SECONDS, attempts.remaining(time.monotonic())))
+            await asyncio.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))
         raise DeadlineExceeded("the model was not ready in time")
 
     async def close(self) -> None:
@@ -138,77 +110,63 @@ class AsyncClient:
 
     async def _call(
         self,
-        method: str,
-        request: object,
-        timeout: float | None,
-        metadata: Mapping[str, str] | None = None,
+        rpc: Rpc[_Reply],
+        *,
         wait_for_ready: bool = False,
-    ) -> Any:
-        attempts = self._connection.attempts(timeout, time.monotonic())
+        **call: Unpack[CallOptions],
+    ) -> _Reply:
+        attempts, metadata = self._connection.begin(**call)
         while True:
+            method = getattr(self._open(), rpc.method)
             try:
                 with self._cancelled_by_close():
-                    return await getattr(self._open(), method)(
-                        request,
-                        timeout=attempts.remaining(time.monotonic()),
-                        metadata=self._connection.metadata_with(metadata),
+                    reply = await method(
+                        rpc.message,
+                        timeout=attempts.remaining,
+                        metadata=metadata,
                         wait_for_ready=wait_for_ready,
                     )
             except grpc.RpcError as error:
-                delay = attempts.delay_after(error, time.monotonic())
+                delay = attempts.delay_after(error)
+            else:
+                return rpc.read(reply)
             await asyncio.sleep(delay)
 
     async def _stream(
-        self, request: rerank_pb2.StreamRerankRequest, attempts: core.Attempts
-    ) -> AsyncGenerator[rerank_pb2.StreamRerankResponse, None]:
+        self, message: pb.StreamRerankRequest, attempts: core.Attempts, metadata: core.Metadata
+    ) -> AsyncGenerator[pb.StreamRerankResponse, None]:
         while True:
-            call = self._open().StreamRerank(
-                request,
-                timeout=attempts.remaining(time.monotonic()),
-                metadata=self._connection.metadata,
-            )
+            call = self._open().StreamRerank(message, timeout=attempts.remaining, metadata=metadata)
             try:
                 with self._cancelled_by_close():
-                    async for message in call:
+                    async for part in call:
                         attempts.commit()
-                        yield message
+                        yield part
                 return
             except grpc.RpcError as error:
-                delay = attempts.delay_after(error, time.monotonic())
+                delay = attempts.delay_after(error)
             finally:
                 # Ends a call that the caller has left; one that is over stays as it is.
                 call.cancel()
             await asyncio.sleep(delay)
 
     def _open(self) -> Any:
-        """Makes the stub once a loop runs: a channel of grpc.aio belongs to its loop."""
-        if self._closed:
-            raise RuntimeError("the client is closed")
+        """Returns the stub, of a channel that the first call opens."""
+        self._check_open()
         loop = asyncio.get_running_loop()
         if self._stub is None:
-            connection = self._connection
-            self._loop = loop
-            self._channel = (
-                grpc.aio.insecure_channel(connection.target, connection.options)
-                if connection.credentials is None
-                else grpc.aio.secure_channel(connection.target, connection.credentials, connection.options)
-            )
-            self._stub = rerank_pb2_grpc.RerankServiceStub(self._channel)
-            self._stub.Check = self._channel.unary_unary(
-                messages.CHECK_METHOD,
-                request_serializer=messages.CheckRequest.SerializeToString,
-                response_deserializer=messages.CheckResponse.FromString,
-            )
+            self._loop, self._channel = loop, self._connection.open(grpc.aio)
+            self._stub = core.stub_of(self._channel)
         if loop is not self._loop:
             raise RuntimeError("the client belongs to another event loop: make one for each")
         return self._stub
 
     @contextmanager
     def _cancelled_by_close(self) -> Iterator[None]:
-        """Tells apart a call that `close` has ended from a task that somebody cancelled.
+        """Raises Cancelled for a call that `close` has ended.
 
-        Both arrive as CancelledError, which only the second may stay: it would
-        end a task that nobody cancelled.
+        It arrives as CancelledError, as a cancelled task does, and would end a
+        task that was not cancelled.
         """
         try:
             yield
@@ -219,33 +177,28 @@ class AsyncClient:
             raise
 
 
-class AsyncRerankStream:
+class AsyncRerankStream(core.Stream):
     """The results of one stream_rerank call, in the order of scoring.
 
     Iterate it once; leave early through `async with` or `aclose`.
     """
 
-    def __init__(self, incoming: AsyncGenerator[rerank_pb2.StreamRerankResponse, None]) -> None:
-        self._reader = core.StreamReader()
-        self._results = self._read(incoming)
-
-    @property
-    def summary(self) -> RerankSummary:
-        """What is said once about the call; there when the last result has been read."""
-        return self._reader.summary
+    def __init__(self, incoming: AsyncGenerator[pb.StreamRerankResponse, None]) -> None:
+        super().__init__()
+        self._results = self._read_all(incoming)
 
     async def aclose(self) -> None:
         """Cancels the call if it is not over."""
         await self._results.aclose()
 
-    async def _read(
-        self, incoming: AsyncGenerator[rerank_pb2.StreamRerankResponse, None]
+    async def _read_all(
+        self, incoming: AsyncGenerator[pb.StreamRerankResponse, None]
     ) -> AsyncGenerator[ScoredDocument, None]:
         async with aclosing(incoming):
             async for message in incoming:
-                for result in self._reader.feed(message):
+                for result in self._read(message):
                     yield result
-        self._reader.finish()
+        self._finish()
 
     def __aiter__(self) -> Self:
         return self

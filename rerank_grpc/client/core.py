@@ -1,70 +1,149 @@
-"""What both clients share: settings, channel options, attempts, streams; no I/O.
-
-:mod:`sync` and :mod:`aio` only send, wait and sleep; every decision is made
-here, in :mod:`messages` or in :mod:`failures`.
-"""
+"""The common half of both clients: settings, calls, attempts, streams; the shells do the I/O."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from rerank_grpc import __version__, errors
-from rerank_grpc.client import failures, messages
-from rerank_grpc.client.exceptions import IncompleteStream
-from rerank_grpc.client.failures import Failure
-from rerank_grpc.config import MIB, Limits
-from rerank_grpc.types import Health, RerankSummary, ScoredDocument, State
-from rerank_grpc.v1 import rerank_pb2
+from rerank_grpc.client.arguments import text
+from rerank_grpc.client.errors import IncompleteStream, ServerUnavailable, exception_of, retry_delay
+from rerank_grpc.limits import LIMITS, MIB
+from rerank_grpc.types import (
+    Health,
+    ModelInfo,
+    RerankRequest,
+    RerankResponse,
+    RerankSummary,
+    ScoredDocument,
+    State,
+)
+from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.v1 import rerank_pb2_grpc
+from rerank_grpc.wire import messages
+from rerank_grpc.wire.status import Failure, read_failure
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_SECONDS = 30.0
 DEFAULT_RETRIES = 3
 # gRPC cuts a policy of more than five attempts down to five.
 MAX_RETRIES = 4
-# How often wait_until_ready asks.
+# How often wait_until_ready asks, and the errors after which it asks again.
 READY_POLL_SECONDS = 0.25
+NOT_YET = (ServerUnavailable, errors.ShuttingDown)
 
-Option = tuple[str, str | int]
+ChannelOption = tuple[str, str | int]
+Metadata = tuple[tuple[str, str], ...]
+_Reply = TypeVar("_Reply")
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of every call: its deadline in seconds, and metadata that wins over the client's own."""
+
+    timeout: float | None
+    metadata: Mapping[str, str] | None
+
+
+class Rpc(NamedTuple, Generic[_Reply]):
+    """A call with one reply: the stub's method, the message to send, and the reader of the reply."""
+
+    method: str
+    message: Message
+    read: Callable[[Any], _Reply]
+
+
+def rerank(request: RerankRequest) -> Rpc[RerankResponse]:
+    """Makes the call of Rerank; raises InvalidRequest for a value that no message can hold."""
+    return Rpc("Rerank", messages.request_to(pb.RerankRequest, request), messages.response_from)
+
+
+def list_models() -> Rpc[tuple[ModelInfo, ...]]:
+    """Makes the call of ListModels."""
+    return Rpc("ListModels", pb.ListModelsRequest(), messages.models_from)
+
+
+def health(model: str | None) -> Rpc[Health]:
+    """Makes the call of Health; None and "" are the default model."""
+    return Rpc("Health", messages.health_request(text("model", model or "")), messages.health_from)
+
+
+def serving(service: str) -> Rpc[bool]:
+    """Makes the call of grpc.health.v1.Health/Check; "" is the server as a whole."""
+    return Rpc("Check", messages.check_request(text("service", service)), messages.is_serving)
+
+
+def stub_of(channel: grpc.Channel | grpc.aio.Channel) -> Any:
+    """Makes the stub of a channel, with a method for each Rpc."""
+    stub: Any = rerank_pb2_grpc.RerankServiceStub(channel)
+    stub.Check = channel.unary_unary(
+        messages.CHECK_METHOD,
+        request_serializer=messages.CheckRequest.SerializeToString,
+        response_deserializer=messages.CheckResponse.FromString,
+    )
+    return stub
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Whom to call and how; checked once, when a client is made."""
+    """The server to call, and how."""
 
     target: str
     timeout: float
     retries: int
     credentials: grpc.ChannelCredentials | None
-    metadata: tuple[tuple[str, str], ...] = field(repr=False)
-    options: tuple[Option, ...]
+    metadata: Metadata = field(repr=False)
+    options: tuple[ChannelOption, ...]
 
-    @classmethod
-    def of(
-        cls,
-        target: str,
+    def open(self, kind: Any) -> Any:
+        """Opens a channel of one kind: of the module grpc or of grpc.aio."""
+        if self.credentials is None:
+            return kind.insecure_channel(self.target, self.options)
+        return kind.secure_channel(self.target, self.credentials, self.options)
+
+    def begin(
+        self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> tuple[Attempts, Metadata]:
+        """Begins a call: its attempts, and the metadata of each, whose keys are in lower case."""
+        attempts = Attempts(self.retries, self.timeout if timeout is None else seconds(timeout))
+        return attempts, tuple({**dict(self.metadata), **(metadata or {})}.items())
+
+
+class BaseClient:
+    """The settings of a client, checked when it is made."""
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
         *,
-        token: str | None,
-        timeout: float,
-        retries: int,
-        root_certificates: bytes | None,
-        credentials: grpc.ChannelCredentials | None,
-        options: Sequence[Option],
-    ) -> Connection:
-        """Checks a client's arguments; raises TypeError or ValueError, naming the argument."""
+        token: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        retries: int = DEFAULT_RETRIES,
+        root_certificates: bytes | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: Sequence[ChannelOption] = (),
+    ) -> None:
+        """Makes a client; raises TypeError or ValueError, naming the argument.
+
+        `timeout` is the deadline of a call in seconds, all its attempts together.
+        `retries` is the number of further attempts that a call may take, 0 to 4.
+        With `root_certificates` (PEM) or `credentials` the channel is TLS.
+        `options` are gRPC channel arguments and win over the client's own.
+        """
         if not isinstance(target, str):
             raise TypeError(f"target: a str, not {type(target).__name__}")
         if not target or target.startswith(("http:", "https:", "grpc:", "grpcs:")):
             raise ValueError(f"target: host:port, as in {DEFAULT_TARGET}, without a scheme such as http://")
         if not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
             raise ValueError(f"retries: 0 to {MAX_RETRIES}")
-        return cls(
+        self._connection = Connection(
             target=target,
             timeout=seconds(timeout),
             retries=retries,
@@ -72,14 +151,15 @@ class Connection:
             metadata=_metadata(token),
             options=channel_options(retries, options),
         )
+        self._closed = False
+        self._begin()
 
-    def metadata_with(self, extra: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-        """Adds one call's own metadata, in lower case keys; it wins over the client's."""
-        return tuple({**dict(self.metadata), **extra}.items()) if extra else self.metadata
+    def _begin(self) -> None:
+        """Opens the channel of a client that can do so before its first call."""
 
-    def attempts(self, timeout: float | None, now: float) -> Attempts:
-        """Begins a call's attempts; `timeout` None is the client's own."""
-        return Attempts(self.retries, self.timeout if timeout is None else seconds(timeout), now)
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")
 
 
 def seconds(timeout: float) -> float:
@@ -91,17 +171,16 @@ def seconds(timeout: float) -> float:
     return float(timeout)
 
 
-def channel_options(retries: int, options: Sequence[Option] = ()) -> tuple[Option, ...]:
+def channel_options(retries: int, options: Sequence[ChannelOption] = ()) -> tuple[ChannelOption, ...]:
     """Makes the options of a channel; the caller's own win."""
-    limits = Limits()
     ours: dict[str, str | int] = {
         "grpc.service_config": service_config(retries),
         "grpc.primary_user_agent": f"rerank-grpc-python/{__version__}",
-        "grpc.max_send_message_length": limits.message_bytes,
-        "grpc.max_receive_message_length": limits.reply_bytes,
+        "grpc.max_send_message_length": LIMITS.message_bytes,
+        "grpc.max_receive_message_length": LIMITS.reply_bytes,
         # A request over this is never retried, silently; the default is 256 KiB.
         # The rest is for the call's own metadata, which is counted too.
-        "grpc.per_rpc_retry_buffer_size": limits.message_bytes + MIB,
+        "grpc.per_rpc_retry_buffer_size": LIMITS.message_bytes + MIB,
         # A peer that stops acknowledging is noticed in 10 s: with a keepalive
         # gRPC sets TCP_USER_TIMEOUT. The ping itself stays above the 5 minutes
         # below which servers close the connection, and is never sent without
@@ -120,7 +199,7 @@ def channel_options(retries: int, options: Sequence[Option] = ()) -> tuple[Optio
 
 
 def service_config(retries: int) -> str:
-    """Makes gRPC's service config: which replica takes a call, and what gRPC retries itself.
+    """Makes gRPC's service config: its choice of a replica, and its own retries.
 
     A failed attempt costs the throttle one token and a good one brings back
     half, so that in the long run at most half as many attempts fail as succeed:
@@ -147,68 +226,66 @@ def service_config(retries: int) -> str:
 
 
 class Attempts:
-    """One call's attempts, all within one deadline; times are of one monotonic clock."""
+    """One call's attempts, all within one deadline."""
 
-    def __init__(self, retries: int, timeout: float, now: float) -> None:
-        self._deadline = now + timeout
+    def __init__(self, retries: int, timeout: float) -> None:
+        self._deadline = time.monotonic() + timeout
         self._retries_left = retries
         self._refusal: Failure | None = None
 
-    def remaining(self, now: float) -> float:
-        """Tells the time left for the next attempt, never below zero."""
-        return max(self._deadline - now, 0.0)
+    @property
+    def remaining(self) -> float:
+        """The seconds left for the next attempt, never below zero."""
+        return max(self._deadline - time.monotonic(), 0.0)
 
     def commit(self) -> None:
         """Rules out another attempt: a part of the answer has been handed out."""
         self._retries_left = 0
         self._refusal = None
 
-    def delay_after(self, error: grpc.RpcError, now: float) -> float:
+    def delay_after(self, error: grpc.RpcError) -> float:
         """Tells how long to wait before the next attempt, or raises the failure's exception.
 
         Where an attempt only ran out of time, the refusal before it tells more,
         and is raised instead. grpc's error becomes the exception's cause.
         """
         trailers: Any = error.trailing_metadata()  # pairs, or None
-        failure = failures.read_failure(error.code(), error.details(), trailers)
+        failure = read_failure(error.code(), error.details(), trailers)
         if failure.is_grpcs_deadline and self._refusal is not None:
-            raise failures.exception_of(self._refusal) from error
-        delay = failures.retry_delay(
-            failure,
-            retries_left=self._retries_left,
-            remaining=self.remaining(now),
-            jitter=random.random(),
+            raise exception_of(self._refusal) from error
+        delay = retry_delay(
+            failure, retries_left=self._retries_left, remaining=self.remaining, jitter=random.random()
         )
         if delay is None:
-            raise failures.exception_of(failure) from error
+            raise exception_of(failure) from error
         self._retries_left -= 1
         self._refusal = failure
         return delay
 
 
-class StreamReader:
-    """Reads the messages of one StreamRerank call; the last one holds the summary."""
+class Stream:
+    """The messages of one StreamRerank call, of which the last holds the summary."""
 
     def __init__(self) -> None:
         self._summary: RerankSummary | None = None
 
-    def feed(self, message: rerank_pb2.StreamRerankResponse) -> Iterator[ScoredDocument]:
-        """Yields the results of one message."""
-        if message.HasField("summary"):
-            self._summary = messages.summary(message.summary)
-        return map(messages.scored_document, message.results)
-
-    def finish(self) -> None:
-        """Raises IncompleteStream where the stream has ended without a summary."""
-        if self._summary is None:
-            raise IncompleteStream("the stream ended without its summary")
-
     @property
     def summary(self) -> RerankSummary:
-        """What is said once about the call; raises RuntimeError before the stream's end."""
+        """The summary of the call; raises RuntimeError before the last result has been read."""
         if self._summary is None:
             raise RuntimeError("the summary comes last: read the stream to its end first")
         return self._summary
+
+    def _read(self, message: pb.StreamRerankResponse) -> Iterator[ScoredDocument]:
+        """Yields the results of one message."""
+        if message.HasField("summary"):
+            self._summary = messages.summary_from(message.summary)
+        return map(messages.result_from, message.results)
+
+    def _finish(self) -> None:
+        """Raises IncompleteStream where the stream has ended without a summary."""
+        if self._summary is None:
+            raise IncompleteStream("the stream ended without its summary")
 
 
 def is_ready(health: Health) -> bool:
@@ -230,7 +307,7 @@ def _credentials(
     return grpc.ssl_channel_credentials(root_certificates=root_certificates)
 
 
-def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+def _metadata(token: str | None) -> Metadata:
     if token is None:
         return ()
     if not isinstance(token, str):

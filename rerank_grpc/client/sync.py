@@ -3,61 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from typing import Any, Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from rerank_grpc.client import core, messages
-from rerank_grpc.client.exceptions import ServerUnavailable
-from rerank_grpc.client.messages import DocumentLike, RerankOptions
-from rerank_grpc.errors import Cancelled, DeadlineExceeded, ShuttingDown
-from rerank_grpc.types import Health, ModelInfo, RerankResponse, RerankSummary, ScoredDocument
-from rerank_grpc.v1 import rerank_pb2, rerank_pb2_grpc
+from rerank_grpc.client import arguments, core
+from rerank_grpc.client.arguments import DocumentLike, RerankOptions
+from rerank_grpc.client.core import CallOptions, Rpc
+from rerank_grpc.errors import Cancelled, DeadlineExceeded
+from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
+from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.wire import messages
+
+_Reply = TypeVar("_Reply")
 
 
-class Client:
-    """Calls a rerank service; threads may share one.
+class Client(core.BaseClient):
+    """Calls a rerank service; threads may share one."""
 
-    `timeout` is the deadline of a call in seconds, all its attempts together.
-    `retries` is how many further attempts a call may take, 0 to 4. With
-    `root_certificates` (PEM) or `credentials` the channel is TLS. `options` are
-    gRPC channel arguments and win over the client's own.
-    """
-
-    def __init__(
-        self,
-        target: str = core.DEFAULT_TARGET,
-        *,
-        token: str | None = None,
-        timeout: float = core.DEFAULT_TIMEOUT_SECONDS,
-        retries: int = core.DEFAULT_RETRIES,
-        root_certificates: bytes | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-        options: Sequence[core.Option] = (),
-    ) -> None:
-        self._connection = connection = core.Connection.of(
-            target,
-            token=token,
-            timeout=timeout,
-            retries=retries,
-            root_certificates=root_certificates,
-            credentials=credentials,
-            options=options,
-        )
-        self._channel = (
-            grpc.insecure_channel(target, connection.options)
-            if connection.credentials is None
-            else grpc.secure_channel(target, connection.credentials, connection.options)
-        )
-        self._stub = rerank_pb2_grpc.RerankServiceStub(self._channel)
-        self._check = self._channel.unary_unary(
-            messages.CHECK_METHOD,
-            request_serializer=messages.CheckRequest.SerializeToString,
-            response_deserializer=messages.CheckResponse.FromString,
-        )
-        self._closed = False
+    def _begin(self) -> None:
+        self._channel: grpc.Channel = self._connection.open(grpc)
+        self._stub = core.stub_of(self._channel)
 
     def rerank(
         self,
@@ -75,11 +43,16 @@ class Client:
         A document is a text, a Document or a mapping with "text" and maybe
         "id". Options: return_documents, min_relevance_score, instruction,
         max_tokens_per_document, truncation ("end", "start", "none"),
-        max_chunks_per_document, priority ("interactive", "batch").
-        `metadata` goes with this call and wins over the client's own.
+        max_chunks_per_document, priority ("interactive", "batch"),
+        ignore_unsupported_options. `metadata` goes with this call and wins over
+        the client's own.
         """
-        request = messages.rerank_request(rerank_pb2.RerankRequest, query, documents, model, top_n, **options)
-        return messages.rerank_response(self._call(self._stub.Rerank, request, timeout, metadata))
+        request = arguments.rerank_request(query, documents, model, top_n, **options)
+        return self.send(request, timeout=timeout, metadata=metadata)
+
+    def send(self, request: RerankRequest, **call: Unpack[CallOptions]) -> RerankResponse:
+        """Scores the documents of a request, best first: `rerank` without its checks of types."""
+        return self._call(core.rerank(request), **call)
 
     def stream_rerank(
         self,
@@ -89,6 +62,7 @@ class Client:
         top_n: int | None = None,
         *,
         timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
         **options: Unpack[RerankOptions],
     ) -> RerankStream:
         """Scores documents and yields each result as it is scored, in that order.
@@ -96,45 +70,29 @@ class Client:
         Takes the options of `rerank`. The deadline counts from here; the call is
         sent when the first result is asked for.
         """
-        request = messages.rerank_request(
-            rerank_pb2.StreamRerankRequest, query, documents, model, top_n, **options
-        )
-        return RerankStream(self._stream(request, self._connection.attempts(timeout, time.monotonic())))
+        request = arguments.rerank_request(query, documents, model, top_n, **options)
+        return self.stream(request, timeout=timeout, metadata=metadata)
 
-    def list_models(
-        self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
-    ) -> tuple[ModelInfo, ...]:
+    def stream(self, request: RerankRequest, **call: Unpack[CallOptions]) -> RerankStream:
+        """Streams the results of a request: `stream_rerank` without its checks of types."""
+        message = messages.request_to(pb.StreamRerankRequest, request)
+        return RerankStream(self._stream(message, *self._connection.begin(**call)))
+
+    def list_models(self, **call: Unpack[CallOptions]) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
-        reply = self._call(self._stub.ListModels, rerank_pb2.ListModelsRequest(), timeout, metadata)
-        return tuple(messages.model_info(model) for model in reply.models)
+        return self._call(core.list_models(), **call)
 
-    def health(
-        self,
-        model: str | None = None,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Health:
+    def health(self, model: str | None = None, **call: Unpack[CallOptions]) -> Health:
         """Tells whether a call for a model would be answered, and how full its queue is."""
-        return messages.health(
-            self._call(self._stub.Health, messages.health_request(model), timeout, metadata)
-        )
+        return self._call(core.health(model), **call)
 
-    def serving(
-        self,
-        service: str = "",
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> bool:
-        """Tells what grpc.health.v1 says, which needs no token: whether the default model can be called.
+    def serving(self, service: str = "", **call: Unpack[CallOptions]) -> bool:
+        """Asks grpc.health.v1, which needs no token, whether the default model can be called.
 
-        `service` names one of the server's services; one that it does not have
-        raises UnexpectedStatus.
+        `service` names one of the server's services; an unknown one raises
+        UnexpectedStatus.
         """
-        return messages.is_serving(
-            self._call(self._check, messages.check_request(service), timeout, metadata)
-        )
+        return self._call(core.serving(service), **call)
 
     def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and a call for the model would be answered.
@@ -142,16 +100,15 @@ class Client:
         Raises DeadlineExceeded when the time is over, ModelFailed when waiting
         does not help.
         """
-        attempts = self._connection.attempts(timeout, time.monotonic())
-        request = messages.health_request(model)
-        while remaining := attempts.remaining(time.monotonic()):
+        question = core.health(model)
+        attempts, _ = self._connection.begin(timeout=timeout)
+        while remaining := attempts.remaining:
             try:
-                reply = self._call(self._stub.Health, request, remaining, wait_for_ready=True)
-                if core.is_ready(health := messages.health(reply)):
+                if core.is_ready(health := self._call(question, timeout=remaining, wait_for_ready=True)):
                     return health
-            except (ServerUnavailable, ShuttingDown):
+            except core.NOT_YET:
                 pass
-            time.sleep(min(core.READY_POLL_SECONDS, attempts.remaining(time.monotonic())))
+            time.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))
         raise DeadlineExceeded("the model was not ready in time")
 
     def close(self) -> None:
@@ -167,40 +124,37 @@ class Client:
 
     def _call(
         self,
-        method: Callable[..., Any],
-        request: object,
-        timeout: float | None,
-        metadata: Mapping[str, str] | None = None,
+        rpc: Rpc[_Reply],
+        *,
         wait_for_ready: bool = False,
-    ) -> Any:
-        attempts = self._connection.attempts(timeout, time.monotonic())
+        **call: Unpack[CallOptions],
+    ) -> _Reply:
+        attempts, metadata = self._connection.begin(**call)
         while True:
             self._check_open()
             try:
-                return method(
-                    request,
-                    timeout=attempts.remaining(time.monotonic()),
-                    metadata=self._connection.metadata_with(metadata),
+                reply = getattr(self._stub, rpc.method)(
+                    rpc.message,
+                    timeout=attempts.remaining,
+                    metadata=metadata,
                     wait_for_ready=wait_for_ready,
                 )
             except grpc.RpcError as error:
                 delay = self._delay_after(error, attempts)
+            else:
+                return rpc.read(reply)
             time.sleep(delay)
 
     def _stream(
-        self, request: rerank_pb2.StreamRerankRequest, attempts: core.Attempts
-    ) -> Generator[rerank_pb2.StreamRerankResponse, None, None]:
+        self, message: pb.StreamRerankRequest, attempts: core.Attempts, metadata: core.Metadata
+    ) -> Generator[pb.StreamRerankResponse, None, None]:
         while True:
             self._check_open()
-            call = self._stub.StreamRerank(
-                request,
-                timeout=attempts.remaining(time.monotonic()),
-                metadata=self._connection.metadata,
-            )
+            call = self._stub.StreamRerank(message, timeout=attempts.remaining, metadata=metadata)
             try:
-                for message in call:
+                for part in call:
                     attempts.commit()
-                    yield message
+                    yield part
                 return
             except grpc.RpcError as error:
                 delay = self._delay_after(error, attempts)
@@ -210,43 +164,34 @@ class Client:
             time.sleep(delay)
 
     def _delay_after(self, error: grpc.RpcError, attempts: core.Attempts) -> float:
-        """Tells apart a call that `close` has ended from one that the server has."""
+        """Raises Cancelled for a call that `close` has ended; otherwise see Attempts.delay_after."""
         if self._closed and error.code() is grpc.StatusCode.CANCELLED:
             raise Cancelled("the client was closed") from error
-        return attempts.delay_after(error, time.monotonic())
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the client is closed")
+        return attempts.delay_after(error)
 
 
-class RerankStream:
+class RerankStream(core.Stream):
     """The results of one stream_rerank call, in the order of scoring.
 
     Iterate it once. Leaving early without `close` (or `with`) cancels the call
     when the stream is collected.
     """
 
-    def __init__(self, incoming: Generator[rerank_pb2.StreamRerankResponse, None, None]) -> None:
-        self._reader = core.StreamReader()
-        self._results = self._read(incoming)
-
-    @property
-    def summary(self) -> RerankSummary:
-        """What is said once about the call; there when the last result has been read."""
-        return self._reader.summary
+    def __init__(self, incoming: Generator[pb.StreamRerankResponse, None, None]) -> None:
+        super().__init__()
+        self._results = self._read_all(incoming)
 
     def close(self) -> None:
         """Cancels the call if it is not over."""
         self._results.close()
 
-    def _read(
-        self, incoming: Generator[rerank_pb2.StreamRerankResponse, None, None]
+    def _read_all(
+        self, incoming: Generator[pb.StreamRerankResponse, None, None]
     ) -> Generator[ScoredDocument, None, None]:
         with closing(incoming):
             for message in incoming:
-                yield from self._reader.feed(message)
-        self._reader.finish()
+                yield from self._read(message)
+        self._finish()
 
     def __iter__(self) -> Self:
         return self

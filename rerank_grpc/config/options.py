@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc.config import parsing
-from rerank_grpc.config.settings import EMBEDDED, ClientSettings, GatewaySettings, Settings
+from rerank_grpc.config.settings import ClientSettings, ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.errors import ConfigurationError
 
 PREFIX = "RERANK_"
 
 
 class OptionError(ConfigurationError):
-    """A flag or variable that is unknown or has a bad value."""
+    """An unknown flag or variable, or a bad value of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """One setting: its flag `--name`, and the variable that says the same.
 
-    `read` turns the text into the value or raises ValueError with what the text
-    is not ("is not a port"). `setting` is the attribute of the settings it
-    becomes. A repeatable option's variable holds its values separated by commas.
+    `read` turns a text into the value; its ValueError ends a sentence about the
+    text ("is not a port"). `setting` names the attribute of `settings`. The variable
+    of a repeatable option holds values separated by commas.
     """
 
     name: str
@@ -34,13 +34,27 @@ class Option:
     help: str
     repeatable: bool = False
     variable: str = ""
+    settings: type[ServerSettings | RestSettings | ClientSettings] = ServerSettings
 
     def __post_init__(self) -> None:
         if not self.variable:
             object.__setattr__(self, "variable", PREFIX + self.name.upper().replace("-", "_"))
 
+    @property
+    def default_text(self) -> str:
+        """The default as an operator would type it; "" where nothing is the default."""
+        value: Any = self.settings()
+        for part in self.setting.split("."):
+            value = getattr(value, part, None)
+        if value is None:
+            word = self.metavar.rpartition("|")[2]
+            return word if word in ("auto", "off") else ""
+        if isinstance(value, tuple):
+            return ",".join(each.name if isinstance(each, ModelSpec) else each for each in value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
-REST_OPTIONS = (
+
+_REST_OPTIONS = (
     Option(
         "rest-host",
         "rest.host",
@@ -48,27 +62,19 @@ REST_OPTIONS = (
         "HOST",
         "the address of the REST port; --host's where only that is given",
     ),
-    Option("rest-port", "rest.port", parsing.port_or_off, "PORT|off", "the port for JSON over HTTP"),
+    Option(
+        "rest-port",
+        "rest.port",
+        parsing.or_none("off", parsing.port),
+        "PORT|off",
+        "the port for JSON over HTTP",
+    ),
     Option(
         "rest-timeout",
         "rest.timeout",
         parsing.seconds,
         "SECONDS",
         "how long a REST call may take that names no time itself",
-    ),
-    Option(
-        "rest-data",
-        "rest.data",
-        parsing.on_or_off,
-        "on|off",
-        "whether REST replies carry the older list `data` beside `results`",
-    ),
-    Option(
-        "rest-fastgpt",
-        "rest.fastgpt",
-        parsing.on_or_off,
-        "on|off",
-        "whether REST access errors are those of FastGPT's bge-rerank app",
     ),
 )
 
@@ -115,14 +121,14 @@ SERVER_OPTIONS = (
     Option(
         "model-memory",
         "model_memory",
-        parsing.bytes_or_off,
+        parsing.or_none("off", parsing.amount),
         "20GiB|off",
         "how much all models in memory may take; the least recently used makes room",
     ),
     Option(
         "idle-timeout",
         "idle_seconds",
-        parsing.seconds_or_off,
+        parsing.or_none("off", parsing.seconds),
         "SECONDS|off",
         "after which an unused model leaves memory until it is called again",
     ),
@@ -137,9 +143,19 @@ SERVER_OPTIONS = (
     Option("host", "host", parsing.text, "HOST", "the address to listen on; 0.0.0.0 is every one"),
     Option("port", "port", parsing.port, "PORT", "the port to listen on; 0 is any free one"),
     Option("admin-host", "admin_host", parsing.text, "HOST", "the address of the admin port"),
-    Option("admin-port", "admin_port", parsing.port_or_off, "PORT|off", "the port for probes and operators"),
     Option(
-        "token-file", "tokens", Path, "FILE", "a file of tokens, one a line; callers must send one of them"
+        "admin-port",
+        "admin_port",
+        parsing.or_none("off", parsing.port),
+        "PORT|off",
+        "the port for probes and operators",
+    ),
+    Option(
+        "token-file",
+        "access_tokens",
+        Path,
+        "FILE",
+        "a file of tokens, one a line; callers must send one of them",
     ),
     Option(
         "grace",
@@ -156,16 +172,9 @@ SERVER_OPTIONS = (
         "after which a connection is asked to be made anew",
     ),
     Option(
-        "connection-age-grace",
-        "connection_age_grace_seconds",
-        parsing.seconds,
-        "SECONDS",
-        "how long calls on such a connection may still take",
-    ),
-    Option(
         "max-batch-tokens",
         "engine.max_batch_tokens",
-        parsing.count_or_auto,
+        parsing.or_none("auto", parsing.count),
         "TOKENS|auto",
         "how much goes to the device at once, for each model; auto measures it",
     ),
@@ -190,7 +199,7 @@ SERVER_OPTIONS = (
         "SECONDS",
         "after which one forward pass counts as hung",
     ),
-    *REST_OPTIONS,
+    *_REST_OPTIONS,
     Option(
         "log-level",
         "log_level",
@@ -202,7 +211,7 @@ SERVER_OPTIONS = (
 
 _BY_NAME = {option.name: option for option in SERVER_OPTIONS}
 
-GATEWAY_OPTIONS = (
+REST_OPTIONS = (
     Option(
         "target",
         "targets",
@@ -210,38 +219,33 @@ GATEWAY_OPTIONS = (
         "HOST:PORT",
         "a gRPC server to pass calls on to; of several, those that are well take turns",
         repeatable=True,
+        settings=RestSettings,
     ),
-    *REST_OPTIONS,
+    *_REST_OPTIONS,
     *(_BY_NAME[name] for name in ("token-file", "grace", "log-level")),
 )
 
 CLIENT_OPTIONS = (
-    Option("target", "target", parsing.text, "HOST:PORT", "the server to call"),
-    Option("timeout", "timeout", parsing.seconds, "SECONDS", "how long a call may take"),
-    Option("token-file", "token", Path, "FILE", "a file that holds the token to send, on its first line"),
+    Option("target", "target", parsing.text, "HOST:PORT", "the server to call", settings=ClientSettings),
+    Option(
+        "timeout",
+        "timeout",
+        parsing.seconds,
+        "SECONDS",
+        "how long a call may take",
+        settings=ClientSettings,
+    ),
+    Option(
+        "token-file",
+        "token",
+        Path,
+        "FILE",
+        "a file that holds the token to send, on its first line",
+        settings=ClientSettings,
+    ),
 )
 
 # Tokens have no flag: another user of the machine can read a command line.
 SERVER_TOKEN_VARIABLES = ("RERANK_TOKENS", "ACCESS_TOKEN", "RERANK_API_KEY")
 CLIENT_TOKEN_VARIABLE = "RERANK_TOKEN"
 UPSTREAM_TOKEN_VARIABLE = "RERANK_UPSTREAM_TOKEN"
-
-
-def default(option: Option) -> str:
-    """Says an option's default as one would type it; "" where that is nothing."""
-    owner: Any = Settings()
-    if option not in SERVER_OPTIONS:
-        owner = GatewaySettings() if option in GATEWAY_OPTIONS else ClientSettings()
-    if option.setting == "models":
-        return EMBEDDED.name
-    if option.setting in ("aliases", "tokens", "token", "lazy_models", "pins", "catalogue"):
-        return ""
-    for part in option.setting.split("."):
-        owner = getattr(owner, part)
-    if isinstance(owner, bool):
-        return "on" if owner else "off"
-    if isinstance(owner, tuple):
-        return ",".join(owner)
-    if owner is None:
-        return "auto" if option.metavar.endswith("auto") else "off"
-    return f"{owner:g}" if isinstance(owner, float) else str(owner)

@@ -1,4 +1,4 @@
-"""From the text that an operator types to a value; each raises ValueError with what the text is not."""
+"""From the text that an operator types to a value; a reader raises ValueError with its objection."""
 
 from __future__ import annotations
 
@@ -6,21 +6,30 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from rerank_grpc.config.settings import ModelSpec
 
+T = TypeVar("T")
+NAME = re.compile(r"[\w.:/@+-]{1,200}")
+
 
 def suggestion(text: str, choices: Iterable[str]) -> str:
-    """Says "; did you mean …?" where a choice is near the text, else nothing."""
+    """Makes "; did you mean …?" of the choice nearest to the text; "" if none is near."""
     near = difflib.get_close_matches(text, list(choices), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def text(text: str) -> str:
-    """Reads a name, address or path as it stands."""
+    """Reads a name, address or path as it is."""
     if not text or text != text.strip() or not text.isprintable():
         raise ValueError("is empty, or has spaces around it or control characters in it")
     return text
+
+
+def or_none(word: str, read: Callable[[str], T]) -> Callable[[str], T | None]:
+    """Makes a reader that reads one word ("off", "auto") as None, and any other text as `read` does."""
+    return lambda text: None if text == word else read(text)
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -48,21 +57,6 @@ def port(text: str) -> int:
     return int(text)
 
 
-def count_or_auto(text: str) -> int | None:
-    """Reads a count, or "auto" as None."""
-    return None if text == "auto" else count(text)
-
-
-def port_or_off(text: str) -> int | None:
-    """Reads a port, or "off" as None."""
-    return None if text == "off" else port(text)
-
-
-def on_or_off(text: str) -> bool:
-    """Reads "on" or "off"."""
-    return one_of("on", "off")(text) == "on"
-
-
 def seconds(text: str) -> float:
     """Reads a number of seconds."""
     try:
@@ -74,15 +68,8 @@ def seconds(text: str) -> float:
     return value
 
 
-def seconds_or_off(text: str) -> float | None:
-    """Reads a number of seconds, or "off" as None."""
-    return None if text == "off" else seconds(text)
-
-
-def bytes_or_off(text: str) -> int | None:
-    """Reads an amount of memory such as 20GiB, or "off" as None."""
-    if text == "off":
-        return None
+def amount(text: str) -> int:
+    """Reads an amount of memory such as 20GiB."""
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(MiB|GiB|TiB|MB|GB|TB)", text)
     if match is None or float(match[1]) == 0:
         raise ValueError("is not an amount of memory such as 20GiB, nor off")
@@ -102,7 +89,7 @@ def model(text: str) -> ModelSpec:
     name, equals, source = text.partition("=")
     if not equals:
         name, source = re.split(r"[/\\]", text.rstrip("/\\"))[-1].partition("@")[0], text
-    if not source or not re.fullmatch(r"[\w.:/@+-]{1,200}", name):
+    if not source or not NAME.fullmatch(name):
         raise ValueError("is not NAME=DIR_OR_HUB_ID, nor a directory or hub id alone")
     return ModelSpec(name, source)
 
@@ -110,6 +97,6 @@ def model(text: str) -> ModelSpec:
 def alias(text: str) -> tuple[str, str]:
     """Reads ALIAS=NAME."""
     alias, equals, name = text.partition("=")
-    if not equals or not name or not re.fullmatch(r"[\w.:/@+-]{1,200}", alias):
+    if not equals or not name or not NAME.fullmatch(alias):
         raise ValueError("is not ALIAS=NAME")
     return alias, name

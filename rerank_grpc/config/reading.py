@@ -12,8 +12,8 @@ from typing import Any
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
-    GATEWAY_OPTIONS,
     PREFIX,
+    REST_OPTIONS,
     SERVER_OPTIONS,
     SERVER_TOKEN_VARIABLES,
     UPSTREAM_TOKEN_VARIABLE,
@@ -25,74 +25,69 @@ from rerank_grpc.config.settings import (
     EMBEDDED,
     ClientSettings,
     EngineSettings,
-    GatewaySettings,
     ModelSpec,
     RestSettings,
-    Settings,
+    ServerSettings,
 )
 
 Flags = Mapping[str, str | Sequence[str] | None]
 
 
 def provide(variable: str, value: str) -> None:
-    """Sets a variable that a library reads, and it alone, unless the operator has set it."""
+    """Sets a variable that only a library reads, unless the operator has set it."""
     os.environ.setdefault(variable, value)
 
 
-def read_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> Settings:
+def read_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ServerSettings:
     """Reads the server's settings; `flags` maps an option's name to its text, or texts.
 
     Raises OptionError, naming the flag or variable, for anything that is
     unknown, malformed or contradicts itself.
     """
-    environment = os.environ if environment is None else environment
     values = _values(SERVER_OPTIONS, flags, environment)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
     models = _with_aliases(_models(values), values.pop("aliases", ()))
-    tokens = _server_tokens(values.pop("tokens", None), environment)
+    tokens = _server_tokens(values.pop("access_tokens", None), environment)
     if "host" in values:
         rest.setdefault("host", values["host"])
-    return Settings(
+    return ServerSettings(
         models=models,
-        tokens=tokens,
+        access_tokens=tokens,
         engine=EngineSettings(**engine),
         rest=RestSettings(**rest),
         **values,
     )
 
 
-def read_gateway_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> GatewaySettings:
-    """Reads the settings of the shim alone; raises OptionError like :func:`read_settings`."""
-    environment = os.environ if environment is None else environment
-    values = _values(GATEWAY_OPTIONS, flags, environment)
-    rest = _part(values, "rest.")
-    if rest.get("port", 0) is None:
+def read_rest_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> RestSettings:
+    """Reads the settings of the REST server alone; raises OptionError like :func:`read_settings`."""
+    values = _values(REST_OPTIONS, flags, environment)
+    values |= _part(values, "rest.")
+    if values.get("port", 0) is None:
         raise OptionError("--rest-port: 'off' leaves nothing to run")
     own = environment.get(UPSTREAM_TOKEN_VARIABLE)
     if "targets" in values:
         # A flag may hold several too, as the variable does.
         values["targets"] = tuple(part for text in values["targets"] for part in text.split(",") if part)
-    return GatewaySettings(
-        tokens=_server_tokens(values.pop("tokens", None), environment),
+    return RestSettings(
+        access_tokens=_server_tokens(values.pop("access_tokens", None), environment),
         upstream_token=_token(own, UPSTREAM_TOKEN_VARIABLE) if own else None,
-        rest=RestSettings(**rest),
         **values,
     )
 
 
 def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Takes the values of one nested dataclass out, by their names there."""
+    """Takes the values of one nested dataclass out, under their names there."""
     return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}
 
 
-def read_client_settings(flags: Flags, environment: Mapping[str, str] | None = None) -> ClientSettings:
+def read_client_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ClientSettings:
     """Reads how to reach a server; raises OptionError like :func:`read_settings`.
 
-    Where no target is named, this machine's own server is meant, and what its
-    environment says of port and tokens holds: a container's health check needs
-    no settings of its own. Those tokens are sent to no other target.
+    Without a target, the server of this machine is meant, with the port and
+    tokens of the environment: a container's health check needs no settings of
+    its own. Those tokens are sent to no other target.
     """
-    environment = os.environ if environment is None else environment
     values = _values(CLIENT_OPTIONS, flags, environment)
     file = values.pop("token", None)
     text = environment.get(CLIENT_TOKEN_VARIABLE, "")
@@ -100,31 +95,29 @@ def read_client_settings(flags: Flags, environment: Mapping[str, str] | None = N
     if file is not None:
         tokens = _tokens_of_file(file)
     if "target" not in values:
-        port = environment.get("RERANK_PORT") or Settings().port
+        port = environment.get("RERANK_PORT") or ServerSettings().port
         values["target"] = f"127.0.0.1:{port}"
         tokens = tokens or list(_server_tokens(None, environment))
     return ClientSettings(token=tokens[0] if tokens else None, **values)
 
 
-def may_color(environment: Mapping[str, str] | None = None) -> bool:
+def may_color(environment: Mapping[str, str] = os.environ) -> bool:
     """Tells whether the environment leaves a terminal its colours (no-color.org)."""
-    environment = os.environ if environment is None else environment
     return not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
 def quiet_grpc() -> None:
-    """Keeps grpc's C core from printing what is raised as well; before grpc is imported."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    """Keeps grpc's C core from printing errors that are raised as well; before grpc is imported."""
+    provide("GRPC_VERBOSITY", "NONE")
 
 
-def forgotten_token(settings: Settings, environment: Mapping[str, str] | None = None) -> bool:
+def forgotten_token(settings: ServerSettings, environment: Mapping[str, str] = os.environ) -> bool:
     """Tells whether only the client's RERANK_TOKEN is set where the server's is meant."""
-    environment = os.environ if environment is None else environment
-    return not settings.tokens and bool(environment.get(CLIENT_TOKEN_VARIABLE))
+    return not settings.access_tokens and bool(environment.get(CLIENT_TOKEN_VARIABLE))
 
 
 def _values(options: Sequence[Option], flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Reads what flags and variables say, by setting; what neither says is left out."""
+    """Reads flags and variables, by setting; an option that neither gives is left out."""
     _refuse_unknown_variables(environment)
     values: dict[str, Any] = {}
     for option in options:
@@ -150,7 +143,7 @@ def _value(option: Option, origin: str, text: str) -> Any:
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    options = (*SERVER_OPTIONS, *CLIENT_OPTIONS, *GATEWAY_OPTIONS)
+    options = (*SERVER_OPTIONS, *CLIENT_OPTIONS, *REST_OPTIONS)
     known = {option.variable for option in options}
     known |= {*SERVER_TOKEN_VARIABLES, CLIENT_TOKEN_VARIABLE, UPSTREAM_TOKEN_VARIABLE}
     for name in sorted(environment):
@@ -165,7 +158,7 @@ def _hint(variable: str, known: set[str]) -> str:
 
 
 def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
-    """Takes the models out of what was read: the loaded ones, then the lazy ones, each pinned or not."""
+    """Takes the models out of the values: the loaded ones, then the lazy ones, each pinned or not."""
     models = values.pop("models", (EMBEDDED,))
     models += tuple(replace(model, lazy=True) for model in values.pop("lazy_models", ()))
     pins, names = values.pop("pins", ()), [model.name for model in models]
@@ -178,7 +171,7 @@ def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
 def _with_aliases(
     models: tuple[ModelSpec, ...], aliases: tuple[tuple[str, str], ...]
 ) -> tuple[ModelSpec, ...]:
-    """Gives each model its aliases; every name may be given once."""
+    """Gives each model its aliases; raises OptionError for a name that is given twice."""
     names = [model.name for model in models]
     taken = set[str]()
     for name in (*names, *(alias for alias, _ in aliases)):
@@ -197,7 +190,7 @@ def _with_aliases(
 
 
 def _server_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Gathers the tokens of the file and of all variables, each once."""
+    """Reads the tokens of the file and of all variables, each once."""
     tokens = _tokens_of_file(file) if file is not None else []
     listed, *single = SERVER_TOKEN_VARIABLES
     if environment.get(listed):

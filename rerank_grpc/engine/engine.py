@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import TypeAlias
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.flight import Flight, Launcher
 from rerank_grpc.engine.future import Future

@@ -16,7 +16,7 @@ from rerank_grpc.types import Scoring
 
 
 class Kind(Enum):
-    """What a model reads as one sequence, by the names of the catalogue.
+    """The content of one sequence, by the names of the catalogue.
 
     A cross-encoder reads query and document together, a bi-encoder each text
     by itself, and a language model a prompt with both.
@@ -29,7 +29,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known of a loaded model.
+    """The facts of a loaded model.
 
     Attributes:
         source: the directory or hub id it was loaded from.
@@ -104,7 +104,7 @@ class Model(Protocol):
 
     @property
     def card(self) -> ModelCard:
-        """What is known of it."""
+        """The facts of it."""
 
     def forward(self, packed: PackedTokens) -> torch.Tensor:
         """Runs one pass: a logit  # [num_sequences, 1]  or a vector  # [num_sequences, hidden]

@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 
 from rerank_grpc.kernels.base import AddNorm, Layout, Linear, Operations
 from rerank_grpc.models.base import PackedTokens
-from rerank_grpc.models.weights import Take, trim_heap
+from rerank_grpc.models.weights import Take
 
 # By family, whether the table of positions reserves the rows up to the padding id's. Such a family
 # has one segment, whatever the tokenizer says.
@@ -48,7 +48,6 @@ class BertBody:
         if first_only:
             kinds[-1] = FirstRowLayer
         self._layers = [kind(weights, name) for kind, name in zip(kinds, names, strict=True)]
-        trim_heap()
 
     def __call__(self, packed: PackedTokens) -> torch.Tensor:
         layout = packed.layout_of_parts()

@@ -1,4 +1,4 @@
-"""What a checkpoint's own files say it is, or why it is refused."""
+"""The evidence of a checkpoint's own files: its kind, pooling and limits, or the reason to refuse it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rerank_grpc.checkpoints.checkpoint import Checkpoint, read_json
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
+from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import Kind
 from rerank_grpc.models.bert import FAMILIES as BERT_FAMILIES
@@ -23,7 +24,7 @@ ROTARY = {"default", "linear", "yarn", "llama3"}
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a checkpoint is.
+    """The nature of a checkpoint.
 
     Attributes:
         kind: what one sequence holds.
@@ -51,16 +52,16 @@ def read_evidence(checkpoint: Checkpoint) -> Evidence:
     Raises:
         ModelLoadError: if it cannot be served, or if the catalogue knows it otherwise.
     """
-    prompt = PROMPTS.get(_architecture(checkpoint))
+    prompt = PROMPTS.get(architecture_of(checkpoint.config))
     if prompt is not None:
         evidence = _language_model(checkpoint, prompt)
     elif _is_classifier(checkpoint) or not _modules(checkpoint):
         evidence = _cross_encoder(checkpoint)
     else:
         evidence = _bi_encoder(checkpoint)
-    if checkpoint.entry is not None:
+    if checkpoint.known is not None:
         family, directory = checkpoint.family, checkpoint.directory
-        checkpoint.entry.check(family=family, pooling=evidence.pooling, directory=directory)
+        checkpoint.known.check(family=family, pooling=evidence.pooling, directory=directory)
     return evidence
 
 
@@ -87,13 +88,13 @@ def _bi_encoder(checkpoint: Checkpoint) -> Evidence:
     return Evidence(Kind.BI_ENCODER, checkpoint.family, Scoring.COSINE, pooling, limit)
 
 
-def _architecture(checkpoint: Checkpoint) -> str:
+def architecture_of(config: Mapping[str, Any]) -> str:
     """The class that config.json names; "none" if it names none."""
-    return str((checkpoint.config.get("architectures") or ["none"])[0])
+    return str((config.get("architectures") or ["none"])[0])
 
 
 def _is_classifier(checkpoint: Checkpoint) -> bool:
-    return _architecture(checkpoint).endswith("ForSequenceClassification")
+    return architecture_of(checkpoint.config).endswith("ForSequenceClassification")
 
 
 def _modules(checkpoint: Checkpoint) -> list[str]:
@@ -112,7 +113,7 @@ def _check_classifier(checkpoint: Checkpoint) -> None:
     config, where = checkpoint.config, f"{checkpoint.directory}/config.json"
     if not _is_classifier(checkpoint):
         raise ModelLoadError(
-            f"{where}: {_architecture(checkpoint)} is not a sequence classification model: "
+            f"{where}: {architecture_of(checkpoint.config)} is not a sequence classification model: "
             "use a reranker (cross-encoder), or a bi-encoder in sentence-transformers' format"
         )
     extra = [module for module in _modules(checkpoint) if module != "Transformer"]
@@ -200,7 +201,7 @@ def _unlike(found: Mapping[str, Any]) -> str:
 
 def _max_tokens(checkpoint: Checkpoint) -> int | None:
     """The lowest limit of the catalogue, of sentence-transformers and of the tokenizer."""
-    known = checkpoint.entry.max_tokens if checkpoint.entry else 0
+    known = checkpoint.known.max_tokens if checkpoint.known else 0
     cut: Any = _setting(checkpoint, "sentence_bert_config.json", "max_seq_length")
     declared: Any = _setting(checkpoint, "tokenizer_config.json", "model_max_length")
     if not isinstance(declared, int | float) or declared < 1:

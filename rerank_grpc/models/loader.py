@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rerank_grpc.checkpoints.catalogue import Catalogue, builtin
-from rerank_grpc.checkpoints.checkpoint import (
-    Checkpoint,
-    find_weights,
-    open_checkpoint,
-    read_config,
-    read_header,
-    read_json,
-)
-from rerank_grpc.checkpoints.sources import locate
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
+from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.config.reading import provide
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import operations_for
 from rerank_grpc.kernels.attention import Attention, choose_attention
-from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
-from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
+from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.kernels.native import cache_folder
 from rerank_grpc.models.base import Kind, Model, ModelCard
 from rerank_grpc.models.bert import FAMILIES as BERT_FAMILIES
 from rerank_grpc.models.bert import BertBody
 from rerank_grpc.models.decoder import AnswerHead, prefix_token_bytes
-from rerank_grpc.models.embedded import find_package, open_embedded
 from rerank_grpc.models.encoders import POOLS, BiEncoder, CrossEncoder, Pool, all_rows
-from rerank_grpc.models.evidence import Evidence, read_evidence
+from rerank_grpc.models.evidence import Evidence, architecture_of, read_evidence
 from rerank_grpc.models.hooked import HOOK, HookedBody
 from rerank_grpc.models.padded import Padded
 from rerank_grpc.models.prompts import PROMPTS
-from rerank_grpc.models.room import check_room
 from rerank_grpc.models.weights import Take, load_parameters, read_network, read_outline
 
 Builder: TypeAlias = Callable[[Checkpoint, ModelCard], Model]
@@ -48,37 +35,11 @@ Builder: TypeAlias = Callable[[Checkpoint, ModelCard], Model]
 COMPILER_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
-def load_model(
-    source: str, *, models_dir: Path, device: str, precision: str, catalogue: Catalogue | None = None
-) -> Model:
-    """Loads "embedded", a directory, or a hub id such as BAAI/bge-reranker-base.
+def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> Model:
+    """Reads a checkpoint's weights onto a device; raises ModelLoadError, in one line with the remedy.
 
-    A hub id is first looked for as `models_dir`/NAME, then in the hub's cache,
-    then fetched; a model of the catalogue needs its short name only. device.py
-    says what `device` and `precision` may be.
-
-    Raises:
-        ModelLoadError: whatever is wrong, in one line with the remedy.
+    `precision` is one of kernels.device.DTYPES.
     """
-    chosen = choose_device(device)
-    precision = precision_for(source, precision, chosen)
-    if source == "embedded":
-        return build_model(open_embedded(), chosen, precision)
-    checkpoint = open_checkpoint(source, models_dir=models_dir, catalogue=catalogue)
-    if chosen.type == "cuda":
-        needed = weight_bytes(checkpoint.weights, checkpoint.config, DTYPES[precision])
-        check_room(source, needed, precision, chosen, catalogue or builtin())
-    return build_model(checkpoint, chosen, precision)
-
-
-def precision_for(source: str, precision: str, device: torch.device) -> str:
-    """Chooses a precision; "auto" means fp32 for the embedded model, which is fast in it as well."""
-    chosen = choose_precision(precision, device)
-    return "fp32" if source == "embedded" and precision == "auto" else chosen
-
-
-def build_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> Model:
-    """Builds the model that a checkpoint's evidence describes, or raises ModelLoadError."""
     evidence = read_evidence(checkpoint)
     build = builder_for(evidence)
     if precision == "int8" and evidence.family not in BERT_FAMILIES:
@@ -237,29 +198,6 @@ def positions_of(network: Any) -> int:
     return min(limits)
 
 
-def estimate_bytes(
-    source: str, *, models_dir: Path, device: str, precision: str, catalogue: Catalogue | None = None
-) -> int:
-    """Brings a model's files here and says what it will take in memory; raises ModelLoadError.
-
-    Weights that are damaged or missing are found here, before another model
-    has made room for them.
-    """
-    dtype = DTYPES[precision_for(source, precision, choose_device(device))]
-    if source == "embedded":
-        return weight_bytes(find_weights(find_package()), {}, dtype)
-    directory = locate(source, models_dir=models_dir, catalogue=catalogue).directory
-    return weight_bytes(find_weights(directory), read_config(directory), dtype)
-
-
-def weight_bytes(weights: Iterable[Path], config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """What the weights in these files take, and for a language model the prefixes it may keep."""
-    shapes = [entry["shape"] for path in weights for entry in read_header(path).values()]
-    return int(sum(map(math.prod, shapes))) * dtype.itemsize + most_kept_bytes(config, dtype)
-
-
-def most_kept_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """What a language model's prefixes may take at most; 0 for all others."""
-    if str((config.get("architectures") or ["none"])[0]) not in PROMPTS:
-        return 0
-    return MAX_KEPT_TOKENS * prefix_token_bytes(config, dtype)
+def kept_token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """The bytes of one token in a language model's kept prefixes; 0 for all others."""
+    return prefix_token_bytes(config, dtype) if architecture_of(config) in PROMPTS else 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import struct
 import threading
 import warnings
@@ -146,12 +144,6 @@ def load_parameters(module: Any, take: Take, name: str) -> Any:
     state = {key: take(f"{name}.{key}") for key, _ in module.named_parameters()}
     module.load_state_dict(state, assign=True)
     return module.requires_grad_(False)
-
-
-def trim_heap() -> None:
-    """Returns freed memory to the system, where the C library would keep it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check_finite(network: torch.nn.Module, checkpoint: Checkpoint) -> None:

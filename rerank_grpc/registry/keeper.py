@@ -1,9 +1,8 @@
 """Brings models into memory and takes them out again: one at a time, on a thread of its own.
 
-One at a time, because memory is measured before and after, and because a model
-that is evicted has to be gone before the next one takes its room. Fetching
-files, which can take minutes, is done beforehand on threads of its own. No
-lock is held while either happens.
+Memory is measured before and after a load, and an evicted model has to be gone
+before the next one takes its place. Files, which can take minutes to fetch, are
+fetched beforehand on threads of their own. No lock is held during either.
 """
 
 from __future__ import annotations
@@ -13,13 +12,18 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from time import monotonic
 
-from rerank_grpc.errors import ModelLoadError, ShuttingDown, describe
+import torch
+
+from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.errors import ConfigurationError, ModelLoadError, ShuttingDown, describe
 from rerank_grpc.registry import eviction, memory
-from rerank_grpc.registry.loading import Loader, Preparer, let_go, one_line
-from rerank_grpc.registry.slot import RETRY_SECONDS, LoadedModel, Slot, failed, settle, still_loading
+from rerank_grpc.registry.eviction import Evict, Wait
+from rerank_grpc.registry.loading import Loader
+from rerank_grpc.registry.slot import RETRY_SECONDS, LoadedModel, Slot
 from rerank_grpc.types import State
 from rerank_grpc.units import size
 
@@ -29,7 +33,7 @@ log = logging.getLogger("rerank_grpc.registry")
 class Keeper:
     """Owns every change of a model's state; `changed` is the registry's lock.
 
-    `on_change` is called after each of them, `on_hang` when a model's device
+    `on_change` is called after each change, `on_hang` when a model's device
     hangs and its calls have failed: both without the lock.
     """
 
@@ -37,18 +41,16 @@ class Keeper:
         self,
         slots: Sequence[Slot],
         changed: threading.Condition,
-        load: Loader,
-        prepare: Preparer,
+        loader: Loader,
         *,
-        budget: int | None = None,
-        idle_seconds: float | None = None,
+        budget: int | None,
+        idle_seconds: float | None,
         on_change: Callable[[], None],
         on_hang: Callable[[], None],
     ) -> None:
         self._slots = slots
         self._changed = changed
-        self._load_model = load
-        self._prepare_model = prepare
+        self._loader = loader
         self._budget = budget
         self._idle_seconds = idle_seconds
         self._on_change = on_change
@@ -59,7 +61,7 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="keep-models", daemon=True)
 
     def start(self) -> None:
-        """Starts to load what is not lazy, in its order, and to keep the rest in order."""
+        """Starts to load the models that are not lazy, in their order, and to keep all of them."""
         preloaded = [slot for slot in self._slots if not slot.lazy]
         for slot in preloaded:
             slot.preloading = True
@@ -76,32 +78,32 @@ class Keeper:
             except RuntimeError:  # the process may have no further thread
                 slot.state, slot.message = State.FAILED, "no thread can be started to load it"
                 slot.retry_at = monotonic() + RETRY_SECONDS
-                settle(slot, still_loading(slot))
+                slot.answer(slot.still_loading())
                 return
             slot.state, slot.message = State.LOADING, ""
 
     def close(self) -> None:
-        """Ends the thread; whoever waits for a model gets ShuttingDown."""
+        """Ends the thread; calls that wait for a model get ShuttingDown."""
         with self._changed:
             self.closing = True
             for slot in self._slots:
-                settle(slot, ShuttingDown("the server is stopping", retry_after=1.0))
+                slot.answer(ShuttingDown("the server is stopping", retry_after=1.0))
             self._changed.notify_all()
 
     def died(self, slot: Slot, hung: bool) -> None:
         """Marks a model whose device is gone: it stays FAILED until an operator unloads it.
 
-        A hang is told even of a model that is being loaded or has left: nothing but
-        the process's end frees its thread and memory.
+        A hang is reported even for a model that is being loaded or has left:
+        only the process's end frees its thread and memory.
         """
         with self._changed:
             loaded = slot.loaded
-            # An earlier engine of this model may have broken, or it is leaving anyway.
+            # The dead engine may be an earlier one of this model, or the model may be leaving anyway.
             if loaded is not None and not loaded.engine.alive and slot.state is State.READY:
                 slot.state, slot.message, slot.dead = State.FAILED, "its device thread died or hangs", True
                 slot.retry_at = math.inf
                 self._changed.notify_all()
-        if hung:  # first: it waits for nothing that a probe could hold up
+        if hung:  # first, because a probe could hold up the report of the change
             self._on_hang()
         self._tell()
 
@@ -119,7 +121,7 @@ class Keeper:
 
     def _prepare(self, slot: Slot) -> None:
         try:
-            expected = self._prepare_model(slot.spec)
+            expected = self._loader.prepare(slot.spec)
         except Exception as error:
             self._fail(slot, error)
             return
@@ -139,7 +141,7 @@ class Keeper:
             job()
 
     def _next(self) -> Callable[[], None] | None:
-        """Waits for something to do; None when closing."""
+        """Waits for a job; None when closing."""
         with self._changed:
             while not self.closing:
                 now = monotonic()
@@ -150,10 +152,7 @@ class Keeper:
                 if stale := eviction.idle(self._slots, now, self._idle_seconds):
                     log.info("model %s was not used for %g s", stale.spec.name, self._idle_seconds)
                     return self._leaving(stale)
-                for slot in self._slots:
-                    if slot.state is State.FAILED and slot.retry_at <= now and not slot.lazy:
-                        slot.preloading = True  # no call waits for it: it must evict nothing
-                        self.want(slot)
+                self._retry(now)
                 if self._trimmer.due(now):
                     return self._trimmer.trim
                 patience = eviction.patience(self._slots, now, self._idle_seconds)
@@ -162,48 +161,51 @@ class Keeper:
                 )
         return None
 
+    def _retry(self, now: float) -> None:
+        """Has failed models loaded again; under the lock."""
+        for slot in self._slots:
+            if slot.state is State.FAILED and slot.retry_at <= now and not slot.lazy:
+                slot.preloading = True  # no call waits for it: it must evict nothing
+                self.want(slot)
+
     def _load(self, slot: Slot) -> None:
         try:
-            if not self._make_room(slot):
+            if not self._free_memory(slot):
                 return
             started = monotonic()
-            loaded = self._load_model(slot.spec, partial(self.died, slot))
-            seconds = monotonic() - started
-            try:
+            with ExitStack() as undo:
+                loaded = self._loader.load(slot.spec, partial(self.died, slot))
+                undo.callback(loaded.engine.close)
+                seconds = monotonic() - started
                 slot.memory_bytes = loaded.memory_bytes or slot.memory_bytes
-                if self._make_room(slot):  # it may have turned out larger than expected
+                if self._free_memory(slot):  # the model may be larger than expected
                     self._ready(slot, loaded, seconds)
-                    return
-                let_go(loaded)
-            except BaseException:
-                let_go(loaded)
-                raise
+                    undo.pop_all()
         except Exception as error:
             self._fail(slot, error)
 
-    def _make_room(self, slot: Slot) -> bool:
-        """Evicts others until a model fits; False if it is only wanted where it disturbs nobody.
+    def _free_memory(self, slot: Slot) -> bool:
+        """Evicts others until a model fits; False if it is left for its first call.
 
         Raises ModelLoadError if it can never fit.
         """
-        while self._budget is not None:
+        while True:
             with self._changed:
                 if self.closing:
                     raise ModelLoadError("the server is stopping")
-                eviction.check_size(slot, self._slots, self._budget)
-                if eviction.used_bytes(self._slots) + slot.memory_bytes <= self._budget:
-                    break
-                if slot.preloading and not slot.waiting and slot is not self._slots[0]:
-                    self._leave_for_later(slot)
-                    return False
-                other, seconds = eviction.victim(self._slots, monotonic())
-                if other is None:
-                    self._changed.wait(seconds)
-                    continue
-                unload = self._leaving(other)
+                match eviction.step(slot, self._slots, self._budget, monotonic()):
+                    case "fits":
+                        return True
+                    case "later":
+                        self._leave_for_later(slot)
+                        return False
+                    case Wait(seconds):
+                        self._changed.wait(seconds)
+                        continue
+                    case Evict(other):
+                        unload = self._leaving(other)
             log.info("model %s makes room for %s", other.spec.name, slot.spec.name)
             unload()
-        return True
 
     def _leave_for_later(self, slot: Slot) -> None:
         slot.state, slot.settled, slot.lazy = State.UNLOADED, True, True
@@ -224,27 +226,27 @@ class Keeper:
             slot.ready_at = slot.last_used = monotonic()
             slot.load_seconds = seconds
             slot.settled = slot.was_ready = True
-            # Leased before anybody else can evict it: who waited for it is served by it.
+            # Waiting calls get their leases before the model can be evicted.
             slot.leases += len(slot.waiting)
-            settle(slot, loaded)
+            slot.answer(loaded)
             self._changed.notify_all()
         log.info("model %s is ready after %.1f s, %s", slot.spec.name, seconds, size(slot.memory_bytes))
         self._tell()
 
     def _fail(self, slot: Slot, error: Exception) -> None:
-        text, name = one_line(slot.spec, error), slot.spec.name
+        text = one_line(slot.spec, error)
         with self._changed:
             if self.closing:
                 return
             slot.failures += 1
-            hopeless = isinstance(error, eviction.TooLarge)
+            hopeless = isinstance(error, memory.TooLarge)
             wait = math.inf if hopeless else eviction.retry_seconds(slot.failures)
             slot.retry_at = monotonic() + wait
             slot.state, slot.message = State.FAILED, text
             slot.settled, slot.preloading = True, False
-            settle(slot, failed(name))
+            slot.answer(slot.failed())
             self._changed.notify_all()
-        log.error("model %s failed to load, attempt %d: %s", name, slot.failures, text)
+        log.error("model %s failed to load, attempt %d: %s", slot.spec.name, slot.failures, text)
         self._tell()
 
     def _leaving(self, slot: Slot) -> Callable[[], None]:
@@ -262,22 +264,30 @@ class Keeper:
         self._tell()
         try:
             if loaded is not None:
-                device = let_go(loaded)
-                del loaded  # the last reference: what follows gives its memory back
+                loaded.engine.close()
+                device = torch.device(loaded.card.device)
+                del loaded  # the last reference, so that the memory can be given back
                 memory.give_back(device)
         except Exception as error:  # a broken device may refuse; the next load says whether it is
             log.error("model %s: its memory could not be given back: %s", slot.spec.name, describe(error))
         with self._changed:
             slot.state, slot.message = State.UNLOADED, ""
             slot.failures, slot.retry_at, slot.dead, slot.unload_asked = 0, 0.0, False, False
-            if slot.waiting:  # they came while it was leaving
+            if slot.waiting:  # calls that came while it was leaving
                 self.want(slot)
             self._changed.notify_all()
         self._tell()
 
     def _tell(self) -> None:
-        """Tells of a change, without the lock; a failure there must not end this thread."""
+        """Reports a change, without the lock; a failure of the listener must not end this thread."""
         try:
             self._on_change()
         except Exception as error:
             log.error("a change of a model could not be told: %s", describe(error))
+
+
+def one_line(spec: ModelSpec, error: Exception) -> str:
+    """Says why a model could not be loaded, for ListModels and the log."""
+    if isinstance(error, ConfigurationError):
+        return str(error)
+    return f"model {spec.name} could not be loaded from {spec.source}: {describe(error)}"

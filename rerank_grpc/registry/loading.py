@@ -1,128 +1,104 @@
-"""From a configured model to one that can score: files, weights, encoder, engine, warm-up."""
+"""Brings a configured model into memory: its files, weights, tokenizer and engine, warm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import torch
 
-from rerank_grpc.checkpoints.catalogue import Catalogue, read_catalogue
-from rerank_grpc.checkpoints.sources import is_local
-from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.checkpoints.catalogue import read_catalogue
+from rerank_grpc.checkpoints.checkpoint import find_weights, open_checkpoint, read_config
+from rerank_grpc.checkpoints.sources import EMBEDDED, Source
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine, OnDeath
-from rerank_grpc.errors import ConfigurationError, describe
-from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
-from rerank_grpc.kernels.device import choose_device, choose_precision
-from rerank_grpc.models.loader import estimate_bytes, load_model
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
+from rerank_grpc.models.base import Model
+from rerank_grpc.models.loader import load_model
 from rerank_grpc.registry import memory
-from rerank_grpc.registry.eviction import TooLarge
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.registry.warmup import warm_up
 from rerank_grpc.runner.cuda import runner_for
-from rerank_grpc.tokenizer.tokenizer import encoder_for
-from rerank_grpc.units import size
-
-# Makes a LoadedModel of a spec; the callback is for when the model's device dies.
-Loader: TypeAlias = Callable[[ModelSpec, OnDeath], LoadedModel]
-# Brings a spec's files to this machine, checks them, and says how much memory they will take.
-Preparer: TypeAlias = Callable[[ModelSpec], int]
-# Tells whether a spec's files are on this machine.
-Finder: TypeAlias = Callable[[ModelSpec], bool]
+from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
 
-def loader_for(settings: Settings) -> Loader:
-    """Makes the function that loads a spec as the settings say, warm and ready to score."""
-    catalogue = read_catalogue(settings.catalogue)
-    clock = DeviceClock()  # all models of a server run on one device
+class Loader(Protocol):
+    """The seam between the registry and the making of models."""
 
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        device = choose_device(settings.device)
+    def is_local(self, spec: ModelSpec) -> bool:
+        """Whether a model's files are on this machine; never raises."""
+
+    def prepare(self, spec: ModelSpec) -> int:
+        """Brings a model's files here, checks them, and returns the bytes that it will take."""
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        """Makes a model that is warm; `on_death` is called when its device dies."""
+
+
+class ModelLoader:
+    """Loads models as the settings say; their errors are ModelLoadErrors, in one line with the remedy."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._catalogue = read_catalogue(settings.catalogue)
+        self._clock = DeviceClock()  # all models of a server run on one device
+
+    def is_local(self, spec: ModelSpec) -> bool:
+        try:
+            return self._source(spec.source).find(self._settings.models_dir) is not None
+        except ModelLoadError:  # a refused model
+            return False
+
+    def prepare(self, spec: ModelSpec) -> int:
+        """Fetches missing files on the caller's thread, and finds damage before another model is evicted.
+
+        Raises TooLarge before the download if the catalogue's figure exceeds the budget.
+        """
+        _, precision = self._device(spec.source)
+        source = self._source(spec.source)
+        expected = memory.known_bytes(source.known, precision)
+        memory.check_budget(spec.name, expected, self._settings.model_memory, about="about ")
+        directory, _ = source.locate(self._settings.models_dir)
+        return memory.estimate(find_weights(directory), read_config(directory), DTYPES[precision])
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        """Makes a model and measures how much the device's memory grows by it."""
+        device, _ = self._device(spec.source)
         memory.give_back(device)
-        before = memory.used(device)
-        model = load_model(
-            spec.source,
-            models_dir=settings.models_dir,
-            device=settings.device,
-            precision=settings.precision,
-            catalogue=catalogue,
+        before = memory.used_bytes(device)
+        model = self.read_model(spec.source)
+        tokenizer = tokenizer_for(model.card)
+        engine = Engine(
+            runner_for(model), self._settings.engine, name=spec.name, on_death=on_death, clock=self._clock
         )
-        encoder = encoder_for(model.card)
-        engine = Engine(runner_for(model), settings.engine, name=spec.name, on_death=on_death, clock=clock)
         engine.start()
         try:
-            warm_up(engine, encoder, model.card)
+            warm_up(engine, tokenizer, model.card)
         except BaseException:
             engine.close()
             raise
         memory.give_back(device)
-        kept = MAX_KEPT_TOKENS * model.card.prefix_token_bytes
-        taken = max(0, memory.used(device) - before) + kept
-        return LoadedModel(spec.name, model.card, encoder, engine, taken)
+        grown = max(0, memory.used_bytes(device) - before)
+        taken = grown + memory.kept_bytes(model.card.prefix_token_bytes)
+        return LoadedModel(spec.name, model.card, tokenizer, engine, taken)
 
-    return load
+    def read_model(self, name: str) -> Model:
+        """Reads "embedded", a directory, a hub id or a short name of the catalogue, without an engine."""
+        device, precision = self._device(name)
+        checkpoint = open_checkpoint(name, *self._source(name).locate(self._settings.models_dir))
+        if device.type == "cuda":
+            needed = memory.estimate(checkpoint.weights, checkpoint.config, DTYPES[precision])
+            memory.check_memory(name, needed, precision, device, self._catalogue)
+        model = load_model(checkpoint, device, precision)
+        memory.give_back(memory.HOST)  # reading the weights frees as much as they take
+        return model
 
+    def _source(self, name: str) -> Source:
+        return Source.of(name, self._catalogue)
 
-def preparer_for(settings: Settings) -> Preparer:
-    """Makes the function that fetches a spec's files, so that loading never waits for the network."""
-    catalogue = read_catalogue(settings.catalogue)
-
-    def prepare(spec: ModelSpec) -> int:
-        check_estimate(spec, settings, catalogue)
-        return estimate_bytes(
-            spec.source,
-            models_dir=settings.models_dir,
-            device=settings.device,
-            precision=settings.precision,
-            catalogue=catalogue,
-        )
-
-    return prepare
-
-
-def check_estimate(spec: ModelSpec, settings: Settings, catalogue: Catalogue) -> None:
-    """Raises TooLarge, before anything is fetched, if the catalogue knows that a model cannot fit."""
-    slot = catalogue.find(spec.source.partition("@")[0])
-    precision = choose_precision(settings.precision, choose_device(settings.device))
-    estimate = slot.memory_mib.get(precision, 0) << 20 if slot else 0
-    if settings.model_memory is not None and estimate > settings.model_memory:
-        raise TooLarge(
-            f"model {spec.name} takes about {size(estimate)} where all models together may take "
-            f"{size(settings.model_memory)}: raise --model-memory, or hold it in a smaller --precision"
-        )
-
-
-def finder_for(settings: Settings) -> Finder:
-    """Makes the function that tells whether loading a spec needs no download."""
-    catalogue = read_catalogue(settings.catalogue)
-
-    def is_here(spec: ModelSpec) -> bool:
-        if spec.source == "embedded":
-            return True
-        return is_local(spec.source, models_dir=settings.models_dir, catalogue=catalogue)
-
-    return is_here
-
-
-def ready_at_once(_spec: ModelSpec) -> int:
-    """The Preparer of models that need none."""
-    return 0
-
-
-def here(_spec: ModelSpec) -> bool:
-    """The Finder of models that have no files."""
-    return True
-
-
-def let_go(loaded: LoadedModel) -> torch.device:
-    """Ends a model's engine; the caller drops its last reference and then gives the memory back."""
-    loaded.engine.close()
-    return torch.device(loaded.card.device)
-
-
-def one_line(spec: ModelSpec, error: Exception) -> str:
-    """Says why a model could not be loaded, for ListModels and the log."""
-    if isinstance(error, ConfigurationError):
-        return str(error)
-    return f"model {spec.name} could not be loaded from {spec.source}: {describe(error)}"
+    def _device(self, name: str) -> tuple[torch.device, str]:
+        device, chosen = choose_device(self._settings.device), self._settings.precision
+        if name == EMBEDDED and chosen == "auto":
+            chosen = "fp32"  # fast enough for a model this small, and its known scores are of fp32
+        return device, choose_precision(chosen, device)

@@ -1,26 +1,129 @@
-"""How much memory a device's models take, and giving it back to the system."""
+"""The memory of models: estimated before a load, checked, measured after it, and given back."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-STATM = Path("/proc/self/statm")
-RESIDENT = 1  # the field of statm: pages that are resident
+from rerank_grpc.checkpoints.catalogue import KnownModel
+from rerank_grpc.checkpoints.checkpoint import read_header
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
+from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.models.loader import kept_token_bytes
+from rerank_grpc.units import size
 
+# Of a GPU, for the passes, their captured graphs, and the libraries' own buffers.
+RESERVE_BYTES = 1 << 30
+# The share of the free memory that a batch may be expected to take; the next one differs a little.
+BATCH_SHARE = 0.8
+
+STATM = Path("/proc/self/statm")
+RESIDENT = 1  # the field of statm with the resident pages
 HOST = torch.device("cpu")
-# The C library keeps what large messages took; beyond this it is given back, and no sooner than that.
+# The C library keeps freed memory; the process may grow by this before it is told to give it back.
 MOST_KEPT_BYTES = 64 << 20
 TRIM_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 640.0
 
 
-def used(device: torch.device) -> int:
-    """Bytes that this process has in use: torch's on a GPU, else the resident set (0 where unknown)."""
+class TooLarge(ModelLoadError):
+    """A model that cannot fit, however often its load is tried."""
+
+
+# Estimated
+
+
+def estimate(weights: Iterable[Path], config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """Returns the bytes of a checkpoint's weights in `dtype`, and of the prefixes that it may keep."""
+    shapes = [entry["shape"] for path in weights for entry in read_header(path).values()]
+    return int(sum(map(math.prod, shapes))) * dtype.itemsize + kept_bytes(kept_token_bytes(config, dtype))
+
+
+def kept_bytes(token_bytes: int) -> int:
+    """Returns the most bytes that kept prefixes take."""
+    return MAX_KEPT_TOKENS * token_bytes
+
+
+def known_bytes(known: KnownModel | None, precision: str) -> int:
+    """Returns the catalogue's figure for a model; 0 where it has none."""
+    return known.memory_mib.get(precision, 0) << 20 if known else 0
+
+
+# Checked
+
+
+def check_budget(name: str, needed: int, budget: int | None, *, about: str = "") -> None:
+    """Raises TooLarge if a model alone exceeds the budget of all models; `about` marks an estimate."""
+    if budget is not None and needed > budget:
+        raise TooLarge(
+            f"model {name} takes {about}{size(needed)} where all models together may take "
+            f"{size(budget)}: raise --model-memory, or hold it in a smaller --precision"
+        )
+
+
+def check_memory(
+    source: str, needed: int, precision: str, device: torch.device, known: Iterable[KnownModel]
+) -> None:
+    """Raises ModelLoadError if a GPU has too little free memory, and names smaller choices out of `known`."""
+    memory = memory_of(device)
+    if memory is None or needed + RESERVE_BYTES <= memory.free:
+        return
+    left = memory.free - RESERVE_BYTES
+    choices = [*_smaller_precision(needed, precision, left, device), *_smaller_model(precision, left, known)]
+    raise ModelLoadError(
+        f"{source} takes about {size(needed)} in {precision} and {size(RESERVE_BYTES)} to work in, "
+        f"and {size(memory.free)} are free on {device}: use {', or '.join([*choices, 'cpu'])}"
+    )
+
+
+def _smaller_precision(needed: int, precision: str, left: int, device: torch.device) -> Iterable[str]:
+    half = needed // 2
+    if DTYPES[precision] is torch.float32 and half <= left:
+        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        yield f"precision {name} ({size(half)})"
+
+
+def _smaller_model(precision: str, left: int, known: Iterable[KnownModel]) -> Iterable[str]:
+    name = "bf16" if precision == "fp16" else precision
+    sizes = [(known_bytes(each, name), each.id) for each in known if not each.unsupported]
+    fitting = [pair for pair in sizes if 0 < pair[0] <= left]
+    if fitting:
+        taken, largest = max(fitting)
+        yield f"{largest} ({size(taken)})"
+
+
+# Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a GPU: `free` for this process, `used` by its tensors now, and their last `peak`."""
+
+    free: int
+    used: int
+    peak: int
+
+
+def memory_of(device: torch.device) -> Memory | None:
+    """Asks a GPU, and begins a new count of the peak; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    used, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - used
+    torch.cuda.reset_peak_memory_stats(device)
+    return Memory(torch.cuda.mem_get_info(device)[0] + unused, used, peak)
+
+
+def used_bytes(device: torch.device) -> int:
+    """Returns this process's bytes: torch's on a GPU, else the resident set (0 where unknown)."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     try:
@@ -29,13 +132,35 @@ def used(device: torch.device) -> int:
         return 0
 
 
-def give_back(device: torch.device) -> None:
-    """Returns what is free to the system, so that other processes, and the next measurement, see it.
+class BatchMemory:
+    """Tells from the peak of past batches whether a larger one would fit."""
 
-    glibc keeps freed memory for itself unless told; other C libraries have no
-    such call, and return large blocks by themselves. No garbage is collected:
-    a model is in no cycle, and with torch loaded that would stop every thread
-    for half a second.
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._bytes_per_token = 0.0
+
+    def measured(self, tokens: int) -> None:
+        """Takes the peak of a batch of `tokens`, which has just run."""
+        memory = memory_of(self._device)
+        if memory is not None:
+            self._bytes_per_token = max(0, memory.peak - memory.used) / tokens
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a batch of `tokens` is expected to fit."""
+        memory = memory_of(self._device)
+        return memory is None or self._bytes_per_token * tokens <= BATCH_SHARE * memory.free
+
+
+# Given back
+
+
+def give_back(device: torch.device) -> None:
+    """Returns freed memory to the system, for other processes and for the next measurement.
+
+    glibc keeps freed memory unless told; other C libraries have no such call,
+    and return large blocks by themselves. No garbage is collected: a model is
+    in no cycle, and with torch loaded a collection stops every thread for half
+    a second.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -44,30 +169,30 @@ def give_back(device: torch.device) -> None:
 
 
 class Trimmer:
-    """Tells when this process has grown so much that memory should be given back; times are arguments.
+    """Tells when this process has grown so much that it should give memory back; times are arguments.
 
-    Growth counts from the least that was in use after any trim. Where a trim
-    frees little, the memory is needed, and the next one comes after twice the time.
+    Growth counts from the least use after any trim. A trim that frees little
+    shows that the memory is needed, and doubles the pause before the next one.
     """
 
-    def __init__(self, used_bytes: Callable[[], int] = lambda: used(HOST)) -> None:
-        self._used_bytes = used_bytes
-        self._least = used_bytes()
+    def __init__(self, used: Callable[[], int] = lambda: used_bytes(HOST)) -> None:
+        self._used = used
+        self._least = used()
         self._pause = TRIM_SECONDS
         self._next = 0.0
 
     def due(self, now: float) -> bool:
-        """Whether the process has grown by MOST_KEPT_BYTES; looks now and then."""
+        """Whether the process has grown by MOST_KEPT_BYTES; looks once in each pause."""
         if now < self._next:
             return False
         self._next = now + self._pause
-        return self._used_bytes() > self._least + MOST_KEPT_BYTES
+        return self._used() > self._least + MOST_KEPT_BYTES
 
     def trim(self) -> None:
-        """Gives back what is free."""
-        before = self._used_bytes()
+        """Gives back the freed memory."""
+        before = self._used()
         give_back(HOST)
-        after = self._used_bytes()
+        after = self._used()
         self._least = min(self._least, after)
         freed_much = before - after > MOST_KEPT_BYTES
         self._pause = TRIM_SECONDS if freed_much else min(2 * self._pause, LONGEST_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""By which names callers may call a model: its own, its aliases, and what it was made of."""
+"""The names by which a model may be called: its own, its aliases, and its source."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rerank_grpc.checkpoints.sources import HUB_ID
-from rerank_grpc.config import ModelSpec
+from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.errors import ConfigurationError, UnknownModel
 
 
 class Names:
-    """The models by name; "" is the first.
+    """The models' indices by name; "" is the first.
 
     A source is a name too, with and without its @REVISION, unless another model
     has that name already. Hub ids are listed as aliases; a path on this machine
-    is found, but told to nobody.
+    can be called, but is never listed.
 
     Raises ConfigurationError if two models are configured with one name.
     """
@@ -43,11 +43,11 @@ class Names:
         )
 
     def aliases(self, index: int) -> tuple[str, ...]:
-        """Lists by which other names a model is told of."""
+        """Lists the names of a model beside its own."""
         return self._aliases[index]
 
     def find(self, name: str) -> int:
-        """Returns which model is meant; raises UnknownModel."""
+        """Returns a model's index; raises UnknownModel."""
         index = self._found.get(name)
         if index is None:
             # The unknown name is the caller's text: it goes back to the caller, cut, and into no log.
@@ -63,6 +63,6 @@ def _unpinned(spec: ModelSpec) -> str:
 
 
 def _hub_ids(spec: ModelSpec) -> tuple[str, ...]:
-    """The hub id that a source is; a relative directory of the same form is none."""
+    """Returns a source's hub id; a relative directory of the same form has none."""
     id_ = _unpinned(spec)
     return (id_,) if HUB_ID.fullmatch(id_) and not Path(spec.source).is_dir() else ()

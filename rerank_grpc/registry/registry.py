@@ -1,4 +1,4 @@
-"""Which models exist, in which state each is, and who uses them."""
+"""Names, leases, loading and unloading of the configured models."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from rerank_grpc.config import ModelSpec
-from rerank_grpc.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    ModelLoadError,
-    RerankError,
-    ShuttingDown,
-)
+from rerank_grpc import __version__
+from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.errors import Cancelled, DeadlineExceeded, ModelLoadError, ShuttingDown
 from rerank_grpc.registry import eviction
 from rerank_grpc.registry.keeper import Keeper
-from rerank_grpc.registry.loading import Finder, Loader, Preparer, here, ready_at_once
+from rerank_grpc.registry.loading import Loader
 from rerank_grpc.registry.names import Names
-from rerank_grpc.registry.slot import LoadedModel, OnCancel, Slot, Ticket, failed, never, still_loading
-from rerank_grpc.types import ModelInfo, State
+from rerank_grpc.registry.slot import LoadedModel, Slot, Ticket
+from rerank_grpc.types import Call, Health, ModelInfo, State
 
 # A call that waits for a model is answered a tenth of its time before its deadline, within these bounds.
 LEAST_MARGIN_SECONDS = 0.05
@@ -45,30 +40,27 @@ class Lease:
         self.leave()
 
     def leave(self) -> None:
-        """Lets the model leave memory; for a lease that no `with` statement has been given."""
-        self._loaded = None  # an unload frees nothing that this still holds
+        """Lets the model leave memory; for a lease without a `with` statement."""
+        self._loaded = None  # an unload frees nothing that this still refers to
         self._registry.release(self._slot)
 
 
 class Registry:
     """The configured models; the first is the default.
 
-    `load` makes a LoadedModel of a spec, `prepare` brings its files here before
-    that, and `find` tells whether they are here. `budget` bounds the bytes of
-    all models in memory, `idle_seconds` how long an unused one stays there,
-    `max_waiting` how many calls may wait for models at once. `on_change` is
-    called when a model has become READY, FAILED or UNLOADED, on the thread that
-    made it so. `on_hang` is called when a device hangs, after all calls that
-    waited for it have failed: nothing in this process brings it back.
+    `loader` makes models. `budget` bounds the bytes of all models in memory,
+    `idle_seconds` how long an unused one stays there, `max_waiting` the calls
+    that wait for models at once. `on_change` is called when a model has become
+    READY, FAILED or UNLOADED, on the thread that made it so. `on_hang` is called
+    when a device hangs, after all calls that waited for it have failed: nothing
+    in this process brings it back.
     """
 
     def __init__(
         self,
         specs: Sequence[ModelSpec],
-        load: Loader,
+        loader: Loader,
         *,
-        prepare: Preparer = ready_at_once,
-        find: Finder = here,
         budget: int | None = None,
         idle_seconds: float | None = None,
         max_waiting: int = 48,
@@ -76,16 +68,17 @@ class Registry:
         on_hang: Callable[[], None] = lambda: None,
     ) -> None:
         self._changed = threading.Condition()
+        self._started = monotonic()
         self._names = Names(specs)
         self._slots = [
-            Slot(spec, self._names.aliases(index), local=find(spec)) for index, spec in enumerate(specs)
+            Slot(spec, self._names.aliases(index), local=loader.is_local(spec))
+            for index, spec in enumerate(specs)
         ]
         self._max_waiting = max_waiting
         self._keeper = Keeper(
             self._slots,
             self._changed,
-            load,
-            prepare,
+            loader,
             budget=budget,
             idle_seconds=idle_seconds,
             on_change=on_change,
@@ -93,13 +86,8 @@ class Registry:
         )
 
     @property
-    def default(self) -> str:
-        """The name of the default model."""
-        return self._slots[0].spec.name
-
-    @property
     def serving(self) -> bool:
-        """Whether a call of the default model is answered, as ModelInfo.serving says it of each."""
+        """Whether a call of the default model is answered, like ModelInfo.serving."""
         with self._changed:
             return self._slots[0].serving
 
@@ -108,7 +96,7 @@ class Registry:
         self._keeper.start()
 
     def wait_until_loaded(self, timeout: float | None = None) -> bool:
-        """Waits until every model that is not lazy has been READY or FAILED, or found no room.
+        """Waits until every model that is not lazy has been READY or FAILED, or was left for later.
 
         False if `timeout` seconds were not enough. Raises ModelLoadError if the
         default model is FAILED: without it there is nothing to serve.
@@ -124,21 +112,32 @@ class Registry:
     def models(self) -> list[ModelInfo]:
         """Describes every model, the default first."""
         with self._changed:
-            return [slot.describe(is_default=slot is self._slots[0]) for slot in self._slots]
+            return [self._describe(slot) for slot in self._slots]
 
     def info(self, name: str) -> ModelInfo:
         """Describes one model by name or alias ("" is the default); raises UnknownModel."""
         with self._changed:
-            slot = self._find(name)
-            return slot.describe(is_default=slot is self._slots[0])
+            return self._describe(self._find(name))
 
-    def loaded(self, name: str) -> LoadedModel | None:
-        """Returns a model if it is in memory, without leasing it; raises UnknownModel."""
+    def health(self, name: str) -> Health:
+        """Tells whether a model can be called now, and how full its queue is; raises UnknownModel."""
         with self._changed:
-            return self._find(name).loaded
+            slot = self._find(name)
+            info, loaded = self._describe(slot), slot.loaded
+        engine = loaded.engine if loaded else None
+        return Health(
+            model=info.name,
+            state=info.state,
+            version=__version__,
+            uptime_seconds=monotonic() - self._started,
+            queue_tokens=engine.queued_tokens if engine else 0,
+            queue_capacity_tokens=engine.settings.max_queue_tokens if engine else 0,
+            tokens_per_second=engine.tokens_per_second if engine else 0.0,
+            serving=info.serving,
+        )
 
     def lease_now(self, name: str) -> Lease | None:
-        """Leases a model that is READY; None for one that is broken, or that `lease` would wait for."""
+        """Leases a READY model; None for one that is broken, or that `lease` would wait for."""
         with self._changed:
             slot = self._find(name)
             self._check_open()
@@ -148,46 +147,37 @@ class Registry:
             slot.last_used = monotonic()
             return Lease(self, slot, slot.loaded)
 
-    def lease(
-        self,
-        name: str,
-        *,
-        deadline: float = math.inf,
-        on_cancel: OnCancel = never,
-        force: bool = False,
-    ) -> Lease:
+    def lease(self, name: str, call: Call, *, force: bool = False) -> Lease:
         """Keeps a model in memory until the lease is left, and has it loaded if it is not there.
 
-        Waits for the loading as long as the deadline (in the seconds of
-        time.monotonic) leaves time. `force` tries a FAILED model again at once.
+        Waits for the loading as long as the call's deadline leaves time.
+        `force` tries a FAILED model again at once.
 
         Raises UnknownModel, ModelLoading if the time is not enough, ModelFailed,
         Cancelled or ShuttingDown.
         """
         with self._changed:
+            if ready := self.lease_now(name):
+                return ready
             slot = self._find(name)
-            ticket = self._enter(slot, deadline, force=force)
-            loaded = slot.loaded
-        if ticket is not None:
-            loaded = self._await(slot, ticket, deadline, on_cancel)
-        assert loaded is not None
-        return Lease(self, slot, loaded)
+            ticket = self._enter(slot, call.deadline, force=force)
+        return Lease(self, slot, self._await(slot, ticket, call))
 
     def release(self, slot: Slot) -> None:
         """Ends one lease of a model."""
         with self._changed:
             self._leave(slot)
 
-    def load(self, name: str, *, deadline: float, on_cancel: OnCancel = never) -> ModelInfo:
-        """Brings a model into memory, whatever its failures before; raises like `lease`."""
-        with self.lease(name, deadline=deadline, on_cancel=on_cancel, force=True):
+    def load(self, name: str, call: Call) -> ModelInfo:
+        """Brings a model into memory, despite earlier failures; raises like `lease`."""
+        with self.lease(name, call, force=True):
             return self.info(name)
 
     def unload(self, name: str, *, deadline: float) -> ModelInfo:
         """Waits for the calls in progress on a model, then frees its memory.
 
-        It stays configured, and is loaded again when it is called. A model that
-        has just been loaded first stays for as long as that took. Raises
+        The model stays configured, and its next call loads it again. A model
+        that has just been loaded first stays for as long as that took. Raises
         UnknownModel, DeadlineExceeded (it is unloaded nevertheless) or ShuttingDown.
         """
         with self._changed:
@@ -201,7 +191,7 @@ class Registry:
             self._check_open()
             if not done:
                 raise DeadlineExceeded(eviction.why_still_loaded(slot, monotonic()))
-            return slot.describe(is_default=slot is self._slots[0])
+            return self._describe(slot)
 
     def close(self) -> None:
         """Refuses further leases and ends every engine."""
@@ -214,45 +204,43 @@ class Registry:
     def _find(self, name: str) -> Slot:
         return self._slots[self._names.find(name)]
 
+    def _describe(self, slot: Slot) -> ModelInfo:
+        return slot.describe(is_default=slot is self._slots[0])
+
     def _check_open(self) -> None:
         if self._keeper.closing:
             raise ShuttingDown("the server is stopping", retry_after=1.0)
 
-    def _enter(self, slot: Slot, deadline: float, *, force: bool) -> Ticket | None:
-        """Leases a model that is READY, or returns a ticket to wait with; under the lock."""
-        self._check_open()
+    def _enter(self, slot: Slot, deadline: float, *, force: bool) -> Ticket:
+        """Has a model loaded, and adds a ticket to those that wait for it; under the lock."""
         now = monotonic()
-        if slot.state is State.READY:
-            slot.leases += 1
-            slot.last_used = now
-            return None
         if slot.state is State.FAILED and (slot.dead or (now < slot.retry_at and not force)):
-            raise failed(slot.spec.name)
+            raise slot.failed()
         self._keeper.want(slot)
         if slot.state is State.FAILED:  # nothing could be started
-            raise still_loading(slot)
+            raise slot.still_loading()
         waiting = sum(len(each.waiting) for each in self._slots)
         if now + slot.load_seconds >= deadline or waiting >= self._max_waiting:
-            raise still_loading(slot)
+            raise slot.still_loading()
         ticket = Ticket()
         slot.waiting.append(ticket)
         return ticket
 
-    def _await(self, slot: Slot, ticket: Ticket, deadline: float, on_cancel: OnCancel) -> LoadedModel:
-        on_cancel(lambda: ticket.settle(Cancelled("the caller cancelled")))
-        left = deadline - monotonic()
-        answer = ticket.wait(left - margin(left))
+    def _await(self, slot: Slot, ticket: Ticket, call: Call) -> LoadedModel:
+        call.on_cancel(ticket.cancel)
+        left = call.deadline - monotonic()
+        ticket.wait(left - margin(left))
         with self._changed:
-            if isinstance(answer, LoadedModel):
-                return answer
             if ticket in slot.waiting:
                 slot.waiting.remove(ticket)
-            while (granted := ticket.wait(0)) is not None:  # a cancellation may be told twice
-                if isinstance(granted, LoadedModel) and answer is None:
-                    return granted
-                if isinstance(granted, LoadedModel):
-                    self._leave(slot)  # the caller left at the very moment it was let in
-            raise answer if isinstance(answer, RerankError) else still_loading(slot)
+            # The call refers to the ticket until its end; the ticket must not refer to the model as long.
+            loaded, ticket.loaded = ticket.loaded, None
+            if loaded is not None and not ticket.cancelled:
+                return loaded
+            if loaded is not None:
+                self._leave(slot)  # the caller left at the very moment it was let in
+            cancelled = Cancelled("the caller cancelled") if ticket.cancelled else None
+            raise ticket.error or cancelled or slot.still_loading()
 
     def _leave(self, slot: Slot) -> None:
         slot.leases -= 1
@@ -262,5 +250,5 @@ class Registry:
 
 
 def margin(left: float) -> float:
-    """How long before its deadline a call that waits for a model is answered: the answer has to travel."""
+    """Returns how long before its deadline a waiting call is answered, because the answer has to travel."""
     return min(MOST_MARGIN_SECONDS, max(LEAST_MARGIN_SECONDS, left / 10), left / 2)

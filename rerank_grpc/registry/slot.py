@@ -1,120 +1,117 @@
-"""One configured model as it is now, and the callers who wait for it."""
+"""One configured model as it is now, and the calls that wait for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field, replace
 from queue import Empty, SimpleQueue
 
-from rerank_grpc.config import ModelSpec
+from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.tokenizer.tokenizer import Encoder
+from rerank_grpc.tokenizer.tokenizer import Tokenizer
 from rerank_grpc.types import ModelInfo, State
 
-# When a caller may come back for a model that nobody has seen load yet.
+# The hint when to call again for a model that has never been loaded.
 RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory, with what turns texts into its scores.
+    """A model in memory, with its tokenizer and its engine.
 
     Attributes:
-        name: what the operator called it.
-        card: what it is.
-        encoder: makes sequences of texts.
+        name: the operator's name for it.
+        card: its properties.
+        tokenizer: turns requests into sequences.
         engine: scores them.
-        memory_bytes: by how much its loading made the device's memory grow, and what
-            its prefixes may take besides.
+        memory_bytes: the growth of the device's memory by its loading, and the
+            most that its prefixes may take besides.
     """
 
     name: str
     card: ModelCard
-    encoder: Encoder
+    tokenizer: Tokenizer
     engine: Engine
     memory_bytes: int = 0
 
 
-# Registers a function that the caller's disconnect will call, on any thread.
-OnCancel = Callable[[Callable[[], None]], None]
-
-
-def never(_callback: Callable[[], None]) -> None:
-    """The OnCancel of a caller who cannot go away."""
-
-
 class Ticket:
-    """One caller's wait for a model; whoever settles it first is heard, and nothing here takes a lock."""
+    """One call's wait for a model.
 
-    def __init__(self) -> None:
-        self._answers: SimpleQueue[LoadedModel | RerankError] = SimpleQueue()
-
-    def settle(self, answer: LoadedModel | RerankError) -> None:
-        """Ends the wait with the model, leased already, or with an error."""
-        self._answers.put(answer)
-
-    def wait(self, seconds: float) -> LoadedModel | RerankError | None:
-        """Waits for the answer; None if it did not come in time."""
-        try:
-            return self._answers.get(timeout=None if seconds == math.inf else max(0.0, seconds))
-        except Empty:
-            return None
-
-
-class Slot:
-    """One configured model; only read and written under the registry's lock.
-
-    Attributes:
-        spec: what was configured.
-        aliases: by which other names it is listed.
-        lazy: whether only a call loads it: as configured, or because it was left for later.
-        state, message: what ListModels says.
-        loaded: the model, while it is in memory.
-        leases: calls that use it now.
-        waiting: calls that wait for it.
-        last_used: when a call took or returned it.
-        ready_at, load_seconds: when it came into memory, and how long that took.
-        memory_bytes: what it takes; what it is expected to take before its first load.
-        local: whether its files are on this machine.
-        failures, retry_at: how often in a row loading failed, and from when on it is tried again.
-        settled: whether it has been READY or FAILED, or was left for later.
-        was_ready: whether it has been READY.
-        preloading: whether it is loaded without having been called.
-        unload_asked: whether an operator wants it out of memory.
-        dead: whether its device broke; only an unload helps.
+    A wake-up only wakes. The outcome stands on the ticket: `loaded`, leased
+    already, or `error`, both under the registry's lock. `cancel` takes no lock,
+    because gRPC calls it on threads of its own.
     """
 
-    def __init__(self, spec: ModelSpec, aliases: tuple[str, ...] = (), *, local: bool) -> None:
-        self.spec = spec
-        self.aliases = aliases
-        self.lazy = spec.lazy
-        self.state = State.UNLOADED
-        self.message = ""
+    def __init__(self) -> None:
         self.loaded: LoadedModel | None = None
-        self.leases = 0
-        self.waiting: list[Ticket] = []
-        self.last_used = self.ready_at = self.load_seconds = 0.0
-        self.memory_bytes = 0
-        self.local = local
-        self.failures = 0
-        self.retry_at = 0.0
-        self.settled = self.was_ready = self.preloading = self.unload_asked = self.dead = False
+        self.error: RerankError | None = None
+        self.cancelled = False
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
+
+    def answer(self, answer: LoadedModel | RerankError) -> None:
+        """Sets the outcome and wakes the call; under the lock."""
+        if isinstance(answer, LoadedModel):
+            self.loaded = answer
+        else:
+            self.error = answer
+        self._wakeups.put(None)
+
+    def cancel(self) -> None:
+        """Wakes the call because its caller has left; harmless after the wait."""
+        self.cancelled = True
+        self._wakeups.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Waits for a wake-up, at most `seconds`."""
+        with suppress(Empty):
+            self._wakeups.get(timeout=None if seconds == math.inf else max(0.0, seconds))
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One configured model; only read and written under the registry's lock. Times are time.monotonic's."""
+
+    spec: ModelSpec
+    aliases: tuple[str, ...] = ()
+    _: KW_ONLY
+    local: bool  # whether its files are on this machine
+    lazy: bool = field(init=False)  # only a call loads it: as configured, or because it was left for later
+    state: State = State.UNLOADED
+    message: str = ""  # ModelInfo.state_message
+    loaded: LoadedModel | None = None
+    leases: int = 0  # calls that use it now
+    waiting: list[Ticket] = field(default_factory=list)
+    last_used: float = 0.0  # when a call took or returned it
+    ready_at: float = 0.0
+    load_seconds: float = 0.0
+    memory_bytes: int = 0  # before the first load, the expected ones
+    failures: int = 0  # failed loads in a row
+    retry_at: float = 0.0
+    settled: bool = False  # it has been READY or FAILED, or was left for later
+    was_ready: bool = False
+    preloading: bool = False  # it is loaded without having been called
+    unload_asked: bool = False  # an operator wants it out of memory
+    dead: bool = False  # its device broke; only an unload helps
+
+    def __post_init__(self) -> None:
+        self.lazy = self.spec.lazy
 
     @property
     def serving(self) -> bool:
         """Whether a call is answered: the model is in memory, or the call brings it there.
 
-        Not before the first warm-up of a model that is loaded at the start, and
-        not from a failure until it is READY again, so that it does not flicker
-        while loading is tried again.
+        A model that is loaded at the start is not serving before its first
+        warm-up. A failed model is not serving until it is READY again; new
+        tries to load it do not make it flicker.
         """
         return self.state is not State.FAILED and not self.failures and (self.was_ready or self.lazy)
 
     def describe(self, *, is_default: bool) -> ModelInfo:
-        """Says of it what ListModels does."""
+        """Describes the model as ListModels does."""
         info = ModelInfo(
             name=self.spec.name,
             aliases=self.aliases,
@@ -126,11 +123,29 @@ class Slot:
             pinned=self.spec.pinned,
             serving=self.serving,
         )
-        return info if self.loaded is None else describe_loaded(info, self.loaded)
+        return info if self.loaded is None else _describe_loaded(info, self.loaded)
+
+    def answer(self, answer: LoadedModel | RerankError) -> None:
+        """Answers all calls that wait for the model."""
+        for ticket in self.waiting:
+            ticket.answer(answer)
+        self.waiting.clear()
+
+    def failed(self) -> ModelFailed:
+        """Makes the error of a model that cannot be loaded; the reason is for operators."""
+        name = self.spec.name
+        return ModelFailed(f"model {name} failed: see ListModels or the log", metadata={"model": name})
+
+    def still_loading(self) -> ModelLoading:
+        """Makes the error of a call without enough time, with the seconds that loading took last."""
+        return ModelLoading(
+            f"model {self.spec.name} is still loading",
+            metadata={"model": self.spec.name},
+            retry_after=max(RETRY_SECONDS, self.load_seconds),
+        )
 
 
-def describe_loaded(info: ModelInfo, loaded: LoadedModel) -> ModelInfo:
-    """Adds to a model's description what is known once it is in memory."""
+def _describe_loaded(info: ModelInfo, loaded: LoadedModel) -> ModelInfo:
     card = loaded.card
     return replace(
         info,
@@ -143,25 +158,4 @@ def describe_loaded(info: ModelInfo, loaded: LoadedModel) -> ModelInfo:
         max_batch_tokens=loaded.engine.max_batch_tokens,
         scoring=card.scoring,
         accepts_instruction=card.accepts_instruction,
-    )
-
-
-def failed(name: str) -> ModelFailed:
-    """What a caller of a model that cannot be loaded gets; the reason is for operators."""
-    return ModelFailed(f"model {name} failed: see ListModels or the log", metadata={"model": name})
-
-
-def settle(slot: Slot, answer: LoadedModel | RerankError) -> None:
-    """Answers everybody who waits for a model; under the lock."""
-    for ticket in slot.waiting:
-        ticket.settle(answer)
-    slot.waiting.clear()
-
-
-def still_loading(slot: Slot) -> ModelLoading:
-    """What a caller gets whose time is not enough, with the time that loading took last."""
-    return ModelLoading(
-        f"model {slot.spec.name} is still loading",
-        metadata={"model": slot.spec.name},
-        retry_after=max(RETRY_SECONDS, slot.load_seconds),
     )

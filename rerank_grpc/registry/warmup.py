@@ -1,4 +1,4 @@
-"""Runs a new engine before its first call: warms caches, finds the best batch, measures what batches cost."""
+"""Runs a new engine before its first call: warms caches, finds the best batch, measures costs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import torch
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.meter import Usage
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.models.room import BatchRoom
+from rerank_grpc.registry.memory import BatchMemory
 from rerank_grpc.sequence import Sequence
-from rerank_grpc.tokenizer.tokenizer import Encoder
+from rerank_grpc.tokenizer.tokenizer import Tokenizer
+from rerank_grpc.types import Document, RerankRequest
 
-QUERY = "how does a reranker score a document?"
-WORDS = "It reads the query and the document together and gives the pair one number. "
+PROBE_QUERY = "how does a reranker score a document?"
+FILLER = "It reads the query and the document together and gives the pair one number. "
 
-# Larger batches must be so much faster a token to be worth the longer wait for others ...
+# The gain in tokens per second for which a larger batch is worth the longer wait of other calls.
 WORTHWHILE = 1.05
-# ... and are tried as long as each doubling gains at least this.
+# The gain of one doubling for which the next is tried.
 PROMISING = 1.01
 RUNS = 3
-# A batch that takes longer makes everybody wait, however well it fills the device.
+# A longer batch makes all calls wait, however well it fills the device.
 LONGEST_BATCH_SECONDS = 1.0
 SMALLEST_BATCH_TOKENS = 512
 LARGEST_BATCH_TOKENS = 131_072
@@ -31,34 +32,34 @@ PASSAGE_TOKENS = 128
 LONGEST_TOKENS = 512  # the longest that a language model takes costs minutes on a CPU
 
 
-def warm_up(engine: Engine, encoder: Encoder, card: ModelCard) -> None:
-    """Scores documents of several lengths, and measures what the smallest and a full batch cost.
+def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard) -> None:
+    """Scores documents of several lengths, and measures the smallest and a full batch.
 
-    Sets the batch budget unless it was configured. Raises whatever an ordinary
-    call would, so that a model that cannot score is never READY.
+    Sets the batch budget unless it was configured. Raises the errors of an
+    ordinary call, so a model that cannot score is never READY.
     """
     for tokens in (SHORT_TOKENS, PASSAGE_TOKENS, min(card.max_tokens, LONGEST_TOKENS)):
-        _score(engine, _sequences(encoder, tokens, count=4))
+        _score(engine, _sequences(tokenizer, tokens, count=4))
     full: dict[int, Usage] = {}
     if engine.settings.max_batch_tokens is None:
-        room = BatchRoom(torch.device(card.device))
+        memory = BatchMemory(torch.device(card.device))
 
         def seconds_of(budget: int) -> float:
             engine.max_batch_tokens = budget
-            full[budget] = _full_batches(engine, encoder)
-            room.measured(budget)
+            full[budget] = _full_batches(engine, tokenizer)
+            memory.measured(budget)
             return budget / full[budget].tokens_per_second
 
-        engine.max_batch_tokens = best_budget(seconds_of, room.fits)
-    smallest = _cheapest(engine, _sequences(encoder, SHORT_TOKENS, count=1))
-    engine.calibrate(smallest, full.get(engine.max_batch_tokens) or _full_batches(engine, encoder))
+        engine.max_batch_tokens = best_budget(seconds_of, memory.fits)
+    smallest = _cheapest(engine, _sequences(tokenizer, SHORT_TOKENS, count=1))
+    engine.calibrate(smallest, full.get(engine.max_batch_tokens) or _full_batches(engine, tokenizer))
 
 
 def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] = lambda _: True) -> int:
-    """Finds the smallest batch whose rate is nearly the best of all sizes that fit.
+    """Finds the smallest batch whose rate is nearly the best of all sizes that fit, in tokens.
 
-    `seconds_of` measures a batch of so many tokens; `fits` tells beforehand
-    whether the device's memory will hold it.
+    `seconds_of` measures a batch of that many tokens; `fits` tells beforehand
+    whether it fits the device's memory.
     """
     rates: dict[int, float] = {}
     best, budget = 0.0, SMALLEST_BATCH_TOKENS
@@ -75,14 +76,14 @@ def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] 
     return min(budget for budget, rate in rates.items() if rate * WORTHWHILE >= best)
 
 
-def _full_batches(engine: Engine, encoder: Encoder) -> Usage:
-    """Measures as many tokens as may be on the device at once."""
+def _full_batches(engine: Engine, tokenizer: Tokenizer) -> Usage:
+    """Measures a full batch of passages."""
     count = max(1, engine.max_batch_tokens // PASSAGE_TOKENS)
-    return _cheapest(engine, _sequences(encoder, PASSAGE_TOKENS, count=count))
+    return _cheapest(engine, _sequences(tokenizer, PASSAGE_TOKENS, count=count))
 
 
 def _cheapest(engine: Engine, sequences: tuple[Sequence, ...]) -> Usage:
-    """Runs sequences several times; returns what the device did in the best of them."""
+    """Runs sequences several times; returns the device's use in the best of the runs."""
     runs = []
     for _ in range(RUNS):
         before = engine.usage
@@ -91,9 +92,9 @@ def _cheapest(engine: Engine, sequences: tuple[Sequence, ...]) -> Usage:
     return min(runs, key=attrgetter("busy_seconds"))
 
 
-def _sequences(encoder: Encoder, tokens: int, *, count: int) -> tuple[Sequence, ...]:
-    documents = [f"{number} {WORDS * max(1, tokens // 16)}" for number in range(count)]
-    return encoder.encode(QUERY, documents, max_tokens_per_document=tokens).sequences
+def _sequences(tokenizer: Tokenizer, tokens: int, *, count: int) -> tuple[Sequence, ...]:
+    documents = [Document(f"{number} {FILLER * max(1, tokens // 16)}") for number in range(count)]
+    return tokenizer.tokenize(RerankRequest(PROBE_QUERY, documents, max_tokens_per_document=tokens)).sequences
 
 
 def _score(engine: Engine, sequences: tuple[Sequence, ...]) -> None:

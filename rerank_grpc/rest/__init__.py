@@ -1,22 +1,19 @@
-"""The REST shim: JSON rerank dialects in front of the gRPC service.
+"""REST: JSON rerank dialects in front of the gRPC service.
 
-A call's story, in this order:
+A call's path, in this order:
 
     server.py      uvicorn in a thread, on a port bound at once
-    protocol.py    how long a caller may take
-    connections.py the bound on connections, and which one is closed for a new one
+    protocol.py    how many connections, and how long a caller may take
     app.py         the routes, and the path of a rerank call
-    exchange.py    request ids, traces, deadlines, the caller's disconnect
-    auth.py        the caller's token
+    exchange.py    ids, access token, deadline, the caller's disconnect
     body.py        the body, within its limit
-    dispatch.py    which dialect: one table
+    dispatch.py    the dialect: one table
     dialects/      decode and encode, one file each
     upstream.py    the gRPC calls, over one server or several
-    target.py      one of those servers, and the connections to it
     errors.py      errors to HTTP: one table
-    discovery.py   models, health, what a caller asks first
-    docs.py        Swagger UI, of what openapi.py and schemas.py say
+    discovery.py   models and health
+    docs.py        Swagger UI and openapi.json
 
-It knows the service only through rerank_grpc.client, so that it runs in the
+REST knows the service only through rerank_grpc.client, so it runs in the
 server's process or on another machine.
 """

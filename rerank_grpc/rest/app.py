@@ -1,7 +1,7 @@
-"""The ASGI app: JSON in, the same gRPC calls out, JSON back.
+"""The ASGI app: routes, and the path of a rerank call.
 
-The path of a rerank call: normalised path and prefix → token → body →
-dialect → gRPC → the dialect's answer, or its error.
+Normal path and prefix → access token → body → dialect → gRPC → the dialect's
+answer, or its error.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rerank_grpc.config import MIB, RestSettings
+from rerank_grpc.access import AccessList
+from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import RerankError, ShuttingDown, describe
-from rerank_grpc.rest import auth, discovery, dispatch, docs
+from rerank_grpc.limits import MIB
+from rerank_grpc.rest import discovery, dispatch, docs
 from rerank_grpc.rest.body import BodyBudget, read_json
-from rerank_grpc.rest.dialects.base import Call, Context, Dialect, Json, Reply, reply_to
+from rerank_grpc.rest.dialects.base import Decoded, Dialect, Reply, reply_to
 from rerank_grpc.rest.errors import HttpError, common_body, problem_of
 from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.upstream import Upstream
@@ -35,8 +37,6 @@ log = logging.getLogger(__name__)
 # The bytes of all bodies inside at once: ten of the largest.
 BODIES_BYTES = 128 * MIB
 
-Endpoint = Callable[[Exchange, str | None], Awaitable[Json]]
-
 
 def build_app(
     settings: RestSettings,
@@ -44,15 +44,15 @@ def build_app(
     tokens: Iterable[str] = (),
     health: Callable[[], Health] | None = None,
 ) -> ASGIApp:
-    """Makes the app; with `tokens`, callers without one of them are refused here already.
+    """Makes the app; with access `tokens`, callers without one of them are refused here already.
 
     `health` is the server's own where it runs in this process: see RestServer.
     """
-    check = auth.TokenCheck(tokens)
-    rerank = RerankEndpoint(settings, upstream, check)
+    accepted = AccessList(tokens)
+    rerank = RerankEndpoint(settings, upstream, accepted)
     routes = [Route(path, rerank, methods=["POST"]) for path in dispatch.PATHS]
-    for path, endpoint, public in discovery.Discovery(settings, upstream, check, health).routes():
-        route = _json_route(endpoint, None if public else check, settings.fastgpt)
+    for path, endpoint, public in discovery.Discovery(upstream, accepted, health).routes():
+        route = _json_route(endpoint, None if public else accepted)
         routes.append(Route(path, route, methods=["GET"]))
     routes += docs.routes()
     return NormalPath(Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception}))
@@ -73,7 +73,7 @@ class NormalPath:
                 scope = {**scope, "path": f"/{rest}", "rest.prefix": prefix}
             else:
                 scope = {**scope, "path": path or "/"}
-        # What is cancelled here was on its way out when the grace ended: uvicorn would log a traceback.
+        # A request cancelled here was on its way out when the grace ended: uvicorn would log a traceback.
         with suppress(asyncio.CancelledError):
             await self._app(scope, receive, send)
 
@@ -81,30 +81,27 @@ class NormalPath:
 class RerankEndpoint:
     """Answers a rerank call in any dialect."""
 
-    def __init__(self, settings: RestSettings, upstream: Upstream, check: auth.TokenCheck) -> None:
+    def __init__(self, settings: RestSettings, upstream: Upstream, accepted: AccessList) -> None:
         self._settings = settings
         self._upstream = upstream
-        self._check = check
+        self._accepted = accepted
         self._budget = BodyBudget(BODIES_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the request; no exception leaves it."""
-        exchange = Exchange.of(Request(scope, receive, send))
+        exchange = Exchange(Request(scope, receive, send))
         started = time.monotonic()
-        dialect = dispatch.presumed(exchange.prefix, exchange.path, self._settings.fastgpt)
-        token = None
+        dialect = dispatch.presumed(exchange.prefix, exchange.path)
         try:
-            token = auth.token_of(exchange.request.headers)
-            self._check.check(token)
+            exchange.authenticate(self._accepted)
             with self._budget.charging() as charge:
                 body = await read_json(exchange.request, self._settings.body_bytes, charge)
-                dialect = dispatch.dialect_of(body, exchange.prefix, exchange.path, self._settings.fastgpt)
-                context = Context(exchange.path, exchange.request_id, self._settings.data)
-                call = dialect.decode(body, context)
-                reply = await exchange.while_connected(self._ask(call, context, exchange, token))
-                response = exchange.answer(call.encode(reply))
+                dialect = dispatch.dialect_of(body, exchange.prefix, exchange.path)
+                decoded = dialect.decode(body, exchange.path)
+                reply = await exchange.while_connected(self._ask(decoded, exchange))
+                response = exchange.answer(decoded.encode(reply))
         except (Exception, asyncio.CancelledError) as error:
-            response = _refusal(exchange, dialect, error, token)
+            response = _refusal(exchange, dialect, error)
         await response(scope, receive, send)
         status = response.status_code
         log.info(
@@ -116,52 +113,45 @@ class RerankEndpoint:
             extra=_kind(dialect, status) if status >= 400 else None,
         )
 
-    async def _ask(self, call: Call, context: Context, exchange: Exchange, token: str | None) -> Reply:
-        if not call.requests:
-            return Reply((), "", 0, 0.0, exchange.request_id)
+    async def _ask(self, decoded: Decoded, exchange: Exchange) -> Reply:
+        if not decoded.requests:
+            return Reply((), request_id=exchange.request_id)
         timeout, begin = exchange.timeout(self._settings.timeout), time.monotonic()
-        responses = await self._upstream.rerank_all(call.requests, timeout, exchange.metadata(token))
+        responses = await self._upstream.rerank_all(decoded.requests, timeout, exchange.metadata())
         seconds, device = time.monotonic() - begin, ""
-        if call.wants_device and seconds < timeout:
-            # The scores are there: what fails or is late now costs only the device's name.
-            with suppress(RerankError):
-                models = await self._upstream.models(timeout - seconds, token)
-                device = next((m.device for m in models if m.name == responses[0].summary.model), "")
-        return reply_to(call, responses, context, seconds, device)
+        if decoded.wants_device:
+            device = await self._upstream.device(responses[0].summary, timeout - seconds, exchange.token)
+        return reply_to(decoded, responses, exchange.request_id, seconds, device)
 
 
 def _json_route(
-    endpoint: Endpoint, check: auth.TokenCheck | None, fastgpt: bool
+    endpoint: discovery.Endpoint, accepted: AccessList | None
 ) -> Callable[[Request], Awaitable[Response]]:
-    """Makes a route of an endpoint that returns JSON; `check` is None where it is public."""
+    """Makes a route of an endpoint that returns JSON; `accepted` is None where it is public."""
 
     async def route(request: Request) -> Response:
-        exchange, token = Exchange.of(request), None
+        exchange = Exchange(request)
         try:
-            if check is not None:
-                token = auth.token_of(request.headers)
-                check.check(token)
-            content = await endpoint(exchange, token)
-            status = 503 if isinstance(content, discovery.Unready) else 200
-            return exchange.answer(content, status, {"retry-after": "1"} if status == 503 else None)
+            if accepted is not None:
+                exchange.authenticate(accepted)
+            content = await endpoint(exchange)
+            if isinstance(content, discovery.Unready):
+                return exchange.answer(content, 503, {"retry-after": "1"})
+            return exchange.answer(content)
         except (Exception, asyncio.CancelledError) as error:
-            dialect = dispatch.presumed(exchange.prefix, exchange.path, fastgpt)
-            return _refusal(exchange, dialect, error, token)
+            return _refusal(exchange, dispatch.presumed(exchange.prefix, exchange.path), error)
 
     return route
 
 
-def _refusal(
-    exchange: Exchange, dialect: Dialect, error: Exception | asyncio.CancelledError, token: str | None
-) -> Response:
+def _refusal(exchange: Exchange, dialect: Dialect, error: Exception | asyncio.CancelledError) -> Response:
     if isinstance(error, asyncio.CancelledError):
         # Only uvicorn cancels a request's task, when the grace is over.
-        error = ShuttingDown("the server is stopping", retry_after=1.0)
+        error = ShuttingDown("the server is stopping")
     if not isinstance(error, RerankError | HttpError):
         log.error("request %s: %s", exchange.request_id, describe(error), extra=_kind(dialect, 500))
-    problem = problem_of(error, token_sent=token is not None)
-    headers = error.headers if isinstance(error, HttpError) else {}
-    return exchange.refuse(problem, dialect.error(problem), headers)
+    problem = problem_of(error, token_sent=exchange.token is not None)
+    return exchange.refuse(problem, dialect.error(problem))
 
 
 def _kind(dialect: Dialect, status: int) -> dict[str, str]:
@@ -170,15 +160,16 @@ def _kind(dialect: Dialect, status: int) -> dict[str, str]:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Says what the router refuses: an unknown path, a method that a path does not have."""
+    """Answers a refusal of the router: an unknown path, a method that a path does not have."""
     assert isinstance(error, HTTPException)
-    headers = {"allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else {}
-    problem = problem_of(HttpError(error.status_code, _ROUTER_TEXTS.get(error.status_code, error.detail)))
-    return Exchange.of(request).refuse(problem, common_body(problem), headers)
+    status = error.status_code
+    headers = {"allow": ", ".join(sorted(_methods(request)))} if status == 405 else {}
+    problem = problem_of(HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers=headers))
+    return Exchange(request).refuse(problem, common_body(problem))
 
 
 def _methods(request: Request) -> set[str]:
-    """Tells which methods a path takes: several routes may share it."""
+    """Lists the methods that a path takes: several routes may share it."""
     routes = [route for route in request.app.routes if isinstance(route, Route)]
     here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     return {method for route in here for method in route.methods or ()}

@@ -1,4 +1,4 @@
-"""Reads a request's body as JSON, and no more of it than is allowed."""
+"""Request bodies: JSON within its limit, and the bytes of all bodies inside at once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from rerank_grpc.rest.errors import HttpError
 
 # A list in a list costs 64 bytes of memory for 2 of the body: 12 MiB of those would take 400 MiB.
 MAX_BRACKETS = 500_000
-# The Retry-After of a call that is refused for the bytes of others.
-RETRY_SECONDS = 1.0
 # A body that has been arriving for less than this is never given up for another one.
 SAFE_SECONDS = 1.0
 _NO_MARK = bytes(set(range(256)) - set(b'"[{'))
@@ -27,10 +25,10 @@ _NO_MARK = bytes(set(range(256)) - set(b'"[{'))
 class BodyBudget:
     """Bounds the bytes of bodies that are inside at once, of all calls together.
 
-    A byte counts from when it is read until its call is answered: what a call
-    makes of its body is about as large. Where the bytes do not suffice, the body
-    that has been arriving longest is given up: a caller that sends all but the
-    last byte would otherwise hold its share for as long as it likes.
+    A byte counts from its arrival until its call is answered: the decoded body
+    is about as large. Where the bytes do not suffice, the body that has been
+    arriving longest is given up: a caller that withholds the last byte would
+    otherwise hold its share for as long as it likes.
     """
 
     def __init__(self, capacity: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +52,7 @@ class BodyBudget:
         while count > self._free:
             oldest = next(iter(self._arriving))
             if oldest is charge or self._clock() - self._arriving[oldest] < SAFE_SECONDS:
-                raise QueueFull("too many bytes of requests are being answered", retry_after=RETRY_SECONDS)
+                raise QueueFull("too many bytes of requests are being answered")
             self.end_arrival(oldest)
             self.give_back(oldest)
             oldest.give_up()
@@ -62,7 +60,7 @@ class BodyBudget:
         charge.taken += count
 
     def end_arrival(self, charge: Charge) -> None:
-        """Notes that a call takes no more bytes, so that its body is not given up any more."""
+        """Notes that a body is complete, and is not given up any more."""
         self._arriving.pop(charge, None)
 
     def give_back(self, charge: Charge) -> None:
@@ -88,7 +86,7 @@ class Charge:
                 yield
         finally:
             self._budget.end_arrival(self)
-            # Also where the last byte has come just before the reading was to end.
+            # The last byte may have come just before the reading was to end.
             self._check()
 
     def take(self, count: int) -> None:
@@ -103,15 +101,15 @@ class Charge:
 
     def _check(self) -> None:
         if self._given_up:
-            raise QueueFull("the body came too slowly: others need its room", retry_after=RETRY_SECONDS)
+            raise QueueFull("the body came too slowly: others need its room")
 
 
 async def read_json(request: Request, limit: int, charge: Charge) -> dict[str, Any]:
     """Reads the body, which must be a JSON object of at most `limit` bytes.
 
-    orjson refuses what is not JSON to the letter: NaN, lone surrogates, what is
-    nested more than 1,024 deep. `charge` pays for each byte before it is kept.
-    Raises HttpError 413 or 415, InvalidRequest or QueueFull.
+    orjson refuses NaN, lone surrogates, and lists nested more than 1,024 deep.
+    `charge` pays for each byte before it is kept. Raises HttpError 413 or 415,
+    InvalidRequest or QueueFull.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
@@ -124,34 +122,11 @@ async def read_json(request: Request, limit: int, charge: Charge) -> dict[str, A
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        # Says what and where, but nothing of the body.
+        # The error's text holds a position, and nothing of the body.
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     return value
-
-
-def _has_too_many_brackets(body: bytearray) -> bool:
-    """Tells whether more than MAX_BRACKETS lists and objects begin; brackets within texts do not count."""
-    if body.count(b"[") + body.count(b"{") <= MAX_BRACKETS:
-        return False
-    if b"\\" in body:
-        # A quote that is escaped ends no text, unless the backslash before it is escaped itself.
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Texts without brackets, and ends of texts where the next begins, do not change what is within one.
-    marks = body.translate(None, _NO_MARK).replace(b'""', b"")
-    count = begin = 0
-    # Between any two quotes there is a bracket now, so this ends after MAX_BRACKETS rounds.
-    while count <= MAX_BRACKETS:
-        opening = marks.find(b'"', begin)
-        if opening < 0:
-            return count + len(marks) - begin > MAX_BRACKETS
-        count += opening - begin
-        closing = marks.find(b'"', opening + 1)
-        if closing < 0:
-            return count > MAX_BRACKETS
-        begin = closing + 1
-    return True
 
 
 async def _read(request: Request, limit: int, charge: Charge) -> bytearray:
@@ -164,8 +139,9 @@ async def _read(request: Request, limit: int, charge: Charge) -> bytearray:
             async for chunk in request.stream():
                 if len(body) + len(chunk) > limit:
                     raise _too_large(limit)
-                charge.take(len(chunk))
-                body += chunk
+                if chunk:
+                    charge.take(len(chunk))
+                    body += chunk
     except ClientDisconnect:
         raise Cancelled("the caller has left") from None
     return body
@@ -173,3 +149,26 @@ async def _read(request: Request, limit: int, charge: Charge) -> bytearray:
 
 def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"the body has more than {limit:,} bytes")
+
+
+def _has_too_many_brackets(body: bytearray) -> bool:
+    """Tells whether more than MAX_BRACKETS lists and objects begin; brackets within texts do not count."""
+    if body.count(b"[") + body.count(b"{") <= MAX_BRACKETS:
+        return False
+    if b"\\" in body:
+        # An escaped quote ends no text, unless the backslash before it is escaped itself.
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # Texts without brackets, and ends of texts where the next begins, leave every bracket on its side.
+    marks = body.translate(None, _NO_MARK).replace(b'""', b"")
+    count = begin = 0
+    # Now any two quotes have a bracket between them, so this ends after MAX_BRACKETS rounds.
+    while count <= MAX_BRACKETS:
+        opening = marks.find(b'"', begin)
+        if opening < 0:
+            return count + len(marks) - begin > MAX_BRACKETS
+        count += opening - begin
+        closing = marks.find(b'"', opening + 1)
+        if closing < 0:
+            return count > MAX_BRACKETS
+        begin = closing + 1
+    return True

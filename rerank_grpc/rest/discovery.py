@@ -1,4 +1,4 @@
-"""What callers ask before they rerank: which models, is it well, does it want a token."""
+"""Routes that callers ask before they rerank: the models, the health, the need for an access token."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from rerank_grpc import __version__
+from rerank_grpc.access import AccessList
 from rerank_grpc.client import UnexpectedStatus
-from rerank_grpc.config import Limits, RestSettings, Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Unauthenticated, UnknownModel
-from rerank_grpc.rest.auth import TokenCheck
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects.base import Json
 from rerank_grpc.rest.dialects.tei import LABEL
 from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health, ModelInfo, State
 
-# A probe that takes longer counts as failed anyhow.
-PROBE_SECONDS = 5.0
+Endpoint = Callable[[Exchange], Awaitable[Json]]
 
 
 class Unready(dict[str, Any]):
@@ -27,26 +27,21 @@ class Unready(dict[str, Any]):
 
 
 class Discovery:
-    """The routes that only tell; each method takes the exchange and the caller's token.
+    """The routes that only tell.
 
     `health` is the server's own where it runs in this process, and then its
-    access tokens are those of `check`.
+    access tokens are those of `accepted`.
     """
 
     def __init__(
-        self,
-        settings: RestSettings,
-        upstream: Upstream,
-        check: TokenCheck,
-        health: Callable[[], Health] | None = None,
+        self, upstream: Upstream, accepted: AccessList, health: Callable[[], Health] | None = None
     ) -> None:
-        self._settings = settings
         self._upstream = upstream
-        self._check = check
+        self._accepted = accepted
         self._own_health = health
         self._created = int(time.time())
 
-    def routes(self) -> Iterator[tuple[str, Callable[[Exchange, str | None], Awaitable[Json]], bool]]:
+    def routes(self) -> Iterator[tuple[str, Endpoint, bool]]:
         """Lists path, endpoint, and whether it is public."""
         yield "/", self.root, True
         yield "/health", self.health, True
@@ -58,11 +53,11 @@ class Discovery:
         yield "/info", self.info, False
         yield "/model-info", self.model_info, False
 
-    async def root(self, _exchange: Exchange, _token: str | None) -> Json:
-        """Says what is served; without a token of its own where one is needed, nothing of the models."""
+    async def root(self, _exchange: Exchange) -> Json:
+        """Tells the models; none where the servers need an access token and REST has none of its own."""
         models: tuple[ModelInfo, ...] = ()
         try:
-            models = await self._upstream.own_models(PROBE_SECONDS)
+            models = await self._upstream.own_models()
             locked = await self._is_locked()
         except Unauthenticated:
             locked = True
@@ -75,56 +70,51 @@ class Discovery:
             "authentication": locked,
         }
 
-    async def health(self, _exchange: Exchange, _token: str | None) -> Json:
-        """Says whether a call of the default model would be answered, be it after loading it."""
+    async def health(self, _exchange: Exchange) -> Json:
+        """Tells whether a call of the default model would be answered, be it after loading it."""
         try:
-            health = await self._health_of_default()
+            health = self._own_health() if self._own_health else await self._upstream.own_health()
         except Unauthenticated:
-            # Without a token the server tells whether, and neither which nor what.
+            # Without a token the server tells neither the model nor its state.
             return {"status": "healthy"} if await self._serving() else Unready(status="unhealthy")
         loaded = health.state is State.READY
         if not health.serving:
             return Unready(status="unhealthy", model=health.model, model_loaded=loaded)
         return {"status": "healthy", "model": health.model, "model_loaded": loaded, "version": health.version}
 
-    async def _health_of_default(self) -> Health:
-        if self._own_health is not None:
-            return self._own_health()
-        return await self._upstream.own_health(PROBE_SECONDS)
-
     async def _serving(self) -> bool:
         try:
-            return await self._upstream.serving(PROBE_SECONDS)
+            return await self._upstream.serving()
         except UnexpectedStatus:
             return True  # it has no grpc.health.v1, and has answered
 
-    async def cluster_auth(self, _exchange: Exchange, _token: str | None) -> Json:
+    async def cluster_auth(self, _exchange: Exchange) -> Json:
         """Tells Xinference's clients whether to send their key."""
         return {"auth": await self._is_locked()}
 
     async def _is_locked(self) -> bool:
         """Tells whether calls need an access token."""
-        if self._check or self._own_health is not None:
-            return bool(self._check)
-        return await self._upstream.needs_token(PROBE_SECONDS)
+        if self._accepted or self._own_health is not None:
+            return bool(self._accepted)
+        return await self._upstream.needs_token()
 
-    async def models(self, _exchange: Exchange, token: str | None) -> Json:
+    async def models(self, exchange: Exchange) -> Json:
         """Lists the models and their aliases, as OpenAI and Xinference do."""
-        models = await self._upstream.models(PROBE_SECONDS, token)
+        models = await self._upstream.models(exchange.token)
         return {"object": "list", "data": [self._entry(name, m) for m in models for name in _names(m)]}
 
-    async def model(self, exchange: Exchange, token: str | None) -> Json:
+    async def model(self, exchange: Exchange) -> Json:
         """Describes one model; raises UnknownModel."""
         wanted = exchange.request.path_params["model"]
-        for model in await self._upstream.models(PROBE_SECONDS, token):
+        for model in await self._upstream.models(exchange.token):
             if wanted in _names(model):
                 return self._entry(wanted, model)
         raise UnknownModel("no model has that name: see /v1/models")
 
-    async def infinity_models(self, _exchange: Exchange, token: str | None) -> Json:
+    async def infinity_models(self, exchange: Exchange) -> Json:
         """Lists the models as Infinity does."""
-        models = await self._upstream.models(PROBE_SECONDS, token)
-        stats = await asyncio.gather(*(self._stats(model, token) for model in models))
+        models = await self._upstream.models(exchange.token)
+        stats = await asyncio.gather(*(self._stats(model, exchange.token) for model in models))
         return {
             "object": "list",
             "data": [
@@ -143,10 +133,10 @@ class Discovery:
         }
 
     async def _stats(self, model: ModelInfo, token: str | None) -> Json:
-        """Says how full a model's queue is, in tokens; how many results wait is not known."""
+        """Tells how full a model's queue is, in tokens; the number of waiting results is not known."""
         queued, capacity = 0, 1  # a model that is not in memory has no queue
         if model.state is State.READY:
-            health = await self._upstream.health(PROBE_SECONDS, token, model.name)
+            health = await self._upstream.health(token, model.name)
             queued, capacity = health.queue_tokens, max(1, health.queue_capacity_tokens)
         return {
             "queue_fraction": round(queued / capacity, 6),
@@ -155,10 +145,9 @@ class Discovery:
             "batch_size": model.max_batch_tokens,
         }
 
-    async def info(self, _exchange: Exchange, token: str | None) -> Json:
+    async def info(self, exchange: Exchange) -> Json:
         """Describes the default model as TEI does."""
-        model = (await self._upstream.models(PROBE_SECONDS, token))[0]
-        limits = Limits()
+        model = (await self._upstream.models(exchange.token))[0]
         return {
             "model_id": model.name,
             "model_sha": model.revision or None,
@@ -167,12 +156,12 @@ class Discovery:
             ),
             "served_model_name": model.name,
             "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
-            # No call tells what a server was set to: this is the default of --max-calls.
-            "max_concurrent_requests": Settings().max_calls,
+            # No call tells a server's settings: this is the default of --max-calls.
+            "max_concurrent_requests": ServerSettings().max_calls,
             "max_input_length": model.max_tokens,
             "max_batch_tokens": model.max_batch_tokens,
             "max_batch_requests": None,
-            "max_client_batch_size": limits.documents,
+            "max_client_batch_size": LIMITS.documents,
             "auto_truncate": True,
             "tokenization_workers": 1,
             "version": __version__,
@@ -180,9 +169,9 @@ class Discovery:
             "docker_label": None,
         }
 
-    async def model_info(self, _exchange: Exchange, token: str | None) -> Json:
+    async def model_info(self, exchange: Exchange) -> Json:
         """Describes the default model for callers of the legacy batch form."""
-        model = (await self._upstream.models(PROBE_SECONDS, token))[0]
+        model = (await self._upstream.models(exchange.token))[0]
         return {
             "model": model.name,
             "model_name": model.name,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.dialects.base import Body, Dialect
 from rerank_grpc.rest.dialects.batch import BATCH
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
-from rerank_grpc.rest.dialects.fields import has
 from rerank_grpc.rest.dialects.mixedbread import MIXEDBREAD
 from rerank_grpc.rest.dialects.nim import NIM
 from rerank_grpc.rest.dialects.superset import FASTGPT, INFINITY, SUPERSET, VOYAGE
@@ -16,19 +13,24 @@ from rerank_grpc.rest.dialects.tei import PREDICT, RERANK
 from rerank_grpc.rest.dialects.text_pairs import TEXT_PAIRS
 from rerank_grpc.rest.dialects.vllm import SCORE
 
-# The first that holds wins.
-RULES: tuple[tuple[Callable[[Body], bool], Dialect], ...] = (
-    (lambda body: has(body, "passages"), NIM),
-    (lambda body: has(body, "text_pairs"), TEXT_PAIRS),
-    (lambda body: has(body, "texts"), RERANK),
-    (lambda body: has(body, "inputs"), PREDICT),
-    (lambda body: isinstance(body.get("input"), dict), DASHSCOPE),
-    (lambda body: isinstance(body.get("input"), list), MIXEDBREAD),
-    (lambda body: has(body, "text_1") or has(body, "queries") or has(body, "data_1"), SCORE),
-    (lambda body: has(body, "documents", "batch_size"), BATCH),
-    (lambda body: has(body, "documents", "top_k") or has(body, "documents", "truncation"), VOYAGE),
-    (lambda body: has(body, "documents", "raw_scores"), INFINITY),
+# The fields that show a dialect when all have a value, and the type of `input` where that counts.
+# The first rule that holds wins.
+RULES: tuple[tuple[set[str], Dialect, type], ...] = (
+    ({"passages"}, NIM, object),
+    ({"text_pairs"}, TEXT_PAIRS, object),
+    ({"texts"}, RERANK, object),
+    ({"inputs"}, PREDICT, object),
+    ({"input"}, DASHSCOPE, dict),
+    ({"input"}, MIXEDBREAD, list),
+    ({"text_1"}, SCORE, object),
+    ({"queries"}, SCORE, object),
+    ({"data_1"}, SCORE, object),
+    ({"documents", "batch_size"}, BATCH, object),
+    ({"documents", "top_k"}, VOYAGE, object),
+    ({"documents", "truncation"}, VOYAGE, object),
+    ({"documents", "raw_scores"}, INFINITY, object),
 )
+NAMES = set[str]().union(*(names for names, _, _ in RULES))
 
 # A prefix forces one of its dialects: the one that the body shows, else the last.
 PREFIXES: dict[str, tuple[Dialect, ...]] = {
@@ -52,7 +54,7 @@ PREFIXES: dict[str, tuple[Dialect, ...]] = {
     "xinference": (SUPERSET,),
 }
 
-# What a body that shows nothing is taken for, where the path says it.
+# The dialect of a body that shows none, by its path.
 BY_PATH = {
     "/predict": PREDICT,
     "/bge-reranker-base/post": TEXT_PAIRS,
@@ -83,20 +85,19 @@ PATHS = (
 )
 
 
-def presumed(prefix: str, path: str, fastgpt: bool = False) -> Dialect:
+def presumed(prefix: str, path: str) -> Dialect:
     """Tells the dialect of a call before its body is read, for the errors that come sooner."""
-    if prefix:
-        return PREFIXES[prefix][-1]
-    return BY_PATH.get(path, FASTGPT if fastgpt else SUPERSET)
+    return PREFIXES[prefix][-1] if prefix else BY_PATH.get(path, SUPERSET)
 
 
-def dialect_of(body: Body, prefix: str, path: str, fastgpt: bool = False) -> Dialect:
+def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
     """Tells a body's dialect; raises InvalidRequest for one in two at once."""
-    if has(body, "texts", "documents"):
+    present = {name for name in NAMES if body.get(name) is not None}
+    if present >= {"texts", "documents"}:
         raise InvalidRequest.of("texts", "not together with documents")
     allowed = PREFIXES.get(prefix)
-    for applies, dialect in RULES:
-        if (allowed is None or dialect in allowed) and applies(body):
+    for names, dialect, kind in RULES:
+        if names <= present and isinstance(body.get("input"), kind) and (not allowed or dialect in allowed):
             return dialect
     # Documents say more than the path does.
-    return presumed(prefix, "" if has(body, "documents") else path, fastgpt)
+    return presumed(prefix, "" if "documents" in present else path)

@@ -1,10 +1,13 @@
-"""/openapi.json and /docs: Swagger UI from a package's files, not from elsewhere on the net."""
+"""/openapi.json and /docs: Swagger UI out of an installed package, with nothing from elsewhere on the net."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Awaitable, Callable
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import orjson
 from starlette.requests import Request
@@ -12,13 +15,13 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from rerank_grpc.rest.openapi import document
+from rerank_grpc import __version__
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
-# uvicorn keeps 64 KiB and one piece of what a caller does not read.
+# uvicorn keeps 64 KiB and one piece that a caller does not read.
 PIECE_BYTES = 16_384
 
-# The links are relative, so that they also hold below a prefix or a proxy's path.
+# Relative links also hold below a prefix or a proxy's path.
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -37,6 +40,13 @@ SwaggerUIBundle({{url: "{up}openapi.json", dom_id: "#swagger-ui", persistAuthori
 """
 
 
+def document() -> Any:
+    """Reads the OpenAPI document and puts the version in."""
+    document = orjson.loads(files("rerank_grpc.rest").joinpath("openapi.json").read_bytes())
+    document["info"]["version"] = __version__
+    return document
+
+
 def routes() -> list[Route]:
     """Makes the routes, all public."""
     openapi = orjson.dumps(document())
@@ -45,22 +55,22 @@ def routes() -> list[Route]:
         return Response(openapi, media_type="application/json")
 
     async def serve_page(request: Request) -> Response:
-        # NormalPath takes the slash off; a browser takes /docs/ for a directory in which the page lies.
+        # NormalPath takes the slash off; a browser takes /docs/ for a directory that holds the page.
         up = "../" if request.scope["raw_path"].endswith(b"/") else ""
         return HTMLResponse(PAGE.format(up=up))
 
     return [
         Route("/openapi.json", serve_document, methods=["GET"]),
         Route("/docs", serve_page, methods=["GET"]),
-        *(Route(f"/docs/{name}", _asset(name, kind), methods=["GET"]) for name, kind in ASSETS.items()),
+        *(Route(f"/docs/{name}", _serve_asset(name), methods=["GET"]) for name in ASSETS),
     ]
 
 
 class PiecewiseResponse(Response):
-    """A long body that is not handed to the transport at once, for each of many callers who may not read."""
+    """A long body that reaches the transport in pieces, since many callers may not read theirs."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the body; where the caller reads too slowly, `send` returns only when there is room."""
+        """Sends the body; `send` returns only when a slow caller has made space."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         body = memoryview(self.body)
         for begin in range(0, len(body), PIECE_BYTES):
@@ -69,18 +79,18 @@ class PiecewiseResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _asset(name: str, kind: str):  # type: ignore[no-untyped-def]
+def _serve_asset(name: str) -> Callable[[Request], Awaitable[Response]]:
     async def serve(_request: Request) -> Response:
-        return _response(name, kind)
+        return _asset(name)
 
     return serve
 
 
 @cache
-def _response(name: str, kind: str) -> Response:
-    """Makes the response of a file of swagger-ui-py, whose code is not run, once for all callers."""
+def _asset(name: str) -> Response:
+    """Makes the response of a file of swagger-ui-py, once for all callers; the package's code is not run."""
     spec = importlib.util.find_spec("swagger_ui")
     assert spec is not None
     assert spec.submodule_search_locations
     content = Path(spec.submodule_search_locations[0], "static", name).read_bytes()
-    return PiecewiseResponse(content, media_type=kind, headers={"cache-control": "max-age=86400"})
+    return PiecewiseResponse(content, media_type=ASSETS[name], headers={"cache-control": "max-age=86400"})

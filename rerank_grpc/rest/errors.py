@@ -1,10 +1,11 @@
-"""From an error to HTTP: the one table, and the common error body."""
+"""Errors to HTTP: one table, and the common error body."""
 
 from __future__ import annotations
 
 import http
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rerank_grpc import client as errors
@@ -35,14 +36,14 @@ STATUSES: dict[type[RerankError], int] = {
     errors.UnexpectedStatus: 500,
 }
 
-# Callers wait as long as told; where the service names no time, this many seconds.
+# The Retry-After of an error that names no time.
 DEFAULT_RETRY_SECONDS = 1.0
 
 
 class HttpError(Exception):
-    """What only HTTP can get wrong: a path, a method, a body too large or too slow."""
+    """An error of HTTP alone: a path, a method, a body too large or of a wrong kind."""
 
-    def __init__(self, status: int, message: str, *, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
@@ -51,57 +52,60 @@ class HttpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error on its way to the caller: HTTP's status, a text, and what a dialect may need.
+    """An error on its way to the caller: HTTP's status and headers, a text, and the needs of dialects.
 
-    `empty` tells that there was nothing to score, which TEI says apart.
+    `empty` tells that nothing was to be scored, which TEI tells apart.
     """
 
     status: int
     code: str
     message: str
+    headers: Mapping[str, str]
     reason: Reason | None = None
-    retry_after: float | None = None
     empty: bool = False
     token_sent: bool = False
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers that go with the status."""
-        if self.status in (429, 503):
-            seconds = DEFAULT_RETRY_SECONDS if self.retry_after is None else self.retry_after
-            return {"retry-after": str(max(1, math.ceil(seconds)))}
-        return {"www-authenticate": "Bearer"} if self.status == 401 else {}
-
 
 def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
-    """Makes a problem of an error; of one that nobody foresaw, a fixed text."""
+    """Makes a problem of an error; the text of an unforeseen one is fixed."""
     if isinstance(error, HttpError):
-        return Problem(error.status, _code_of(error.status), error.message)
+        return Problem(error.status, _code_of(error.status), error.message, error.headers)
     if not isinstance(error, RerankError):
         error = InternalError()
-    ended = isinstance(error, errors.UnexpectedStatus) and error.code == "CANCELLED"
-    status = 503 if ended else STATUSES.get(type(error), 500)
-    problem = Problem(
+    status, message = _told(error)
+    return Problem(
         status=status,
         code=error.reason.removeprefix("ERROR_REASON_").lower() if error.reason else _code_of(status),
-        message=error.message,
+        message=message,
+        headers=_headers(status, error.retry_after),
         reason=error.reason,
-        retry_after=error.retry_after,
         empty=any("must not be empty" in violation.description for violation in error.violations),
         token_sent=token_sent,
     )
+
+
+def _told(error: RerankError) -> tuple[int, str]:
+    status = STATUSES.get(type(error), 500)
+    if isinstance(error, errors.UnexpectedStatus) and error.code == "CANCELLED":
+        return 503, _ENDED_TEXT
     # gRPC's own texts name addresses and versions, which are no caller's business.
     if isinstance(error, errors.TransportError):
-        text = _ENDED_TEXT if ended else _TRANSPORT_TEXTS.get(status, "internal error")
-        problem = replace(problem, message=text)
-    return problem
+        return status, _TRANSPORT_TEXTS.get(status, "internal error")
+    return status, error.message
+
+
+def _headers(status: int, retry_after: float | None) -> dict[str, str]:
+    if status in (429, 503):
+        seconds = DEFAULT_RETRY_SECONDS if retry_after is None else retry_after
+        return {"retry-after": str(max(1, math.ceil(seconds)))}
+    return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 
 _TRANSPORT_TEXTS = {
     413: "the request or its answer is too large",
     503: "the rerank server cannot be reached at the moment",
 }
-# A server ends a call whose message reaches it too slowly, or that it has no room to wait for.
+# A server ends a call whose message reaches it too slowly, or for which it has no free place.
 _ENDED_TEXT = "the rerank server ended the call before it had all of it: send it again"
 
 
@@ -112,7 +116,7 @@ def _code_of(status: int) -> str:
 
 
 def common_body(problem: Problem) -> tuple[int, Any]:
-    """Says an error in every shape at once that clients of the non-TEI dialects parse."""
+    """Tells an error in every shape at once that clients of the non-TEI dialects parse."""
     kind = "invalid_request_error" if problem.status < 500 else "server_error"
     return problem.status, {
         "detail": problem.message,

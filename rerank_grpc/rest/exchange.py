@@ -1,4 +1,4 @@
-"""One HTTP request and its answer: what every route reads from headers and writes to them."""
+"""One HTTP request and its answer: ids, access token, deadline, and the caller's disconnect."""
 
 from __future__ import annotations
 
@@ -6,51 +6,60 @@ import asyncio
 import math
 import re
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rerank_grpc.errors import Cancelled, InvalidRequest
+from rerank_grpc.access import AccessList
+from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
 from rerank_grpc.rest.errors import Problem
 from rerank_grpc.rest.upstream import authorization
+from rerank_grpc.wire.metadata import CallIds
 
-# What is passed on and comes back; anything else is replaced, or left out.
-REQUEST_ID = re.compile(r"[!-~]{1,128}")
-TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+TOKEN_HEADERS = ("authorization", "api-key", "x-api-key")
+BEARER = re.compile(r"bearer +", re.IGNORECASE)
+TOKEN = re.compile(r"[!-~]+")
 
-_Answer = TypeVar("_Answer")
+MAX_TIMEOUT_SECONDS = 86_400
+
+_Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True, slots=True)
 class Exchange:
-    """What a request's line and headers say, beside its token and body."""
+    """One request, as its line and headers tell it, and the making of its answer.
 
-    request: Request
-    prefix: str
-    path: str
-    request_id: str
-    traceparent: str
+    `path` is without prefix and trailing slash. `token` is None until
+    `authenticate` has read it.
+    """
 
-    @classmethod
-    def of(cls, request: Request) -> Exchange:
-        """Reads a request; makes an id where it has none."""
-        given = request.headers.get("x-request-id", "")
-        trace = request.headers.get("traceparent", "")
-        return cls(
-            request=request,
-            prefix=request.scope.get("rest.prefix", ""),
-            path=request.scope["path"],
-            request_id=given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex,
-            traceparent=trace if TRACEPARENT.fullmatch(trace) else "",
-        )
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.prefix: str = request.scope.get("rest.prefix", "")
+        self.path: str = request.scope["path"]
+        ids = CallIds.read(request.headers)
+        self.request_id = ids.request_id or uuid.uuid4().hex
+        self.token: str | None = None
+        self._ids = {"x-request-id": self.request_id}
+        if ids.traceparent:
+            self._ids["traceparent"] = ids.traceparent
+
+    def authenticate(self, accepted: AccessList) -> None:
+        """Reads the access token; raises Unauthenticated unless it is accepted, or no token is needed."""
+        self.token = _token_of(self.request.headers)
+        if not accepted:
+            return
+        if self.token is None:
+            raise Unauthenticated("send a token in a header: Authorization: Bearer TOKEN")
+        if self.token not in accepted:
+            raise Unauthenticated("the token is wrong")
 
     def timeout(self, default: float) -> float:
-        """Reads how many seconds the caller waits; raises InvalidRequest for what is no time."""
+        """Reads the seconds that the caller waits; raises InvalidRequest for any other text."""
         text = self.request.headers.get("x-request-timeout")
         if text is None:
             return default
@@ -58,35 +67,31 @@ class Exchange:
             seconds = float(text)
         except ValueError:
             seconds = math.nan
-        if not 0 < seconds <= 86_400:
+        if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
             raise InvalidRequest.of("X-Request-Timeout", "must be a number of seconds above 0")
         return seconds
 
-    def metadata(self, token: str | None) -> dict[str, str]:
-        """Makes what goes along with the gRPC call."""
-        metadata = {**authorization(token), "x-request-id": self.request_id}
-        return {**metadata, "traceparent": self.traceparent} if self.traceparent else metadata
+    def metadata(self) -> dict[str, str]:
+        """Makes the metadata of the gRPC call: the caller's token and ids."""
+        return authorization(self.token) | self._ids
 
-    def answer(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    def answer(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
         """Makes a JSON response."""
-        ours = {"x-request-id": self.request_id}
-        if self.traceparent:
-            ours["traceparent"] = self.traceparent
         body = orjson.dumps(content)
-        return Response(body, status, {**ours, **(headers or {})}, media_type="application/json")
+        return Response(body, status, {**self._ids, **(headers or {})}, media_type="application/json")
 
-    def refuse(self, problem: Problem, said: tuple[int, Any], headers: dict[str, str]) -> Response:
-        """Makes the response of an error, as a dialect has said it."""
-        status, content = said
-        return self.answer(content, status, {**problem.headers, **headers})
+    def refuse(self, problem: Problem, told: tuple[int, Any]) -> Response:
+        """Makes the response of an error; `told` is the dialect's status and body."""
+        status, content = told
+        return self.answer(content, status, problem.headers)
 
-    async def while_connected(self, work: Coroutine[Any, Any, _Answer]) -> _Answer:
-        """Awaits `work`, and cancels it when the caller leaves; then raises Cancelled.
+    async def while_connected(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Awaits `work`; cancels it and raises Cancelled when the caller leaves.
 
-        The body must have been read: what comes next is the disconnect.
+        The body must have been read: the next message is the disconnect.
         """
         working = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self._left())
+        leaving = asyncio.ensure_future(self._disconnect())
         try:
             await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
             if working.done():
@@ -99,6 +104,22 @@ class Exchange:
                     with suppress(asyncio.CancelledError):
                         await task
 
-    async def _left(self) -> None:
+    async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
+
+
+def _token_of(headers: Headers) -> str | None:
+    """Reads an access token: `Authorization: Bearer T` in any case, T alone, Api-Key or x-api-key.
+
+    None where there is none, or the header's text can be no token. Raises
+    Unauthenticated where one header comes twice.
+    """
+    for name in TOKEN_HEADERS:
+        values = headers.getlist(name)
+        if len(values) > 1:
+            raise Unauthenticated(f"send one {name}, not several")
+        if values:
+            token = BEARER.sub("", values[0].strip(), count=1)
+            return token if TOKEN.fullmatch(token) else None
+    return None

@@ -1,4 +1,4 @@
-"""HTTP/1.1 that waits for no caller longer than it says: what uvicorn's protocol leaves open.
+"""HTTP/1.1 that bounds its connections, and the time of each phase of a request.
 
 uvicorn bounds only how long a connection may be idle between two requests.
 Here a request's head, its body, and the reading of the answer have their times
@@ -15,21 +15,64 @@ import h11
 import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rerank_grpc.rest.connections import Connections, Turn
 from rerank_grpc.rest.errors import HttpError, common_body, problem_of
 
 HEAD_SECONDS = 10.0
 # A body may take this long, and longer only as long as it comes this fast.
 BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 65_536
-# A body of which nothing comes for this long has no time left.
+# A body without a further byte for this long has no time left.
 NO_PROGRESS_SECONDS = 5.0
-# A caller who does not read the answer.
+# The time of a caller who does not read the answer.
 WRITE_SECONDS = 15.0
-# After a refusal: closing at once would reset the connection before the caller
+# After a refusal, closing at once would reset the connection before the caller
 # has read why. The rest of the body is thrown away for a while.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 16 << 20
+
+
+class Turn(enum.Enum):
+    """The side that a connection waits for."""
+
+    IDLE = "no request is in progress"
+    CALLER = "a request or an answer is on its way, at the caller's pace"
+    SERVER = "a request is being answered"
+
+
+class Connections:
+    """The open connections, at most `bound`.
+
+    A new one always gets in while another waits for its caller: idle
+    connections cost a caller nothing and must not lock others out. A
+    connection whose request is being answered is never closed.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        # In the order in which their turns came.
+        self._turns: dict[asyncio.Transport, Turn] = {}
+
+    def open(self, connection: asyncio.Transport) -> None:
+        """Takes a connection in; closes the oldest idle one, or else itself, where there are too many."""
+        if len(self._turns) >= self._bound:
+            closed = self._oldest(Turn.IDLE) or self._oldest(Turn.CALLER) or connection
+            # Not `close`, which waits until the peer has read the rest.
+            closed.abort()
+            self.forget(closed)
+        self.note(connection, Turn.IDLE)
+
+    def note(self, connection: asyncio.Transport, turn: Turn) -> None:
+        """Notes a connection's turn; one that is being closed does not count any more."""
+        if self._turns.get(connection) is not turn and not connection.is_closing():
+            self.forget(connection)
+            self._turns[connection] = turn
+
+    def forget(self, connection: asyncio.Transport) -> None:
+        """Notes that a connection is closed."""
+        self._turns.pop(connection, None)
+
+    def _oldest(self, turn: Turn) -> asyncio.Transport | None:
+        return next((connection for connection, its in self._turns.items() if its is turn), None)
 
 
 class _Phase(enum.Enum):
@@ -67,31 +110,23 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes data in, and looks which phase that leads to."""
+        """Takes data in, which may begin another phase."""
         self._received += len(data)
         self._progress = self.loop.time()
         super().data_received(data)
         self._look()
 
     def on_response_complete(self) -> None:
-        """Ends a request; a body that nobody wanted may still come."""
+        """Ends a request; the rest of its body may still come."""
         super().on_response_complete()
         self._look()
 
     def pause_writing(self) -> None:
-        """Starts the time in which the caller has to read what is there."""
+        """Starts the time in which the caller has to read the answer."""
         super().pause_writing()
         self._unread = self.transport.get_write_buffer_size()
         self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
         self._open.note(self.transport, self._turn())
-
-    def _look_at_reader(self) -> None:
-        """Aborts, unless the caller has read fast enough since the last look."""
-        before, self._unread = self._unread, self.transport.get_write_buffer_size()
-        if before - self._unread < BODY_BYTES_PER_SECOND * WRITE_SECONDS:
-            self.transport.abort()
-            return
-        self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
 
     def resume_writing(self) -> None:
         """Ends that time."""
@@ -101,7 +136,7 @@ class PatientProtocol(H11Protocol):
         self._open.note(self.transport, self._turn())
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP in JSON, where uvicorn does in plain text."""
+        """Answers bytes that are no HTTP in JSON, where uvicorn does in plain text."""
         _, content = common_body(problem_of(HttpError(400, "this is no HTTP request that can be read")))
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -112,6 +147,14 @@ class PatientProtocol(H11Protocol):
             ):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _look_at_reader(self) -> None:
+        """Aborts, unless the caller has read fast enough since the last look."""
+        before, self._unread = self._unread, self.transport.get_write_buffer_size()
+        if before - self._unread < BODY_BYTES_PER_SECOND * WRITE_SECONDS:
+            self.transport.abort()
+            return
+        self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
 
     def _look(self) -> None:
         """Starts a new phase's time, and ends the old one's."""
@@ -153,7 +196,7 @@ class PatientProtocol(H11Protocol):
             self.transport.abort()
 
     def _time_left(self) -> float:
-        """Tells how long the present phase may still take, as it stands."""
+        """Tells the seconds that the present phase may still take."""
         now = self.loop.time()
         if self._phase is _Phase.BODY:
             allowed = BODY_SECONDS + self._received / BODY_BYTES_PER_SECOND

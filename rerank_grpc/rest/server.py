@@ -1,4 +1,4 @@
-"""Runs the app on uvicorn, in a thread of whatever process wants it."""
+"""Runs the app on uvicorn, in a thread of any process."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import uvicorn
 
-from rerank_grpc import files
-from rerank_grpc.config import RestSettings
+from rerank_grpc.config import files
+from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import ConfigurationError, describe
 from rerank_grpc.rest.app import build_app
-from rerank_grpc.rest.connections import Connections
-from rerank_grpc.rest.protocol import PatientProtocol
+from rerank_grpc.rest.protocol import Connections, PatientProtocol
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health
 
@@ -30,32 +29,24 @@ BACKLOG = 512
 ACCEPTS_PER_ROUND = 16
 # The most connections that callers may hold, if the limit of open files allows them.
 MAX_CONNECTIONS = 4_096
-# What is left to do after the grace: to close channels and sockets.
+# The time after the grace in which channels and sockets are closed.
 END_SECONDS = 2.0
-# How long those who were cut off at the end of the grace may take to be told so.
+# The time in which callers that were cut off at the end of the grace are told.
 REFUSAL_SECONDS = 0.5
 
 
 class RestServer:
-    """The shim on a port: bound at once, served from `start` to `stop`.
+    """REST on a port: bound at once, served from `start` to `stop`.
 
     `health` tells the default model's, where the server runs in this process:
     its probes then need no gRPC call, which may fail while the model is well.
     Raises ConfigurationError if the port cannot be bound.
     """
 
-    def __init__(
-        self,
-        settings: RestSettings,
-        targets: Sequence[str],
-        *,
-        tokens: Sequence[str] = (),
-        upstream_token: str | None = None,
-        health: Callable[[], Health] | None = None,
-    ) -> None:
+    def __init__(self, settings: RestSettings, health: Callable[[], Health] | None = None) -> None:
         assert settings.port is not None
-        self._upstream = Upstream(targets, token=upstream_token)
-        self._app = build_app(settings, self._upstream, tokens, health)
+        self._upstream = Upstream(settings.targets, token=settings.upstream_token)
+        self._app = build_app(settings, self._upstream, settings.access_tokens, health)
         self._connections = Connections(files.connections(MAX_CONNECTIONS))
         self._socket = _bind(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]
@@ -81,7 +72,7 @@ class RestServer:
         try:
             asyncio.run(self._serve())
         except Exception as error:
-            log.critical("the REST shim has ended: %s", describe(error))
+            log.critical("the REST server has ended: %s", describe(error))
         finally:
             self._started.set()
 
@@ -91,7 +82,7 @@ class RestServer:
             http=partial(PatientProtocol, self._connections),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
-            # Logging is the process's, and a request's path and address are nobody's.
+            # Logging is the process's; a request's path and address are not logged.
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -114,14 +105,14 @@ class RestServer:
 
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, and lets callers wait: uvicorn has cut the queue down to the accepts of one round."""
+        """Starts with the full backlog: uvicorn has cut it down to the accepts of one round."""
         await super().startup(sockets)
         for listening in sockets or ():
             listening.listen(BACKLOG)
 
 
 class _Kinds(logging.Filter):
-    """Gives uvicorn's lines a kind each, by which a log may bound them: callers cause some at will."""
+    """Gives each line of uvicorn a kind, by which a log may bound it: callers cause some at will."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.kind = f"uvicorn {record.msg}"
@@ -133,25 +124,14 @@ logging.getLogger("uvicorn.error").addFilter(_Kinds())
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, _, _, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listening = socket.socket(family, kind, protocol)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        # Callers who come before uvicorn runs then wait, and are not refused.
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        raise _cannot(host, port) from error
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        # Listening at once: callers who come before uvicorn runs wait, and are not refused.
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise _cannot(host, port) from error
-    return listening
-
-
-def _cannot(host: str, port: int) -> ConfigurationError:
-    return ConfigurationError(
-        f"cannot listen on {host}:{port} for REST: the port is taken or the address is not this machine's; "
-        "choose another with --rest-port (or off), or stop what listens there"
-    )
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} for REST: the port is taken or the address is not this "
+            "machine's; choose another with --rest-port (or off), or stop what listens there"
+        ) from error

@@ -1,89 +1,164 @@
-"""The gRPC servers behind the shim: round robin over those that answer."""
+"""The gRPC servers behind REST: round robin over those that answer."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from rerank_grpc.client import (
-    AsyncClient,
-    Health,
+from rerank_grpc.client import AsyncClient, ServerUnavailable, TransportError, UnexpectedStatus
+from rerank_grpc.client.core import service_config
+from rerank_grpc.errors import (
+    DeadlineExceeded,
     ModelFailed,
-    ModelInfo,
     ModelLoading,
+    QueueFull,
     RerankError,
-    RerankResponse,
-    ServerUnavailable,
     ShuttingDown,
-    TransportError,
     Unauthenticated,
-    UnexpectedStatus,
-    UnsupportedOption,
+    describe,
 )
-from rerank_grpc.errors import DeadlineExceeded, describe
-from rerank_grpc.rest.target import Target
-from rerank_grpc.types import RerankRequest, RerankSummary
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
 
 log = logging.getLogger(__name__)
 
-# How often a server is asked for its health where there are several, and how long it may take.
-PROBE_SECONDS = 2.0
-# How many requests of one call, one for each query that differs, are under way at once.
+# The pause between two looks at the health of each of several servers, and the time of one.
+WATCH_SECONDS = 2.0
+# A probe by a public route that takes longer counts as failed anyhow.
+PROBE_SECONDS = 5.0
+# The requests of one call, one for each query that differs, that are under way at once.
 CONCURRENCY = 8
-# What is worth asking another server for: this one is away, or its model is.
+# The most connections that gRPC may open for rerank calls. gRPC opens one more where the streams that
+# a server allows are used up, so that the server, and not a full connection, refuses a call too many.
+MAX_CONNECTIONS = 10
+STREAMS = LIMITS.streams
+# Another server may answer where this one is away, or its model is.
 ELSEWHERE = (ServerUnavailable, ShuttingDown, ModelLoading, ModelFailed)
-# Of how many names of models it is remembered that the model takes no instruction.
-MAX_REMEMBERED = 1_000
 
 _Answer = TypeVar("_Answer")
+# A method of the client that needs no more than a time and a token.
+Question = Callable[..., Coroutine[Any, Any, _Answer]]
+
+
+class UpstreamServer:
+    """One gRPC server, and whether it seemed well when last heard of.
+
+    `probes` has a connection of its own for calls that are answered at once:
+    they never wait behind rerank calls.
+    """
+
+    def __init__(self, name: str, *, retries: int) -> None:
+        self.name = name
+        self.well = True
+        self.probes = _connect(name, retries)
+        self._client = _connect(name, retries)
+        self._calls = 0
+        self._asked: dict[object, asyncio.Task[Any]] = {}
+
+    async def rerank(
+        self, request: RerankRequest, timeout: float, metadata: Mapping[str, str]
+    ) -> RerankResponse:
+        """Sends one rerank call; raises QueueFull where it might wait for a stream."""
+        if self._calls >= MAX_CONNECTIONS * STREAMS:
+            raise QueueFull("too many calls are in progress")
+        # Clients of other APIs send an instruction whether or not the model takes one.
+        request = request._replace(ignore_unsupported_options=True)
+        self._calls += 1
+        try:
+            response = await self._client.send(request, timeout=timeout, metadata=metadata)
+        finally:
+            self._calls -= 1
+        self.mark(True)
+        return response
+
+    async def probe(self, question: Question[_Answer], token: str | None) -> _Answer:
+        """Asks over the probes' connection; callers with the same question under way share its answer.
+
+        Public routes ask at any caller's will. A caller that leaves takes the
+        answer from no other.
+        """
+        key = question, token
+        task: asyncio.Task[_Answer] | None = self._asked.get(key)
+        if task is None:
+            asking = question(self.probes, timeout=PROBE_SECONDS, metadata=authorization(token))
+            task = self._asked[key] = asyncio.create_task(asking)
+            task.add_done_callback(lambda done: self._answered(key, done))
+        return await asyncio.shield(task)
+
+    def _answered(self, key: object, task: asyncio.Task[Any]) -> None:
+        del self._asked[key]
+        if not task.cancelled():
+            task.exception()  # seen, also where every caller has left: asyncio would log it
+
+    def mark(self, well: bool) -> None:
+        """Notes whether the server seems well."""
+        if well is not self.well:
+            log.warning("rerank server %s is %s", self.name, "back" if well else "away")
+        self.well = well
+
+    async def close(self) -> None:
+        """Ends all calls."""
+        await self.probes.close()
+        await self._client.close()
+
+
+def _connect(name: str, retries: int) -> AsyncClient:
+    """Makes a client that shares no connection with another, and opens further ones as calls need them."""
+    config = json.loads(service_config(retries))
+    config["connectionScaling"] = {"maxConnectionsPerSubchannel": MAX_CONNECTIONS}
+    options = (("grpc.service_config", json.dumps(config)), ("grpc.use_local_subchannel_pool", 1))
+    return AsyncClient(name, retries=0, options=options)
 
 
 class Upstream:
     """Calls the servers; made before its loop runs, used from that loop alone.
 
-    An overloaded server's refusal goes to the caller at once: the callers of
-    the shim have their own retries, and sockets that wait here would pile up.
+    An overloaded server's refusal goes to the caller at once: callers of REST
+    have their own retries, and sockets that wait here would pile up.
     """
 
     def __init__(self, targets: Sequence[str], *, token: str | None = None) -> None:
         self._token = token
         # Alone, gRPC itself tries again while the server restarts; of several, the next one is asked.
         retries = 0 if len(targets) > 1 else 3
-        self._targets = [Target(name, retries=retries) for name in targets]
+        self._servers = [UpstreamServer(name, retries=retries) for name in targets]
         self._next = 0
-        self._probe: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        # Of each model its revision and device, of which a reply to a rerank call tells only the first.
+        self._devices: dict[str, tuple[str, str]] = {}
 
     async def start(self) -> None:
         """Starts to watch the servers' health, where there are several."""
-        if len(self._targets) > 1:
-            self._probe = asyncio.create_task(self._watch())
+        if len(self._servers) > 1:
+            self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Ends all calls."""
-        if self._probe is not None:
-            self._probe.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
             with suppress(asyncio.CancelledError):
-                await self._probe
-        for target in self._targets:
-            await target.close()
+                await self._watcher
+        for server in self._servers:
+            await server.close()
 
     async def rerank_all(
         self, requests: Sequence[RerankRequest], timeout: float, metadata: Mapping[str, str]
     ) -> list[RerankResponse]:
         """Asks several requests at a time, all within `timeout` seconds; the first failure ends them."""
         deadline = time.monotonic() + timeout
-        if len(requests) == 1:
-            return [await self.rerank(requests[0], deadline, metadata)]
-        room = asyncio.Semaphore(CONCURRENCY)
+        under_way = asyncio.Semaphore(CONCURRENCY)
 
         async def ask(request: RerankRequest) -> RerankResponse:
-            async with room:
-                return await self.rerank(request, deadline, metadata)
+            async with under_way:
+                return await self._call(lambda server: server.rerank(request, _remaining(deadline), metadata))
 
+        if len(requests) == 1:
+            return [await ask(requests[0])]
         tasks = [asyncio.create_task(ask(request)) for request in requests]
         try:
             return await asyncio.gather(*tasks)
@@ -91,137 +166,97 @@ class Upstream:
             for task in tasks:
                 task.cancel()
 
-    async def rerank(
-        self, request: RerankRequest, deadline: float, metadata: Mapping[str, str]
-    ) -> RerankResponse:
-        """Scores one request; an instruction to a model that takes none is left out."""
+    async def device(self, summary: RerankSummary, timeout: float, token: str | None) -> str:
+        """Tells the device of a model that has answered, "" where that fails or would be late."""
+        revision, device = self._devices.get(summary.model, ("", ""))
+        if device and revision == summary.model_revision:
+            return device
+        if timeout <= 0:
+            return ""
+        with suppress(RerankError):
+            for model in await self.models(token, timeout):
+                if (model.name, model.revision) == (summary.model, summary.model_revision):
+                    self._devices[model.name] = model.revision, model.device
+                    return model.device
+        return ""
 
-        async def ask(target: Target, instruction: str) -> RerankResponse:
-            with target.calling() as client:
-                response = await client.rerank(
-                    request.query,
-                    request.documents,
-                    request.model,
-                    request.top_n,
-                    timeout=_remaining(deadline),
-                    metadata=metadata,
-                    instruction=instruction,
-                    max_tokens_per_document=request.max_tokens_per_document,
-                    truncation=request.truncation,
-                    max_chunks_per_document=request.max_chunks_per_document,
-                )
-            target.mark(True)
-            return response
-
-        async def ask_fittingly(target: Target) -> RerankResponse:
-            if request.instruction and request.model in target.takes_none:
-                response = await ask(target, "")
-                if target.takes_none.get(request.model) == _served(response.summary):
-                    return response
-                # The name stands for another model by now.
-                target.takes_none.pop(request.model, None)
-            try:
-                return await ask(target, request.instruction)
-            except UnsupportedOption as error:
-                refused = {violation.field for violation in error.violations}
-                if not request.instruction or "instruction" not in refused:
-                    raise
-            response = await ask(target, "")
-            if len(target.takes_none) < MAX_REMEMBERED:
-                target.takes_none[request.model] = _served(response.summary)
-            return response
-
-        return await self._call(ask_fittingly)
-
-    async def models(self, timeout: float, token: str | None) -> tuple[ModelInfo, ...]:
+    async def models(self, token: str | None, timeout: float = PROBE_SECONDS) -> tuple[ModelInfo, ...]:
         """Lists the models, with a caller's token."""
         metadata = authorization(token)
-        return await self._call(lambda target: target.probes.list_models(timeout=timeout, metadata=metadata))
+        return await self._call(lambda server: server.probes.list_models(timeout=timeout, metadata=metadata))
 
-    async def own_models(self, timeout: float) -> tuple[ModelInfo, ...]:
-        """Lists the models with the shim's own token: for public routes, and for nothing else."""
-        return await self._list_models(timeout, self._token)
-
-    async def health(self, timeout: float, token: str | None, model: str = "") -> Health:
-        """Asks for a model's health, with a caller's token; "" is the default model."""
+    async def health(self, token: str | None, model: str) -> Health:
+        """Asks for a model's health, with a caller's token."""
         metadata = authorization(token)
-        return await self._call(lambda t: t.probes.health(model, timeout=timeout, metadata=metadata))
-
-    async def own_health(self, timeout: float) -> Health:
-        """Asks for the default model's health, with the shim's own token."""
-        metadata = authorization(self._token)
-        return await self._ask_once(
-            "health", lambda probes: probes.health(timeout=timeout, metadata=metadata)
+        return await self._call(
+            lambda server: server.probes.health(model, timeout=PROBE_SECONDS, metadata=metadata)
         )
 
-    async def serving(self, timeout: float) -> bool:
-        """Asks whether the default model can be called, which needs no token."""
-        return await self._ask_once("serving", lambda probes: probes.serving(timeout=timeout))
+    async def own_models(self) -> tuple[ModelInfo, ...]:
+        """Lists the models with REST's own token: for public routes, and for nothing else."""
+        return await self._ask_once(AsyncClient.list_models, self._token)
 
-    async def needs_token(self, timeout: float) -> bool:
+    async def own_health(self) -> Health:
+        """Asks for the default model's health, with REST's own token."""
+        return await self._ask_once(AsyncClient.health, self._token)
+
+    async def serving(self) -> bool:
+        """Asks whether the default model can be called, which needs no token."""
+        return await self._ask_once(AsyncClient.serving, None)
+
+    async def needs_token(self) -> bool:
         """Tells whether the servers refuse a caller without a token."""
         try:
-            await self._list_models(timeout, None)
+            await self._ask_once(AsyncClient.list_models, None)
         except Unauthenticated:
             return True
         return False
 
-    async def _list_models(self, timeout: float, token: str | None) -> tuple[ModelInfo, ...]:
-        """Lists the models for a public route, with the shim's own token or with none."""
-        question = "models" if token == self._token else "models without a token"
-        metadata = authorization(token)
-        return await self._ask_once(question, lambda p: p.list_models(timeout=timeout, metadata=metadata))
+    async def _ask_once(self, question: Question[_Answer], token: str | None) -> _Answer:
+        """Asks for a public route, one call at a time for each server: see UpstreamServer.probe."""
+        return await self._call(lambda server: server.probe(question, token))
 
-    async def _ask_once(
-        self, question: str, ask: Callable[[AsyncClient], Coroutine[Any, Any, _Answer]]
-    ) -> _Answer:
-        """Asks for a public route, one call at a time: see Target.probe."""
-        return await self._call(lambda target: target.probe(question, ask))
-
-    async def _call(self, ask: Callable[[Target], Awaitable[_Answer]]) -> _Answer:
+    async def _call(self, ask: Callable[[UpstreamServer], Awaitable[_Answer]]) -> _Answer:
         """Asks the servers in turn until one answers, those that seem well first."""
-        self._next = (self._next + 1) % len(self._targets)
-        turn = self._targets[self._next :] + self._targets[: self._next]
-        turn.sort(key=lambda target: not target.well)
-        for last, target in enumerate(turn, 1 - len(turn)):
+        self._next = (self._next + 1) % len(self._servers)
+        turn = self._servers[self._next :] + self._servers[: self._next]
+        turn.sort(key=lambda server: not server.well)
+        for last, server in enumerate(turn, 1 - len(turn)):
             try:
-                return await ask(target)
+                return await ask(server)
             except ELSEWHERE as error:
                 if isinstance(error, ServerUnavailable | ShuttingDown):
-                    target.mark(False)
+                    server.mark(False)
+                    self._devices.clear()
                 if last == 0:
                     raise
-        raise AssertionError("there is at least one target")
+        raise AssertionError("there is at least one server")
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.gather(*(self._look(target) for target in self._targets))
-            await asyncio.sleep(PROBE_SECONDS)
+            await asyncio.gather(*(self._look(server) for server in self._servers))
+            await asyncio.sleep(WATCH_SECONDS)
 
-    async def _look(self, target: Target) -> None:
+    async def _look(self, server: UpstreamServer) -> None:
         try:
-            target.mark(await self._is_well(target))
+            server.mark(await self._is_well(server))
         except (TransportError, ShuttingDown, DeadlineExceeded):
-            target.mark(False)
+            server.mark(False)
         except RerankError:
-            target.mark(True)  # it refuses us, so it is there
+            server.mark(True)  # it refuses us, so it is there
         except Exception as error:
-            log.error("the probe of %s failed: %s", target.name, describe(error))
+            log.error("the probe of %s failed: %s", server.name, describe(error))
 
-    async def _is_well(self, target: Target) -> bool:
+    async def _is_well(self, server: UpstreamServer) -> bool:
         metadata = authorization(self._token)
         try:
-            health = await target.probes.health(timeout=PROBE_SECONDS, metadata=metadata)
+            health = await server.probes.health(timeout=WATCH_SECONDS, metadata=metadata)
         except Unauthenticated:
-            # What orchestrators ask needs no token.
+            # Probes of an orchestrator need no token.
             with suppress(UnexpectedStatus):
-                return await target.probes.serving(timeout=PROBE_SECONDS)
+                return await server.probes.serving(timeout=WATCH_SECONDS)
             raise
         return health.serving
-
-
-def _served(summary: RerankSummary) -> tuple[str, str]:
-    return summary.model, summary.model_revision
 
 
 def authorization(token: str | None) -> dict[str, str]:

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import grpc
 
+from rerank_grpc.access import AccessList
 from rerank_grpc.errors import Unauthenticated
-from rerank_grpc.server import status
-from rerank_grpc.server.pools import Pool, on_pool
+from rerank_grpc.server.handler import abort
+from rerank_grpc.server.lanes import Handler, Pool, on_pool
 
 SCHEME = "bearer "
 DENIAL_THREADS = 8
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
+class AccessInterceptor(grpc.ServerInterceptor):
+    """Lets calls with an accepted Bearer token in; services named in `public` need none.
 
-class TokenInterceptor(grpc.ServerInterceptor):
-    """Lets calls with one of several Bearer tokens in; `public` names services that need none.
-
-    It runs on grpcio's serving thread: no I/O and no lock. Tokens are kept and
-    looked up as digests under a key of this process, so that the time tells
-    nothing of them.
+    It runs on grpcio's serving thread: no I/O and no lock.
     """
 
     def __init__(self, tokens: Iterable[str], *, public: Iterable[str]) -> None:
-        # Refusals have threads of their own, so that none waits behind calls that were let in.
+        # Refusals have threads of their own and wait behind no call that was let in.
         pool = Pool(DENIAL_THREADS, "deny")
         self._missing = _denial("send a token as metadata: authorization: Bearer TOKEN", pool)
         self._twice = _denial("send one authorization, not several", pool)
         self._wrong = _denial("the token is wrong, or not of the form: Bearer TOKEN", pool)
-        self._key = secrets.token_bytes(32)
-        self._digests = frozenset(self._digest(token.encode()) for token in tokens)
+        self._accepted = AccessList(tokens)
         self._public = tuple(f"/{service}/" for service in public)
 
     def intercept_service(
@@ -50,28 +44,24 @@ class TokenInterceptor(grpc.ServerInterceptor):
         ]
         if len(values) != 1:
             return self._missing if not values else self._twice
-        return continuation(handler_call_details) if self._known(values[0]) else self._wrong
+        return continuation(handler_call_details) if self._accepts(values[0]) else self._wrong
 
-    def _known(self, value: str | bytes) -> bool:
+    def _accepts(self, value: str | bytes) -> bool:
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         scheme, token = text[: len(SCHEME)], text[len(SCHEME) :]
-        known = self._digest(token.encode("utf-8", "surrogateescape")) in self._digests
-        return scheme.lower() == SCHEME and known
-
-    def _digest(self, token: bytes) -> bytes:
-        return hashlib.blake2b(token, key=self._key, digest_size=32).digest()
+        return scheme.lower() == SCHEME and token in self._accepted
 
 
 def _denial(message: str, pool: Pool) -> Handler:
     """Makes a handler that refuses.
 
-    It is a stream's, whatever the method's kind, because grpcio then runs it
-    without waiting for a message that a hostile caller may never send.
+    A stream's handler serves a method of any kind, because grpcio runs it without
+    waiting for a message that a hostile caller may never send.
     """
     error = Unauthenticated(message)
 
     def deny(_requests: Any, context: grpc.ServicerContext) -> NoReturn:
-        status.abort(context, error)
+        abort(context, error)
         raise AssertionError("abort returned")
 
     return grpc.stream_stream_rpc_method_handler(on_pool(deny, pool))

@@ -1,53 +1,95 @@
-"""Lanes: where the calls of some methods run, apart from those of all others.
+"""Lanes: a thread pool for the calls of some methods, with bounds on the wait for their callers.
 
-A lane has a thread pool and bounds on how long its calls may wait for their
-callers, so that nothing which fills one lane can fill another. Every method is
-registered as one that takes a stream of requests, because grpcio then hands the
-waiting for the request over to us; callers see no difference. A request is
-parsed by the lane's thread and not by grpcio's serving thread, which all calls
-share.
+A crowd that fills one lane leaves all others free. Every method is registered
+as one that takes a stream of requests, because grpcio then leaves the wait for
+the request to the handler; callers see no difference. The lane's thread parses
+the request, and not grpcio's serving thread, which all calls share.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.server.boundary import boundary
+from rerank_grpc.server.handler import Sink, answering
 from rerank_grpc.server.patience import Patience, Waiting
-from rerank_grpc.server.pools import Pool, on_pool
+
+log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Makes a request of a message's bytes, or raises InvalidRequest.
 Parse: TypeAlias = Callable[[bytes], Any]
 
-# How long a request may take to come, and an answer to be read, besides the time that its bytes take.
+# The longest wait for a request, and for an answer's reader, besides the time that the bytes take.
 REQUEST_SECONDS = 5.0
 READER_SECONDS = 10.0
-# The largest request without texts: names are all that it holds.
+# The largest request without texts, which holds names alone.
 SMALL_BYTES = 4_096
-# How many of those are awaited at once: gRPC would let each grow to the limit of the largest method.
+# Small requests awaited at once: gRPC would let each grow to the limit of the largest method.
 SMALL_CAPACITY = 16
-# Many more threads than that: in a crowd each is freed within milliseconds.
+# Far more threads than that: in a crowd each is freed within milliseconds.
 SMALL_THREADS = 128
-# How many bytes of answers may wait for their readers in one lane.
+# Bytes of answers that may wait for their readers in one lane.
 ANSWER_BYTES = 64 << 20
-# How long a stopping server still waits for a caller.
+# A stopping server's wait for a caller.
 DRAIN_SECONDS = 1.0
 
 
+class Pool(ThreadPoolExecutor):
+    """A thread pool that knows its backlog, and survives when no thread can be started.
+
+    One thread is started at once. Where the process may start no more, a call is
+    queued for the threads that exist; an exception would end grpcio's serving
+    thread, and with it the whole server.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=name)
+        self.submit(int).result()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Has a function called on one of the threads."""
+        try:
+            return super().submit(function, *args, **kwargs)
+        except RuntimeError as error:
+            if "new thread" not in str(error):
+                raise
+            log.error("no thread can be started: calls wait for those there are", extra={"kind": "no thread"})
+            done: Future[Any] = Future()  # the call was queued before the thread was to start
+            done.set_result(None)
+            return done
+
+    @property
+    def backlog(self) -> int:
+        """The number of calls that wait for a thread."""
+        return self._work_queue.qsize()
+
+
+def on_pool(handler: Callable[..., Any], pool: ThreadPoolExecutor) -> Any:
+    """Has grpcio run a handler on `pool`, which it reads from an attribute of the function.
+
+    The function must be one server's own, and not a servicer's method.
+    """
+    handler.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return handler
+
+
 class Lane:
-    """A thread pool, and how long its calls may wait for a request and for a reader."""
+    """A thread pool, and the bounds on its calls' wait for a request and for a reader."""
 
     def __init__(
         self,
         name: str,
         patience: Patience,
+        sinks: Sequence[Sink],
         *,
         threads: int = SMALL_THREADS,
         seconds: float = REQUEST_SECONDS,
@@ -57,13 +99,14 @@ class Lane:
         drain_seconds: float = DRAIN_SECONDS,
         drains_readers: bool = True,
     ) -> None:
-        """Makes a lane of so many threads.
+        """Makes a lane of `threads` threads.
 
         A call waits `seconds` for a request, and at most `capacity` calls wait at
-        once. At most `readers` streams wait for theirs, and a stream takes
+        once. At most `readers` answers wait for their reader, and a stream takes
         `stream_seconds` in all. A stopping server cuts the wait for a request to
         `drain_seconds`, and with `drains_readers` that for a reader too.
         """
+        self._sinks = sinks
         self._pool = Pool(threads, name)
         self._requests = Waiting(
             f"a request ({name})", seconds, capacity=capacity, backlog=lambda: self._pool.backlog
@@ -84,7 +127,7 @@ class Lane:
         return not (self._inside or self._pool.backlog or len(self._readers))
 
     def begin_drain(self) -> None:
-        """Waits only shortly for callers from now on, because the server is stopping."""
+        """Cuts the wait for callers from now on, because the server is stopping."""
         self._requests.begin_drain(self._drain_seconds)
         if self._drains_readers:
             self._readers.begin_drain(self._drain_seconds)
@@ -93,56 +136,74 @@ class Lane:
         """Makes the handler of a method with one answer; `behaviour` takes the request and the context."""
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            self._inside.add(context)
-            try:
+            with self._entered(context):
                 answer = behaviour(self._request(method, requests, context, parse), context)
                 return self._readers.send_last(answer.SerializeToString(), context)
-            finally:
-                self._inside.discard(context)
 
         return grpc.stream_unary_rpc_method_handler(on_pool(run, self._pool))
 
     def stream(self, method: str, behaviour: Callable[..., Iterator[Message]], parse: Parse) -> Handler:
-        """Makes the handler of a method with many answers, whose caller has to keep reading them."""
+        """Makes the handler of a method with many answers; the caller has to keep reading them."""
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            self._inside.add(context)
-            try:
+            with self._entered(context):
                 request = self._request(method, requests, context, parse)
                 self._streams.begin(context)
                 answers = behaviour(request, context)
                 yield from self._readers.send(map(_serialize, answers), context)
-            finally:
-                self._streams.end(context)
-                self._inside.discard(context)
 
         return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool))
 
     def conversation(self, method: str, behaviour: Callable[..., Iterator[Message]], parse: Parse) -> Handler:
-        """Makes the handler of a method that takes many requests, none of which may be long in coming."""
+        """Makes the handler of a method with many requests; the wait for each is bounded."""
 
         def received(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
             while (data := self._requests.receive(requests, context)) is not None:
-                yield _parsed(method, data, context, parse)
+                yield self._parsed(method, data, context, parse)
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            self._inside.add(context)
-            try:
+            with self._entered(context):
                 answers = behaviour(received(requests, context), context)
                 yield from self._readers.send(map(_serialize, answers), context)
-            finally:
-                self._inside.discard(context)
 
         return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool))
+
+    @contextmanager
+    def _entered(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Counts a call as inside until its handler ends."""
+        self._inside.add(context)
+        try:
+            yield
+        finally:
+            self._streams.end(context)
+            self._inside.discard(context)
 
     def _request(
         self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext, parse: Parse
     ) -> Any:
-        return _parsed(method, self._requests.receive(requests, context), context, parse)
+        return self._parsed(method, self._requests.receive(requests, context), context, parse)
+
+    def _parsed(self, method: str, data: bytes | None, context: grpc.ServicerContext, parse: Parse) -> Any:
+        """Makes a request of a message, or ends the call with INVALID_ARGUMENT."""
+        try:
+            if data is None:
+                raise InvalidRequest("the call ended without a request")
+            return parse(data)
+        except InvalidRequest:
+            with answering(context, method, self._sinks):
+                raise
+
+
+class Service(NamedTuple):
+    """A service: its full name, its handlers by method, and the lanes that they run in."""
+
+    name: str
+    handlers: dict[str, Handler]
+    lanes: Sequence[Lane]
 
 
 def parser(kind: type[Message], most_bytes: int = SMALL_BYTES) -> Parse:
-    """Makes the Parse of a message type, of at most so many bytes."""
+    """Makes the Parse of a message type; a larger message than `most_bytes` is refused."""
     name = kind.DESCRIPTOR.full_name
 
     def parse(data: bytes) -> Message:
@@ -156,21 +217,10 @@ def parser(kind: type[Message], most_bytes: int = SMALL_BYTES) -> Parse:
     return parse
 
 
-def register(server: grpc.Server, service: str, handlers: dict[str, Handler]) -> None:
+def register(server: grpc.Server, service: Service) -> None:
     """Registers a service's methods as generated code does: grpcio finds registered ones faster."""
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    server.add_registered_method_handlers(service, handlers)
-
-
-def _parsed(method: str, data: bytes | None, context: grpc.ServicerContext, parse: Parse) -> Any:
-    """Makes a request of a message, or ends the call with INVALID_ARGUMENT."""
-    try:
-        if data is None:
-            raise InvalidRequest("the call ended without a request")
-        return parse(data)
-    except InvalidRequest:
-        with boundary(context, method):
-            raise
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, service.handlers),))
+    server.add_registered_method_handlers(service.name, service.handlers)
 
 
 def _serialize(message: Message) -> bytes:

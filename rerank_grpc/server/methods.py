@@ -1,13 +1,12 @@
-"""The methods of our own services, each in its lane: a table of what grpcio is to run, and how."""
+"""The services of rerank.v1: each method with its lane and its parser."""
 
 from __future__ import annotations
 
-import grpc
+from collections.abc import Sequence
 
-from rerank_grpc.checks import too_many_documents
-from rerank_grpc.config import Limits
-from rerank_grpc.server import wire
-from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, parser, register
+from rerank_grpc.limits import Limits, too_many_documents
+from rerank_grpc.server.handler import Sink
+from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, Service, parser
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -15,45 +14,41 @@ from rerank_grpc.v1 import rerank_pb2_grpc
 RERANK_SERVICE = pb.DESCRIPTOR.services_by_name["RerankService"].full_name
 ADMIN_SERVICE = pb.DESCRIPTOR.services_by_name["ModelAdminService"].full_name
 
-# How many requests with texts are awaited at once: at least as many as ordinary callers send together.
+# Requests with texts awaited at once: at least as many as ordinary callers send together.
 TEXTS_CAPACITY = 96
-# How long a stopping server still waits for one.
+# A stopping server's wait for one.
 TEXTS_DRAIN_SECONDS = 5.0
-# How many probes of our own are awaited at once; where tokens are set, they need one.
+# Requests of ListModels and Health awaited at once; where tokens are set, these need one.
 PROBES_CAPACITY = 96
 # Threads that are left to refuse calls while all slots are taken and requests are awaited.
 SPARE_THREADS = 32
 ADMIN_THREADS = 32
 
-
-def _texts_parser(kind: type[pb.RerankRequest] | type[pb.StreamRerankRequest], limits: Limits) -> Parse:
-    """Makes the Parse of a request with texts, which counts its documents first: millions fit a message."""
-    parse, documents = parser(kind, limits.message_bytes), kind.DOCUMENTS_FIELD_NUMBER
-
-    def parse_texts(data: bytes) -> object:
-        if wire.has_more_than(limits.documents, documents, data):
-            raise too_many_documents(limits)
-        return parse(data)
-
-    return parse_texts
+# Wire types of protobuf's encoding.
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+# A message has its documents and a dozen other fields; newer callers may send some more.
+OTHER_FIELDS = 64
+# Tags are counted piece by piece, so that a message full of them is refused at once.
+PIECE_BYTES = 1 << 16
 
 
-def add_rerank(
-    server: grpc.Server,
+def rerank_service(
     servicer: rerank_pb2_grpc.RerankServiceServicer,
     patience: Patience,
+    sinks: Sequence[Sink],
     limits: Limits,
     *,
     calls: int,
-) -> list[Lane]:
-    """Registers RerankService on a server that admits so many calls; returns its lanes."""
+) -> Service:
+    """Makes RerankService, of which at most `calls` calls are admitted at once."""
     capacity = max(calls, TEXTS_CAPACITY)
 
     def lane(name: str) -> Lane:
         return Lane(
             name,
             patience,
-            # Calls inside, those in the lobby, those whose request has not come, and readers of streams.
+            sinks,
+            # Calls inside, calls in the lobby, calls that wait for their request, and readers of streams.
             threads=calls + calls // 2 + 2 * capacity + SPARE_THREADS,
             seconds=REQUEST_SECONDS + limits.message_bytes / BYTES_PER_SECOND,
             capacity=capacity,
@@ -64,7 +59,7 @@ def add_rerank(
         )
 
     answers, streams = lane("rerank"), lane("stream")
-    probes = Lane("probe", patience, capacity=PROBES_CAPACITY, threads=2 * PROBES_CAPACITY)
+    probes = Lane("probe", patience, sinks, capacity=PROBES_CAPACITY, threads=2 * PROBES_CAPACITY)
     handlers = {
         "Rerank": answers.unary("Rerank", servicer.Rerank, _texts_parser(pb.RerankRequest, limits)),
         "StreamRerank": streams.stream(
@@ -73,18 +68,89 @@ def add_rerank(
         "ListModels": probes.unary("ListModels", servicer.ListModels, parser(pb.ListModelsRequest)),
         "Health": probes.unary("Health", servicer.Health, parser(pb.HealthRequest)),
     }
-    register(server, RERANK_SERVICE, handlers)
-    return [answers, streams, probes]
+    return Service(RERANK_SERVICE, handlers, [answers, streams, probes])
 
 
-def add_admin(
-    server: grpc.Server, servicer: rerank_pb2_grpc.ModelAdminServiceServicer, patience: Patience
-) -> Lane:
-    """Registers ModelAdminService, and returns its lane; a call holds a thread until a model has moved."""
-    lane = Lane("admin", patience, threads=ADMIN_THREADS)
+def admin_service(
+    servicer: rerank_pb2_grpc.ModelAdminServiceServicer, patience: Patience, sinks: Sequence[Sink]
+) -> Service:
+    """Makes ModelAdminService; a call holds a thread until its model has moved."""
+    lane = Lane("admin", patience, sinks, threads=ADMIN_THREADS)
     handlers = {
         "LoadModel": lane.unary("LoadModel", servicer.LoadModel, parser(pb.LoadModelRequest)),
         "UnloadModel": lane.unary("UnloadModel", servicer.UnloadModel, parser(pb.UnloadModelRequest)),
     }
-    register(server, ADMIN_SERVICE, handlers)
-    return lane
+    return Service(ADMIN_SERVICE, handlers, [lane])
+
+
+def _texts_parser(kind: type[pb.RerankRequest] | type[pb.StreamRerankRequest], limits: Limits) -> Parse:
+    """Makes the Parse of a request with texts, which counts its documents first: millions fit."""
+    parse, documents = parser(kind, limits.message_bytes), kind.DOCUMENTS_FIELD_NUMBER
+
+    def parse_texts(data: bytes) -> object:
+        if has_more_than(limits.documents, documents, data):
+            raise too_many_documents(limits)
+        return parse(data)
+
+    return parse_texts
+
+
+def has_more_than(most: int, number: int, message: bytes) -> bool:
+    """Tells whether a serialized message has more than `most` values of a length-delimited field.
+
+    The walk ends after OTHER_FIELDS more fields of any number, and at a field of
+    no known kind: such a message counts as one that has too many. It also ends
+    where the message is cut off, which the parser will refuse.
+    """
+    tag = number << 3 | BYTES
+    assert tag < 0x80
+    if not _may_have_more(most, message, tag):
+        return False
+    at = fields = found = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        fields += 1
+        found += key >> 3 == number
+        if found > most or fields > most + OTHER_FIELDS:
+            return True
+        end = _skip(message, at, key & 7)
+        if end is None:
+            return True
+        at = end
+    return False
+
+
+def _may_have_more(most: int, message: bytes, tag: int) -> bool:
+    """Tells within microseconds whether a tag might occur more often, by its first byte."""
+    found = 0
+    for start in range(0, len(message), PIECE_BYTES):
+        end = start + PIECE_BYTES
+        found += message.count(tag, start, end) + message.count(tag | 0x80, start, end)
+        if found > most:
+            return True
+    return False
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """Reads a varint of at most ten bytes; returns it and the position of its end."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            break
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+    return value, at
+
+
+def _skip(message: bytes, at: int, kind: int) -> int | None:
+    """Returns the end of a field's value; None for a group, which could hide others, or an unknown kind."""
+    if kind == VARINT:
+        return _varint(message, at)[1]
+    if kind == BYTES:
+        length, at = _varint(message, at)
+        return at + length
+    size = {FIXED64: 8, FIXED32: 4}.get(kind)
+    return None if size is None else at + size

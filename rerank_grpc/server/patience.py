@@ -1,10 +1,10 @@
-"""How long a call may wait for its caller: for the request to come, and for the answer to be read.
+"""Bounds on a call's wait for its caller: for the request to come, and for the answer to be read.
 
 grpcio waits for both without a limit, and holds a thread or a message meanwhile.
-Here a call that has waited too long is cancelled, and where more wait than the
-server bears, those of the connections that have most. A message on an ordinary
-network comes within milliseconds of its headers, so a crowd is made by callers
-who send or read nothing, as in a SYN flood.
+A call that has waited too long is cancelled, and in a crowd those of the
+connections that have most. A message on an ordinary network comes within
+milliseconds of its headers; calls that send or read nothing make a crowd, as in
+a SYN flood.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from rerank_grpc.errors import describe
 
 log = logging.getLogger(__name__)
 
-# How often the thread looks for calls that have waited too long, and how soon after a crowd has formed.
+# The interval between two looks for late calls, and the delay of a look after a crowd has formed.
 LOOK_SECONDS = 0.1
 CROWD_SECONDS = 0.005
-# A large message may take longer, as long as it comes or goes this fast on average.
+# A large message may take longer, at this average rate.
 BYTES_PER_SECOND = 65_536
-# In a crowd, no call is cancelled that has waited less than this ...
+# In a crowd, a call that has waited less than this is spared ...
 SPARED_SECONDS = 0.25
-# ... but on a connection with more calls in the crowd than these, only this is spared.
+# ... and less than this on a connection with more calls in the crowd than these.
 HOG_CALLS, HOG_SPARED_SECONDS = 8, 0.02
-# A message of this size has the crowd looked at.
+# A message above this size triggers a look.
 LARGE_BYTES = 1 << 18
 
 
 class _Wait(NamedTuple):
-    """One call's wait: times in the seconds of time.monotonic, and the bytes that are kept meanwhile."""
+    """One call's wait: times in seconds of time.monotonic, and the bytes that are kept meanwhile."""
 
     since: float
     until: float
@@ -46,13 +46,13 @@ class _Wait(NamedTuple):
 
 
 class Waiting:
-    """The calls that wait for their callers in one way; every method may be called by any thread.
+    """The calls that wait for their callers in one way; any thread may call any method.
 
     No lock is needed: each change is one operation on a dict, which keeps the
     order in which calls began to wait.
 
     Attributes:
-        noun: what they wait for, for the log.
+        noun: the awaited thing, for the log.
         on_crowd: called when a crowd may have formed.
     """
 
@@ -67,7 +67,7 @@ class Waiting:
     ) -> None:
         """Bounds a wait to `seconds`, and to `capacity` calls and `capacity_bytes` at once.
 
-        `backlog` tells how many calls have not even begun to wait.
+        `backlog` counts the calls that have not even begun to wait.
         """
         self.noun = noun
         self._seconds = seconds
@@ -93,11 +93,11 @@ class Waiting:
         return self._waits.pop(context, None) is not None
 
     def begin_drain(self, seconds: float) -> None:
-        """Cuts every wait to so many seconds from now on, because the server is stopping."""
+        """Cuts every wait to `seconds` from now on, because the server is stopping."""
         self._drain = monotonic(), seconds
 
     def cancel_late(self, now: float) -> None:
-        """Cancels the calls that have waited too long, and those that are too many or keep too much."""
+        """Cancels the calls that have waited too long, and the excess of calls and of bytes."""
         if not self._waits:
             return
         waits = self._waits.copy()
@@ -120,7 +120,7 @@ class Waiting:
     def _excess(self, waits: dict[grpc.ServicerContext, _Wait], now: float) -> Iterator[grpc.ServicerContext]:
         """Yields the calls beyond the capacity, always the oldest of the connection that has most.
 
-        The backlog counts as well. Among equals that is the connection whose oldest call has waited longest.
+        The backlog counts as well. Among equals, the connection with the oldest call loses.
         """
         backlog = self._backlog()
         calls, size = len(waits) + backlog, sum([wait.size for wait in waits.values()])
@@ -138,7 +138,7 @@ class Waiting:
             spared = HOG_SPARED_SECONDS if len(own) > HOG_CALLS else SPARED_SECONDS
             wait = waits[own[0]]
             if now - wait.since < spared / haste:
-                del connections[peer]  # all its calls are spared, which must not spare others
+                del connections[peer]  # its calls are all spared; those of others are not
                 continue
             calls, size = calls - 1, size - wait.size
             kept[peer] -= wait.size
@@ -147,10 +147,7 @@ class Waiting:
                 del connections[peer]
 
     def receive(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes | None:
-        """Takes the next message off a call; None if the caller has sent its last.
-
-        Ends the call if it was cancelled because the message did not come.
-        """
+        """Takes the next message of a call; None after the last. Ends a call that was cancelled meanwhile."""
         self.begin(context)
         try:
             message = next(requests, None)
@@ -161,7 +158,7 @@ class Waiting:
         return message
 
     def send(self, messages: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Passes messages on; from each until the next is asked for, the call waits for its reader."""
+        """Passes messages on; after each, the call waits for its reader until the next is asked for."""
         try:
             for message in messages:
                 self.begin(context, len(message))
@@ -171,7 +168,7 @@ class Waiting:
             self.end(context)
 
     def send_last(self, message: bytes, context: grpc.ServicerContext) -> bytes:
-        """Returns a call's only message; from now on the call waits for its reader, until it ends."""
+        """Returns a call's only message; the call waits for its reader until it ends."""
         self.begin(context, len(message))
         if not context.add_callback(partial(self._forget, context)):
             self._forget(context)
@@ -182,7 +179,7 @@ class Waiting:
 
 
 class Patience:
-    """Looks after several kinds of waiting calls, on a thread of its own."""
+    """Bounds several kinds of waiting, on a thread of its own."""
 
     def __init__(self) -> None:
         self.waitings: list[Waiting] = []
@@ -214,6 +211,6 @@ class Patience:
             for waiting in self.waitings:
                 try:
                     waiting.cancel_late(now)
-                except Exception as error:  # without this thread nothing would ever be cancelled again
+                except Exception as error:  # the end of this thread would end every bound
                     kind = {"kind": "patience failed"}
                     log.error("waits for %s are not bounded: %s", waiting.noun, describe(error), extra=kind)

@@ -1,82 +1,59 @@
-"""RerankService: each method translates, calls the reranker or the registry, and translates back."""
+"""RerankService: each method reads its message, calls the reranker or the registry, and writes the reply."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from time import monotonic
+from collections.abc import Iterator, Sequence
 
 import grpc
 
-from rerank_grpc import __version__, types
-from rerank_grpc.config import Limits
-from rerank_grpc.registry import Registry
+from rerank_grpc.limits import Limits
+from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
-from rerank_grpc.server import convert
-from rerank_grpc.server.boundary import boundary
-from rerank_grpc.server.context import call_of
+from rerank_grpc.server.handler import Sink, answering, call_of
 from rerank_grpc.types import RerankSummary
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
+from rerank_grpc.wire import messages
 
 
 class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
     """Serves rerank.v1.RerankService."""
 
-    def __init__(self, reranker: Reranker, registry: Registry, limits: Limits) -> None:
+    def __init__(self, reranker: Reranker, registry: Registry, limits: Limits, sinks: Sequence[Sink]) -> None:
         self._reranker = reranker
         self._registry = registry
         self._limits = limits
-        self._started = monotonic()
+        self._sinks = sinks
 
     def Rerank(self, request: pb.RerankRequest, context: grpc.ServicerContext) -> pb.RerankResponse:
         """Scores all documents and returns them by descending relevance."""
-        with boundary(context, "Rerank") as facts:
-            facts["documents"] = len(request.documents)
+        with answering(context, "Rerank", self._sinks) as record:
+            record.documents = len(request.documents)
             call = call_of(context, self._limits.deadline_seconds)
-            response = self._reranker.rerank(convert.request_from(request, self._limits), call)
-            facts["model"] = response.summary.model
-            facts["tokens"] = response.summary.usage.input_tokens
-            return convert.response_to(response)
+            response = self._reranker.rerank(messages.request_from(request), call)
+            record.summary = response.summary
+            return messages.response_to(response)
 
     def StreamRerank(
         self, request: pb.StreamRerankRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.StreamRerankResponse]:
         """Sends results as they are scored, and the summary at last."""
-        with boundary(context, "StreamRerank") as facts:
-            facts["documents"] = len(request.documents)
+        with answering(context, "StreamRerank", self._sinks) as record:
+            record.documents = len(request.documents)
             call = call_of(context, self._limits.deadline_seconds)
-            for part in self._reranker.stream(convert.request_from(request, self._limits), call):
+            for part in self._reranker.stream(messages.request_from(request), call):
                 if isinstance(part, RerankSummary):
-                    facts["model"] = part.model
-                    facts["tokens"] = part.usage.input_tokens
-                    yield pb.StreamRerankResponse(summary=convert.summary_to(part))
-                else:
-                    yield pb.StreamRerankResponse(results=convert.results_to(part))
+                    record.summary = part
+                yield messages.part_to(part)
 
     def ListModels(
         self, request: pb.ListModelsRequest, context: grpc.ServicerContext
     ) -> pb.ListModelsResponse:
         """Lists the configured models, the default first."""
-        with boundary(context, "ListModels"):
-            return pb.ListModelsResponse(models=map(convert.model_to, self._registry.models()))
+        with answering(context, "ListModels", self._sinks):
+            return pb.ListModelsResponse(models=map(messages.model_to, self._registry.models()))
 
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:
-        """Tells whether a model can be called now, and how full its queue is."""
-        with boundary(context, "Health"):
-            return convert.health_to(self.health(request.model))
-
-    def health(self, model: str) -> types.Health:
-        """Tells a model's health by name or alias ("" is the default); raises UnknownModel."""
-        info = self._registry.info(model)
-        loaded = self._registry.loaded(model)
-        engine = loaded.engine if loaded else None
-        return types.Health(
-            model=info.name,
-            state=info.state,
-            version=__version__,
-            uptime_seconds=monotonic() - self._started,
-            queue_tokens=engine.queued_tokens if engine else 0,
-            queue_capacity_tokens=engine.settings.max_queue_tokens if engine else 0,
-            tokens_per_second=engine.tokens_per_second if engine else 0.0,
-            serving=info.serving,
-        )
+        """Tells whether a call for a model would be answered, and how full its queue is."""
+        with answering(context, "Health", self._sinks):
+            return messages.health_to(self._registry.health(request.model))

@@ -1,34 +1,28 @@
-"""Decides of which tokenizers a text may be read in part, with the tokens that the whole would give."""
+"""Decides for which tokenizers a part of a text makes the tokens that the whole would make."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
-# Normalizers that change a text the same way whatever stands beyond a space between two letters.
-_LOCAL = frozenset(
-    {
-        "BertNormalizer",
-        "NFC",
-        "NFD",
-        "NFKC",
-        "NFKD",
-        "Lowercase",
-        "StripAccents",
-        "Precompiled",
-        "Nmt",
-        "ByteLevel",
-        "Strip",
-        "Prepend",
-        "Replace",
-    }
+Step: TypeAlias = Mapping[str, Any]  # one normalizer or pre-tokenizer of a tokenizer.json
+
+# Normalizers whose answer to an ASCII character depends on no neighbour, "\r\n" apart.
+CHARACTERWISE = frozenset(
+    {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "StripAccents"}
 )
-# What Replace may make one space of, so that letters and a lone space between them stay.
-_SPACE_PATTERNS = frozenset({" {2,}", r"\s+", r"\s{2,}", r"\s{2,}|[\n\r\t]"})
-# Of the normalizers, the ones that treat the beginning of a text as something special.
+# Normalizers whose work on one side of a space between two letters depends on nothing beyond it.
+_LOCAL = CHARACTERWISE | {"ByteLevel", "Prepend", "Replace", "Strip"}
+# Those of them to which the start of a text is special.
 _AT_START = frozenset({"Strip", "Prepend"})
+# Patterns that Replace may turn into one space without a change to letters and lone spaces.
+_SPACE_PATTERNS = frozenset({" {2,}", r"\s+", r"\s{2,}", r"\s{2,}|[\n\r\t]"})
 
-# Expressions by which Split makes words, and a space between two letters or digits begins one: Qwen's.
+# Pre-tokenizers that look no further than the word they are in.
+_WORDWISE = frozenset(
+    {"BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"}
+)
+# Patterns by which Split begins a word at each space between two letters or digits: Qwen's.
 _SPLIT_PATTERNS = frozenset(
     {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -36,25 +30,21 @@ _SPLIT_PATTERNS = frozenset(
     }
 )
 
-# Pre-tokenizers that look no further than the word they are in.
-_WORDWISE = frozenset(
-    {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace", "Punctuation", "Digits"}
-)
-
 
 def cut_safety(data: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Decides Vocabulary.splits_at_spaces and splits_suffix; anything unknown is not safe."""
+    """Decides Vocabulary.cuts_prefix and cuts_suffix; an unknown step is not safe."""
     normalizers = _steps(data.get("normalizer"), "normalizers")
     pre_tokenizers = _steps(data.get("pre_tokenizer"), "pretokenizers")
-    local = all(step["type"] in _LOCAL and is_local(step) for step in normalizers)
-    known = all(step["type"] in _WORDWISE or _splits_words(step) for step in pre_tokenizers)
-    splits = known and any(_splits_before_space(step) for step in pre_tokenizers)
+    local = all(step["type"] in _LOCAL and keeps_letters(step) for step in normalizers)
+    wordwise = all(step["type"] in _WORDWISE or _splits_words(step) for step in pre_tokenizers)
+    splits = wordwise and any(map(_splits_before_space, pre_tokenizers))
     spaced = any(" " in token["content"].strip() for token in data["added_tokens"])
     prefix = local and splits and not spaced
     return prefix, prefix and not any(step["type"] in _AT_START for step in normalizers)
 
 
-def _steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
+def _steps(step: Step | None, inner: str) -> list[Step]:
+    """Flattens a Sequence of steps, which stands under the key `inner`."""
     if step is None:
         return []
     if step["type"] == "Sequence":
@@ -62,25 +52,25 @@ def _steps(step: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]
     return [step]
 
 
-def is_local(step: Mapping[str, Any]) -> bool:
-    """Whether a normalizer, if it is Replace, makes one space of several and no more."""
+def keeps_letters(step: Step) -> bool:
+    """Tells whether a normalizer, if it is Replace, makes one space of several and no more."""
     if step["type"] != "Replace":
         return True
     return step["content"] == " " and step["pattern"].get("Regex") in _SPACE_PATTERNS
 
 
-def _splits_words(step: Mapping[str, Any]) -> bool:
+def _splits_words(step: Step) -> bool:
     if step["type"] != "Split" or step.get("invert") or step.get("behavior") != "Isolated":
         return False
     return step["pattern"].get("Regex") in _SPLIT_PATTERNS
 
 
-def _splits_before_space(step: Mapping[str, Any]) -> bool:
-    kind = step["type"]
-    if _splits_words(step):
-        return True
-    if kind == "ByteLevel":
-        return bool(step.get("use_regex", True))
-    if kind == "Metaspace":
-        return bool(step.get("split", True))
-    return kind in {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+def _splits_before_space(step: Step) -> bool:
+    match step["type"]:
+        case "ByteLevel":
+            return bool(step.get("use_regex", True))
+        case "Metaspace":
+            return bool(step.get("split", True))
+        case "BertPreTokenizer" | "Whitespace" | "WhitespaceSplit":
+            return True
+    return _splits_words(step)

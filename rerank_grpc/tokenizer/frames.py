@@ -1,28 +1,110 @@
-"""The encoder of language models: a prompt around the texts, and all of it before the document shared."""
+"""The tokens that surround every document of a request, by the kind of model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as ListOf
+import functools
 from pathlib import Path
+from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from tokenizers import Tokenizer
+import tokenizers
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.prompts import Prompt
-from rerank_grpc.sequence import TOKEN_BYTES, Prefix, TokenizedRequest
-from rerank_grpc.tokenizer.documents import ALL, encode_documents, refuse_instruction
+from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.vocabulary import Vocabulary
-from rerank_grpc.tokenizer.windows import Cutting, check_unicode, pack, tokenize
+from rerank_grpc.tokenizer.windows import UNBOUNDED, Cutting, check_unicode, to_bytes, tokenize
 from rerank_grpc.types import Truncation
 
-# A model whose prompt leaves less than this for query and document is none.
-LEAST_ROOM = 32
+# Clients that send few documents per call repeat their query, so recent short ones are kept.
+REMEMBERED_QUERIES = 128
+REMEMBERED_CHARACTERS = 2_000
+# A prompt that leaves fewer tokens to query and document is refused.
+LEAST_FREE_TOKENS = 32
+WHOLE = Cutting(UNBOUNDED, UNBOUNDED, Truncation.END)
 
 
-class PromptEncoder:
-    """Encodes for a language model; only the document is cut to fit, never what stands after it.
+class Frame(NamedTuple):
+    """The surroundings of every document of one request.
+
+    Attributes:
+        free_tokens: tokens of a document that fit.
+        before, after: token ids on both sides of the document, packed as int32.
+        segment_start: the index at which segment B begins; 0 means nowhere.
+        lead: a text that each document begins with.
+        prefix: the tokens before the sequence, computed once.
+        query: a sequence of the query alone, for models that compare vectors.
+        query_truncated: whether a part of the query or instruction was left out.
+    """
+
+    free_tokens: int
+    before: bytes
+    after: bytes
+    segment_start: int = 0
+    lead: str = ""
+    prefix: Prefix | None = None
+    query: Sequence | None = None
+    query_truncated: bool = False
+
+
+class Framing(Protocol):
+    """Makes the frames of one model; any number of threads may call it at once."""
+
+    @property
+    def accepts_instruction(self) -> bool:
+        """Whether the instruction of a request is put into the frame."""
+
+    def frame(self, query: str, instruction: str, truncation: Truncation, pace: Pace) -> Frame:
+        """Makes the frame of one request; raises InvalidRequest for a text that may not be cut."""
+
+
+class PlainFraming:
+    """Frames of models that read the query as it is: beside each document, or as a sequence of its own.
+
+    The query gets at most half of the tokens.
+    """
+
+    accepts_instruction = False
+
+    def __init__(self, vocabulary: Vocabulary, max_tokens: int, *, pairs: bool) -> None:
+        self._vocabulary = vocabulary
+        self._template = template = vocabulary.pair if pairs else vocabulary.single
+        self._before, self._after = template.prefix.tobytes(), template.suffix.tobytes()
+        self._pairs = pairs
+        self._free_tokens = max_tokens - template.overhead
+        self._max_query_tokens = max_tokens // 2
+        self._remembered = functools.lru_cache(REMEMBERED_QUERIES)(self._tokenize)
+
+    def frame(self, query: str, instruction: str, truncation: Truncation, pace: Pace) -> Frame:
+        """Frames a document by the query and control tokens; there is no instruction."""
+        if len(query) <= REMEMBERED_CHARACTERS:
+            ids, truncated = self._remembered(query, truncation)
+        else:
+            ids, truncated = self._tokenize(query, truncation, pace)
+        if not self._pairs:
+            alone = Sequence(self._before + ids + self._after)
+            free_tokens = max(0, self._free_tokens)
+            return Frame(free_tokens, self._before, self._after, query=alone, query_truncated=truncated)
+        template, query_tokens = self._template, len(ids) // TOKEN_BYTES
+        start = template.segment_start
+        return Frame(
+            max(0, self._free_tokens - query_tokens),
+            self._before + ids + template.middle.tobytes(),
+            self._after,
+            0 if start is None else len(template.prefix) + query_tokens + start,
+            query_truncated=truncated,
+        )
+
+    def _tokenize(self, query: str, truncation: Truncation, pace: Pace = UNHURRIED) -> tuple[bytes, bool]:
+        """Returns the query's token ids, packed as int32, and whether others were left out."""
+        cutting = Cutting(self._max_query_tokens, self._max_query_tokens, truncation)
+        (tokenized,) = tokenize(self._vocabulary, [query], lambda _: "query", cutting, pace)
+        return tokenized.chunks[0][0], tokenized.truncated
+
+
+class PromptFraming:
+    """Frames of language models: a prompt, whose tokens before the document are a shared prefix.
 
     Of the tokens that the prompt leaves free, the query gets at most a half
     and the instruction a quarter.
@@ -33,79 +115,64 @@ class PromptEncoder:
     ) -> None:
         self._vocabulary = vocabulary
         self._prompt = prompt
-        # The model's own tokenizer, in which control tokens are what they are: for the prompt's texts only.
-        upstream = Tokenizer.from_file(str(tokenizer_file))
-        system, suffix = (
-            pack([token for text in texts for token in upstream.encode(text, add_special_tokens=False).ids])
+        self.accepts_instruction = bool(prompt.instruction)
+        # In the model's own tokenizer control tokens are recognised, as the prompt's texts need.
+        upstream = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+        system, self._suffix = (
+            to_bytes(
+                [token for text in texts for token in upstream.encode(text, add_special_tokens=False).ids]
+            )
             for texts in (prompt.system, prompt.suffix)
         )
         self._system = Prefix(system)
-        self._suffix = suffix
-        self._room = max_tokens - (len(system) + len(suffix)) // TOKEN_BYTES
-        self._free = self._room - len(self._head_ids("", "")) // TOKEN_BYTES
-        if self._free < LEAST_ROOM:
+        # Tokens between system and suffix, and those of them that the prompt's own words leave free.
+        self._inner_tokens = max_tokens - (len(system) + len(self._suffix)) // TOKEN_BYTES
+        self._free_tokens = self._inner_tokens - len(self._ids("", "", UNHURRIED)) // TOKEN_BYTES
+        if self._free_tokens < LEAST_FREE_TOKENS:
             raise ModelLoadError(f"{tokenizer_file.parent}: {max_tokens} tokens are too few for its prompt")
         self._prefixes: WeakValueDictionary[bytes, Prefix] = WeakValueDictionary()
 
-    def encode(
-        self,
-        query: str,
-        documents: ListOf[str],
-        *,
-        instruction: str = "",
-        max_tokens_per_document: int = 0,
-        truncation: Truncation = Truncation.END,
-        max_chunks: int = 1,
-        pace: Pace = UNHURRIED,
-    ) -> TokenizedRequest:
-        """Encodes one request; see tokenizer.Encoder.encode.
-
-        A query_truncated says that a part of the query or of the instruction was left out.
-        """
-        if not self._prompt.instruction:
-            refuse_instruction(instruction)
-        head, shortened = self._head(query, instruction, truncation)
-        most = max_tokens_per_document or ALL
-        room = max(0, self._room - len(head) // TOKEN_BYTES)
-        sequences, encoded = encode_documents(
-            self._vocabulary,
-            documents,
-            Cutting(min(room, most), most, truncation, max_chunks),
-            before=b"",
-            after=self._suffix,
-            lead=self._prompt.lead,
-            prefix=self._shared(head),
-            pace=pace,
-        )
-        return TokenizedRequest(tuple(sequences), encoded, None, shortened)
-
-    def _head(self, query: str, instruction: str, truncation: Truncation) -> tuple[bytes, bool]:
-        """Encodes what stands between the system's text and the document, and says if it was cut."""
+    def frame(self, query: str, instruction: str, truncation: Truncation, pace: Pace) -> Frame:
+        """Frames a document by the prompt; requests with equal texts at the same time share a prefix."""
         check_unicode(instruction, "instruction")
-        head = self._head_ids(query, instruction)
-        if len(head) // TOKEN_BYTES <= self._room - self._free + self._free // 4:
-            return head, False
-        query, query_cut = self._shorten(query, self._free // 2, truncation, "query")
-        instruction, instruction_cut = self._shorten(instruction, self._free // 4, truncation, "instruction")
+        before_document, truncated = self._before_document(query, instruction, truncation, pace)
+        prefix = self._prefixes.setdefault(before_document, Prefix(before_document, self._system))
+        return Frame(
+            max(0, self._inner_tokens - len(before_document) // TOKEN_BYTES),
+            b"",
+            self._suffix,
+            lead=self._prompt.lead,
+            prefix=prefix,
+            query_truncated=truncated,
+        )
+
+    def _before_document(
+        self, query: str, instruction: str, truncation: Truncation, pace: Pace
+    ) -> tuple[bytes, bool]:
+        """Tokenizes the text between system and document, and tells whether it was cut."""
+        ids, free = self._ids(query, instruction, pace), self._free_tokens
+        if len(ids) // TOKEN_BYTES <= self._inner_tokens - free + free // 4:
+            return ids, False
+        query, query_cut = self._shorten(query, free // 2, truncation, "query", pace)
+        instruction, instruction_cut = self._shorten(instruction, free // 4, truncation, "instruction", pace)
         if not query_cut and not instruction_cut:
-            return head, False
-        return self._head_ids(query, instruction), True
+            return ids, False
+        return self._ids(query, instruction, pace), True
 
-    def _head_ids(self, query: str, instruction: str) -> bytes:
+    def _ids(self, query: str, instruction: str, pace: Pace) -> bytes:
         texts = self._prompt.filled(query, instruction)
-        whole = Cutting(ALL, ALL, Truncation.END)
-        return b"".join(part.ids for part in tokenize(self._vocabulary, texts, whole, lambda _: "query"))
+        tokenized = tokenize(self._vocabulary, texts, lambda _: "query", WHOLE, pace)
+        return b"".join([ids for text in tokenized for ids, _ in text.chunks])
 
-    def _shorten(self, text: str, room: int, truncation: Truncation, field: str) -> tuple[str, bool]:
-        """Cuts a text to about `room` tokens, and says if it did; raises InvalidRequest if it may not."""
-        (tokens,) = tokenize(self._vocabulary, [text], Cutting(room, room, truncation), lambda _: field)
-        if not tokens.truncated:
+    def _shorten(
+        self, text: str, most: int, truncation: Truncation, field: str, pace: Pace
+    ) -> tuple[str, bool]:
+        """Cuts a text to about `most` tokens, and tells whether; raises InvalidRequest if it may not."""
+        cutting = Cutting(most, most, truncation)
+        (tokenized,) = tokenize(self._vocabulary, [text], lambda _: field, cutting, pace)
+        if not tokenized.truncated:
             return text, False
         offsets = self._vocabulary.tokenizer.encode(text, add_special_tokens=False).offsets
         if truncation is Truncation.START:
-            return text[offsets[-room][0] :], True
-        return text[: offsets[room - 1][1]], True
-
-    def _shared(self, head: bytes) -> Prefix:
-        """The prefix of a request; the same object for requests that have it at the same time."""
-        return self._prefixes.setdefault(head, Prefix(head, self._system))
+            return text[offsets[-most][0] :], True
+        return text[: offsets[most - 1][1]], True

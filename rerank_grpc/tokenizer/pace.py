@@ -1,4 +1,4 @@
-"""Bounds how many threads tokenize at once, and lets a call that has ended stop between two blocks of texts.
+"""Bounds how many threads tokenize at once, and stops an ended call between two blocks of its texts.
 
 A tokenizer holds some hundred bytes for each token of the texts it was given,
 so a large request is tokenized in blocks, and a block of another request may
@@ -16,14 +16,14 @@ from contextlib import contextmanager
 
 # A block holds texts of this many characters together, or one longer text.
 BLOCK_CHARACTERS = 1 << 18
-# Fewer characters than these are tokenized without waiting for a turn: in about a millisecond.
+# Fewer characters take about a millisecond, and are tokenized without a turn.
 SMALL_CHARACTERS = 1 << 14
-# How often a thread that waits for its turn looks whether its call has ended.
-LOOK_SECONDS = 0.05
+# The time between two checks by a thread that waits for its turn.
+CHECK_SECONDS = 0.05
 
 
 class Turns:
-    """Lets a number of threads in at once; the thread that has waited longest is next."""
+    """Lets a number of threads in at once, by default one per CPU, in the order of their arrival."""
 
     def __init__(self, count: int | None = None) -> None:
         self._free = count or _cpus()
@@ -32,10 +32,10 @@ class Turns:
 
     @contextmanager
     def one(self, check: Callable[[], None]) -> Iterator[None]:
-        """Holds a turn while a `with` statement runs; raises like `check`, which is asked while it waits."""
+        """Holds a turn while a `with` statement runs; raises the error of `check`, called during the wait."""
         mine = self._join()
         try:
-            while mine is not None and not mine.acquire(timeout=LOOK_SECONDS):
+            while mine is not None and not mine.acquire(timeout=CHECK_SECONDS):
                 check()
             check()
             yield
@@ -65,7 +65,7 @@ class Turns:
 
 
 class Pace:
-    """How one request's texts are tokenized: in blocks, each at its turn, until `check` raises."""
+    """Divides one request's texts into blocks, each tokenized at its turn, until `check` raises."""
 
     def __init__(self, turns: Turns, check: Callable[[], None]) -> None:
         self._turns = turns
@@ -74,15 +74,17 @@ class Pace:
     def blocks(self, texts: ListOf[str]) -> Iterator[tuple[int, ListOf[str]]]:
         """Yields (index of the first text, texts) of each block while its turn lasts; raises like `check`."""
         if sum(map(len, texts)) <= SMALL_CHARACTERS:
-            yield 0, texts
-            return
+            return iter([(0, texts)])
+        return self._in_turn(texts)
+
+    def _in_turn(self, texts: ListOf[str]) -> Iterator[tuple[int, ListOf[str]]]:
         for start, end in _blocks(texts):
             with self._turns.one(self._check):
-                yield start, texts[start:end] if end - start < len(texts) else texts
+                yield start, texts[start:end]
 
 
 def _blocks(texts: ListOf[str]) -> Iterator[tuple[int, int]]:
-    """Yields where each block starts and ends."""
+    """Yields (start, end) of each block."""
     start = characters = 0
     for index, text in enumerate(texts):
         if index > start and characters + len(text) > BLOCK_CHARACTERS:

@@ -1,14 +1,12 @@
-"""Texts to tokens: read no further than the model can see, cut to what fits, checked."""
+"""Reads texts no further than the model can see, and cuts them into chunks that fit."""
 
 from __future__ import annotations
 
 import struct
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as ListOf
-from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from tokenizers import Encoding
@@ -17,226 +15,218 @@ from rerank_grpc.errors import InternalError, InvalidRequest
 from rerank_grpc.sequence import TOKEN_BYTES
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.vocabulary import Vocabulary
-from rerank_grpc.types import Truncation
+from rerank_grpc.types import RerankRequest, Span, Truncation
 
-# Windows of a document overlap by one part in this many, so that what one cuts the next one holds.
+# Names the field of a text by its index, for errors.
+Field: TypeAlias = Callable[[int], str]
+
+# More tokens than any text has.
+UNBOUNDED = 1 << 31
+# Two chunks share one part in this many, so a sentence that one cuts stands whole in the other.
 OVERLAP = 8
-# A text is first read only as far as the model could see at this many characters a token ...
+# Characters per token of the first reading of a text ...
 CHARACTERS_PER_TOKEN = 8
-# ... and if those made too few tokens, this many times as far.
+# ... and how many times as far the next one goes while the tokens are too few.
 GROWTH = 4
-# How far back from there a place is looked for where a cut changes no token.
+# The characters before that limit in which a cut is searched that changes no token.
 CUT_SEARCH = 256
 # Tokens next to such a cut are never used, as a second line of defence.
 CUT_MARGIN = 8
-# So few tokens are looked at faster one by one than by NumPy.
+# Up to this many tokens, a set is faster than NumPy.
 SMALL = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Cutting:
-    """How long texts are cut.
+class Cutting(NamedTuple):
+    """How texts are cut.
 
     Attributes:
-        room: tokens of a text that fit one sequence.
-        most: tokens of a text that are used at all.
-        truncation: which end is left out.
-        chunks: into how many windows a text may be cut.
+        free_tokens: tokens of a text that fit one sequence.
+        max_tokens: tokens of a text that are used, in all its chunks.
+        truncation: the end that is left out.
     """
 
-    room: int
-    most: int
+    free_tokens: int
+    max_tokens: int
     truncation: Truncation
-    chunks: int = 1
 
-    @property
-    def stride(self) -> int:
-        """How far one window begins after the one before it."""
-        return max(1, self.room - self.room // OVERLAP)
+    @classmethod
+    def of(cls, request: RerankRequest, free_tokens: int) -> Cutting:
+        """Reads how a request's documents are cut; 0 tokens per document mean all."""
+        most = request.max_tokens_per_document or UNBOUNDED
+        free_tokens = min(free_tokens, most)
+        more = max(0, request.max_chunks_per_document - 1) * _stride(free_tokens)
+        return cls(free_tokens, min(most, free_tokens + more), request.truncation)
 
-    @property
-    def reach(self) -> int:
-        """How many tokens of a text can be used."""
-        return min(self.most, self.room + (max(1, self.chunks) - 1) * self.stride)
-
-    def windows(self, used: int) -> Iterator[tuple[int, int]]:
-        """Yields (start, end) of the windows over `used` tokens, at most `reach` of them."""
-        start = 0
-        while start + self.room < used:
-            yield start, start + self.room
-            start += self.stride
-        yield start, used
+    def chunks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Yields (start, end) of the chunks of tokens `first` to `last`, at most `max_tokens` tokens."""
+        stride = _stride(self.free_tokens)
+        while first + self.free_tokens < last:
+            yield first, first + self.free_tokens
+            first += stride
+        yield first, last
 
 
-class Tokens(NamedTuple):
+def _stride(free_tokens: int) -> int:
+    """Returns the tokens from the start of one chunk to the start of the next."""
+    return max(1, free_tokens - free_tokens // OVERLAP)
+
+
+class TokenizedText(NamedTuple):
     """The tokens of a text that are used.
 
     Attributes:
-        ids: token ids, packed as int32.
+        chunks: of each chunk the token ids, packed as int32, and its place in
+            the text; an only chunk has no place.
         truncated: whether other tokens were left out.
-        spans: where each of the cutting's windows lies in the text, in code
-            points; None where all tokens fit one sequence.
     """
 
-    ids: bytes
+    chunks: ListOf[tuple[bytes, Span | None]]
     truncated: bool
-    spans: list[tuple[int, int]] | None = None
-
-    @property
-    def length(self) -> int:
-        """The number of tokens."""
-        return len(self.ids) // TOKEN_BYTES
 
 
 def tokenize(
     vocabulary: Vocabulary,
     texts: ListOf[str],
+    field: Field,
     cutting: Cutting,
-    field: Callable[[int], str],
     pace: Pace = UNHURRIED,
-) -> list[Tokens]:
-    """Tokenizes texts in as few batches as `pace` allows, and cuts them; `field` names a text's field.
+) -> list[TokenizedText]:
+    """Tokenizes and cuts texts in as few batches as `pace` allows.
 
     Raises:
         InvalidRequest: if a text is too long and may not be cut, or is no
             Unicode text.
         InternalError: if a text became a control token, which is a defect.
-        RerankError: whatever `pace` raises when the call has ended.
+        RerankError: the error of `pace`, when the call has ended.
     """
-    tokens: list[Tokens] = []
+    tokenized: list[TokenizedText] = []
     for start, block in pace.blocks(texts):
-        tokens += _tokenize_block(vocabulary, block, cutting, partial(_shifted, field, start))
-    return tokens
 
+        def field_in_block(index: int, start: int = start) -> str:
+            return field(start + index)
 
-def _shifted(field: Callable[[int], str], start: int, index: int) -> str:
-    return field(start + index)
+        tokenized += _tokenize_block(vocabulary, block, field_in_block, cutting)
+    return tokenized
 
 
 def _tokenize_block(
-    vocabulary: Vocabulary, texts: ListOf[str], cutting: Cutting, field: Callable[[int], str]
-) -> list[Tokens]:
-    """Tokenizes texts in one batch, and cuts them."""
-    limit = (cutting.reach + CUT_MARGIN) * CHARACTERS_PER_TOKEN
-    if max(map(len, texts), default=0) <= limit:
-        encodings = encode_batch(vocabulary, texts, field)
-        parts = texts
-    else:
-        parts, encodings = read_parts(vocabulary, texts, cutting, limit, field)
-    tokens, room = [], cutting.room
+    vocabulary: Vocabulary, texts: ListOf[str], field: Field, cutting: Cutting
+) -> list[TokenizedText]:
+    parts, encodings = _read(vocabulary, texts, field, cutting)
+    tokenized, free_tokens = [], cutting.free_tokens
     for index, encoding in enumerate(encodings):
-        ids = encoding.ids
-        if len(ids) <= room and parts[index] is texts[index]:
-            tokens.append(Tokens(pack(ids), False))
+        ids, text, part = encoding.ids, texts[index], parts[index]
+        if len(ids) <= free_tokens and len(part) == len(text):
+            tokenized.append(TokenizedText([(to_bytes(ids), None)], False))
         else:
-            tokens.append(_cut(vocabulary, ids, texts[index], parts[index], cutting, field(index)))
-    _check_control(vocabulary, tokens)
-    return tokens
+            tokenized.append(_cut(vocabulary, ids, text, part, field(index), cutting))
+    _check_control(vocabulary, [ids for text in tokenized for ids, _ in text.chunks])
+    return tokenized
 
 
-def pack(ids: list[int]) -> bytes:
+def to_bytes(ids: list[int]) -> bytes:
     """Packs token ids as int32; struct does it in 60 % of array's time."""
     return struct.pack(f"{len(ids)}i", *ids)
 
 
-def encode_batch(vocabulary: Vocabulary, texts: ListOf[str], field: Callable[[int], str]) -> ListOf[Encoding]:
-    """Runs the Rust tokenizer; raises InvalidRequest for what is no Unicode text."""
+def _read(
+    vocabulary: Vocabulary, texts: ListOf[str], field: Field, cutting: Cutting
+) -> tuple[ListOf[str], ListOf[Encoding]]:
+    """Tokenizes as much of each text as makes the used tokens exactly those of the whole.
+
+    Returns the part of each text that was read, and its encoding. A part that
+    is not the whole text has more tokens than are used.
+    """
+    enough = cutting.max_tokens + CUT_MARGIN
     try:
-        return vocabulary.encode_batch(texts)
+        if max(map(len, texts), default=0) <= enough * CHARACTERS_PER_TOKEN:
+            return texts, vocabulary.encode_batch(texts)
+        return _read_parts(vocabulary, texts, field, cutting.truncation, enough)
     except (TypeError, UnicodeError):
         for index, text in enumerate(texts):
             check_unicode(text, field(index))
         raise
 
 
-def read_parts(
-    vocabulary: Vocabulary,
-    texts: ListOf[str],
-    cutting: Cutting,
-    limit: int,
-    field: Callable[[int], str],
+def _read_parts(
+    vocabulary: Vocabulary, texts: ListOf[str], field: Field, truncation: Truncation, enough: int
 ) -> tuple[list[str], list[Encoding]]:
-    """Tokenizes so much of each text that what is used of it is exactly what the whole would give.
-
-    Returns the part of each text that was read, and its encoding. A part that
-    is not the whole text has more tokens than are used.
-    """
-    parts = [_part(vocabulary, text, limit, cutting.truncation) for text in texts]
+    """Tokenizes a part of each text, and a longer one until it makes `enough` tokens or is the whole."""
+    limit = enough * CHARACTERS_PER_TOKEN
+    parts = [_part_of_text(vocabulary, text, limit, truncation) for text in texts]
     for index, (text, part) in enumerate(zip(texts, parts, strict=True)):
         if len(part) < len(text):
             check_unicode(text, field(index))
-    encodings = list(encode_batch(vocabulary, parts, field))
-    enough = cutting.reach + CUT_MARGIN
-    short = list(range(len(texts)))
-    while True:
-        short = [
-            index
-            for index in short
-            if len(parts[index]) < len(texts[index]) and len(encodings[index]) < enough
-        ]
-        if not short:
-            return parts, encodings
+    encodings = list(vocabulary.encode_batch(parts))
+    short: Iterable[int] = range(len(texts))
+    while short := [at for at in short if len(parts[at]) < len(texts[at]) and len(encodings[at]) < enough]:
         limit *= GROWTH
-        for index in short:
-            parts[index] = _part(vocabulary, texts[index], limit, cutting.truncation)
-        again = encode_batch(vocabulary, [parts[index] for index in short], field)
-        for index, encoding in zip(short, again, strict=True):
-            encodings[index] = encoding
+        for at in short:
+            parts[at] = _part_of_text(vocabulary, texts[at], limit, truncation)
+        for at, encoding in zip(short, vocabulary.encode_batch([parts[at] for at in short]), strict=True):
+            encodings[at] = encoding
+    return parts, encodings
 
 
-def _cut(
-    vocabulary: Vocabulary, ids: list[int], text: str, part: str, cutting: Cutting, field: str
-) -> Tokens:
-    """Keeps the tokens that are used of a text which does not fit one sequence."""
-    used = min(len(ids), cutting.reach)
-    truncated = used < len(ids)
-    from_start = cutting.truncation is not Truncation.START
-    if truncated and cutting.truncation is Truncation.NONE:
-        raise InvalidRequest.of(
-            field,
-            f"has more than the {cutting.reach} tokens that fit",
-            metadata={"max_tokens": str(cutting.reach)},
-        )
-    place = slice(0, used) if from_start else slice(len(ids) - used, len(ids))
-    packed = pack(ids[place])
-    if used <= cutting.room:
-        return Tokens(packed, truncated)
-    offset = 0 if from_start else len(text) - len(part)
-    offsets = vocabulary.tokenizer.encode(part, add_special_tokens=False).offsets[place]
-    spans = [(offsets[start][0], offsets[end - 1][1]) for start, end in cutting.windows(used)]
-    return Tokens(
-        packed, truncated, [(offset + start, offset + _mark_end(part, end)) for start, end in spans]
-    )
-
-
-def _mark_end(text: str, end: int) -> int:
-    """Moves the end of a span past marks which normalization has put into the letter before them."""
-    while end < len(text) and unicodedata.combining(text[end]):
-        end += 1
-    return end
-
-
-def _part(vocabulary: Vocabulary, text: str, limit: int, truncation: Truncation) -> str:
-    """The first (cut from the start: last) part of a text, of at most `limit` characters; or all of it."""
+def _part_of_text(vocabulary: Vocabulary, text: str, limit: int, truncation: Truncation) -> str:
+    """Returns the first (cut from the start: last) `limit` characters of a text at most, or all of it."""
     if len(text) <= limit:
         return text
     if truncation is Truncation.START:
         low = len(text) - limit
-        places = range(low, min(low + CUT_SEARCH, len(text)))
-        return next((text[at:] for at in places if vocabulary.splits_suffix and _splits(text, at)), text)
-    places = range(limit, max(0, limit - CUT_SEARCH), -1)
-    return next((text[:at] for at in places if vocabulary.splits_at_spaces and _splits(text, at)), text)
+        places = range(low, min(low + CUT_SEARCH, len(text)) if vocabulary.cuts_suffix else low)
+        return text[_find_cut(text, places, 0) :]
+    places = range(limit, max(0, limit - CUT_SEARCH) if vocabulary.cuts_prefix else limit, -1)
+    return text[: _find_cut(text, places, len(text))]
 
 
-def _splits(text: str, at: int) -> bool:
-    """Whether a lone space stands there, with a letter or digit on each side that combines with nothing."""
-    return text[at] == " " and 0 < at < len(text) - 1 and _plain(text[at - 1]) and _plain(text[at + 1])
+def _find_cut(text: str, places: Iterable[int], otherwise: int) -> int:
+    """Finds a lone space with a letter or digit on each side that combines with nothing."""
+    for at in places:
+        if text[at] == " " and 0 < at < len(text) - 1 and _stands_alone(text[at - 1] + text[at + 1]):
+            return at
+    return otherwise
 
 
-def _plain(character: str) -> bool:
-    if character.isascii():
-        return character.isalnum()
-    return unicodedata.category(character) in {"Lu", "Ll"}
+def _stands_alone(letters: str) -> bool:
+    """Tells whether each character is a letter or digit that combines with nothing."""
+    return all(
+        letter.isalnum() if letter.isascii() else unicodedata.category(letter) in {"Lu", "Ll"}
+        for letter in letters
+    )
+
+
+def _cut(
+    vocabulary: Vocabulary, ids: list[int], text: str, part: str, field: str, cutting: Cutting
+) -> TokenizedText:
+    """Cuts a text that does not fit one sequence, or of which only a part was read."""
+    used = min(len(ids), cutting.max_tokens)
+    truncated = used < len(ids)
+    if truncated and cutting.truncation is Truncation.NONE:
+        raise InvalidRequest.of(
+            field,
+            f"has more than the {cutting.max_tokens} tokens that fit",
+            metadata={"max_tokens": str(cutting.max_tokens)},
+        )
+    from_start = cutting.truncation is not Truncation.START
+    first = 0 if from_start else len(ids) - used
+    places = list(cutting.chunks(first, first + used))
+    if len(places) == 1:
+        return TokenizedText([(to_bytes(ids[first : first + used]), None)], truncated)
+    before = 0 if from_start else len(text) - len(part)
+    offsets = vocabulary.tokenizer.encode(part, add_special_tokens=False).offsets
+    chunks = []
+    for start, end in places:
+        span = Span(before + offsets[start][0], before + _end_of_marks(part, offsets[end - 1][1]))
+        chunks.append((to_bytes(ids[start:end]), span))
+    return TokenizedText(chunks, truncated)
+
+
+def _end_of_marks(text: str, end: int) -> int:
+    """Moves the end of a span past marks that normalization has put into the letter before them."""
+    while end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return end
 
 
 def check_unicode(text: str, field: str) -> None:
@@ -247,11 +237,11 @@ def check_unicode(text: str, field: str) -> None:
         raise InvalidRequest.of(field, "holds a lone surrogate, which is no Unicode text") from None
 
 
-def _check_control(vocabulary: Vocabulary, tokens: list[Tokens]) -> None:
+def _check_control(vocabulary: Vocabulary, chunks: list[bytes]) -> None:
     """Raises InternalError if a text became a control token; vocabulary.py makes that impossible."""
-    packed = b"".join([part.ids for part in tokens])
+    packed = b"".join(chunks)
     if len(packed) <= SMALL * TOKEN_BYTES:
-        # NumPy lets go of the interpreter, and in a busy server waits to get it back.
+        # NumPy releases the GIL, and in a busy server waits to get it back.
         found = not vocabulary.control_ids.isdisjoint(memoryview(packed).cast("i"))
     else:
         found = bool(vocabulary.is_control.take(np.frombuffer(packed, dtype=np.int32)).any())

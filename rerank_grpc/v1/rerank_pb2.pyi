@@ -100,7 +100,7 @@ class Document(_message.Message):
     def __init__(self, text: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
 
 class RerankRequest(_message.Message):
-    __slots__ = ("model", "query", "documents", "top_n", "return_documents", "min_relevance_score", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document", "priority")
+    __slots__ = ("model", "query", "documents", "top_n", "return_documents", "min_relevance_score", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document", "priority", "ignore_unsupported_options")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class RerankRequest(_message.Message):
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNKS_PER_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_UNSUPPORTED_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     query: str
     documents: _containers.RepeatedCompositeFieldContainer[Document]
@@ -123,10 +124,11 @@ class RerankRequest(_message.Message):
     truncation: Truncation
     max_chunks_per_document: int
     priority: Priority
-    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: _Optional[bool] = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    ignore_unsupported_options: bool
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: _Optional[bool] = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: _Optional[bool] = ...) -> None: ...
 
 class StreamRerankRequest(_message.Message):
-    __slots__ = ("model", "query", "documents", "top_n", "return_documents", "min_relevance_score", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document", "priority")
+    __slots__ = ("model", "query", "documents", "top_n", "return_documents", "min_relevance_score", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document", "priority", "ignore_unsupported_options")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +140,7 @@ class StreamRerankRequest(_message.Message):
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNKS_PER_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_UNSUPPORTED_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     query: str
     documents: _containers.RepeatedCompositeFieldContainer[Document]
@@ -149,7 +152,8 @@ class StreamRerankRequest(_message.Message):
     truncation: Truncation
     max_chunks_per_document: int
     priority: Priority
-    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: _Optional[bool] = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    ignore_unsupported_options: bool
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: _Optional[bool] = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: _Optional[bool] = ...) -> None: ...
 
 class RerankResult(_message.Message):
     __slots__ = ("index", "id", "relevance_score", "logit", "document", "tokens", "truncated", "best_chunk")

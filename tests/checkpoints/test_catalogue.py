@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc.checkpoints.catalogue import builtin, read_catalogue
-from rerank_grpc.checkpoints.sources import locate, read_name
+from rerank_grpc.checkpoints.sources import Source
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
 from rerank_grpc.types import Scoring
 
@@ -65,9 +65,9 @@ def test_the_known_scores_of_the_dialects_are_there() -> None:
     assert [pair.logit for pair in small.known] == [8.607138, -4.320078]
 
 
-def test_a_refused_model_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+def test_a_refused_model_is_refused_before_anything_is_opened() -> None:
     with pytest.raises(ModelLoadError, match="needs code out of its own repository"):
-        locate("jina-reranker-v2-base-multilingual", models_dir=tmp_path)
+        Source.of("jina-reranker-v2-base-multilingual", builtin())
 
 
 def test_an_operators_file_adds_and_replaces(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_a_revision_is_the_catalogues_unless_another_is_named() -> None:
         ("acme/other", "main"),
         ("acme/other@v1.0", "v1.0"),
     ):
-        name = read_name(source, builtin())
-        assert name is not None
-        assert name.revision == revision
-    assert read_name("/srv/models/bge-reranker-base", builtin()) is None
+        found = Source.of(source, builtin())
+        assert found.hub_id
+        assert found.revision == revision
+    assert not Source.of("/srv/models/bge-reranker-base", builtin()).hub_id
     with pytest.raises(ModelLoadError, match="no revision"):
-        read_name("acme/other@../..", builtin())
+        Source.of("acme/other@../..", builtin())

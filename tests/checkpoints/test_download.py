@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rerank_grpc.models.loader import load_model
 from tests import hub
 from tests.command import environment, run
 from tests.conftest import load
@@ -76,7 +75,7 @@ def test_a_model_is_fetched_checked_and_can_be_served(
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    model = load_model("org/tiny", models_dir=tmp_path, device="cpu", precision="fp32")
+    model = load("org/tiny", models_dir=tmp_path)
     assert model.card.revision == COMMIT
     assert len(served.asked) == asked, "what is here is looked for nowhere else"
 
@@ -107,6 +106,31 @@ def test_r22_a_download_that_was_cut_off_goes_on_and_is_not_visible_before(
     assert download(served, tmp_path).returncode == 0
     assert served.transfers(WEIGHTS)[-1] == "bytes=262144-"
     assert hub.digest(snapshot(tmp_path) / WEIGHTS) == hub.digest(served.models["org/tiny"] / WEIGHTS)
+
+
+def test_a_hub_that_sends_all_of_a_file_again_is_no_damage(served: Hub, tmp_path: Path) -> None:
+    served.cuts, served.ranges = [131_072], False
+    assert download(served, tmp_path).returncode == 0
+    assert served.transfers(WEIGHTS) == [None, "bytes=131072-"]
+
+
+def test_a_connection_that_is_lost_without_a_byte_is_given_up(served: Hub, tmp_path: Path) -> None:
+    served.cuts = [131_072] + [0] * 5
+    assert download(served, tmp_path).returncode == 0
+    shutil.rmtree(tmp_path)
+    served.cuts = [131_072] + [0] * 6
+    assert "the next try goes on" in complaint(download(served, tmp_path))
+
+
+def test_more_than_the_whole_file_is_begun_anew(served: Hub, tmp_path: Path) -> None:
+    served.cuts, served.down = [262_144], True
+    complaint(download(served, tmp_path))
+    (partial,) = tmp_path.rglob("*.incomplete")
+    size = (served.models["org/tiny"] / WEIGHTS).stat().st_size
+    partial.write_bytes(b"x" * (size + 1))
+    served.down = False
+    assert download(served, tmp_path).returncode == 0
+    assert served.transfers(WEIGHTS)[-1] is None
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json"])
@@ -181,6 +205,8 @@ def test_r22_a_limit_on_files_is_a_full_disk_too(served: Hub, tmp_path: Path) ->
         ("org/nothing", "no such model"),
         ("org/tiny@gone", "no revision gone"),
         ("../tiny", "neither a hub id"),
+        ("org/ti--ny", "neither a hub id"),
+        ("org/tiny-", "neither a hub id"),
         ("https://example.com/org/tiny", "neither a hub id"),
         ("jinaai/jina-reranker-v2-base-multilingual", "not supported: it needs code"),
     ],
@@ -231,5 +257,5 @@ def test_a_terminal_gets_a_bar_with_rate_and_time(served: Hub, tmp_path: Path) -
     assert process.wait(60) == 0
     os.close(ours)
     text = said.decode()
-    assert re.search(r"model\.safetensors .*█.* 100% .*iB of .*/s  done", text)
-    assert re.search(r"0% .* left", text)
+    assert re.search(r"model\.safetensors: +0%\|.*\[00:00<", text)
+    assert re.search(r"model\.safetensors: 100%\|█+\| .*B/s\]\r?\n", text)

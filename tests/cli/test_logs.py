@@ -86,10 +86,10 @@ def test_what_is_said_keeps_its_place_among_the_records(
 ):
     log.info("before")
     handler.say("one", "", "two %d")
-    handler.write("\r\x1b[2Kprogress")
+    handler.write("progress")
     log.info("after")
     handler.close()
-    assert stream.getvalue() == "before\none\n\ntwo %d\n\r\x1b[2Kprogressafter\n"
+    assert stream.getvalue() == "before\none\n\ntwo %d\nprogress\r\x1b[2Kafter\n"
 
 
 def test_no_line_of_many_threads_is_lost_or_torn(log: logging.Logger, stream: io.StringIO):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rerank_grpc.cli.repeats import MAX_KINDS, MAX_LINES, MAX_WINDOW_SECONDS, Repeats
+from rerank_grpc.cli.logs import MAX_KINDS, MAX_LINES, MAX_WINDOW_SECONDS, Repeats
 
 
 def record(text: str, *values: object, level: int = logging.WARNING, **extra: object) -> logging.LogRecord:

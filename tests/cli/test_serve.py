@@ -6,7 +6,7 @@ from tests.command import full_pipe
 
 IMPORTS = """
 import gc, weakref
-import rerank_grpc.server.app
+import rerank_grpc.server.server
 from rerank_grpc.cli.serve import freeze_imports
 
 class Garbage:
@@ -25,13 +25,13 @@ print(left() is None, before > 100_000, len(gc.get_objects()) < 100)
 
 SERVES = """
 import gc
-import rerank_grpc.server.app
+import rerank_grpc.server.server
 
 def server(settings, *, on_hang):
     print(gc.get_freeze_count() > 100_000)
     raise SystemExit
 
-rerank_grpc.server.app.RerankServer = server
+rerank_grpc.server.server.RerankServer = server
 from rerank_grpc.cli import main
 main(["serve"])
 """
@@ -57,7 +57,7 @@ def server(settings, *, on_hang):
     on_hang()
     threading.Event().wait()
 
-sys.modules["rerank_grpc.server.app"] = types.SimpleNamespace(RerankServer=server)
+sys.modules["rerank_grpc.server.server"] = types.SimpleNamespace(RerankServer=server)
 from rerank_grpc.cli import main
 main(["serve"])
 """

@@ -75,7 +75,7 @@ class Blocking:
         method = getattr(self._client, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if name == "stream_rerank":
+            if name in ("stream", "stream_rerank"):
                 return BlockingStream(method(*args, **kwargs), self._loop)
             return wait(self._loop, method(*args, **kwargs))
 

@@ -25,11 +25,11 @@ from rerank_grpc.client import (
     UnsupportedOption,
 )
 from rerank_grpc.client.core import service_config
-from rerank_grpc.config import EngineSettings, Settings
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.config.settings import EngineSettings, ServerSettings
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.server.test_errors import delay_ms_of, details_of
-from tests.support import WAIT, CountingRunner, HeldRunner, loader_of, request_of, serving, wait_for
+from tests.support import WAIT, HeldRunner, LateLoader, request_of, serving, wait_for
 
 QUERY = "What do pandas eat?"
 DOCUMENTS = ["Paris is the capital of France.", "Bamboo is what pandas eat.", "Pandas live in China."]
@@ -83,7 +83,7 @@ def test_the_services_refusals_are_the_same_classes_here(client):
 
 
 def test_a_service_with_tokens_asks_for_one(connect):
-    settings = Settings(tokens=("s3cret",))
+    settings = ServerSettings(access_tokens=("s3cret",))
     with serving(settings, runner=HeldRunner()) as service:
         target = f"127.0.0.1:{service.port}"
         assert connect(target, token="s3cret").list_models()
@@ -94,7 +94,7 @@ def test_a_service_with_tokens_asks_for_one(connect):
 
 def test_a_full_queue_is_refused_with_its_delay_and_taken_after_it(connect):
     runner = HeldRunner()
-    settings = Settings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
+    settings = ServerSettings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
     with serving(settings, runner=runner) as service:
         target = f"127.0.0.1:{service.port}"
         impatient, patient = connect(target, retries=0), connect(target, retries=4)
@@ -126,19 +126,13 @@ def test_a_deadline_ends_a_call_that_waits_for_the_device(connect):
 @contextmanager
 def loading() -> Iterator[RerankServer]:
     """Runs a server whose model is being loaded until the end."""
-    enough = threading.Event()
-    load = loader_of(CountingRunner(), EngineSettings())
-
-    def load_at_last(spec, on_death):
-        assert enough.wait(WAIT)
-        return load(spec, on_death)
-
-    service = RerankServer(replace(Settings(), port=0, admin_port=None), load=load_at_last)
+    loader = LateLoader()
+    service = RerankServer(replace(ServerSettings(), port=0, admin_port=None), loader=loader)
     service.start()
     try:
         yield service
     finally:
-        enough.set()
+        loader.may_load.set()
         service.stop(5)
 
 
@@ -169,7 +163,7 @@ def test_grpcs_own_retries_hand_over_that_a_model_is_loading():
 
 def test_a_full_queue_is_told_as_full_where_the_deadline_is_shorter_than_its_delay(connect):
     runner = HeldRunner()
-    settings = Settings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
+    settings = ServerSettings(engine=EngineSettings(max_batch_tokens=16, max_queue_tokens=16))
     with serving(settings, runner=runner) as service, ThreadPoolExecutor(2) as threads:
         client = connect(f"127.0.0.1:{service.port}")
         text = "one two three four five six seven eight nine ten"

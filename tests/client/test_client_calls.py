@@ -18,6 +18,7 @@ from rerank_grpc.client import (
     MessageTooLarge,
     ModelFailed,
     Priority,
+    RerankRequest,
     Scoring,
     ServerUnavailable,
     Span,
@@ -74,6 +75,7 @@ def test_every_argument_reaches_the_server(client, server):
         "truncation": Truncation.NONE,
         "max_chunks_per_document": 4,
         "priority": Priority.BATCH,
+        "ignore_unsupported_options": True,
     }
     documents = ["a", Document("b", "2"), {"text": "c", "id": "3"}, {"text": "d"}]
     client.rerank("q", documents, "m", 3, **arguments)
@@ -90,6 +92,32 @@ def test_every_argument_reaches_the_server(client, server):
     unary, stream = (call.request for call in server.calls)
     assert unary == pb.RerankRequest(**expected)
     assert stream == pb.StreamRerankRequest(**expected)
+
+
+def test_a_request_that_is_made_already_is_sent_as_it_is(client, server):
+    request = RerankRequest("q", [Document("a", "1")], "m", 3, priority=Priority.BATCH)
+    assert client.send(request, timeout=5, metadata={"x-request-id": "r"}).results
+    assert list(client.stream(request, timeout=5, metadata={"x-request-id": "s"}))
+    unary, stream = server.calls
+    expected = {
+        "query": "q",
+        "documents": [{"text": "a", "id": "1"}],
+        "model": "m",
+        "top_n": 3,
+        "priority": 2,
+    }
+    assert unary.request == pb.RerankRequest(**expected)
+    assert stream.request == pb.StreamRerankRequest(**expected)
+    assert unary.time_remaining < 5.5
+    assert stream.time_remaining < 5.5
+    assert (unary.metadata["x-request-id"], stream.metadata["x-request-id"]) == ("r", "s")
+
+
+@pytest.mark.parametrize("method", ["send", "stream"])
+def test_a_made_request_that_no_message_can_hold_is_refused_before_any_network(client, server, method):
+    with pytest.raises(InvalidRequest, match="query: a lone surrogate"):
+        getattr(client, method)(RerankRequest("\ud800", [Document("a")]))
+    assert server.calls == []
 
 
 def test_what_is_left_out_is_left_to_the_server(client, server):
@@ -155,9 +183,9 @@ def test_a_refused_value_names_its_field(client):
 
 
 def test_options_may_be_named_by_words(client, server):
-    client.rerank("q", ["a"], truncation="start", priority="interactive")
+    client.rerank("q", ["a"], truncation="start", priority="batch")
     assert server.calls[0].request.truncation == pb.TRUNCATION_START
-    assert server.calls[0].request.priority == pb.PRIORITY_INTERACTIVE
+    assert server.calls[0].request.priority == pb.PRIORITY_BATCH
 
 
 def test_a_stream_yields_results_as_they_come_and_then_has_its_summary(client):

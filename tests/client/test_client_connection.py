@@ -11,7 +11,7 @@ import pytest
 
 from rerank_grpc.client import AsyncClient, Client, ServerUnavailable
 from rerank_grpc.client.core import channel_options, service_config
-from rerank_grpc.config import Limits
+from rerank_grpc.limits import LIMITS
 from tests.client.scripted_server import ScriptedServer, hang
 
 MADE = pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -77,9 +77,8 @@ def certificate(tmp_path):
 
 def test_the_channel_takes_what_the_service_may_send_and_keeps_what_a_retry_needs():
     options = dict(channel_options(3))
-    limits = Limits()
-    assert options["grpc.max_receive_message_length"] == limits.reply_bytes == 16 << 20
-    assert options["grpc.per_rpc_retry_buffer_size"] > limits.message_bytes
+    assert options["grpc.max_receive_message_length"] == LIMITS.reply_bytes == 16 << 20
+    assert options["grpc.per_rpc_retry_buffer_size"] > LIMITS.message_bytes
     assert options["grpc.keepalive_time_ms"] > 300_000
     assert dict(channel_options(3, [("grpc.keepalive_time_ms", 1)]))["grpc.keepalive_time_ms"] == 1
 

@@ -20,8 +20,9 @@ from rerank_grpc.client import (
     ServerUnavailable,
     ShuttingDown,
 )
-from rerank_grpc.client.failures import Failure, retry_delay
+from rerank_grpc.client.errors import retry_delay
 from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.wire.status import Failure
 from tests.client import scripted_server
 from tests.client.scripted_server import fail, hang
 

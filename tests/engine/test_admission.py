@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine import engine as engine_module
 from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine
@@ -17,7 +17,7 @@ from rerank_grpc.errors import DeadlineUnreachable
 from rerank_grpc.registry import warmup
 from rerank_grpc.sequence import Output, PackedBatch
 from tests.engine.test_engine import outputs, sequences
-from tests.support import CARD, WAIT, CountingRunner, WordEncoder
+from tests.support import CARD, WAIT, CountingRunner, WordTokenizer
 
 FIXED, PER_TOKEN = 0.010, 0.00025
 
@@ -72,7 +72,7 @@ def warm(device: Device, clock: DeviceClock | None = None) -> Iterator[Engine]:
     engine = Engine(device, EngineSettings(max_batch_tokens=2_048, hang_seconds=1e9), clock=clock)
     engine.start()
     try:
-        warmup.warm_up(engine, WordEncoder(), CARD)
+        warmup.warm_up(engine, WordTokenizer(), CARD)
         yield engine
     finally:
         device.free.set()

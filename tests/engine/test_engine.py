@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.meter import Usage

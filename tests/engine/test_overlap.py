@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.errors import Cancelled, InternalError, ModelFailed, PairTooLarge, ShuttingDown
 from rerank_grpc.runner.runner import OutOfMemory, Overlapping, Pending

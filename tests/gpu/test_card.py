@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.kernels import attention, cuda
 from rerank_grpc.kernels.attention import Attention
@@ -22,11 +22,11 @@ from rerank_grpc.runner.cuda import StagedRunner, runner_for
 from rerank_grpc.runner.packing import all_shapes, shape_for
 from rerank_grpc.runner.runner import OutOfMemory
 from rerank_grpc.sequence import PackedBatch
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from tests import random_models as checkpoints
 from tests.conftest import WRITERS, load
 from tests.kernels.test_attention import part_by_part
 from tests.models.test_parity import QUERY, documents
+from tests.texts import tokenized
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,7 +65,7 @@ def on_card(directory: Path, precision: str) -> tuple[Model, StagedRunner]:
 
 
 def batch_of(model: Model, texts: list[str], query: str = QUERY) -> PackedBatch:
-    request = encoder_for(model.card).encode(query, texts)
+    request = tokenized(model.card, query, texts)
     return PackedBatch(tuple(request.sequences[each.chunks[0].sequence] for each in request.documents))
 
 

@@ -31,9 +31,9 @@ from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.hooked import HOOK
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from tests.conftest import load
 from tests.models.test_parity import BOUND, QUERY, documents, error, pack_request, reference
+from tests.texts import tokenized
 
 CPU = torch.device("cpu")
 VARLEN, FLASH, SDPA = Attention.VARLEN, Attention.FLASH, Attention.SDPA
@@ -203,11 +203,11 @@ def test_torchs_operations_give_transformers_logits(
     family: str, on_torch: Attention, directories: dict[str, Path]
 ) -> None:
     model = load(directories[family])
-    packed = pack_request(encoder_for(model.card).encode(QUERY, documents()))
+    packed = pack_request(tokenized(model.card, QUERY, documents()))
     expected = reference(directories[family], documents())
     assert expected.std() >= 1
     assert error(model.forward(packed)[:, 0], expected) <= BOUND
-    blank = pack_request(encoder_for(model.card).encode(QUERY, [""] * len(documents())))
+    blank = pack_request(tokenized(model.card, QUERY, [""] * len(documents())))
     assert error(model.forward(blank)[:, 0], expected) > 100 * BOUND
 
 
@@ -215,7 +215,7 @@ def test_torchs_operations_in_bf16_are_no_worse_than_transformers_own(
     on_torch: Attention, directories: dict[str, Path]
 ) -> None:
     model = load(directories["bert"], precision="bf16")
-    packed = pack_request(encoder_for(model.card).encode(QUERY, documents()))
+    packed = pack_request(tokenized(model.card, QUERY, documents()))
     expected = reference(directories["bert"], documents())
     network = transformers.AutoModelForSequenceClassification.from_pretrained(
         directories["bert"], dtype=torch.bfloat16

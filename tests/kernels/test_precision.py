@@ -12,17 +12,20 @@ import pytest
 import torch
 import transformers
 
+from rerank_grpc.checkpoints.checkpoint import open_checkpoint
+from rerank_grpc.checkpoints.sources import find_package
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import cpu, device, native
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.models.base import Model
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.models.test_parity import QUERY, documents, pack, reference, score
+from tests.texts import tokenized
 
 FAMILIES = ("bert", "roberta", "xlm_roberta")
 CPU = torch.device("cpu")
+EMBEDDED = open_checkpoint("embedded", Path(str(find_package())))
 
 has_bf16 = pytest.mark.skipif(not device.fast_bf16(), reason="the CPU has no bf16")
 has_int8 = pytest.mark.skipif(not (device.fast_int8() and device.fast_bf16()), reason="the CPU has no int8")
@@ -113,8 +116,8 @@ def test_the_embedded_models_order_is_kept(precision: str, least: float, path: s
 def pair_cosines(model: Model) -> torch.Tensor:
     """The cosines of four queries with sixty texts, each text run once  # [240]"""
     queries = ["how does a coroutine wait?", "what is a class?", "sequence slicing", "where are names bound?"]
-    request = encoder_for(model.card).encode(queries[0], [text[:800] for text in checkpoints.texts()[:60]])
-    others = [encoder_for(model.card).encode(query, ["any"]).sequences[0] for query in queries[1:]]
+    request = tokenized(model.card, queries[0], [text[:800] for text in checkpoints.texts()[:60]])
+    others = [tokenized(model.card, query, ["any"]).sequences[0] for query in queries[1:]]
     sequences = [*request.sequences, *others]
     vectors = model.forward(pack([(each.token_ids(), 0) for each in sequences]))
     documents = vectors[[document.chunks[0].sequence for document in request.documents]]
@@ -279,14 +282,15 @@ def test_int8_is_refused_for_a_model_that_cannot(
 MEASURE = """
 import sys
 from pathlib import Path
-from rerank_grpc.models.loader import load_model
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.registry.loading import ModelLoader
 
 def kib(name: str) -> int:
     (line,) = (line for line in open("/proc/self/status") if line.startswith(name))
     return int(line.split()[1])
 
 def load(source):
-    return load_model(source, models_dir=Path("models"), device="cpu", precision=sys.argv[3])
+    return ModelLoader(ServerSettings(device="cpu", precision=sys.argv[3])).read_model(source)
 
 load(sys.argv[1])
 before = kib("VmRSS")

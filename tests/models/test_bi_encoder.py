@@ -16,11 +16,11 @@ from rerank_grpc.kernels.device import fast_bf16, fast_int8
 from rerank_grpc.models.base import Kind, Model
 from rerank_grpc.models.bert import BertBody
 from rerank_grpc.models.encoders import BiEncoder
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.models.test_parity import QUERY, documents, pack
+from tests.texts import tokenized
 
 
 @pytest.fixture(scope="module", params=[("bert", "mean"), ("xlm_roberta", "cls")])
@@ -55,12 +55,9 @@ def test_cosines_equal_those_of_sentence_transformers(directory: Path) -> None:
         theirs.encode([QUERY], convert_to_tensor=True) @ theirs.encode(texts, convert_to_tensor=True).T
     )[0]
     model = load(directory)
-    assert (model.card.scoring, model.card.kind, model.card.max_tokens) == (
-        Scoring.COSINE,
-        Kind.BI_ENCODER,
-        100,
-    )
-    request = encoder_for(model.card).encode(QUERY, texts)
+    card = model.card
+    assert (card.scoring, card.kind, card.max_tokens) == (Scoring.COSINE, Kind.BI_ENCODER, 100)
+    request = tokenized(model.card, QUERY, texts)
     vectors = model.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
     places = [document.chunks[0].sequence for document in request.documents]
     found = vectors[places] @ vectors[request.query]
@@ -73,7 +70,7 @@ def test_bf16_stays_close(directory: Path) -> None:
     cosines = []
     for precision in ("fp32", "bf16"):
         model = load(directory, precision=precision)
-        request = encoder_for(model.card).encode(QUERY, texts)
+        request = tokenized(model.card, QUERY, texts)
         vectors = model.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
         assert vectors.dtype is torch.float32
         cosines.append(vectors[1:] @ vectors[0])
@@ -81,7 +78,7 @@ def test_bf16_stays_close(directory: Path) -> None:
 
 
 def vectors_of(model: Model) -> torch.Tensor:
-    request = encoder_for(model.card).encode(QUERY, documents())
+    request = tokenized(model.card, QUERY, documents())
     return model.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
 
 

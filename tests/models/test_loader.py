@@ -13,13 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rerank_grpc.checkpoints import checkpoint
+from rerank_grpc.checkpoints import checkpoint, sources
+from rerank_grpc.checkpoints.disk import digest_of
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import device
 from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.models import embedded
 from rerank_grpc.models.base import Kind
-from rerank_grpc.models.loader import load_model
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
 from tests.conftest import load
@@ -84,7 +83,7 @@ def test_large_weights_are_digested_in_part(directory: Path, monkeypatch: pytest
 
 def test_a_hub_id_is_first_looked_for_in_the_models_directory(directory: Path) -> None:
     models_dir = directory.parent
-    model = load_model("someone/model", models_dir=models_dir, device="cpu", precision="fp32")
+    model = load("someone/model", models_dir=models_dir)
     assert model.card.source == "someone/model"
     assert model.card.tokenizer_file.is_relative_to(models_dir)
 
@@ -95,7 +94,7 @@ def test_a_hub_id_out_of_the_hub_cache_has_its_commit_for_a_revision(
     commit = "0123456789abcdef" * 2 + "01234567"
     _hub_cache(directory, tmp_path, commit, monkeypatch)
     for source in ("someone/other", f"someone/other@{commit}"):
-        model = load_model(source, models_dir=tmp_path / "none", device="cpu", precision="fp32")
+        model = load(source, models_dir=tmp_path / "none")
         assert model.card.revision == commit
 
 
@@ -120,7 +119,7 @@ def _hub_cache(directory: Path, tmp_path: Path, commit: str, monkeypatch: pytest
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for path in directory.iterdir():
-        blob = blobs / checkpoint.sha256_of(path)
+        blob = blobs / digest_of(path)
         shutil.copy(path, blob)
         (snapshot / path.name).symlink_to(blob)
     return snapshot
@@ -330,7 +329,7 @@ def test_the_embedded_model_is_fp32_unless_told_otherwise_and_says_its_commit() 
 
 
 def test_the_embedded_model_when_not_installed_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "PACKAGE", "gt_no_such_package")
+    monkeypatch.setattr(sources, "EMBEDDED_PACKAGE", "gt_no_such_package")
     assert 'pip install "rerank-grpc[embedded]"' in refusal("embedded")
 
 
@@ -338,10 +337,10 @@ def test_the_embedded_model_with_other_files_names_both_digests(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"other")
-    monkeypatch.setattr(embedded, "find_package", lambda: tmp_path)
+    monkeypatch.setattr(sources, "find_package", lambda: tmp_path)
     text = refusal("embedded")
-    assert embedded.DIGESTS["model.safetensors"] in text
-    assert checkpoint.sha256_of(tmp_path / "model.safetensors") in text
+    assert sources.EMBEDDED_DIGESTS["model.safetensors"] in text
+    assert digest_of(tmp_path / "model.safetensors") in text
     assert "reinstall" in text
 
 

@@ -139,12 +139,9 @@ def test_windows_computed_in_blocks_equal_one_large_mask(length: int, window: in
 
 def test_what_the_catalogue_knows_otherwise_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "gte-reranker-modernbert-base", "cls")
-    from rerank_grpc.models.loader import load_model
-
-    options = {"models_dir": tmp_path, "device": "cpu", "precision": "fp32"}
     for source in ("gte-reranker-modernbert-base", "Alibaba-NLP/gte-reranker-modernbert-base"):
         with pytest.raises(ModelLoadError, match=r"its pooling is first, and Alibaba-NLP.* has mean"):
-            load_model(source, **options)  # type: ignore[arg-type]
+            load(source, models_dir=tmp_path)
     write(tmp_path / "gte-reranker-modernbert-base", "mean")
-    card = load_model("GTE-reranker-modernbert-base", **options).card  # type: ignore[arg-type]
+    card = load("GTE-reranker-modernbert-base", models_dir=tmp_path).card
     assert card.max_tokens == LONGEST

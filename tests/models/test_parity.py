@@ -16,9 +16,9 @@ from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.cpu import CpuOperations
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.sequence import TokenizedRequest
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from tests import random_models as checkpoints
 from tests.conftest import WRITERS, load
+from tests.texts import tokenized
 
 QUERY = "how does a coroutine wait for a future?"
 FAMILIES = sorted(WRITERS)
@@ -54,7 +54,7 @@ def pack_request(request: TokenizedRequest) -> PackedTokens:
 
 
 def score(model: Model, texts: list[str], query: str = QUERY) -> torch.Tensor:
-    return model.forward(pack_request(encoder_for(model.card).encode(query, texts)))[:, 0]
+    return model.forward(pack_request(tokenized(model.card, query, texts)))[:, 0]
 
 
 def reference(directory: Path, texts: list[str], query: str = QUERY) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_parity_would_notice_shifted_positions(
     family: str, loaded: dict[str, Model], references: dict[str, torch.Tensor]
 ) -> None:
     model = loaded[family]
-    packed = pack_request(encoder_for(model.card).encode(QUERY, documents()))
+    packed = pack_request(tokenized(model.card, QUERY, documents()))
     shifted = PackedTokens(
         packed.input_ids,
         (packed.position_ids + 1).clamp(max=checkpoints.MAX_TOKENS - 1),
@@ -212,7 +212,7 @@ def test_embedded_cosines_equal_those_of_sentence_transformers(embedded: Model) 
     texts = [text for text in documents() if text] + ["x " * 1_000, "深度学习", "!"]
     theirs = SentenceTransformer(str(embedded.card.tokenizer_file.parent), device="cpu")
     expected = theirs.encode([QUERY], convert_to_tensor=True) @ theirs.encode(texts, convert_to_tensor=True).T
-    request = encoder_for(embedded.card).encode(QUERY, texts)
+    request = tokenized(embedded.card, QUERY, texts)
     assert request.query == 0
     vectors = embedded.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
     places = [document.chunks[0].sequence for document in request.documents]

@@ -13,21 +13,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import causal
 from rerank_grpc.models.base import Model, PackedTokens
-from rerank_grpc.models.loader import estimate_bytes
+from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.runner.kept import KeptPrefixes
 from rerank_grpc.runner.runner import ModelRunner
 from rerank_grpc.sequence import PackedBatch
 from rerank_grpc.sequence import Sequence as Tokens
-from rerank_grpc.tokenizer.frames import PromptEncoder
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from rerank_grpc.types import Scoring
 from tests import prompts
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.prompts import QUERY
+from tests.texts import tokenized
 
 FAMILIES = sorted(prompts.WRITERS)
 # Of the standard deviation of the reference's own logits.
@@ -61,7 +61,7 @@ def references(directories: dict[str, Path]) -> dict[str, torch.Tensor]:
 
 
 def sequences(model: Model, query: str = QUERY, instruction: str = "") -> tuple[Tokens, ...]:
-    return encoder_for(model.card).encode(query, documents(), instruction=instruction).sequences
+    return tokenized(model.card, query, documents(), instruction=instruction).sequences
 
 
 def score(model: Model, batch: Sequence[Tokens], runner: ModelRunner | None = None) -> torch.Tensor:
@@ -138,10 +138,8 @@ def test_parity_would_notice_a_prefix_that_leaks_between_requests(
 def test_parity_would_notice_a_suffix_that_is_cut(
     family: str, loaded: dict[str, Model], references: dict[str, torch.Tensor]
 ) -> None:
-    own: Any = encoder_for(loaded[family].card)
-    assert isinstance(own, PromptEncoder)
-    own._suffix = own._suffix[:-4]
-    found = score(loaded[family], own.encode(QUERY, documents()).sequences)
+    cut = [Tokens(each.ids[:-4], prefix=each.prefix) for each in sequences(loaded[family])]
+    found = score(loaded[family], cut)
     assert error(found, references[family]) > 100 * BOUND
 
 
@@ -176,7 +174,7 @@ def test_parity_would_notice_a_dropped_document_and_attention_to_what_comes_afte
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = loaded[family]
-    nothing = encoder_for(model.card).encode(QUERY, [""]).sequences * len(documents())
+    nothing = tokenized(model.card, QUERY, [""]).sequences * len(documents())
     assert error(score(model, nothing), references[family]) > 100 * BOUND
     monkeypatch.setattr(
         causal.CausalParts, "_mask", lambda self, rows, columns, repeats, like: like.new_zeros(1, columns)
@@ -200,8 +198,9 @@ def test_r15_control_tokens_of_a_neighbour_change_no_score(
 ) -> None:
     model = loaded["qwen3"]
     hostile = [*checkpoints.QWEN_SPECIAL, *checkpoints.QWEN_UNMARKED, "</s>", prompts.SUFFIX + "yes"]
-    own = encoder_for(model.card)
-    among = own.encode(QUERY, [text for pair in zip(hostile, documents(), strict=False) for text in pair])
+    among = tokenized(
+        model.card, QUERY, [text for pair in zip(hostile, documents(), strict=False) for text in pair]
+    )
     count = len(among.documents) // 2
     found = score(model, among.sequences)[1::2]
     assert error(found, references["qwen3"][:count]) <= BOUND
@@ -265,8 +264,9 @@ def test_a_language_model_without_its_answers_is_refused_at_load(
 
 
 def test_what_prefixes_may_take_is_counted_in_the_models_memory(directories: dict[str, Path]) -> None:
+    loader = ModelLoader(ServerSettings(device="cpu", precision="fp32"))
     for family, heads in (("qwen3", 2), ("gemma", 1)):
         path = directories[family]
-        found = estimate_bytes(str(path), models_dir=Path("none"), device="cpu", precision="fp32")
+        found = loader.prepare(ModelSpec(family, str(path)))
         weights = sum(weight.numel() for weight in load_file(path / "model.safetensors").values())
         assert found == 4 * weights + causal.MAX_KEPT_TOKENS * 2 * 3 * heads * 16 * 4

@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.config import ModelSpec, Settings
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import prompts
 from tests import random_models as checkpoints
-from tests.rest.support import post, shim
+from tests.rest.support import post, rest_server
 from tests.support import request_of, serving, stub_of
 
 QUERY = "animals"
@@ -64,7 +64,7 @@ def obedient(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def server(obedient: Path) -> Iterator[RerankServer]:
-    with serving(Settings(models=(ModelSpec("judge", str(obedient)),), precision="fp32")) as running:
+    with serving(ServerSettings(models=(ModelSpec("judge", str(obedient)),), precision="fp32")) as running:
         yield running
 
 
@@ -86,6 +86,12 @@ def test_an_instruction_changes_the_order(server: RerankServer) -> None:
             assert best.logit > 0 > other.logit
 
 
+def test_an_instruction_that_the_model_takes_is_never_left_out(server: RerankServer) -> None:
+    with stub_of(server.port) as stub:
+        fields = {"instruction": INSTRUCTIONS[1], "ignore_unsupported_options": True}
+        assert order(stub.Rerank(request_of(QUERY, *DOCUMENTS, **fields))) == [1, 0]
+
+
 def test_a_language_model_is_listed_with_what_it_accepts(server: RerankServer) -> None:
     with stub_of(server.port) as stub:
         (model,) = stub.ListModels(pb.ListModelsRequest()).models
@@ -97,7 +103,7 @@ def test_a_language_model_is_listed_with_what_it_accepts(server: RerankServer) -
 @pytest.mark.parametrize("wording", ["instruction", "instruct", "kwargs", "kwargs as JSON"])
 def test_an_instruction_reaches_the_model_over_rest(wording: str, server: RerankServer) -> None:
     orders = []
-    with shim(server.port) as port:
+    with rest_server(server.port) as port:
         for instruction in INSTRUCTIONS:
             fields: dict[str, Any] = {wording: instruction}
             if wording.startswith("kwargs"):

@@ -4,48 +4,68 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rerank_grpc import scores
 from rerank_grpc.checkpoints.catalogue import KnownPair
 from rerank_grpc.cli import verify
 from rerank_grpc.cli.terminal import Screen, cells
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.registry.loading import ModelLoader
 from tests.command import run
-from tests.conftest import load
-from tests.models.test_modernbert import write
+from tests.models import test_bi_encoder, test_modernbert
+
+LOADER = ModelLoader(ServerSettings(device="cpu", precision="fp32"))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm_roberta", "deberta"])
 def test_each_family_agrees_with_its_padded_pass(family: str, directories: dict[str, Path]) -> None:
-    checks = list(verify.padded(load(directories[family], precision="fp32")))
-    assert len(checks) == len(verify.WORDS)
+    with verify.serving(str(directories[family]), LOADER) as (reranker, card):
+        checks = list(verify.padded(reranker, card))
+    assert len(checks) == len(verify.LENGTHS)
     assert all(check.passed for check in checks)
     assert len({round(check.expected, 3) for check in checks}) >= 5, "texts that score alike prove nothing"
 
 
-def test_windows_and_vectors_agree_too(tmp_path: Path) -> None:
-    assert all(check.passed for check in verify.padded(load(write(tmp_path, "mean"), precision="fp32")))
-    assert all(check.passed for check in verify.padded(load("embedded")))
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_windows_and_vectors_agree_too(tmp_path: Path, pooling: str) -> None:
+    sources = (
+        test_modernbert.write(tmp_path / "modernbert", pooling),
+        test_bi_encoder.write(tmp_path / "bi-encoder", "bert", pooling),
+        *(["embedded"] if pooling == "mean" else []),
+    )
+    for source in sources:
+        with verify.serving(str(source), LOADER) as (reranker, card):
+            assert all(check.passed for check in verify.padded(reranker, card)), source
 
 
 def test_a_pass_that_is_wrong_is_noticed(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = verify.logits
-    monkeypatch.setattr(verify, "logits", lambda *given: [logit + 0.01 for logit in right(*given)])
-    checks = list(verify.padded(load(directories["bert"], precision="fp32")))
+    right = scores.best_chunks
+
+    def wrong(*given: Any) -> list[scores.BestChunk]:
+        return [best._replace(logit=best.logit + 0.01) for best in right(*given)]
+
+    monkeypatch.setattr("rerank_grpc.reranker.best_chunks", wrong)
+    with verify.serving(str(directories["bert"]), LOADER) as (reranker, card):
+        checks = list(verify.padded(reranker, card))
     assert not any(check.passed for check in checks)
 
 
 def test_a_known_pair_is_compared_by_logit_or_by_score(directories: dict[str, Path]) -> None:
-    model = load(directories["bert"], precision="fp32")
-    (logit,) = verify.logits(model, "q", ["d"])
-    pairs = [
-        KnownPair("q", "d", logit=logit),
-        KnownPair("q", "d", logit=logit + 0.1),
-        KnownPair("q", "d", score=2),
-    ]
-    assert [check.passed for check in verify.known(model, pairs)] == [True, False, False]
+    with verify.serving(str(directories["bert"]), LOADER) as (reranker, card):
+        (result,) = verify.scored(reranker, "q", ["d"])
+        pairs = [
+            KnownPair("q", "d", logit=result.logit),
+            KnownPair("q", "d", logit=result.logit + 0.1),
+            KnownPair("q", "d", score=result.relevance_score),
+            KnownPair("q", "d", score=2),
+        ]
+        checks = list(verify.known(reranker, card, pairs))
+    assert [check.passed for check in checks] == [True, False, True, False]
 
 
 def test_the_command_says_each_difference_and_its_status_says_the_verdict(
@@ -57,7 +77,7 @@ def test_the_command_says_each_difference_and_its_status_says_the_verdict(
     assert "How many people live in Berlin? | Berlin had" in wrong.stdout
     assert "8.607138" in wrong.stdout
     assert wrong.stdout.count("WRONG") == 2
-    assert wrong.stdout.count(" ok\n") == len(verify.WORDS)
+    assert wrong.stdout.count(" ok\n") == len(verify.LENGTHS)
     assert "\x1b" not in wrong.stdout
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from rerank_grpc.checkpoints.checkpoint import open_checkpoint
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
@@ -31,13 +32,11 @@ BATCH = PackedBatch(tuple(Sequence.of(range(5, 5 + length)) for length in (7, 40
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Path]], Model]:
     """Loads a checkpoint as on a card, but without its values."""
-    monkeypatch.setattr(loader, "choose_device", lambda _: META)
-    monkeypatch.setattr(loader, "choose_precision", lambda *_: "bf16")
     monkeypatch.setattr(loader, "choose_attention", lambda *_: Attention.VARLEN)
 
     def make(write: Callable[[Path], Path]) -> Model:
-        source = str(write(tmp_path / "checkpoint"))
-        return loader.load_model(source, models_dir=Path("none"), device="cuda", precision="auto")
+        checkpoint = open_checkpoint("test", write(tmp_path / "checkpoint"))
+        return loader.load_model(checkpoint, META, "bf16")
 
     return make
 

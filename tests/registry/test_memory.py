@@ -1,7 +1,116 @@
-from rerank_grpc.registry.memory import MOST_KEPT_BYTES, TRIM_SECONDS, Trimmer
+"""Models and batches stay within the free memory of a card, and freed memory goes back to the system."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from rerank_grpc.checkpoints.catalogue import builtin
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels import device
+from rerank_grpc.registry import loading, memory
+from rerank_grpc.registry.loading import ModelLoader
+from rerank_grpc.registry.memory import (
+    MOST_KEPT_BYTES,
+    TRIM_SECONDS,
+    BatchMemory,
+    Memory,
+    Trimmer,
+    check_memory,
+)
+from rerank_grpc.registry.warmup import best_budget
+
+GIB = 1 << 30
+CARD = torch.device("cuda", 0)
 
 
-def test_memory_is_given_back_when_the_process_has_grown_and_no_more_often_than_that():
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> list[Memory]:
+    """The answers of a card to the questions for its memory, the last one again and again."""
+    answers = [Memory(4 * GIB, 0, 0)]
+    monkeypatch.setattr(memory, "memory_of", lambda _: answers.pop(0) if len(answers) > 1 else answers[0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    return answers
+
+
+def refusal(needed: float, precision: str) -> str:
+    with pytest.raises(ModelLoadError) as failure:
+        check_memory("some/model", int(needed * GIB), precision, CARD, builtin())
+    return str(failure.value)
+
+
+def test_a_model_that_fits_beside_what_it_works_in_is_not_refused(card: list[Memory]) -> None:
+    check_memory("some/model", 3 * GIB, "bf16", CARD, builtin())
+    with pytest.raises(ModelLoadError):
+        check_memory("some/model", 3 * GIB + 1, "bf16", CARD, builtin())
+
+
+def test_a_model_too_large_in_fp32_is_told_the_precision_in_which_it_fits(card: list[Memory]) -> None:
+    text = refusal(6, "fp32")
+    assert "takes about 6.0 GiB in fp32" in text
+    assert "4.0 GiB are free on cuda:0" in text
+    assert "use precision bf16 (3.0 GiB)" in text
+    assert "\n" not in text
+
+
+def test_an_older_card_is_told_fp16(card: list[Memory], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert "use precision fp16 (3.0 GiB)" in refusal(6, "fp32")
+
+
+def test_a_model_too_large_in_every_precision_is_told_one_that_fits(card: list[Memory]) -> None:
+    text = refusal(14, "fp16")
+    assert "precision" not in text.partition("use ")[2]
+    assert re.search(r"use \w+/\S+ \(\d\.\d GiB\), or cpu", text)
+    card[:] = [Memory(GIB + (100 << 20), 0, 0)]
+    assert "MiB), or cpu" in refusal(14, "bf16")
+    card[:] = [Memory(GIB, 0, 0)]
+    assert refusal(14, "bf16").endswith("use cpu")
+
+
+def test_a_card_is_asked_before_the_weights_are_read(
+    card: list[Memory], directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card[:] = [Memory(GIB, 0, 0)]
+    monkeypatch.setattr(loading, "choose_device", lambda _: CARD)
+    with pytest.raises(ModelLoadError, match="are free on cuda:0"):
+        ModelLoader(ServerSettings(device="cuda")).read_model(str(directories["bert"]))
+
+
+def test_a_card_older_than_torch_was_built_for_is_refused_with_both_numbers() -> None:
+    architectures = ["sm_75", "sm_80", "sm_90", "sm_120", "compute_120"]
+    device.check_age((7, 5), architectures, "cuda:0")
+    device.check_age((12, 0), architectures, "cuda:0")
+    device.check_age((5, 0), [], "cuda:0")
+    with pytest.raises(ModelLoadError, match=r"compute capability 6\.1, .* 7\.5 and later"):
+        device.check_age((6, 1), architectures, "cuda:1")
+
+
+def test_the_budget_stops_where_the_next_batch_would_not_fit(card: list[Memory]) -> None:
+    batches = BatchMemory(CARD)
+    budgets: list[int] = []
+
+    def measure(tokens: int) -> float:
+        budgets.append(tokens)
+        card[:] = [Memory(GIB, GIB, GIB + tokens * 100_000)]
+        batches.measured(tokens)
+        return 0.001
+
+    assert best_budget(measure, batches.fits) == 8_192
+    assert budgets == [512, 1_024, 2_048, 4_096, 8_192]
+
+
+def test_the_cpu_has_no_such_limit() -> None:
+    batches = BatchMemory(torch.device("cpu"))
+    batches.measured(512)
+    assert batches.fits(1 << 40)
+
+
+def test_memory_is_given_back_when_the_process_has_grown_and_no_more_often_than_that() -> None:
     used = [1_000]
     trimmer = Trimmer(lambda: used[-1])
     assert not trimmer.due(100)
@@ -10,7 +119,7 @@ def test_memory_is_given_back_when_the_process_has_grown_and_no_more_often_than_
     assert trimmer.due(100 + TRIM_SECONDS)
 
 
-def test_a_trim_that_frees_little_is_tried_again_later_and_later_but_never_for_the_last_time():
+def test_a_trim_that_frees_little_is_tried_again_later_and_later_but_never_for_the_last_time() -> None:
     used = [1_000]
     trimmer = Trimmer(lambda: used[-1])
     used.append(1_000 + 2 * MOST_KEPT_BYTES)  # and in use while it is trimmed

@@ -12,7 +12,7 @@ from time import monotonic
 
 import pytest
 
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.errors import (
     Cancelled,
@@ -23,11 +23,12 @@ from rerank_grpc.errors import (
     ShuttingDown,
     UnknownModel,
 )
-from rerank_grpc.registry import LoadedModel, Registry, eviction, keeper, memory, registry_for
-from rerank_grpc.registry.registry import margin
-from rerank_grpc.registry.slot import Slot
-from rerank_grpc.types import State
-from tests.support import WAIT, CountingRunner, loader_of
+from rerank_grpc.registry import eviction, keeper, memory
+from rerank_grpc.registry.loading import ModelLoader
+from rerank_grpc.registry.registry import Registry, margin
+from rerank_grpc.registry.slot import LoadedModel, Slot
+from rerank_grpc.types import Call, State
+from tests.support import WAIT, ScriptedLoader
 
 SIZES = {"one": 100, "two": 100, "three": 100, "small": 10, "huge": 1_000}
 
@@ -38,19 +39,23 @@ def _no_least_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eviction, "LEAST_STAY_SECONDS", 0.0)
 
 
-class Loads:
-    """A loader that is counted, can be held, and can be made to fail."""
+class Loads(ScriptedLoader):
+    """A loader that is counted, can be held, and can be made to fail.
 
-    def __init__(self) -> None:
+    `prepare` tells how many bytes a model is expected to take, SIZES how many it takes.
+    """
+
+    def __init__(self, prepare: Callable[[ModelSpec], int] = lambda each: SIZES.get(each.name, 1)) -> None:
+        super().__init__()
+        self.prepare = prepare  # type: ignore[method-assign]
         self.names: list[str] = []
         self.failing: dict[str, Exception] = {}
         self.held = threading.Event()
         self.held.set()
         self.began = threading.Semaphore(0)
         self.most = self._inside = 0
-        self._inner = loader_of(CountingRunner(), EngineSettings())
 
-    def __call__(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         self._inside += 1
         self.most = max(self.most, self._inside)
         self.names.append(spec.name)
@@ -59,7 +64,7 @@ class Loads:
         self._inside -= 1
         if spec.name in self.failing:
             raise self.failing[spec.name]
-        return replace(self._inner(spec, on_death), memory_bytes=SIZES.get(spec.name, 1))
+        return replace(super().load(spec, on_death), memory_bytes=SIZES.get(spec.name, 1))
 
 
 def spec(name: str, **options: object) -> ModelSpec:
@@ -68,8 +73,7 @@ def spec(name: str, **options: object) -> ModelSpec:
 
 @contextmanager
 def keeping(loads: Loads, *specs: ModelSpec, **options: object) -> Iterator[Registry]:
-    known = {"prepare": lambda each: SIZES.get(each.name, 1)}
-    registry = Registry(specs, loads, **known | options)  # type: ignore[arg-type]
+    registry = Registry(specs, loads, **options)  # type: ignore[arg-type]
     registry.start()
     try:
         yield registry
@@ -100,7 +104,7 @@ def let_leave(registry: Registry, *places: int) -> None:
 
 
 def use(registry: Registry, name: str, seconds: float = WAIT) -> str:
-    with registry.lease(name, deadline=monotonic() + seconds) as model:
+    with registry.lease(name, Call(monotonic() + seconds)) as model:
         return model.name
 
 
@@ -177,23 +181,53 @@ def test_only_so_many_callers_wait_and_the_others_are_told_so():
 
 
 def test_a_caller_who_leaves_while_it_waits_is_let_go():
-    loads, leave = Loads(), []
+    loads, leaving = Loads(), Call()
     with keeping(loads, spec("one"), spec("two", lazy=True)) as registry, ThreadPoolExecutor(1) as callers:
         assert registry.wait_until_loaded(WAIT)
         loads.held.clear()
 
         def call() -> None:
-            with registry.lease("two", on_cancel=leave.append):
+            with registry.lease("two", leaving):
                 raise AssertionError("it was let in")
 
         waiting = callers.submit(call)
         until(registry, lambda: bool(registry._slots[1].waiting))
-        leave[0]()
+        leaving.cancel()
         with pytest.raises(Cancelled):
             waiting.result(WAIT)
         loads.held.set()
         until(registry, lambda: registry._slots[1].state is State.READY)
         assert registry._slots[1].leases == 0
+
+
+def test_a_call_that_goes_on_keeps_no_model_that_it_waited_for():
+    loads, call = Loads(), Call()
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry, ThreadPoolExecutor(1) as callers:
+        assert registry.wait_until_loaded(WAIT)
+        loads.held.clear()
+        waiting = callers.submit(registry.lease, "two", call)
+        until(registry, lambda: bool(registry._slots[1].waiting))
+        ticket = registry._slots[1].waiting[0]
+        loads.held.set()
+        waiting.result(WAIT).leave()
+        assert ticket.loaded is None, "the call refers to the ticket, and would keep the model in memory"
+
+
+def test_a_caller_who_leaves_at_the_moment_it_is_let_in_keeps_no_lease():
+    loads, call = Loads(), Call()
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry, ThreadPoolExecutor(1) as callers:
+        assert registry.wait_until_loaded(WAIT)
+        loads.held.clear()
+        waiting = callers.submit(registry.lease, "two", call)
+        slot = registry._slots[1]
+        until(registry, lambda: bool(slot.waiting))
+        with registry._changed:  # as the keeper does, before the caller can look
+            call.cancel()
+            slot.leases += 1
+            slot.answer(registry._slots[0].loaded)
+        with pytest.raises(Cancelled):
+            waiting.result(WAIT)
+        assert slot.leases == 0
 
 
 def test_the_least_recently_used_makes_room():
@@ -219,8 +253,11 @@ def in_memory(name: str, *, ready: float = 0, used: float = 0, took: float = 0, 
 
 def victim(*slots: Slot, now: float = 100.0) -> str | float:
     """Says which model goes, or how long to wait; the first of them is the default."""
-    other, seconds = eviction.victim(slots, now)
-    return other.spec.name if other else seconds
+    match eviction.victim(slots, now):
+        case eviction.Evict(other):
+            return other.spec.name
+        case eviction.Wait(seconds):
+            return seconds
 
 
 def test_an_idle_model_too_stays_as_long_as_its_loading_took():
@@ -293,14 +330,11 @@ def test_waiting_for_room_is_no_loading_time(monkeypatch: pytest.MonkeyPatch):
     now = 1_000.0
     monkeypatch.setattr(keeper, "monotonic", lambda: now)
     monkeypatch.setattr(eviction, "LEAST_STAY_SECONDS", 60.0)
-    loads = Loads()
-    specs = [spec("one"), spec("two", lazy=True)]
     # Its size is known only once it is there, so that it waits for room after its loading.
     sizes = {"one": 100, "two": 1}
-    with (
-        keeping(loads, *specs, budget=150, prepare=lambda each: sizes[each.name]) as registry,
-        ThreadPoolExecutor(1) as callers,
-    ):
+    loads = Loads(lambda each: sizes[each.name])
+    specs = [spec("one"), spec("two", lazy=True)]
+    with keeping(loads, *specs, budget=150) as registry, ThreadPoolExecutor(1) as callers:
         assert registry.wait_until_loaded(WAIT)
         waiting = callers.submit(use, registry, "two")
         until(registry, lambda: registry._slots[1].memory_bytes == 100)
@@ -345,14 +379,14 @@ def test_the_default_is_loaded_before_what_was_called_earlier():
 
 
 def test_the_default_is_not_left_for_later_by_an_early_call_of_another_model():
-    loads, here = Loads(), threading.Event()
+    here = threading.Event()
     specs = [spec("one"), spec("two", lazy=True)]
 
     def prepare(each: ModelSpec) -> int:
         assert each.name != "one" or here.wait(WAIT)
         return SIZES[each.name]
 
-    with keeping(loads, *specs, budget=150, prepare=prepare) as registry:
+    with keeping(Loads(prepare), *specs, budget=150) as registry:
         assert use(registry, "two") == "two"
         here.set()
         assert registry.wait_until_loaded(WAIT)
@@ -360,14 +394,14 @@ def test_the_default_is_not_left_for_later_by_an_early_call_of_another_model():
 
 
 def test_loading_again_what_failed_at_the_start_evicts_nothing():
-    loads, reachable = Loads(), threading.Event()
+    reachable = threading.Event()
 
     def prepare(each: ModelSpec) -> int:
         if each.name == "two" and not reachable.is_set():
             raise ModelLoadError("the hub cannot be reached")
         return SIZES[each.name]
 
-    with keeping(loads, spec("one"), spec("two"), budget=150, prepare=prepare) as registry:
+    with keeping(Loads(prepare), spec("one"), spec("two"), budget=150) as registry:
         assert registry.wait_until_loaded(WAIT)
         assert states(registry)["two"] is State.FAILED
         reachable.set()
@@ -396,7 +430,7 @@ def test_eviction_waits_for_the_calls_in_progress():
     specs = [spec("one"), spec("two", lazy=True)]
     with keeping(loads, *specs, budget=150) as registry, ThreadPoolExecutor(1) as callers:
         assert registry.wait_until_loaded(WAIT)
-        with registry.lease("one") as model:
+        with registry.lease("one", Call()) as model:
             other = callers.submit(use, registry, "two")
             until(registry, lambda: registry._slots[0].state is State.UNLOADING)
             assert model.engine.alive
@@ -410,7 +444,7 @@ def test_who_calls_a_model_that_is_leaving_gets_it_when_it_is_back():
     specs = [spec("one"), spec("two", lazy=True)]
     with keeping(loads, *specs, budget=150) as registry, ThreadPoolExecutor(2) as callers:
         assert registry.wait_until_loaded(WAIT)
-        with registry.lease("one"):
+        with registry.lease("one", Call()):
             other = callers.submit(use, registry, "two")
             until(registry, lambda: registry._slots[0].state is State.UNLOADING)
             again = callers.submit(use, registry, "one")
@@ -420,8 +454,8 @@ def test_who_calls_a_model_that_is_leaving_gets_it_when_it_is_back():
 
 
 def test_a_model_larger_than_the_budget_is_refused_with_both_sizes():
-    loads = Loads()
-    with keeping(loads, spec("one"), spec("huge", lazy=True), budget=500, prepare=lambda _: 0) as registry:
+    loads = Loads(lambda _: 0)
+    with keeping(loads, spec("one"), spec("huge", lazy=True), budget=500) as registry:
         assert registry.wait_until_loaded(WAIT)
         with pytest.raises(ModelFailed):
             use(registry, "huge")
@@ -466,10 +500,11 @@ def test_it_is_told_whose_files_are_here(tmp_path: Path, monkeypatch: pytest.Mon
         "BAAI/bge-reranker-large",
         str(tmp_path),
         str(tmp_path / "none"),
+        "acme/no--id",
     )
     models = tuple(ModelSpec(source.replace("/", "-"), source, lazy=True) for source in sources)
-    registry = registry_for(replace(Settings(), models=models, models_dir=tmp_path))
-    assert [info.local_available for info in registry.models()] == [True, True, False, True, False]
+    registry = Registry(models, ModelLoader(replace(ServerSettings(), models_dir=tmp_path)))
+    assert [info.local_available for info in registry.models()] == [True, True, False, True, False, False]
 
 
 def test_an_unused_model_leaves_memory_and_comes_back():
@@ -477,7 +512,7 @@ def test_an_unused_model_leaves_memory_and_comes_back():
     specs = [spec("one", pinned=True), spec("two", lazy=True)]
     with keeping(loads, *specs, idle_seconds=0.05) as registry:
         assert registry.wait_until_loaded(WAIT)
-        with registry.lease("two"):
+        with registry.lease("two", Call()):
             assert states(registry)["two"] is State.READY
         until(registry, lambda: registry._slots[1].state is State.UNLOADED)
         assert states(registry)["one"] is State.READY
@@ -520,7 +555,7 @@ def test_an_operator_need_not_wait_for_the_back_off():
         del loads.failing["two"]
         with pytest.raises(ModelFailed):
             use(registry, "two")
-        assert registry.load("two", deadline=monotonic() + WAIT).state is State.READY
+        assert registry.load("two", Call(monotonic() + WAIT)).state is State.READY
 
 
 def test_the_back_off_doubles_up_to_five_minutes():
@@ -541,7 +576,7 @@ def test_a_model_whose_device_died_is_only_helped_by_an_unload():
         break_device(registry, "one")
         assert not registry.serving
         with pytest.raises(ModelFailed):
-            registry.load("one", deadline=monotonic() + WAIT)
+            registry.load("one", Call(monotonic() + WAIT))
         registry._slots[0].load_seconds = 60.0
         assert registry.unload("one", deadline=monotonic() + WAIT).state is State.UNLOADED, "it need not stay"
         registry._slots[0].load_seconds = 0.0
@@ -549,7 +584,7 @@ def test_a_model_whose_device_died_is_only_helped_by_an_unload():
 
 
 def break_device(registry: Registry, name: str, *, hung: bool = False) -> None:
-    loaded = registry.loaded(name)
+    (loaded,) = [slot.loaded for slot in registry._slots if slot.spec.name == name]
     assert loaded is not None
     loaded.engine._die(hung=hung)
 
@@ -557,11 +592,12 @@ def break_device(registry: Registry, name: str, *, hung: bool = False) -> None:
 def test_a_hang_while_a_model_is_being_loaded_is_told_too():
     told = threading.Event()
 
-    def load(_spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        on_death(True)  # as the engine's watcher does when the warm-up hangs
-        raise ModelLoadError("the warm-up failed")
+    class Hanging(ScriptedLoader):
+        def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+            on_death(True)  # as the engine's watcher does when the warm-up hangs
+            raise ModelLoadError("the warm-up failed")
 
-    registry = Registry([ModelSpec("one", "test")], load, on_hang=told.set)
+    registry = Registry([spec("one")], Hanging(), on_hang=told.set)
     registry.start()
     assert told.wait(WAIT)
     registry.close()
@@ -585,11 +621,11 @@ def test_the_late_death_of_an_unloaded_engine_is_not_the_present_ones():
     loads = Loads()
     with keeping(loads, spec("one")) as registry:
         assert registry.wait_until_loaded(WAIT)
-        former = registry.loaded("one")
+        with registry.lease("one", Call()) as loaded:
+            former = loaded.engine
         registry.unload("one", deadline=monotonic() + WAIT)
         assert use(registry, "one") == "one"
-        assert former is not None
-        former.engine._die(hung=False)
+        former._die(hung=False)
         assert use(registry, "one") == "one"
 
 
@@ -597,7 +633,7 @@ def test_a_model_whose_device_dies_while_it_is_leaving_leaves():
     loads = Loads()
     with keeping(loads, spec("one"), spec("two")) as registry:
         assert registry.wait_until_loaded(WAIT)
-        with registry.lease("two"):
+        with registry.lease("two", Call()):
             registry._slots[1].unload_asked = True
             let_leave(registry, 1)
             until(registry, lambda: registry._slots[1].state is State.UNLOADING)
@@ -821,7 +857,7 @@ def test_an_unload_past_its_deadline_still_happens():
     loads = Loads()
     with keeping(loads, spec("one"), spec("two")) as registry:
         assert registry.wait_until_loaded(WAIT)
-        with registry.lease("two"), pytest.raises(DeadlineExceeded):
+        with registry.lease("two", Call()), pytest.raises(DeadlineExceeded):
             registry.unload("two", deadline=monotonic() + 0.05)
         until(registry, lambda: registry._slots[1].state is State.UNLOADED)
 
@@ -847,7 +883,7 @@ def test_r27_a_path_or_url_is_no_name_and_nothing_is_opened(name: str):
     loads = Loads()
     with keeping(loads, spec("one")) as registry:
         assert registry.wait_until_loaded(WAIT)
-        for call in (registry.info, registry.loaded, lambda each: use(registry, each)):
+        for call in (registry.info, registry.health, lambda each: use(registry, each)):
             with pytest.raises(UnknownModel, match="known: one"):
                 call(name)
         assert loads.names == ["one"]

@@ -1,13 +1,13 @@
-"""One server with a scripted runner, one with the embedded model, and the shim in front of each."""
+"""One server with a scripted runner, one with the embedded model, and REST for each."""
 
 import socket
 from collections.abc import Iterator
 
 import pytest
 
-from rerank_grpc.config import ModelSpec, Settings
-from rerank_grpc.server.app import RerankServer
-from tests.rest.support import shim
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
+from rerank_grpc.server.server import RerankServer
+from tests.rest.support import rest_server
 from tests.support import CountingRunner, serving
 
 ALIASES = ("rerank-v3.5", "BAAI/bge-reranker-base", "rerank-2")
@@ -21,15 +21,15 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def scripted() -> Iterator[RerankServer]:
     """A server whose scores are any numbers, but always the same."""
-    settings = Settings(models=(ModelSpec("embedded", "embedded", ALIASES),))
+    settings = ServerSettings(models=(ModelSpec("embedded", "embedded", ALIASES),))
     with serving(settings, runner=CountingRunner()) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def port(scripted: RerankServer) -> Iterator[int]:
-    """The port of a shim in front of the scripted server."""
-    with shim(scripted.port) as port:
+    """The port of REST for the scripted server."""
+    with rest_server(scripted.port) as port:
         yield port
 
 

@@ -54,13 +54,13 @@ def _kind(key: str, value: Any) -> str:
 
 def main() -> None:
     """Records the replies of every caller's requests."""
-    from rerank_grpc.config import ModelSpec, Settings
+    from rerank_grpc.config.settings import ModelSpec, ServerSettings
     from tests.rest.conftest import ALIASES
-    from tests.rest.support import shim
+    from tests.rest.support import rest_server
     from tests.support import CountingRunner, serving
 
-    settings = Settings(models=(ModelSpec("embedded", "embedded", ALIASES),))
-    with serving(settings, runner=CountingRunner()) as server, shim(server.port) as port:
+    settings = ServerSettings(models=(ModelSpec("embedded", "embedded", ALIASES),))
+    with serving(settings, runner=CountingRunner()) as server, rest_server(server.port) as port:
         for caller in callers():
             recorded = [exchange | answer(port, exchange) for exchange in exchanges(caller)]
             text = json.dumps(recorded, indent=1, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The shim in this process on a free port, and plain HTTP calls to it."""
+"""The REST server in this process on a free port, and plain HTTP calls to it."""
 
 import http.client
 import json
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rerank_grpc.config import RestSettings
+from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.rest.server import RestServer
 from rerank_grpc.types import Health
 
@@ -57,7 +57,7 @@ def get(port: int, path: str, **headers: str) -> Reply:
 
 
 @contextmanager
-def shim(
+def rest_server(
     *ports: int | None,
     tokens: tuple[str, ...] = (),
     upstream_token: str | None = None,
@@ -65,10 +65,10 @@ def shim(
     health: Callable[[], Health] | None = None,
     **settings: Any,
 ) -> Iterator[int]:
-    """Runs the shim in front of gRPC servers on these ports; yields its own port."""
-    rest = replace(RestSettings(), host=HOST, port=0, **settings)
-    targets = [f"{HOST}:{port}" for port in ports]
-    server = RestServer(rest, targets, tokens=tokens, upstream_token=upstream_token, health=health)
+    """Runs a REST server for gRPC servers on these ports; yields its own port."""
+    targets = tuple(f"{HOST}:{port}" for port in ports)
+    access = RestSettings(targets=targets, access_tokens=tokens, upstream_token=upstream_token)
+    server = RestServer(replace(access, host=HOST, port=0, **settings), health)
     server.start()
     try:
         yield server.port

@@ -7,8 +7,8 @@ import pytest
 
 from rerank_grpc.errors import QueueFull
 from rerank_grpc.rest import app, body
-from rerank_grpc.server.app import RerankServer
-from tests.rest.support import get, post, shim
+from rerank_grpc.server.server import RerankServer
+from tests.rest.support import get, post, rest_server
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import HeldRunner
 
@@ -23,7 +23,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bodies_count_until_their_calls_are_answered(held: tuple[HeldRunner, RerankServer]) -> None:  # noqa: F811
     runner, server = held
-    with shim(server.port) as port:
+    with rest_server(server.port) as port:
         with connect(port, request(LONG, "Connection: close")) as first:
             runner.await_batch()
             for path in ("/v1/rerank", "/tei/rerank"):
@@ -37,7 +37,7 @@ def test_bodies_count_until_their_calls_are_answered(held: tuple[HeldRunner, Rer
 
 def test_what_is_too_much_is_refused_before_the_rest_comes(scripted: RerankServer) -> None:
     head = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
-    with shim(scripted.port) as port:
+    with rest_server(scripted.port) as port:
         for _ in range(3):
             with connect(port, head + b" " * 1_001) as connection:
                 answer = connection.recv(65_536)
@@ -48,7 +48,7 @@ def test_what_is_too_much_is_refused_before_the_rest_comes(scripted: RerankServe
 
 @pytest.mark.parametrize("body", [b"nonsense", b'{"query": 1}', b""])
 def test_a_refused_body_counts_no_longer(scripted: RerankServer, body: bytes) -> None:
-    with shim(scripted.port) as port:
+    with rest_server(scripted.port) as port:
         for _ in range(3):
             assert post(port, "/v1/rerank", body.ljust(900)).status == 400
         assert post(port, "/v1/rerank", LONG).status == 200
@@ -59,7 +59,7 @@ def test_stalled_bodies_lose_their_room_to_a_new_one(
 ) -> None:
     monkeypatch.setattr(body, "SAFE_SECONDS", 0.0)
     stalled = HEAD + b"Content-Length: 310\r\n\r\n" + b" " * 309
-    with shim(scripted.port) as port, contextlib.ExitStack() as ends:
+    with rest_server(scripted.port) as port, contextlib.ExitStack() as ends:
         held = [ends.enter_context(connect(port, stalled)) for _ in range(11)]
         assert post(port, "/v1/rerank", LONG).status == 200
         for connection in held[:8]:  # the last three have room beside each other

@@ -10,8 +10,8 @@ import pytest
 
 from rerank_grpc.client import Client
 from rerank_grpc.rest import server as rest
-from rerank_grpc.server.app import RerankServer
-from tests.rest.support import HOST, get, post, read, shim
+from rerank_grpc.server.server import RerankServer
+from tests.rest.support import HOST, get, post, read, rest_server
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import WAIT, HeldRunner, wait_for
 
@@ -43,7 +43,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 @pytest.mark.parametrize("sent", [b"", HEAD], ids=["silent", "half a head"])
 def test_the_oldest_idle_connections_make_room(scripted: RerankServer, sent: bytes) -> None:
-    with shim(scripted.port) as port, holding(port, [sent] * 5 * BOUND) as idle:
+    with rest_server(scripted.port) as port, holding(port, [sent] * 5 * BOUND) as idle:
         wait_for(lambda: all(map(is_closed, idle[: 4 * BOUND])))
         assert not any(map(is_closed, idle[4 * BOUND :]))
         assert get(port, "/health").status == 200
@@ -51,7 +51,7 @@ def test_the_oldest_idle_connections_make_room(scripted: RerankServer, sent: byt
 
 
 def test_the_connection_that_was_used_last_is_kept(scripted: RerankServer) -> None:
-    with shim(scripted.port) as port, holding(port, [b""] * BOUND) as idle:
+    with rest_server(scripted.port) as port, holding(port, [b""] * BOUND) as idle:
         used = http.client.HTTPConnection(HOST, port)
         used.sock = idle[0]
         used.request("GET", "/health")
@@ -63,7 +63,7 @@ def test_the_connection_that_was_used_last_is_kept(scripted: RerankServer) -> No
 
 def test_a_half_sent_body_makes_room_where_nothing_is_idle(scripted: RerankServer) -> None:
     begun = request(BODY, "Expect: 100-continue")[:-1]
-    with shim(scripted.port) as port, holding(port, [begun] * BOUND) as half:
+    with rest_server(scripted.port) as port, holding(port, [begun] * BOUND) as half:
         assert all(connection.recv(1_024).startswith(b"HTTP/1.1 100 ") for connection in half)
         assert post(port, "/v1/rerank", BODY).status == 200
         wait_for(lambda: is_closed(half[0]))
@@ -79,7 +79,7 @@ def test_unread_answers_make_room_where_nothing_is_idle(scripted: RerankServer) 
         except ConnectionError:
             return False
 
-    with shim(scripted.port) as port, holding(port, [script * 20] * BOUND):
+    with rest_server(scripted.port) as port, holding(port, [script * 20] * BOUND):
         # At first the answers are being sent, which nothing may end.
         wait_for(lambda: gets_in(port), 10)
 
@@ -88,7 +88,7 @@ def test_what_is_being_answered_is_never_closed(held: tuple[HeldRunner, RerankSe
     runner, server = held
     bodies = [{"query": "q", "documents": [f"document {number}"]} for number in range(BOUND)]
     calls = [request(body, "Connection: close") for body in bodies]
-    with shim(server.port) as port, holding(port, calls) as waiting:
+    with rest_server(server.port) as port, holding(port, calls) as waiting:
         with Client(f"{HOST}:{server.port}") as client:
             wait_for(lambda: client.health().queue_tokens == (BOUND - 1) * TOKENS)
         for _ in range(3 * BOUND):

@@ -27,7 +27,7 @@ def test_every_dialect_has_a_golden_pair() -> None:
                 head = path.split("/")[1]
                 prefix = head if head in PREFIXES else ""
                 seen.add(dialect_of(body, prefix, path).name)
-    known = {dialect.name for _, dialect in RULES}
+    known = {dialect.name for _, dialect, _ in RULES}
     known |= {dialect.name for dialects in PREFIXES.values() for dialect in dialects}
     assert seen == known
 

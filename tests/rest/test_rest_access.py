@@ -12,10 +12,10 @@ import pytest
 from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from rerank_grpc.config import Settings
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, fail
-from tests.rest.support import Reply, call, get, post, read, shim
+from tests.rest.support import Reply, call, get, post, read, rest_server
 from tests.rest.test_rest_connections import connect, until
 from tests.support import CountingRunner, serving
 
@@ -61,8 +61,8 @@ def runner() -> CountingRunner:
 def guarded(request: pytest.FixtureRequest, runner: CountingRunner) -> Iterator[int]:
     own = TOKENS if request.param == "checks itself" else ()
     with (
-        serving(replace(Settings(), tokens=TOKENS), runner=runner) as server,
-        shim(server.port, tokens=own, upstream_token=TOKENS[0]) as port,
+        serving(replace(ServerSettings(), access_tokens=TOKENS), runner=runner) as server,
+        rest_server(server.port, tokens=own, upstream_token=TOKENS[0]) as port,
     ):
         yield port
 
@@ -111,10 +111,10 @@ def test_public_routes_need_none_and_tell_all(guarded: int) -> None:
     assert get(guarded, "/health").json["model_loaded"]
 
 
-def test_without_a_token_of_its_own_the_shim_tells_nothing_of_the_models() -> None:
+def test_without_a_token_of_its_own_rest_tells_nothing_of_the_models() -> None:
     with (
-        serving(replace(Settings(), tokens=TOKENS), runner=CountingRunner()) as server,
-        shim(server.port) as port,
+        serving(replace(ServerSettings(), access_tokens=TOKENS), runner=CountingRunner()) as server,
+        rest_server(server.port) as port,
     ):
         root = get(port, "/").json
         assert (root["authentication"], root["supported_models"]) == (True, [])
@@ -148,12 +148,12 @@ def loading() -> Iterator[Loading]:
 
 
 @pytest.mark.parametrize("token", [None, "a-wrong-token"])
-def test_without_a_token_the_shims_health_is_that_of_grpc_health(loading: Loading, token: str | None) -> None:
+def test_without_a_token_rests_health_is_that_of_grpc_health(loading: Loading, token: str | None) -> None:
     if token:
         loading.server.otherwise = fail(
             grpc.StatusCode.UNAUTHENTICATED, reason="ERROR_REASON_UNAUTHENTICATED"
         )
-    with shim(loading.server.port, upstream_token=token) as port:
+    with rest_server(loading.server.port, upstream_token=token) as port:
         reply = get(port, "/health")
         assert (reply.status, reply.json) == (503, {"status": "unhealthy"})
         assert reply.headers["retry-after"] == "1"
@@ -166,7 +166,7 @@ def test_a_server_that_says_nothing_without_a_token_counts_as_well() -> None:
     server = ScriptedServer(otherwise=refuse)
     server.start()
     try:
-        with shim(server.port) as port:
+        with rest_server(server.port) as port:
             assert get(port, "/health").json == {"status": "healthy"}
     finally:
         server.stop()
@@ -176,8 +176,8 @@ def test_a_target_that_is_loading_loses_its_turn_though_it_wants_a_token(
     loading: Loading, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        serving(replace(Settings(), tokens=TOKENS), runner=CountingRunner()) as ready,
-        shim(loading.server.port, ready.port) as port,
+        serving(replace(ServerSettings(), access_tokens=TOKENS), runner=CountingRunner()) as ready,
+        rest_server(loading.server.port, ready.port) as port,
     ):
         name = f"127.0.0.1:{loading.server.port} is away"
         until(lambda: name in caplog.text)
@@ -194,7 +194,7 @@ def test_a_target_that_only_tells_its_state_does_not_get_its_turn_back(
     server = ScriptedServer(otherwise=lambda *_: pb.HealthResponse(state=pb.MODEL_STATE_LOADING))
     server.start()
     try:
-        with shim(server.port, server.port) as port:
+        with rest_server(server.port, server.port) as port:
             until(lambda: f"{server.port} is away" in caplog.text)
             for _ in range(6):
                 assert get(port, "/health").status == 503
@@ -209,20 +209,21 @@ def test_an_open_server_takes_any_token(port: int) -> None:
         assert send(port, "POST", "/v1/rerank", headers).status == 200
 
 
-def test_fastgpts_switch_says_access_errors_as_its_app_does() -> None:
-    settings = replace(Settings(), tokens=TOKENS)
+def test_fastgpts_prefix_says_access_errors_as_its_app_does() -> None:
+    settings = replace(ServerSettings(), access_tokens=TOKENS)
     with (
         serving(settings, runner=CountingRunner()) as server,
-        shim(server.port, tokens=TOKENS, fastgpt=True) as port,
+        rest_server(server.port, tokens=TOKENS) as port,
     ):
-        missing, wrong = post(port, "/v1/rerank", BODY), post(port, "/v1/rerank", BODY, x_api_key="no")
-        assert (missing.status, missing.json) == (403, {"detail": "Not authenticated"})
-        assert (wrong.status, wrong.json) == (401, {"detail": "Invalid token"})
-        missing, wrong = get(port, "/v1/models"), get(port, "/v1/models", x_api_key="no")
-        assert (missing.status, missing.json) == (403, {"detail": "Not authenticated"})
-        assert (wrong.status, wrong.json) == (401, {"detail": "Invalid token"})
+        for ask in (
+            lambda **headers: post(port, "/fastgpt/v1/rerank", BODY, **headers),
+            lambda **headers: get(port, "/fastgpt/v1/models", **headers),
+        ):
+            missing, wrong = ask(), ask(x_api_key="no")
+            assert (missing.status, missing.json) == (403, {"detail": "Not authenticated"})
+            assert (wrong.status, wrong.json) == (401, {"detail": "Invalid token"})
         empty = {"query": "q", "documents": []}
-        reply = post(port, "/v1/rerank", empty, authorization="Bearer first-token")
+        reply = post(port, "/fastgpt/v1/rerank", empty, authorization="Bearer first-token")
         assert (reply.status, reply.json) == (200, {"results": []})
 
 
@@ -244,7 +245,7 @@ def test_what_callers_log_at_will_has_a_kind(port: int, caplog: pytest.LogCaptur
 
 def test_nothing_of_a_caller_reaches_the_log(caplog: pytest.LogCaptureFixture, free_port: int) -> None:
     caplog.set_level(logging.DEBUG)
-    settings = replace(Settings(), tokens=TOKENS)
+    settings = replace(ServerSettings(), access_tokens=TOKENS)
     canary = "CANARY"
     body = {"query": canary, "documents": [canary], "model": canary}
     bodies = (
@@ -257,8 +258,8 @@ def test_nothing_of_a_caller_reaches_the_log(caplog: pytest.LogCaptureFixture, f
     )
     with (
         serving(settings, runner=CountingRunner()) as server,
-        shim(server.port) as good,
-        shim(free_port) as away,
+        rest_server(server.port) as good,
+        rest_server(free_port) as away,
     ):
         for port in (good, away):
             for one in bodies:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.server.app import RerankServer
-from tests.rest.support import get, post, shim
+from rerank_grpc.server.server import RerankServer
+from tests.rest.support import get, post, rest_server
 
 QUERY = "How do I reset my password?"
 DOCUMENTS = ["Our office is closed.", "Open Settings and click Forgot password.", "密码至少十二个字符。"]
@@ -17,7 +17,7 @@ DOCUMENTS = ["Our office is closed.", "Open Settings and click Forgot password."
 
 @pytest.fixture(scope="module")
 def real(embedded: RerankServer):
-    with shim(embedded.port) as port:
+    with rest_server(embedded.port) as port:
         yield port
 
 
@@ -89,12 +89,6 @@ def test_documents_come_back_only_when_asked_for(port: int) -> None:
 def test_the_literal_that_a_client_checks_is_right(port: int, path: str, fields: Any, expected: str) -> None:
     body = {"query": "q", "documents": ["d"], **fields}
     assert post(port, path, body).json["object"] == expected
-
-
-def test_the_second_list_can_be_left_out_but_for_voyage(scripted: RerankServer) -> None:
-    with shim(scripted.port, data=False) as port:
-        assert "data" not in post(port, "/v1/rerank", {"query": "q", "documents": ["d"]}).json
-        assert "data" in post(port, "/v1/rerank", {"query": "q", "documents": ["d"], "top_k": 1}).json
 
 
 def test_an_instruction_to_a_model_that_takes_none_is_ignored(real: int) -> None:

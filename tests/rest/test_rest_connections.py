@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.rest import protocol
-from rerank_grpc.server.app import RerankServer
-from tests.rest.support import HOST, Reply, post, shim
-from tests.support import WAIT, CountingRunner, HeldRunner, loader_of, serving
+from rerank_grpc.server.server import RerankServer
+from tests.rest.support import HOST, Reply, post, rest_server
+from tests.support import WAIT, CountingRunner, HeldRunner, ScriptedLoader, serving
 
 BODY = {"query": "q", "documents": ["d"]}
 
@@ -50,14 +50,14 @@ def until(condition: Callable[[], object], seconds: float = WAIT) -> None:
 def held() -> Iterator[tuple[HeldRunner, RerankServer]]:
     """A server whose batches hold one document each, and run when the test lets them."""
     runner = HeldRunner()
-    settings = replace(Settings(), engine=EngineSettings(max_batch_tokens=8))
+    settings = replace(ServerSettings(), engine=EngineSettings(max_batch_tokens=8))
     with serving(settings, runner=runner) as server:
         yield runner, server
 
 
 def test_a_caller_who_leaves_costs_at_most_one_further_batch(held) -> None:
     runner, server = held
-    with shim(server.port) as port, Client(f"{HOST}:{server.port}") as client:
+    with rest_server(server.port) as port, Client(f"{HOST}:{server.port}") as client:
         connection = connect(port, request({"query": "q", "documents": [f"d{n}" for n in range(500)]}))
         runner.await_batch()
         assert client.health().queue_tokens > 0
@@ -75,7 +75,7 @@ def test_a_caller_who_leaves_costs_at_most_one_further_batch(held) -> None:
 
 def test_the_callers_time_becomes_the_deadline(held) -> None:
     runner, server = held
-    with shim(server.port) as port:
+    with rest_server(server.port) as port:
         for headers, path, kind in ((("X-Request-Timeout: 0.3",), "/v1/rerank", "error"),):
             begin = time.monotonic()
             with connect(port, request(BODY, *headers, "Connection: close", path=path)) as connection:
@@ -83,15 +83,15 @@ def test_the_callers_time_becomes_the_deadline(held) -> None:
             assert answer.startswith(b"HTTP/1.1 504 ")
             assert f'"{kind}"'.encode() in answer
             assert time.monotonic() - begin > 0.25
-    with shim(server.port, timeout=0.2) as port:
+    with rest_server(server.port, timeout=0.2) as port:
         assert post(port, "/v1/rerank", BODY).status == 504
     assert runner.sequences == 0
 
 
-def test_a_shim_that_stops_answers_those_inside(held) -> None:
+def test_a_rest_server_that_stops_answers_those_inside(held) -> None:
     runner, server = held
     replies: list[Reply] = []
-    with shim(server.port, grace=WAIT) as port:
+    with rest_server(server.port, grace=WAIT) as port:
         asking = threading.Thread(target=lambda: replies.append(post(port, "/v1/rerank", BODY)))
         asking.start()
         runner.await_batch()
@@ -108,7 +108,7 @@ def test_who_is_cut_off_by_the_end_of_the_grace_is_told_to_come_back(
     held, caplog: pytest.LogCaptureFixture, path: str, body: Any, key: str
 ) -> None:
     runner, server = held
-    with shim(server.port, grace=0.2) as port:
+    with rest_server(server.port, grace=0.2) as port:
         waiting = connect(port, request(body, path=path))
         sending = connect(port, request(body, path=path)[:-1])
         runner.await_batch()
@@ -195,7 +195,7 @@ def test_200_slow_callers_lose_their_sockets_and_take_nobodys_time(port: int) ->
                     key.fileobj.close()
         assert time.monotonic() - begin < 30, f"{len(watch.get_map())} sockets are still open"
     watch.close()
-    # Callers, shim and server share this process and machine, whose noise is the larger below that.
+    # Caller and servers share this process and machine, whose noise is the larger below that.
     assert statistics.median(beside) <= max(3 * statistics.median(alone), 0.25)
 
 
@@ -205,7 +205,7 @@ def test_a_body_of_which_nothing_comes_loses_its_socket(
     monkeypatch.setattr(protocol, "NO_PROGRESS_SECONDS", 0.05)
     # As much time as a body of 12 MiB has, were it for its rate alone.
     monkeypatch.setattr(protocol, "BODY_SECONDS", 202.0)
-    with shim(scripted.port) as port, connect(port, request(BODY)[:-1]) as stalled:
+    with rest_server(scripted.port) as port, connect(port, request(BODY)[:-1]) as stalled:
         with contextlib.suppress(ConnectionResetError):
             assert stalled.recv(1) == b""
         assert post(port, "/v1/rerank", BODY).status == 200
@@ -213,16 +213,16 @@ def test_a_body_of_which_nothing_comes_loses_its_socket(
 
 def restarted(server: RerankServer, runner: CountingRunner) -> RerankServer:
     """Starts a new server on a stopped one's port."""
-    settings = replace(Settings(), port=server.port, admin_port=0)
-    again = RerankServer(settings, load=loader_of(runner, settings.engine))
+    settings = replace(ServerSettings(), port=server.port, admin_port=0)
+    again = RerankServer(settings, loader=ScriptedLoader(runner, settings.engine))
     again.start()
     assert again.wait_until_loaded(WAIT)
     return again
 
 
-def test_the_shim_outlives_a_restart_of_the_server() -> None:
+def test_the_rest_server_outlives_a_restart_of_the_server() -> None:
     runner = CountingRunner()
-    with serving(runner=runner) as server, shim(server.port) as port:
+    with serving(runner=runner) as server, rest_server(server.port) as port:
         assert post(port, "/v1/rerank", BODY).status == 200
         server.stop(1)
         assert post(port, "/v1/rerank", BODY).status == 503
@@ -235,7 +235,7 @@ def test_the_shim_outlives_a_restart_of_the_server() -> None:
 
 def test_of_two_servers_the_one_that_is_there_takes_every_call() -> None:
     first, second = CountingRunner(), CountingRunner()
-    with serving(runner=first) as one, serving(runner=second) as two, shim(one.port, two.port) as port:
+    with serving(runner=first) as one, serving(runner=second) as two, rest_server(one.port, two.port) as port:
         for number in range(20):
             assert post(port, "/v1/rerank", {"query": f"{number}", "documents": ["d"]}).status == 200
         assert (first.sequences, second.sequences) == (10, 10)

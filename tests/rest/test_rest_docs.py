@@ -7,7 +7,11 @@ from urllib.parse import urljoin
 import pytest
 from starlette.types import Message
 
-from rerank_grpc.rest.docs import routes
+from rerank_grpc import __version__
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.rest.dialects.tei import LABEL
+from rerank_grpc.rest.docs import document, routes
+from rerank_grpc.rest.errors import STATUSES
 from tests.rest.support import call, get, post
 
 
@@ -27,6 +31,27 @@ def test_every_operation_exists_and_its_examples_work(port: int) -> None:
                 assert "Forgot password" in reply.raw.decode()
 
 
+def test_the_document_states_the_version_and_the_limits_that_hold(port: int) -> None:
+    served = get(port, "/openapi.json").json
+    assert served == document()
+    assert served["info"]["version"] == __version__
+    schemas = served["components"]["schemas"]
+    rerank, tei = schemas["RerankRequest"]["properties"], schemas["TeiRequest"]["properties"]
+    for documents in (rerank["documents"], tei["texts"]):
+        assert (documents["minItems"], documents["maxItems"]) == (1, LIMITS.documents)
+    for text in (rerank["query"], tei["query"], rerank["instruction"], tei["texts"]["items"]):
+        assert text["maxLength"] == LIMITS.characters
+    plain, with_text = rerank["documents"]["items"]["anyOf"]
+    assert plain["maxLength"] == with_text["properties"]["text"]["maxLength"] == LIMITS.characters
+    labels = schemas["Info"]["properties"]["model_type"]["properties"]["reranker"]["properties"]
+    assert labels["label2id"]["examples"] == [{LABEL: 0}]
+
+
+def test_the_document_tells_every_status_of_the_table_of_errors() -> None:
+    superset = document()["paths"]["/v1/rerank"]["post"]["responses"]
+    assert {str(status) for status in STATUSES.values()} <= superset.keys()
+
+
 def test_every_reference_leads_somewhere(port: int) -> None:
     reply = get(port, "/openapi.json")
     schemas = reply.json["components"]["schemas"]
@@ -35,7 +60,7 @@ def test_every_reference_leads_somewhere(port: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/", "//docs", "/tei/docs", "/tei/docs/", "/docs?a/"])
-def test_swaggers_page_loads_from_the_shim_alone(port: int, path: str) -> None:
+def test_swaggers_page_loads_from_the_rest_server_alone(port: int, path: str) -> None:
     page = get(port, path)
     assert page.headers["content-type"].startswith("text/html")
     text = page.raw.decode()

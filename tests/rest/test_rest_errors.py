@@ -11,11 +11,11 @@ import pytest
 
 from rerank_grpc import client, errors
 from rerank_grpc.client import RerankError
-from rerank_grpc.config import MIB
+from rerank_grpc.limits import MIB
 from rerank_grpc.rest.errors import STATUSES, problem_of
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from tests.client.scripted_server import ScriptedServer, fail
-from tests.rest.support import Reply, call, get, post, shim
+from tests.rest.support import Reply, call, get, post, rest_server
 
 GOOD = {"query": "q", "documents": ["d"]}
 
@@ -130,7 +130,9 @@ def test_only_brackets_outside_of_texts_count(port: int, text: str) -> None:
 @pytest.mark.parametrize("unit", ['"[",', '"[",[', '"",', '["[', "[", "\\[", '"\\"[', '"'])
 def test_the_hardest_bodies_are_counted_in_a_moment(port: int, unit: str) -> None:
     body = b'{"query": [' + (unit * ((12 * MIB - 20) // len(unit))).encode()
-    begin = time.process_time()  # caller and shim share this process; others on the machine do not count
+    begin = (
+        time.process_time()
+    )  # caller and REST server share this process; others on the machine do not count
     assert post(port, "/v1/rerank", body).status in (400, 413)
     assert time.process_time() - begin < 5
 
@@ -161,7 +163,7 @@ def test_a_time_that_is_none_is_400(port: int, text: str) -> None:
 
 
 def test_without_a_server_it_is_503_and_says_when_to_come_back(free_port: int) -> None:
-    with shim(free_port) as port:
+    with rest_server(free_port) as port:
         for reply in (post(port, "/v1/rerank", GOOD), get(port, "/health"), get(port, "/")):
             assert reply.status == 503
             assert reply.headers["retry-after"] == "1"
@@ -175,7 +177,7 @@ def test_a_call_that_the_server_has_ended_may_be_sent_again() -> None:
     server.script.append(fail(grpc.StatusCode.CANCELLED))
     server.start()
     try:
-        with shim(server.port) as port:
+        with rest_server(server.port) as port:
             reply = post(port, "/v1/rerank", GOOD)
             assert (reply.status, reply.headers["retry-after"]) == (503, "1")
             check_shape(reply)
@@ -194,7 +196,7 @@ def test_a_fault_of_ours_is_a_fixed_text(
         raise ValueError("CANARY")
 
     monkeypatch.setattr(Upstream, "rerank_all", fail)
-    with shim(scripted.port) as port:
+    with rest_server(scripted.port) as port:
         reply = post(port, "/v1/rerank", GOOD)
     assert reply.status == 500
     check_shape(reply)

@@ -4,13 +4,11 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
-from google.rpc import error_details_pb2
 
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.client.scripted_server import Call, ScriptedServer, Step, fail, reply, scored
-from tests.rest.support import get, post, shim
+from tests.client.scripted_server import Call, ScriptedServer, reply, scored
+from tests.rest.support import get, post, rest_server
 from tests.support import WAIT
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -30,8 +28,8 @@ def behind() -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture(scope="module")
-def front(behind: ScriptedServer) -> Iterator[int]:
-    with shim(behind.port) as port:
+def port(behind: ScriptedServer) -> Iterator[int]:
+    with rest_server(behind.port) as port:
         yield port
 
 
@@ -68,7 +66,7 @@ def dashscope(**parameters: Any) -> dict[str, Any]:
         (SUPERSET | {"max_chunks_per_doc": 5}, "max_chunks_per_document", 5),
         (SUPERSET | {"max_chunks_per_doc": 10_000}, "max_chunks_per_document", 64),
         (SUPERSET | {"truncation": False}, "truncation", pb.TRUNCATION_NONE),
-        (SUPERSET | {"truncation": True}, "truncation", pb.TRUNCATION_END),
+        (SUPERSET | {"truncation": True}, "truncation", pb.TRUNCATION_UNSPECIFIED),
         (SUPERSET | {"return_documents": True}, "return_documents", False),
         (TEI | {"truncation_direction": "LEFT"}, "truncation", pb.TRUNCATION_START),
         (TEI | {"truncate": False, "truncation_direction": "left"}, "truncation", pb.TRUNCATION_NONE),
@@ -82,32 +80,32 @@ def dashscope(**parameters: Any) -> dict[str, Any]:
     ],
 )
 def test_a_dialects_word_reaches_the_grpc_call(
-    behind: ScriptedServer, front: int, body: Any, field: str, value: Any
+    behind: ScriptedServer, port: int, body: Any, field: str, value: Any
 ) -> None:
-    assert getattr(seen(behind, front, body).request, field) == value
+    assert getattr(seen(behind, port, body).request, field) == value
 
 
-def test_pairs_are_asked_once_for_each_query(behind: ScriptedServer, front: int) -> None:
+def test_pairs_are_asked_once_for_each_query(behind: ScriptedServer, port: int) -> None:
     before = len(behind.calls)
     body = {"text_1": ["p", "q", "p", "r"], "text_2": ["a", "b", "c", "d"]}
-    assert post(front, "/score", body).status == 200
+    assert post(port, "/score", body).status == 200
     asked = {call.request.query: [d.text for d in call.request.documents] for call in behind.calls[before:]}
     assert asked == {"p": ["a", "c"], "q": ["b"], "r": ["d"]}
 
 
-def test_token_and_trace_go_along(behind: ScriptedServer, front: int) -> None:
+def test_token_and_trace_go_along(behind: ScriptedServer, port: int) -> None:
     headers = {"x_api_key": "t0ken", "x_request_id": "id-1", "traceparent": TRACE}
-    metadata = seen(behind, front, SUPERSET, **headers).metadata
+    metadata = seen(behind, port, SUPERSET, **headers).metadata
     assert metadata["authorization"] == "Bearer t0ken"
     assert (metadata["x-request-id"], metadata["traceparent"]) == ("id-1", TRACE)
-    assert "authorization" not in seen(behind, front, SUPERSET).metadata
-    get(front, "/v1/models", authorization="t0ken")
+    assert "authorization" not in seen(behind, port, SUPERSET).metadata
+    get(port, "/v1/models", authorization="t0ken")
     assert behind.calls[-1].metadata["authorization"] == "Bearer t0ken"
 
 
-def test_the_callers_time_or_a_minute_is_the_deadline(behind: ScriptedServer, front: int) -> None:
-    assert 55 < seen(behind, front, SUPERSET).time_remaining < 61
-    assert 15 < seen(behind, front, SUPERSET, x_request_timeout="20.5").time_remaining < 21.5
+def test_the_callers_time_or_a_minute_is_the_deadline(behind: ScriptedServer, port: int) -> None:
+    assert 55 < seen(behind, port, SUPERSET).time_remaining < 61
+    assert 15 < seen(behind, port, SUPERSET, x_request_timeout="20.5").time_remaining < 21.5
 
 
 def test_the_batch_forms_two_calls_share_one_deadline() -> None:
@@ -120,7 +118,7 @@ def test_the_batch_forms_two_calls_share_one_deadline() -> None:
     server.start()
     body = {**SUPERSET, "batch_size": 8}
     try:
-        with shim(server.port) as port:
+        with rest_server(server.port) as port:
             server.script.append(slow)
             assert post(port, "/rerank", body, x_request_timeout="10").status == 200
             first, second = server.calls
@@ -135,42 +133,43 @@ def test_the_batch_forms_two_calls_share_one_deadline() -> None:
         server.stop()
 
 
-class Model:
-    """A model that takes no instruction, until it is replaced by one that does."""
-
-    def __init__(self) -> None:
-        self.revision = "r1"
-        self.takes = False
-
-    def __call__(self, request: Any, context: grpc.ServicerContext) -> Any:
-        if request.instruction and not self.takes:
-            violation = error_details_pb2.BadRequest.FieldViolation(field="instruction", description="none")
-            details = [error_details_pb2.BadRequest(field_violations=[violation])]
-            refuse: Step = fail(
-                grpc.StatusCode.INVALID_ARGUMENT, reason="ERROR_REASON_UNSUPPORTED_OPTION", details=details
-            )
-            return refuse(request, context)
-        return pb.RerankResponse(results=scored(request).results, model="m", model_revision=self.revision)
+def test_an_instruction_is_sent_once_for_the_server_to_leave_out(behind: ScriptedServer, port: int) -> None:
+    before = len(behind.calls)
+    asked = seen(behind, port, SUPERSET | {"instruction": "i"}).request
+    assert (asked.instruction, asked.ignore_unsupported_options) == ("i", True)
+    assert len(behind.calls) == before + 1
 
 
-def test_a_model_that_takes_no_instruction_is_asked_once() -> None:
-    model = Model()
-    server = ScriptedServer(otherwise=model)
+def test_a_devices_name_is_asked_for_once_for_each_revision_of_a_model() -> None:
+    revisions = {"served": "r1", "listed": "r1", "device": "cpu"}
+
+    def answer(request: Any, _context: object) -> Any:
+        if isinstance(request, pb.ListModelsRequest):
+            model = pb.Model(name="m", revision=revisions["listed"], device=revisions["device"])
+            return pb.ListModelsResponse(models=[model])
+        return pb.RerankResponse(
+            results=scored(request).results, model="m", model_revision=revisions["served"]
+        )
+
+    server = ScriptedServer(otherwise=answer)
     server.start()
 
-    def given(port: int) -> list[str]:
+    def device(port: int) -> tuple[str, list[str]]:
         del server.calls[:]
-        assert post(port, "/v1/rerank", SUPERSET | {"instruction": "i"}).status == 200
-        return [call.request.instruction for call in server.calls]
+        reply = post(port, "/rerank", SUPERSET | {"batch_size": 8})
+        assert reply.status == 200
+        return reply.json["device"], [call.method for call in server.calls]
 
     try:
-        with shim(server.port) as port:
-            assert given(port) == ["i", ""]
-            assert given(port) == given(port) == [""]
-            # The answer says that another model stands behind the name: it gets its instruction.
-            model.revision, model.takes = "r2", True
-            assert given(port) == ["", "i"]
-            assert given(port) == ["i"]
+        with rest_server(server.port) as port:
+            assert device(port) == ("cpu", ["Rerank", "ListModels"])
+            assert device(port) == device(port) == ("cpu", ["Rerank"])
+            # The list tells another revision than the one that scored: nothing is known of that one.
+            revisions["served"] = "r2"
+            assert device(port) == ("", ["Rerank", "ListModels"])
+            revisions.update(listed="r2", device="cuda:0")
+            assert device(port) == ("cuda:0", ["Rerank", "ListModels"])
+            assert device(port) == ("cuda:0", ["Rerank"])
     finally:
         server.stop()
 
@@ -185,7 +184,7 @@ def test_infinitys_callers_see_how_full_the_queue_is() -> None:
     )
     server.script += [reply(pb.ListModelsResponse(models=[ready, away])), reply(full)]
     try:
-        with shim(server.port) as port:
+        with rest_server(server.port) as port:
             first, second = get(port, "/models", authorization="Bearer t").json["data"]
     finally:
         server.stop()

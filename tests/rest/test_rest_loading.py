@@ -1,7 +1,6 @@
 """A model that is still loading: REST says so within the caller's time, and when to come back."""
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,39 +8,30 @@ import pytest
 
 from rerank_grpc.cli import rest
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, RestSettings, Settings
-from rerank_grpc.config.settings import ModelSpec
-from rerank_grpc.engine.engine import OnDeath
-from rerank_grpc.registry import LoadedModel
+from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.rest.upstream import Upstream
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health, State
-from tests.rest.support import HOST, get, post, shim
+from tests.rest.support import HOST, get, post, rest_server
 from tests.rest.test_rest_connections import BODY
-from tests.support import WAIT, CountingRunner, loader_of
+from tests.support import LateLoader
 
 
 @contextlib.contextmanager
 def loading() -> Iterator[RerankServer]:
     """Runs a server whose model is being loaded until the end."""
-    ended = threading.Event()
-    load_now = loader_of(CountingRunner(), EngineSettings())
-
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        assert ended.wait(WAIT)
-        return load_now(spec, on_death)
-
-    server = RerankServer(replace(Settings(), port=0, admin_port=0), load=load)
+    loader = LateLoader()
+    server = RerankServer(replace(ServerSettings(), port=0, admin_port=0), loader=loader)
     server.start()
     try:
         yield server
     finally:
-        ended.set()
+        loader.may_load.set()
         server.stop(5)
 
 
 def test_a_call_is_told_within_its_time_that_the_model_is_loading() -> None:
-    with loading() as server, shim(server.port) as port:
+    with loading() as server, rest_server(server.port) as port:
         for seconds in ("0.3", "0.6", "1.5"):
             reply = post(port, "/v1/rerank", BODY, x_request_timeout=seconds)
             assert (reply.status, reply.json["error"]["code"]) == (503, "model_loading"), seconds
@@ -62,7 +52,7 @@ def test_a_call_is_told_within_its_time_that_the_model_is_loading() -> None:
 def test_health_is_whether_a_call_would_be_answered(
     port: int, monkeypatch: pytest.MonkeyPatch, state: State, serving: bool, status: int, word: str
 ) -> None:
-    async def own_health(_upstream: Upstream, _timeout: float) -> Health:
+    async def own_health(_upstream: Upstream) -> Health:
         return Health("m", state, "1", serving=serving)
 
     monkeypatch.setattr(Upstream, "own_health", own_health)
@@ -76,7 +66,9 @@ def test_health_is_whether_a_call_would_be_answered(
 @pytest.mark.parametrize("tokens", [(), ("token",)])
 def test_in_the_servers_own_process_probes_need_no_call(free_port: int, tokens: tuple[str, ...]) -> None:
     told = [Health("m", State.READY, "1", serving=True), Health("m", State.FAILED, "1")]
-    settings = replace(Settings(), tokens=tokens, rest=replace(RestSettings(), host=HOST, port=0))
+    settings = replace(
+        ServerSettings(), access_tokens=tokens, rest=replace(RestSettings(), host=HOST, port=0)
+    )
     server = rest.beside(settings, free_port, lambda: told[0])
     assert server is not None
     server.start()
@@ -96,6 +88,6 @@ def test_a_server_tells_its_health_as_a_call_does(scripted: RerankServer) -> Non
         called, told = client.health(), scripted.health()
     assert replace(called, uptime_seconds=0.0) == replace(told, uptime_seconds=0.0)
     assert told.serving
-    with shim(scripted.port) as without, shim(scripted.port, health=scripted.health) as port:
+    with rest_server(scripted.port) as without, rest_server(scripted.port, health=scripted.health) as port:
         for path in ("/", "/health", "/v1/cluster/auth"):
             assert get(port, path).json == get(without, path).json

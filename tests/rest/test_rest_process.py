@@ -1,4 +1,4 @@
-"""The shim as a process of its own: it starts or says why not, and what a bomb costs it (R11)."""
+"""The REST server as a process of its own: it starts or says why not, and what a bomb costs it (R11)."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from tests.command import environment, run
 from tests.rest.support import HOST, Reply, get, post
 from tests.rest.test_rest_connections import BODY, restarted, until
@@ -143,9 +143,9 @@ def test_a_taken_port_is_one_clear_line(command: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_shim_imports_nothing_of_what_it_calls() -> None:
+def test_the_rest_server_imports_nothing_of_what_it_calls() -> None:
     code = (
-        "import sys; import rerank_grpc.rest.server, rerank_grpc.cli.gateway; "
+        "import sys; import rerank_grpc.rest.server, rerank_grpc.cli.rest; "
         "print({'torch', 'transformers', 'tokenizers', 'numpy', 'rerank_grpc.engine'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())

@@ -5,19 +5,19 @@ import time
 import pytest
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects.base import Context
 from rerank_grpc.rest.dialects.text_pairs import decode
+from tests.rest.support import post
 
-CONTEXT = Context("/bge-reranker-base/post", "id")
+PATH = "/bge-reranker-base/post"
 
 
 def pairs_of(literal: str) -> list[tuple[str, str]]:
     """Reads a literal and returns the pairs in their order."""
-    call = decode({"text_pairs": literal}, CONTEXT)
+    decoded = decode({"text_pairs": literal}, PATH)
     found = {}
-    for request, places in zip(call.requests, call.places, strict=True):
-        found |= {p: (request.query, d.text) for p, d in zip(places, request.documents, strict=True)}
-    return [found[place] for place in sorted(found)]
+    for request, origins in zip(decoded.requests, decoded.origins, strict=True):
+        found |= {o: (request.query, d.text) for o, d in zip(origins, request.documents, strict=True)}
+    return [found[origin] for origin in sorted(found)]
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,10 @@ HOSTILE = {
 def test_what_is_no_list_of_pairs_is_refused_at_once(case: str) -> None:
     begin = time.process_time()
     with pytest.raises(InvalidRequest):
-        decode({"text_pairs": HOSTILE[case]}, CONTEXT)
+        decode({"text_pairs": HOSTILE[case]}, PATH)
     assert time.process_time() - begin < 1
+
+
+def test_a_lone_surrogate_of_a_literals_escapes_is_refused_as_what_cannot_be_read(port: int) -> None:
+    reply = post(port, PATH, {"text_pairs": "[['q', '\\ud800']]"})
+    assert (reply.status, reply.json["code"]) == (200, -1)

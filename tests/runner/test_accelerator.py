@@ -11,12 +11,12 @@ from unittest.mock import create_autospec
 import pytest
 import torch
 
-from rerank_grpc.models.loader import load_model
 from rerank_grpc.runner import accelerator
 from rerank_grpc.runner.accelerator import Cuda
 from rerank_grpc.runner.cuda import StagedRunner
 from rerank_grpc.runner.runner import DeviceLost, ModelRunner
 from tests import random_models as checkpoints
+from tests.conftest import load
 from tests.runner.test_cuda import BATCHES, same
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_a_batch_is_copied_on_one_stream_computed_on_another_and_awaited_once(
     log: list[str], tmp_path: Path
 ) -> None:
     path = checkpoints.xlm_roberta(tmp_path / "xlm_roberta")
-    model = load_model(str(path), models_dir=Path("none"), device="cpu", precision="fp32")
+    model = load(path)
     expected = ModelRunner(model).run(BATCHES[0])
     flight = StagedRunner(model, Cuda(CPU)).launch(BATCHES[0])
     assert log == ["on copies", "on work", "work awaits copies"]

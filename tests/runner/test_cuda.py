@@ -15,7 +15,6 @@ from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.cuda import TorchOperations
 from rerank_grpc.models import hooked, loader
 from rerank_grpc.models.base import Model
-from rerank_grpc.models.loader import load_model
 from rerank_grpc.runner import cuda as staged
 from rerank_grpc.runner import packing as plan
 from rerank_grpc.runner.accelerator import Captured, Mark
@@ -24,9 +23,10 @@ from rerank_grpc.runner.packing import all_shapes, bucket, plan_batch, plan_capt
 from rerank_grpc.runner.prefixes import Prefixes
 from rerank_grpc.runner.runner import ModelRunner, OutOfMemory, pack
 from rerank_grpc.sequence import Output, PackedBatch, Sequence
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from tests import random_models as checkpoints
+from tests.conftest import load
 from tests.kernels.test_attention import part_by_part
+from tests.texts import tokenized
 
 
 class FakeDevice:
@@ -92,10 +92,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(directory: Path) -> Model:
     return load(directory)
-
-
-def load(directory: Path) -> Model:
-    return load_model(str(directory), models_dir=Path("none"), device="cpu", precision="fp32")
 
 
 def batch_of(*lengths: int, seed: int = 0) -> PackedBatch:
@@ -373,9 +369,8 @@ def test_a_prefix_is_computed_once_for_batches_that_overlap(
         for module in (hooked, staged):
             monkeypatch.setattr(module, "kernel_for", lambda _: part_by_part)
     model = load(directory)
-    encoder = encoder_for(model.card)
     calls = [
-        encoder.encode(query, [f"document {number}, {'and more ' * number}" for number in range(6)])
+        tokenized(model.card, query, [f"document {number}, {'and more ' * number}" for number in range(6)])
         for query in ("one", "another query")
     ]
     sequences = [call.sequences for call in calls]

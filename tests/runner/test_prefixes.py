@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import gc
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rerank_grpc.config import EngineSettings
+from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import QueueFull
 from rerank_grpc.kernels.base import KeysValues
-from rerank_grpc.models.loader import load_model
 from rerank_grpc.runner.kept import KeptPrefixes
 from rerank_grpc.runner.runner import ModelRunner, OutOfMemory
 from rerank_grpc.sequence import PackedBatch, Prefix, Sequence
-from rerank_grpc.tokenizer.tokenizer import encoder_for
 from tests import random_models as checkpoints
+from tests.conftest import load
 from tests.prompts import QUERY
 from tests.support import wait_for
+from tests.texts import tokenized
 
 NUMBERS = iter(range(10**9))
 
@@ -158,17 +157,16 @@ def test_beyond_the_bound_what_was_used_least_recently_goes():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = checkpoints.qwen3_reranker(tmp_path_factory.mktemp("prefix") / "qwen3")
-    return load_model(str(path), models_dir=Path("none"), device="cpu", precision="fp32")
+    return load(path)
 
 
 def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(model: Any) -> None:
     runner = ModelRunner(model)
-    encoder = encoder_for(model.card)
     engine = Engine(runner, EngineSettings(max_batch_tokens=120))
     engine.start()
     try:
         documents = [f"document {number} of many" for number in range(40)]
-        encoded = encoder.encode(QUERY, documents)
+        encoded = tokenized(model.card, QUERY, documents)
         expected = ModelRunner(model).run(PackedBatch(encoded.sequences))
         request = engine.submit(encoded.sequences, stepwise=True)
         seen = 0
@@ -195,8 +193,8 @@ def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(mod
 def test_a_pass_that_fails_keeps_nothing_and_out_of_memory_makes_room(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner, encoder = ModelRunner(model), encoder_for(model.card)
-    first, second = encoder.encode("one", ["a"]), encoder.encode("two", ["a"])
+    runner = ModelRunner(model)
+    first, second = tokenized(model.card, "one", ["a"]), tokenized(model.card, "two", ["a"])
     runner.run(PackedBatch(first.sequences))
     kept = runner._kept.tokens
     errors = iter([RuntimeError("broken"), torch.OutOfMemoryError("no room")])

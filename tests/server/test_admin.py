@@ -9,16 +9,16 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from rerank_grpc.config import ModelSpec, Settings
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.registry import eviction
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.server.test_errors import details_of
 from tests.support import WAIT, CountingRunner, HeldRunner, channel_of, request_of, serving, stub_of
 
 MODELS = (ModelSpec("one", "test"), ModelSpec("two", "test", aliases=("zwei",), lazy=True))
-SETTINGS = replace(Settings(), models=MODELS)
+SETTINGS = replace(ServerSettings(), models=MODELS)
 
 
 @pytest.fixture(autouse=True)

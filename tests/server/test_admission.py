@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +12,13 @@ import pytest
 from google.rpc import error_details_pb2
 
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
-from rerank_grpc.engine.engine import OnDeath
-from rerank_grpc.registry import LoadedModel
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import command
 from tests.server.test_errors import delay_ms_of, details_of
 from tests.server.test_patience import check
-from tests.support import WAIT, CountingRunner, HeldRunner, loader_of, request_of, serving, stub_of, wait_for
+from tests.support import WAIT, HeldRunner, LateLoader, request_of, serving, stub_of, wait_for
 
 STORM = """
 import sys, threading, time
@@ -52,7 +49,7 @@ STORM_SECONDS = 5
 def test_calls_of_all_models_share_one_door():
     models = tuple(ModelSpec(name, "test") for name in ("one", "two", "three", "four"))
     runner = HeldRunner()
-    settings = replace(Settings(), models=models, max_calls=12)
+    settings = replace(ServerSettings(), models=models, max_calls=12)
     with (
         serving(settings, runner=runner) as server,
         stub_of(server.port) as stub,
@@ -79,9 +76,12 @@ def test_calls_of_all_models_share_one_door():
 
 
 def test_text_beyond_what_may_be_inside_is_refused_with_a_delay():
-    limits = replace(Settings().limits, characters_inside=100_000)
+    limits = replace(ServerSettings().limits, characters_inside=100_000)
     runner = HeldRunner()
-    with serving(replace(Settings(), limits=limits), runner=runner) as server, stub_of(server.port) as stub:
+    with (
+        serving(replace(ServerSettings(), limits=limits), runner=runner) as server,
+        stub_of(server.port) as stub,
+    ):
         inside = stub.Rerank.future(request_of("q", "word " * 15_000))
         runner.await_batch()
         with pytest.raises(grpc.RpcError) as caught:
@@ -121,17 +121,12 @@ def resident_mib(process: int) -> float:
 
 
 def test_calls_that_wait_for_a_model_to_be_loaded_keep_no_call_of_another_out():
-    arrived = threading.Event()
-    load_now = loader_of(CountingRunner(), EngineSettings())
-
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        if spec.lazy:
-            assert arrived.wait(WAIT)
-        return load_now(spec, on_death)
-
+    loader = LateLoader(lazy_only=True)
     models = (ModelSpec("ready", "test"), ModelSpec("far away", "test", lazy=True))
-    limits = replace(Settings().limits, characters_inside=400_000)
-    server = RerankServer(replace(Settings(), models=models, limits=limits, port=0, admin_port=0), load=load)
+    limits = replace(ServerSettings().limits, characters_inside=400_000)
+    server = RerankServer(
+        replace(ServerSettings(), models=models, limits=limits, port=0, admin_port=0), loader=loader
+    )
     server.start()
     assert server.wait_until_loaded(WAIT)
     with stub_of(server.port) as stub:
@@ -143,7 +138,7 @@ def test_calls_that_wait_for_a_model_to_be_loaded_keep_no_call_of_another_out():
         assert server.door.calls == 0
         large = request_of("q", *["word " * 18_000] * 4, model="ready")
         assert len(stub.Rerank(large, timeout=WAIT).results) == 4
-        arrived.set()
+        loader.may_load.set()
         assert waiting.result(WAIT).model == "far away"
     server.stop(5)
     assert server.lobby.calls == server.door.calls == 0

@@ -8,8 +8,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from rerank_grpc.config import Settings
-from rerank_grpc.server.interceptors import TokenInterceptor
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.server.interceptors import AccessInterceptor
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.support import CountingRunner, channel_of, request_of, serving
@@ -46,7 +46,7 @@ class HandlerCallDetails(NamedTuple):
 def channel():
     runner = CountingRunner()
     with (
-        serving(replace(Settings(), tokens=TOKENS), runner=runner) as server,
+        serving(replace(ServerSettings(), access_tokens=TOKENS), runner=runner) as server,
         channel_of(server.port) as channel,
     ):
         yield channel
@@ -101,7 +101,7 @@ def test_health_is_public_and_reflection_is_not(channel: grpc.Channel):
 )
 def test_a_token_outside_ascii_is_wrong_and_breaks_nothing(value: str | bytes):
     """grpcio's own client cannot send one, another may."""
-    interceptor = TokenInterceptor(TOKENS, public=[])
+    interceptor = AccessInterceptor(TOKENS, public=[])
     details = HandlerCallDetails("/rerank.v1.RerankService/Rerank", [("authorization", value)])
     denied = interceptor.intercept_service(lambda _: pytest.fail("entered"), details)
     assert denied is not None
@@ -121,7 +121,7 @@ ADMIN_CALLS = {
 def test_where_tokens_are_set_the_admin_port_wants_one_too_but_for_probes(method: str):
     runner = CountingRunner()
     with (
-        serving(replace(Settings(), tokens=TOKENS), runner=runner) as server,
+        serving(replace(ServerSettings(), access_tokens=TOKENS), runner=runner) as server,
         channel_of(server.admin_port) as admin,
     ):
         stub = rerank_pb2_grpc.ModelAdminServiceStub(admin)

@@ -11,11 +11,21 @@ import grpc
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.support import WAIT, CountingRunner, HeldRunner, channel_of, request_of, serving, stub_of, wait_for
+from tests.support import (
+    WAIT,
+    CountingRunner,
+    HeldRunner,
+    channel_of,
+    loaded_in,
+    request_of,
+    serving,
+    stub_of,
+    wait_for,
+)
 
 TOPICS = [
     "pandas eat bamboo",
@@ -63,6 +73,20 @@ def test_results_are_ordered_cut_and_filtered():
         assert not every[0].HasField("document")
 
 
+def test_an_instruction_is_left_out_where_the_model_takes_none_and_the_caller_says_so():
+    with serving() as server, stub_of(server.port) as stub:
+        plain = stub.Rerank(request_of("pandas", *TOPICS))
+        with pytest.raises(grpc.RpcError, match="this model takes no instruction"):
+            stub.Rerank(request_of("pandas", *TOPICS, instruction="judge"))
+        request = request_of("pandas", *TOPICS, instruction="judge", ignore_unsupported_options=True)
+        left_out = stub.Rerank(request)
+        streamed = stub.StreamRerank(pb.StreamRerankRequest.FromString(request.SerializeToString()))
+        assert left_out.results == plain.results
+        assert {result.index: result.logit for part in streamed for result in part.results} == pytest.approx(
+            {result.index: result.logit for result in plain.results}, abs=1e-5
+        )
+
+
 def test_usage_counts_tokens_and_pairs_that_cost_nothing():
     with serving() as server, stub_of(server.port) as stub:
         usage = stub.Rerank(request_of("panda", "bear", "bear", "tree")).usage
@@ -88,7 +112,7 @@ def test_a_stream_carries_every_result_once_and_the_summary_at_last():
 
 def test_a_streams_best_top_n_are_the_answer():
     texts = [f"document {n} about {TOPICS[n % 5]}" for n in range(200)]
-    settings = replace(Settings(), engine=EngineSettings(max_batch_tokens=200))
+    settings = replace(ServerSettings(), engine=EngineSettings(max_batch_tokens=200))
     with serving(settings) as server, stub_of(server.port) as stub:
         whole = stub.Rerank(request_of("pandas", *texts, top_n=5))
         message = request_of("pandas", *texts, top_n=5).SerializeToString()
@@ -101,7 +125,7 @@ def test_a_streams_best_top_n_are_the_answer():
 
 def test_r8_killing_the_client_ends_its_call():
     runner = HeldRunner()
-    settings = replace(Settings(), engine=EngineSettings(max_batch_tokens=40))
+    settings = replace(ServerSettings(), engine=EngineSettings(max_batch_tokens=40))
     with serving(settings, runner=runner) as server:
         script = (
             "import grpc\n"
@@ -112,7 +136,7 @@ def test_r8_killing_the_client_ends_its_call():
         )
         client = subprocess.Popen([sys.executable, "-c", script])
         runner.await_batch()
-        engine = server.registry.loaded("").engine
+        engine = loaded_in(server).engine
         assert engine.queued_tokens > 0
         client.kill()
         client.wait(WAIT)
@@ -123,7 +147,7 @@ def test_r8_killing_the_client_ends_its_call():
 
 def test_one_channel_with_as_many_callers_as_are_admitted_loses_none():
     """grpcio's overload protection refuses calls with RST_STREAM where streams are allowed too sparsely."""
-    settings = replace(Settings(), max_calls=64)
+    settings = replace(ServerSettings(), max_calls=64)
     with serving(settings, runner=CountingRunner()) as server, stub_of(server.port) as stub:
 
         def call(number: int) -> int:
@@ -134,7 +158,7 @@ def test_one_channel_with_as_many_callers_as_are_admitted_loses_none():
 
 
 def test_a_client_that_retries_loses_none_though_its_callers_are_more_than_are_admitted():
-    settings = replace(Settings(), max_calls=16)
+    settings = replace(ServerSettings(), max_calls=16)
     with (
         serving(settings, runner=CountingRunner()) as server,
         Client(f"127.0.0.1:{server.port}", timeout=60, retries=4) as client,
@@ -146,7 +170,7 @@ def test_a_client_that_retries_loses_none_though_its_callers_are_more_than_are_a
 
 def test_two_models_answer_side_by_side_by_name_and_alias():
     models = (ModelSpec("one", "test", ("bge-reranker-base-local",)), ModelSpec("two", "test"))
-    settings = replace(Settings(), models=models)
+    settings = replace(ServerSettings(), models=models)
     with serving(settings, runner=CountingRunner()) as server, stub_of(server.port) as stub:
         names = {name: stub.Rerank(request_of("q", "d", model=name)).model for name in ("", "one", "two")}
         assert names == {"": "one", "one": "one", "two": "two"}
@@ -158,12 +182,12 @@ def test_two_models_answer_side_by_side_by_name_and_alias():
 def test_two_models_of_one_name_are_refused():
     models = (ModelSpec("one", "test"), ModelSpec("two", "test", ("one",)))
     with pytest.raises(ConfigurationError, match="two models are named 'one'"):
-        RerankServer(replace(Settings(), models=models, port=0, admin_port=0))
+        RerankServer(replace(ServerSettings(), models=models, port=0, admin_port=0))
 
 
 def test_r24_a_second_server_on_the_same_port_is_refused_and_the_port_named():
     with serving(runner=CountingRunner()) as server, pytest.raises(ConfigurationError) as refusal:
-        RerankServer(replace(Settings(), port=server.port, admin_port=0))
+        RerankServer(replace(ServerSettings(), port=server.port, admin_port=0))
     assert str(server.port) in str(refusal.value)
     assert "--port" in str(refusal.value)
 

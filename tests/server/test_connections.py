@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from rerank_grpc.server import app
+from rerank_grpc.server import server as server_module
 from tests.server.test_patience import check, rerank
 from tests.support import CountingRunner, serving, wait_for
 
@@ -43,8 +43,8 @@ def test_two_thousand_connections_that_say_nothing_keep_nobody_out():
 def test_a_port_takes_only_so_many_connections_and_drops_those_that_say_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(app, "MOST_CONNECTIONS", 20)
-    monkeypatch.setattr(app, "HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 20)
+    monkeypatch.setattr(server_module, "HANDSHAKE_SECONDS", 0.5)
     with serving(runner=CountingRunner()) as server, silent(server.port, 100) as connections:
         wait_for(lambda: sum(map(is_open, connections)) <= 20)
         # The shim has a port of its own: a stranger cannot take its connections.

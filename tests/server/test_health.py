@@ -10,11 +10,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
-from rerank_grpc.engine.engine import OnDeath
-from rerank_grpc.registry import LoadedModel
-from rerank_grpc.server import health
-from rerank_grpc.server.app import RERANK_SERVICE, RerankServer
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.server import probes
+from rerank_grpc.server.methods import RERANK_SERVICE
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.engine.test_engine import Deadly
 from tests.http2 import raw_connections
@@ -23,8 +22,8 @@ from tests.support import (
     WAIT,
     CountingRunner,
     HeldRunner,
+    LateLoader,
     channel_of,
-    loader_of,
     request_of,
     serving,
     stub_of,
@@ -49,14 +48,8 @@ def service(request: pytest.FixtureRequest) -> str:
 
 
 def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service: str):
-    warm = threading.Event()
-    inner = loader_of(CountingRunner(), EngineSettings())
-
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        assert warm.wait(WAIT)
-        return inner(spec, on_death)
-
-    server = RerankServer(replace(Settings(), port=0, admin_port=0), load=load)
+    loader = LateLoader()
+    server = RerankServer(replace(ServerSettings(), port=0, admin_port=0), loader=loader)
     server.start()
     with channel_of(server.port) as channel, channel_of(server.admin_port) as admin:
         for each in (channel, admin):
@@ -65,7 +58,7 @@ def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service
             stub.Rerank(request_of("q", "d"), timeout=1)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert delay_ms_of(details_of(caught.value)[0]) >= 1000
-        warm.set()
+        loader.may_load.set()
         assert server.wait_until_loaded(WAIT)
         for each in (channel, admin):
             assert check(each, service) == SERVING
@@ -104,7 +97,7 @@ def test_r18_health_turns_to_not_serving_when_the_device_thread_dies():
 
 def test_r5_health_is_answered_while_the_service_is_saturated():
     runner = HeldRunner()
-    settings = replace(Settings(), max_calls=16)
+    settings = replace(ServerSettings(), max_calls=16)
     with serving(settings, runner=runner) as server, channel_of(server.port) as probe:
         with ThreadPoolExecutor(200) as callers:
 
@@ -153,10 +146,10 @@ def hold(channel: grpc.Channel, method: str) -> grpc.Call:
 )
 def test_r9_one_connection_full_of_calls_without_a_body_starves_no_other(method: str):
     settings = replace(
-        Settings(),
+        ServerSettings(),
         max_calls=16,
         connection_age_seconds=1.0,
-        connection_age_grace_seconds=1.0,
+        grace_seconds=1.0,
     )
     with serving(settings, runner=CountingRunner()) as server, channel_of(server.port) as hostile:
         held = [hold(hostile, method) for _ in range(16)]
@@ -172,7 +165,7 @@ def test_r9_one_connection_full_of_calls_without_a_body_starves_no_other(method:
 
 
 def test_idle_reflection_streams_do_not_starve_reflection_on_another_connection():
-    settings = replace(Settings(), max_calls=8)
+    settings = replace(ServerSettings(), max_calls=8)
     with serving(settings, runner=CountingRunner()) as server, channel_of(server.port) as hostile:
         held = [
             hold(hostile, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") for _ in range(8)
@@ -191,7 +184,7 @@ WATCH = "/grpc.health.v1.Health/Watch"
 
 @pytest.mark.parametrize("tokens", [(), ("t0p",)], ids=["open", "with tokens"])
 def test_watchers_that_read_nothing_silence_no_probe_and_no_change(tokens: tuple[str, ...]):
-    settings = replace(Settings(), tokens=tokens)
+    settings = replace(ServerSettings(), access_tokens=tokens)
     with (
         serving(settings, runner=CountingRunner()) as server,
         raw_connections(server.port, 1, window=0) as (main,),
@@ -216,7 +209,7 @@ def test_watchers_that_read_nothing_silence_no_probe_and_no_change(tokens: tuple
 
 
 def test_a_watcher_too_many_is_told_that_there_is_no_watch(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(health, "MOST_WATCHERS", 5)
+    monkeypatch.setattr(probes, "MOST_WATCHERS", 5)
     with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(5)]

@@ -6,12 +6,12 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
-from rerank_grpc.config import Limits, Settings
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.server.test_errors import details_of, failure
 from tests.support import CountingRunner, request_of, serving, stub_of
 
-LIMITS = Limits()
 MANY = ["d"] * LIMITS.documents
 
 
@@ -100,6 +100,6 @@ def test_an_instruction_for_a_model_that_takes_none_is_refused():
 
 
 def test_a_deadline_beyond_the_servers_is_cut_to_it():
-    settings = replace(Settings(), limits=replace(LIMITS, deadline_seconds=0.0))
+    settings = replace(ServerSettings(), limits=replace(LIMITS, deadline_seconds=0.0))
     with serving(settings, runner=CountingRunner()) as server:
         assert failure(server.port, documents("d")).code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -18,15 +18,18 @@ import grpc
 import pytest
 from huggingface_hub import constants
 
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import OnDeath
-from rerank_grpc.registry import LoadedModel, eviction, loader_for
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.registry import eviction
+from rerank_grpc.registry.loading import ModelLoader
+from rerank_grpc.registry.slot import LoadedModel
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import hub
 from tests import random_models as checkpoints
 from tests.server.test_errors import details_of
-from tests.support import WAIT, request_of, serving, stub_of, wait_for
+from tests.support import WAIT, loaded_in, request_of, serving, stub_of, wait_for
+from tests.texts import texts_request
 
 SIZE = 100
 ENGINE = EngineSettings(max_batch_tokens=1_024)
@@ -42,20 +45,32 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+class SizedLoader(ModelLoader):
+    """Loads real models, each of which counts as SIZE bytes, and adds their names to `loads`."""
+
+    def __init__(self, settings: ServerSettings, loads: list[str]) -> None:
+        super().__init__(settings)
+        self._loads = loads
+
+    def prepare(self, spec: ModelSpec) -> int:
+        return 0
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        self._loads.append(spec.name)
+        return replace(super().load(spec, on_death), memory_bytes=SIZE)
+
+
 @contextmanager
-def serving_models(directories: dict[str, Path], **fields: object) -> Iterator[RerankServer]:
+def serving_models(
+    directories: dict[str, Path], loads: list[str] | None = None, **fields: object
+) -> Iterator[RerankServer]:
     """Serves the directories, the first loaded and the others lazy; each counts as SIZE bytes."""
     models = tuple(
         ModelSpec(name, str(path), lazy=bool(place)) for place, (name, path) in enumerate(directories.items())
     )
-    settings = Settings(models=models, precision="fp32", port=0, admin_port=0, engine=ENGINE)
+    settings = ServerSettings(models=models, precision="fp32", port=0, admin_port=0, engine=ENGINE)
     settings = replace(settings, **fields)  # type: ignore[arg-type]
-    real = loader_for(settings)
-
-    def load(spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        return replace(real(spec, on_death), memory_bytes=SIZE)
-
-    server = RerankServer(settings, load=load)
+    server = RerankServer(settings, loader=SizedLoader(settings, [] if loads is None else loads))
     server.start()
     try:
         assert server.wait_until_loaded(60)
@@ -68,9 +83,9 @@ def test_2000_calls_on_three_models_with_room_for_two_lose_none_and_score_right(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eviction, "LEAST_STAY_SECONDS", 0.0)  # as long as such a small model takes to load
-    chance, texts = random.Random(5), checkpoints.texts()[:30]
+    chance, texts, loads = random.Random(5), checkpoints.texts()[:30], list[str]()
     with (
-        serving_models(directories, model_memory=2 * SIZE + SIZE // 2) as server,
+        serving_models(directories, loads, model_memory=2 * SIZE + SIZE // 2) as server,
         stub_of(server.port) as stub,
     ):
 
@@ -86,11 +101,11 @@ def test_2000_calls_on_three_models_with_room_for_two_lose_none_and_score_right(
             (chance.choice([*directories]), tuple(chance.sample(texts, chance.randint(1, 3))))
             for _ in range(2_000)
         ]
-        loads = count_loads(server)
+        before = len(loads)
         with ThreadPoolExecutor(40) as callers:
             answers = list(callers.map(call, work))
         assert len(answers) == 2_000
-        assert loads(), "nothing was evicted: this proves nothing"
+        assert len(loads) > before, "nothing was evicted: this proves nothing"
         for (model, documents), logits in zip(work, answers, strict=True):
             for text, logit in zip(documents, logits, strict=True):
                 assert abs(logit - alone[model, text]) < 1e-4
@@ -109,15 +124,6 @@ def test_a_caller_finds_a_model_by_the_directory_that_it_was_configured_with(
         with pytest.raises(grpc.RpcError) as caught:
             stub.Rerank(request_of("q", "d", model="none"), timeout=WAIT)
         assert path not in str(details_of(caught.value))
-
-
-def count_loads(server: RerankServer) -> Callable[[], int]:
-    """Counts how often a model becomes another one from here on."""
-    before = {entry.spec.name: entry.ready_at for entry in server.registry._entries}
-    return lambda: sum(
-        entry.ready_at != before[entry.spec.name] or entry.loaded is None
-        for entry in server.registry._entries
-    )
 
 
 def test_two_models_share_the_device_without_starving_each_other(directories: dict[str, Path]) -> None:
@@ -222,7 +228,7 @@ def test_a_lazy_model_is_fetched_by_the_first_call_and_nobody_else_waits_for_tha
     directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = (ModelSpec("one", str(directories["one"])), ModelSpec("two", "org/two", lazy=True))
-    settings = Settings(models=models, models_dir=tmp_path, precision="fp32", engine=ENGINE)
+    settings = ServerSettings(models=models, models_dir=tmp_path, precision="fp32", engine=ENGINE)
     with hub.running(two=directories["two"]) as served, monkeypatch.context() as patched:
         for name, value in (
             ("ENDPOINT", served.endpoint),
@@ -248,7 +254,7 @@ def test_a_model_known_to_be_too_large_is_not_even_fetched(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
     large = ModelSpec("bge", "bge-reranker-v2-m3", lazy=True)
-    settings = Settings(
+    settings = ServerSettings(
         models=(ModelSpec("one", str(directories["one"])), large),
         models_dir=tmp_path,
         precision="fp32",
@@ -277,7 +283,7 @@ ANSWER = "Giant pandas eat bamboo: a panda eats up to thirty kilograms of bamboo
 def test_a_relevant_sentence_at_the_end_of_5000_tokens_is_found_by_windows_and_missed_by_truncation() -> None:
     long = " ".join([FILLER[n % len(FILLER)] for n in range(400)]) + " " + ANSWER
     mild = "Bears live in forests and mountains."
-    with serving(replace(Settings(), engine=ENGINE)) as server, stub_of(server.port) as stub:
+    with serving(replace(ServerSettings(), engine=ENGINE)) as server, stub_of(server.port) as stub:
 
         def call(**fields: object) -> dict[int, pb.RerankResult]:
             request = request_of("What do giant pandas eat?", long, mild, **fields)
@@ -295,8 +301,9 @@ def test_a_relevant_sentence_at_the_end_of_5000_tokens_is_found_by_windows_and_m
         assert long.index(ANSWER) < span.end == len(long)
         assert not whole[0].truncated
         # That it is 5,000 tokens, counted by the model's own tokenizer.
-        encoder = server.registry.loaded("").encoder  # type: ignore[union-attr]
-        chunks = encoder.encode("q", [long], max_chunks=64).documents[0].chunks
+        tokenizer = loaded_in(server).tokenizer
+        request = texts_request("q", [long], max_chunks_per_document=64)
+        chunks = tokenizer.tokenize(request).documents[0].chunks
         assert sum(chunk.tokens for chunk in chunks) > 5_000
         # From the start only, the same sentence is found without windows.
         assert call(truncation=pb.TRUNCATION_START)[0].relevance_score > cut_off[0].relevance_score
@@ -310,23 +317,31 @@ import sys, tempfile
 from pathlib import Path
 import torch
 from tests import random_models as checkpoints
-from rerank_grpc.config import EngineSettings, ModelSpec, Settings
-from rerank_grpc.registry import memory, registry_for
+from rerank_grpc.config.settings import EngineSettings
+from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.registry import memory
+from rerank_grpc.registry.loading import ModelLoader
+from rerank_grpc.registry.registry import Registry
+from rerank_grpc.types import Call
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
+from rerank_grpc.registry import memory
+from rerank_grpc.registry import registry_for
 path, cpu = Path(sys.argv[1]), torch.device("cpu")
 models = (ModelSpec("small", "embedded"), ModelSpec("large", str(path), lazy=True))
-settings = Settings(models=models, precision="fp32", engine=EngineSettings(max_batch_tokens=512))
-registry = registry_for(settings)
+settings = ServerSettings(models=models, precision="fp32", engine=EngineSettings(max_batch_tokens=512))
+registry = Registry(settings.models, ModelLoader(settings))
 registry.start()
 registry.wait_until_loaded()
 for _ in range(2):
-    before = memory.used(cpu)
-    registry.load("large", deadline=float("inf"))
-    with registry.lease("large") as model:
+    before = memory.used_bytes(cpu)
+    registry.load("large", Call())
+    with registry.lease("large", Call()) as model:
         taken = model.memory_bytes
     del model
-    held = memory.used(cpu) - before
+    held = memory.used_bytes(cpu) - before
     registry.unload("large", deadline=float("inf"))
-    left = memory.used(cpu) - before
+    left = memory.used_bytes(cpu) - before
     print(held >> 20, taken >> 20, left >> 20)
 registry.close()
 """

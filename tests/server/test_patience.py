@@ -9,13 +9,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rerank_grpc.config import Settings
-from rerank_grpc.server import lanes, methods, patience, reflection
-from rerank_grpc.server.app import RerankServer
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.server import lanes, methods, patience, probes
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience, Waiting
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.http2 import DATA, END_STREAM, frame, raw_connections
-from tests.support import WAIT, CountingRunner, channel_of, request_of, serving, stub_of, wait_for
+from tests.support import WAIT, CountingRunner, channel_of, loaded_in, request_of, serving, stub_of, wait_for
 
 CHECK = "/grpc.health.v1.Health/Check"
 RERANK = "/rerank.v1.RerankService/Rerank"
@@ -187,7 +187,7 @@ def test_an_answer_is_waited_for_until_its_call_ends():
 
 @contextmanager
 def server_of(**settings: object) -> Iterator[RerankServer]:
-    with serving(replace(Settings(), **settings), runner=CountingRunner()) as server:
+    with serving(replace(ServerSettings(), **settings), runner=CountingRunner()) as server:
         yield server
 
 
@@ -269,7 +269,7 @@ def test_a_request_that_comes_slowly_is_served_beside_a_flood_of_empty_calls():
             slow.send(frame(DATA, 0, 1, body[at : at + 10_000]))
         slow.send(frame(DATA, END_STREAM, 1))
         assert b"grpc-status" in slow.receive_until(b"grpc-status")
-        assert server.registry.loaded("").engine.usage.batches == 1
+        assert loaded_in(server).engine.usage.batches == 1
 
 
 @pytest.mark.parametrize("method", [STREAM])
@@ -303,7 +303,7 @@ def test_answers_that_nobody_reads_are_thrown_away(monkeypatch: pytest.MonkeyPat
 
 
 def test_idle_reflection_streams_end(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reflection, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(probes, "IDLE_SECONDS", 0.5)
     with server_of() as server, raw_connections(server.port, 2) as connections:
         for connection in connections:
             for _ in range(96):

@@ -21,7 +21,7 @@ from statistics import median
 import grpc
 import pytest
 
-from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler, tokens_of
@@ -35,13 +35,15 @@ from tests.support import (
     WAIT,
     CountingRunner,
     HeldRunner,
-    WordEncoder,
+    WordTokenizer,
+    loaded_in,
     request_of,
     score_of,
     serving,
     stub_of,
     wait_for,
 )
+from tests.texts import texts_request
 
 TOKENS = 5  # of the pair ("q", "document 7") and its like
 OK = grpc.StatusCode.OK
@@ -57,11 +59,9 @@ def calling(
     runner: Runner, *, max_calls: int = 96, **fields: object
 ) -> Iterator[tuple[Engine, rerank_pb2_grpc.RerankServiceStub]]:
     """Serves a scripted device, and yields its engine and a stub that calls it."""
-    settings = replace(Settings(), max_calls=max_calls, engine=replace(EngineSettings(), **fields))
+    settings = replace(ServerSettings(), max_calls=max_calls, engine=replace(EngineSettings(), **fields))
     with serving(settings, runner=runner) as server, stub_of(server.port) as stub:
-        loaded = server.registry.loaded("")
-        assert loaded is not None
-        yield loaded.engine, stub
+        yield loaded_in(server).engine, stub
 
 
 # R3
@@ -126,7 +126,7 @@ def _batches_of_small(stub, engine: Engine, runner: HeldRunner, text: str) -> in
 
 
 def _holds(batch: PackedBatch, text: str) -> bool:
-    return WordEncoder().encode("q", [text]).sequences[0] in batch.sequences
+    return WordTokenizer().tokenize(texts_request("q", [text])).sequences[0] in batch.sequences
 
 
 def test_r4_a_one_document_call_takes_at_most_two_batches_beside_a_thousand_documents():
@@ -251,7 +251,7 @@ def batches_after_cancelling(method: str) -> int:
 
 
 def own_score(text: str) -> float:
-    return score_of(WordEncoder().encode("q", [text]).sequences[0])
+    return score_of(WordTokenizer().tokenize(texts_request("q", [text])).sequences[0])
 
 
 @pytest.mark.parametrize("method", ["Rerank", "StreamRerank"])
@@ -268,7 +268,7 @@ def test_r8_fails_when_the_engine_is_not_told():
 
 
 def poison(kind: str) -> Callable[[Sequence], Output | None]:
-    culprit = WordEncoder().encode("q", ["document 3"]).sequences[0]
+    culprit = WordTokenizer().tokenize(texts_request("q", ["document 3"])).sequences[0]
 
     def score(sequence: Sequence) -> float | None:
         if sequence != culprit:
@@ -376,7 +376,7 @@ def test_r18_when_the_device_hangs_every_waiting_call_fails_at_once():
 STOPPED = """
 import sys
 from dataclasses import replace
-from rerank_grpc.config import EngineSettings, Settings
+from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from tests.support import CountingRunner, serving
 
 class Asking(CountingRunner):
@@ -385,7 +385,7 @@ class Asking(CountingRunner):
         sys.stdin.readline()
         return super().run(batch)
 
-settings = replace(Settings(), engine=EngineSettings(hang_seconds=2))
+settings = replace(ServerSettings(), engine=EngineSettings(hang_seconds=2))
 with serving(settings, runner=Asking()) as server:
     print(server.port, flush=True)
     server.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+import weakref
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from tokenizers import Tokenizer
 from rerank_grpc.errors import InvalidRequest, ModelLoadError, UnsupportedOption
 from rerank_grpc.models.prompts import check_prompt
 from rerank_grpc.sequence import TokenizedRequest
-from rerank_grpc.tokenizer import windows as texts_module
 from rerank_grpc.tokenizer.vocabulary import UNMARKED, read_vocabulary
 from rerank_grpc.types import Truncation
 from tests import prompts
 from tests import random_models as checkpoints
-from tests.prompts import PROMPTS, QUERY, encoder
+from tests.prompts import PROMPTS, QUERY
+from tests.prompts import tokenizer as tokenizer_of
+from tests.texts import characters_read, tokenize
 
 FAMILIES = sorted(PROMPTS)
 PLENTY = 100_000
@@ -56,20 +58,20 @@ def written(count: int, seed: int) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_are_those_of_the_model_cards_joint_encoding(family: str, directories: dict[str, Path]) -> None:
     """1,000 texts in the place of the document, and 50 in the query's and the instruction's."""
-    own = encoder(directories[family], family, PLENTY)
+    own = tokenizer_of(directories[family], family, PLENTY)
     documents = written(1_000, seed=1)
     expected = prompts.own_ids(directories[family], family, QUERY, documents)
-    assert whole(own.encode(QUERY, documents)) == expected
+    assert whole(tokenize(own, QUERY, documents)) == expected
     for query, task in zip(written(50, seed=2), written(50, seed=3), strict=True):
         instruction = task if family == "qwen3" else ""
-        found = whole(own.encode(query, documents[:3], instruction=instruction))
+        found = whole(tokenize(own, query, documents[:3], instruction=instruction))
         assert found == prompts.own_ids(directories[family], family, query, documents[:3], instruction)
 
 
 def test_the_prompt_is_the_model_cards_and_its_control_tokens_are_single_ids(
     directories: dict[str, Path],
 ) -> None:
-    request = encoder(directories["qwen3"], "qwen3").encode("q", ["d"])
+    request = tokenize(tokenizer_of(directories["qwen3"], "qwen3"), "q", ["d"])
     tokenizer = Tokenizer.from_file(str(directories["qwen3"] / "tokenizer.json"))
     (ids,) = whole(request)
     assert tokenizer.decode(ids, skip_special_tokens=False) == (
@@ -92,7 +94,7 @@ def every_control_token() -> list[str]:
 def test_r15_no_text_becomes_a_control_token_and_others_stay_as_they_are(
     family: str, directories: dict[str, Path]
 ) -> None:
-    own = encoder(directories[family], family, PLENTY)
+    own = tokenizer_of(directories[family], family, PLENTY)
     vocabulary = read_vocabulary(directories[family] / "tokenizer.json", family)
     hostile = [shape.format(text) for text in every_control_token() for shape in ("{}", " {} ", "a{0}{0}b")]
     calm = ["the first document", "the last document"]
@@ -100,16 +102,16 @@ def test_r15_no_text_becomes_a_control_token_and_others_stay_as_they_are(
     def control(ids: list[int]) -> list[int]:
         return [token for token in ids if token in vocabulary.control_ids]
 
-    plain = whole(own.encode(QUERY, calm))
+    plain = whole(tokenize(own, QUERY, calm))
     expected = control(plain[0])
     assert len(expected) >= 1
-    among = whole(own.encode(QUERY, [calm[0], *hostile, calm[1]]))
+    among = whole(tokenize(own, QUERY, [calm[0], *hostile, calm[1]]))
     assert [among[0], among[-1]] == plain
     assert all(control(ids) == expected for ids in among)
     for text in hostile:
         instruction = text if family == "qwen3" else ""
         for query in (text, QUERY):
-            (ids,) = whole(own.encode(query, ["d"], instruction=instruction))
+            (ids,) = whole(tokenize(own, query, ["d"], instruction=instruction))
             assert control(ids) == expected
     # The model's own tokenizer is taken in, so this proves something.
     taken_in = [control(ids) for ids in prompts.own_ids(directories[family], family, QUERY, hostile)]
@@ -119,10 +121,10 @@ def test_r15_no_text_becomes_a_control_token_and_others_stay_as_they_are(
 def test_only_the_document_is_cut(directories: dict[str, Path]) -> None:
     long = " ".join(str(number) for number in range(2_000))
     for family in FAMILIES:
-        own = encoder(directories[family], family)
-        uncut = whole(own.encode(QUERY, [""]))[0]
+        own = tokenizer_of(directories[family], family)
+        uncut = whole(tokenize(own, QUERY, [""]))[0]
         for truncation, kept in ((Truncation.END, "0 1 2 3"), (Truncation.START, "1998 1999")):
-            request = own.encode(QUERY, [long, "short"], truncation=truncation)
+            request = tokenize(own, QUERY, [long, "short"], truncation=truncation)
             cut, short = whole(request)
             assert len(cut) == checkpoints.PROMPT_TOKENS
             assert [document.truncated for document in request.documents] == [True, False]
@@ -132,10 +134,11 @@ def test_only_the_document_is_cut(directories: dict[str, Path]) -> None:
             assert kept in tokenizer.decode(cut)
             assert not request.query_truncated
         with pytest.raises(InvalidRequest) as caught:
-            own.encode(QUERY, ["a", long], truncation=Truncation.NONE)
+            tokenize(own, QUERY, ["a", long], truncation=Truncation.NONE)
         assert caught.value.violations[0].field == "documents[1].text"
         assert (
-            own.encode(QUERY, ["a b c d e f"], max_tokens_per_document=2).documents[0].chunks[0].tokens == 2
+            tokenize(own, QUERY, ["a b c d e f"], max_tokens_per_document=2).documents[0].chunks[0].tokens
+            == 2
         )
 
 
@@ -143,13 +146,17 @@ def test_only_the_document_is_cut(directories: dict[str, Path]) -> None:
 def test_a_long_query_or_instruction_is_cut_and_flagged_or_refused_by_its_field(
     field: str, directories: dict[str, Path]
 ) -> None:
-    own = encoder(directories["qwen3"], "qwen3")
+    own = tokenizer_of(directories["qwen3"], "qwen3")
     long = " ".join(f"canary{number}" for number in range(400))
     texts = {"query": QUERY, "instruction": "judge"} | {field: long}
     heads = []
     for truncation in (Truncation.END, Truncation.START):
-        request = own.encode(
-            texts["query"], ["first", "word " * 500], instruction=texts["instruction"], truncation=truncation
+        request = tokenize(
+            own,
+            texts["query"],
+            ["first", "word " * 500],
+            instruction=texts["instruction"],
+            truncation=truncation,
         )
         assert request.query_truncated
         assert not request.documents[0].truncated
@@ -162,15 +169,15 @@ def test_a_long_query_or_instruction_is_cut_and_flagged_or_refused_by_its_field(
     assert "canary0 " not in heads[1]
     assert "canary399" in heads[1]
     with pytest.raises(InvalidRequest) as caught:
-        own.encode(texts["query"], ["d"], instruction=texts["instruction"], truncation=Truncation.NONE)
+        tokenize(own, texts["query"], ["d"], instruction=texts["instruction"], truncation=Truncation.NONE)
     assert caught.value.violations[0].field == field
     assert "canary" not in str(caught.value)
-    own.encode(QUERY, ["d"], instruction="judge", truncation=Truncation.NONE)
+    tokenize(own, QUERY, ["d"], instruction="judge", truncation=Truncation.NONE)
 
 
 def test_a_model_without_instructions_refuses_one(directories: dict[str, Path]) -> None:
     with pytest.raises(UnsupportedOption) as caught:
-        encoder(directories["gemma"], "gemma").encode(QUERY, ["d"], instruction="judge")
+        tokenize(tokenizer_of(directories["gemma"], "gemma"), QUERY, ["d"], instruction="judge")
     assert caught.value.violations[0].field == "instruction"
 
 
@@ -178,16 +185,21 @@ def test_a_model_without_instructions_refuses_one(directories: dict[str, Path]) 
 def test_a_lone_surrogate_is_refused_by_its_field(where: str, directories: dict[str, Path]) -> None:
     texts = {"query": QUERY, "instruction": "", "document": "d"} | {where: "a\ud800"}
     with pytest.raises(InvalidRequest) as caught:
-        encoder(directories["qwen3"], "qwen3").encode(
-            texts["query"], ["x", texts["document"]], instruction=texts["instruction"]
+        tokenize(
+            tokenizer_of(directories["qwen3"], "qwen3"),
+            texts["query"],
+            ["x", texts["document"]],
+            instruction=texts["instruction"],
         )
     assert caught.value.violations[0].field == ("documents[1].text" if where == "document" else where)
 
 
-def test_windows_know_their_place_in_the_document_itself(directories: dict[str, Path]) -> None:
+def test_chunks_know_their_place_in_the_document_itself(directories: dict[str, Path]) -> None:
     text = " ".join(f"word{number}" for number in range(300))
     for family in FAMILIES:
-        request = encoder(directories[family], family).encode(QUERY, [text, "short"], max_chunks=64)
+        request = tokenize(
+            tokenizer_of(directories[family], family), QUERY, [text, "short"], max_chunks_per_document=64
+        )
         spans = [chunk.span for chunk in request.documents[0].chunks]
         assert len(spans) > 3
         assert spans[0].start == 0
@@ -215,21 +227,16 @@ def test_reading_a_part_of_a_long_text_changes_no_id(
         "a 7 b8 " * 5_000,
         "it's " * 9_000,
     ]
-    read: list[int] = []
-    plain = texts_module.encode_batch
-    monkeypatch.setattr(
-        texts_module,
-        "encode_batch",
-        lambda vocabulary, texts, field: read.extend(map(len, texts)) or plain(vocabulary, texts, field),
-    )
-    own = encoder(directories["qwen3"], "qwen3")
+    read = characters_read(monkeypatch)
+    own = tokenizer_of(directories["qwen3"], "qwen3")
+    suffix = len(prompts.suffix_ids(directories["qwen3"]))
     joint = prompts.own_ids(directories["qwen3"], "qwen3", QUERY, long)
     for truncation in (Truncation.END, Truncation.START):
         for text, expected in zip(long, joint, strict=True):
             read.clear()
-            request = own.encode(QUERY, [text], truncation=truncation)
+            request = tokenize(own, QUERY, [text], truncation=truncation)
             (found,) = whole(request)
-            tokens, suffix = request.documents[0].chunks[0].tokens, len(own._suffix) // 4
+            tokens = request.documents[0].chunks[0].tokens
             body = found[-suffix - tokens : -suffix]
             head = len(found) - suffix - tokens
             assert found[:head] == expected[:head]
@@ -243,17 +250,20 @@ def test_reading_a_part_of_a_long_text_changes_no_id(
 
 
 def test_requests_at_the_same_time_share_their_prefix_and_leave_nothing(directories: dict[str, Path]) -> None:
-    own: Any = encoder(directories["qwen3"], "qwen3")
-    first, second = own.encode(QUERY, ["a", "b"]), own.encode(QUERY, ["b", "c"])
-    other = own.encode(QUERY, ["b"], instruction="another")
-    assert first.sequences[0].prefix is second.sequences[0].prefix
+    own = tokenizer_of(directories["qwen3"], "qwen3")
+    first, second = tokenize(own, QUERY, ["a", "b"]), tokenize(own, QUERY, ["b", "c"])
+    other = tokenize(own, QUERY, ["b"], instruction="another")
+    prefix, different = first.sequences[0].prefix, other.sequences[0].prefix
+    assert prefix is not None
+    assert different is not None
+    assert prefix is second.sequences[0].prefix
     assert first.sequences[1] == second.sequences[0]
     assert other.sequences[0] != first.sequences[1]
-    assert other.sequences[0].prefix.before is first.sequences[0].prefix.before
-    assert len(own._prefixes) == 2
-    del first, second, other
+    assert different.before is prefix.before
+    left = [weakref.ref(prefix), weakref.ref(different)]
+    del first, second, other, prefix, different
     gc.collect()
-    assert len(own._prefixes) == 0
+    assert [reference() for reference in left] == [None, None]
 
 
 def change_tokenizer(directory: Path, tmp_path: Path, change: Any) -> Path:
@@ -303,4 +313,4 @@ def test_a_tokenizer_that_joins_prompt_and_document_is_refused(
 
 def test_a_model_too_short_for_its_prompt_is_refused(directories: dict[str, Path]) -> None:
     with pytest.raises(ModelLoadError, match="too few for its prompt"):
-        encoder(directories["qwen3"], "qwen3", max_tokens=100)
+        tokenizer_of(directories["qwen3"], "qwen3", max_tokens=100)

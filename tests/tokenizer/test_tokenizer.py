@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import models, pre_tokenizers, processors
 
+from rerank_grpc.checkpoints.sources import find_package
 from rerank_grpc.errors import InternalError, InvalidRequest, ModelLoadError, UnsupportedOption
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import Kind, ModelCard
-from rerank_grpc.models.embedded import find_package
 from rerank_grpc.sequence import TokenizedRequest
-from rerank_grpc.tokenizer import windows as texts_module
-from rerank_grpc.tokenizer.tokenizer import PairEncoder, TextEncoder, encoder_for
-from rerank_grpc.tokenizer.vocabulary import read_vocabulary
+from rerank_grpc.tokenizer.frames import PlainFraming
+from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
+from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from rerank_grpc.types import Scoring, Truncation
 from tests import random_models as checkpoints
+from tests.texts import characters_read, tokenize
 
 QUERY = "what does the with statement do?"
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -59,16 +61,16 @@ def card(directory: Path, family: str = "bert", **changes: Any) -> ModelCard:
     return replace(plain, **changes)
 
 
-def pair_encoder(directory: Path, **changes: Any) -> PairEncoder:
-    encoder = encoder_for(card(directory, **changes))
-    assert isinstance(encoder, PairEncoder)
-    return encoder
+def pair_tokenizer(directory: Path, **changes: Any) -> Tokenizer:
+    return tokenizer_for(card(directory, **changes))
 
 
-def text_encoder(directory: Path, **changes: Any) -> TextEncoder:
-    encoder = encoder_for(card(directory, kind=Kind.BI_ENCODER, **changes))
-    assert isinstance(encoder, TextEncoder)
-    return encoder
+def text_tokenizer(directory: Path, **changes: Any) -> Tokenizer:
+    return tokenizer_for(card(directory, kind=Kind.BI_ENCODER, **changes))
+
+
+def plain_tokenizer(vocabulary: Vocabulary, *, pairs: bool) -> Tokenizer:
+    return Tokenizer(vocabulary, PlainFraming(vocabulary, MAX_TOKENS, pairs=pairs))
 
 
 def ids_of(request: TokenizedRequest) -> list[list[int]]:
@@ -122,7 +124,7 @@ def test_ordinary_texts_become_the_ids_of_the_models_own_tokenizer(
         max_length=MAX_TOKENS,
         return_token_type_ids=True,
     )
-    request = pair_encoder(directories[family]).encode(QUERY, documents)
+    request = tokenize(pair_tokenizer(directories[family]), QUERY, documents)
     assert ids_of(request) == expected["input_ids"]
     splits = {sequence.split for sequence in request.sequences}
     assert {types.index(1) if 1 in types else 0 for types in expected["token_type_ids"]} == splits
@@ -132,11 +134,11 @@ def test_ordinary_texts_become_the_ids_of_the_models_own_tokenizer(
 def test_queries_become_the_ids_of_the_models_own_tokenizer(
     family: str, directories: dict[str, Path]
 ) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directories[family])
-    encoder = text_encoder(directories[family])
+    upstream = transformers.AutoTokenizer.from_pretrained(directories[family])
+    tokenizer = text_tokenizer(directories[family])
     for query in ordinary():
-        expected = tokenizer(query, truncation=True, max_length=MAX_TOKENS // 2 + 2)["input_ids"]
-        assert encoder.encode(query, []).sequences[0].token_ids() == expected
+        expected = upstream(query, truncation=True, max_length=MAX_TOKENS // 2 + 2)["input_ids"]
+        assert tokenize(tokenizer, query, []).sequences[0].token_ids() == expected
 
 
 def control_texts(directory: Path) -> list[str]:
@@ -152,15 +154,15 @@ def control_texts(directory: Path) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_text_becomes_a_control_token(family: str, directories: dict[str, Path]) -> None:
     directory = directories[family]
-    encoder, vocabulary = pair_encoder(directory), read_vocabulary(directory / "tokenizer.json", family)
+    tokenizer, vocabulary = pair_tokenizer(directory), read_vocabulary(directory / "tokenizer.json", family)
     hostile = control_texts(directory)
     template = vocabulary.pair
     for query in [QUERY, *hostile]:
-        request = encoder.encode(query, hostile)
+        request = tokenize(tokenizer, query, hostile)
         for ids in ids_of(request):
             assert len([token for token in ids if token in vocabulary.control_ids]) == template.overhead
     # The model's own tokenizer is taken in by the same texts, so this proves something.
-    upstream = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    upstream = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     upstream.no_padding()
     taken_in = upstream.encode_batch(hostile, add_special_tokens=False)
     assert (
@@ -176,7 +178,7 @@ def test_a_piece_of_a_unigram_vocabulary_is_hidden_though_it_is_no_added_token(
     data["added_tokens"] = []
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(data))
-    assert 2 in Tokenizer.from_file(str(path)).encode("</s>", add_special_tokens=False).ids
+    assert 2 in tokenizers.Tokenizer.from_file(str(path)).encode("</s>", add_special_tokens=False).ids
     assert 2 not in read_vocabulary(path, "xlm-roberta").tokenizer.encode("</s>").ids
 
 
@@ -197,7 +199,9 @@ def test_unmarked_control_tokens_of_a_family_are_hidden_and_its_users_tokens_kep
 
 def test_merges_that_spell_a_control_token_are_left_out(tmp_path: Path) -> None:
     vocabulary = {"<": 0, "s": 1, ">": 2, "<s": 3, "<s>": 4, "a": 5, "as": 6}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("<", "s"), ("<s", ">"), ("a", "s")]))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[("<", "s"), ("<s", ">"), ("a", "s")])
+    )
     tokenizer.add_special_tokens(["<s>"])
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
@@ -208,13 +212,13 @@ def test_merges_that_spell_a_control_token_are_left_out(tmp_path: Path) -> None:
 def test_a_control_token_in_spite_of_all_is_an_internal_error(
     directories: dict[str, Path],
 ) -> None:
-    encoder: Any = pair_encoder(directories["bert"])
-    (word,) = encoder._vocabulary.tokenizer.encode("text", add_special_tokens=False).ids[:1]
-    encoder._vocabulary = replace(encoder._vocabulary, control_ids=frozenset([word]))
-    encoder._vocabulary.is_control[word] = True
+    vocabulary = read_vocabulary(directories["bert"] / "tokenizer.json", "bert")
+    word = vocabulary.tokenizer.encode("text", add_special_tokens=False).ids[0]
+    vocabulary.is_control[word] = True
+    tokenizer = plain_tokenizer(replace(vocabulary, control_ids=frozenset([word])), pairs=True)
     for count in (1, 1_000):  # few tokens are looked at one by one, many by NumPy
         with pytest.raises(InternalError):
-            encoder.encode(QUERY, [f"{number} text" for number in range(count)])
+            tokenize(tokenizer, QUERY, [f"{number} text" for number in range(count)])
 
 
 def nasty() -> list[str]:
@@ -266,9 +270,9 @@ def nasty() -> list[str]:
 def test_reading_a_part_of_a_long_text_changes_no_id(
     family: str, truncation: Truncation, directories: dict[str, Path]
 ) -> None:
-    encoder: Any = text_encoder(directories[family])
-    whole = encoder._vocabulary.tokenizer
-    request = encoder.encode(QUERY, nasty(), truncation=truncation)
+    vocabulary = read_vocabulary(directories[family] / "tokenizer.json", family)
+    tokenizer, whole = plain_tokenizer(vocabulary, pairs=False), vocabulary.tokenizer
+    request = tokenize(tokenizer, QUERY, nasty(), truncation=truncation)
     for text, document, found in zip(nasty(), request.documents, ids_of(request), strict=True):
         expected = whole.encode(text, add_special_tokens=False).ids
         room = MAX_TOKENS - 2
@@ -281,14 +285,8 @@ def test_reading_a_part_of_a_long_text_changes_no_id(
 def test_a_natural_text_is_not_read_beyond_what_the_model_sees(
     family: str, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[int] = []
-    plain = texts_module.encode_batch
-    monkeypatch.setattr(
-        texts_module,
-        "encode_batch",
-        lambda vocabulary, texts, field: read.extend(map(len, texts)) or plain(vocabulary, texts, field),
-    )
-    pair_encoder(directories[family]).encode(QUERY, [" ".join(checkpoints.texts())[:100_000]])
+    read = characters_read(monkeypatch)
+    tokenize(pair_tokenizer(directories[family]), QUERY, [" ".join(checkpoints.texts())[:100_000]])
     assert max(read) <= 2_000
 
 
@@ -296,11 +294,11 @@ def test_a_natural_text_is_not_read_beyond_what_the_model_sees(
 def test_hostile_texts_cost_time_in_proportion_to_their_length(
     family: str, directories: dict[str, Path]
 ) -> None:
-    encoder = pair_encoder(directories[family])
+    tokenizer = pair_tokenizer(directories[family])
 
     def seconds(text: str) -> float:
         start = time.process_time()  # not the clock: other processes may be busy
-        encoder.encode(QUERY, [text])
+        tokenize(tokenizer, QUERY, [text])
         return time.process_time() - start
 
     for unit in ("x", " ", "深", "a ", "e\u0301", "."):
@@ -311,22 +309,22 @@ def test_hostile_texts_cost_time_in_proportion_to_their_length(
 
 
 def test_a_query_gets_at_most_half_of_the_model(directories: dict[str, Path]) -> None:
-    encoder = pair_encoder(directories["bert"])
+    tokenizer = pair_tokenizer(directories["bert"])
     words = [f"{number}" for number in range(300)]
-    request = encoder.encode(" ".join(words), [" ".join(words)])
+    request = tokenize(tokenizer, " ".join(words), [" ".join(words)])
     (ids,) = ids_of(request)
     assert request.query_truncated
     assert len(ids) == MAX_TOKENS
     assert request.documents[0].chunks[0].tokens == MAX_TOKENS // 2 - 3
-    assert not encoder.encode(QUERY, ["a"]).query_truncated
+    assert not tokenize(tokenizer, QUERY, ["a"]).query_truncated
 
 
 def test_a_text_may_be_cut_from_its_start(directories: dict[str, Path]) -> None:
-    encoder = pair_encoder(directories["bert"])
+    tokenizer = pair_tokenizer(directories["bert"])
     document = "first " * 300 + "last"
-    (end,) = ids_of(encoder.encode(QUERY, [document]))
-    (start,) = ids_of(encoder.encode(QUERY, [document], truncation=Truncation.START))
-    last = ids_of(encoder.encode(QUERY, ["last"]))[0][-2]
+    (end,) = ids_of(tokenize(tokenizer, QUERY, [document]))
+    (start,) = ids_of(tokenize(tokenizer, QUERY, [document], truncation=Truncation.START))
+    last = ids_of(tokenize(tokenizer, QUERY, ["last"]))[0][-2]
     assert start[-2] == last
     assert end[-2] != last
 
@@ -334,33 +332,35 @@ def test_a_text_may_be_cut_from_its_start(directories: dict[str, Path]) -> None:
 def test_a_text_that_may_not_be_cut_is_refused_by_its_field_without_quoting_it(
     directories: dict[str, Path],
 ) -> None:
-    encoder = pair_encoder(directories["bert"])
+    tokenizer = pair_tokenizer(directories["bert"])
     long = "canary " * 400
     with pytest.raises(InvalidRequest) as caught:
-        encoder.encode(QUERY, ["short", "short", long, long], truncation=Truncation.NONE)
+        tokenize(tokenizer, QUERY, ["short", "short", long, long], truncation=Truncation.NONE)
     assert caught.value.violations[0].field == "documents[2].text"
     assert "canary" not in str(caught.value)
     with pytest.raises(InvalidRequest) as caught:
-        encoder.encode(long, ["short"], truncation=Truncation.NONE)
+        tokenize(tokenizer, long, ["short"], truncation=Truncation.NONE)
     assert caught.value.violations[0].field == "query"
     with pytest.raises(InvalidRequest, match=r"documents\[0\].text"):
-        encoder.encode(QUERY, ["a b c"], truncation=Truncation.NONE, max_tokens_per_document=2)
-    encoder.encode(QUERY, ["a b c"], truncation=Truncation.NONE, max_tokens_per_document=3)
+        tokenize(tokenizer, QUERY, ["a b c"], truncation=Truncation.NONE, max_tokens_per_document=2)
+    tokenize(tokenizer, QUERY, ["a b c"], truncation=Truncation.NONE, max_tokens_per_document=3)
 
 
 def test_at_most_so_many_tokens_of_each_document_are_used(directories: dict[str, Path]) -> None:
-    request = pair_encoder(directories["bert"]).encode(QUERY, ["a b c d", "a b"], max_tokens_per_document=3)
+    request = tokenize(
+        pair_tokenizer(directories["bert"]), QUERY, ["a b c d", "a b"], max_tokens_per_document=3
+    )
     assert [document.chunks[0].tokens for document in request.documents] == [3, 2]
     assert [document.truncated for document in request.documents] == [True, False]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_windows_overlap_cover_the_text_and_know_their_place(
+def test_chunks_overlap_cover_the_text_and_know_their_place(
     family: str, directories: dict[str, Path]
 ) -> None:
-    encoder = pair_encoder(directories[family])
+    tokenizer = pair_tokenizer(directories[family])
     text = " ".join(checkpoints.texts()[5:30])[:2_500]
-    request = encoder.encode(QUERY, ["short", text], max_chunks=64)
+    request = tokenize(tokenizer, QUERY, ["short", text], max_chunks_per_document=64)
     short, long = request.documents
     assert short.chunks[0].span is None
     assert len(short.chunks) == 1
@@ -371,43 +371,48 @@ def test_windows_overlap_cover_the_text_and_know_their_place(
     assert spans[-1].end == len(text.rstrip())
     for before, after in pairwise(spans):
         assert before.start < after.start < before.end < after.end
-    (whole,) = [text_encoder(directories[family], max_tokens=10_000).encode("q", [text]).sequences[1]]
+    (whole,) = [tokenize(text_tokenizer(directories[family], max_tokens=10_000), "q", [text]).sequences[1]]
     tokens = whole.token_ids()[1:-1]
-    windows = []
+    chunks = []
     for chunk in long.chunks:
         sequence = request.sequences[chunk.sequence]
         assert len(sequence) <= MAX_TOKENS
-        windows.append(sequence.token_ids()[-1 - chunk.tokens : -1])
+        chunks.append(sequence.token_ids()[-1 - chunk.tokens : -1])
     place = 0
-    for window in windows:
-        place = next(at for at in range(place, len(tokens)) if tokens[at : at + len(window)] == window)
-    assert tokens[-len(windows[-1]) :] == windows[-1]
+    for chunk in chunks:
+        place = next(at for at in range(place, len(tokens)) if tokens[at : at + len(chunk)] == chunk)
+    assert tokens[-len(chunks[-1]) :] == chunks[-1]
 
 
-def test_windows_beyond_the_most_allowed_are_left_out_and_said_so(directories: dict[str, Path]) -> None:
-    encoder = pair_encoder(directories["bert"])
+def test_chunks_beyond_the_most_allowed_are_left_out_and_said_so(directories: dict[str, Path]) -> None:
+    tokenizer = pair_tokenizer(directories["bert"])
     words = " ".join(str(number) for number in range(4_000))
-    request = encoder.encode(QUERY, [words], max_chunks=3)
+    request = tokenize(tokenizer, QUERY, [words], max_chunks_per_document=3)
     assert len(request.documents[0].chunks) == 3
     assert request.documents[0].truncated
     assert request.documents[0].chunks[0].span.start == 0
-    last = encoder.encode(QUERY, [words], max_chunks=3, truncation=Truncation.START).documents[0]
+    last = tokenize(
+        tokenizer, QUERY, [words], max_chunks_per_document=3, truncation=Truncation.START
+    ).documents[0]
     assert last.chunks[-1].span.end == len(words)
     with pytest.raises(InvalidRequest):
-        encoder.encode(QUERY, [words], max_chunks=3, truncation=Truncation.NONE)
+        tokenize(tokenizer, QUERY, [words], max_chunks_per_document=3, truncation=Truncation.NONE)
 
 
 def test_spans_count_code_points(directories: dict[str, Path]) -> None:
-    encoder = pair_encoder(directories["xlm-roberta"], family="xlm-roberta")
+    tokenizer = pair_tokenizer(directories["xlm-roberta"], family="xlm-roberta")
     text = "👩‍👩‍👧 深度 e\u0301 " * 60
-    document = encoder.encode(QUERY, [text], max_chunks=64).documents[0]
+    document = tokenize(tokenizer, QUERY, [text], max_chunks_per_document=64).documents[0]
     assert document.chunks[0].span.start == 0
     assert document.chunks[-1].span.end == len(text) - 1
 
 
 def test_documents_with_equal_text_share_a_sequence(directories: dict[str, Path]) -> None:
-    for encoder, extra in ((pair_encoder(directories["bert"]), 0), (text_encoder(directories["bert"]), 1)):
-        request = encoder.encode(QUERY, ["one", "two", "one", "two", "one"])
+    for tokenizer, extra in (
+        (pair_tokenizer(directories["bert"]), 0),
+        (text_tokenizer(directories["bert"]), 1),
+    ):
+        request = tokenize(tokenizer, QUERY, ["one", "two", "one", "two", "one"])
         assert len(request.sequences) == 2 + extra
         assert len(request.documents) == 5
         assert request.documents[0] == request.documents[2]
@@ -416,7 +421,7 @@ def test_documents_with_equal_text_share_a_sequence(directories: dict[str, Path]
 
 @pytest.mark.parametrize("where", ["query", "document", "long document"])
 def test_a_lone_surrogate_is_refused_by_its_field(where: str, directories: dict[str, Path]) -> None:
-    encoder = pair_encoder(directories["bert"])
+    tokenizer = pair_tokenizer(directories["bert"])
     bad = "a\ud800"
     query = bad if where == "query" else QUERY
     documents = [
@@ -424,30 +429,57 @@ def test_a_lone_surrogate_is_refused_by_its_field(where: str, directories: dict[
         "word " * 8_000 + bad if where == "long document" else bad if where == "document" else "x",
     ]
     with pytest.raises(InvalidRequest) as caught:
-        encoder.encode(query, documents)
+        tokenize(tokenizer, query, documents)
     assert caught.value.violations[0].field == ("query" if where == "query" else "documents[1].text")
 
 
 def test_an_instruction_for_a_model_that_takes_none_is_refused(directories: dict[str, Path]) -> None:
-    for encoder in (pair_encoder(directories["bert"]), text_encoder(directories["bert"])):
+    for tokenizer in (pair_tokenizer(directories["bert"]), text_tokenizer(directories["bert"])):
         with pytest.raises(UnsupportedOption) as caught:
-            encoder.encode(QUERY, ["a"], instruction="judge")
+            tokenize(tokenizer, QUERY, ["a"], instruction="judge")
         assert caught.value.violations[0].field == "instruction"
 
 
-def test_several_threads_encode_the_same_at_once(directories: dict[str, Path]) -> None:
-    encoder = pair_encoder(directories["xlm-roberta"])
+class CountedText(str):
+    """A text that counts how often it is compared with another."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedText.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_the_field_of_the_last_of_many_long_documents_is_named_without_a_search(
+    directories: dict[str, Path],
+) -> None:
+    tokenizer = pair_tokenizer(directories["bert"])
+    documents = [CountedText(f"{number} " + "word " * 200) for number in range(1_000)]
+    tokenize(tokenizer, QUERY, documents)
+    assert CountedText.compared <= len(documents)
+    short = [CountedText(f"number {number}") for number in range(999)]
+    with pytest.raises(InvalidRequest) as caught:
+        tokenize(tokenizer, QUERY, [*short, documents[-1]], truncation=Truncation.NONE)
+    assert caught.value.violations[0].field == "documents[999].text"
+    assert CountedText.compared <= 2 * len(documents)
+
+
+def test_several_threads_tokenize_the_same_at_once(directories: dict[str, Path]) -> None:
+    tokenizer = pair_tokenizer(directories["xlm-roberta"])
     documents = checkpoints.texts()[:100]
-    expected = encoder.encode(QUERY, documents)
+    expected = tokenize(tokenizer, QUERY, documents)
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda _: encoder.encode(QUERY, documents), range(24)))
+        results = list(pool.map(lambda _: tokenize(tokenizer, QUERY, documents), range(24)))
     assert all(result == expected for result in results)
 
 
 def test_no_documents_and_empty_documents_are_fine(directories: dict[str, Path]) -> None:
-    encoder = pair_encoder(directories["bert"])
-    assert encoder.encode(QUERY, []).sequences == ()
-    request = encoder.encode(QUERY, ["", " \n"])
+    tokenizer = pair_tokenizer(directories["bert"])
+    assert tokenize(tokenizer, QUERY, []).sequences == ()
+    request = tokenize(tokenizer, QUERY, ["", " \n"])
     assert [document.chunks[0].tokens for document in request.documents] == [0, 0]
 
 
@@ -465,4 +497,4 @@ def test_a_pre_tokenizer_nobody_vouched_for_reads_the_whole_text(tmp_path: Path)
     tokenizer = checkpoints.byte_level()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(use_regex=False)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert not read_vocabulary(tmp_path / "tokenizer.json", "roberta").splits_at_spaces
+    assert not read_vocabulary(tmp_path / "tokenizer.json", "roberta").cuts_prefix

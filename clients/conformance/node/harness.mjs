@@ -18,7 +18,7 @@ export function ranks(pairs, count = documents.length) {
   for (const [index, score] of pairs) assert.ok(Math.abs(score - scores[index]) < 1e-6);
 }
 
-// Checks that a call throws this very error, and that its text says what the shim said.
+// Checks that a call throws this very error, and that its text says what REST said.
 export async function throws(kind, call, word) {
   try {
     await call();

@@ -12,7 +12,7 @@ URL = os.environ["CONFORMANCE_URL"]
 TOKEN = os.environ["CONFORMANCE_TOKEN"]
 QUERY = os.environ["CONFORMANCE_QUERY"]
 DOCUMENTS: list[str] = json.loads(os.environ["CONFORMANCE_DOCUMENTS"])
-# By index, as the shim gives them to a plain HTTP call.
+# By index, as REST gives them to a plain HTTP call.
 SCORES: list[float] = json.loads(os.environ["CONFORMANCE_SCORES"])
 MODEL = "rerank-test"
 NO_MODEL = "no-such-model"
@@ -29,7 +29,7 @@ def ranks(pairs: Pairs, count: int = len(DOCUMENTS)) -> None:
 
 
 def raises(kind: type[BaseException], call: Callable[[], object], *words: str) -> None:
-    """Checks that a call raises this very error, and that its text says what the shim said."""
+    """Checks that a call raises this very error, and that its text says what REST said."""
     try:
         call()
     except kind as error:

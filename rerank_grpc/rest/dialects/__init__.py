@@ -1,5 +1,6 @@
-"""One file per dialect: decode and encode. None of them knows a socket.
+"""One file per dialect, decode and encode, without I/O.
 
-base.py      the common call and reply
-fields.py    reads fields out of a JSON body
+base.py      the decoded call and the reply
+fields.py    fields of a JSON body
+pairs.py     pairs of texts: one request for each query
 """

@@ -1,16 +1,17 @@
-"""DashScope's native form: what is ranked under `input`, how under `parameters`."""
+"""DashScope's native form: the texts under `input`, the options under `parameters`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import Body, Call, Context, Dialect, Json, Ranked, Reply
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, with_documents
 from rerank_grpc.rest.errors import Problem, common_body
 from rerank_grpc.types import RerankRequest
 
 
-def decode(body: Body, _context: Context) -> Call:
+def decode(body: Body, _path: str) -> Decoded:
     """Reads input and parameters."""
     given, parameters = fields.nested(body, "input"), fields.nested(body, "parameters")
     documents = fields.documents(given)
@@ -21,21 +22,18 @@ def decode(body: Body, _context: Context) -> Call:
         top_n=fields.top_n(parameters, "top_n", len(documents)),
         instruction=fields.first(parameters, ("instruct", "instruction"), fields.text),
     )
-    return Call((request,), partial(encode, fields.flag(parameters, "return_documents")))
+    shown = documents if fields.flag(parameters, "return_documents") else ()
+    return Decoded((request,), partial(encode, [{"text": document.text} for document in shown]))
 
 
-def encode(with_documents: bool, reply: Reply) -> Json:
+def encode(shown: Sequence[Json], reply: Reply) -> Json:
     """Writes the results under `output`; a top-level `code` would mean an error."""
+    results = [{"index": result.index, "relevance_score": result.relevance_score} for result in reply.results]
     return {
-        "output": {"results": [_result(with_documents, result) for result in reply.results]},
+        "output": {"results": with_documents(results, "document", shown)},
         "usage": {"total_tokens": reply.input_tokens},
         "request_id": reply.request_id,
     }
-
-
-def _result(with_documents: bool, result: Ranked) -> Json:
-    encoded = {"index": result.index, "relevance_score": result.score}
-    return {**encoded, "document": {"text": result.text}} if with_documents else encoded
 
 
 def error(problem: Problem) -> tuple[int, Json]:

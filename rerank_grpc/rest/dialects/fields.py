@@ -1,4 +1,4 @@
-"""Reads fields out of a JSON body; a null counts as absent, what is wrong as InvalidRequest."""
+"""Fields of a JSON body: a null counts as absent, a wrong value is an InvalidRequest."""
 
 from __future__ import annotations
 
@@ -6,32 +6,38 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from rerank_grpc.config import Limits
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects.base import Body, Call, Json, Reply
-from rerank_grpc.types import Document, RerankRequest
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.rest.dialects.base import LOGIT, RELEVANCE, Body, Score
+from rerank_grpc.types import Document
 
-LIMITS = Limits()
 _Read = TypeVar("_Read")
 
 
-def has(body: Body, *names: str) -> bool:
-    """Tells whether all of these fields are there and not null."""
-    return all(body.get(name) is not None for name in names)
-
-
 def first(body: Body, names: Sequence[str], read: Callable[[Body, str], _Read]) -> _Read:
-    """Reads the first of several names for the same thing that is there."""
-    return read(body, next((name for name in names if has(body, name)), names[0]))
+    """Reads the first field with a value, of several names for the same thing."""
+    for name in names:
+        if body.get(name) is not None:
+            return read(body, name)
+    return read(body, names[0])
 
 
 def text(body: Body, name: str, default: str = "") -> str:
     """Reads a text."""
+    return _typed(body, name, str, "a text", default)
+
+
+def nested(body: Body, name: str) -> Body:
+    """Reads an object; absent is an empty one."""
+    return _typed(body, name, dict, "an object", {})
+
+
+def _typed(body: Body, name: str, kind: type[_Read], wanted: str, default: _Read) -> _Read:
     value = body.get(name)
     if value is None:
         return default
-    if not isinstance(value, str):
-        raise _wrong(name, "a text", value)
+    if not isinstance(value, kind):
+        raise _wrong(name, wanted, value)
     return value
 
 
@@ -40,7 +46,7 @@ def query(body: Body, name: str = "query") -> str:
     value = body.get(name)
     if value is None:
         raise InvalidRequest.of(name, "is missing")
-    return _text_of(name, value)
+    return value if isinstance(value, str) else _text_in(name, value)
 
 
 def documents(body: Body, name: str = "documents") -> tuple[Document, ...]:
@@ -49,18 +55,21 @@ def documents(body: Body, name: str = "documents") -> tuple[Document, ...]:
 
 
 def texts(body: Body, name: str) -> list[str]:
-    """Reads a list of texts: see `documents`."""
+    """Reads a list of texts, or of objects with a text; at least one, and not too many."""
     value = body.get(name)
     if value is None:
         raise InvalidRequest.of(name, "is missing")
     if not isinstance(value, list):
         raise _wrong(name, "a list of texts", value)
     check_count(name, len(value))
-    return [_text_of(f"{name}[{index}]", item) for index, item in enumerate(value)]
+    return [
+        item if isinstance(item, str) else _text_in(f"{name}[{index}]", item)
+        for index, item in enumerate(value)
+    ]
 
 
 def check_count(name: str, number: int) -> None:
-    """Raises InvalidRequest unless there is something to score, and not too much."""
+    """Raises InvalidRequest unless a list holds something to score, and not too much."""
     if number == 0:
         raise InvalidRequest.of(name, "must not be empty")
     if number > LIMITS.documents:
@@ -82,7 +91,7 @@ def count(body: Body, name: str) -> int:
 
 
 def top_n(body: Body, name: str, available: int) -> int:
-    """Reads how many results are wanted; 0 and more than there are mean all."""
+    """Reads the number of results wanted; 0 and more than there are mean all."""
     wanted = count(body, name)
     return 0 if wanted >= available else wanted
 
@@ -99,6 +108,11 @@ def flag(body: Body, name: str, default: bool = False) -> bool:
     return value
 
 
+def score(body: Body) -> Score:
+    """Reads from `raw_scores` whether a score is the logit."""
+    return LOGIT if flag(body, "raw_scores") else RELEVANCE
+
+
 def choice(body: Body, name: str, choices: Sequence[str], default: str) -> str:
     """Reads one of several words, in any case."""
     value = text(body, name, default)
@@ -108,52 +122,7 @@ def choice(body: Body, name: str, choices: Sequence[str], default: str) -> str:
     raise InvalidRequest.of(name, f"one of {', '.join(choices)}")
 
 
-def nested(body: Body, name: str) -> Body:
-    """Reads an object; absent is an empty one."""
-    value = body.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise _wrong(name, "an object", value)
-    return value
-
-
-def pairs_call(
-    pairs: Sequence[tuple[str, str]],
-    encode: Callable[[Reply], Json],
-    *,
-    raw_scores: bool,
-    like: RerankRequest | None = None,
-) -> Call:
-    """Makes the call that scores pairs: one request for each query that differs.
-
-    `like` has the options of all of them.
-    """
-    places: dict[str, list[int]] = {}
-    for place, (query_text, _) in enumerate(pairs):
-        places.setdefault(query_text, []).append(place)
-    like = like or RerankRequest("", ())
-    return Call(
-        requests=tuple(
-            RerankRequest(
-                query=query_text,
-                documents=tuple(Document(pairs[place][1]) for place in own),
-                model=like.model,
-                truncation=like.truncation,
-                max_tokens_per_document=like.max_tokens_per_document,
-                instruction=like.instruction,
-            )
-            for query_text, own in places.items()
-        ),
-        encode=encode,
-        raw_scores=raw_scores,
-        places=tuple(map(tuple, places.values())),
-    )
-
-
-def _text_of(name: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
+def _text_in(name: str, value: Any) -> str:
     if isinstance(value, dict) and isinstance(value.get("text"), str):
         return str(value["text"])
     raise _wrong(name, "a text, or an object with a text", value)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
-from rerank_grpc.rest.dialects import fields, superset
-from rerank_grpc.rest.dialects.base import Body, Call, Context, Dialect, Json, Ranked, Reply
+from rerank_grpc.rest.dialects import base, fields
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
 from rerank_grpc.types import RerankRequest
 
 
-def decode(body: Body, _context: Context) -> Call:
+def decode(body: Body, _path: str) -> Decoded:
     """Reads query and input."""
     documents = fields.documents(body, "input")
     request = RerankRequest(
@@ -19,24 +20,21 @@ def decode(body: Body, _context: Context) -> Call:
         top_n=fields.top_n(body, "top_k", len(documents)),
         instruction=fields.text(body, "instruction"),
     )
-    return Call((request,), partial(encode, fields.flag(body, "return_input")))
+    shown = documents if fields.flag(body, "return_input") else ()
+    return Decoded((request,), partial(encode, [document.text for document in shown]))
 
 
-def encode(with_input: bool, reply: Reply) -> Json:
+def encode(shown: Sequence[Json], reply: Reply) -> Json:
     """Writes the rank results, best first."""
+    data = [{"index": r.index, "score": r.relevance_score, "object": "rank_result"} for r in reply.results]
     return {
-        "usage": superset.usage(reply),
+        "usage": base.usage(reply),
         "model": reply.model,
-        "data": [_result(with_input, result) for result in reply.results],
+        "data": base.with_documents(data, "input", shown),
         "object": "list",
         "top_k": len(reply.results),
-        "return_input": with_input,
+        "return_input": bool(shown),
     }
-
-
-def _result(with_input: bool, result: Ranked) -> Json:
-    encoded = {"index": result.index, "score": result.score, "object": "rank_result"}
-    return {**encoded, "input": result.text} if with_input else encoded
 
 
 MIXEDBREAD = Dialect("mixedbread", decode)

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import Body, Call, Context, Dialect, Json, Reply, in_input_order
+from rerank_grpc.rest.dialects import fields, pairs
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score, with_documents
 from rerank_grpc.rest.errors import Problem
-from rerank_grpc.types import Document, RerankRequest, Truncation
+from rerank_grpc.types import RerankRequest, Truncation
 
 LABEL = "LABEL_0"
 
 
-def decode(body: Body, _context: Context) -> Call:
+def decode(body: Body, _path: str) -> Decoded:
     """Reads a rerank call."""
-    texts = fields.texts(body, "texts")
+    documents = fields.documents(body, "texts")
     request = RerankRequest(
         query=fields.query(body),
-        documents=tuple(map(Document, texts)),
-        top_n=fields.top_n(body, "top_n", len(texts)),
-        truncation=truncation_of(body),
+        documents=documents,
+        top_n=fields.top_n(body, "top_n", len(documents)),
+        truncation=_truncation(body),
     )
-    return Call(
-        (request,),
-        partial(encode, fields.flag(body, "return_text")),
-        raw_scores=fields.flag(body, "raw_scores"),
-    )
+    shown = documents if fields.flag(body, "return_text") else ()
+    return Decoded((request,), partial(encode, [document.text for document in shown], fields.score(body)))
 
 
-def truncation_of(body: Body) -> Truncation:
+def _truncation(body: Body) -> Truncation:
     """Reads how a text that is too long is cut; only an explicit false refuses it."""
     direction = fields.choice(body, "truncation_direction", ("right", "left"), "right")
     if not fields.flag(body, "truncate", True):
@@ -38,44 +35,34 @@ def truncation_of(body: Body) -> Truncation:
     return Truncation.END if direction == "right" else Truncation.START
 
 
-def encode(with_text: bool, reply: Reply) -> Json:
+def encode(shown: Sequence[Json], score: Score, reply: Reply) -> Json:
     """Writes the bare list, best first."""
-    return [
-        {"index": result.index, "score": result.score, **({"text": result.text} if with_text else {})}
-        for result in reply.results
-    ]
+    results = [{"index": result.index, "score": score(result)} for result in reply.results]
+    return with_documents(results, "text", shown)
 
 
-def decode_predict(body: Body, _context: Context) -> Call:
+def decode_predict(body: Body, _path: str) -> Decoded:
     """Reads a pair, or a list of pairs; a single text has nothing to be scored against."""
     inputs = body.get("inputs")
     # [a, b] is one pair, [[a, b], ...] are several.
     single = isinstance(inputs, list) and all(isinstance(item, str) for item in inputs)
-    pairs = [inputs] if single else inputs
-    if not isinstance(pairs, list):
+    listed = [inputs] if single else inputs
+    if not isinstance(listed, list):
         raise InvalidRequest.of("inputs", "must be a pair of texts, or a list of pairs")
-    fields.check_count("inputs", len(pairs))
-    return fields.pairs_call(
-        [_pair(f"inputs[{index}]", pair) for index, pair in enumerate(pairs)],
-        partial(encode_predict, single),
-        raw_scores=fields.flag(body, "raw_scores"),
-        like=RerankRequest("", (), truncation=truncation_of(body)),
+    return pairs.decoded(
+        pairs.read("inputs", listed),
+        partial(encode_predict, single, fields.score(body)),
+        like=RerankRequest("", (), truncation=_truncation(body)),
     )
 
 
-def _pair(name: str, pair: Any) -> tuple[str, str]:
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-        raise InvalidRequest.of(name, "must be a pair of texts")
-    return pair[0], pair[1]
-
-
-def encode_predict(single: bool, reply: Reply) -> Json:
+def encode_predict(single: bool, score: Score, reply: Reply) -> Json:
     """Writes each pair's one label with its score, in the order of the pairs."""
-    scores = [[{"score": result.score, "label": LABEL}] for result in in_input_order(reply.results)]
+    scores = [[{"score": score(result), "label": LABEL}] for result in reply.results]
     return scores[0] if single else scores
 
 
-# What TEI itself answers for the service's failures: status and error_type.
+# The status and error_type of TEI itself for the service's failures.
 _STATUSES = {
     400: (422, "Validation"),
     429: (429, "Overloaded"),
@@ -86,7 +73,7 @@ _STATUSES = {
 
 
 def error(problem: Problem) -> tuple[int, Json]:
-    """Says an error as TEI does."""
+    """Tells an error as TEI does."""
     if problem.empty:
         status, kind = 400, "Empty"
     else:

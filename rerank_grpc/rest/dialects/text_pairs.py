@@ -9,29 +9,29 @@ from functools import partial
 from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import Body, Call, Context, Dialect, Json, Reply, in_input_order
+from rerank_grpc.rest.dialects import fields, pairs
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
+from rerank_grpc.rest.dialects.pairs import Pair
 from rerank_grpc.rest.errors import Problem, common_body
 
 MAX_LITERAL_CHARACTERS = 2_000_000
-# Python's parser takes a second and a hundred megabytes for a quarter of a million brackets. So what
-# is between the strings is looked at first, in linear time: one that is not closed ends with the text.
+# Python's parser takes a second and 100 MB for a quarter of a million brackets. A look in linear time at
+# the text between the strings comes first: a string that is not closed ends with the text.
 STRING = re.compile(r"""u?'(?:[^'\\]++|\\.)*+(?:'|\Z)|u?"(?:[^"\\]++|\\.)*+(?:"|\Z)""", re.DOTALL)
 PAIR = r"[\[(]s,s,?[\])]"
 PAIRS = re.compile(rf"[\[(](?:{PAIR}(?:,{PAIR})*+,?)?[\])]")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
-def decode(body: Body, _context: Context) -> Call:
+def decode(body: Body, _path: str) -> Decoded:
     """Reads the pairs."""
-    pairs = body.get("text_pairs")
-    if isinstance(pairs, str):
-        pairs = _literal(pairs)
-    if not isinstance(pairs, list):
+    listed = body.get("text_pairs")
+    if isinstance(listed, str):
+        listed = _literal(listed)
+    if not isinstance(listed, list):
         raise InvalidRequest.of("text_pairs", "must be a list of pairs")
-    fields.check_count("text_pairs", len(pairs))
-    texts = [_pair(index, pair) for index, pair in enumerate(pairs)]
-    return fields.pairs_call(texts, partial(encode, texts, datetime.now()), raw_scores=True)
+    read = pairs.read("text_pairs", listed)
+    return pairs.decoded(read, partial(encode, read, datetime.now()))
 
 
 def _literal(text: str) -> Any:
@@ -47,30 +47,23 @@ def _literal(text: str) -> Any:
         raise InvalidRequest.of("text_pairs", "is not a list of pairs") from None
 
 
-def _pair(index: int, pair: Any) -> tuple[str, str]:
-    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
-        raise InvalidRequest.of(f"text_pairs[{index}]", "must be a pair of texts")
-    return pair[0], pair[1]
-
-
-def encode(texts: list[tuple[str, str]], asked: datetime, reply: Reply) -> Json:
+def encode(asked: list[Pair], since: datetime, reply: Reply) -> Json:
     """Writes the raw logits in the order of the pairs."""
-    scores = [result.score for result in in_input_order(reply.results)]
-    return _body(200, [list(pair) for pair in texts], scores, asked)
+    return _body(200, asked, [result.logit for result in reply.results], since)
 
 
 def error(problem: Problem) -> tuple[int, Json]:
-    """Says what cannot be read as these callers expect it: HTTP 200, and -1 in the body."""
+    """Tells an unreadable body as these callers expect it: HTTP 200, and -1 in the body."""
     if problem.status == 400:
         return 200, _body(-1, [], [], datetime.now())
     return common_body(problem)
 
 
-def _body(code: int, pairs: list[list[str]], scores: list[float], asked: datetime) -> Json:
+def _body(code: int, asked: list[Pair], scores: list[float], since: datetime) -> Json:
     return {
-        "text_pairs": pairs,
+        "text_pairs": asked,
         "rerank_scores": scores,
-        "request_time": asked.strftime(TIME_FORMAT),
+        "request_time": since.strftime(TIME_FORMAT),
         "response_time": datetime.now().strftime(TIME_FORMAT),
         "code": code,
     }

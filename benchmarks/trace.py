@@ -1,0 +1,133 @@
+"""Which of our functions answer one call of three documents, file by file: the path of a request as data.
+
+    python -m benchmarks.trace          both paths, in the order of their steps
+    python -m benchmarks.trace --json   the number of calls on each path
+
+A function that is a generator counts each time it goes on. Threads that look
+at a clock (the watchdog's, the one that cancels slow callers) are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import rerank_grpc
+
+PACKAGE = str(Path(rerank_grpc.__file__).parent) + os.sep
+CLOCKS = ("patience", "watch-", "keep-models", "log")
+QUERY = "How do I reset my password?"
+DOCUMENTS = [
+    "Our office is closed on public holidays.",
+    "Open Settings and click Forgot password.",
+    "Passwords must have twelve characters.",
+]
+QUIET_SECONDS = 0.2  # after an answer, until what its end sets off has run
+
+
+class Visit(NamedTuple):
+    """One call of one of our functions."""
+
+    thread: str
+    file: str
+    function: str
+
+
+class Recorder:
+    """Records the calls of our functions on all threads that start after it."""
+
+    def __init__(self) -> None:
+        self._visits: list[Visit] = []
+        self._on = False
+        threading.setprofile(self._profile)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Visit]]:
+        """Records while a `with` statement runs, and a moment longer."""
+        self._visits, self._on = [], True
+        yield self._visits
+        time.sleep(QUIET_SECONDS)
+        self._on = False
+
+    def _profile(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if self._on and event == "call" and code.co_filename.startswith(PACKAGE):
+            thread = threading.current_thread().name
+            if not thread.startswith(CLOCKS):
+                self._visits.append(Visit(thread, code.co_filename.removeprefix(PACKAGE), code.co_qualname))
+
+
+def record() -> dict[str, list[Visit]]:
+    """Answers one call over gRPC and one over REST, and returns what each of them visited."""
+    recorder = Recorder()
+    from rerank_grpc.client import Client
+    from rerank_grpc.config.settings import RestSettings, ServerSettings
+    from rerank_grpc.rest.server import RestServer
+    from rerank_grpc.server.server import RerankServer
+
+    server = RerankServer(replace(ServerSettings(), port=0, admin_port=None, rest=RestSettings(port=0)))
+    server.start()
+    assert server.wait_until_loaded(60)
+    target = f"127.0.0.1:{server.port}"
+    rest = RestServer(RestSettings(port=0, targets=(target,)))
+    rest.start()
+    with Client(target) as client:
+        paths: dict[str, Callable[[], object]] = {
+            "grpc": lambda: client.rerank(QUERY, DOCUMENTS, top_n=2),
+            "rest": lambda: post(rest.port),
+        }
+        visits = {}
+        for name, call in paths.items():
+            call()  # what only the first call does is no part of the path
+            with recorder.recording() as visits[name]:
+                call()
+    rest.stop(1)
+    server.stop(1)
+    return visits
+
+
+def post(port: int) -> bytes:
+    """Sends the same call as JSON."""
+    body = json.dumps({"query": QUERY, "documents": DOCUMENTS, "top_n": 2}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/rerank", data=body, headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as reply:
+        answer: bytes = reply.read()
+    return answer
+
+
+def show(path: str, visits: list[Visit]) -> None:
+    """Prints a path: each thread's visits to files, with the functions called there."""
+    print(f"{path}: {len(visits)} calls of our functions in {len({visit.file for visit in visits})} files")
+    for thread in dict.fromkeys(visit.thread for visit in visits):
+        own = [visit for visit in visits if visit.thread == thread]
+        print(f"  {thread}: {len(own)} calls")
+        for file, stay in groupby(own, key=lambda visit: visit.file):
+            print(f"    {file}: {', '.join(visit.function for visit in stay)}")
+
+
+def main() -> None:
+    visits = record()
+    if "--json" in sys.argv[1:]:
+        print(json.dumps({path: len(each) for path, each in visits.items()}))
+    else:
+        for path, each in visits.items():
+            show(path, each)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Files on the disk: digested, read as JSON, and written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rerank_grpc.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+SPARE_BYTES = 16 << 20  # left free by a download or a conversion
+
+
+def free_if_short(directory: Path, needed: int) -> int | None:
+    """Returns the free bytes of a directory's disk if `needed` would not fit; else None."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return free if needed and needed + SPARE_BYTES > free else None
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yields a temporary name for a file or link, which gets its own name when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest_of(path: Path, digest: Callable[[], _Hash] = hashlib.sha256) -> str:
+    """Digests a whole file, by default with SHA-256; returns hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, digest).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads an object from a JSON file; raises ModelLoadError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelLoadError(f"{path}: no such file: copy the whole checkpoint") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelLoadError(
+            f"{path}: cannot be read as JSON ({type(error).__name__}): copy it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path}: not a JSON object: copy it again")
+    return value

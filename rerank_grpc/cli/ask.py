@@ -1,0 +1,123 @@
+"""Asks a running server: `rerank-grpc rerank`, `models` and `health`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rerank_grpc.cli import terminal
+from rerank_grpc.cli.terminal import Row, Screen
+from rerank_grpc.config.reading import read_client_settings
+from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.types import RerankResponse
+
+if TYPE_CHECKING:
+    from rerank_grpc.client import Client
+
+_RESULT_FIELDS = ("index", "relevance_score", "logit", "tokens", "truncated")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A document: one line of a file; lines count from 1."""
+
+    text: str
+    file: str
+    number: int
+
+
+def rerank(parsed: argparse.Namespace) -> int:
+    """Ranks the lines of files; raises RerankError, or ConfigurationError for a file."""
+    lines = [line for file in parsed.files for line in read_lines(file)]
+    if not lines:
+        raise ConfigurationError(f"{', '.join(parsed.files)}: no documents: every line is empty")
+    with _connect(parsed) as client:
+        texts = [line.text for line in lines]
+        response = client.rerank(parsed.query, texts, model=parsed.model, top_n=parsed.top_n or None)
+    if parsed.json:
+        _print_json(_ranking_json(response, lines))
+    else:
+        rows = _rows(response, lines, named=len(parsed.files) > 1)
+        _print(terminal.ranking(rows, Screen.of(sys.stdout)))
+    return 0
+
+
+def models(parsed: argparse.Namespace) -> int:
+    """Lists the models of a server; raises RerankError."""
+    with _connect(parsed) as client:
+        infos = tuple(client.list_models())
+    if parsed.json:
+        _print_json({"models": list(map(asdict, infos))})
+    else:
+        _print(terminal.models(infos, Screen.of(sys.stdout)))
+    return 0
+
+
+def health(parsed: argparse.Namespace) -> int:
+    """Tells whether a call for a model would be answered: 0 if so, else 1; raises RerankError."""
+    with _connect(parsed) as client:
+        answer = client.health(parsed.model)
+    if parsed.json:
+        _print_json(asdict(answer))
+    else:
+        _print(terminal.health(answer))
+    return 0 if answer.serving else 1
+
+
+def read_lines(file: str) -> Iterable[Line]:
+    """Reads a file's documents, one a line; "-" is stdin; raises ConfigurationError."""
+    name = "stdin" if file == "-" else file
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {name}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"cannot read {name}: line {row} is not UTF-8") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield Line(line.rstrip("\r"), name, number)
+
+
+def _connect(parsed: argparse.Namespace) -> Client:
+    from rerank_grpc.client import Client
+
+    settings = read_client_settings(parsed.flags)
+    return Client(settings.target, token=settings.token, timeout=settings.timeout)
+
+
+def _rows(response: RerankResponse, lines: Sequence[Line], *, named: bool) -> list[Row]:
+    """Makes the table's rows; `named` says in which file each line stands."""
+    rows = []
+    for result in response.results:
+        line = lines[result.index]
+        place = f"{line.file}:{line.number}" if named else str(line.number)
+        rows.append(Row(result.relevance_score, place, line.text))
+    return rows
+
+
+def _ranking_json(response: RerankResponse, lines: Sequence[Line]) -> dict[str, Any]:
+    """Makes the JSON of a ranking: scores, each document's file and line, and the cost of the call."""
+    results = []
+    for result in response.results:
+        line = lines[result.index]
+        fields: dict[str, Any] = {name: getattr(result, name) for name in _RESULT_FIELDS}
+        results.append(fields | {"file": line.file, "line": line.number, "text": line.text})
+    summary = response.summary
+    return {**summary._asdict(), "usage": summary.usage._asdict(), "results": results}
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=attrgetter("value")))  # of an enum

@@ -1,0 +1,123 @@
+"""The arguments of a client's methods → RerankRequest; values no message can hold are wire's to refuse."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from typing import TypedDict, TypeVar
+
+from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.types import Document, Priority, RerankRequest, Truncation
+
+DocumentLike = str | Document | Mapping[str, str]
+
+_Choice = TypeVar("_Choice", bound=enum.Enum)
+
+
+class RerankOptions(TypedDict, total=False):
+    """The options of `rerank` and `stream_rerank`; one left out or None is the contract's default."""
+
+    return_documents: bool
+    min_relevance_score: float | None
+    instruction: str | None
+    max_tokens_per_document: int | None
+    truncation: Truncation | str | None
+    max_chunks_per_document: int | None
+    priority: Priority | str | None
+    ignore_unsupported_options: bool
+
+
+def rerank_request(
+    query: str,
+    documents: Iterable[DocumentLike],
+    model: str | None = None,
+    top_n: int | None = None,
+    *,
+    return_documents: bool = False,
+    min_relevance_score: float | None = None,
+    instruction: str | None = None,
+    max_tokens_per_document: int | None = None,
+    truncation: Truncation | str | None = None,
+    max_chunks_per_document: int | None = None,
+    priority: Priority | str | None = None,
+    ignore_unsupported_options: bool = False,
+) -> RerankRequest:
+    """Makes a request; raises TypeError for a wrong type, InvalidRequest for a wrong value."""
+    return RerankRequest(
+        query=text("query", query),
+        documents=_documents(documents),
+        model=text("model", model or ""),
+        top_n=_count("top_n", top_n),
+        return_documents=bool(return_documents),
+        min_relevance_score=_number("min_relevance_score", min_relevance_score),
+        instruction=text("instruction", instruction or ""),
+        max_tokens_per_document=_count("max_tokens_per_document", max_tokens_per_document),
+        truncation=_choice("truncation", truncation, Truncation.END),
+        max_chunks_per_document=_count("max_chunks_per_document", max_chunks_per_document) or 1,
+        priority=_choice("priority", priority, Priority.INTERACTIVE),
+        ignore_unsupported_options=bool(ignore_unsupported_options),
+    )
+
+
+def text(field: str, value: object) -> str:
+    """Returns a text; raises TypeError for anything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{field}: a str, not {type(value).__name__}")
+    return value
+
+
+def _count(field: str, value: object) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{field}: an int, not {type(value).__name__}")
+    return value
+
+
+def _number(field: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{field}: a float, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidRequest.of(field, "too large for a float") from None
+
+
+def _choice(field: str, value: object, default: _Choice) -> _Choice:
+    """Takes a member of the default's class or its name in lower case."""
+    kind = type(default)
+    if value is None:
+        return default
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"{field}: a {kind.__name__} or its name, not {type(value).__name__}")
+    members = {member.name.lower(): member for member in kind}
+    if value not in members:
+        raise InvalidRequest.of(field, f"one of {', '.join(members)}")
+    return members[value]
+
+
+def _documents(documents: object) -> list[Document]:
+    if isinstance(documents, str | bytes | Mapping | Document) or not isinstance(documents, Iterable):
+        raise TypeError(f"documents: a sequence of documents, not one {type(documents).__name__}")
+    return [_document(f"documents[{index}]", document) for index, document in enumerate(documents)]
+
+
+def _document(field: str, document: object) -> Document:
+    if isinstance(document, str):
+        return Document(document)
+    if isinstance(document, Document):
+        return Document(text(f"{field}.text", document.text), text(f"{field}.id", document.id))
+    if not isinstance(document, Mapping):
+        raise TypeError(
+            f'{field}: a str, a Document or a mapping with "text" and maybe "id", '
+            f"not {type(document).__name__}"
+        )
+    if "text" not in document:
+        raise InvalidRequest.of(field, 'a mapping needs "text"')
+    if unknown := document.keys() - {"text", "id"}:
+        raise InvalidRequest.of(field, f"unknown key {min(map(repr, unknown))}")
+    return Document(text(f"{field}.text", document["text"]), text(f"{field}.id", document.get("id", "")))

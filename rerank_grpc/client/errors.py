@@ -1,0 +1,114 @@
+"""The failures that only a caller sees, the exception of each failed call, and whether to try again.
+
+errors.RerankError
+└── TransportError            no reason that this client knows came with the status
+├── ServerUnavailable     retried by gRPC
+├── MessageTooLarge
+├── IncompleteStream      results may be missing
+└── UnexpectedStatus      `code` says which
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+
+from rerank_grpc import errors
+from rerank_grpc.errors import RerankError
+from rerank_grpc.wire.status import Failure
+
+# By how much a wait may grow, so that callers refused together do not return together.
+JITTER = 0.2
+
+# gRPC's own text says no more than that the stream was reset.
+_ENDED_THERE = (
+    "the server or a proxy ended the call: its request came too slowly, or its results were not read"
+)
+
+
+class TransportError(RerankError):
+    """A call failed and no reason that this client knows came with it.
+
+    The status is gRPC's own, a proxy's, or that of a newer server; `reason` is
+    None.
+    """
+
+    reason = None  # type: ignore[assignment]
+
+
+class ServerUnavailable(TransportError):
+    """No server answered: none listens, the connection broke, or it went away."""
+
+
+class MessageTooLarge(TransportError):
+    """The request or the reply is larger than one side allows; a retry does not help."""
+
+
+class IncompleteStream(TransportError):
+    """A stream of results ended without its summary: results may be missing."""
+
+
+class UnexpectedStatus(TransportError):
+    """A status that came without a reason of the service; `code` is its name, e.g. "UNIMPLEMENTED".
+
+    "CANCELLED" is a call that the server or a proxy has ended, not the caller.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(f"{code}: {message}", metadata=metadata, retry_after=retry_after)
+        self.code = code
+
+
+# The meaning of a code whose reason is missing or newer than this client.
+_BY_CODE: Mapping[grpc.StatusCode, type[RerankError]] = {
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
+}
+
+
+def exception_of(failure: Failure) -> RerankError:
+    """Makes the exception that stands for a failure: by its reason, else by its code."""
+    if failure.reason is not None:
+        return errors.BY_REASON[failure.reason](
+            failure.text,
+            metadata=failure.metadata,
+            retry_after=failure.retry_after,
+            violations=failure.violations,
+        )
+    if failure.code is grpc.StatusCode.INVALID_ARGUMENT and failure.described:
+        return errors.InvalidRequest(failure.text, metadata=failure.metadata, violations=failure.violations)
+    if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.described:
+        return MessageTooLarge(failure.text)
+    if failure.code is grpc.StatusCode.CANCELLED and not failure.described:
+        return UnexpectedStatus(_ENDED_THERE, code=failure.code.name)
+    if failure.code in _BY_CODE:
+        known = _BY_CODE[failure.code]
+        return known(failure.text, metadata=failure.metadata, retry_after=failure.retry_after)
+    return UnexpectedStatus(
+        failure.text, code=failure.code.name, metadata=failure.metadata, retry_after=failure.retry_after
+    )
+
+
+def retry_delay(failure: Failure, *, retries_left: int, remaining: float, jitter: float) -> float | None:
+    """Tells how many seconds to wait before another attempt; None means give up.
+
+    Only RESOURCE_EXHAUSTED with a RetryInfo is tried again here: gRPC itself
+    retries UNAVAILABLE (see core.service_config), and without an ErrorInfo it
+    is an oversized message, which stays one. `remaining` is the time left until
+    the call's deadline, `jitter` a random number in [0, 1).
+    """
+    if failure.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or failure.retry_after is None:
+        return None
+    # Later than asked, never earlier: before that moment there is no room.
+    delay = max(failure.retry_after, 0.0) * (1 + JITTER * jitter)
+    return delay if retries_left > 0 and delay < remaining else None

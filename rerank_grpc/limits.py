@@ -1,0 +1,77 @@
+"""How large a request may be: the limits, and the checks before it costs anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.types import RerankRequest
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of the service; the proto's comments state the same numbers, and no option sets them.
+
+    `characters` is of one text, `characters_inside` of all texts that are inside
+    at once, `streams` the calls that the REST server sends over one connection.
+    """
+
+    message_bytes: int = 8 * MIB
+    reply_bytes: int = 16 * MIB
+    documents: int = 1_000
+    characters: int = 100_000
+    characters_inside: int = 64 * MIB
+    id_characters: int = 1_024
+    chunks: int = 64
+    deadline_seconds: float = 120.0
+    streams: int = 96
+
+
+LIMITS = Limits()
+
+
+def check_document_count(count: int, limits: Limits) -> None:
+    """Raises InvalidRequest unless there are documents, and no more than the limit.
+
+    It is apart from `check_request`, because it must come before any work for
+    each document: a million empty ones fit into a small message.
+    """
+    if count == 0:
+        raise InvalidRequest.of("documents", "must not be empty")
+    if count > limits.documents:
+        raise too_many_documents(limits)
+
+
+def too_many_documents(limits: Limits) -> InvalidRequest:
+    """Makes the error of a request with too many documents, which need not be counted to the end."""
+    return InvalidRequest.of("documents", f"holds more than the {limits.documents:,} that are allowed")
+
+
+def check_request(request: RerankRequest, limits: Limits) -> int:
+    """Returns the number of characters in a request; raises InvalidRequest naming the first wrong field."""
+    check_document_count(len(request.documents), limits)
+    if not request.query:
+        raise InvalidRequest.of("query", "must not be empty")
+    _check_length("query", request.query, limits.characters)
+    _check_length("instruction", request.instruction, limits.characters)
+    texts = [len(document.text) for document in request.documents]
+    if max(texts) > limits.characters or max([len(d.id) for d in request.documents]) > limits.id_characters:
+        for index, document in enumerate(request.documents):
+            _check_length(f"documents[{index}].text", document.text, limits.characters)
+            _check_length(f"documents[{index}].id", document.id, limits.id_characters)
+    score = request.min_relevance_score
+    if score is not None and not 0 <= score <= 1:
+        raise InvalidRequest.of("min_relevance_score", f"is {score:g}, must be from 0 to 1")
+    if request.max_chunks_per_document > limits.chunks:
+        raise InvalidRequest.of(
+            "max_chunks_per_document",
+            f"is {request.max_chunks_per_document:,}, at most {limits.chunks} are allowed",
+        )
+    return sum(texts) + len(request.query) + len(request.instruction)
+
+
+def _check_length(field: str, text: str, limit: int) -> None:
+    if len(text) > limit:
+        raise InvalidRequest.of(field, f"has {len(text):,} characters, at most {limit:,} are allowed")

@@ -1,0 +1,220 @@
+"""Builds the two gRPC servers, starts them and stops them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+
+import grpc
+
+from rerank_grpc.config import files
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.gate import Gate
+from rerank_grpc.registry.loading import Loader, ModelLoader
+from rerank_grpc.registry.registry import Registry
+from rerank_grpc.reranker import Reranker
+from rerank_grpc.server.admin_service import ModelAdminServicer
+from rerank_grpc.server.handler import Sink, log_call
+from rerank_grpc.server.interceptors import AccessInterceptor
+from rerank_grpc.server.lanes import Lane, Service, register
+from rerank_grpc.server.methods import admin_service, rerank_service
+from rerank_grpc.server.patience import Patience
+from rerank_grpc.server.probes import HEALTH_SERVICE, HealthService, reflection_services
+from rerank_grpc.server.rerank_service import RerankServicer
+from rerank_grpc.types import Health
+
+# Connections of a port, where the limit of open files allows them.
+MOST_CONNECTIONS, MOST_ADMIN_CONNECTIONS = 8_192, 64
+ADMIN_STREAMS = 16
+# A watch of health takes one of a connection's streams for good.
+LEAST_STREAMS = 8
+# A connection without a call is closed after this, so that strangers cannot hold it for long.
+IDLE_SECONDS = 60.0
+# A connection that has not begun HTTP/2 by then is closed.
+HANDSHAKE_SECONDS = 10.0
+# The interval at which a stopping server looks for calls that are left inside.
+DRAIN_LOOK_SECONDS = 0.1
+# The time without a call inside after which connections that stay are cut.
+GOODBYE_SECONDS = 0.5
+
+
+class RerankServer:
+    """The service: the registry, the reranker, and the gRPC servers in front of them.
+
+    `sinks` get the record of each call. `on_hang` is called when a model's
+    device hangs, after the calls that waited for it have failed: only a restart
+    of the process frees the device. Raises ConfigurationError if a port cannot
+    be bound.
+
+    Attributes:
+        port: for callers.
+        admin_port: for operators; None where there is none.
+        local_port: a further port for this machine alone, on which no stranger
+            can take the last connection from REST; None where that is off.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        loader: Loader | None = None,
+        on_hang: Callable[[], None] = lambda: None,
+        sinks: Sequence[Sink] = (log_call,),
+    ) -> None:
+        self.settings = settings
+        self._sinks = sinks
+        self._patience = Patience()
+        self.registry = Registry(
+            settings.models,
+            loader or ModelLoader(settings),
+            budget=settings.model_memory,
+            idle_seconds=settings.idle_seconds,
+            # Calls that wait hold worker threads: half of those stay for models that are READY.
+            max_waiting=max(1, settings.max_calls // 2),
+            on_change=self._show_health,
+            on_hang=on_hang,
+        )
+        self.door = Gate(settings.max_calls, settings.limits.characters_inside)
+        self.lobby = Gate(max(1, settings.max_calls // 2), settings.limits.characters_inside // 4)
+        self._stopping = threading.Lock()
+        self._stopped = threading.Event()
+        reranker = Reranker(self.registry, settings.limits, self.door, self.lobby)
+        self._servicer = RerankServicer(reranker, self.registry, settings.limits, sinks)
+        called = [
+            rerank_service(self._servicer, self._patience, sinks, settings.limits, calls=settings.max_calls)
+        ]
+        self._health = HealthService([service.name for service in called], lambda: self.registry.serving)
+        self._main, self._lanes = self._build_main(called)
+        self.port = _bind(self._main, settings.host, settings.port, "--port")
+        rest = settings.rest.port is not None
+        self.local_port = _bind(self._main, "127.0.0.1", 0, "--rest-port off") if rest else None
+        self._admin, self.admin_port = self._build_admin()
+
+    def start(self) -> None:
+        """Serves at once, NOT_SERVING, and loads the models in the background."""
+        self._patience.start()
+        self._main.start()
+        if self._admin:
+            self._admin.start()
+        self.registry.start()
+
+    def wait_until_loaded(self, timeout: float | None = None) -> bool:
+        """Waits until every model is READY or FAILED; see Registry.wait_until_loaded."""
+        return self.registry.wait_until_loaded(timeout)
+
+    def health(self) -> Health:
+        """Tells the default model's health, without a call."""
+        return self.registry.health("")
+
+    def wait(self) -> None:
+        """Blocks until `stop` has ended."""
+        self._stopped.wait()
+
+    def leave(self) -> None:
+        """Tells probes that no new calls should come; calls are still answered."""
+        self._health.shut_down()
+
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """Drains: probes see NOT_SERVING, new calls are refused, calls inside have the grace to finish."""
+        grace = self.settings.grace_seconds if grace_seconds is None else grace_seconds
+        with self._stopping:
+            if self._stopped.is_set():
+                return
+            self.leave()
+            self._drain(grace)
+            self.registry.close()
+            if self._admin:
+                self._admin.stop(0).wait()
+            self._patience.close()
+            self._stopped.set()
+
+    def _drain(self, grace: float) -> None:
+        """Stops the main server, at the latest after the grace.
+
+        grpcio would wait all of it for a connection that does not answer its
+        goodbye, though no call is inside. A call that was on its way when the
+        goodbye was sent has GOODBYE_SECONDS.
+        """
+        for lane in self._lanes:
+            lane.begin_drain()
+        stopped, busy = self._main.stop(grace), monotonic()
+        while not stopped.wait(DRAIN_LOOK_SECONDS):
+            now = monotonic()
+            if not all(lane.idle for lane in self._lanes):
+                busy = now
+            elif now - busy > GOODBYE_SECONDS:
+                stopped = self._main.stop(0)
+
+    def _show_health(self) -> None:
+        self._health.changed()
+
+    def _build_main(self, called: Sequence[Service]) -> tuple[grpc.Server, list[Lane]]:
+        """Makes the server of the services that are called; returns its lanes too."""
+        # Twice the calls that are admitted: see overload protection below.
+        streams = 2 * max(self.settings.max_calls, LEAST_STREAMS)
+        server = self._build(streams=streams, connections=MOST_CONNECTIONS)
+        return server, self._register(server, called, "main")
+
+    def _build_admin(self) -> tuple[grpc.Server | None, int | None]:
+        settings = self.settings
+        if settings.admin_port is None:
+            return None, None
+        server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
+        servicer = ModelAdminServicer(self.registry, settings.limits, self._sinks)
+        self._register(server, [admin_service(servicer, self._patience, self._sinks)], "admin")
+        return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
+
+    def _build(self, *, streams: int, connections: int) -> grpc.Server:
+        """Makes a server without services; where tokens are set, all but health needs one."""
+        settings = self.settings
+        interceptors: list[grpc.ServerInterceptor] = []
+        if settings.access_tokens:
+            interceptors.append(AccessInterceptor(settings.access_tokens, public=[HEALTH_SERVICE]))
+        # Every method runs in a lane's pool; this thread tells callers that a method is unknown.
+        pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
+        return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))
+
+    def _register(self, server: grpc.Server, called: Iterable[Service], name: str) -> list[Lane]:
+        """Registers a server's own services, health, and reflection of them all; returns their lanes."""
+        services = [*called, self._health.service(self._patience, self._sinks, name)]
+        listed = [service.name for service in services]
+        services += reflection_services(listed, self._patience, self._sinks, name)
+        for service in services:
+            register(server, service)
+        return [lane for service in services for lane in service.lanes]
+
+
+def _options(settings: ServerSettings, streams: int, connections: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.limits.message_bytes),
+        ("grpc.max_send_message_length", settings.limits.reply_bytes),
+        ("grpc.max_concurrent_streams", streams),
+        # For each port of the server. Without a bound, connections take every open file.
+        ("grpc.max_allowed_incoming_connections", files.connections(connections)),
+        ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
+        ("grpc.max_connection_idle_ms", round(IDLE_SECONDS * 1000)),
+        ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(settings.grace_seconds * 1000)),
+        # On by default, and named here because the service needs it: ended calls that are still being
+        # freed count as streams, and calls beyond the limit above are refused (RST_STREAM 7). Without it,
+        # a flood of calls that are reset at once has gRPC drop every caller's calls at random.
+        ("grpc.http.overload_protection", 1),
+        # On by default: a second server on the same port would start without an error.
+        ("grpc.so_reuseport", 0),
+        # Clients that keep an idle connection alive through a NAT ping every 30 s or so.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ]
+
+
+def _bind(server: grpc.Server, host: str, port: int, option: str) -> int:
+    try:
+        return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: the port is taken or the address is not this machine's; "
+            f"choose another with {option}, or stop what listens there"
+        ) from error

@@ -1,0 +1,1 @@
+"""The contract in Python, read by the server and by the client: messages and statuses."""

@@ -1,0 +1,352 @@
+"""The values of types.py ↔ protobuf messages: `…_to` writes a message, `…_from` reads one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from typing import TypeVar
+
+from google.protobuf import wrappers_pb2
+from google.protobuf.duration_pb2 import Duration
+
+from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.types import (
+    Document,
+    Health,
+    ModelInfo,
+    Priority,
+    RerankRequest,
+    RerankResponse,
+    RerankSummary,
+    ScoredDocument,
+    Scoring,
+    Span,
+    State,
+    Truncation,
+    Usage,
+)
+from rerank_grpc.v1 import rerank_pb2 as pb
+
+UINT32_MAX = 2**32 - 1
+
+# The default is written as UNSPECIFIED: a message holds only the options that differ from the contract's.
+TRUNCATIONS = {
+    pb.TRUNCATION_UNSPECIFIED: Truncation.END,
+    pb.TRUNCATION_END: Truncation.END,
+    pb.TRUNCATION_START: Truncation.START,
+    pb.TRUNCATION_NONE: Truncation.NONE,
+}
+PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
+    pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    pb.PRIORITY_BATCH: Priority.BATCH,
+}
+STATES = {
+    pb.MODEL_STATE_UNLOADED: State.UNLOADED,
+    pb.MODEL_STATE_LOADING: State.LOADING,
+    pb.MODEL_STATE_READY: State.READY,
+    pb.MODEL_STATE_UNLOADING: State.UNLOADING,
+    pb.MODEL_STATE_FAILED: State.FAILED,
+}
+SCORINGS = {
+    pb.SCORING_UNSPECIFIED: None,
+    pb.SCORING_SIGMOID: Scoring.SIGMOID,
+    pb.SCORING_COSINE: Scoring.COSINE,
+    pb.SCORING_SOFTMAX: Scoring.SOFTMAX,
+}
+
+_Number = TypeVar("_Number")
+_Value = TypeVar("_Value")
+_Request = TypeVar("_Request", pb.RerankRequest, pb.StreamRerankRequest)
+
+
+def _numbers(values: dict[_Number, _Value]) -> dict[_Value, _Number]:
+    """Turns a table around; of several numbers for one value the first counts."""
+    return {value: number for number, value in reversed(values.items())}
+
+
+TRUNCATION_NUMBERS = _numbers(TRUNCATIONS)
+PRIORITY_NUMBERS = _numbers(PRIORITIES)
+STATE_NUMBERS = _numbers(STATES)
+SCORING_NUMBERS = _numbers(SCORINGS)
+
+
+def request_to(kind: type[_Request], request: RerankRequest) -> _Request:
+    """Writes a request; raises InvalidRequest for a count or a text that no message can hold."""
+    for field in ("top_n", "max_tokens_per_document", "max_chunks_per_document"):
+        value = getattr(request, field)
+        if not 0 <= value <= UINT32_MAX:
+            raise InvalidRequest.of(field, f"0 to {UINT32_MAX}, not {value}")
+    chunks = request.max_chunks_per_document
+    try:
+        return kind(
+            model=request.model,
+            query=request.query,
+            # A dict for each document costs a third of a message for each.
+            documents=[{"text": document.text, "id": document.id} for document in request.documents],
+            top_n=request.top_n,
+            return_documents=request.return_documents,
+            min_relevance_score=request.min_relevance_score,
+            instruction=request.instruction,
+            max_tokens_per_document=request.max_tokens_per_document,
+            truncation=TRUNCATION_NUMBERS[request.truncation],
+            max_chunks_per_document=0 if chunks == 1 else chunks,
+            priority=PRIORITY_NUMBERS[request.priority],
+            ignore_unsupported_options=request.ignore_unsupported_options,
+        )
+    except UnicodeEncodeError:
+        pass
+    for field, text in _texts(request):
+        check_text(field, text)
+    raise AssertionError("one of the texts has a lone surrogate")
+
+
+def request_from(message: pb.RerankRequest | pb.StreamRerankRequest) -> RerankRequest:
+    """Reads a request; raises InvalidRequest for an unknown enum value."""
+    if message.truncation not in TRUNCATIONS:
+        raise InvalidRequest.of("truncation", f"{message.truncation} is not a Truncation")
+    if message.priority not in PRIORITIES:
+        raise InvalidRequest.of("priority", f"{message.priority} is not a Priority")
+    bounded = message.HasField("min_relevance_score")
+    return RerankRequest(
+        query=message.query,
+        documents=[Document(document.text, document.id) for document in message.documents],
+        model=message.model,
+        top_n=message.top_n,
+        return_documents=message.return_documents,
+        min_relevance_score=message.min_relevance_score if bounded else None,
+        instruction=message.instruction,
+        max_tokens_per_document=message.max_tokens_per_document,
+        truncation=TRUNCATIONS[message.truncation],
+        max_chunks_per_document=message.max_chunks_per_document or 1,
+        priority=PRIORITIES[message.priority],
+        ignore_unsupported_options=message.ignore_unsupported_options,
+    )
+
+
+def _texts(request: RerankRequest) -> Iterator[tuple[str, str]]:
+    yield "model", request.model
+    yield "query", request.query
+    for index, document in enumerate(request.documents):
+        yield f"documents[{index}].text", document.text
+        yield f"documents[{index}].id", document.id
+    yield "instruction", request.instruction
+
+
+def check_text(field: str, text: str) -> None:
+    """Raises InvalidRequest for a text that UTF-8 cannot hold."""
+    try:
+        text.encode()
+        return
+    except UnicodeEncodeError as error:
+        start = error.start
+    # Outside the handler: the codec's error holds the whole text, and must not become a context.
+    raise InvalidRequest.of(field, f"a lone surrogate at character {start}")
+
+
+def response_to(response: RerankResponse) -> pb.RerankResponse:
+    """Writes a response."""
+    summary = response.summary
+    return pb.RerankResponse(
+        results=results_to(response.results),
+        model=summary.model,
+        model_revision=summary.model_revision,
+        usage=usage_to(summary.usage),
+        query_truncated=summary.query_truncated,
+    )
+
+
+def response_from(message: pb.RerankResponse) -> RerankResponse:
+    """Reads a response."""
+    return RerankResponse(tuple(map(result_from, message.results)), summary_from(message))
+
+
+def part_to(part: list[ScoredDocument] | RerankSummary) -> pb.StreamRerankResponse:
+    """Writes a message of a stream: results, or the summary."""
+    if isinstance(part, RerankSummary):
+        return pb.StreamRerankResponse(summary=summary_to(part))
+    return pb.StreamRerankResponse(results=results_to(part))
+
+
+def results_to(results: Iterable[ScoredDocument]) -> list[dict[str, object]]:
+    """Writes results as dicts, which cost a third of a message for each."""
+    return list(map(_result_to, results))
+
+
+def _result_to(result: ScoredDocument) -> dict[str, object]:
+    index, score, logit, id_, document, tokens, truncated, span = result
+    fields: dict[str, object] = {"index": index, "relevance_score": score, "logit": logit, "tokens": tokens}
+    if id_:
+        fields["id"] = id_
+    if truncated:
+        fields["truncated"] = True
+    if document is not None:
+        fields["document"] = document._asdict()
+    if span is not None:
+        fields["best_chunk"] = span._asdict()
+    return fields
+
+
+def result_from(message: pb.RerankResult) -> ScoredDocument:
+    """Reads one result."""
+    document, span = message.document, message.best_chunk
+    return ScoredDocument(
+        index=message.index,
+        relevance_score=message.relevance_score,
+        logit=message.logit,
+        id=message.id,
+        document=Document(document.text, document.id) if message.HasField("document") else None,
+        tokens=message.tokens,
+        truncated=message.truncated,
+        best_chunk=Span(span.start, span.end) if message.HasField("best_chunk") else None,
+    )
+
+
+def summary_to(summary: RerankSummary) -> pb.RerankSummary:
+    """Writes a stream's summary."""
+    return pb.RerankSummary(
+        model=summary.model,
+        model_revision=summary.model_revision,
+        usage=usage_to(summary.usage),
+        query_truncated=summary.query_truncated,
+    )
+
+
+def summary_from(message: pb.RerankResponse | pb.RerankSummary) -> RerankSummary:
+    """Reads a summary; both messages name these fields alike."""
+    return RerankSummary(
+        model=message.model,
+        model_revision=message.model_revision,
+        usage=usage_from(message.usage),
+        query_truncated=message.query_truncated,
+    )
+
+
+def usage_to(usage: Usage) -> pb.Usage:
+    """Writes the cost of a call."""
+    return pb.Usage(
+        input_tokens=usage.input_tokens,
+        cached_pairs=usage.cached_pairs,
+        tokenization_duration=duration_to(usage.tokenization_seconds),
+        queue_duration=duration_to(usage.queue_seconds),
+        inference_duration=duration_to(usage.inference_seconds),
+    )
+
+
+def usage_from(message: pb.Usage) -> Usage:
+    """Reads the cost of a call."""
+    return Usage(
+        input_tokens=message.input_tokens,
+        cached_pairs=message.cached_pairs,
+        tokenization_seconds=duration_from(message.tokenization_duration),
+        queue_seconds=duration_from(message.queue_duration),
+        inference_seconds=duration_from(message.inference_duration),
+    )
+
+
+def duration_to(seconds: float) -> Duration:
+    """Writes a duration that is not negative, to the nanosecond."""
+    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
+    return Duration(seconds=whole, nanos=nanos)
+
+
+def duration_from(message: Duration) -> float:
+    """Reads a duration, in seconds."""
+    return message.seconds + message.nanos / 1e9
+
+
+# Fields of one name and one form in ModelInfo and Model.
+_OTHERS = {"aliases", "state", "scoring", "serving"}
+_SAME = [each.name for each in fields(ModelInfo) if each.name not in _OTHERS]
+
+
+def model_to(info: ModelInfo) -> pb.Model:
+    """Writes a model's description."""
+    return pb.Model(
+        aliases=info.aliases,
+        state=STATE_NUMBERS[info.state],
+        scoring=SCORING_NUMBERS[info.scoring],
+        serving=info.serving,
+        **{name: getattr(info, name) for name in _SAME},
+    )
+
+
+def model_from(message: pb.Model) -> ModelInfo:
+    """Reads a model's description."""
+    state = _state_from(message.state)
+    return ModelInfo(
+        aliases=tuple(message.aliases),
+        state=state,
+        scoring=SCORINGS.get(message.scoring),
+        serving=_serving_from(message.serving, state),
+        **{name: getattr(message, name) for name in _SAME},
+    )
+
+
+def models_from(message: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:
+    """Reads the configured models."""
+    return tuple(map(model_from, message.models))
+
+
+def health_request(model: str) -> pb.HealthRequest:
+    """Writes a request of Health; "" is the default model."""
+    check_text("model", model)
+    return pb.HealthRequest(model=model)
+
+
+def health_to(health: Health) -> pb.HealthResponse:
+    """Writes a model's health."""
+    return pb.HealthResponse(
+        model=health.model,
+        state=STATE_NUMBERS[health.state],
+        version=health.version,
+        uptime=duration_to(health.uptime_seconds),
+        queue_tokens=health.queue_tokens,
+        queue_capacity_tokens=health.queue_capacity_tokens,
+        tokens_per_second=health.tokens_per_second,
+        serving=health.serving,
+    )
+
+
+def health_from(message: pb.HealthResponse) -> Health:
+    """Reads a model's health."""
+    state = _state_from(message.state)
+    return Health(
+        model=message.model,
+        state=state,
+        version=message.version,
+        uptime_seconds=duration_from(message.uptime),
+        queue_tokens=message.queue_tokens,
+        queue_capacity_tokens=message.queue_capacity_tokens,
+        tokens_per_second=message.tokens_per_second,
+        serving=_serving_from(message.serving, state),
+    )
+
+
+# grpc.health.v1.Health/Check without its package, which only servers install: a message with one
+# field of the same number and kind has the same bytes.
+CHECK_METHOD = "/grpc.health.v1.Health/Check"
+CheckRequest = wrappers_pb2.StringValue  # service = 1
+CheckResponse = wrappers_pb2.Int32Value  # status = 1
+_SERVING = 1
+
+
+def check_request(service: str) -> wrappers_pb2.StringValue:
+    """Writes a request of grpc.health.v1.Health/Check; "" is the server as a whole."""
+    check_text("service", service)
+    return CheckRequest(value=service)
+
+
+def is_serving(message: wrappers_pb2.Int32Value) -> bool:
+    """Reads the reply of grpc.health.v1.Health/Check."""
+    return message.value == _SERVING
+
+
+def _state_from(number: pb.ModelState) -> State:
+    # A newer server's state is at least not READY.
+    return STATES.get(number, State.UNLOADED)
+
+
+def _serving_from(told: bool, state: State) -> bool:
+    # A server older than the field tells it by the state alone.
+    return told or state is State.READY

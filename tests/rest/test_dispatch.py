@@ -1,0 +1,53 @@
+"""The dialect of a body: fields with a value show it, a prefix forces it, a path is the last resort."""
+
+from typing import Any
+
+import pytest
+
+from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.rest.dispatch import dialect_of, presumed
+
+DOCUMENTS = {"query": "q", "documents": ["d"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "prefix", "path", "name"),
+    [
+        (DOCUMENTS, "", "/v1/rerank", "superset"),
+        (DOCUMENTS, "", "/predict", "superset"),
+        ({}, "", "/predict", "tei-predict"),
+        ({}, "fastgpt", "/predict", "fastgpt"),
+        (DOCUMENTS | {"top_k": 1}, "", "/", "voyage"),
+        (DOCUMENTS | {"top_k": None, "batch_size": None}, "", "/", "superset"),
+        (DOCUMENTS | {"top_k": 1, "batch_size": 8}, "", "/", "batch"),
+        (DOCUMENTS | {"top_k": 1}, "cohere", "/", "superset"),
+        (DOCUMENTS | {"passages": []}, "", "/", "nim"),
+        (DOCUMENTS | {"passages": None}, "", "/", "superset"),
+        ({"input": {}}, "", "/", "dashscope"),
+        ({"input": []}, "", "/", "mixedbread"),
+        ({"input": "text"}, "", "/", "superset"),
+        ({"input": {}}, "tei", "/", "tei"),
+        ({"queries": "q", "documents": ["d"], "top_k": 1}, "", "/", "vllm-score"),
+        ({"documents": ["d"], "raw_scores": False}, "", "/", "infinity"),
+        ({"raw_scores": False}, "", "/", "superset"),
+    ],
+)
+def test_fields_then_prefix_then_path_tell_the_dialect(
+    body: dict[str, Any], prefix: str, path: str, name: str
+) -> None:
+    assert dialect_of(body, prefix, path).name == name
+
+
+@pytest.mark.parametrize("prefix", ["", "tei", "cohere"])
+def test_a_body_in_two_dialects_at_once_is_refused(prefix: str) -> None:
+    with pytest.raises(InvalidRequest, match="not together with documents"):
+        dialect_of(DOCUMENTS | {"texts": ["d"]}, prefix, "/")
+    assert dialect_of(DOCUMENTS | {"texts": None}, "", "/").name == "superset"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "name"),
+    [("", "/v1/rerank", "superset"), ("", "/predict", "tei-predict"), ("tei", "/predict", "tei")],
+)
+def test_before_the_body_prefix_and_path_tell_the_dialect(prefix: str, path: str, name: str) -> None:
+    assert presumed(prefix, path).name == name

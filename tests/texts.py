@@ -1,0 +1,40 @@
+"""Requests of plain texts, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from tokenizers import Encoding
+
+from rerank_grpc.models.base import ModelCard
+from rerank_grpc.sequence import TokenizedRequest
+from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
+from rerank_grpc.tokenizer.vocabulary import Vocabulary
+from rerank_grpc.types import Document, RerankRequest
+
+
+def texts_request(query: str, documents: Sequence[str], **options: Any) -> RerankRequest:
+    return RerankRequest(query, [Document(text) for text in documents], **options)
+
+
+def tokenize(tokenizer: Tokenizer, query: str, documents: Sequence[str], **options: Any) -> TokenizedRequest:
+    return tokenizer.tokenize(texts_request(query, documents, **options))
+
+
+def tokenized(card: ModelCard, query: str, documents: Sequence[str], **options: Any) -> TokenizedRequest:
+    return tokenize(tokenizer_for(card), query, documents, **options)
+
+
+def characters_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list that grows by the length of each text that is read from now on."""
+    read: list[int] = []
+    plain = Vocabulary.encode_batch
+
+    def encode_batch(vocabulary: Vocabulary, texts: Sequence[str]) -> Sequence[Encoding]:
+        read.extend(map(len, texts))
+        return plain(vocabulary, texts)
+
+    monkeypatch.setattr(Vocabulary, "encode_batch", encode_batch)
+    return read

@@ -1,0 +1,55 @@
+"""Every error has one status, which is read as the error that it was."""
+
+import inspect
+
+import pytest
+from google.rpc import error_details_pb2
+
+from rerank_grpc import errors
+from rerank_grpc.client.errors import exception_of
+from rerank_grpc.errors import FieldViolation
+from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.wire import status
+
+ERRORS = [
+    cls
+    for _, cls in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(cls, errors.RerankError) and cls is not errors.RerankError
+]
+
+
+def test_the_table_names_every_error_and_every_reason_of_the_proto():
+    assert set(status.CODES) == set(ERRORS)
+    assert {cls.reason.value for cls in ERRORS} | {"ERROR_REASON_UNSPECIFIED"} == set(pb.ErrorReason.keys())
+    assert set(errors.BY_REASON.values()) == set(ERRORS)
+
+
+@pytest.mark.parametrize("cls", ERRORS)
+def test_a_status_has_exactly_one_error_info_and_mirrors_its_retry(cls: type[errors.RerankError]):
+    error = cls("text", metadata={"model": "m"}, retry_after=1.5)
+    message = status.status_of(error)
+    infos = [detail for detail in message.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
+    retries = [detail for detail in message.details if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR)]
+    info = error_details_pb2.ErrorInfo.FromString(infos[0].value)
+    assert (len(infos), len(retries)) == (1, 1)
+    assert (info.reason, info.domain, dict(info.metadata)) == (cls.reason.value, "rerank.v1", {"model": "m"})
+    assert message.code == status.CODES[cls].value[0]
+
+
+@pytest.mark.parametrize("retry_after", [None, 0.1, 1.25, 3600.0])
+@pytest.mark.parametrize("cls", ERRORS)
+def test_an_error_that_was_written_is_read_as_it_was(
+    cls: type[errors.RerankError], retry_after: float | None
+):
+    violations = [
+        FieldViolation("documents[3].text", "too long"),
+        FieldViolation("query", "must not be empty"),
+    ]
+    of_fields = issubclass(cls, errors.InvalidRequest)
+    error = cls(
+        "text", metadata={"model": "m"}, retry_after=retry_after, violations=violations if of_fields else ()
+    )
+    trailers = status.trailers_of(error, remaining=None)
+    read = exception_of(status.read_failure(status.code_of(error), error.message, trailers))
+    assert type(read) is cls
+    assert vars(read) == vars(error)
