@@ -1,4 +1,4 @@
-"""What networks compute with, by device, precision and attention."""
+"""The operations of networks, by device, precision and attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernels and networks exchange: the layout of a pass, and the operations of a device."""
+"""The types that kernels and networks exchange: the layout of a pass, and the operations of a device."""
 
 from __future__ import annotations
 
