@@ -33,25 +33,20 @@ RULES: tuple[tuple[set[str], Dialect, type], ...] = (
 NAMES = set[str]().union(*(names for names, _, _ in RULES))
 
 # A prefix forces one of its dialects: the one that the body shows, else the last.
+SUPERSETS = ("cohere", "jina", "localai", "siliconflow", "superset", "together", "xinference")
 PREFIXES: dict[str, tuple[Dialect, ...]] = {
+    **dict.fromkeys(SUPERSETS, (SUPERSET,)),
     "batch": (BATCH,),
-    "cohere": (SUPERSET,),
     "dashscope": (DASHSCOPE, SUPERSET),
     "fastgpt": (FASTGPT,),
     "infinity": (INFINITY,),
-    "jina": (SUPERSET,),
-    "localai": (SUPERSET,),
     "mixedbread": (MIXEDBREAD,),
     "nim": (NIM,),
     "nvidia": (NIM,),
-    "siliconflow": (SUPERSET,),
-    "superset": (SUPERSET,),
     "tei": (PREDICT, RERANK),
     "text-pairs": (TEXT_PAIRS,),
-    "together": (SUPERSET,),
     "vllm": (SCORE, SUPERSET),
     "voyage": (VOYAGE,),
-    "xinference": (SUPERSET,),
 }
 
 # The dialect of a body that shows none, by its path.

@@ -1,10 +1,9 @@
-"""/openapi.json and /docs: Swagger UI out of an installed package, with nothing from elsewhere on the net."""
+"""/openapi.json and /docs: Swagger UI out of an installed package, with nothing from the net."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ SwaggerUIBundle({{url: "{up}openapi.json", dom_id: "#swagger-ui", persistAuthori
 
 
 def document() -> Any:
-    """Reads the OpenAPI document and puts the version in."""
+    """Reads the OpenAPI document, and puts the version in."""
     document = orjson.loads(files("rerank_grpc.rest").joinpath("openapi.json").read_bytes())
     document["info"]["version"] = __version__
     return document
@@ -62,12 +61,12 @@ def routes() -> list[Route]:
     return [
         Route("/openapi.json", serve_document, methods=["GET"]),
         Route("/docs", serve_page, methods=["GET"]),
-        *(Route(f"/docs/{name}", _serve_asset(name), methods=["GET"]) for name in ASSETS),
+        *(Route(f"/docs/{name}", partial(_serve_asset, name), methods=["GET"]) for name in ASSETS),
     ]
 
 
 class PiecewiseResponse(Response):
-    """A long body that reaches the transport in pieces, since many callers may not read theirs."""
+    """A long body in pieces, since many callers may not read theirs."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the body; `send` returns only when a slow caller has made space."""
@@ -79,16 +78,13 @@ class PiecewiseResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _serve_asset(name: str) -> Callable[[Request], Awaitable[Response]]:
-    async def serve(_request: Request) -> Response:
-        return _asset(name)
-
-    return serve
+async def _serve_asset(name: str, _request: Request) -> Response:
+    return _asset(name)
 
 
 @cache
 def _asset(name: str) -> Response:
-    """Makes the response of a file of swagger-ui-py, once for all callers; the package's code is not run."""
+    """Makes the response of a file of swagger-ui-py, whose code is not run."""
     spec = importlib.util.find_spec("swagger_ui")
     assert spec is not None
     assert spec.submodule_search_locations

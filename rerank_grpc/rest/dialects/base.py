@@ -62,11 +62,11 @@ def reply_to(
     decoded: Decoded, responses: Sequence[RerankResponse], request_id: str, seconds: float, device: str
 ) -> Reply:
     """Puts the responses, one for each request, together."""
+    tokens = sum([response.summary.usage.input_tokens for response in responses])
     return Reply(
         results=_in_order(decoded.origins, responses) if decoded.origins else responses[0].results,
         model=responses[0].summary.model,
-        # Callers take 0 for a failed call.
-        input_tokens=max(1, sum([response.summary.usage.input_tokens for response in responses])),
+        input_tokens=max(1, tokens),  # callers take 0 for a failed call
         seconds=seconds,
         request_id=request_id,
         device=device,

@@ -16,7 +16,7 @@ _PLAIN = RerankRequest("", ())
 
 
 def read(name: str, value: Any) -> list[Pair]:
-    """Reads a list of pairs of texts; raises InvalidRequest for another value, or too many pairs."""
+    """Reads a list of pairs of texts."""
     fields.check_count(name, len(value))
     return [_pair(f"{name}[{index}]", pair) for index, pair in enumerate(value)]
 

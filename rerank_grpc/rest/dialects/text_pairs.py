@@ -23,15 +23,14 @@ PAIRS = re.compile(rf"[\[(](?:{PAIR}(?:,{PAIR})*+,?)?[\])]")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
-def decode(body: Body, _path: str) -> Decoded:
-    """Reads the pairs."""
+def _decode(body: Body, _path: str) -> Decoded:
     listed = body.get("text_pairs")
     if isinstance(listed, str):
         listed = _literal(listed)
     if not isinstance(listed, list):
         raise InvalidRequest.of("text_pairs", "must be a list of pairs")
     read = pairs.read("text_pairs", listed)
-    return pairs.decoded(read, partial(encode, read, datetime.now()))
+    return pairs.decoded(read, partial(_encode, read, datetime.now()))
 
 
 def _literal(text: str) -> Any:
@@ -47,12 +46,11 @@ def _literal(text: str) -> Any:
         raise InvalidRequest.of("text_pairs", "is not a list of pairs") from None
 
 
-def encode(asked: list[Pair], since: datetime, reply: Reply) -> Json:
-    """Writes the raw logits in the order of the pairs."""
+def _encode(asked: list[Pair], since: datetime, reply: Reply) -> Json:
     return _body(200, asked, [result.logit for result in reply.results], since)
 
 
-def error(problem: Problem) -> tuple[int, Json]:
+def _error(problem: Problem) -> tuple[int, Json]:
     """Tells an unreadable body as these callers expect it: HTTP 200, and -1 in the body."""
     if problem.status == 400:
         return 200, _body(-1, [], [], datetime.now())
@@ -69,4 +67,4 @@ def _body(code: int, asked: list[Pair], scores: list[float], since: datetime) ->
     }
 
 
-TEXT_PAIRS = Dialect("text-pairs", decode, error)
+TEXT_PAIRS = Dialect("text-pairs", _decode, _error)
