@@ -26,6 +26,7 @@ from rerank_grpc.rest.dialects.base import Decoded, Dialect, Reply, reply_to
 from rerank_grpc.rest.dialects.superset import SUPERSET
 from rerank_grpc.rest.errors import HttpError, problem_of
 from rerank_grpc.rest.exchange import Exchange
+from rerank_grpc.rest.target import authorization
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health
 
@@ -98,8 +99,9 @@ class RerankEndpoint:
     async def _ask(self, decoded: Decoded, exchange: Exchange) -> Reply:
         if not decoded.requests:
             return Reply((), request_id=exchange.request_id)
+        metadata = authorization(exchange.token) | exchange.ids
         timeout, begin = exchange.timeout(self._settings.timeout), time.monotonic()
-        responses = await self._upstream.rerank_all(decoded.requests, timeout, exchange.metadata())
+        responses = await self._upstream.rerank_all(decoded.requests, timeout, metadata)
         seconds, device = time.monotonic() - begin, ""
         if decoded.wants_device:
             device = await self._upstream.device(responses[0].summary, timeout - seconds, exchange.token)

@@ -56,8 +56,9 @@ BY_PATH = {
     "/api/v1/services/rerank/text-rerank/text-rerank": DASHSCOPE,
 }
 
-# Where rerank calls may be posted; each takes every dialect.
+# Rerank calls may be posted to all of these; each takes every dialect.
 PATHS = (
+    *BY_PATH,
     "/",
     "/rerank",
     "/v1/rerank",
@@ -71,12 +72,9 @@ PATHS = (
     "/compatible-mode/v1/reranks",
     "/v1/ranking",
     "/v1/retrieval/{model:path}/reranking",
-    "/api/v1/services/rerank/text-rerank/text-rerank",
     "/score",
     "/v1/score",
     "/invocations",
-    "/predict",
-    "/bge-reranker-base/post",
 )
 
 

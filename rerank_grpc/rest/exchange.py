@@ -17,7 +17,6 @@ from starlette.responses import Response
 
 from rerank_grpc.access import AccessList
 from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
-from rerank_grpc.rest.target import authorization
 from rerank_grpc.wire.metadata import CallIds
 
 BEARER = re.compile(r"bearer +", re.IGNORECASE)
@@ -32,15 +31,14 @@ class Exchange:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        # NormalPath has made them.
         self.prefix: str = request.scope.get("rest.prefix", "")
         self.path: str = request.scope["path"]
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
-        self._ids = {"x-request-id": self.request_id}
+        self.ids = {"x-request-id": self.request_id}
         if ids.traceparent:
-            self._ids["traceparent"] = ids.traceparent
+            self.ids["traceparent"] = ids.traceparent
 
     def authenticate(self, accepted: AccessList) -> None:
         """Reads the access token; raises Unauthenticated unless it is accepted, or none is needed."""
@@ -65,18 +63,12 @@ class Exchange:
             raise InvalidRequest.of("X-Request-Timeout", "must be a number of seconds above 0")
         return seconds
 
-    def metadata(self) -> dict[str, str]:
-        return authorization(self.token) | self._ids
-
     def answer(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
         body = orjson.dumps(content)
-        return Response(body, status, {**self._ids, **(headers or {})}, media_type="application/json")
+        return Response(body, status, {**self.ids, **(headers or {})}, media_type="application/json")
 
     async def while_connected(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """Awaits `work`; cancels it and raises Cancelled when the caller leaves.
-
-        The body must have been read: the next message is the disconnect.
-        """
+        """Awaits `work`, after the body; cancels it and raises Cancelled when the caller leaves."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(self._disconnect())
         try:

@@ -16,10 +16,8 @@ HEAD_SECONDS = 10.0
 # A body may take this long, and longer only as long as it comes this fast.
 BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 65_536
-# A body without a further byte for this long has no time left.
-NO_PROGRESS_SECONDS = 5.0
-# The time of a caller who does not read the answer.
-WRITE_SECONDS = 15.0
+NO_PROGRESS_SECONDS = 5.0  # without a further byte of a body
+WRITE_SECONDS = 15.0  # of a caller who does not read the answer
 # After a refusal, closing at once would reset the connection before the caller has read why. The rest
 # of the body is thrown away for a while.
 LINGER_SECONDS = 2.0
@@ -74,10 +72,7 @@ class _Phase(enum.Enum):
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's h11 protocol with a time for each phase of a request.
-
-    uvicorn itself bounds only how long a connection is idle between two requests.
-    """
+    """uvicorn's h11 protocol, which bounds only how long a connection is idle between two requests."""
 
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(**options)

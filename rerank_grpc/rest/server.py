@@ -21,8 +21,6 @@ from rerank_grpc.types import Health
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECONDS = 10
-HEAD_BYTES = 32_768
 BACKLOG = 512
 # asyncio accepts a backlog of connections in one round of its loop, before it makes room for any of
 # them: files for more might not be there.
@@ -87,8 +85,8 @@ class RestServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            h11_max_incomplete_event_size=HEAD_BYTES,
+            timeout_keep_alive=10,
+            h11_max_incomplete_event_size=32_768,
             backlog=ACCEPTS_PER_ROUND,
         )
         self._server = _Server(config)
@@ -110,15 +108,13 @@ class _Server(uvicorn.Server):
             listening.listen(BACKLOG)
 
 
-class _Kinds(logging.Filter):
-    """Gives each line of uvicorn a kind, by which the log bounds it: callers cause some at will."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.kind = f"uvicorn {record.msg}"
-        return True
+def _with_kind(record: logging.LogRecord) -> bool:
+    """Gives a line of uvicorn a kind, by which the log bounds it: callers cause some at will."""
+    record.kind = f"uvicorn {record.msg}"
+    return True
 
 
-logging.getLogger("uvicorn.error").addFilter(_Kinds())
+logging.getLogger("uvicorn.error").addFilter(_with_kind)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -27,8 +27,8 @@ _Given = ParamSpec("_Given")
 class Upstream:
     """Calls the servers; made before its loop runs, used from that loop alone.
 
-    An overloaded server's refusal goes to the caller at once: callers of REST
-    have their own retries, and sockets that wait here would pile up.
+    An overloaded server's refusal goes to the caller at once: callers have their own
+    retries, and sockets that wait here would pile up.
     """
 
     def __init__(self, targets: Sequence[str], *, token: str | None = None) -> None:

@@ -6,15 +6,13 @@ from rerank_grpc.rest.dialects import fields
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, usage
 from rerank_grpc.types import Document, RerankRequest, Truncation
 
-TRUNCATIONS = {"END": Truncation.END, "START": Truncation.START, "NONE": Truncation.NONE}
-
 
 def _decode(body: Body, _path: str) -> Decoded:
     request = RerankRequest(
         query=fields.query(body),
         documents=tuple(map(Document, fields.texts(body, "passages"))),
         model=fields.text(body, "model"),
-        truncation=TRUNCATIONS[fields.choice(body, "truncate", tuple(TRUNCATIONS), "END")],
+        truncation=Truncation[fields.choice(body, "truncate", ("END", "START", "NONE"), "END")],
     )
     return Decoded((request,), _encode)
 

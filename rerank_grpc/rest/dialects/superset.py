@@ -14,8 +14,7 @@ from rerank_grpc.rest.dialects import base, fields
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score
 from rerank_grpc.rest.errors import Problem, common_body
 from rerank_grpc.types import Document, RerankRequest, Truncation
-
-_UINT32_MAX = 2**32 - 1
+from rerank_grpc.wire.messages import UINT32_MAX
 
 
 def _decode(body: Body, path: str, literal: str = "", plain: bool = False) -> Decoded:
@@ -23,9 +22,9 @@ def _decode(body: Body, path: str, literal: str = "", plain: bool = False) -> De
     texts = fields.texts(body, "documents")
     request = _request(body, texts)
     shown = texts if fields.flag(body, "return_documents", True) else []
-    in_results: Sequence[Json] = shown if body.get("return_documents") is not None else []
-    if not plain:
-        in_results = [{"text": text} for text in in_results]
+    in_results: Sequence[Json] = ()
+    if body.get("return_documents") is not None:
+        in_results = shown if plain else [{"text": text} for text in shown]
     if not literal:
         literal = "rerank" if body.get("raw_scores") is not None or path == "/rerank" else "list"
     return Decoded((request,), partial(_encode, literal, score(body), in_results, shown))
@@ -55,9 +54,8 @@ def token_limit(body: Body) -> int:
     """Reads how many tokens of a document count; vLLM's -1 means as many as fit."""
     if body.get("truncate_prompt_tokens") == -1:
         return fields.count(body, "max_tokens_per_doc")
-    return min(
-        fields.count(body, fields.first(body, "max_tokens_per_doc", "truncate_prompt_tokens")), _UINT32_MAX
-    )
+    name = fields.first(body, "max_tokens_per_doc", "truncate_prompt_tokens")
+    return min(fields.count(body, name), UINT32_MAX)
 
 
 def _instruction(body: Body) -> str:
