@@ -149,11 +149,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     headers = {"allow": ", ".join(sorted(_methods(request)))} if status == 405 else {}
-    return _refusal(
-        Exchange(request),
-        SUPERSET,
-        HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers),
-    )
+    refusal = HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers)
+    return _refusal(Exchange(request), SUPERSET, refusal)
 
 
 def _methods(request: Request) -> set[str]:

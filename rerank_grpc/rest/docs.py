@@ -19,29 +19,12 @@ from rerank_grpc import __version__
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 # uvicorn keeps 64 KiB and one piece that a caller does not read.
 PIECE_BYTES = 16_384
-
-# Relative links also hold below a prefix or a proxy's path.
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>rerank-grpc</title>
-<link rel="stylesheet" href="{up}docs/swagger-ui.css">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="{up}docs/swagger-ui-bundle.js"></script>
-<script>
-SwaggerUIBundle({{url: "{up}openapi.json", dom_id: "#swagger-ui", persistAuthorization: true}})
-</script>
-</body>
-</html>
-"""
+FOLDER = files("rerank_grpc.rest")
 
 
 def document() -> Any:
     """Reads the OpenAPI document, and puts the version in."""
-    document = orjson.loads(files("rerank_grpc.rest").joinpath("openapi.json").read_bytes())
+    document = orjson.loads(FOLDER.joinpath("openapi.json").read_bytes())
     document["info"]["version"] = __version__
     return document
 
@@ -49,14 +32,16 @@ def document() -> Any:
 def routes() -> list[Route]:
     """Makes the routes, all public."""
     openapi = orjson.dumps(document())
+    page = FOLDER.joinpath("docs.html").read_text("utf-8")
 
     async def serve_document(_request: Request) -> Response:
         return Response(openapi, media_type="application/json")
 
     async def serve_page(request: Request) -> Response:
         # NormalPath takes the slash off; a browser takes /docs/ for a directory that holds the page.
+        # Relative links also hold below a prefix or a proxy's path.
         up = "../" if request.scope["raw_path"].endswith(b"/") else ""
-        return HTMLResponse(PAGE.format(up=up))
+        return HTMLResponse(page.replace("{up}", up))
 
     return [
         Route("/openapi.json", serve_document, methods=["GET"]),

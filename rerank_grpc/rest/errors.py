@@ -10,7 +10,7 @@ from typing import Any
 
 from rerank_grpc import client as errors
 from rerank_grpc.client import RerankError
-from rerank_grpc.errors import InternalError, Reason
+from rerank_grpc.errors import InternalError
 
 # 499 is nginx's word for a caller who has left; the standard library has none.
 STATUSES: dict[type[RerankError], int] = {
@@ -55,7 +55,6 @@ class Problem:
     code: str
     message: str
     headers: Mapping[str, str]
-    reason: Reason | None = None
     empty: bool = False
     token_sent: bool = False
 
@@ -72,7 +71,6 @@ def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
         code=error.reason.removeprefix("ERROR_REASON_").lower() if error.reason else _code_of(status),
         message=message,
         headers=_headers(status, error.retry_after),
-        reason=error.reason,
         empty=any("must not be empty" in violation.description for violation in error.violations),
         token_sent=token_sent,
     )

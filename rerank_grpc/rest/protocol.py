@@ -133,13 +133,15 @@ class PatientProtocol(H11Protocol):
         before, self._unread = self._unread, self.transport.get_write_buffer_size()
         if before - self._unread < BODY_BYTES_PER_SECOND * WRITE_SECONDS:
             self.transport.abort()
-            return
-        self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
+        else:
+            self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
 
     def _look(self) -> None:
         """Starts the time of a new phase."""
-        self._open.note(self.transport, self._turn())
-        phase = self._present()
+        phase = None
+        if not self.transport.is_closing():
+            self._open.note(self.transport, self._turn())
+            phase = self._present()
         if phase is self._phase:
             if phase is _Phase.LINGER and self._received > LINGER_BYTES:
                 self.transport.abort()
@@ -151,8 +153,6 @@ class PatientProtocol(H11Protocol):
             self._reading = self.loop.call_later(self._time_left(), self._late)
 
     def _present(self) -> _Phase | None:
-        if self.transport.is_closing():
-            return None
         if self.conn.their_state is h11.IDLE:
             # Between two requests uvicorn's own timer runs until data comes.
             return None if self.timeout_keep_alive_task is not None else _Phase.HEAD

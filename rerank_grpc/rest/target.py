@@ -76,9 +76,9 @@ class Target:
         return await question(self._probes, timeout=timeout, metadata=authorization(token))
 
     async def probe(self, question: Question[_Answer], token: str | None) -> _Answer:
-        """Asks for a public route; callers with the same question under way share its answer.
+        """Asks for a public route, at any caller's will: the same question under way is asked once.
 
-        Callers ask such a route at will. A caller that leaves takes the answer from no other.
+        A caller that leaves takes the answer from no other.
         """
         key = question, token
         task: asyncio.Task[_Answer] | None = self._asked.get(key)

@@ -8,7 +8,7 @@ from functools import partial
 
 import orjson
 
-from rerank_grpc.errors import InvalidRequest, Reason
+from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects import base, fields
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score
@@ -102,7 +102,7 @@ def _decode_fastgpt(body: Body, path: str) -> Decoded:
 
 def _fastgpt_error(problem: Problem) -> tuple[int, Json]:
     """Tells access errors as FastGPT's bge-rerank app does."""
-    if problem.reason is not Reason.UNAUTHENTICATED:
+    if problem.status != 401:
         return common_body(problem)
     return (
         (401, {"detail": "Invalid token"}) if problem.token_sent else (403, {"detail": "Not authenticated"})

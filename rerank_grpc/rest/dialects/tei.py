@@ -47,11 +47,8 @@ def _decode_predict(body: Body, _path: str) -> Decoded:
     listed = [inputs] if single else inputs
     if not isinstance(listed, list):
         raise InvalidRequest.of("inputs", "must be a pair of texts, or a list of pairs")
-    return pairs.decoded(
-        pairs.read("inputs", listed),
-        partial(_encode_predict, single, fields.score(body)),
-        like=RerankRequest("", (), truncation=_truncation(body)),
-    )
+    read, encode = pairs.read("inputs", listed), partial(_encode_predict, single, fields.score(body))
+    return pairs.decoded(read, encode, RerankRequest("", (), truncation=_truncation(body)))
 
 
 def _encode_predict(single: bool, score: Score, reply: Reply) -> Json:

@@ -13,6 +13,7 @@ from rerank_grpc.rest.dialects import fields, pairs
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
 from rerank_grpc.rest.dialects.pairs import Pair
 from rerank_grpc.rest.errors import Problem, common_body
+from rerank_grpc.types import RerankRequest
 
 MAX_LITERAL_CHARACTERS = 2_000_000
 # Python's parser takes a second and 100 MB for a quarter of a million brackets. A look in linear time at
@@ -30,7 +31,7 @@ def _decode(body: Body, _path: str) -> Decoded:
     if not isinstance(listed, list):
         raise InvalidRequest.of("text_pairs", "must be a list of pairs")
     read = pairs.read("text_pairs", listed)
-    return pairs.decoded(read, partial(_encode, read, datetime.now()))
+    return pairs.decoded(read, partial(_encode, read, datetime.now()), RerankRequest("", ()))
 
 
 def _literal(text: str) -> Any:

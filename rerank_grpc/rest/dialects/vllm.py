@@ -22,11 +22,9 @@ def _decode(body: Body, _path: str) -> Decoded:
         left *= len(right)
     if len(left) != len(right):
         raise InvalidRequest.of(two, f"holds {len(right):,} texts, {one} {len(left):,}: one, or as many")
-    like = RerankRequest(
-        "", (), model=fields.text(body, "model"), max_tokens_per_document=superset.token_limit(body)
-    )
-    encoder = partial(_encode, superset.score(body))
-    return pairs.decoded(zip(left, right, strict=True), encoder, like=like)
+    model, tokens = fields.text(body, "model"), superset.token_limit(body)
+    like = RerankRequest("", (), model, max_tokens_per_document=tokens)
+    return pairs.decoded(zip(left, right, strict=True), partial(_encode, superset.score(body)), like)
 
 
 def _texts(body: Body, name: str) -> list[str]:
