@@ -29,7 +29,7 @@ BATCH_SHARE = 0.8
 STATM = Path("/proc/self/statm")
 RESIDENT = 1  # the field of statm with the resident pages
 HOST = torch.device("cpu")
-# The C library keeps freed memory; the process may grow by this before it is told to give it back.
+# glibc keeps freed memory; the process may grow by this before it is told to give it back.
 MOST_KEPT_BYTES = 64 << 20
 TRIM_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 640.0
 
@@ -38,26 +38,15 @@ class TooLarge(ModelLoadError):
     """A model that cannot fit, however often its load is tried."""
 
 
-# Estimated
-
-
 def estimate(weights: Iterable[Path], config: Mapping[str, Any], dtype: torch.dtype) -> int:
     """Returns the bytes of a checkpoint's weights in `dtype`, and of the prefixes that it may keep."""
-    shapes = [entry["shape"] for path in weights for entry in read_header(path).values()]
-    return int(sum(map(math.prod, shapes))) * dtype.itemsize + kept_bytes(kept_token_bytes(config, dtype))
-
-
-def kept_bytes(token_bytes: int) -> int:
-    """Returns the most bytes that kept prefixes take."""
-    return MAX_KEPT_TOKENS * token_bytes
+    count: int = sum(math.prod(entry["shape"]) for path in weights for entry in read_header(path).values())
+    return count * dtype.itemsize + MAX_KEPT_TOKENS * kept_token_bytes(config, dtype)
 
 
 def known_bytes(known: KnownModel | None, precision: str) -> int:
     """Returns the catalogue's figure for a model; 0 where it has none."""
     return known.memory_mib.get(precision, 0) << 20 if known else 0
-
-
-# Checked
 
 
 def check_budget(name: str, needed: int, budget: int | None, *, about: str = "") -> None:
@@ -98,9 +87,6 @@ def _smaller_model(precision: str, left: int, known: Iterable[KnownModel]) -> It
     if fitting:
         taken, largest = max(fitting)
         yield f"{largest} ({size(taken)})"
-
-
-# Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,25 +137,20 @@ class BatchMemory:
         return memory is None or self._bytes_per_token * tokens <= BATCH_SHARE * memory.free
 
 
-# Given back
-
-
 def give_back(device: torch.device) -> None:
     """Returns freed memory to the system, for other processes and for the next measurement.
 
-    glibc keeps freed memory unless told; other C libraries have no such call,
-    and return large blocks by themselves. No garbage is collected: a model is
-    in no cycle, and with torch loaded a collection stops every thread for half
-    a second.
+    No garbage is collected: a model is in no cycle, and with torch loaded a
+    collection stops every thread for half a second.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries return large blocks by themselves
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Trimmer:
-    """Tells when this process has grown so much that it should give memory back; times are arguments.
+    """Tells when this process should give memory back.
 
     Growth counts from the least use after any trim. A trim that frees little
     shows that the memory is needed, and doubles the pause before the next one.
@@ -189,7 +170,6 @@ class Trimmer:
         return self._used() > self._least + MOST_KEPT_BYTES
 
     def trim(self) -> None:
-        """Gives back the freed memory."""
         before = self._used()
         give_back(HOST)
         after = self._used()
