@@ -195,7 +195,8 @@ class Keeper:
             unload()
 
     def _leave_for_later(self, slot: Slot) -> None:
-        slot.state, slot.lazy, slot.preloading, slot.failures = State.UNLOADED, True, False, 0
+        slot.state, slot.settled, slot.lazy = State.UNLOADED, True, True
+        slot.preloading, slot.failures = False, 0
         self._changed.notify_all()
         text = "model %s takes %s, for which --model-memory leaves no room: it is loaded when it is called"
         log.warning(text, slot.spec.name, size(slot.memory_bytes))

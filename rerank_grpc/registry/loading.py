@@ -47,8 +47,7 @@ class ModelLoader:
 
     def is_local(self, spec: ModelSpec) -> bool:
         try:
-            source = Source.of(spec.source, self._catalogue)
-            return source.find(self._settings.models_dir) is not None
+            return Source.of(spec.source, self._catalogue).find(self._settings.models_dir) is not None
         except ModelLoadError:  # a refused model
             return False
 

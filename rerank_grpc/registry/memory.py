@@ -26,8 +26,6 @@ RESERVE_BYTES = 1 << 30
 # The share of the free memory that a batch may be expected to take; the next one differs a little.
 BATCH_SHARE = 0.8
 
-STATM = Path("/proc/self/statm")
-RESIDENT = 1  # the field of statm with the resident pages
 HOST = torch.device("cpu")
 # glibc keeps freed memory; the process may grow by this before it is told to give it back.
 MOST_KEPT_BYTES = 64 << 20
@@ -113,7 +111,8 @@ def used_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     try:
-        return int(STATM.read_text().split()[RESIDENT]) * os.sysconf("SC_PAGE_SIZE")
+        resident_pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
 
@@ -159,8 +158,7 @@ class Trimmer:
     def __init__(self, used: Callable[[], int] = lambda: used_bytes(HOST)) -> None:
         self._used = used
         self._least = used()
-        self._pause = TRIM_SECONDS
-        self._next = 0.0
+        self._pause, self._next = TRIM_SECONDS, 0.0
 
     def due(self, now: float) -> bool:
         """Whether the process has grown by MOST_KEPT_BYTES; looks once in each pause."""

@@ -86,9 +86,7 @@ class Registry:
         Raises ModelLoadError if the default model is FAILED.
         """
         with self._changed:
-            done = self._changed.wait_for(
-                lambda: all(each.settled or each.lazy for each in self._slots), timeout
-            )
+            done = self._changed.wait_for(lambda: all(slot.settled for slot in self._slots), timeout)
             if self._slots[0].state is State.FAILED:
                 raise ModelLoadError(self._slots[0].message)
         return done
@@ -157,9 +155,8 @@ class Registry:
             return self.info(name)
 
     def unload(self, name: str, *, deadline: float) -> ModelInfo:
-        """Waits for the calls in progress on a model, then frees its memory; its next call loads it again.
+        """Frees a model's memory after its calls, once it has stayed for as long as its loading took.
 
-        A model that has just been loaded first stays for as long as that took.
         Raises UnknownModel, DeadlineExceeded (it is unloaded nevertheless) or ShuttingDown.
         """
         with self._changed:

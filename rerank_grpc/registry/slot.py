@@ -75,14 +75,14 @@ class Slot:
     memory_bytes: int = 0  # before the first load, the expected ones
     failures: int = 0  # failed loads in a row
     retry_at: float = 0.0
-    settled: bool = False  # it has been READY or FAILED
+    settled: bool = field(init=False)  # it has been READY or FAILED, or only a call loads it
     was_ready: bool = False
     preloading: bool = False  # it is loaded without having been called
     unload_asked: bool = False  # an operator wants it out of memory
     dead: bool = False  # its device broke; only an unload helps
 
     def __post_init__(self) -> None:
-        self.lazy = self.spec.lazy
+        self.lazy = self.settled = self.spec.lazy
 
     @property
     def serving(self) -> bool:
