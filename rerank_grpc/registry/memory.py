@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,9 +155,8 @@ class Trimmer:
     shows that the memory is needed, and doubles the pause before the next one.
     """
 
-    def __init__(self, used: Callable[[], int] = lambda: used_bytes(HOST)) -> None:
-        self._used = used
-        self._least = used()
+    def __init__(self) -> None:
+        self._least = used_bytes(HOST)
         self._pause, self._next = TRIM_SECONDS, 0.0
 
     def due(self, now: float) -> bool:
@@ -165,12 +164,12 @@ class Trimmer:
         if now < self._next:
             return False
         self._next = now + self._pause
-        return self._used() > self._least + MOST_KEPT_BYTES
+        return used_bytes(HOST) > self._least + MOST_KEPT_BYTES
 
     def trim(self) -> None:
-        before = self._used()
+        before = used_bytes(HOST)
         give_back(HOST)
-        after = self._used()
+        after = used_bytes(HOST)
         self._least = min(self._least, after)
         freed_much = before - after > MOST_KEPT_BYTES
         self._pause = TRIM_SECONDS if freed_much else min(2 * self._pause, LONGEST_PAUSE_SECONDS)
