@@ -51,16 +51,14 @@ class Keeper:
         self._idle_seconds = math.inf if idle_seconds is None else idle_seconds
         self._queue: deque[Slot] = deque()
         self._trimmer = memory.Trimmer()
-        self._thread = threading.Thread(target=self._run, name="keep-models", daemon=True)
         self.closing = False
 
     def start(self) -> None:
         """Starts to load the models that are not lazy, in their order, and to keep all of them."""
-        preloaded = [slot for slot in self._slots if not slot.lazy]
-        for slot in preloaded:
-            slot.preloading = True
-        threading.Thread(target=self._preload, args=[preloaded], name="preload-models", daemon=True).start()
-        self._thread.start()
+        for slot in self._slots:
+            slot.preloading = not slot.lazy
+        threading.Thread(target=self._preload, name="preload-models", daemon=True).start()
+        threading.Thread(target=self._run, name="keep-models", daemon=True).start()
 
     def want(self, slot: Slot) -> None:
         """Has a model loaded unless it is on its way; under the lock."""
@@ -101,12 +99,12 @@ class Keeper:
             self._on_hang()
         self._tell()
 
-    def _preload(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
+    def _preload(self) -> None:
+        for slot in self._slots:
             with self._changed:
                 if self.closing:
                     return
-                if slot.state is not State.UNLOADED:
+                if slot.lazy or slot.state is not State.UNLOADED:
                     continue
                 slot.state = State.LOADING
             self._prepare(slot)
