@@ -103,7 +103,7 @@ def serving(name: str, loader: ModelLoader) -> Iterator[tuple[Reranker, ModelCar
         registry.wait_until_loaded()
         gate = Gate(1, LIMITS.characters_inside)
         with registry.lease(name, Call()) as loaded:
-            yield Reranker(registry, LIMITS, gate, gate), loaded.card
+            yield Reranker(registry, gate, gate), loaded.card
     finally:
         registry.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rerank_grpc.limits import LIMITS, MIB, Limits
+from rerank_grpc.limits import MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,6 @@ class ServerSettings:
     access_tokens: tuple[str, ...] = field(default=(), repr=False)
     grace_seconds: float = 30.0
     connection_age_seconds: float = 600.0
-    limits: Limits = LIMITS
     max_calls: int = 96
     engine: EngineSettings = field(default_factory=EngineSettings)
     rest: RestSettings = field(default_factory=RestSettings)
