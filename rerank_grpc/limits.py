@@ -16,10 +16,13 @@ class Limits:
 
     `characters` is of one text, `characters_inside` of all texts that are inside
     at once, `streams` the calls that the REST server sends over one connection.
+    A REST body may have more bytes than a message, because many callers escape
+    every character that is not ASCII.
     """
 
     message_bytes: int = 8 * MIB
     reply_bytes: int = 16 * MIB
+    body_bytes: int = 12 * MIB
     documents: int = 1_000
     characters: int = 100_000
     characters_inside: int = 64 * MIB
