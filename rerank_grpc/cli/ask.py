@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.terminal import Row, Screen
 from rerank_grpc.config.reading import read_client_settings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.types import RerankResponse
+from rerank_grpc.types import ScoredDocument
 
 if TYPE_CHECKING:
     from rerank_grpc.client import Client
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 _RESULT_FIELDS = ("index", "relevance_score", "logit", "tokens", "truncated")
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A document: one line of a file; lines count from 1."""
 
     text: str
@@ -40,10 +39,20 @@ def rerank(parsed: argparse.Namespace) -> int:
     with _connect(parsed) as client:
         texts = [line.text for line in lines]
         response = client.rerank(parsed.query, texts, model=parsed.model, top_n=parsed.top_n or None)
+    ranked = [(result, lines[result.index]) for result in response.results]
     if parsed.json:
-        _print_json(_ranking_json(response, lines))
+        summary, results = response.summary, [_json_of(*each) for each in ranked]
+        _print_json({**summary._asdict(), "usage": summary.usage._asdict(), "results": results})
     else:
-        rows = _rows(response, lines, named=len(parsed.files) > 1)
+        several = len(parsed.files) > 1
+        rows = [
+            Row(
+                result.relevance_score,
+                f"{line.file}:{line.number}" if several else str(line.number),
+                line.text,
+            )
+            for result, line in ranked
+        ]
         _print(terminal.ranking(rows, Screen.of(sys.stdout)))
     return 0
 
@@ -93,25 +102,9 @@ def _connect(parsed: argparse.Namespace) -> Client:
     return Client(settings.target, token=settings.token, timeout=settings.timeout)
 
 
-def _rows(response: RerankResponse, lines: Sequence[Line], *, named: bool) -> list[Row]:
-    """Makes the table's rows; `named` says in which file each line stands."""
-    rows = []
-    for result in response.results:
-        line = lines[result.index]
-        place = f"{line.file}:{line.number}" if named else str(line.number)
-        rows.append(Row(result.relevance_score, place, line.text))
-    return rows
-
-
-def _ranking_json(response: RerankResponse, lines: Sequence[Line]) -> dict[str, Any]:
-    """Makes the JSON of a ranking: scores, each document's file and line, and the cost of the call."""
-    results = []
-    for result in response.results:
-        line = lines[result.index]
-        fields: dict[str, Any] = {name: getattr(result, name) for name in _RESULT_FIELDS}
-        results.append(fields | {"file": line.file, "line": line.number, "text": line.text})
-    summary = response.summary
-    return {**summary._asdict(), "usage": summary.usage._asdict(), "results": results}
+def _json_of(result: ScoredDocument, line: Line) -> dict[str, Any]:
+    fields = {name: getattr(result, name) for name in _RESULT_FIELDS}
+    return {**fields, "file": line.file, "line": line.number, "text": line.text}
 
 
 def _print(lines: Iterable[str]) -> None:
