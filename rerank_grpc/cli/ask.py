@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -30,6 +30,10 @@ class Line(NamedTuple):
     file: str
     number: int
 
+    def place(self, files: Sequence[str]) -> str:
+        """Names the file too where there are several."""
+        return f"{self.file}:{self.number}" if len(files) > 1 else str(self.number)
+
 
 def rerank(parsed: argparse.Namespace) -> int:
     """Ranks the lines of files; raises RerankError, or ConfigurationError for a file."""
@@ -40,20 +44,10 @@ def rerank(parsed: argparse.Namespace) -> int:
         texts = [line.text for line in lines]
         response = client.rerank(parsed.query, texts, model=parsed.model, top_n=parsed.top_n or None)
     ranked = [(result, lines[result.index]) for result in response.results]
-    if parsed.json:
-        summary, results = response.summary, [_json_of(*each) for each in ranked]
-        _print_json({**summary._asdict(), "usage": summary.usage._asdict(), "results": results})
-    else:
-        several = len(parsed.files) > 1
-        rows = [
-            Row(
-                result.relevance_score,
-                f"{line.file}:{line.number}" if several else str(line.number),
-                line.text,
-            )
-            for result, line in ranked
-        ]
-        _print(terminal.ranking(rows, Screen.of(sys.stdout)))
+    summary, results = response.summary, [_json_of(*each) for each in ranked]
+    value = {**summary._asdict(), "usage": summary.usage._asdict(), "results": results}
+    rows = [Row(result.relevance_score, line.place(parsed.files), line.text) for result, line in ranked]
+    _print(parsed, value, terminal.ranking(rows, Screen.of(sys.stdout)))
     return 0
 
 
@@ -61,10 +55,7 @@ def models(parsed: argparse.Namespace) -> int:
     """Lists the models of a server; raises RerankError."""
     with _connect(parsed) as client:
         infos = tuple(client.list_models())
-    if parsed.json:
-        _print_json({"models": list(map(asdict, infos))})
-    else:
-        _print(terminal.models(infos, Screen.of(sys.stdout)))
+    _print(parsed, {"models": list(map(asdict, infos))}, terminal.models(infos, Screen.of(sys.stdout)))
     return 0
 
 
@@ -72,10 +63,7 @@ def health(parsed: argparse.Namespace) -> int:
     """Tells whether a call for a model would be answered: 0 if so, else 1; raises RerankError."""
     with _connect(parsed) as client:
         answer = client.health(parsed.model)
-    if parsed.json:
-        _print_json(asdict(answer))
-    else:
-        _print(terminal.health(answer))
+    _print(parsed, asdict(answer), terminal.health(answer))
     return 0 if answer.serving else 1
 
 
@@ -107,10 +95,10 @@ def _json_of(result: ScoredDocument, line: Line) -> dict[str, Any]:
     return {**fields, "file": line.file, "line": line.number, "text": line.text}
 
 
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=attrgetter("value")))  # of an enum
+def _print(parsed: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:
+    """Prints the JSON value where the caller wants it, else the lines."""
+    if parsed.json:
+        print(json.dumps(value, ensure_ascii=False, indent=2, default=attrgetter("value")))  # of an enum
+    else:
+        for line in lines:
+            print(line)

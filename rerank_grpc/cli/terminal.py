@@ -17,6 +17,7 @@ from rerank_grpc.units import size
 # (the bidirectional overrides) can make a text read as another.
 _JOINERS = "\u200c\u200d"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
@@ -39,10 +40,9 @@ class Screen:
 
     def paint(self, text: str, *styles: str) -> str:
         """Colours a text where the stream has colours."""
-        codes = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
         if not self.color or not text:
             return text
-        return f"\x1b[{';'.join(codes[style] for style in styles)}m{text}\x1b[0m"
+        return f"\x1b[{';'.join(_CODES[style] for style in styles)}m{text}\x1b[0m"
 
 
 def printable(text: str) -> str:
@@ -143,9 +143,9 @@ def _blocks(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) 
     for number, row in enumerate(rows):
         if number:
             yield ""
+        room = max((screen.width or 80) - label - 2, 8)
         for name, cell in zip(head, row, strict=True):
             if cell:
-                room = max((screen.width or 80) - label - 2, 8)
                 yield f"{screen.paint(pad(name, label), 'dim')}  {clip(cell, room)}"
 
 
