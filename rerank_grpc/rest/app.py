@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rerank_grpc.access import AccessList
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import RerankError, ShuttingDown, describe
-from rerank_grpc.limits import MIB
+from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.rest import discovery, dispatch, docs
 from rerank_grpc.rest.body import BodyBudget, read_json
 from rerank_grpc.rest.dialects.base import Decoded, Dialect, Reply, reply_to
@@ -84,7 +84,7 @@ class RerankEndpoint:
         try:
             exchange.authenticate(self._accepted)
             with self._budget.charging() as charge:
-                body = await read_json(exchange.request, self._settings.body_bytes, charge)
+                body = await read_json(exchange.request, LIMITS.body_bytes, charge)
                 dialect = dispatch.dialect_of(body, exchange.prefix, exchange.path)
                 decoded = dialect.decode(body, exchange.path)
                 reply = await exchange.while_connected(self._ask(decoded, exchange))
