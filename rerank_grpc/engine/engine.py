@@ -50,10 +50,7 @@ class Admission:
     _future: Future | None = None
 
     def submit(self, sequences: Sequence_[Sequence], *, stepwise: bool = False) -> Future:
-        """Queues the call's sequences, once; with `stepwise` they may be waited for in `completed`.
-
-        Raises what `admit` raises, DeadlineUnreachable, DeadlineExceeded or Cancelled.
-        """
+        """Queues the call's sequences, once; also raises DeadlineUnreachable, DeadlineExceeded, Cancelled."""
         if sequences:
             self._call.check()
         future = Future(sequences, deadline=self._call.deadline, priority=self._priority, stepwise=stepwise)
@@ -114,7 +111,7 @@ class Engine:
         ]
 
     def start(self) -> None:
-        """Starts both threads."""
+        """Starts the threads."""
         for thread in self._threads:
             thread.start()
 
@@ -202,8 +199,7 @@ class Engine:
         budget, idle_until = self._scheduler.max_batch_tokens, self._batch_started or monotonic()
         return self._meter.seconds(tokens, budget, idle_until) * self._clock.sharers(self)
 
-    def _run(self) -> None:
-        """Is the device thread."""
+    def _run(self) -> None:  # the device thread
         try:
             while self._fill_up():
                 self._land(self._flights.popleft())
@@ -214,10 +210,7 @@ class Engine:
             self._clock.time(monotonic(), leave=self)
 
     def _fill_up(self) -> bool:
-        """Launches batches until the device has enough; waits for work if it has none.
-
-        False when the engine has ended and all batches have landed.
-        """
+        """Launches batches, or waits for work; false when the engine has ended and all batches landed."""
         while len(self._flights) < self._runner.depth and not self._ended.is_set():
             if batch := self._take_batch():
                 self._flights.append(self._launch(batch))
@@ -228,10 +221,7 @@ class Engine:
         return bool(self._flights)
 
     def _take_batch(self) -> Batch | None:
-        """Takes the next batch, and fails expired requests.
-
-        It is separate from the waiting, so a sleeping device thread refers to no request.
-        """
+        """Takes the next batch, and fails expired requests; a sleeping thread keeps no reference to them."""
         now = monotonic()
         with self._lock:
             expired = self._scheduler.expire(now)
@@ -271,7 +261,7 @@ class Engine:
         self._deliver(batch, outputs, now)
 
     def _next_turn(self) -> float:
-        """The device is at the next batch, if one is in flight; returns the time."""
+        """Times the next batch, if one is in flight, from now on; returns the time."""
         self._batch_started = now = monotonic()
         self._turn = self._clock.time(now)
         return now
@@ -311,14 +301,12 @@ class Engine:
         for half in halves:
             self._land(self._launch(half))
 
-    def _watch(self) -> None:
-        """Is the watching thread: it looks from time to time, so no batch has to wake it."""
-        watchdog = Watchdog(self.settings.hang_seconds)
+    def _watch(self) -> None:  # a thread that looks from time to time, so no batch has to wake it
+        limit = self.settings.hang_seconds
+        watchdog = Watchdog(limit)
         while not self._ended.wait(watchdog.interval):
             if watchdog.look(self._batch_started, monotonic()):
-                log.critical(
-                    "the device of %s has not answered for %g s", self._name, self.settings.hang_seconds
-                )
+                log.critical("the device of %s has not answered for %g s", self._name, limit)
                 self._die(hung=True)
 
     def _end(self) -> None:

@@ -41,16 +41,11 @@ class DeviceClock:
 
 
 class Counts(NamedTuple):
-    """Counts since the engine was started; the difference of two is what happened between them.
-
-    Attributes:
-        busy_seconds: those in which the device had a batch, by its DeviceClock;
-            batches in flight together count once.
-    """
+    """Counts since the engine was started; the difference of two is what happened between them."""
 
     batches: int = 0
     tokens: int = 0
-    busy_seconds: float = 0.0
+    busy_seconds: float = 0.0  # of the device's clock; batches in flight together count once
 
     @property
     def tokens_per_second(self) -> float:
@@ -119,10 +114,8 @@ class Meter:
         else:
             share = max(0.0, (tokens - smallest) / (full - smallest)) if full > smallest else 0.0
             weights = 1 - share, share
-        return (
-            weights[0] * self._measured[0] * exp(deviation[0]),
-            weights[1] * self._measured[1] * exp(deviation[1]),
-        )
+        of_smallest, of_full = self._measured
+        return weights[0] * of_smallest * exp(deviation[0]), weights[1] * of_full * exp(deviation[1])
 
     def _drifted(self, idle_until: float) -> tuple[float, float]:
         """The deviation after the idle time since the last batch."""

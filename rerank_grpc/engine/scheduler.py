@@ -41,14 +41,10 @@ Waiter: TypeAlias = tuple[Future, int]  # a request that waits for a sequence, a
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """A sequence to be run once, and the requests that wait for it.
-
-    Attributes:
-        tokens: those of the sequence, with its prefix's if it is the first to bring that.
-    """
+    """A sequence to be run once, and the requests that wait for it."""
 
     sequence: Sequence
-    tokens: int
+    tokens: int  # with those of its prefix if it is the first to bring that
     waiters: list[Waiter] = field(default_factory=list)
     started: bool = False
 
@@ -62,16 +58,11 @@ class Batch(NamedTuple):
 
 @dataclass(slots=True)
 class Queued:
-    """A request in the queue.
-
-    Attributes:
-        received_tokens: those that went to the device for it, from the average at its arrival.
-        pending: the items that have not gone to the device.
-    """
+    """A request in the queue; its pending items have not gone to the device."""
 
     request: Future
     items: list[Item]
-    received_tokens: float
+    received_tokens: float  # those that went to the device, from the average at its arrival
     pending: deque[Item] = field(default_factory=deque)
     pending_tokens: int = 0
 
@@ -128,10 +119,7 @@ class Scheduler:
             waiters.append((request, index))
 
     def _items_of(self, request: Future) -> tuple[list[Item], dict[Sequence, Item], set[Prefix]]:
-        """One item for each of a request's sequences, the new ones among them, and their new prefixes.
-
-        A new prefix counts to the first item that has it.
-        """
+        """One item for each sequence, the new items, and their new prefixes, counted to the first of them."""
         items, fresh, prefixes, known = list[Item](), dict[Sequence, Item](), set[Prefix](), self._items
         for sequence in request.sequences:
             item = known.get(sequence) or fresh.get(sequence)
@@ -244,15 +232,12 @@ class Scheduler:
         return Batch(items, tokens) if items else None
 
     def halves(self, batch: Batch) -> list[Batch]:
-        """Splits a batch that failed, without the items that no request waits for any more.
-
-        A later request runs such an item again; it cannot join a batch that has ended.
-        """
+        """Splits a batch that failed, without the items that no request waits for any more."""
         wanted = []
         for item in batch.items:
             if any(not request.done for request, _ in item.waiters):
                 wanted.append(item)
-            else:
+            else:  # a later request runs it again: it cannot join a batch that has ended
                 self.finish(Batch([item], item.tokens))
         middle = len(wanted) // 2
         halves = [half for half in (wanted[:middle], wanted[middle:]) if half]

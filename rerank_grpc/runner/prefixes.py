@@ -11,12 +11,7 @@ from rerank_grpc.sequence import Prefix, Sequence
 
 
 class Prefixes(NamedTuple):
-    """The prefixes of one batch.
-
-    Attributes:
-        used: all of them, each after the one which it continues.
-        missing: those that the pass computes, in the same order.
-    """
+    """The prefixes of one batch, each after the one which it continues; a pass computes the missing ones."""
 
     used: dict[Prefix, KeysValues]
     missing: list[Prefix]
