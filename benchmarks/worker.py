@@ -223,7 +223,10 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
         future = loaded.engine.submit(tokenized.sequences)
         future.wait()
         loaded.engine.release(future)
-        return [float(future.outputs[document.chunks[0].sequence]) for document in tokenized.documents]
+        return [
+            workloads.logit_of(future.outputs[document.chunks[0].sequence])
+            for document in tokenized.documents
+        ]
 
     return score
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -192,7 +193,7 @@ def channel_of(port: int | None) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def request_of(query: str, *documents: str, **fields: object) -> pb.RerankRequest:
+def request_of(query: str, *documents: str, **fields: Any) -> pb.RerankRequest:
     """Makes a request message."""
     return pb.RerankRequest(query=query, documents=[pb.Document(text=text) for text in documents], **fields)
 

@@ -22,7 +22,7 @@ from tests import prompts
 from tests import random_models as checkpoints
 from tests.prompts import PROMPTS, QUERY
 from tests.prompts import tokenizer as tokenizer_of
-from tests.texts import characters_read, tokenize
+from tests.texts import characters_read, span_of, tokenize
 
 FAMILIES = sorted(PROMPTS)
 PLENTY = 100_000
@@ -200,7 +200,7 @@ def test_chunks_know_their_place_in_the_document_itself(directories: dict[str, P
         request = tokenize(
             tokenizer_of(directories[family], family), QUERY, [text, "short"], max_chunks_per_document=64
         )
-        spans = [chunk.span for chunk in request.documents[0].chunks]
+        spans = [span_of(chunk) for chunk in request.documents[0].chunks]
         assert len(spans) > 3
         assert spans[0].start == 0
         assert spans[-1].end == len(text)
@@ -211,7 +211,7 @@ def test_chunks_know_their_place_in_the_document_itself(directories: dict[str, P
         for chunk in request.documents[0].chunks:
             sequence = request.sequences[chunk.sequence]
             assert tokenizer.decode(sequence.token_ids()[: chunk.tokens]).strip() == (
-                text[chunk.span.start : chunk.span.end].strip()
+                text[span_of(chunk).start : span_of(chunk).end].strip()
             )
 
 
