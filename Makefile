@@ -53,13 +53,13 @@ format: $(VENV)/.dev  ## Formats the code and sorts its imports.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs against the shim.
+test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs against the REST server.
 	@$(BIN)/python clients/conformance/run.py all
 
 test-clients-quick: $(VENV)/.demo  ## The same with the six that install fastest.
 	@$(BIN)/python clients/conformance/run.py quick
 
-test-openapi: $(VENV)/.dev  ## Runs schemathesis against the shim's OpenAPI document.
+test-openapi: $(VENV)/.dev  ## Runs schemathesis against the REST server's OpenAPI document.
 	@$(BIN)/python clients/conformance/openapi.py
 
 bench: $(VENV)/.bench  ## Measures the CPU's share against peers, over an hour; ARGS="--cases base/W2" for less.

@@ -142,26 +142,29 @@ class Ours:
         from rerank_grpc.config.settings import EngineSettings, ServerSettings
         from rerank_grpc.engine.engine import Engine
         from rerank_grpc.registry.loading import ModelLoader
-        from rerank_grpc.runner.runner import ModelRunner
+        from rerank_grpc.runner.runner import CpuRunner
         from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
         model = ModelLoader(ServerSettings(device="cpu", precision=precision)).read_model(str(path))
         self._workload = workload
         self._own = tokenizer_for(model.card)
         self._engine = Engine(
-            ModelRunner(model), EngineSettings(max_batch_tokens=BATCH_TOKENS, hang_seconds=600)
+            CpuRunner(model), EngineSettings(max_batch_tokens=BATCH_TOKENS, hang_seconds=600)
         )
         self._engine.start()
 
     def score(self, *, shared: bool) -> list[float]:
+        from rerank_grpc.types import Call
+        from tests.support import whole
+
         request = workloads.request_of(self._workload.query, self._workload.documents)
         tokenized = self._own.tokenize(request)
         sequences = [tokenized.sequences[each.chunks[0].sequence] for each in tokenized.documents]
         if not shared:
-            sequences = [sequence.whole() for sequence in sequences]
-        future = self._engine.submit(sequences)
-        future.wait()
-        self._engine.release(future)
+            sequences = [whole(sequence) for sequence in sequences]
+        with self._engine.admit(Call()) as admission:
+            future = admission.submit(sequences)
+            future.wait()
         return [float(output) for output in future.outputs]  # type: ignore[arg-type]
 
     def warm_up(self, documents: tuple[str, ...]) -> None:

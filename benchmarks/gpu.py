@@ -18,7 +18,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -149,10 +149,13 @@ class Ours:
 
     def score(self, calls: list[list[Any]]) -> list[float]:
         """All calls at once."""
-        requests = [self.engine.submit(call) for call in calls]
-        for request in requests:
-            request.wait()
-            self.engine.release(request)
+        from rerank_grpc.types import Call
+
+        with ExitStack() as inside:
+            admissions = [inside.enter_context(self.engine.admit(Call())) for _ in calls]
+            requests = [admission.submit(call) for admission, call in zip(admissions, calls, strict=True)]
+            for request in requests:
+                request.wait()
         return [workloads.logit_of(output) for request in requests for output in request.outputs]
 
     def close(self) -> None:

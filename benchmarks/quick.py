@@ -82,6 +82,7 @@ def tokenizing(name: str) -> dict[str, Any]:
     from rerank_grpc.tokenizer.frames import PlainFraming
     from rerank_grpc.tokenizer.tokenizer import Tokenizer
     from rerank_grpc.tokenizer.vocabulary import read_vocabulary
+    from tests.support import token_ids
 
     path = checkpoints.tokenizer(name)
     library = AutoTokenizer.from_pretrained(path)
@@ -100,7 +101,7 @@ def tokenizing(name: str) -> dict[str, Any]:
         ours.append(1e3 * (middle - started))
         theirs.append(1e3 * (perf_counter() - middle))
     chunks = [document.chunks[0].sequence for document in found.documents]
-    if [found.sequences[chunk].token_ids() for chunk in chunks] != expected["input_ids"]:
+    if [token_ids(found.sequences[chunk]) for chunk in chunks] != expected["input_ids"]:
         raise SystemExit(f"{name}: our tokens are not the library's")
     ratio = [a / b for a, b in zip(ours, theirs, strict=True)]
     return {

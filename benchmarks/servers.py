@@ -30,7 +30,8 @@ import grpc
 from benchmarks import checkpoints, workloads
 
 if TYPE_CHECKING:
-    from rerank_grpc.sequence import Output, PackedBatch
+    from rerank_grpc.runner.runner import Landing
+    from rerank_grpc.sequence import Sequence
 
 TOKEN = "benchmark"
 RUNNING: list[grpc.Server] = []  # one that nobody holds is stopped
@@ -110,8 +111,10 @@ def start_echo() -> int:
 class Free:
     """A runner that costs nothing."""
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
-        return [0.5] * len(batch.sequences)
+    depth = 1
+
+    def launch(self, sequences: tuple[Sequence, ...]) -> Landing:
+        return lambda: [0.5] * len(sequences)
 
 
 def free() -> None:
@@ -195,6 +198,8 @@ def alone(name: str, scale: str = "1", budget: str = "0") -> None:
 
 def saturate(engine: Any, calls: list[Any], seconds: float) -> float:
     """Keeps as many calls in the engine as W4 has callers; returns tokens per second."""
+    from rerank_grpc.types import Call
+
     started, done = perf_counter(), 0
 
     def caller(number: int) -> int:
@@ -202,9 +207,9 @@ def saturate(engine: Any, calls: list[Any], seconds: float) -> float:
         for turn in range(number, 1 << 30, CALLERS):
             if perf_counter() - started > seconds:
                 break
-            request = engine.submit(calls[turn % len(calls)])
-            request.wait()
-            engine.release(request)
+            with engine.admit(Call()) as admission:
+                request = admission.submit(calls[turn % len(calls)])
+                request.wait()
             tokens += request.tokens
         return tokens
 

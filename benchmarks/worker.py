@@ -208,6 +208,7 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
     torch.set_num_threads(threads)
     from rerank_grpc.config.settings import ModelSpec, ServerSettings
     from rerank_grpc.registry.loading import ModelLoader
+    from rerank_grpc.types import Call
 
     settings = ServerSettings(device="cpu", precision=kind)
     loaded = ModelLoader(settings).load(ModelSpec("bench", str(path)), lambda hung: None)
@@ -220,9 +221,9 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
             room = workload.max_tokens - overhead(loaded.tokenizer, workload.query)
         request = request_of(workload.query, workload.documents, room)
         tokenized = loaded.tokenizer.tokenize(request)
-        future = loaded.engine.submit(tokenized.sequences)
-        future.wait()
-        loaded.engine.release(future)
+        with loaded.engine.admit(Call()) as admission:
+            future = admission.submit(tokenized.sequences)
+            future.wait()
         return [
             workloads.logit_of(future.outputs[document.chunks[0].sequence])
             for document in tokenized.documents

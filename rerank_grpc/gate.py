@@ -1,21 +1,20 @@
-"""The one door of a process: how many calls are inside at once, of all its models, and how much text."""
+"""Bounds the calls that are inside a process at once, of all its models, and their text."""
 
 from __future__ import annotations
 
 import threading
 from time import monotonic
-from types import TracebackType
 
 from rerank_grpc.errors import QueueFull
 
-# A refused call is told to come back no sooner and no later than this, in seconds.
+# The bounds of the delay that a refused call is told, in seconds.
 SOONEST_RETRY, LATEST_RETRY = 0.1, 30.0
 # The weight of one more call in the average time that calls spend inside.
 WEIGHT = 0.1
 
 
 class Gate:
-    """Admits calls before any work is done for them; every method may be called by any thread.
+    """Admits calls before any work is done for them; any thread may call every method.
 
     A call larger than `max_characters` is admitted where no other is inside,
     else it could never be served.
@@ -26,9 +25,9 @@ class Gate:
         self._max_characters = max_characters
         self._calls = 0
         self._characters = 0
-        self._entered = 0.0  # the sum of the times at which the calls inside have entered
-        self._stay = 0.0  # the average of the seconds that calls spend inside
-        self._refused = 0  # calls since the last one that was admitted
+        self._entered = 0.0  # the sum of the entry times of the calls inside
+        self._stay = 0.0  # the average seconds that a call spends inside
+        self._refused = 0  # the calls refused since the last admission
         self._lock = threading.Lock()
 
     @property
@@ -37,7 +36,7 @@ class Gate:
         return self._calls
 
     def enter(self, characters: int) -> Permit:
-        """Admits a call of so many characters; raises QueueFull, with the time after which a slot is free."""
+        """Admits a call of this size; raises QueueFull, with the time after which a slot is free."""
         now = monotonic()
         with self._lock:
             if self._calls >= self._max_calls:
@@ -62,7 +61,7 @@ class Gate:
         return Permit(self, characters, now)
 
     def leave(self, characters: int, entered: float) -> None:
-        """Ends a call's stay: see Permit.leave."""
+        """Ends the stay of a call that entered at that time."""
         now = monotonic()
         with self._lock:
             self._calls -= 1
@@ -71,11 +70,11 @@ class Gate:
             self._stay += WEIGHT * (now - entered - self._stay)
 
     def _until_free(self, share: float, now: float) -> float:
-        """Estimates when so large a share of what is inside has left, if all of it leaves within one stay.
+        """Estimates when a share of the calls inside has left, if all leave within one stay.
 
-        A stay is at least as long as those inside have been there on average. Callers
-        who were refused before come first: the more there are, the longer the delay,
-        else they would all come back for the one slot that is free by then.
+        A stay is at least as long as the calls inside have been there on average.
+        Callers refused before come first: the more they are, the longer the delay,
+        else all would come back for the one slot that is free by then.
         """
         stay = max(self._stay, now - self._entered / self._calls)
         self._refused += 1
@@ -83,25 +82,23 @@ class Gate:
 
 
 class Permit:
-    """One call's place inside, given back once: when a `with` statement ends, or earlier by `leave`."""
+    """One call's slot, given back once: when the `with` statement ends, or earlier by `leave`."""
 
-    __slots__ = ("_characters", "_door", "_entered", "_left")
+    __slots__ = ("_characters", "_entered", "_gate", "_left")
 
-    def __init__(self, door: Gate, characters: int, entered: float) -> None:
-        self._door = door
+    def __init__(self, gate: Gate, characters: int, entered: float) -> None:
+        self._gate = gate
         self._characters = characters
         self._entered = entered
-        self._left = threading.Lock()  # taken by the first to leave: two threads may try at once
+        self._left = threading.Lock()  # the first of two threads that leave at once takes it
 
     def leave(self) -> None:
-        """Gives the place back; a second time nothing happens."""
+        """Gives the slot back; harmless a second time."""
         if self._left.acquire(blocking=False):
-            self._door.leave(self._characters, self._entered)
+            self._gate.leave(self._characters, self._entered)
 
     def __enter__(self) -> Permit:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.leave()

@@ -68,20 +68,13 @@ class Reranker:
         a stream's caller may read them late or never.
         """
         lease, slot = self._enter(request, call)
-        with slot, lease as model:
-            model.engine.check_room()
+        with slot, lease as model, model.engine.admit(call, request.priority) as admission:
             started = monotonic()
             tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check))
             seconds = monotonic() - started
-            future = model.engine.submit(
-                tokenized.sequences, deadline=call.deadline, priority=request.priority, stepwise=stepwise
-            )
-            call.on_cancel(future.cancel)
+            future = admission.submit(tokenized.sequences, stepwise=stepwise)
             future.on_done(slot.leave)
-            try:
-                yield _Job(request, model, tokenized, future, seconds)
-            finally:
-                model.engine.release(future)
+            yield _Job(request, model, tokenized, future, seconds)
 
     def _enter(self, request: RerankRequest, call: Call) -> tuple[Lease, Permit]:
         """Leases the model and takes a slot.
@@ -139,7 +132,7 @@ class _Job:
             model_revision=self.model.card.revision,
             usage=Usage(
                 input_tokens=future.tokens,
-                cached_pairs=future.joined,
+                cached_pairs=future.shared,
                 tokenization_seconds=self.tokenization_seconds,
                 queue_seconds=max(0.0, future.started_at - future.admitted_at),
                 inference_seconds=max(0.0, future.finished_at - future.started_at),

@@ -1,4 +1,4 @@
-"""What texts become: sequences of tokens, and how they belong to a request's documents."""
+"""The sequences of tokens that texts become, and how they belong to a request's documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rerank_grpc.types import Span
 
 TOKEN_BYTES = 4  # token ids travel as int32, native byte order
 
-# What a model makes of a sequence: a logit, or a vector  # [hidden] float32
+# The output of a model for a sequence: a logit, or a vector  # [hidden] float32
 Output: TypeAlias = float | npt.NDArray[np.float32]
 
 
@@ -22,11 +22,11 @@ Output: TypeAlias = float | npt.NDArray[np.float32]
 class Prefix:
     """Tokens that stand before many sequences and see nothing of them, so that they are computed once.
 
-    Equal prefixes are one. What a model has computed of a prefix lives as long
-    as the object itself, which is as long as a request or the encoder holds it.
+    Equal prefixes are one. Keys and values of a prefix live as long as the
+    object itself: as long as a request or the tokenizer holds it.
 
     Attributes:
-        ids: its own token ids, packed as int32.
+        ids: its own token ids as int32.
         before: the prefix which it continues.
     """
 
@@ -46,49 +46,40 @@ class Prefix:
 class Sequence(NamedTuple):
     """One run of tokens to be scored: a pair for a cross-encoder, a text for a bi-encoder.
 
-    Equal sequences of one model score the same, so this is also the key under
-    which identical work is found; bytes hash once and compare fast. Its length
-    is counted in tokens. (A named tuple is frozen at a third of a dataclass's cost.)
+    Equal sequences of one model score the same, so a sequence is also the key
+    under which identical work is found; bytes hash once and compare fast. Its
+    length is that in tokens, without its prefix.
 
     Attributes:
-        ids: token ids, packed as int32.
-        split: where segment B begins (token_type_ids 1); 0 means nowhere.
-        prefix: what stands before it, in a decoder; its length is not the
-            sequence's.
+        ids: token ids as int32.
+        segment_start: the token at which the second segment begins; 0 for none.
+        prefix: the tokens before it, for a decoder.
     """
 
     ids: bytes
-    split: int = 0
+    segment_start: int = 0
     prefix: Prefix | None = None
 
     @classmethod
-    def of(cls, ids: Iterable[int], split: int = 0) -> Sequence:
+    def of(cls, ids: Iterable[int], segment_start: int = 0) -> Sequence:
         """Packs token ids."""
-        return cls(array("i", ids).tobytes(), split)
+        return cls(array("i", ids).tobytes(), segment_start)
 
     def __len__(self) -> int:
         return len(self.ids) // TOKEN_BYTES
 
-    def token_ids(self) -> list[int]:
-        """Unpacks the token ids."""
-        return array("i", self.ids).tolist()
 
-    def whole(self) -> Sequence:
-        """Returns what it scores like: itself with its prefix's tokens among its own."""
-        chain = self.prefix.chain() if self.prefix else ()
-        return Sequence(b"".join([*(prefix.ids for prefix in chain), self.ids]), self.split)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedBatch:
-    """Sequences that go through the model together, in this order, unpadded."""
-
-    sequences: tuple[Sequence, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """The number of tokens of all sequences, without their prefixes."""
-        return sum(len(sequence) for sequence in self.sequences)
+def count_tokens(sequences: Iterable[Sequence]) -> int:
+    """Counts the tokens of sequences, and those of each prefix once."""
+    size, seen = 0, set[Prefix]()
+    for sequence in sequences:
+        size += len(sequence.ids)
+        prefix = sequence.prefix
+        while prefix is not None and prefix not in seen:
+            seen.add(prefix)
+            size += len(prefix.ids)
+            prefix = prefix.before
+    return size // TOKEN_BYTES
 
 
 # The next two exist for every document: a named tuple is frozen like a dataclass, at a third of its cost.
@@ -125,7 +116,7 @@ class TokenizedRequest:
         documents: one for each document of the request.
         query: the index of the query's sequence, for a bi-encoder; None where
             each sequence holds the query itself.
-        query_truncated: whether a part of the query was left out.
+        query_truncated: whether a part of the query is left out.
     """
 
     sequences: tuple[Sequence, ...]

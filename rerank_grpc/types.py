@@ -184,13 +184,13 @@ class Call:
         self._callbacks: list[Callable[[], None]] = []
 
     def cancel(self) -> None:
-        """Ends the call because its caller has left; harmless when the call is over."""
+        """Ends the call because its caller has left; harmless once the call is over."""
         self._cancelled = True
         while self._callbacks:
             self._callbacks.pop()()
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Has a function called when the call is cancelled, at once if it is; twice does no harm."""
+        """Has a function called when the call is cancelled, at once if it is; perhaps twice."""
         self._callbacks.append(callback)
         if self._cancelled:
             callback()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as ListOf
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +18,15 @@ import grpc
 
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
+from rerank_grpc.engine.future import Future
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry.slot import LoadedModel
-from rerank_grpc.runner.runner import Runner
-from rerank_grpc.sequence import (
-    Chunk,
-    Output,
-    PackedBatch,
-    Sequence,
-    TokenizedDocument,
-    TokenizedRequest,
-)
+from rerank_grpc.runner.runner import Landing, Runner
+from rerank_grpc.sequence import Chunk, Output, Sequence, TokenizedDocument, TokenizedRequest
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
-from rerank_grpc.types import RerankRequest, Scoring
+from rerank_grpc.types import Call, Priority, RerankRequest, Scoring
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
@@ -40,20 +38,46 @@ def score_of(sequence: Sequence) -> float:
     return zlib.crc32(sequence.ids) / 2**31 - 1
 
 
+def token_ids(sequence: Sequence) -> list[int]:
+    """Unpacks the token ids of a sequence."""
+    return array("i", sequence.ids).tolist()
+
+
+def whole(sequence: Sequence) -> Sequence:
+    """Returns the sequence that scores alike: with its prefix's tokens among its own."""
+    chain = sequence.prefix.chain() if sequence.prefix else ()
+    return Sequence(b"".join([*(prefix.ids for prefix in chain), sequence.ids]), sequence.segment_start)
+
+
+def tokens_of(sequences: Iterable[Sequence]) -> int:
+    """Adds up the tokens of sequences, without their prefixes."""
+    return sum(map(len, sequences))
+
+
 class CountingRunner:
-    """Costs nothing, and remembers the batches it was given."""
+    """Costs nothing, and remembers the batches it was given.
+
+    Attributes:
+        score: gives the output of a sequence.
+    """
+
+    depth = 1
 
     def __init__(self, score: Callable[[Sequence], Output | None] = score_of) -> None:
-        self.batches: list[PackedBatch] = []
-        self._score = score
+        self.batches: list[tuple[Sequence, ...]] = []
+        self.score = score
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
-        self.batches.append(batch)
-        return [self._score(sequence) for sequence in batch.sequences]
+    def launch(self, sequences: tuple[Sequence, ...]) -> Landing:
+        return partial(self.run, sequences)
+
+    def run(self, sequences: tuple[Sequence, ...]) -> list[Output | None]:
+        """Runs when the batch lands."""
+        self.batches.append(sequences)
+        return [self.score(sequence) for sequence in sequences]
 
     @property
     def sequences(self) -> int:
-        return sum(len(batch.sequences) for batch in self.batches)
+        return sum(map(len, self.batches))
 
 
 class HeldRunner(CountingRunner):
@@ -64,10 +88,10 @@ class HeldRunner(CountingRunner):
         self.entered = threading.Semaphore(0)
         self._passes = threading.Semaphore(0)
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
+    def run(self, sequences: tuple[Sequence, ...]) -> list[Output | None]:
         self.entered.release()
         assert self._passes.acquire(timeout=WAIT), "the test never let the batch run"
-        return super().run(batch)
+        return super().run(sequences)
 
     def await_batch(self) -> None:
         """Waits until a batch has reached the device."""
@@ -80,6 +104,18 @@ class HeldRunner(CountingRunner):
     def let_all(self) -> None:
         """Lets every further batch through."""
         self._passes.release(1_000_000)
+
+
+def submit(
+    engine: Engine,
+    sequences: ListOf[Sequence],
+    *,
+    deadline: float = math.inf,
+    priority: Priority = Priority.INTERACTIVE,
+    stepwise: bool = False,
+) -> Future:
+    """Submits sequences for a call that never leaves."""
+    return engine.admit(Call(deadline), priority).submit(sequences, stepwise=stepwise)
 
 
 class WordTokenizer(Tokenizer):

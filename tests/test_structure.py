@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import rerank_grpc
 
 PACKAGE = Path(rerank_grpc.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 MOST_FILES_IN_A_FOLDER = 12
 MOST_FILES = 120
 LONGEST_FUNCTION = 45  # lines
@@ -54,11 +54,35 @@ def test_functions_fit_on_a_screen():
     assert long == []
 
 
-@pytest.mark.parametrize("path", written_by_hand(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_says_in_its_first_line_what_it_is_for(path: Path):
-    text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
-    assert text
-    assert text.partition("\n")[0].endswith("."), "a sentence, which fits on the line"
+def test_a_module_says_in_its_first_line_what_it_is_for():
+    silent = []
+    for path in written_by_hand():
+        text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        if not text.partition("\n")[0].endswith("."):
+            silent.append(str(path.relative_to(PACKAGE)))
+    assert silent == [], "a module's docstring begins with a sentence that fits on the line"
+
+
+def test_the_documents_name_files_that_exist():
+    gone = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for name in re.findall(r"`([a-z_0-9/]+/[a-z_0-9]+\.(?:py|c|toml|json))`", page.read_text("utf-8")):
+            if not (PACKAGE / name).exists() and not (ROOT / name).exists():
+                gone.append(f"{page.relative_to(ROOT)}: {name}")
+    assert gone == []
+
+
+def test_the_page_on_the_structure_lists_every_module():
+    page = (ROOT / "docs" / "structures.md").read_text("utf-8")
+    listed = set(re.findall(r"[a-z_0-9]+\.py", page))
+    missing = [
+        str(path.relative_to(PACKAGE))
+        for path in written_by_hand()
+        if not path.name.startswith("__") and path.parent.name != "dialects" and path.name not in listed
+    ]
+    assert missing == []
+    known = {path.name for path in written_by_hand()}
+    assert {name for name in listed if not name.startswith("generate")} - known == set()
 
 
 def test_docstrings_have_nouns_as_subjects():

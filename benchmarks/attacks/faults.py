@@ -21,16 +21,16 @@ LAZY_MODELS = ("first", "second")
 HANGS = """
 import signal, sys, threading
 from rerank_grpc.cli import main
-from rerank_grpc.runner.runner import ModelRunner
+from rerank_grpc.runner.runner import CpuRunner
 
-run, hangs = ModelRunner.run, threading.Event()
+run, hangs = CpuRunner._run, threading.Event()
 
-def run_or_hang(runner, batch):
+def run_or_hang(runner, sequences):
     if hangs.is_set():
         threading.Event().wait()
-    return run(runner, batch)
+    return run(runner, sequences)
 
-ModelRunner.run = run_or_hang
+CpuRunner._run = run_or_hang
 signal.signal(signal.SIGUSR1, lambda *_: hangs.set())
 sys.exit(main())
 """

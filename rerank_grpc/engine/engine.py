@@ -1,30 +1,27 @@
-"""Runs the queue of one model on one device: submit() → Future.
+"""Runs the queue of one model on one device: admit a call, submit its sequences, wait for its future.
 
-One thread, the device thread, takes a batch whenever the device is free and
-delivers its outputs; with a runner that overlaps, it launches the next batch
-before it waits for the last. A second one watches it. If the device thread dies or
-hangs, every waiting request fails at once and `alive` turns false; the engine
-does not come back by itself. Engines on one device share its DeviceClock.
+The device thread takes a batch whenever the device is free, and launches the
+next one before it waits for the last where the runner allows that. A second
+thread watches it. If the device thread dies or hangs, every waiting request
+fails at once and `alive` turns false; the engine does not come back by itself.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sequence_
+from functools import partial
 from queue import SimpleQueue
 from time import monotonic
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from rerank_grpc.config.settings import EngineSettings
-from rerank_grpc.engine.clock import DeviceClock
-from rerank_grpc.engine.flight import Flight, Launcher
 from rerank_grpc.engine.future import Future
-from rerank_grpc.engine.meter import Meter, Usage
-from rerank_grpc.engine.scheduler import Forecast, Item, Scheduler, tokens_of
+from rerank_grpc.engine.meter import Counts, DeviceClock, Meter
+from rerank_grpc.engine.scheduler import Batch, Forecast, Scheduler
 from rerank_grpc.engine.watchdog import Watchdog
 from rerank_grpc.errors import (
     DeadlineExceeded,
@@ -35,25 +32,61 @@ from rerank_grpc.errors import (
     ShuttingDown,
     describe,
 )
-from rerank_grpc.runner.runner import DeviceLost, OutOfMemory, Runner
+from rerank_grpc.runner.runner import DeviceLost, Landing, OutOfMemory, Runner
 from rerank_grpc.sequence import Output, Sequence
-from rerank_grpc.types import Priority
+from rerank_grpc.types import Call, Priority
 
 log = logging.getLogger(__name__)
 
-# Told whether the device hangs, so that only a new process helps.
+# Called with whether the device hangs, which only a new process mends.
 OnDeath: TypeAlias = Callable[[bool], None]
 
-UNMEASURED_BATCH_TOKENS = 4_096  # until the warm-up has measured what the device likes
+UNMEASURED_BATCH_TOKENS = 4_096  # until the warm-up has measured the best batch
 
-Scored: TypeAlias = tuple[Item, Output | RerankError]
+
+class Flight(NamedTuple):
+    """A batch that was launched; `land` waits for its outputs, or raises."""
+
+    batch: Batch
+    land: Landing
+
+
+class Admission:
+    """One call inside an engine; leaving the `with` statement frees all that the call holds there."""
+
+    def __init__(self, engine: Engine, call: Call, priority: Priority) -> None:
+        self._engine = engine
+        self._call = call
+        self._priority = priority
+        self._future: Future | None = None
+
+    def submit(self, sequences: Sequence_[Sequence], *, stepwise: bool = False) -> Future:
+        """Queues the call's sequences, once; with `stepwise` they may be waited for in `completed`.
+
+        Raises QueueFull, DeadlineUnreachable, DeadlineExceeded, Cancelled,
+        ShuttingDown, or ModelFailed when the device thread is gone.
+        """
+        if sequences:
+            self._call.check()
+        future = Future(sequences, deadline=self._call.deadline, priority=self._priority, stepwise=stepwise)
+        self._engine.enqueue(future)
+        self._future = future
+        self._call.on_cancel(future.cancel)
+        return future
+
+    def __enter__(self) -> Admission:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._future is not None:
+            self._engine.discard(self._future)
 
 
 class Engine:
     """Owns the device thread of one model.
 
-    `on_death` is called once, on the thread that found out, when the device
-    thread died or hung.
+    `on_death` is called once, on the thread that found the device thread dead
+    or hung. Engines on one device share its `clock`.
     """
 
     def __init__(
@@ -66,35 +99,32 @@ class Engine:
         clock: DeviceClock | None = None,
     ) -> None:
         self.settings = settings
-        self._launcher = Launcher(runner)
+        self._runner = runner
         self._name = name
         self._on_death = on_death
-        # So many batches are on the device at once, and together no more than one budget: who comes
-        # now waits no longer for what was launched ahead than for a single batch.
+        # At most `depth` batches are on the device, and together they hold one token budget: a new call
+        # waits no longer for batches launched ahead than for a single full one.
         self._flights = deque[Flight]()
+        budget = (settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS) // runner.depth
         self._scheduler = Scheduler(
-            max_batch_tokens=max(
-                1, (settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS) // self._launcher.depth
-            ),
-            max_queue_tokens=settings.max_queue_tokens,
+            max_batch_tokens=max(1, budget), max_queue_tokens=settings.max_queue_tokens
         )
         self._meter = Meter()
         self._clock = clock or DeviceClock()
-        # Since when the device works for the batch that lands next: in its own time, and in the watcher's.
+        # The start of the device's work for the batch that lands next, by its clock and by the watcher's.
         self._turn = 0.0
         self._batch_started: float | None = None
         self._closing = False
         self._death: RerankError | None = None
         self._lock = threading.Lock()
-        # The device thread sleeps on a queue in C, not on a condition: it wakes without the lock
-        # that the caller who wakes it still holds, and nobody is woken while it is at work.
+        # A Condition would make the waking device thread wait for the lock that the submitting thread
+        # still holds. A busy device thread is never notified.
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._idle = False
         self._ended = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True)
         self._threads = [
             threading.Thread(target=self._run, name=f"device-{name}", daemon=True),
-            self._watcher,
+            threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True),
         ]
 
     def start(self) -> None:
@@ -109,75 +139,60 @@ class Engine:
 
     @property
     def queued_tokens(self) -> int:
-        """Tokens that wait for the device."""
+        """The tokens that wait for the device."""
         return self._scheduler.queued_tokens
 
     @property
     def max_batch_tokens(self) -> int:
-        """How many tokens are on the device at once; less after it ran out of memory."""
-        return self._scheduler.max_batch_tokens * self._launcher.depth
+        """The most tokens on the device at once; lower after it ran out of memory."""
+        return self._scheduler.max_batch_tokens * self._runner.depth
 
     @max_batch_tokens.setter
     def max_batch_tokens(self, tokens: int) -> None:
         with self._lock:
-            self._scheduler.max_batch_tokens = max(1, tokens // self._launcher.depth)
+            self._scheduler.max_batch_tokens = max(1, tokens // self._runner.depth)
 
     @property
     def tokens_per_second(self) -> float:
         """The rate of full batches with the device for themselves; before the warm-up, of all batches."""
         if not self._meter.calibrated:
-            return self._meter.usage.tokens_per_second
-        room = self._scheduler.max_batch_tokens
-        return room / self._meter.seconds(room, room, self._idle_until())
+            return self._meter.counts.tokens_per_second
+        budget = self._scheduler.max_batch_tokens
+        return budget / self._meter.seconds(budget, budget, self._idle_until())
 
     @property
-    def usage(self) -> Usage:
-        """What the device has done so far, for metrics; a value of its own, safe to keep."""
-        return self._meter.usage
+    def counts(self) -> Counts:
+        """The device's work so far; a value of its own, safe to keep."""
+        return self._meter.counts
 
-    def calibrate(self, smallest: Usage, full: Usage) -> None:
-        """Takes what the warm-up measured as what batches cost."""
+    def calibrate(self, smallest: Counts, full: Counts) -> None:
+        """Takes the costs of batches that the warm-up measured."""
         with self._lock:
             self._meter.calibrate(smallest, full)
 
-    def check_room(self) -> None:
-        """Raises what `submit` would raise for any call at all: cheaper before tokenizing than after."""
+    def admit(self, call: Call, priority: Priority = Priority.INTERACTIVE) -> Admission:
+        """Lets a call in, before it is tokenized; raises what `submit` would raise for any sequences."""
         with self._lock:
             self._check_alive()
-            self._scheduler.check_room(1, self._forecast())
+            self._scheduler.check_queue(1, self._forecast())
+        return Admission(self, call, priority)
 
-    def submit(
-        self,
-        sequences: Sequence_[Sequence],
-        *,
-        deadline: float = math.inf,
-        priority: Priority = Priority.INTERACTIVE,
-        stepwise: bool = False,
-    ) -> Future:
-        """Lets a request in; the caller waits on it, `stepwise` in `completed`, then releases it.
-
-        Raises QueueFull, DeadlineUnreachable, DeadlineExceeded, ShuttingDown, or
-        ModelFailed when the device thread is gone.
-        """
-        request = Future(sequences, deadline=deadline, priority=priority, stepwise=stepwise)
-        now = monotonic()
-        if sequences and request.late(now):
-            raise DeadlineExceeded("the deadline passed before the call reached the queue")
+    def enqueue(self, future: Future) -> None:
+        """Queues an admitted call's sequences, and wakes the device thread."""
         with self._lock:
             self._check_alive()
-            self._scheduler.add(request, now, self._forecast())
+            self._scheduler.add(future, monotonic(), self._forecast())
             idle, self._idle = self._idle, False
         if idle:
             self._wakeups.put(None)
-        return request
 
-    def release(self, request: Future) -> None:
-        """Frees what a request still holds: nothing more is run for it."""
+    def discard(self, future: Future) -> None:
+        """Frees the queue of an admitted call that leaves: nothing more is run for it."""
         with self._lock:
-            self._scheduler.discard(request)
+            self._scheduler.discard(future)
 
     def close(self) -> None:
-        """Ends the threads after the batch in progress; whoever still waits gets ShuttingDown."""
+        """Ends the threads after the batch in progress; waiting requests fail with ShuttingDown."""
         with self._lock:
             self._closing = True
         self._end()
@@ -195,16 +210,16 @@ class Engine:
             raise ShuttingDown("the server is stopping", retry_after=1.0)
 
     def _forecast(self) -> Forecast | None:
-        """Tells what tokens will take; None until the warm-up has measured."""
+        """Tells the seconds that tokens will take; None until the warm-up has measured."""
         return self._wall_seconds if self._meter.calibrated else None
 
     def _wall_seconds(self, tokens: float) -> float:
-        """Predicts how long so many tokens take beside the engines that share the device now."""
+        """Predicts the seconds of tokens beside the engines that share the device now."""
         seconds = self._meter.seconds(tokens, self._scheduler.max_batch_tokens, self._idle_until())
         return seconds * self._clock.sharers(self)
 
     def _idle_until(self) -> float:
-        """Up to when nothing has run since the last batch."""
+        """The time up to which nothing has run since the last batch."""
         started = self._batch_started
         return monotonic() if started is None else started
 
@@ -213,107 +228,105 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._fill_up():
-                self._deliver(self._score(self._flights.popleft()))
-        except BaseException as error:  # whatever ends this thread must not leave anybody waiting
+                self._land(self._flights.popleft())
+        except BaseException as error:  # no request may be left waiting, whatever ends this thread
             log.critical("the device thread of %s died: %s", self._name, describe(error))
             self._die(hung=isinstance(error, DeviceLost))
+        finally:
+            self._clock.time(monotonic(), leave=self)
 
     def _fill_up(self) -> bool:
-        """Launches batches until the device has enough of them, and waits for work if it has none.
+        """Launches batches until the device has enough of them; waits for work if it has none.
 
         False when the engine closes or has been given up, once all have landed.
         """
-        while len(self._flights) < self._launcher.depth and not self._ended.is_set():
-            if items := self._take_batch():
-                self._flights.append(self._launcher.launch(items))
+        while len(self._flights) < self._runner.depth and not self._ended.is_set():
+            if batch := self._take_batch():
+                self._flights.append(self._launch(batch))
             elif self._flights:
                 break
             else:
                 self._wakeups.get()
         return bool(self._flights)
 
-    def _take_batch(self) -> list[Item]:
+    def _take_batch(self) -> Batch | None:
         """Takes the next batch and fails expired requests.
 
         It is separate from the waiting, so that a sleeping device thread refers to no request.
         """
         now = monotonic()
         with self._lock:
-            self._scheduler.drop_finished()
             expired = self._scheduler.expire(now)
-            items = self._scheduler.next_batch(now)
-            self._idle = not (items or self._flights)
-            if items and not self._flights:
+            batch = self._scheduler.next_batch(now)
+            self._idle = not (batch or self._flights)
+            if self._idle:
+                self._batch_started = None
+                self._clock.time(now, leave=self)
+            elif not self._flights:
                 self._batch_started = now
-                self._turn = self._clock.enter(self, now)
-        for request in expired:
-            request.fail(DeadlineExceeded("the deadline passed while the call was queued"))
-        return items
+                self._turn = self._clock.time(now, enter=self)
+        for future in expired:
+            future.fail(DeadlineExceeded("the deadline passed while the call was queued"))
+        return batch
 
-    def _score(self, flight: Flight) -> list[Scored]:
-        """Waits for a batch; if that failed, runs it in halves, until the culprit stands alone."""
-        items, tokens = flight.items, tokens_of(flight.items)
+    def _launch(self, batch: Batch) -> Flight:
+        """Starts a batch on the device; a failure is told when the flight lands."""
         try:
-            outputs = flight.land()
+            return Flight(batch, self._runner.launch(tuple([item.sequence for item in batch.items])))
+        except Exception as error:
+            return Flight(batch, partial(_raise, error))
+
+    def _land(self, flight: Flight) -> None:
+        """Waits for a batch, counts it, and delivers its outputs; the turn of the next one begins."""
+        batch, land = flight
+        began, started = self._turn, self._batch_started
+        try:
+            outputs = land()
         except DeviceLost:
             raise
         except Exception as error:
-            self._turn = self._clock.read(monotonic())
-            return self._score_apart(items, tokens, error)
-        self._measure(tokens)
-        return [
-            (item, InternalError() if output is None else output)
-            for item, output in zip(items, outputs, strict=True)
-        ]
+            self._batch_started = now = monotonic()
+            self._turn = self._clock.time(now)
+            self._split(batch, error)
+            return
+        self._batch_started = now = monotonic()
+        self._turn = self._clock.time(now)
+        self._meter.add(batch.tokens, self._turn - began, started=started or now, ended=now)
+        self._deliver(batch, outputs, now)
 
-    def _measure(self, tokens: int) -> None:
-        """Counts a batch that has landed, and begins to measure the next one."""
-        now = monotonic()
-        began, self._turn = self._turn, self._clock.read(now)
-        started = self._batch_started
-        self._meter.add(
-            tokens,
-            self._scheduler.max_batch_tokens,
-            self._turn - began,
-            started=now if started is None else started,
-            ended=now,
-        )
+    def _deliver(self, batch: Batch, results: Iterable[Output | RerankError | None], now: float) -> None:
+        """Hands the outputs of items to all that wait for them, and the errors to them alone."""
+        delivered: dict[Future, list[tuple[int, Output]]] = {}
+        with self._lock:
+            finished = self._scheduler.finish(batch)
+        for waiters, result in zip(finished, results, strict=True):
+            for future, index in waiters:
+                if result is None or isinstance(result, RerankError):
+                    future.fail(result or InternalError())
+                else:
+                    delivered.setdefault(future, []).append((index, result))
+        for future, pairs in delivered.items():
+            future.deliver(pairs, now)
 
-    def _score_apart(self, items: list[Item], tokens: int, error: Exception) -> list[Scored]:
+    def _split(self, batch: Batch, error: Exception) -> None:
+        """Runs a failed batch in halves, until the culprit stands alone and fails its requests."""
+        items, tokens = batch
         out_of_memory = isinstance(error, OutOfMemory)
         if len(items) == 1:
             log.error("a sequence of %d tokens failed alone: %s", tokens, describe(error))
-            return [(items[0], _too_large(tokens) if out_of_memory else InternalError())]
-        if out_of_memory:
-            with self._lock:
-                most = max(1, min(self._scheduler.max_batch_tokens, tokens // 2))
+            self._deliver(batch, [_too_large(tokens) if out_of_memory else InternalError()], monotonic())
+            return
+        with self._lock:
+            halves = self._scheduler.halves(batch)
+            most = max(1, min(self._scheduler.max_batch_tokens, tokens // 2))
+            if out_of_memory:
                 self._scheduler.max_batch_tokens = most
+        if out_of_memory:
             log.warning("out of memory at %d tokens a batch: now at most %d", tokens, most)
         else:
             log.warning("a batch of %d failed, trying halves: %s", len(items), type(error).__name__)
-        with self._lock:
-            wanted = self._scheduler.keep_wanted(items)
-        middle = len(wanted) // 2
-        halves = [half for half in (wanted[:middle], wanted[middle:]) if half]
-        return [pair for half in halves for pair in self._score(self._launcher.launch(half))]
-
-    def _deliver(self, scored: list[Scored]) -> None:
-        """Hands outputs to all who wait for them, and errors to them alone."""
-        now = monotonic()
-        outputs: dict[Future, list[tuple[int, Output]]] = {}
-        with self._lock:
-            self._batch_started = now if self._flights else None
-            if not self._flights:
-                self._clock.leave(self, now)
-            everybody = self._scheduler.finish([item for item, _ in scored])
-        for (_, result), waiters in zip(scored, everybody, strict=True):
-            for request, index in waiters:
-                if isinstance(result, RerankError):
-                    request.fail(result)
-                else:
-                    outputs.setdefault(request, []).append((index, result))
-        for request, pairs in outputs.items():
-            request.deliver(pairs, now)
+        for half in halves:
+            self._land(self._launch(half))
 
     # The watching thread
 
@@ -338,17 +351,19 @@ class Engine:
                 return
             self._death = InternalError()
         self._end()
-        self._clock.leave(self, monotonic())
+        self._clock.time(monotonic(), leave=self)
         self._fail_all(self._death)
         self._on_death(hung)
 
     def _fail_all(self, error: RerankError) -> None:
         with self._lock:
-            requests = self._scheduler.requests
-            for request in requests:
-                self._scheduler.discard(request)
-        for request in requests:  # without the lock: what waits for its end may ask this engine something
-            request.fail(error)
+            futures = self._scheduler.clear()
+        for future in futures:  # without the lock: a callback of the future may ask this engine something
+            future.fail(error)
+
+
+def _raise(error: Exception) -> list[Output | None]:
+    raise error
 
 
 def _too_large(tokens: int) -> PairTooLarge:

@@ -1,7 +1,6 @@
 """Decides which sequences go into the next batch, and which calls are let in.
 
-Pure: it knows no model, thread or clock. Times are passed in, and a forecast of
-what tokens will take, so every decision can be tested by calling it.
+Pure: it knows no model, thread or clock. Times and a forecast are arguments.
 
 The rules, in order:
 
@@ -9,15 +8,15 @@ The rules, in order:
 2. Nothing is spent on requests that failed, were cancelled or are too late.
 3. INTERACTIVE goes before BATCH, but BATCH, while it waits, earns an eighth of
    every batch.
-4. Within a class the request that has had least goes first, one sequence at a
-   time, and among equals the earliest deadline. Who comes is taken to have had
-   what the others had on average. So a small request enters the next batch
-   however large its neighbours are, and all get equal shares.
+4. Within a class the request that has received least goes first, one sequence at
+   a time, and among equals the earliest deadline. A new request starts at the
+   average of the requests that wait. A small request therefore enters the next
+   batch however large its neighbours are, and all get equal shares.
 5. Equal sequences, of one request or of several, are run once.
 
-A forecast may be wrong, and only batches correct it. So where nothing waits or
-runs, a call is let in whatever the forecast says; and elsewhere it is refused
-only if half of what is forecast exceeds its time.
+A forecast may be wrong, and only batches correct it. Where nothing waits or
+runs, a call is therefore let in whatever the forecast says; elsewhere it is
+refused only if half of the forecast exceeds its time.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 from weakref import WeakSet
 
 from rerank_grpc.engine.future import Future
@@ -37,62 +35,58 @@ from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.types import Priority
 
 BATCH_SHARE = 1 / 8
-# A forecast that exceeds the time left by less than this factor refuses nobody: it may be wrong by as much.
+# A forecast that exceeds the time left by less than this factor refuses no call: it may be wrong by as much.
 TOLERANCE = 2.0
 # A shorter delay would invite hammering.
 SHORTEST_RETRY_SECONDS = 0.1
-# What waits is taken to need this long where there is no forecast.
+# The time that a full queue is taken to need where there is no forecast.
 UNKNOWN_SECONDS = 1.0
 
-# The seconds that so many tokens will take.
+# Tells the seconds that tokens will take.
 Forecast: TypeAlias = Callable[[float], float]
 
 # A request that waits for a sequence, and the sequence's index there.
 Waiter: TypeAlias = tuple[Future, int]
 
 
+@dataclass(slots=True, eq=False)
 class Item:
-    """A sequence to be run once, and everybody who waits for it.
+    """A sequence to be run once, and the requests that wait for it.
 
     Attributes:
-        sequence: what to run.
-        tokens: how many it has, with those of its prefix if it is the first to bring that.
-        waiters: (request, index into its sequences) of all who asked for it.
+        tokens: those of the sequence, with its prefix's if it is the first to bring that.
+        waiters: each request that asked for it, and the index there.
         started: whether it has gone to the device.
     """
 
-    __slots__ = ("sequence", "started", "tokens", "waiters")
-
-    def __init__(self, sequence: Sequence) -> None:
-        self.sequence = sequence
-        self.tokens = len(sequence.ids) // TOKEN_BYTES
-        self.waiters: list[Waiter] = []
-        self.started = False
+    sequence: Sequence
+    tokens: int
+    waiters: list[Waiter] = field(default_factory=list)
+    started: bool = False
 
 
-def tokens_of(items: Iterable[Item]) -> int:
-    """Adds up the tokens of items."""
-    return sum([item.tokens for item in items])
+class Batch(NamedTuple):
+    """Items that go to the device together, and the sum of their tokens."""
+
+    items: list[Item]
+    tokens: int
 
 
 @dataclass(slots=True)
 class Queued:
-    """A request in the queue, and what of it has not gone to the device.
+    """A request in the queue.
 
-    `served` is how many tokens it has had, counted from what others had when it came.
+    Attributes:
+        pending: the items that have not gone to the device.
+        pending_tokens: the tokens of those.
+        received_tokens: the tokens that went to the device for it, from the average at its arrival.
     """
 
     request: Future
-    arrival: int
     items: list[Item]
-    pending: deque[Item]
-    pending_tokens: int = field(default=0)
-    served: float = field(default=0.0)
-
-    @property
-    def urgency(self) -> tuple[float, int]:
-        """Sorts the earliest deadline first, then the earliest arrival."""
-        return self.request.deadline, self.arrival
+    received_tokens: float
+    pending: deque[Item] = field(default_factory=deque)
+    pending_tokens: int = 0
 
 
 class Scheduler:
@@ -104,24 +98,15 @@ class Scheduler:
         self.queued_tokens = 0
         self.running_tokens = 0
         self._items: dict[Sequence, Item] = {}
-        # Counted already; what the runner keeps of a prefix lives as long as the object, too.
+        # Prefixes that are counted; the runner's keys and values of a prefix live as long as the object, too.
         self._prefixes: WeakSet[Prefix] = WeakSet()
-        self._entries: dict[Future, Queued] = {}
-        self._arrivals = 0
+        self._queued: dict[Future, Queued] = {}  # in the order of arrival
         self._batch_credit = 0.0
-        # What a request of each class has had that waited from the beginning: where newcomers start.
+        # The tokens that a request of each class has received if it waited from the beginning.
         self._average = dict.fromkeys(Priority, 0.0)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def requests(self) -> list[Future]:
-        """All requests that are not finished, in the order of arrival."""
-        return list(self._entries)
-
-    def check_room(self, tokens: int, forecast: Forecast | None = None) -> None:
-        """Raises QueueFull if so many more tokens do not fit.
+    def check_queue(self, tokens: int, forecast: Forecast | None = None) -> None:
+        """Raises QueueFull if the queue has no capacity for more tokens.
 
         An empty queue takes a request of any size, else one larger than the
         queue could never be served.
@@ -145,49 +130,47 @@ class Scheduler:
         cannot be met by far; without one, nothing is known.
         """
         items, fresh = self._items_of(request)
-        prefixes = self._bring_prefixes(fresh.values())
-        tokens = tokens_of(fresh.values())
-        self.check_room(tokens, forecast)
+        prefixes = self._count_prefixes(fresh.values())
+        tokens = sum([item.tokens for item in fresh.values()])
+        self.check_queue(tokens, forecast)
         if forecast and request.deadline != math.inf and (self.queued_tokens or self.running_tokens):
             self._check_deadline(request, tokens, now, forecast)
         self._items.update(fresh)
         self._prefixes.update(prefixes)
-        pending = deque[Item]()
+        self.queued_tokens += tokens
+        request.admitted_at = now
+        self._queued[request] = queued = Queued(request, items, self._average[request.priority])
         for index, item in enumerate(items):
             waiters = item.waiters
             if waiters:
-                request.joined += 1
+                request.shared += 1
             if item.started:
                 request.started_at = now
             elif not waiters or waiters[-1][0] is not request:
-                pending.append(item)
+                queued.pending.append(item)
+                queued.pending_tokens += item.tokens
             waiters.append((request, index))
-        self._arrivals += 1
-        self.queued_tokens += tokens
-        request.admitted_at = now
-        self._entries[request] = Queued(
-            request, self._arrivals, items, pending, tokens_of(pending), self._average[request.priority]
-        )
 
     def _items_of(self, request: Future) -> tuple[list[Item], dict[Sequence, Item]]:
         """One item for each of a request's sequences, and those among them that are new."""
-        fresh, known = dict[Sequence, Item](), self._items
-        items = [
-            known.get(sequence) or fresh.setdefault(sequence, Item(sequence))
-            for sequence in request.sequences
-        ]
+        items, fresh, known = list[Item](), dict[Sequence, Item](), self._items
+        for sequence in request.sequences:
+            item = known.get(sequence) or fresh.get(sequence)
+            if item is None:
+                item = fresh[sequence] = Item(sequence, len(sequence.ids) // TOKEN_BYTES)
+            items.append(item)
         return items, fresh
 
-    def _bring_prefixes(self, items: Iterable[Item]) -> set[Prefix]:
+    def _count_prefixes(self, items: Iterable[Item]) -> set[Prefix]:
         """Counts each prefix to the first item that has it, and returns those not counted before."""
-        brought: set[Prefix] = set()
+        counted: set[Prefix] = set()
         for item in items:
             prefix = item.sequence.prefix
-            while prefix is not None and prefix not in brought and prefix not in self._prefixes:
-                brought.add(prefix)
+            while prefix is not None and prefix not in counted and prefix not in self._prefixes:
+                counted.add(prefix)
                 item.tokens += len(prefix)
                 prefix = prefix.before
-        return brought
+        return counted
 
     def _check_deadline(self, request: Future, tokens: int, now: float, forecast: Forecast) -> None:
         remaining = request.deadline - now
@@ -195,9 +178,9 @@ class Scheduler:
         if needed <= TOLERANCE * remaining:
             return
         backlog = self.running_tokens + sum(
-            entry.pending_tokens
-            for entry in self._entries.values()
-            if entry.request.priority <= request.priority
+            queued.pending_tokens
+            for queued in self._queued.values()
+            if queued.request.priority <= request.priority
         )
         # The part of the backlog beside which the call is admitted need not drain.
         wait = forecast(backlog) - max(0.0, TOLERANCE * remaining - forecast(tokens))
@@ -208,25 +191,25 @@ class Scheduler:
         )
 
     def _work_before(self, request: Future, tokens: int) -> int:
-        """Estimates the tokens that wait now and run before a new request of so many is finished.
+        """Estimates the queued tokens that run before a new request of `tokens` is finished.
 
-        Those of its class are served in equal shares: by the time it has had
-        `tokens`, so has each of the others, unless it needed less.
+        Requests of its class get equal shares: by the time it has received
+        `tokens`, each of the others has as many, unless it needed less.
         """
         work = 0
-        for entry in self._entries.values():
-            if entry.request.priority == request.priority:
-                work += min(entry.pending_tokens, tokens)
-            elif entry.request.priority < request.priority:
-                work += entry.pending_tokens
+        for queued in self._queued.values():
+            if queued.request.priority == request.priority:
+                work += min(queued.pending_tokens, tokens)
+            elif queued.request.priority < request.priority:
+                work += queued.pending_tokens
         return work
 
     def discard(self, request: Future) -> None:
-        """Forgets a request and frees its room; work that others wait for too stays."""
-        entry = self._entries.pop(request, None)
-        if entry is None:
+        """Forgets a request and frees its tokens; items that other requests wait for stay."""
+        queued = self._queued.pop(request, None)
+        if queued is None:
             return
-        for item in dict.fromkeys(entry.items):  # each once: equal sequences of the request share theirs
+        for item in dict.fromkeys(queued.items):  # each once: equal sequences of the request share theirs
             if not item.waiters:
                 continue
             item.waiters = [waiter for waiter in item.waiters if waiter[0] is not request]
@@ -234,33 +217,39 @@ class Scheduler:
                 del self._items[item.sequence]
                 self.queued_tokens -= item.tokens
 
-    def drop_finished(self) -> None:
-        """Forgets the requests that are done: answered, failed or cancelled."""
-        for request in [request for request in self._entries if request.done]:
+    def clear(self) -> list[Future]:
+        """Forgets all requests, and returns them in the order of arrival."""
+        requests = list(self._queued)
+        for request in requests:
             self.discard(request)
+        return requests
 
     def expire(self, now: float) -> list[Future]:
-        """Forgets the requests whose deadline passed before they were done, and returns them."""
-        late = [request for request in self._entries if request.late(now)]
-        for request in late:
-            self.discard(request)
+        """Forgets the requests that are done, and those that are late, which it returns."""
+        late = []
+        for request in list(self._queued):
+            if request.done:
+                self.discard(request)
+            elif request.deadline <= now:
+                self.discard(request)
+                late.append(request)
         return late
 
-    def next_batch(self, now: float) -> list[Item]:
-        """Takes the next batch off the queue; empty if nothing waits."""
-        waiting = [entry for entry in self._entries.values() if entry.pending]
+    def next_batch(self, now: float) -> Batch | None:
+        """Takes the next batch off the queue; None if nothing waits."""
+        waiting = [queued for queued in self._queued.values() if queued.pending]
         if not waiting:
-            return []
-        if sum([entry.pending_tokens for entry in waiting]) <= self.max_batch_tokens:
+            return None
+        if self.queued_tokens <= self.max_batch_tokens:
             self._batch_credit = 0.0
             return self._start(_take_all(waiting), now)
-        waiting.sort(key=lambda entry: entry.urgency)
-        interactive = [entry for entry in waiting if entry.request.priority is Priority.INTERACTIVE]
-        background = [entry for entry in waiting if entry.request.priority is Priority.BATCH]
+        waiting.sort(key=lambda queued: queued.request.deadline)  # stable: then by arrival
+        interactive = [queued for queued in waiting if queued.request.priority is Priority.INTERACTIVE]
+        background = [queued for queued in waiting if queued.request.priority is Priority.BATCH]
         batch = _Filling(self.max_batch_tokens)
         shared = self._fill_background(batch, interactive, background) if interactive and background else 0
         taken = batch.fill(interactive)
-        if not any(entry.pending for entry in interactive):
+        if not any(queued.pending for queued in interactive):
             shared += batch.fill(background)
         self._average[Priority.INTERACTIVE] += taken / max(1, len(interactive))
         self._average[Priority.BATCH] += shared / max(1, len(background))
@@ -273,101 +262,105 @@ class Scheduler:
         earned = self._batch_credit + self.max_batch_tokens * BATCH_SHARE
         self._batch_credit = min(earned, self.max_batch_tokens)
         limit = int(self._batch_credit)
-        # What does not fit beside BATCH's share goes before it, until that has grown to a whole batch.
-        room = self.max_batch_tokens - limit
-        if limit < self.max_batch_tokens and any(entry.pending[0].tokens > room for entry in interactive):
+        # An INTERACTIVE sequence too large to go beside BATCH's share goes first, until that is a batch.
+        beside = self.max_batch_tokens - limit
+        if beside > 0 and any(queued.pending[0].tokens > beside for queued in interactive):
             return 0
         taken = batch.fill(background, limit=limit)
         self._batch_credit -= taken
         return taken
 
-    def _start(self, items: list[Item], now: float) -> list[Item]:
+    def _start(self, items: list[Item], now: float) -> Batch | None:
+        tokens = 0
         for item in items:
+            tokens += item.tokens
             for request, _ in item.waiters:
                 if not request.started_at:
                     request.started_at = now
-        tokens = tokens_of(items)
         self.queued_tokens -= tokens
         self.running_tokens += tokens
-        return items
+        return Batch(items, tokens) if items else None
 
-    def keep_wanted(self, items: Iterable[Item]) -> list[Item]:
-        """Forgets started items that nobody waits for any more, and returns the others.
+    def halves(self, batch: Batch) -> list[Batch]:
+        """Splits a batch that failed, without the items that no request waits for any more.
 
-        Who asks for a forgotten one later has it run anew, instead of joining a run that ended.
+        A later request runs a forgotten item again; it cannot join a batch that has ended.
         """
         wanted = []
-        for item in items:
+        for item in batch.items:
             if any(not request.done for request, _ in item.waiters):
                 wanted.append(item)
             else:
-                self.finish([item])
-        return wanted
+                self.finish(Batch([item], item.tokens))
+        middle = len(wanted) // 2
+        halves = [half for half in (wanted[:middle], wanted[middle:]) if half]
+        return [Batch(half, sum(item.tokens for item in half)) for half in halves]
 
-    def finish(self, items: ListOf[Item]) -> list[list[Waiter]]:
-        """Forgets items that have run, and returns who waits for each."""
-        self.running_tokens -= tokens_of(items)
-        waiters = []
-        for item in items:
+    def finish(self, batch: Batch) -> list[list[Waiter]]:
+        """Forgets items that have run, and returns the waiters of each."""
+        self.running_tokens -= batch.tokens
+        finished = []
+        for item in batch.items:
             del self._items[item.sequence]
-            waiters.append(item.waiters)
+            finished.append(item.waiters)
             item.waiters = []
-        return waiters
+        return finished
 
 
-def _take_all(entries: Iterable[Queued]) -> list[Item]:
-    """Takes everything that waits, which needs no rules where all of it fits."""
+def _take_all(waiting: Iterable[Queued]) -> list[Item]:
+    """Takes all that waits, which needs no rules where all of it fits."""
     items = []
-    for entry in entries:
-        for item in entry.pending:
+    for queued in waiting:
+        for item in queued.pending:
             if not item.started:
                 item.started = True
                 items.append(item)
-        entry.pending.clear()
-        entry.pending_tokens = 0
+        queued.pending.clear()
+        queued.pending_tokens = 0
     return items
 
 
 class _Filling:
-    """A batch being filled: a budget of tokens and what has been taken on it."""
+    """A batch being filled: the tokens that are free, and the items taken."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, free_tokens: int) -> None:
+        self.free_tokens = free_tokens
         self.items: list[Item] = []
 
-    def fill(self, entries: list[Queued], limit: int | None = None) -> int:
-        """Takes sequences of who has had least, the first among equals; returns the tokens taken.
+    def fill(self, waiting: list[Queued], limit: int | None = None) -> int:
+        """Takes sequences of the request that has received least, the first among equals.
 
-        With a `limit`, takes no more than that, and nothing past the first that does not fit it: else
-        small sequences would for ever spend what a larger one waits for.
+        Takes at most `limit` tokens, and then nothing past the first sequence
+        that does not fit: else small sequences would for ever spend the tokens
+        that a larger one waits for. Returns the tokens taken.
         """
-        before = self.budget
-        floor = 0 if limit is None else max(0, self.budget - limit)
-        least = [(entry.served, place) for place, entry in enumerate(entries)]
+        before = self.free_tokens
+        floor = 0 if limit is None else max(0, self.free_tokens - limit)
+        least = [(queued.received_tokens, index) for index, queued in enumerate(waiting)]
         heapify(least)
         while least:
-            _, place = heappop(least)
-            entry = entries[place]
-            taken = self._take(entry, floor)
-            entry.served += taken
-            if taken and entry.pending:
-                heappush(least, (entry.served, place))
-            elif entry.pending and limit is not None:
+            _, index = heappop(least)
+            queued = waiting[index]
+            taken = self._take(queued, floor)
+            queued.received_tokens += taken
+            if taken and queued.pending:
+                heappush(least, (queued.received_tokens, index))
+            elif queued.pending and limit is not None:
                 break
-        return before - self.budget
+        return before - self.free_tokens
 
-    def _take(self, entry: Queued, floor: int) -> int:
-        """Takes the next sequence of an entry if it fits; returns its tokens."""
-        while entry.pending:
-            item = entry.pending[0]
+    def _take(self, queued: Queued, floor: int) -> int:
+        """Takes the next sequence of a request if it fits; returns its tokens."""
+        while queued.pending:
+            item = queued.pending[0]
             alone = not self.items and floor == 0
-            if not (item.started or alone or self.budget - item.tokens >= floor):
+            if not (item.started or alone or self.free_tokens - item.tokens >= floor):
                 break
-            entry.pending.popleft()
-            entry.pending_tokens -= item.tokens
+            queued.pending.popleft()
+            queued.pending_tokens -= item.tokens
             if not item.started:
                 item.started = True
                 self.items.append(item)
-                self.budget -= item.tokens
+                self.free_tokens -= item.tokens
                 return item.tokens
         return 0

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-# Looks in the time after which a batch counts as hung, and the longest time between two of them.
+# The looks in the time after which a batch counts as hung, and the longest time between two of them.
 LOOKS, LONGEST_INTERVAL = 8, 1.0
-# At most as many intervals count between two looks: longer, and the process was stopped meanwhile.
+# The most intervals that count between two looks: a longer time means that the process was stopped.
 MOST_INTERVALS = 2
 
 
 class Watchdog:
     """Adds up for how long a batch has been in progress, by its own looks.
 
-    A clock goes on while the process is stopped, be it by SIGSTOP, by `docker pause`
-    or with its virtual machine. Looks do not happen then, so the pause counts as
-    hardly more than one interval.
+    A clock goes on while the process is stopped, by SIGSTOP, by `docker pause` or
+    with its virtual machine. Looks do not, so a pause counts as hardly more than
+    one interval.
 
     Attributes:
         interval: the seconds from one look to the next.

@@ -9,22 +9,6 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRows:
-    """Which keys each part of a decoder's pass sees, where some continue what was computed before.
-
-    Attributes:
-        rows: for part after part, the places of its keys among those that are
-            kept and, behind them, the pass's own  # [num_keys] int32
-        starts: where each part's keys begin in `rows`, and the end  # [num_parts + 1] int32
-        lengths: how many keys each part sees.
-    """
-
-    rows: torch.Tensor
-    starts: torch.Tensor
-    lengths: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Layout:
     """The parts of a pass, on its device.
 
@@ -33,21 +17,26 @@ class Layout:
 
     Attributes:
         starts: where each part begins, and the end; a part may be empty,
-            unless it is the last  # [num_parts + 1] int32, or int64 on the CPU
+            unless it is the last  # [num_parts + 1] int32
         longest: no part has more tokens.
         lengths: those of the parts; () where a captured pass must not depend on them.
-        keys: what the parts of a decoder see; None if it is their own tokens.
+        keys: the layout of the keys that the parts of a decoder see, where
+            some continue a prefix; None where the parts see their own tokens.
+        key_rows: for part after part, the rows of its keys among those that
+            are kept and, behind them, the pass's own  # [num_keys] int32
     """
 
     starts: torch.Tensor
     longest: int
     lengths: tuple[int, ...] = ()
-    keys: KeyRows | None = None
+    keys: Layout | None = None
+    key_rows: torch.Tensor | None = None
 
     @classmethod
     def of(cls, lengths: tuple[int, ...]) -> Layout:
         """The layout of parts on the CPU."""
-        return cls(torch.tensor([0, *accumulate(lengths)]), max(lengths, default=0), lengths)
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        return cls(starts, max(lengths, default=0), lengths)
 
     @property
     def firsts(self) -> torch.Tensor:

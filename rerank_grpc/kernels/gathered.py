@@ -72,18 +72,17 @@ class GatheredParts:
         """See CausalParts.attend for the shapes."""
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [num_tokens, heads, size]
         keys, seen = self._layout, lengths
-        if gathered := self._layout.keys:
+        if self._layout.keys is not None:
             k, v = (self._gather(layer, place, own) for place, own in enumerate((k, v)))
-            seen = gathered.lengths
-            keys = Layout(gathered.starts, max(seen), seen)
+            keys, seen = self._layout.keys, self._layout.keys.lengths
         self._leave(k, v, seen)
         return self._kernel(q, k, v, self._layout, keys, causal=True, scale=scaling)[None]
 
     def _gather(self, layer: int, place: int, own: torch.Tensor) -> torch.Tensor:
         """Lays out what each part sees, of keys or of values  # [num_keys, key heads, size]."""
-        assert self._layout.keys is not None
+        assert self._layout.key_rows is not None
         kept = [each.layers[layer][place][0].transpose(0, 1) for each in self._kept]
-        return torch.cat([*kept, own]).index_select(0, self._layout.keys.rows)
+        return torch.cat([*kept, own]).index_select(0, self._layout.key_rows)
 
     def _leave(self, key: torch.Tensor, value: torch.Tensor, seen: tuple[int, ...]) -> None:
         """Gives the prefixes, which are the first parts, copies of what they and their contexts are."""

@@ -286,7 +286,7 @@ INLINE float softmax_row(float *s, int64_t count, int64_t padded, float scale) {
  * Sequence i has queries q_starts[i] to q_starts[i + 1] and keys k_starts[i] to k_starts[i + 1];
  * rows are *_stride apart; size, that of a head, is 16, 32, 48 or 64. Returns 0, or 1 if memory ran out. */
 int attention(const bf16 *q, int64_t q_stride, const bf16 *k, const bf16 *v, int64_t kv_stride, bf16 *out,
-              int64_t out_stride, const int64_t *q_starts, const int64_t *k_starts, int64_t sequences,
+              int64_t out_stride, const int32_t *q_starts, const int32_t *k_starts, int64_t sequences,
               int64_t heads, int64_t size, float scale, int threads) {
     int64_t longest = 0;
     for (int64_t i = 0; i < sequences; i++)

@@ -174,7 +174,7 @@ class Kernels:
         """Attends within each sequence, both ways; all are bf16  # [rows, heads · size].
 
         `key` and `value` have one stride. `*_starts` hold where each sequence
-        begins, and the end  # [num_sequences + 1] int64.
+        begins, and the end  # [num_sequences + 1] int32.
         """
         rows, width = query.shape
         out = torch.empty(rows, width, dtype=torch.bfloat16)

@@ -10,8 +10,8 @@ from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.checkpoints.checkpoint import find_weights, open_checkpoint, read_config
 from rerank_grpc.checkpoints.sources import Source
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
-from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine, OnDeath
+from rerank_grpc.engine.meter import DeviceClock
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.base import Model

@@ -8,12 +8,12 @@ from operator import attrgetter
 import torch
 
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.meter import Usage
+from rerank_grpc.engine.meter import Counts
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry.memory import BatchMemory
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
-from rerank_grpc.types import Document, RerankRequest
+from rerank_grpc.types import Call, Document, RerankRequest
 
 PROBE_QUERY = "how does a reranker score a document?"
 FILLER = "It reads the query and the document together and gives the pair one number. "
@@ -40,7 +40,7 @@ def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard) -> None:
     """
     for tokens in (SHORT_TOKENS, PASSAGE_TOKENS, min(card.max_tokens, LONGEST_TOKENS)):
         _score(engine, _sequences(tokenizer, tokens, count=4))
-    full: dict[int, Usage] = {}
+    full: dict[int, Counts] = {}
     if engine.settings.max_batch_tokens is None:
         memory = BatchMemory(torch.device(card.device))
 
@@ -76,19 +76,19 @@ def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] 
     return min(budget for budget, rate in rates.items() if rate * WORTHWHILE >= best)
 
 
-def _full_batches(engine: Engine, tokenizer: Tokenizer) -> Usage:
+def _full_batches(engine: Engine, tokenizer: Tokenizer) -> Counts:
     """Measures a full batch of passages."""
     count = max(1, engine.max_batch_tokens // PASSAGE_TOKENS)
     return _cheapest(engine, _sequences(tokenizer, PASSAGE_TOKENS, count=count))
 
 
-def _cheapest(engine: Engine, sequences: tuple[Sequence, ...]) -> Usage:
+def _cheapest(engine: Engine, sequences: tuple[Sequence, ...]) -> Counts:
     """Runs sequences several times; returns the device's use in the best of the runs."""
     runs = []
     for _ in range(RUNS):
-        before = engine.usage
+        before = engine.counts
         _score(engine, sequences)
-        runs.append(engine.usage.since(before))
+        runs.append(engine.counts.since(before))
     return min(runs, key=attrgetter("busy_seconds"))
 
 
@@ -99,6 +99,5 @@ def _sequences(tokenizer: Tokenizer, tokens: int, *, count: int) -> tuple[Sequen
 
 def _score(engine: Engine, sequences: tuple[Sequence, ...]) -> None:
     """Runs sequences through the engine."""
-    request = engine.submit(sequences)
-    request.wait()
-    engine.release(request)
+    with engine.admit(Call()) as admission:
+        admission.submit(sequences).wait()

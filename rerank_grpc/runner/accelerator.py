@@ -1,4 +1,4 @@
-"""What the staging asks of a GPU: buffers, streams, and marks in them. The tests have one of their own."""
+"""A GPU as the runner needs it: buffers, streams, and marks in them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 from rerank_grpc.runner.runner import DeviceLost
 
-# A place in a device's queue, which only the device that made it knows to read.
+# A moment in a device's queue, which only the device that made it can wait for.
 Mark: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A pass that can be replayed: over what lies in the buffers it was captured with, into `rows`."""
+    """A pass that can be replayed: it reads the buffers it was captured with, and writes `rows`."""
 
     replay: Callable[[], None]
     rows: torch.Tensor
@@ -25,11 +25,11 @@ class Captured:
 class Accelerator(Protocol):
     """A device with two queues, one for copies to it and one for work, and marks by which they meet.
 
-    Nothing but `wait`, `settle` and `capture` lets the host wait.
+    Only `wait`, `synchronize` and `capture` let the host wait.
     """
 
     def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Makes a buffer on the host that the device copies from and to by itself."""
+        """Makes a buffer on the host that the device copies from and to on its own."""
 
     def buffer(self, count: int) -> torch.Tensor:
         """Makes a buffer on the device  # [count] int32."""
@@ -41,16 +41,16 @@ class Accelerator(Protocol):
         """Queues work behind all earlier work and a copy; the mark is when it is done."""
 
     def wait(self, mark: Mark) -> None:
-        """Lets the host wait for a mark; raises what went wrong on the device until then."""
+        """Lets the host wait for a mark; raises the error of the device until then."""
 
-    def settle(self) -> None:
-        """Waits for everything after something failed; raises DeviceLost if the device is gone."""
+    def synchronize(self) -> None:
+        """Waits for all work after a failure; raises DeviceLost if the device is gone."""
 
-    def release(self) -> None:
-        """Gives memory that is free back to the device."""
+    def give_back(self) -> None:
+        """Gives free memory back to the device."""
 
     def capture(self, work: Callable[[], torch.Tensor]) -> Captured:
-        """Runs work once, then again to record it; raises what the work raises."""
+        """Runs work once, then again to record it; raises the work's error."""
 
 
 class Cuda:
@@ -65,49 +65,41 @@ class Cuda:
         self._work.wait_stream(torch.cuda.current_stream(device))
 
     def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """See Accelerator."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def buffer(self, count: int) -> torch.Tensor:
-        """See Accelerator."""
         return torch.empty(count, dtype=torch.int32, device=self._device)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> Mark:
-        """See Accelerator."""
         with torch.cuda.stream(self._copies):
             target.copy_(source, non_blocking=True)
             return self._mark(self._copies)
 
     def compute(self, work: Callable[[], None], after: Mark) -> Mark:
-        """See Accelerator."""
         with torch.cuda.stream(self._work):
             self._work.wait_event(after)
             work()
             return self._mark(self._work)
 
     def wait(self, mark: Mark) -> None:
-        """See Accelerator."""
         mark.synchronize()
 
-    def settle(self) -> None:
-        """See Accelerator."""
+    def synchronize(self) -> None:
         for stream in (self._copies, self._work):
             try:
                 stream.synchronize()
             except RuntimeError as error:
                 raise DeviceLost(f"{self._device} fails whatever is asked of it") from error
 
-    def release(self) -> None:
-        """See Accelerator."""
+    def give_back(self) -> None:
         torch.cuda.empty_cache()
 
     def capture(self, work: Callable[[], torch.Tensor]) -> Captured:
-        """See Accelerator."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._work):
-            work()  # what is made on first use must not be made while recording
+            work()  # kernels and workspaces made on first use must not be made while recording
             self._work.synchronize()
-            # Only what this thread does is recorded: others may run models of their own meanwhile.
+            # Only this thread's work is recorded: other threads may run models of their own meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 rows = work()

@@ -1,16 +1,18 @@
-"""Turns a PackedBatch into tensors, runs the model once, and brings the outputs back."""
+"""The seam between engine and device, and the runner of the CPU."""
 
 from __future__ import annotations
 
 import traceback
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeAlias
 
 import torch
 
-from rerank_grpc.models.base import Model, PackedTokens
-from rerank_grpc.runner.kept import KeptPrefixes
-from rerank_grpc.runner.prefixes import Prefixes
-from rerank_grpc.sequence import Output, PackedBatch, Prefix, Sequence
+from rerank_grpc.models.base import Model
+from rerank_grpc.runner.packing import pack, tensors
+from rerank_grpc.runner.prefixes import PrefixCache
+from rerank_grpc.sequence import Output, Sequence
 
 # How the CPU's allocator, pinned memory, cuBLAS and Triton say it; torch's own GPU allocator has a class.
 NO_MEMORY = (
@@ -29,96 +31,61 @@ class DeviceLost(Exception):
     """The device answers no more, and will not until the process is started again."""
 
 
+# Waits for a batch, once, and gives the output of each sequence: None where it is not finite.
+Landing: TypeAlias = Callable[[], list[Output | None]]
+
+
 class Runner(Protocol):
-    """What the engine asks of a device."""
-
-    def run(self, batch: PackedBatch) -> list[Output | None]:
-        """Scores every sequence; None for one whose output is not finite.
-
-        Raises OutOfMemory, DeviceLost, or whatever broke the pass.
-        """
-
-
-class Pending(Protocol):
-    """A batch on its way."""
-
-    def result(self) -> list[Output | None]:
-        """Waits for the batch; asked for once. See Runner.run."""
-
-
-@runtime_checkable
-class Overlapping(Runner, Protocol):
-    """A runner whose device computes while the thread that calls goes on.
+    """Runs batches on one device; one thread at a time calls it.
 
     Attributes:
-        depth: how many batches may be launched and not waited for.
+        depth: the number of batches that may be launched and not yet landed.
     """
 
     depth: int
 
-    def launch(self, batch: PackedBatch) -> Pending:
-        """Sends a batch on its way; raises as Runner.run does, or leaves that to the result."""
+    def launch(self, sequences: tuple[Sequence, ...]) -> Landing:
+        """Starts a batch.
+
+        The launch or its landing raises OutOfMemory, DeviceLost, or the error
+        that broke the pass.
+        """
 
 
-class ModelRunner:
-    """Runs one model on the CPU, on the thread that calls."""
+class CpuRunner:
+    """Runs one model on the CPU: a batch runs on the thread that lands it."""
+
+    depth = 1
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._kept = KeptPrefixes()
+        self._prefixes = PrefixCache()
+
+    def launch(self, sequences: tuple[Sequence, ...]) -> Landing:
+        return partial(self._run, sequences)
 
     @torch.inference_mode()
-    def run(self, batch: PackedBatch) -> list[Output | None]:
-        """Scores every sequence in one pass: see Runner.run."""
-        prefixes = Prefixes(batch, self._kept)
+    def _run(self, sequences: tuple[Sequence, ...]) -> list[Output | None]:
+        prefixes = self._prefixes.take(sequences)
+        packed = pack(sequences, prefixes)
         try:
-            rows = self._model.forward(pack(batch, prefixes))  # [num_sequences, width]
+            rows = self._model.forward(tensors(packed, torch.from_numpy(packed.ints)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._kept.clear()
-            traceback.clear_frames(error.__traceback__)  # they hold what the pass had made so far
-            raise OutOfMemory(f"{batch.num_tokens} tokens exceed the device's memory") from None
-        self._kept.keep(prefixes.used)
+            self._prefixes.clear()
+            traceback.clear_frames(error.__traceback__)  # they hold what the pass had made until then
+            raise OutOfMemory(f"{packed.num_tokens} tokens exceed the device's memory") from None
+        if prefixes.used:
+            self._prefixes.keep(prefixes.used)
         return outputs_of(rows)
 
 
 def outputs_of(rows: torch.Tensor) -> list[Output | None]:
-    """A number or a vector for each row on the host; None for one that is not finite."""
+    """Reads a number or a vector from each row on the host; None where it is not finite."""
     finite = torch.isfinite(rows).all(dim=1).tolist()
     values = rows[:, 0].tolist() if rows.shape[1] == 1 else list(rows.numpy())
-    return [value if ok else None for value, ok in zip(values, finite, strict=True)]
-
-
-def pack(batch: PackedBatch, prefixes: Prefixes | None = None) -> PackedTokens:
-    """Lays the missing prefixes and the batch's sequences end to end."""
-    prefixes = prefixes or Prefixes(batch)
-    used, missing = prefixes.used, prefixes.missing
-    parts: list[Prefix | Sequence] = [*missing, *batch.sequences]
-    before = [prefix.before for prefix in missing] + [sequence.prefix for sequence in batch.sequences]
-    contexts = tuple(None if prefix is None else used[prefix] for prefix in before) if used else ()
-    lengths = tuple(map(len, parts))
-    ids = bytearray().join(part.ids for part in parts)
-    input_ids = torch.frombuffer(ids, dtype=torch.int32).long()  # [num_tokens]
-    sizes = torch.tensor(lengths)  # [num_parts]
-    starts = sizes.cumsum(0) - sizes
-    places = torch.arange(len(input_ids)) - starts.repeat_interleave(sizes)  # [num_tokens]
-    splits = torch.tensor(
-        [len(prefix) for prefix in missing] + [each.split or len(each) for each in batch.sequences]
-    )
-    token_type_ids = (places >= splits.repeat_interleave(sizes)).long()  # [num_tokens]
-    if contexts:
-        places += torch.tensor([context.tokens if context else 0 for context in contexts]).repeat_interleave(
-            sizes
-        )
-    return PackedTokens(
-        input_ids,
-        places,
-        token_type_ids,
-        lengths,
-        contexts,
-        tuple(used[prefix] for prefix in missing),
-    )
+    return [value if usable else None for value, usable in zip(values, finite, strict=True)]
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 
 import pytest
 
+from rerank_grpc import types
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine import engine as engine_module
-from rerank_grpc.engine.clock import DeviceClock
 from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.meter import DeviceClock
 from rerank_grpc.errors import DeadlineUnreachable
 from rerank_grpc.registry import warmup
-from rerank_grpc.sequence import Output, PackedBatch
+from rerank_grpc.sequence import Output, Sequence
 from tests.engine.test_engine import outputs, sequences
-from tests.support import CARD, WAIT, CountingRunner, WordTokenizer
+from tests.support import CARD, WAIT, CountingRunner, WordTokenizer, submit, tokens_of
 
 FIXED, PER_TOKEN = 0.010, 0.00025
 
@@ -35,7 +36,8 @@ class Time:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Time:
     moment = Time()
-    monkeypatch.setattr(engine_module, "monotonic", moment)
+    for module in (engine_module, types):
+        monkeypatch.setattr(module, "monotonic", moment)
     return moment
 
 
@@ -51,10 +53,10 @@ class Device(CountingRunner):
         self.free, self.entered = threading.Event(), threading.Semaphore(0)
         self.free.set()
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
+    def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
         self.entered.release()
         assert self.free.wait(WAIT), "the test never let the batch run"
-        self.now.now += FIXED + PER_TOKEN * batch.num_tokens + self.frozen
+        self.now.now += FIXED + PER_TOKEN * tokens_of(batch) + self.frozen
         self.frozen = 0.0
         return super().run(batch)
 
@@ -84,7 +86,7 @@ TRUE_RATE = 2_048 / (FIXED + 2_048 * PER_TOKEN)
 
 def one_document_calls(engine: Engine, count: int) -> None:
     for _ in range(count):
-        outputs(engine.submit(sequences(1)))
+        outputs(submit(engine, sequences(1)))
 
 
 def test_a_freeze_amid_one_document_calls_locks_nobody_out(now: Time):
@@ -95,7 +97,7 @@ def test_a_freeze_amid_one_document_calls_locks_nobody_out(now: Time):
         one_document_calls(engine, 3)
         assert engine.tokens_per_second == pytest.approx(TRUE_RATE, rel=0.5)
         for _ in range(119):
-            outputs(engine.submit(sequences(10, tokens=220), deadline=now() + 8))
+            outputs(submit(engine, sequences(10, tokens=220), deadline=now() + 8))
 
 
 def test_a_freeze_locks_nobody_out_of_an_engine_that_has_work(now: Time):
@@ -105,9 +107,9 @@ def test_a_freeze_locks_nobody_out_of_an_engine_that_has_work(now: Time):
         device.frozen = 8.0
         one_document_calls(engine, 1)
         device.hold()
-        blocker = engine.submit(sequences(1))
+        blocker = submit(engine, sequences(1))
         device.await_batch()
-        waiting = [engine.submit(sequences(10, tokens=220), deadline=now() + 8) for _ in range(6)]  # 3.5 s
+        waiting = [submit(engine, sequences(10, tokens=220), deadline=now() + 8) for _ in range(6)]  # 3.5 s
         device.free.set()
         for request in (blocker, *waiting):
             outputs(request)
@@ -119,11 +121,11 @@ def test_a_thousand_one_document_calls_do_not_poison_the_estimate_for_large_ones
         one_document_calls(engine, 1_000)
         assert 1 / 1.5 < engine.tokens_per_second / TRUE_RATE < 1.5
         device.hold()
-        blocker = engine.submit(sequences(1))
+        blocker = submit(engine, sequences(1))
         device.await_batch()
         large = sequences(60, tokens=270)
         started = now()
-        request = engine.submit(large, deadline=started + 2 * 60 * 270 / TRUE_RATE)
+        request = submit(engine, large, deadline=started + 2 * 60 * 270 / TRUE_RATE)
         device.free.set()
         outputs(blocker)
         outputs(request)
@@ -132,40 +134,40 @@ def test_a_thousand_one_document_calls_do_not_poison_the_estimate_for_large_ones
 def test_an_idle_engine_lets_in_what_it_believes_to_be_impossible(now: Time):
     device = Device(now)
     with warm(device) as engine:
-        assert engine.submit(sequences(100, tokens=200), deadline=now() + 1e-6)
+        assert submit(engine, sequences(100, tokens=200), deadline=now() + 1e-6)
 
 
 def test_a_refusal_names_a_time_after_which_the_call_is_let_in(now: Time):
     device = Device(now)
     with warm(device) as engine:
         device.hold()
-        blocker = engine.submit(sequences(100, tokens=200))
+        blocker = submit(engine, sequences(100, tokens=200))
         device.await_batch()
         with pytest.raises(DeadlineUnreachable) as refusal:
-            engine.submit(sequences(50, tokens=200), deadline=now() + 1)
+            submit(engine, sequences(50, tokens=200), deadline=now() + 1)
         assert refusal.value.retry_after is not None
         started = now()
         device.free.set()
         outputs(blocker)
         assert refusal.value.retry_after == pytest.approx(now() - started, rel=0.5)
-        assert engine.submit(sequences(50, tokens=200), deadline=now() + 1)
+        assert submit(engine, sequences(50, tokens=200), deadline=now() + 1)
 
 
 def test_another_models_load_is_not_taken_for_a_slower_device(now: Time):
     clock, device, other = DeviceClock(), Device(now), Device(now)
     with warm(device, clock) as engine, warm(other, clock) as neighbour:
-        rate, before = engine.tokens_per_second, engine.usage
+        rate, before = engine.tokens_per_second, engine.counts
         other.hold()
-        beside = neighbour.submit(sequences(1))
+        beside = submit(neighbour, sequences(1))
         other.await_batch()
         device.frozen = FIXED + PER_TOKEN * 1_000  # each has half of the device
         device.hold()
-        request = engine.submit(sequences(100))
+        request = submit(engine, sequences(100))
         device.await_batch()
         assert engine._wall_seconds(1_000) == pytest.approx(2 * (FIXED + PER_TOKEN * 1_000), rel=0.01)
         device.free.set()
         outputs(request)
-        assert engine.usage.since(before).busy_seconds == pytest.approx(FIXED + PER_TOKEN * 1_000)
+        assert engine.counts.since(before).busy_seconds == pytest.approx(FIXED + PER_TOKEN * 1_000)
         assert engine.tokens_per_second == pytest.approx(rate)
         other.free.set()
         outputs(beside)

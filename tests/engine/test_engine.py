@@ -9,9 +9,10 @@ from contextlib import contextmanager
 import pytest
 
 from rerank_grpc.config.settings import EngineSettings
+from rerank_grpc.engine import engine as engine_module
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.future import Future
-from rerank_grpc.engine.meter import Usage
+from rerank_grpc.engine.meter import Counts, DeviceClock
 from rerank_grpc.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -23,8 +24,9 @@ from rerank_grpc.errors import (
     ShuttingDown,
 )
 from rerank_grpc.runner.runner import DeviceLost, OutOfMemory, Runner
-from rerank_grpc.sequence import Output, PackedBatch, Sequence
-from tests.support import WAIT, CountingRunner, HeldRunner, score_of, wait_for
+from rerank_grpc.sequence import Output, Sequence
+from rerank_grpc.types import Call
+from tests.support import WAIT, CountingRunner, HeldRunner, score_of, submit, tokens_of, wait_for
 
 NUMBERS = iter(range(10**9))
 
@@ -54,18 +56,18 @@ def outputs(request: Future) -> list[Output | None]:
 def test_every_sequence_gets_its_own_output():
     with running(CountingRunner(), max_batch_tokens=64) as engine:
         work = sequences(100)
-        assert outputs(engine.submit(work)) == [score_of(sequence) for sequence in work]
+        assert outputs(submit(engine, work)) == [score_of(sequence) for sequence in work]
 
 
 def test_a_request_without_sequences_is_answered_at_once():
     with running(CountingRunner()) as engine:
-        assert outputs(engine.submit([])) == []
+        assert outputs(submit(engine, [])) == []
 
 
 def test_outputs_come_batch_by_batch():
     runner = HeldRunner()
     with running(runner, max_batch_tokens=20) as engine:
-        request = engine.submit(sequences(6), stepwise=True)
+        request = submit(engine, sequences(6), stepwise=True)
         completed = request.completed()
         for expected in ([0, 1], [2, 3], [4, 5]):
             runner.await_batch()
@@ -76,35 +78,35 @@ def test_outputs_come_batch_by_batch():
 def test_no_batch_waits_for_a_fuller_one():
     runner = CountingRunner()
     with running(runner) as engine:
-        outputs(engine.submit(sequences(1)))
-        assert [len(batch.sequences) for batch in runner.batches] == [1]
+        outputs(submit(engine, sequences(1)))
+        assert [len(batch) for batch in runner.batches] == [1]
 
 
 def test_identical_sequences_of_concurrent_requests_cost_one_pass():
     runner = HeldRunner()
     with running(runner) as engine:
-        blocker = engine.submit(sequences(1))
+        blocker = submit(engine, sequences(1))
         runner.await_batch()
         same = sequences(5)
-        requests = [engine.submit(same) for _ in range(10)]
+        requests = [submit(engine, same) for _ in range(10)]
         runner.let_all()
         for request in requests:
             assert outputs(request) == [score_of(sequence) for sequence in same]
         outputs(blocker)
         assert runner.sequences == 6
-        assert sum(request.joined for request in requests) == 45
+        assert sum(request.shared for request in requests) == 45
 
 
 def test_r3_with_room_for_n_calls_exactly_the_others_are_refused():
     runner = HeldRunner()
     room, extra = 20, 13
     with running(runner, max_queue_tokens=room * 10) as engine:
-        blocker = engine.submit(sequences(1))
+        blocker = submit(engine, sequences(1))
         runner.await_batch()
 
         def call(work: list[Sequence]) -> Future | QueueFull:
             try:
-                return engine.submit(work)
+                return submit(engine, work)
             except QueueFull as refusal:
                 return refusal
 
@@ -123,50 +125,86 @@ def test_r3_with_room_for_n_calls_exactly_the_others_are_refused():
 def test_a_full_queue_refuses_a_call_before_it_is_tokenized():
     runner = HeldRunner()
     with running(runner, max_queue_tokens=20) as engine:
-        blocker = engine.submit(sequences(1))
+        blocker = submit(engine, sequences(1))
         runner.await_batch()
-        engine.check_room()
-        filling = engine.submit(sequences(2))
+        engine.admit(Call())
+        filling = submit(engine, sequences(2))
         with pytest.raises(QueueFull) as refusal:
-            engine.check_room()
+            engine.admit(Call())
         assert refusal.value.retry_after == 1
         runner.let_all()
         outputs(blocker)
         outputs(filling)
-        engine.check_room()
+        engine.admit(Call())
     with pytest.raises(ShuttingDown):
-        engine.check_room()
+        engine.admit(Call())
 
 
 def test_r6_a_deadline_in_a_long_queue_ends_on_time_and_costs_no_pass():
     runner = HeldRunner()
     with running(runner) as engine:
-        blocker = engine.submit(sequences(1))
+        blocker = submit(engine, sequences(1))
         runner.await_batch()
         started = time.monotonic()
-        late = engine.submit(sequences(3), deadline=started + 0.3)
-        with pytest.raises(DeadlineExceeded):
-            outputs(late)
+        with engine.admit(Call(started + 0.3)) as admission, pytest.raises(DeadlineExceeded):
+            outputs(admission.submit(sequences(3)))
         assert time.monotonic() - started < 0.4
-        engine.release(late)
         runner.let_all()
         outputs(blocker)
-        outputs(engine.submit(sequences(1)))
+        outputs(submit(engine, sequences(1)))
         assert runner.sequences == 2
+
+
+def test_an_answered_request_does_not_expire(monkeypatch: pytest.MonkeyPatch):
+    """Its caller may leave late: the device thread must not build an error for it with every batch."""
+    built: list[str] = []
+    monkeypatch.setattr(engine_module, "DeadlineExceeded", lambda message: built.append(message))
+    with running(CountingRunner()) as engine:
+        for _ in range(20):
+            outputs(submit(engine, sequences(2), deadline=time.monotonic() + WAIT))
+    assert built == []
+
+
+def test_a_call_cancelled_before_it_submits_is_not_queued():
+    runner, call = CountingRunner(), Call()
+    with running(runner) as engine, engine.admit(call) as admission:
+        call.cancel()
+        with pytest.raises(Cancelled):
+            admission.submit(sequences(3))
+    assert runner.batches == []
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["closed", "dead"])
+def test_an_engine_that_has_ended_shares_its_device_no_more(dies: bool):
+    clock = DeviceClock()
+    runner = Deadly() if dies else HeldRunner()
+    engine = Engine(runner, EngineSettings(), clock=clock)
+    engine.start()
+    request = submit(engine, sequences(1))
+    runner.await_batch()
+    assert clock.sharers("another") == 2
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    runner.let()
+    closing.join(WAIT)
+    if dies:
+        with pytest.raises((InternalError, ShuttingDown)):
+            outputs(request)
+    assert clock.sharers("another") == 1
 
 
 def of_rate(engine: Engine, tokens_per_second: float) -> None:
     """Has the engine believe in a device whose batches cost by their tokens alone."""
-    engine.calibrate(Usage(1, 1, 1, 1 / tokens_per_second), Usage(1, 100, 100, 100 / tokens_per_second))
+    engine.calibrate(Counts(1, 1, 1 / tokens_per_second), Counts(1, 100, 100 / tokens_per_second))
 
 
 def test_r6_a_deadline_that_the_queue_cannot_meet_is_refused_at_once():
     runner = HeldRunner()
     with running(runner) as engine:
         of_rate(engine, 1_000)
-        engine.submit(sequences(20, tokens=100))
+        submit(engine, sequences(20, tokens=100))
         with pytest.raises(DeadlineUnreachable) as refusal:
-            engine.submit(sequences(3, tokens=100), deadline=time.monotonic() + 0.1)
+            submit(engine, sequences(3, tokens=100), deadline=time.monotonic() + 0.1)
         assert refusal.value.retry_after is not None
         assert refusal.value.retry_after >= 0.1
 
@@ -174,38 +212,39 @@ def test_r6_a_deadline_that_the_queue_cannot_meet_is_refused_at_once():
 def test_r7_a_call_cancelled_while_queued_costs_no_pass_and_frees_its_room():
     runner = HeldRunner()
     with running(runner, max_queue_tokens=100) as engine:
-        blocker = engine.submit(sequences(1))
+        blocker = submit(engine, sequences(1))
         runner.await_batch()
         for _ in range(100):
-            request = engine.submit(sequences(10))
-            with pytest.raises(QueueFull):
-                engine.submit(sequences(1))
-            request.fail(Cancelled("the caller left"))
-            with pytest.raises(Cancelled):
-                outputs(request)
-            engine.release(request)
+            call = Call()
+            with engine.admit(call) as admission:
+                request = admission.submit(sequences(10))
+                with pytest.raises(QueueFull):
+                    submit(engine, sequences(1))
+                call.cancel()
+                with pytest.raises(Cancelled):
+                    outputs(request)
             assert engine.queued_tokens == 0
         runner.let_all()
         outputs(blocker)
-        outputs(engine.submit(sequences(1)))
+        outputs(submit(engine, sequences(1)))
         assert runner.sequences == 2
 
 
 def test_r8_a_call_cancelled_half_way_costs_at_most_one_further_batch():
     runner = HeldRunner()
     with running(runner, max_batch_tokens=20) as engine:
-        large = engine.submit(sequences(100))
+        large = submit(engine, sequences(100))
         small_work = sequences(30)
         runner.await_batch()
-        small = engine.submit(small_work)
+        small = submit(engine, small_work)
         runner.let(3)
         for _ in range(3):
             runner.await_batch()
         large.fail(Cancelled("the caller left"))
-        before = sum(sequence in large.sequences for batch in runner.batches for sequence in batch.sequences)
+        before = sum(sequence in large.sequences for batch in runner.batches for sequence in batch)
         runner.let_all()
         assert outputs(small) == [score_of(sequence) for sequence in small_work]
-        after = sum(sequence in large.sequences for batch in runner.batches for sequence in batch.sequences)
+        after = sum(sequence in large.sequences for batch in runner.batches for sequence in batch)
         assert after - before <= 2  # one batch of 20 tokens
 
 
@@ -223,9 +262,9 @@ def test_r16_a_poison_sequence_fails_its_request_alone(poison: str):
 
     runner = HeldRunner(score)
     with running(runner) as engine:
-        blocker = engine.submit(sequences(1))
+        blocker = submit(engine, sequences(1))
         runner.await_batch()
-        requests = [engine.submit(work) for work in works]
+        requests = [submit(engine, work) for work in works]
         runner.let_all()
         outputs(blocker)
         for index, (request, work) in enumerate(zip(requests, works, strict=True)):
@@ -249,20 +288,20 @@ def test_r16_who_asks_for_a_pair_while_its_failed_batch_is_split_is_not_failed_b
             raise RuntimeError("this batch only")
         return score_of(sequence)
 
-    runner._score = score
+    runner.score = score
     with running(runner) as engine:
-        blocker_score, runner._score = runner._score, score_of
-        blocker = engine.submit(sequences(1))
+        blocker_score, runner.score = runner.score, score_of
+        blocker = submit(engine, sequences(1))
         runner.await_batch()
-        leaving, staying = engine.submit(first), engine.submit(second)
+        leaving, staying = submit(engine, first), submit(engine, second)
         runner.let()
         outputs(blocker)
-        runner._score = blocker_score
+        runner.score = blocker_score
         runner.await_batch()
         leaving.fail(Cancelled("the caller left"))
         runner.let()  # the batch of both fails; then the one that is still wanted is run alone
         runner.await_batch()
-        newcomer = engine.submit(first)
+        newcomer = submit(engine, first)
         runner.let_all()
         assert outputs(staying) == [score_of(second[0])]
         assert outputs(newcomer) == [score_of(first[0])]
@@ -275,8 +314,8 @@ class SmallMemory(CountingRunner):
         super().__init__()
         self.tokens = tokens
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
-        if batch.num_tokens > self.tokens:
+    def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
+        if tokens_of(batch) > self.tokens:
             self.batches.append(batch)
             raise OutOfMemory
         return super().run(batch)
@@ -286,20 +325,20 @@ def test_r17_out_of_memory_splits_the_batch_and_is_remembered():
     runner = SmallMemory(tokens=130)
     with running(runner, max_batch_tokens=1000) as engine:
         work = sequences(300)
-        assert outputs(engine.submit(work)) == [score_of(sequence) for sequence in work]
+        assert outputs(submit(engine, work)) == [score_of(sequence) for sequence in work]
         assert engine.max_batch_tokens <= 130
-        failures = sum(batch.num_tokens > 130 for batch in runner.batches)
+        failures = sum(tokens_of(batch) > 130 for batch in runner.batches)
         runner.batches.clear()
-        outputs(engine.submit(sequences(300)))
+        outputs(submit(engine, sequences(300)))
         assert failures > 0
-        assert not any(batch.num_tokens > 130 for batch in runner.batches)
+        assert not any(tokens_of(batch) > 130 for batch in runner.batches)
 
 
 def test_r17_a_single_pair_too_large_fails_alone():
     runner = SmallMemory(tokens=130)
     with running(runner, max_batch_tokens=1000) as engine:
         small, large = sequences(5), sequences(1, tokens=500)
-        requests = engine.submit(small), engine.submit(large)
+        requests = submit(engine, small), submit(engine, large)
         assert outputs(requests[0]) == [score_of(sequence) for sequence in small]
         with pytest.raises(PairTooLarge) as failure:
             outputs(requests[1])
@@ -310,7 +349,7 @@ def test_r17_a_single_pair_too_large_fails_alone():
 class Deadly(HeldRunner):
     """Ends its thread as nothing that is caught per batch does."""
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
+    def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
         super().run(batch)
         raise SystemExit
 
@@ -327,7 +366,7 @@ def test_r18_when_the_device_thread_dies_or_hangs_every_waiting_call_fails_at_on
 
     engine = Engine(runner, EngineSettings(max_batch_tokens=20, hang_seconds=hang), on_death=on_death)
     engine.start()
-    requests = [engine.submit(sequences(10)) for _ in range(5)]
+    requests = [submit(engine, sequences(10)) for _ in range(5)]
     if isinstance(runner, Deadly):
         runner.let()
     for request in requests:
@@ -337,34 +376,34 @@ def test_r18_when_the_device_thread_dies_or_hangs_every_waiting_call_fails_at_on
     assert hung == [not isinstance(runner, Deadly)]
     assert not engine.alive
     with pytest.raises(ModelFailed):
-        engine.submit(sequences(1))
+        submit(engine, sequences(1))
     runner.let_all()
     engine.close()
 
 
 def test_r18_a_device_that_is_lost_ends_the_engine_instead_of_failing_call_after_call():
     class Lost(CountingRunner):
-        def run(self, batch: PackedBatch) -> list[Output | None]:
+        def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
             raise DeviceLost
 
     told: list[bool] = []
     with running(Lost(), on_death=told.append) as engine:
-        request = engine.submit(sequences(3))
+        request = submit(engine, sequences(3))
         with pytest.raises(InternalError):
             outputs(request)
         assert not engine.alive
         wait_for(lambda: told == [True])
         with pytest.raises(ModelFailed):
-            engine.submit(sequences(1))
+            submit(engine, sequences(1))
 
 
 def test_closing_runs_out_the_batch_and_settles_everybody():
     runner = HeldRunner()
     engine = Engine(runner, EngineSettings(max_batch_tokens=20))
     engine.start()
-    requests = [engine.submit(sequences(2))]
+    requests = [submit(engine, sequences(2))]
     runner.await_batch()
-    requests += [engine.submit(sequences(2)) for _ in range(2)]
+    requests += [submit(engine, sequences(2)) for _ in range(2)]
     closing = threading.Thread(target=engine.close)
     closing.start()
     runner.let_all()
@@ -374,4 +413,4 @@ def test_closing_runs_out_the_batch_and_settles_everybody():
         with pytest.raises(ShuttingDown):
             outputs(request)
     with pytest.raises(ShuttingDown):
-        engine.submit(sequences(1))
+        submit(engine, sequences(1))

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from rerank_grpc.engine.meter import HALF_LIFE_SECONDS, Meter, Usage
+from rerank_grpc.engine.meter import HALF_LIFE_SECONDS, Counts, Meter
 from tests.engine.test_engine import outputs, running, sequences
 from tests.engine.test_overlap import Ahead
-from tests.support import CountingRunner
+from tests.support import CountingRunner, submit
 
 SMALLEST, FULL = 10, 2_048
 FIXED, PER_TOKEN = 0.010, 0.00025
@@ -24,14 +24,14 @@ class Device:
         self.now = 0.0
         self.meter = Meter()
         self.meter.calibrate(
-            Usage(1, SMALLEST, FULL, cost(SMALLEST, **believed)),
-            Usage(2, 2 * FULL, 2 * FULL, 2 * cost(FULL, **believed)),
+            Counts(1, SMALLEST, cost(SMALLEST, **believed)),
+            Counts(2, 2 * FULL, 2 * cost(FULL, **believed)),
         )
 
     def run(self, tokens: int, seconds: float | None = None) -> None:
         seconds = cost(tokens) if seconds is None else seconds
         self.now += seconds
-        self.meter.add(tokens, FULL, seconds, started=self.now - seconds, ended=self.now)
+        self.meter.add(tokens, seconds, started=self.now - seconds, ended=self.now)
 
     def error(self, tokens: int) -> float:
         """By what factor the meter is wrong about so many tokens."""
@@ -116,43 +116,36 @@ def test_a_batch_after_a_pause_in_the_traffic_corrects_the_estimate_that_has_dri
 
 def test_nothing_is_predicted_before_the_warm_up_has_measured():
     meter = Meter()
-    meter.add(50, 100, 0.5, started=0, ended=0.5)
+    meter.add(50, 0.5, started=0, ended=0.5)
     assert not meter.calibrated
-    assert meter.usage == Usage(1, 50, 100, 0.5)
+    assert meter.counts == Counts(1, 50, 0.5)
 
 
-def test_shares_and_rates_follow_from_counts():
-    usage = Usage(2, 150, 200, 1.0)
-    assert (usage.fill, usage.tokens_per_second) == (0.75, 150)
-    assert usage.since(Usage(1, 50, 100, 0.5)) == Usage(1, 100, 100, 0.5)
+def test_rates_follow_from_counts():
+    counts = Counts(2, 150, 1.0)
+    assert counts.tokens_per_second == 150
+    assert counts.since(Counts(1, 50, 0.5)) == Counts(1, 100, 0.5)
 
 
 def test_nothing_done_is_no_division_by_zero():
-    assert (Usage().fill, Usage().tokens_per_second) == (0, 0)
-
-
-def test_a_sequence_longer_than_a_batch_fills_it():
-    meter = Meter()
-    meter.add(300, 100, 1, started=0, ended=1)
-    assert meter.usage.fill == 1
+    assert Counts().tokens_per_second == 0
 
 
 @pytest.mark.parametrize("runner", [CountingRunner(), Ahead()], ids=["one at a time", "overlapping"])
 def test_an_engine_counts_its_batches(runner: CountingRunner):
     with running(runner, max_batch_tokens=40) as engine:
-        outputs(engine.submit(sequences(8)))
-        usage = engine.usage
-    assert usage.batches == len(runner.batches)
-    assert usage.tokens == 80
-    assert usage.fill == 1
-    assert usage.busy_seconds > 0
+        outputs(submit(engine, sequences(8)))
+        counts = engine.counts
+    assert counts.batches == len(runner.batches)
+    assert counts.tokens == 80
+    assert counts.busy_seconds > 0
 
 
 def test_a_batch_that_waited_for_another_counts_only_its_own_time():
     runner = Ahead(held=True)
     with running(runner, max_batch_tokens=40) as engine:
-        request = engine.submit(sequences(8))
+        request = submit(engine, sequences(8))
         runner.await_launch(2)
         runner.let_all()
         outputs(request)
-        assert engine.usage.busy_seconds <= request.finished_at - request.admitted_at
+        assert engine.counts.busy_seconds <= request.finished_at - request.admitted_at

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.errors import Cancelled, InternalError, ModelFailed, PairTooLarge, ShuttingDown
-from rerank_grpc.runner.runner import OutOfMemory, Overlapping, Pending
-from rerank_grpc.sequence import Output, PackedBatch, Sequence
+from rerank_grpc.runner.runner import Landing, OutOfMemory
+from rerank_grpc.sequence import Output, Sequence
 from tests.engine.test_engine import outputs, running, sequences
-from tests.support import WAIT, CountingRunner, score_of
+from tests.support import WAIT, score_of, submit, tokens_of
 
 
 class Ahead:
@@ -27,7 +28,7 @@ class Ahead:
 
     def __init__(self, score: Callable[[Sequence], Output | None] = score_of, *, held: bool = False) -> None:
         self.log: list[str] = []
-        self.batches: list[PackedBatch] = []
+        self.batches: list[tuple[Sequence, ...]] = []
         self.in_flight = 0
         self.most_in_flight = 0
         self.launched = threading.Semaphore(0)
@@ -35,24 +36,21 @@ class Ahead:
         self.score = score
         self._passes = threading.Semaphore(0 if held else 1_000_000)
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
-        return self.launch(batch).result()
-
-    def launch(self, batch: PackedBatch) -> Pending:
+    def launch(self, batch: tuple[Sequence, ...]) -> Landing:
         self.log.append(f"launch {len(self.batches)}")
-        flight = InFlight(self, len(self.batches), batch)
+        flight = partial(self.land, len(self.batches), batch)
         self.batches.append(batch)
-        self.in_flight += batch.num_tokens
+        self.in_flight += tokens_of(batch)
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         self.launched.release()
         return flight
 
-    def land(self, number: int, batch: PackedBatch) -> list[Output | None]:
+    def land(self, number: int, batch: tuple[Sequence, ...]) -> list[Output | None]:
         self.log.append(f"wait {number}")
         self.waited.release()
         assert self._passes.acquire(timeout=WAIT), "the test never let the batch run"
-        self.in_flight -= batch.num_tokens
-        return [self.score(sequence) for sequence in batch.sequences]
+        self.in_flight -= tokens_of(batch)
+        return [self.score(sequence) for sequence in batch]
 
     def await_launch(self, batches: int = 1) -> None:
         for _ in range(batches):
@@ -65,28 +63,15 @@ class Ahead:
         self.let(1_000_000)
 
 
-class InFlight:
-    def __init__(self, runner: Ahead, number: int, batch: PackedBatch) -> None:
-        self._runner, self._number, self._batch = runner, number, batch
-
-    def result(self) -> list[Output | None]:
-        return self._runner.land(self._number, self._batch)
-
-
 def scored(work: list[Sequence]) -> list[float]:
     return [score_of(sequence) for sequence in work]
-
-
-def test_only_a_runner_that_says_so_overlaps():
-    assert isinstance(Ahead(), Overlapping)
-    assert not isinstance(CountingRunner(), Overlapping)
 
 
 def test_a_batch_is_launched_before_the_last_one_is_waited_for():
     runner = Ahead()
     with running(runner, max_batch_tokens=40) as engine:
         work = sequences(8)
-        assert outputs(engine.submit(work)) == scored(work)
+        assert outputs(submit(engine, work)) == scored(work)
     assert runner.log == [
         "launch 0",
         "launch 1",
@@ -104,7 +89,7 @@ def test_what_is_in_flight_together_is_no_more_than_one_budget():
     with running(runner, max_batch_tokens=100) as engine:
         assert engine.max_batch_tokens == 100
         work = sequences(200, tokens=7)
-        assert outputs(engine.submit(work)) == scored(work)
+        assert outputs(submit(engine, work)) == scored(work)
     assert 0 < runner.most_in_flight <= 100
 
 
@@ -113,7 +98,7 @@ def test_a_lone_batch_is_delivered_without_waiting_for_another():
     with running(runner) as engine:
         for _ in range(3):
             work = sequences(2)
-            assert outputs(engine.submit(work)) == scored(work)
+            assert outputs(submit(engine, work)) == scored(work)
     assert runner.log == ["launch 0", "wait 0", "launch 1", "wait 1", "launch 2", "wait 2"]
 
 
@@ -121,12 +106,12 @@ def test_an_equal_sequence_asked_for_in_flight_is_not_launched_again():
     runner = Ahead(held=True)
     with running(runner) as engine:
         work = sequences(3)
-        first = engine.submit(work)
+        first = submit(engine, work)
         runner.await_launch()
-        second = engine.submit(work)
+        second = submit(engine, work)
         runner.let_all()
         assert outputs(first) == outputs(second) == scored(work)
-        assert second.joined == 3
+        assert second.shared == 3
     assert len(runner.batches) == 1
 
 
@@ -137,16 +122,16 @@ class Failing(Ahead):
         super().__init__()
         self.when, self.culprits, self.error = when, culprits, error
 
-    def launch(self, batch: PackedBatch) -> Pending:
-        pending = super().launch(batch)
-        if self.when == "launch" and self.culprits & set(batch.sequences):
-            self.in_flight -= batch.num_tokens
+    def launch(self, batch: tuple[Sequence, ...]) -> Landing:
+        landing = super().launch(batch)
+        if self.when == "launch" and self.culprits & set(batch):
+            self.in_flight -= tokens_of(batch)
             raise self.error()
-        return pending
+        return landing
 
-    def land(self, number: int, batch: PackedBatch) -> list[Output | None]:
+    def land(self, number: int, batch: tuple[Sequence, ...]) -> list[Output | None]:
         found = super().land(number, batch)
-        if self.culprits & set(batch.sequences):
+        if self.culprits & set(batch):
             raise self.error()
         return found
 
@@ -156,7 +141,7 @@ def test_a_failure_in_flight_reaches_its_culprit_alone(when: str):
     works = [sequences(4) for _ in range(8)]
     runner = Failing(when, {works[3][2]}, lambda: RuntimeError("poison"))
     with running(runner, max_batch_tokens=160) as engine:
-        requests = [engine.submit(work) for work in works]
+        requests = [submit(engine, work) for work in works]
         for index, (request, work) in enumerate(zip(requests, works, strict=True)):
             if index == 3:
                 with pytest.raises(InternalError):
@@ -171,63 +156,63 @@ class SmallMemory(Ahead):
         super().__init__()
         self.tokens = tokens
 
-    def launch(self, batch: PackedBatch) -> Pending:
-        pending = super().launch(batch)
-        if batch.num_tokens > self.tokens:
-            self.in_flight -= batch.num_tokens
+    def launch(self, batch: tuple[Sequence, ...]) -> Landing:
+        landing = super().launch(batch)
+        if tokens_of(batch) > self.tokens:
+            self.in_flight -= tokens_of(batch)
             raise OutOfMemory
-        return pending
+        return landing
 
 
 def test_r17_out_of_memory_at_a_launch_splits_the_batch_and_is_remembered():
     runner = SmallMemory(tokens=130)
     with running(runner, max_batch_tokens=1000) as engine:
         work, large = sequences(300), sequences(1, tokens=500)
-        requests = engine.submit(work), engine.submit(large)
+        requests = submit(engine, work), submit(engine, large)
         assert outputs(requests[0]) == scored(work)
         with pytest.raises(PairTooLarge):
             outputs(requests[1])
         assert engine.max_batch_tokens <= 2 * 130
         runner.batches.clear()
-        outputs(engine.submit(sequences(300)))
-        assert not any(batch.num_tokens > 130 for batch in runner.batches)
+        outputs(submit(engine, sequences(300)))
+        assert not any(tokens_of(batch) > 130 for batch in runner.batches)
 
 
 def test_r8_a_call_cancelled_half_way_costs_at_most_one_further_budget():
     runner = Ahead(held=True)
     with running(runner, max_batch_tokens=40) as engine:
-        large, small_work = engine.submit(sequences(100)), sequences(30)
+        large, small_work = submit(engine, sequences(100)), sequences(30)
         runner.await_launch(2)
-        small = engine.submit(small_work)
+        small = submit(engine, small_work)
         runner.let(3)
         runner.await_launch(3)
         large.fail(Cancelled("the caller left"))
         of_large = set(large.sequences)
-        before = sum(len(of_large & set(batch.sequences)) for batch in runner.batches)
+        before = sum(len(of_large & set(batch)) for batch in runner.batches)
         runner.let_all()
         assert outputs(small) == scored(small_work)
-        after = sum(len(of_large & set(batch.sequences)) for batch in runner.batches)
+        after = sum(len(of_large & set(batch)) for batch in runner.batches)
     assert after - before <= 4  # a budget of 40 tokens
 
 
 def test_w5_a_small_call_goes_with_the_next_batch_beside_a_large_one():
     runner = Ahead(held=True)
     with running(runner, max_batch_tokens=200) as engine:
-        large = engine.submit(sequences(1_000))
+        large = submit(engine, sequences(1_000))
         runner.await_launch(2)
         (single,) = work = sequences(1)
-        small = engine.submit(work)
+        small = submit(engine, work)
         runner.let()
         runner.await_launch()
-        assert single in runner.batches[2].sequences
-        assert sum(batch.num_tokens for batch in runner.batches) <= 300
+        assert single in runner.batches[2]
+        assert sum(tokens_of(batch) for batch in runner.batches) <= 300
         runner.let_all()
         assert outputs(small) == scored(work)
         outputs(large)
 
 
 class Deadly(Ahead):
-    def land(self, number: int, batch: PackedBatch) -> list[Output | None]:
+    def land(self, number: int, batch: tuple[Sequence, ...]) -> list[Output | None]:
         super().land(number, batch)
         raise SystemExit
 
@@ -239,7 +224,7 @@ def test_r18_with_batches_in_flight_every_waiting_call_fails_at_once(dies: bool)
     settings = EngineSettings(max_batch_tokens=40, hang_seconds=WAIT if dies else 0.2)
     engine = Engine(runner, settings, on_death=lambda _: died.set())
     engine.start()
-    requests = [engine.submit(sequences(10)) for _ in range(5)]
+    requests = [submit(engine, sequences(10)) for _ in range(5)]
     runner.await_launch(2)
     if dies:
         runner.let()
@@ -248,7 +233,7 @@ def test_r18_with_batches_in_flight_every_waiting_call_fails_at_once(dies: bool)
             outputs(request)
     assert died.wait(WAIT)
     with pytest.raises(ModelFailed):
-        engine.submit(sequences(1))
+        submit(engine, sequences(1))
     runner.let_all()
     engine.close()
 
@@ -256,7 +241,7 @@ def test_r18_with_batches_in_flight_every_waiting_call_fails_at_once(dies: bool)
 def test_a_batch_launched_ahead_counts_as_hung_only_from_when_it_is_its_turn():
     runner = Ahead(held=True)
     with running(runner, max_batch_tokens=40, hang_seconds=WAIT) as engine:
-        request = engine.submit(sequences(4))
+        request = submit(engine, sequences(4))
         runner.await_launch(2)
         assert runner.waited.acquire(timeout=WAIT)
         launched = engine._batch_started
@@ -274,14 +259,14 @@ def test_closing_runs_out_what_is_in_flight_and_launches_nothing_more():
     engine = Engine(runner, EngineSettings(max_batch_tokens=40))
     engine.start()
     works = [sequences(2) for _ in range(3)]
-    requests = [engine.submit(work) for work in works]
+    requests = [submit(engine, work) for work in works]
     runner.await_launch(2)
     closing = threading.Thread(target=engine.close)
     closing.start()
     assert engine._ended.wait(WAIT)
     runner.let_all()
     closing.join(WAIT)
-    flown = {sequence for batch in runner.batches for sequence in batch.sequences}
+    flown = {sequence for batch in runner.batches for sequence in batch}
     assert len(runner.batches) == 2
     for request, work in zip(requests, works, strict=True):
         if flown.issuperset(work):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rerank_grpc.engine.future import Future
-from rerank_grpc.engine.scheduler import Forecast, Item, Scheduler
+from rerank_grpc.engine.scheduler import Batch, Forecast, Item, Scheduler
 from rerank_grpc.errors import Cancelled, DeadlineUnreachable, QueueFull
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.types import Priority
@@ -33,16 +33,22 @@ def scheduler(batch: int = 100, queue: int = 10_000) -> Scheduler:
     return Scheduler(max_batch_tokens=batch, max_queue_tokens=queue)
 
 
-def owners(items: list[Item]) -> list[Future]:
-    return [item.waiters[0][0] for item in items]
+def owners(batch: Batch | None) -> list[Future]:
+    return [item.waiters[0][0] for item in batch.items] if batch else []
+
+
+def next_of(queue: Scheduler, now: float = 0.0) -> Batch:
+    batch = queue.next_batch(now)
+    assert batch is not None
+    return batch
 
 
 def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[Future, int]]]:
     """Runs the queue empty; returns for each batch the first owner and the tokens of its items."""
     batches = []
-    while items := queue.next_batch(now):
-        batches.append(list(zip(owners(items), [item.tokens for item in items], strict=True)))
-        for item, waiters in zip(items, queue.finish(items), strict=True):
+    while batch := queue.next_batch(now):
+        batches.append(list(zip(owners(batch), [item.tokens for item in batch.items], strict=True)))
+        for item, waiters in zip(batch.items, queue.finish(batch), strict=True):
             for waiter, index in waiters:
                 waiter.deliver([(index, float(item.tokens))], now)
     return batches
@@ -50,8 +56,9 @@ def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[Future, int]]]:
 
 def run(queue: Scheduler) -> None:
     """Runs one batch, whose items have a score each."""
-    items = queue.next_batch(1)
-    for waiters in queue.finish(items):
+    batch = queue.next_batch(1)
+    assert batch is not None
+    for waiters in queue.finish(batch):
         for waiter, index in waiters:
             waiter.deliver([(index, 0.5)], 1)
 
@@ -87,7 +94,7 @@ def test_a_small_request_enters_the_next_batch_while_a_large_one_runs():
     second = queue.next_batch(0)
     assert set(owners(first)) == {large}
     assert small in owners(second)
-    assert len(second) == 10
+    assert len(owners(second)) == 10
 
 
 @pytest.mark.parametrize("warm", [0, 1, 2, 7])
@@ -190,7 +197,7 @@ def test_batch_is_not_starved_by_an_endless_stream_of_interactive_calls():
     served = 0
     for _ in range(80):
         queue.add(request(*[10] * 10), now=0)
-        items = queue.next_batch(0)
+        items = next_of(queue)
         served += owners(items).count(background)
         queue.finish(items)
     assert served == pytest.approx(80 * 10 / 8, abs=2)
@@ -204,7 +211,7 @@ def test_batch_work_longer_than_its_share_gets_its_turn_too():
     while background.started_at == 0:
         turns += 1
         queue.add(request(*[10] * 20), now=1)
-        queue.finish(queue.next_batch(1))
+        queue.finish(next_of(queue, 1))
     assert turns == 8
 
 
@@ -224,7 +231,7 @@ def test_large_interactive_sequences_without_end_do_not_starve_batch_work():
     served = []
     for _ in range(32):
         queue.add(request(95), now=0)
-        items = queue.next_batch(0)
+        items = next_of(queue)
         served.append(owners(items).count(background))
         queue.finish(items)
     assert sum(served) * 10 >= 32 * 100 / 8 * 0.9
@@ -235,12 +242,12 @@ def test_a_started_item_that_nobody_wants_is_run_anew_for_who_asks_later():
     same = sequence(10)
     gone, later = Future([same]), Future([same])
     queue.add(gone, now=0)
-    items = queue.next_batch(0)
+    items = next_of(queue)
     gone.fail(Cancelled("the caller left"))
-    assert queue.keep_wanted(items) == []
+    assert queue.halves(items) == []
     queue.add(later, now=0)
     assert owners(queue.next_batch(0)) == [later]
-    assert later.joined == 0
+    assert later.shared == 0
 
 
 def test_equal_sequences_of_several_requests_are_run_once():
@@ -253,7 +260,7 @@ def test_equal_sequences_of_several_requests_are_run_once():
     assert [len(batch) for batch in drain(queue)] == [1]
     assert first.outputs == [10.0, 10.0]
     assert second.outputs == [10.0]
-    assert (first.joined, second.joined) == (1, 1)
+    assert (first.shared, second.shared) == (1, 1)
 
 
 def test_a_request_joins_a_sequence_that_is_running():
@@ -261,9 +268,9 @@ def test_a_request_joins_a_sequence_that_is_running():
     same = sequence(10)
     first, second = Future([same]), Future([same])
     queue.add(first, now=0)
-    running = queue.next_batch(0)
+    running = next_of(queue)
     queue.add(second, now=1)
-    assert queue.next_batch(1) == []
+    assert queue.next_batch(1) is None
     assert [waiter for waiters in queue.finish(running) for waiter, _ in waiters] == [first, second]
 
 
@@ -273,7 +280,7 @@ def test_nothing_is_run_for_a_request_that_was_cancelled_or_is_too_late():
     for each in (cancelled, late, good):
         queue.add(each, now=0)
     cancelled.fail(Cancelled("gone"))
-    queue.drop_finished()
+    assert queue.expire(now=0) == []
     assert queue.queued_tokens == 20
     assert queue.expire(now=5) == [late]
     assert queue.queued_tokens == 10
@@ -318,7 +325,7 @@ def test_a_full_queue_without_a_forecast_asks_for_a_second():
     queue = scheduler(queue=100)
     queue.add(request(100), now=0)
     with pytest.raises(QueueFull) as refusal:
-        queue.check_room(1)
+        queue.check_queue(1)
     assert refusal.value.retry_after == 1
 
 
@@ -339,7 +346,7 @@ def test_a_forecast_that_may_be_wrong_by_half_refuses_nobody():
     queue = scheduler()
     queue.add(request(1_000), now=0)
     queue.add(request(1_000, deadline=1.01), now=0, forecast=at(1000))
-    assert len(queue) == 2
+    assert len(queue.clear()) == 2
 
 
 @pytest.mark.parametrize("running", [False, True], ids=["queued", "running"])
@@ -358,14 +365,14 @@ def test_an_idle_engine_lets_every_call_in_whatever_the_forecast():
     queue.add(request(1000, deadline=0.5), now=0, forecast=at(1))
     drain(queue)
     queue.add(request(1000, deadline=0.5), now=0, forecast=at(1))
-    assert len(queue) == 2
+    assert len(queue.clear()) == 2
 
 
 def test_a_small_call_with_a_short_deadline_is_let_in_behind_a_large_one():
     queue = scheduler(batch=100)
     queue.add(request(*[10] * 500), now=0, forecast=at(1000))
     queue.add(request(10, deadline=0.5), now=0, forecast=at(1000))
-    assert len(queue) == 2
+    assert len(queue.clear()) == 2
 
 
 def test_tokens_are_accounted_for_under_any_sequence_of_events():
@@ -373,7 +380,7 @@ def test_tokens_are_accounted_for_under_any_sequence_of_events():
     queue = scheduler(batch=64, queue=2_000)
     shared = [sequence(chance.randint(1, 40)) for _ in range(30)]
     alive: list[Future] = []
-    running: list[list[Item]] = []
+    running: list[Batch] = []
     first_runs, kept = set[int](), list[Item]()  # kept, so that no id comes back
     for _ in range(3_000):
         event = chance.random()
@@ -393,25 +400,28 @@ def test_tokens_are_accounted_for_under_any_sequence_of_events():
         elif event < 0.5 and alive:
             queue.discard(alive.pop(chance.randrange(len(alive))))
         elif event < 0.75:
-            items = queue.next_batch(0)
-            assert len(items) == 1 or sum(item.tokens for item in items) <= 64
-            assert not items or first_runs.isdisjoint(map(id, items))
-            first_runs.update(map(id, items))
-            kept += items
-            running += [items] if items else []
+            batch = queue.next_batch(0)
+            if batch is not None:
+                assert batch.tokens == sum(item.tokens for item in batch.items)
+                assert len(batch.items) == 1 or batch.tokens <= 64
+                assert first_runs.isdisjoint(map(id, batch.items))
+                first_runs.update(map(id, batch.items))
+                kept += batch.items
+                running.append(batch)
         elif running:
-            items = running.pop(0)
-            for item, waiters in zip(items, queue.finish(items), strict=True):
+            batch = running.pop(0)
+            for item, waiters in zip(batch.items, queue.finish(batch), strict=True):
                 for waiter, index in waiters:
                     waiter.deliver([(index, float(item.tokens))], 0)
-        for entry in queue._entries.values():
-            assert entry.pending_tokens == sum(item.tokens for item in entry.pending)
+        for queued in queue._queued.values():
+            assert queued.pending_tokens == sum(item.tokens for item in queued.pending)
     while alive:
         queue.discard(alive.pop())
-    for items in running:
-        assert queue.finish(items) == [[]] * len(items)
-    assert (queue.queued_tokens, queue.running_tokens, len(queue)) == (0, 0, 0)
-    assert queue.next_batch(0) == []
+    for batch in running:
+        assert queue.finish(batch) == [[]] * len(batch.items)
+    assert (queue.queued_tokens, queue.running_tokens) == (0, 0)
+    assert queue.clear() == []
+    assert queue.next_batch(0) is None
 
 
 def test_forgetting_calls_whose_sequences_are_all_equal_takes_no_longer_than_it_must():
@@ -422,6 +432,6 @@ def test_forgetting_calls_whose_sequences_are_all_equal_takes_no_longer_than_it_
     started = time.process_time()
     for each in requests:
         each.cancel()
-    queue.drop_finished()
+    queue.expire(now=0)
     assert queue.queued_tokens == 0
     assert time.process_time() - started < 5  # looking once for each sequence at every waiter took minutes

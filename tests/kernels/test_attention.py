@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rerank_grpc.kernels import attention as varlen
 from rerank_grpc.kernels import cuda as operations
 from rerank_grpc.kernels import fused
 from rerank_grpc.kernels.attention import FLASH, SDPA, VARLEN, attend_by_length, choose_attention, window_of
-from rerank_grpc.kernels.base import KeyRows, Layout
+from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.causal import CausalParts, KeysValues
 from rerank_grpc.kernels.cuda import TorchOperations
 from rerank_grpc.kernels.fused import TorchNorm
@@ -312,9 +312,8 @@ def layout_of(
     ranges = key_ranges(contexts, prefixes, lengths)
     seen = tuple(sum(map(len, each)) for each in ranges)
     rows = torch.tensor([place for each in ranges for part in each for place in part])
-    starts = torch.tensor([0, *accumulate(seen)])
     plain = Layout.of(lengths)
-    return Layout(plain.starts, plain.longest, lengths, KeyRows(rows, starts, seen))
+    return Layout(plain.starts, plain.longest, lengths, Layout.of(seen), rows)
 
 
 def test_gathered_keys_give_what_attending_part_by_part_gives() -> None:

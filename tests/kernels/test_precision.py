@@ -22,6 +22,7 @@ from rerank_grpc.models.embedded import load_embedded
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.models.test_parity import QUERY, documents, pack, reference, score
+from tests.support import token_ids
 from tests.texts import tokenized
 
 FAMILIES = ("bert", "roberta", "xlm_roberta")
@@ -121,7 +122,7 @@ def pair_cosines(model: encoder.Encoder) -> torch.Tensor:
     request = tokenized(model.card, queries[0], [text[:800] for text in checkpoints.texts()[:60]])
     others = [tokenized(model.card, query, ["any"]).sequences[0] for query in queries[1:]]
     sequences = [*request.sequences, *others]
-    vectors = model.forward(pack([(each.token_ids(), 0) for each in sequences]))
+    vectors = model.forward(pack([(token_ids(each), 0) for each in sequences]))
     documents = vectors[[document.chunks[0].sequence for document in request.documents]]
     asked = vectors[[0, *range(len(request.sequences), len(sequences))]]
     return (asked @ documents.T).flatten()
@@ -152,14 +153,15 @@ def test_attention_equals_torchs(heads: int, size: int) -> None:
     kernels = native.kernels()
     assert kernels is not None
     lengths = [1, 2, 15, 16, 17, 63, 64, 65, 130, 5, 300]
-    starts = torch.tensor([0, *itertools.accumulate(lengths)])
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     generator = torch.Generator().manual_seed(0)
     rows = (torch.randn(sum(lengths), 3 * heads * size, generator=generator) * 2).bfloat16()
     parts = rows.split(heads * size, dim=1)
     found = kernels.attention(*parts, starts, starts, heads)
     expected = encoder.attend(*(part.float() for part in parts), starts, starts, heads)
     assert float((found.float() - expected).abs().max()) <= 0.04
-    first = kernels.attention(parts[0][starts[:-1]], *parts[1:], torch.arange(len(starts)), starts, heads)
+    singles = torch.arange(len(starts), dtype=torch.int32)
+    first = kernels.attention(parts[0][starts[:-1]], *parts[1:], singles, starts, heads)
     torch.testing.assert_close(first, found[starts[:-1]])
 
 
@@ -189,7 +191,7 @@ def test_the_int8_product_equals_that_of_torch(rows: int, inputs: int, outputs: 
 def test_attention_keeps_what_is_not_a_number_and_keeps_it_to_its_sequence(operand: int) -> None:
     kernels = native.kernels()
     assert kernels is not None
-    starts = torch.tensor([0, 20, 50])
+    starts = torch.tensor([0, 20, 50], dtype=torch.int32)
     parts = [
         torch.randn(50, 64, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(3)
     ]

@@ -16,6 +16,7 @@ from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.models.test_parity import QUERY, documents, pack
+from tests.support import token_ids
 from tests.texts import tokenized
 
 
@@ -53,7 +54,7 @@ def test_cosines_equal_those_of_sentence_transformers(directory: Path) -> None:
     model = load(directory)
     assert (model.card.scoring, model.card.reads_pairs, model.card.max_tokens) == (Scoring.COSINE, False, 100)
     request = tokenized(model.card, QUERY, texts)
-    vectors = model.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
+    vectors = model.forward(pack([(token_ids(sequence), 0) for sequence in request.sequences]))
     places = [document.chunks[0].sequence for document in request.documents]
     found = vectors[places] @ vectors[request.query]
     assert float(expected.std()) > 0.02, "cosines this close together would prove nothing"
@@ -66,7 +67,7 @@ def test_bf16_stays_close(directory: Path) -> None:
     for precision in ("fp32", "bf16"):
         model = load(directory, precision=precision)
         request = tokenized(model.card, QUERY, texts)
-        vectors = model.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
+        vectors = model.forward(pack([(token_ids(sequence), 0) for sequence in request.sequences]))
         assert vectors.dtype is torch.float32
         cosines.append(vectors[1:] @ vectors[0])
     assert torch.corrcoef(torch.stack(cosines))[0, 1] > 0.9

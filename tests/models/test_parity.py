@@ -17,6 +17,7 @@ from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.sequence import TokenizedRequest
 from tests import random_models as checkpoints
 from tests.conftest import WRITERS, load
+from tests.support import token_ids
 from tests.texts import tokenized
 
 QUERY = "how does a coroutine wait for a future?"
@@ -49,7 +50,7 @@ def pack(sequences: list[tuple[list[int], int]]) -> PackedTokens:
 
 def pack_request(request: TokenizedRequest) -> PackedTokens:
     chosen = [request.sequences[document.chunks[0].sequence] for document in request.documents]
-    return pack([(sequence.token_ids(), sequence.split) for sequence in chosen])
+    return pack([(token_ids(sequence), sequence.segment_start) for sequence in chosen])
 
 
 def score(model: Model, texts: list[str], query: str = QUERY) -> torch.Tensor:
@@ -211,7 +212,7 @@ def test_embedded_cosines_equal_those_of_sentence_transformers(embedded: Model) 
     expected = theirs.encode([QUERY], convert_to_tensor=True) @ theirs.encode(texts, convert_to_tensor=True).T
     request = tokenized(embedded.card, QUERY, texts)
     assert request.query == 0
-    vectors = embedded.forward(pack([(sequence.token_ids(), 0) for sequence in request.sequences]))
+    vectors = embedded.forward(pack([(token_ids(sequence), 0) for sequence in request.sequences]))
     places = [document.chunks[0].sequence for document in request.documents]
     found = vectors[places] @ vectors[request.query]
     assert float((found - expected[0]).abs().max()) <= 1e-5

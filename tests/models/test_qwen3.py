@@ -18,15 +18,15 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import causal
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.registry.loading import ModelLoader
-from rerank_grpc.runner.kept import KeptPrefixes
-from rerank_grpc.runner.runner import ModelRunner
-from rerank_grpc.sequence import PackedBatch
+from rerank_grpc.runner.prefixes import PrefixCache, Prefixes
+from rerank_grpc.runner.runner import CpuRunner
 from rerank_grpc.sequence import Sequence as Tokens
 from rerank_grpc.types import Scoring
 from tests import prompts
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.prompts import QUERY
+from tests.support import whole
 from tests.texts import tokenized
 
 FAMILIES = sorted(prompts.WRITERS)
@@ -64,8 +64,8 @@ def sequences(model: Model, query: str = QUERY, instruction: str = "") -> tuple[
     return tokenized(model.card, query, documents(), instruction=instruction).sequences
 
 
-def score(model: Model, batch: Sequence[Tokens], runner: ModelRunner | None = None) -> torch.Tensor:
-    return torch.tensor((runner or ModelRunner(model)).run(PackedBatch(tuple(batch))))
+def score(model: Model, batch: Sequence[Tokens], runner: CpuRunner | None = None) -> torch.Tensor:
+    return torch.tensor((runner or CpuRunner(model)).launch(tuple(batch))())
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -79,10 +79,10 @@ def test_logits_equal_the_model_cards_shared_or_not(
 ) -> None:
     expected, model = references[family], loaded[family]
     assert expected.std() >= 1, "scores this close together would prove nothing"
-    runner, batch = ModelRunner(model), sequences(model)
+    runner, batch = CpuRunner(model), sequences(model)
     assert error(score(model, batch, runner), expected) <= BOUND  # computes the prefix
     assert error(score(model, batch, runner), expected) <= BOUND  # finds it kept
-    assert error(score(model, [each.whole() for each in batch]), expected) <= BOUND  # has none
+    assert error(score(model, [whole(each) for each in batch]), expected) <= BOUND  # has none
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,7 +98,7 @@ def test_sequences_spread_over_batches_score_the_same_and_compute_their_prefix_o
     monkeypatch.setattr(
         type(model), "forward", lambda _, packed: tokens.append(sum(packed.lengths)) or forward(packed)
     )
-    runner, batch = ModelRunner(model), sequences(model)
+    runner, batch = CpuRunner(model), sequences(model)
     found = torch.cat([score(model, [each], runner) for each in batch])
     assert error(found, references[family]) <= BOUND
     prefix = batch[0].prefix
@@ -112,7 +112,7 @@ def test_sequences_spread_over_batches_score_the_same_and_compute_their_prefix_o
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_requests_in_one_batch_score_as_they_do_alone(family: str, loaded: dict[str, Model]) -> None:
-    model, runner = loaded[family], ModelRunner(loaded[family])
+    model, runner = loaded[family], CpuRunner(loaded[family])
     requests = [sequences(model, query)[:6] for query in ("one", "two " * 30, QUERY, "深度学习")]
     alone = torch.cat([score(model, [each]) for request in requests for each in request])
     mixed = [request[place] for place in range(6) for request in requests]
@@ -124,13 +124,14 @@ def test_requests_in_one_batch_score_as_they_do_alone(family: str, loaded: dict[
 def test_parity_would_notice_a_prefix_that_leaks_between_requests(
     loaded: dict[str, Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, runner = loaded["qwen3"], ModelRunner(loaded["qwen3"])
+    model, runner = loaded["qwen3"], CpuRunner(loaded["qwen3"])
     first, second = sequences(model), sequences(model, "what is a tuple for, and a list?")
     expected = score(model, second)
     score(model, first, runner)
     assert first[0].prefix is not None
-    kept = runner._kept.get(first[0].prefix)
-    monkeypatch.setattr(KeptPrefixes, "get", lambda self, prefix: kept)
+    kept = runner._prefixes.take(first).used[first[0].prefix]
+    used = {sequence.prefix: kept for sequence in second if sequence.prefix is not None}
+    monkeypatch.setattr(PrefixCache, "take", lambda *_: Prefixes(used, []))
     assert error(score(model, second, runner), expected) > 100 * BOUND
 
 

@@ -18,15 +18,16 @@ from rerank_grpc.checkpoints.checkpoint import open_checkpoint
 from rerank_grpc.kernels.attention import VARLEN
 from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
-from rerank_grpc.runner.kept import KeptPrefixes
-from rerank_grpc.runner.packing import Plan, plan_batch, plan_captured, shape_for, unpack
-from rerank_grpc.runner.prefixes import Prefixes
-from rerank_grpc.sequence import PackedBatch, Prefix, Sequence
+from rerank_grpc.runner.graphs import shape_for
+from rerank_grpc.runner.packing import PackedBatch, pack, tensors
+from rerank_grpc.runner.prefixes import PrefixCache, Prefixes
+from rerank_grpc.sequence import Prefix, Sequence
 from tests import random_models as checkpoints
 from tests.models import test_bi_encoder, test_modernbert
 
 META = torch.device("meta")
-BATCH = PackedBatch(tuple(Sequence.of(range(5, 5 + length)) for length in (7, 40, 40, 1, 23)))
+BATCH = tuple(Sequence.of(range(5, 5 + length)) for length in (7, 40, 40, 1, 23))
+NO_PREFIXES = Prefixes({}, [])
 
 
 @pytest.fixture
@@ -41,8 +42,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
     return make
 
 
-def run(model: Model, plan: Plan) -> torch.Tensor:
-    return model.forward(unpack(plan, torch.from_numpy(plan.ints).to(META)))
+def run(model: Model, packed: PackedBatch) -> torch.Tensor:
+    return model.forward(tensors(packed, torch.from_numpy(packed.ints).to(META)))
 
 
 @pytest.mark.parametrize("write", [checkpoints.bert, checkpoints.roberta, checkpoints.xlm_roberta])
@@ -50,38 +51,38 @@ def test_the_encoder_asks_for_no_value(load: Any, write: Callable[[Path], Path])
     model = load(write)
     assert model.card.attention == VARLEN
     assert model.card.capturable
-    assert run(model, plan_batch(BATCH, Prefixes(BATCH))).shape == (5, 1)
+    assert run(model, pack(BATCH, NO_PREFIXES)).shape == (5, 1)
 
 
 def test_a_captured_pass_asks_for_no_length_either(load: Any) -> None:
     shape = shape_for(BATCH)
     assert shape is not None
-    plan = plan_captured(BATCH, shape)
-    assert plan.lengths == ()
-    assert run(load(checkpoints.xlm_roberta), plan).shape == (shape.sequences, 1)
+    packed = pack(BATCH, NO_PREFIXES, shape)
+    assert packed.lengths == ()
+    assert run(load(checkpoints.xlm_roberta), packed).shape == (shape.sequences, 1)
 
 
 def test_transformers_own_modules_ask_for_no_value(load: Any) -> None:
     model = load(partial(test_modernbert.write, pooling="cls"))
     assert model.card.attention == VARLEN
     assert not model.card.capturable
-    assert run(model, plan_batch(BATCH, Prefixes(BATCH))).shape == (5, 1)
+    assert run(model, pack(BATCH, NO_PREFIXES)).shape == (5, 1)
 
 
 def test_a_bi_encoder_asks_for_no_value(load: Any) -> None:
     model = load(partial(test_bi_encoder.write, family="bert", pooling="mean"))
-    assert run(model, plan_batch(BATCH, Prefixes(BATCH))).shape == (5, 64)
+    assert run(model, pack(BATCH, NO_PREFIXES)).shape == (5, 64)
 
 
 def test_a_language_model_asks_for_no_value_with_prefixes_kept_and_new(load: Any) -> None:
-    model, kept = load(checkpoints.qwen3_reranker), KeptPrefixes()
+    model, kept = load(checkpoints.qwen3_reranker), PrefixCache()
     system = Prefix(Sequence.of(range(20)).ids)
     first, second = (Prefix(Sequence.of([token] * 9).ids, system) for token in (1, 2))
     for prefix, computed in ((first, 2), (second, 1)):
-        batch = PackedBatch(tuple(Sequence(each.ids, 0, prefix) for each in BATCH.sequences))
-        prefixes = Prefixes(batch, kept)
+        batch = tuple(Sequence(each.ids, 0, prefix) for each in BATCH)
+        prefixes = kept.take(batch)
         assert len(prefixes.missing) == computed
-        assert run(model, plan_batch(batch, prefixes, gathers=True)).shape == (5, 1)
+        assert run(model, pack(batch, prefixes, gathers=True)).shape == (5, 1)
         kept.keep(prefixes.used)
-    keys, values = kept.get(second).layers[0]  # type: ignore[union-attr]
+    keys, values = kept.take(batch).used[second].layers[0]
     assert keys.shape == values.shape == (1, 2, 29, 16)

@@ -13,8 +13,8 @@ import torch
 
 from rerank_grpc.runner import accelerator
 from rerank_grpc.runner.accelerator import Cuda
-from rerank_grpc.runner.cuda import StagedRunner
-from rerank_grpc.runner.runner import DeviceLost, ModelRunner
+from rerank_grpc.runner.cuda import CudaRunner
+from rerank_grpc.runner.runner import CpuRunner, DeviceLost
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.runner.test_cuda import BATCHES, same
@@ -34,7 +34,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made, name = create_autospec(STREAM, instance=True), next(names)
         made.name = name
         made.wait_event.side_effect = lambda event: entries.append(f"{name} awaits {event.at}")
-        made.synchronize.side_effect = lambda: entries.append(f"{name} settles")
+        made.synchronize.side_effect = lambda: entries.append(f"{name} ends")
         return made
 
     def event(blocking: bool) -> Any:
@@ -74,11 +74,11 @@ def test_a_batch_is_copied_on_one_stream_computed_on_another_and_awaited_once(
 ) -> None:
     path = checkpoints.xlm_roberta(tmp_path / "xlm_roberta")
     model = load(path)
-    expected = ModelRunner(model).run(BATCHES[0])
-    flight = StagedRunner(model, Cuda(CPU)).launch(BATCHES[0])
+    expected = CpuRunner(model).launch(BATCHES[0])()
+    flight = CudaRunner(model, Cuda(CPU)).launch(BATCHES[0])
     assert log == ["on copies", "on work", "work awaits copies"]
     log.clear()
-    assert same(flight.result(), expected)
+    assert same(flight(), expected)
     assert log == ["host awaits work"]
 
 
@@ -88,7 +88,7 @@ def test_a_pass_is_run_before_it_is_recorded(log: list[str]) -> None:
         return torch.ones(2)
 
     captured = Cuda(CPU).capture(work)
-    assert log == ["on work", "work", "work settles", "begin", "work", "end"]
+    assert log == ["on work", "work", "work ends", "begin", "work", "end"]
     assert captured.rows.tolist() == [1, 1]
     captured.replay()
 
@@ -100,10 +100,11 @@ def test_recording_ends_when_the_work_raises(log: list[str]) -> None:
     assert log[-2:] == ["begin", "end"]
 
 
-def test_settling_tells_that_the_device_is_lost(log: list[str]) -> None:
+def test_synchronizing_tells_that_the_device_is_lost(log: list[str]) -> None:
     device = Cuda(CPU)
-    device.settle()
-    assert log == ["copies settles", "work settles"]
-    device._copies.synchronize.side_effect = RuntimeError("CUDA error: unspecified launch failure")
+    device.synchronize()
+    assert log == ["copies ends", "work ends"]
+    copies: Any = device._copies
+    copies.synchronize.side_effect = RuntimeError("CUDA error: unspecified launch failure")
     with pytest.raises(DeviceLost):
-        device.settle()
+        device.synchronize()

@@ -1,8 +1,10 @@
-"""Staging, captured passes and their bookkeeping, on a device whose queues the test works off."""
+"""Two batches in flight, packing and captured passes, on a device whose queues the test works off."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,19 @@ from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.cuda import TorchOperations
 from rerank_grpc.models import decoder, roberta
 from rerank_grpc.models.base import Model
-from rerank_grpc.runner import cuda as staged
-from rerank_grpc.runner import packing as plan
+from rerank_grpc.runner import cuda, graphs
 from rerank_grpc.runner.accelerator import Captured, Mark
-from rerank_grpc.runner.cuda import StagedRunner, runner_for
-from rerank_grpc.runner.packing import all_shapes, bucket, plan_batch, plan_captured, shape_for, unpack
+from rerank_grpc.runner.cuda import CudaRunner, longest_first, runner_for
+from rerank_grpc.runner.graphs import all_shapes, bucket, shape_for
+from rerank_grpc.runner.packing import GraphShape, pack, tensors
 from rerank_grpc.runner.prefixes import Prefixes
-from rerank_grpc.runner.runner import ModelRunner, OutOfMemory, pack
-from rerank_grpc.sequence import Output, PackedBatch, Sequence
+from rerank_grpc.runner.runner import CpuRunner, OutOfMemory
+from rerank_grpc.sequence import Output, Sequence
 from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.kernels.test_attention import part_by_part
+from tests.support import token_ids, tokens_of
 from tests.texts import tokenize
 
 
@@ -39,7 +42,7 @@ class FakeDevice:
 
     def __init__(self, *, eager_copies: bool = False, eager_work: bool = False) -> None:
         self.log: list[str] = []
-        self.released = 0
+        self.given_back = self.buffers = 0
         self._eager = {"copy": eager_copies or eager_work, "compute": eager_work}
         self._queue: list[tuple[Mark, Callable[[], object]]] = []
 
@@ -47,6 +50,7 @@ class FakeDevice:
         return torch.empty(shape, dtype=dtype)
 
     def buffer(self, count: int) -> torch.Tensor:
+        self.buffers += 1
         return torch.empty(count, dtype=torch.int32)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> Mark:
@@ -62,18 +66,22 @@ class FakeDevice:
             with torch.inference_mode():
                 work()
 
-    def settle(self) -> None:
-        self.log.append("settle")
+    def synchronize(self) -> None:
+        self.log.append("synchronize")
         while self._queue:
             self._queue.pop(0)[1]()
 
-    def release(self) -> None:
-        self.released += 1
+    def give_back(self) -> None:
+        self.given_back += 1
 
     def capture(self, work: Callable[[], torch.Tensor]) -> Captured:
         self.log.append("capture")
         rows = work().clone()
-        return Captured(lambda: rows.copy_(work()), rows)
+
+        def replay() -> None:
+            rows.copy_(work())
+
+        return Captured(replay, rows)
 
     def _put(self, kind: str, work: Callable[[], object]) -> Mark:
         self.log.append(kind)
@@ -83,6 +91,22 @@ class FakeDevice:
         else:
             self._queue.append((mark, work))
         return mark
+
+
+class OneBuffer(FakeDevice):
+    """Gives the same memory to all batches."""
+
+    def __init__(self, *, eager_copies: bool = False) -> None:
+        super().__init__(eager_copies=eager_copies)
+        self._host, self._buffer = torch.empty(65_536, dtype=torch.int32), super().buffer(65_536)
+        self._rows = torch.empty(1_024)
+
+    def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        memory = self._host if dtype is torch.int32 else self._rows
+        return memory[: math.prod(shape)].reshape(shape)
+
+    def buffer(self, count: int) -> torch.Tensor:
+        return self._buffer[:count]
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +119,10 @@ def model(directory: Path) -> Model:
     return load(directory)
 
 
-def batch_of(*lengths: int, seed: int = 0) -> PackedBatch:
+def batch_of(*lengths: int, seed: int = 0) -> tuple[Sequence, ...]:
     generator = torch.Generator().manual_seed(seed)
-    return PackedBatch(
-        tuple(
-            Sequence.of(torch.randint(5, 1_900, (length,), generator=generator).tolist())
-            for length in lengths
-        )
+    return tuple(
+        Sequence.of(torch.randint(5, 1_900, (length,), generator=generator).tolist()) for length in lengths
     )
 
 
@@ -112,7 +133,7 @@ BATCHES = [
 
 @pytest.fixture(scope="module")
 def expected(model: Model) -> list[list[Output | None]]:
-    return [ModelRunner(model).run(batch) for batch in BATCHES]
+    return [CpuRunner(model).launch(batch)() for batch in BATCHES]
 
 
 def same(found: list[Output | None], wanted: list[Output | None]) -> bool:
@@ -144,7 +165,7 @@ def test_a_few_sequences_do_not_pay_for_many() -> None:
     assert many is not None
     assert few.tokens == many.tokens == 1_280
     assert (few.sequences, many.sequences) == (14, 81)
-    assert shape_for(batch_of(150)) == plan.GraphShape(160, 2)
+    assert shape_for(batch_of(150)) == GraphShape(160, 2)
 
 
 def test_what_a_captured_pass_would_be_slow_for_is_not_captured() -> None:
@@ -155,11 +176,16 @@ def test_what_a_captured_pass_would_be_slow_for_is_not_captured() -> None:
     assert shape_for(batch_of(7)) is None
 
 
-def test_a_plan_says_what_a_packed_batch_says_the_longest_sequence_first() -> None:
-    batch = PackedBatch((Sequence.of([1, 2], 1), Sequence.of([3, 4, 5], 2), Sequence.of([6])))
-    found = plan_batch(batch, Prefixes(batch))
-    packed = unpack(found, torch.from_numpy(found.ints))
-    assert found.order == (1, 0, 2)
+NO_PREFIXES = Prefixes({}, [])
+
+
+def test_a_gpu_gets_the_longest_sequences_first_and_equal_ones_in_their_order() -> None:
+    assert longest_first(batch_of(2, 3, 1, 3)) == [1, 3, 0, 2]
+
+
+def test_a_batch_is_packed_into_one_row() -> None:
+    found = pack((Sequence.of([3, 4, 5], 2), Sequence.of([1, 2], 1), Sequence.of([6])), NO_PREFIXES)
+    packed = tensors(found, torch.from_numpy(found.ints))
     assert packed.input_ids.tolist() == [3, 4, 5, 1, 2, 6]
     assert packed.position_ids.tolist() == [0, 1, 2, 0, 1, 0]
     assert packed.token_type_ids.tolist() == [0, 0, 1, 0, 1, 0]
@@ -169,16 +195,15 @@ def test_a_plan_says_what_a_packed_batch_says_the_longest_sequence_first() -> No
     assert packed.layout.longest == 3
 
 
-def test_a_captured_plan_fills_up_in_front_with_a_sequence_of_its_own() -> None:
-    batch = batch_of(5, 13)
-    shape = plan.GraphShape(20, 5)
-    found = plan_captured(batch, shape)
-    packed = unpack(found, torch.from_numpy(found.ints))
+def test_a_captured_batch_begins_with_filler_in_a_sequence_of_its_own() -> None:
+    batch = batch_of(13, 5)
+    found = pack(batch, NO_PREFIXES, GraphShape(20, 5))
+    packed = tensors(found, torch.from_numpy(found.ints))
     assert packed.layout is not None
     assert packed.layout.starts.tolist() == [0, 0, 0, 2, 15, 20]
     assert packed.layout.firsts.max() < 20
     assert packed.input_ids[:2].tolist() == [0, 0]
-    assert packed.input_ids[2:].tolist() == [*batch.sequences[1].token_ids(), *batch.sequences[0].token_ids()]
+    assert packed.input_ids[2:].tolist() == [*token_ids(batch[0]), *token_ids(batch[1])]
     assert packed.position_ids[:4].tolist() == [0, 0, 0, 1]
 
 
@@ -187,29 +212,29 @@ def test_every_sequence_gets_its_own_output_however_batches_overlap(
     model: Model, expected: list[list[Output | None]], eager: bool
 ) -> None:
     device = FakeDevice(eager_copies=eager)
-    runner = StagedRunner(model, device)
+    runner = CudaRunner(model, device)
     for _ in range(2):
         flights = [runner.launch(batch) for batch in BATCHES]
         for flight, wanted in zip(flights, expected, strict=True):
-            assert same(flight.result(), wanted)
+            assert same(flight(), wanted)
     ahead = runner.launch(BATCHES[0])
     for batch, before in zip(BATCHES[1:], expected[:-1], strict=True):
         following = runner.launch(batch)
-        assert same(ahead.result(), before)
+        assert same(ahead(), before)
         ahead = following
-    assert same(ahead.result(), expected[-1])
+    assert same(ahead(), expected[-1])
 
 
 def test_the_host_waits_once_for_a_batch_and_not_before_the_next_is_launched(model: Model) -> None:
     device = FakeDevice()
-    runner = StagedRunner(model, device)
+    runner = CudaRunner(model, device)
     first = runner.launch(BATCHES[0])
     second = runner.launch(BATCHES[1])
     assert device.log == ["copy", "compute"] * 2
-    first.result()
+    first()
     third = runner.launch(BATCHES[2])
-    second.result()
-    third.result()
+    second()
+    third()
     assert device.log == ["copy", "compute"] * 2 + ["wait", "copy", "compute", "wait", "wait"]
 
 
@@ -217,22 +242,24 @@ def test_the_host_waits_once_for_a_batch_and_not_before_the_next_is_launched(mod
 def test_overlapping_would_notice_a_buffer_that_is_used_again_too_soon(
     model: Model, expected: list[list[Output | None]], eager: bool
 ) -> None:
-    runner = StagedRunner(model, FakeDevice(eager_copies=eager))
+    runner = CudaRunner(model, OneBuffer(eager_copies=eager))
     first = runner.launch(BATCHES[3])
-    runner._stages.append(first.stage)  # type: ignore[attr-defined]
     runner.launch(BATCHES[0])
-    assert not same(first.result(), expected[3])
+    assert not same(first(), expected[3])
 
 
-def test_two_stages_serve_any_number_of_batches(model: Model) -> None:
-    runner = StagedRunner(model, FakeDevice())
+def test_the_buffers_of_two_batches_serve_any_number(model: Model) -> None:
+    device = FakeDevice()
+    runner = CudaRunner(model, device)
     ahead = runner.launch(BATCHES[0])
+    made = 0
     for turn in range(20):
         following = runner.launch(BATCHES[turn % 4])
-        ahead.result()
+        ahead()
         ahead = following
-    ahead.result()
-    assert len(runner._stages) == 2
+        made = device.buffers if turn == 7 else made
+    ahead()
+    assert device.buffers == made, "after some turns they are large enough"
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["at the result", "at the launch"])
@@ -249,7 +276,7 @@ def test_what_fails_reaches_its_own_batch_only(
 ) -> None:
     model: Any = load(directory)
     device = FakeDevice(eager_work=eager)
-    runner = StagedRunner(model, device)
+    runner = CudaRunner(model, device)
     forward = model.forward
 
     def broken(packed: Any) -> torch.Tensor:
@@ -262,17 +289,17 @@ def test_what_fails_reaches_its_own_batch_only(
     before = runner.launch(BATCHES[0])
     wanted = RuntimeError if str(raised) == "broken" else OutOfMemory
     with pytest.raises(wanted):
-        runner.launch(BATCHES[1]).result()
+        runner.launch(BATCHES[1])()
     after = runner.launch(BATCHES[2])
-    assert same(before.result(), expected[0])
-    assert same(after.result(), expected[2])
-    assert same(runner.run(BATCHES[3]), expected[3])
-    assert device.released == (wanted is OutOfMemory)
+    assert same(before(), expected[0])
+    assert same(after(), expected[2])
+    assert same(runner.launch(BATCHES[3])(), expected[3])
+    assert device.given_back == (wanted is OutOfMemory)
 
 
 def test_a_score_that_is_not_finite_is_none(directory: Path) -> None:
     model: Any = load(directory)
-    runner, forward = StagedRunner(model, FakeDevice()), model.forward
+    runner, forward = CudaRunner(model, FakeDevice()), model.forward
 
     def poisoned(packed: Any) -> torch.Tensor:
         rows: torch.Tensor = forward(packed).clone()
@@ -280,28 +307,29 @@ def test_a_score_that_is_not_finite_is_none(directory: Path) -> None:
         return rows
 
     model.forward = poisoned
-    outputs = runner.run(BATCHES[0])
+    outputs = runner.launch(BATCHES[0])()
     assert [output is None for output in outputs] == [False, True, False, False]
 
 
 @pytest.fixture
 def capturable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     """A model that goes by the layout on the device alone, as on a GPU."""
-    monkeypatch.setattr(plan, "MOST_CAPTURED", 256)
+    monkeypatch.setattr(graphs, "MOST_CAPTURED", 256)
     monkeypatch.setattr(operations, "kernel_for", lambda _: part_by_part)
     made = TorchOperations(torch.device("cpu"), torch.float32, VARLEN)
     monkeypatch.setattr(roberta, "operations_for", lambda _: made)
-    return load(directory)
+    model = load(directory)
+    model.card = replace(model.card, capturable=True)  # type: ignore[misc]
+    return model
 
 
 def test_captured_passes_give_the_same_scores(
     capturable: Model, expected: list[list[Output | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = FakeDevice()
-    runner = StagedRunner(capturable, device)
-    runner._graphs.capture_all()
+    runner = CudaRunner(capturable, device)
+    runner.capture()
     assert device.log.count("capture") > len(all_shapes()) / 2
-    assert all(shape_for(batch) in runner._graphs for batch in (BATCHES[0], BATCHES[1]))
     alone: Any = capturable
     forwards: list[int] = []
     forward = alone.forward
@@ -315,7 +343,7 @@ def test_captured_passes_give_the_same_scores(
     flights = [runner.launch(batch) for batch in (BATCHES[0], BATCHES[1], BATCHES[0], BATCHES[3])]
     wanted = [expected[0], expected[1], expected[0], expected[3]]
     for flight, outputs in zip(flights, wanted, strict=True):
-        assert same(flight.result(), outputs)
+        assert same(flight(), outputs)
     assert forwards == [0, 0, 0, 9], "three were replayed, the large one was not"
 
 
@@ -328,12 +356,12 @@ def test_a_captured_pass_would_notice_what_fills_it_up_leaking(
         spread = Layout(whole, keys.longest, keys.lengths)
         return part_by_part(query, key, value, queries, spread, **options)
 
-    runner = StagedRunner(capturable, FakeDevice())
-    runner._graphs.capture_all()
+    runner = CudaRunner(capturable, FakeDevice())
+    runner.capture()
     body: Any = capturable._body  # type: ignore[attr-defined]
     for layer in body._layers:
         monkeypatch.setattr(layer._attend.__self__, "_attend", leaking)
-    assert not same(runner.run(BATCHES[0]), expected[0])
+    assert not same(runner.launch(BATCHES[0])(), expected[0])
 
 
 def test_where_capturing_runs_out_of_memory_batches_run_uncaptured(
@@ -346,17 +374,17 @@ def test_where_capturing_runs_out_of_memory_batches_run_uncaptured(
             return super().capture(work)
 
     device = Small()
-    runner = StagedRunner(capturable, device)
-    runner._graphs.capture_all()
+    runner = CudaRunner(capturable, device)
+    runner.capture()
     assert "run slower" in caplog.text
-    assert device.released == 1
+    assert device.given_back == 1
     for batch, wanted in zip(BATCHES, expected, strict=True):
-        assert same(runner.run(batch), wanted)
+        assert same(runner.launch(batch)(), wanted)
 
 
 def test_only_models_that_can_be_captured_are(model: Model) -> None:
     device = FakeDevice()
-    StagedRunner(model, device).prepare()
+    CudaRunner(model, device).capture()
     assert device.log == []
 
 
@@ -365,9 +393,9 @@ def test_a_prefix_is_computed_once_for_batches_that_overlap(
     gathered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = checkpoints.qwen3_reranker(tmp_path / "qwen3")
-    plain = ModelRunner(load(directory))
+    plain = CpuRunner(load(directory))
     if gathered:
-        for module in (decoder, staged):
+        for module in (decoder, cuda):
             monkeypatch.setattr(module, "kernel_for", lambda _: part_by_part)
     model = load(directory)
     tokenizer = tokenizer_for(model.card)
@@ -377,11 +405,11 @@ def test_a_prefix_is_computed_once_for_batches_that_overlap(
     ]
     sequences = [call.sequences for call in calls]
     batches = [
-        PackedBatch(sequences[0][:3]),
-        PackedBatch(sequences[0][3:] + sequences[1][:2]),
-        PackedBatch(sequences[1][2:]),
+        sequences[0][:3],
+        sequences[0][3:] + sequences[1][:2],
+        sequences[1][2:],
     ]
-    expected = [plain.run(batch) for batch in batches]
+    expected = [plain.launch(batch)() for batch in batches]
     tokens: list[int] = []
     forward = model.forward
 
@@ -390,15 +418,14 @@ def test_a_prefix_is_computed_once_for_batches_that_overlap(
         return forward(packed)
 
     monkeypatch.setattr(model, "forward", counting)
-    runner = StagedRunner(model, FakeDevice(eager_copies=True))
+    runner = CudaRunner(model, FakeDevice(eager_copies=True))
     flights = [runner.launch(batch) for batch in batches]
     for flight, wanted in zip(flights, expected, strict=True):
-        assert same(flight.result(), wanted)
-    prefixes = {prefix for batch in batches for each in batch.sequences for prefix in each.prefix.chain()}  # type: ignore[union-attr]
-    own = sum(batch.num_tokens for batch in batches)
+        assert same(flight(), wanted)
+    prefixes = {prefix for batch in batches for each in batch for prefix in each.prefix.chain()}  # type: ignore[union-attr]
+    own = sum(tokens_of(batch) for batch in batches)
     assert sum(tokens) == own + sum(map(len, prefixes))
 
 
-def test_the_cpu_needs_no_staging(model: Model) -> None:
-    assert isinstance(runner_for(model), ModelRunner)
-    assert pack(BATCHES[0]).layout is None
+def test_a_model_on_the_cpu_runs_there(model: Model) -> None:
+    assert isinstance(runner_for(model), CpuRunner)

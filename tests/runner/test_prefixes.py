@@ -15,14 +15,15 @@ from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import QueueFull
 from rerank_grpc.kernels.causal import KeysValues
-from rerank_grpc.runner.kept import KeptPrefixes
-from rerank_grpc.runner.runner import ModelRunner, OutOfMemory
-from rerank_grpc.sequence import PackedBatch, Prefix, Sequence
+from rerank_grpc.runner.prefixes import PrefixCache
+from rerank_grpc.runner.runner import CpuRunner, OutOfMemory
+from rerank_grpc.sequence import Prefix, Sequence
 from rerank_grpc.tokenizer.tokenizer import tokenizer_for
+from rerank_grpc.types import Call
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.prompts import QUERY
-from tests.support import wait_for
+from tests.support import token_ids, wait_for, whole
 from tests.texts import tokenize
 
 NUMBERS = iter(range(10**9))
@@ -44,9 +45,9 @@ def scheduler(batch: int = 100, queue: int = 10_000) -> Scheduler:
 def batches(queue: Scheduler) -> list[list[int]]:
     """Runs the queue empty; returns the tokens of each batch's items."""
     found = []
-    while items := queue.next_batch(0.0):
-        found.append([item.tokens for item in items])
-        for item, waiters in zip(items, queue.finish(items), strict=True):
+    while batch := queue.next_batch(0.0):
+        found.append([item.tokens for item in batch.items])
+        for item, waiters in zip(batch.items, queue.finish(batch), strict=True):
             for waiter, index in waiters:
                 waiter.deliver([(index, float(len(item.sequence)))], 0.0)
     return found
@@ -111,7 +112,7 @@ def test_equal_sequences_with_equal_prefixes_are_one_and_with_others_are_not():
     other = Future([Sequence(body, 0, Prefix(ids(40)))])
     for each in (first, second, other):
         queue.add(each, now=0)
-    assert (first.joined, second.joined, other.joined) == (0, 1, 0)
+    assert (first.shared, second.shared, other.shared) == (0, 1, 0)
     assert queue.queued_tokens == 100
 
 
@@ -122,35 +123,40 @@ def test_usage_counts_a_prefix_once_for_a_request():
 
 def test_a_sequence_scores_like_its_prefixes_and_itself_in_one():
     system = Prefix(Sequence.of([1, 2]).ids)
-    whole = Sequence(Sequence.of([5]).ids, 0, Prefix(Sequence.of([3, 4]).ids, system)).whole()
-    assert whole.token_ids() == [1, 2, 3, 4, 5]
-    assert whole.prefix is None
+    found = whole(Sequence(Sequence.of([5]).ids, 0, Prefix(Sequence.of([3, 4]).ids, system)))
+    assert token_ids(found) == [1, 2, 3, 4, 5]
+    assert found.prefix is None
 
 
 def computed(tokens: int) -> KeysValues:
     return KeysValues(tokens)
 
 
+def kept_of(cache: PrefixCache, *prefixes: Prefix) -> list[bool]:
+    """Whether the cache has each prefix."""
+    return [not cache.take([Sequence(b"", 0, prefix)]).missing for prefix in prefixes]
+
+
 def test_what_is_kept_of_a_prefix_goes_with_the_last_who_holds_it():
-    kept = KeptPrefixes()
+    kept = PrefixCache()
     held, dropped = Prefix(ids(4)), Prefix(ids(5))
     kept.keep({held: computed(4), dropped: computed(9)})
     assert kept.tokens == 13
-    assert kept.get(Prefix(held.ids)) is not None
+    assert kept_of(kept, Prefix(held.ids)) == [True]
     del dropped
     gc.collect()
     assert kept.tokens == 4
 
 
 def test_beyond_the_bound_what_was_used_least_recently_goes():
-    kept = KeptPrefixes(max_tokens=100)
+    kept = PrefixCache(max_tokens=100)
     prefixes = [Prefix(ids(30)) for _ in range(5)]
     values = {prefix: computed(30) for prefix in prefixes}
     for prefix in prefixes[:3]:
         kept.keep({prefix: values[prefix]})
     kept.keep({prefixes[0]: values[prefixes[0]]})
     kept.keep({prefixes[3]: values[prefixes[3]]})
-    assert [kept.get(prefix) is not None for prefix in prefixes] == [True, False, True, True, False]
+    assert kept_of(kept, *prefixes) == [True, False, True, True, False]
     kept.keep({prefixes[4]: computed(5_000)})
     assert kept.tokens == 5_000
 
@@ -162,28 +168,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(model: Any) -> None:
-    runner, tokenizer = ModelRunner(model), tokenizer_for(model.card)
+    runner, tokenizer = CpuRunner(model), tokenizer_for(model.card)
     engine = Engine(runner, EngineSettings(max_batch_tokens=120))
     engine.start()
     try:
         documents = [f"document {number} of many" for number in range(40)]
         encoded = tokenize(tokenizer, QUERY, documents)
-        expected = ModelRunner(model).run(PackedBatch(encoded.sequences))
-        request = engine.submit(encoded.sequences, stepwise=True)
-        seen = 0
-        for _ in request.completed():
-            seen = max(seen, runner._kept.tokens)
-        prefix = encoded.sequences[0].prefix
-        assert prefix is not None
-        system = sum(map(len, list(prefix.chain())[:-1]))
-        assert seen == 2 * system + len(prefix)  # the second prefix begins with a copy of the first
-        assert request.outputs == pytest.approx(expected, abs=1e-4)
-        engine.release(request)
-        del request, encoded, prefix
+        expected = CpuRunner(model).launch(encoded.sequences)()
+        with engine.admit(Call()) as admission:
+            request = admission.submit(encoded.sequences, stepwise=True)
+            seen = 0
+            for _ in request.completed():
+                seen = max(seen, runner._prefixes.tokens)
+            prefix = encoded.sequences[0].prefix
+            assert prefix is not None
+            system = sum(map(len, list(prefix.chain())[:-1]))
+            assert seen == 2 * system + len(prefix)  # the second prefix begins with a copy of the first
+            assert request.outputs == pytest.approx(expected, abs=1e-4)
+        del admission, request, encoded, prefix
 
         def let_go() -> bool:  # the device thread lets go of its last batch a moment later
             gc.collect()
-            return runner._kept.tokens == system
+            return runner._prefixes.tokens == system
 
         wait_for(let_go)
         assert let_go()
@@ -194,10 +200,10 @@ def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(mod
 def test_a_pass_that_fails_keeps_nothing_and_out_of_memory_makes_room(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner, tokenizer = ModelRunner(model), tokenizer_for(model.card)
+    runner, tokenizer = CpuRunner(model), tokenizer_for(model.card)
     first, second = tokenize(tokenizer, "one", ["a"]), tokenize(tokenizer, "two", ["a"])
-    runner.run(PackedBatch(first.sequences))
-    kept = runner._kept.tokens
+    runner.launch(first.sequences)()
+    kept = runner._prefixes.tokens
     errors = iter([RuntimeError("broken"), torch.OutOfMemoryError("no room")])
 
     def fail(_: object, packed: object) -> torch.Tensor:
@@ -206,11 +212,11 @@ def test_a_pass_that_fails_keeps_nothing_and_out_of_memory_makes_room(
     with monkeypatch.context() as patch:
         patch.setattr(type(model), "forward", fail)
         with pytest.raises(RuntimeError, match="broken"):
-            runner.run(PackedBatch(second.sequences))
-        assert runner._kept.tokens == kept
+            runner.launch(second.sequences)()
+        assert runner._prefixes.tokens == kept
         with pytest.raises(OutOfMemory):
-            runner.run(PackedBatch(second.sequences))
-        assert runner._kept.tokens == 0
-    (score,) = runner.run(PackedBatch(second.sequences))
+            runner.launch(second.sequences)()
+        assert runner._prefixes.tokens == 0
+    (score,) = runner.launch(second.sequences)()
     assert isinstance(score, float)
     assert math.isfinite(score)

@@ -276,7 +276,7 @@ def test_a_request_that_comes_slowly_is_served_beside_a_flood_of_empty_calls():
             slow.send(frame(DATA, 0, 1, body[at : at + 10_000]))
         slow.send(frame(DATA, END_STREAM, 1))
         assert b"grpc-status" in slow.receive_until(b"grpc-status")
-        assert loaded_in(server).engine.usage.batches == 1
+        assert loaded_in(server).engine.counts.batches == 1
 
 
 @pytest.mark.parametrize("method", [STREAM])

@@ -24,11 +24,10 @@ import pytest
 
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.future import Future
-from rerank_grpc.engine.scheduler import Item, Scheduler, tokens_of
+from rerank_grpc.engine.scheduler import Batch, Item, Scheduler
 from rerank_grpc.errors import InternalError
 from rerank_grpc.runner.runner import OutOfMemory, Runner
-from rerank_grpc.sequence import Output, PackedBatch, Sequence
+from rerank_grpc.sequence import Output, Sequence
 from rerank_grpc.types import Call
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -43,6 +42,7 @@ from tests.support import (
     score_of,
     serving,
     stub_of,
+    tokens_of,
     wait_for,
 )
 from tests.texts import texts_request
@@ -91,7 +91,7 @@ def test_r3_with_room_for_n_calls_exactly_the_others_are_refused():
 
 
 def test_r3_fails_without_the_queues_bound(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Scheduler, "check_room", lambda *_: None)
+    monkeypatch.setattr(Scheduler, "check_queue", lambda *_: None)
     assert refused_of(20, 13) == {OK: 33}
 
 
@@ -131,8 +131,8 @@ def _run_another(runner: HeldRunner) -> None:
     wait_for(lambda: len(runner.batches) > run)
 
 
-def _holds(batch: PackedBatch, text: str) -> bool:
-    return WordTokenizer().tokenize(texts_request("q", [text])).sequences[0] in batch.sequences
+def _holds(batch: tuple[Sequence, ...], text: str) -> bool:
+    return WordTokenizer().tokenize(texts_request("q", [text])).sequences[0] in batch
 
 
 def test_r4_a_one_document_call_takes_at_most_two_batches_beside_a_thousand_documents():
@@ -142,13 +142,12 @@ def test_r4_a_one_document_call_takes_at_most_two_batches_beside_a_thousand_docu
 
 
 def test_r4_fails_when_the_queue_is_first_come_first_served(monkeypatch: pytest.MonkeyPatch):
-    def greedy(self: Scheduler, now: float) -> list[Item]:
-        entries = [entry for entry in self._entries.values() if entry.pending]
+    def greedy(self: Scheduler, now: float) -> Batch | None:
+        waiting = [queued for queued in self._queued.values() if queued.pending]
         items: list[Item] = []
-        while entries and tokens_of(items) < self.max_batch_tokens and entries[0].pending:
-            items.append(entries[0].pending.popleft())
-        self._start(items, now)
-        return items
+        while waiting and sum(item.tokens for item in items) < self.max_batch_tokens and waiting[0].pending:
+            items.append(waiting[0].pending.popleft())
+        return self._start(items, now)
 
     monkeypatch.setattr(Scheduler, "next_batch", greedy)
     assert max(batches_until_answered()[:-1]) > 2
@@ -180,9 +179,8 @@ def test_r6_a_deadline_behind_a_long_queue_ends_on_time_and_costs_no_pass():
 
 
 def test_r6_fails_when_late_work_is_not_dropped(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Future, "late", lambda *_: False)
-    monkeypatch.setattr(Scheduler, "drop_finished", lambda *_: None)
-    monkeypatch.setattr(Engine, "release", lambda *_: None)
+    monkeypatch.setattr(Scheduler, "expire", lambda *_: [])
+    monkeypatch.setattr(Engine, "discard", lambda *_: None)
     assert late_call()[1] == 1
 
 
@@ -256,7 +254,7 @@ def batches_after_cancelling(method: str) -> int:
         (result,) = neighbour.result(WAIT).results
         assert result.logit == pytest.approx(own_score("the neighbour"))
         wait_for(lambda: engine.queued_tokens == 0)
-        return sum(len(batch.sequences) > 1 for batch in runner.batches[before:])
+        return sum(len(batch) > 1 for batch in runner.batches[before:])
 
 
 def own_score(text: str) -> float:
@@ -314,7 +312,7 @@ def test_r16_a_poison_pair_fails_its_own_call_alone(kind: str):
 
 def test_r16_fails_when_a_failed_batch_is_not_split(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        Engine, "_score_apart", lambda _self, items, *_: [(item, InternalError()) for item in items]
+        Engine, "_split", lambda self, batch, _: self._deliver(batch, [InternalError()] * len(batch.items), 0)
     )
     assert codes_beside_poison("raises") == {grpc.StatusCode.INTERNAL: 8}
 
@@ -325,8 +323,8 @@ def test_r16_fails_when_a_failed_batch_is_not_split(monkeypatch: pytest.MonkeyPa
 class SmallMemory(CountingRunner):
     """Runs out of memory above 130 tokens."""
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
-        if batch.num_tokens > 130:
+    def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
+        if tokens_of(batch) > 130:
             raise OutOfMemory
         return super().run(batch)
 
@@ -345,7 +343,7 @@ def test_r17_out_of_memory_is_split_and_retried_and_one_pair_too_large_fails_alo
 
 def test_r17_fails_when_it_is_not_split(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        Engine, "_score_apart", lambda _self, items, *_: [(item, InternalError()) for item in items]
+        Engine, "_split", lambda self, batch, _: self._deliver(batch, [InternalError()] * len(batch.items), 0)
     )
     assert codes_with_small_memory()[0] is grpc.StatusCode.INTERNAL
 
@@ -356,7 +354,7 @@ def test_r17_fails_when_it_is_not_split(monkeypatch: pytest.MonkeyPatch):
 class Deadly(HeldRunner):
     """Ends the device thread."""
 
-    def run(self, batch: PackedBatch) -> list[Output | None]:
+    def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
         super().run(batch)
         raise SystemExit
 

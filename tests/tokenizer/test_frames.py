@@ -22,6 +22,8 @@ from tests import prompts
 from tests import random_models as checkpoints
 from tests.prompts import PROMPTS, QUERY
 from tests.prompts import tokenizer as tokenizer_of
+from tests.support import token_ids
+from tests.support import whole as with_prefix
 from tests.texts import characters_read, span_of, tokenize
 
 FAMILIES = sorted(PROMPTS)
@@ -37,7 +39,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def whole(request: TokenizedRequest) -> list[list[int]]:
     chosen = [request.sequences[document.chunks[0].sequence] for document in request.documents]
-    return [sequence.whole().token_ids() for sequence in chosen]
+    return [token_ids(with_prefix(sequence)) for sequence in chosen]
 
 
 def written(count: int, seed: int) -> list[str]:
@@ -210,7 +212,7 @@ def test_chunks_know_their_place_in_the_document_itself(directories: dict[str, P
         tokenizer = Tokenizer.from_file(str(directories[family] / "tokenizer.json"))
         for chunk in request.documents[0].chunks:
             sequence = request.sequences[chunk.sequence]
-            assert tokenizer.decode(sequence.token_ids()[: chunk.tokens]).strip() == (
+            assert tokenizer.decode(token_ids(sequence)[: chunk.tokens]).strip() == (
                 text[span_of(chunk).start : span_of(chunk).end].strip()
             )
 

@@ -26,6 +26,7 @@ from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from rerank_grpc.types import Scoring, Truncation
 from tests import random_models as checkpoints
+from tests.support import token_ids
 from tests.texts import characters_read, span_of, tokenize
 
 QUERY = "what does the with statement do?"
@@ -75,7 +76,7 @@ def plain_tokenizer(vocabulary: Vocabulary, *, pairs: bool) -> Tokenizer:
 
 
 def ids_of(request: TokenizedRequest) -> list[list[int]]:
-    return [request.sequences[document.chunks[0].sequence].token_ids() for document in request.documents]
+    return [token_ids(request.sequences[document.chunks[0].sequence]) for document in request.documents]
 
 
 def ordinary() -> list[str]:
@@ -127,7 +128,7 @@ def test_ordinary_texts_become_the_ids_of_the_models_own_tokenizer(
     )
     request = tokenize(pair_tokenizer(directories[family]), QUERY, documents)
     assert ids_of(request) == expected["input_ids"]
-    splits = {sequence.split for sequence in request.sequences}
+    splits = {sequence.segment_start for sequence in request.sequences}
     assert {types.index(1) if 1 in types else 0 for types in expected["token_type_ids"]} == splits
 
 
@@ -139,7 +140,7 @@ def test_queries_become_the_ids_of_the_models_own_tokenizer(
     tokenizer = text_tokenizer(directories[family])
     for query in ordinary():
         expected = upstream(query, truncation=True, max_length=MAX_TOKENS // 2 + 2)["input_ids"]
-        assert tokenize(tokenizer, query, []).sequences[0].token_ids() == expected
+        assert token_ids(tokenize(tokenizer, query, []).sequences[0]) == expected
 
 
 def control_texts(directory: Path) -> list[str]:
@@ -373,12 +374,12 @@ def test_chunks_overlap_cover_the_text_and_know_their_place(
     for before, after in pairwise(spans):
         assert before.start < after.start < before.end < after.end
     (whole,) = [tokenize(text_tokenizer(directories[family], max_tokens=10_000), "q", [text]).sequences[1]]
-    tokens = whole.token_ids()[1:-1]
+    tokens = token_ids(whole)[1:-1]
     chunks = []
     for chunk in long.chunks:
         sequence = request.sequences[chunk.sequence]
         assert len(sequence) <= MAX_TOKENS
-        chunks.append(sequence.token_ids()[-1 - chunk.tokens : -1])
+        chunks.append(token_ids(sequence)[-1 - chunk.tokens : -1])
     place = 0
     for part in chunks:
         place = next(at for at in range(place, len(tokens)) if tokens[at : at + len(part)] == part)
