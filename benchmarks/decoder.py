@@ -124,13 +124,13 @@ class Theirs:
         self._workload = whole
 
     def _rows(self) -> list[list[int]]:
-        from rerank_grpc.models.qwen3 import PROMPT
+        from rerank_grpc.models.prompts import QWEN3
 
         before, after = (
             self._tokenizer.encode("".join(texts), add_special_tokens=False)
-            for texts in (PROMPT.system, PROMPT.suffix)
+            for texts in (QWEN3.system, QWEN3.suffix)
         )
-        (head,) = PROMPT.heads(self._workload.query, "")
+        (head,) = QWEN3.filled(self._workload.query, "")
         pairs = [f"{head} {document}" for document in self._workload.documents]
         return [before + ids + after for ids in self._tokenizer(pairs)["input_ids"]]
 

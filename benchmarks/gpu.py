@@ -225,7 +225,7 @@ def encoder_figures(run: Run, name: str, share: float, times: float) -> None:
     compare(run, name, path)
     shape, ours = checkpoints.SHAPES[name], Ours(path, size)
     run.facts[name] = {
-        "attention": ours.card.attention,
+        "attention": ours.card.attention.label,
         "precision": ours.card.precision,
         "budget": ours.engine.max_batch_tokens,
         "ready_seconds": round(ours.ready_seconds, 1),
@@ -418,7 +418,7 @@ def decoder_figure(run: Run, name: str) -> None:
         if turn:  # the first warms both
             ratios.append(other / own)
             pairs.append(size.documents / own)
-    run.facts[name] = {"attention": ours.card.attention, "budget": ours.engine.max_batch_tokens}
+    run.facts[name] = {"attention": ours.card.attention.label, "budget": ours.engine.max_batch_tokens}
     ours.close()
     beside = f"{statistics.median(pairs):.0f} pairs/s"
     label = f"{name} vs transformers, sorted by length, batches of 32, last logits"

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import transformers
 
-from rerank_grpc.models.base import ModelCard
-from rerank_grpc.models.gemma import PROMPT as GEMMA
-from rerank_grpc.models.prompt import Prompt
-from rerank_grpc.models.qwen3 import PROMPT as QWEN3
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.models.base import Kind, ModelCard
+from rerank_grpc.models.prompts import GEMMA, QWEN3, Prompt
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
@@ -37,11 +36,11 @@ def card(directory: Path, family: str, max_tokens: int = checkpoints.PROMPT_TOKE
         revision="",
         family=family,
         scoring=Scoring.SOFTMAX,
-        reads_pairs=True,
+        kind=Kind.LANGUAGE_MODEL,
         max_tokens=max_tokens,
         device="cpu",
         precision="fp32",
-        attention="",
+        attention=Attention.SDPA,
         tokenizer_file=directory / "tokenizer.json",
         prompt=prompt,
     )

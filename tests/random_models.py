@@ -27,9 +27,7 @@ from tokenizers import (
     trainers,
 )
 
-from rerank_grpc.models.gemma import PROMPT as GEMMA_PROMPT
-from rerank_grpc.models.prompt import Prompt
-from rerank_grpc.models.qwen3 import PROMPT as QWEN3_PROMPT
+from rerank_grpc.models.prompts import GEMMA, QWEN3, Prompt
 
 INITIALIZER_RANGE = 0.3
 HEAD_SCALE = 3.0
@@ -286,7 +284,7 @@ def qwen_tokenizer() -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(_corpus() + [_asked(QWEN3_PROMPT)] * 300, trainer)
+    tokenizer.train_from_iterator(_corpus() + [_asked(QWEN3)] * 300, trainer)
     tokenizer.add_special_tokens(QWEN_SPECIAL)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in QWEN_UNMARKED])
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -306,7 +304,7 @@ def gemma_tokenizer() -> Tokenizer:
         special_tokens=GEMMA_SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus() + [_asked(GEMMA_PROMPT)] * 300, trainer)
+    tokenizer.train_from_iterator(_corpus() + [_asked(GEMMA)] * 300, trainer)
     data = json.loads(tokenizer.to_str())
     data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in GEMMA_SPECIAL]
     data["pre_tokenizer"] = json.loads(Tokenizer(models.BPE()).to_str())["pre_tokenizer"]
@@ -321,7 +319,7 @@ def gemma_tokenizer() -> Tokenizer:
 
 def _asked(prompt: Prompt) -> str:
     """A prompt as a text, with its answers, so that a trained tokenizer knows its words."""
-    return " ".join((*prompt.system, *prompt.heads("", ""), *prompt.suffix, *prompt.answers)).replace(
+    return " ".join((*prompt.system, *prompt.filled("", ""), *prompt.suffix, *prompt.answers)).replace(
         "<|", " "
     )
 

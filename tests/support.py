@@ -19,7 +19,8 @@ import grpc
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.future import Future
-from rerank_grpc.models.base import ModelCard
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.runner.runner import Landing, Runner
 from rerank_grpc.sequence import Chunk, Output, Sequence, TokenizedDocument, TokenizedRequest
@@ -147,11 +148,11 @@ CARD = ModelCard(
     revision="test",
     family="test",
     scoring=Scoring.SIGMOID,
-    reads_pairs=True,
+    kind=Kind.CROSS_ENCODER,
     max_tokens=512,
     device="cpu",
     precision="fp32",
-    attention="none",
+    attention=Attention.SDPA,
     tokenizer_file=Path("none"),
 )
 

@@ -76,8 +76,8 @@ def _verify(name: str, loader: ModelLoader, catalogue: Catalogue) -> bool:
     entry = catalogue.find(name) or catalogue.find(Path(name).name)
     pairs = entry.known if entry else ()
     with serving(name, loader) as (reranker, card):
-        facts = f"{card.family}, {card.device}, {card.precision}, {card.attention}, {card.revision[:19]}"
-        print(f"{screen.paint(title, 'bold')}  {facts}\n", flush=True)
+        facts = [card.family, card.device, card.precision, card.attention.label, card.revision[:19]]
+        print(f"{screen.paint(title, 'bold')}  {', '.join(facts)}\n", flush=True)
         checks = [*known(reranker, card, pairs), *padded(reranker, card)]
     for line in report(checks, screen):
         print(line)
@@ -122,7 +122,7 @@ def known(reranker: Reranker, card: ModelCard, pairs: Sequence[KnownPair]) -> It
 
 def padded(reranker: Reranker, card: ModelCard) -> Iterator[Check]:
     """Compares texts of many lengths, scored in one call, with transformers' padded pass in fp32."""
-    from rerank_grpc.models.reference import reference_logits
+    from rerank_grpc.models.padded import reference_logits
 
     if card.prompt is not None:
         return  # a language model's prompt is its card's own code, which is compared in the tests

@@ -1,67 +1,83 @@
-"""Causal attention over packed parts, each of which may continue a prefix computed before or beside it."""
+"""Attention that a bidirectional call over whole parts does not do: in a window, or causal behind a prefix.
+
+A part of a causal pass may continue a prefix that was computed before or is
+computed in the same pass. GatheredParts copies the keys of a prefix before the
+keys of each part and attends by one call. Two passes merged by the log-sum-exp
+of their scores would read a prefix once, but cost two kernels and a merge for
+each layer and round the weights to 16 bits twice; a copy is a hundredth of a
+pass, and exact.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-# Rows of a part that attend at once where it continues something: their mask is this high, and as
-# wide as what they see, so that long documents need no mask of their length squared.
+from rerank_grpc.kernels.base import Kernel, KeysValues, Layout
+
+Contexts: TypeAlias = tuple[KeysValues | None, ...]
+
+# Query rows per block in a window. Larger blocks compute more scores that the mask discards.
+WINDOW_ROWS = 256
+# Query rows per block where a part continues a prefix. A mask has this many rows, so long documents
+# need no quadratic mask.
 MASK_ROWS = 128
 
-# How many tokens' keys and values a model keeps at most, over all requests: 0.9 GiB for
-# Qwen3-Reranker-0.6B in bf16, and the prompts and queries of some 90 calls.
-MAX_KEPT_TOKENS = 8_192
 
+def attend_window(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, window: int | None
+) -> torch.Tensor:
+    """Attends within one part, both ways  # [1, heads, num_tokens, size].
 
-@dataclass(slots=True)
-class KeysValues:
-    """What a prefix, with all that stands before it, leaves to the tokens after it.
-
-    Attributes:
-        tokens: how many tokens that is; the next one has this position.
-        layers: keys and values of each layer  # [1, key heads, tokens, size]
+    With `window`, token i sees token j where |i - j| < window, as `sliding_window`
+    of transformers means it; the time then grows with the length, not its square.
     """
-
-    tokens: int
-    layers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    length = query.shape[2]
+    if window is None or length <= window:
+        return scaled_dot_product_attention(query, key, value, scale=scale)
+    positions = torch.arange(length, device=query.device)
+    blocks = []
+    for start in range(0, length, WINDOW_ROWS):
+        end = min(start + WINDOW_ROWS, length)
+        low, high = max(0, start - window + 1), min(length, end + window - 1)
+        near = (positions[start:end, None] - positions[None, low:high]).abs() < window  # [queries, keys]
+        q, k, v = query[:, :, start:end], key[:, :, low:high], value[:, :, low:high]
+        blocks.append(scaled_dot_product_attention(q, k, v, attn_mask=near, scale=scale))
+    return torch.cat(blocks, dim=2)
 
 
 class CausalParts:
-    """How the parts of one pass hang together.
+    """Attends causally, part by part.
 
     Attributes:
-        contexts: what each part continues; None where it begins at position 0.
-        prefixes: the first parts are prefixes, and leave their keys and values
-            here, from where later parts of the same pass may already take them.
+        contexts: the prefix that each part continues; None for a part that
+            begins at position 0.
+        prefixes: the first parts are prefixes. They leave their keys and values
+            here, where later parts of the same pass find them.
     """
 
-    def __init__(self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...]) -> None:
+    def __init__(self, contexts: Contexts, prefixes: tuple[KeysValues, ...], layout: Layout) -> None:
         self.contexts = contexts
         self.prefixes = prefixes
+        self._lengths = layout.lengths
         self._masks: dict[tuple[int, int, int], torch.Tensor] = {}
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        lengths: tuple[int, ...],
-        scaling: float | None,
+    def attend_causal(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
     ) -> torch.Tensor:
-        """Attends to what stands before, part by part.
+        """Attends to earlier positions and to the prefix.
 
-        Query, key and value are  # [1, heads, num_tokens, size], fewer heads of
-        key and value; the result is  # [1, num_tokens, heads, size].
+        Query, key and value are  # [1, heads, num_tokens, size], with fewer heads
+        for key and value; the result is  # [1, num_tokens, heads, size].
         """
         mixed = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
         parts = zip(
             self.contexts,
-            *(each.split(lengths, dim=2) for each in (query, key, value)),
-            mixed.split(lengths, dim=1),
+            *(each.split(self._lengths, dim=2) for each in (query, key, value)),
+            mixed.split(self._lengths, dim=1),
             strict=True,
         )
         for index, (context, q, k, v, out) in enumerate(parts):
@@ -71,32 +87,29 @@ class CausalParts:
             if index < len(self.prefixes):
                 # Copies: a view would keep the keys of the whole batch.
                 self.prefixes[index].layers.append((k.clone(), v.clone()))
-            self._attend(q, k, v, scaling, out)
+            self._attend_part(q, k, v, scale, out)
         return mixed
 
-    def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, out: torch.Tensor
+    def _attend_part(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, out: torch.Tensor
     ) -> None:
-        """Attends from the last rows of a context, into `out`  # [1, rows, heads, size]."""
+        """Attends from one part to its prefix and itself, into `out`  # [1, rows, heads, size]."""
         heads, rows, size = q.shape[1:]
         groups, columns = k.shape[1:3]
         if rows == columns:
             grouped = heads != groups
-            mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+            mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
             out.copy_(mixed.transpose(1, 2))
             return
         for start in range(0, rows, MASK_ROWS):
             block = q[:, :, start : start + MASK_ROWS]
             height, repeats = block.shape[2], heads // groups
             seen = columns - rows + start + height
-            mask = self._mask(height, seen, repeats, q)
             # The query heads that share a key head become rows beside each other: keys are read once.
+            folded = block.reshape(1, groups, repeats * height, size)
+            mask = self._mask(height, seen, repeats, q)
             mixed = scaled_dot_product_attention(
-                block.reshape(1, groups, repeats * height, size),
-                k[:, :, :seen],
-                v[:, :, :seen],
-                attn_mask=mask,
-                scale=scaling,
+                folded, k[:, :, :seen], v[:, :, :seen], attn_mask=mask, scale=scale
             )
             target = out[0, start : start + height].unflatten(1, (groups, repeats))
             target.copy_(mixed[0].unflatten(1, (repeats, height)).permute(2, 0, 1, 3))
@@ -114,6 +127,84 @@ class CausalParts:
 def _join(kept: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Puts keys, or values, behind others  # [1, key heads, tokens, size].
 
-    In memory tokens come before heads, and joined so, whole blocks are copied.
+    In memory tokens come before heads, and joined this way, whole blocks are copied.
     """
     return torch.cat((kept.transpose(1, 2), own.transpose(1, 2)), dim=1).transpose(1, 2)
+
+
+def kept_of(contexts: Contexts, prefixes: tuple[KeysValues, ...]) -> list[KeysValues]:
+    """Lists the prefixes that this pass does not compute, each once, in the order of first use."""
+    made = {id(prefix) for prefix in prefixes}
+    kept = {id(each): each for each in contexts if each is not None and id(each) not in made}
+    return list(kept.values())
+
+
+def key_ranges(
+    contexts: Contexts, prefixes: tuple[KeysValues, ...], lengths: Sequence[int]
+) -> list[list[range]]:
+    """For each part, where its keys lie among the kept ones (see kept_of) and the pass's own behind them."""
+    found: dict[int, list[range]] = {}
+    end = 0
+    for kept in kept_of(contexts, prefixes):
+        found[id(kept)] = [range(end, end + kept.tokens)]
+        end += kept.tokens
+    ranges = []
+    for index, (context, length) in enumerate(zip(contexts, lengths, strict=True)):
+        before = found[id(context)] if context is not None else []
+        ranges.append([*before, range(end, end + length)])
+        if index < len(prefixes):
+            found[id(prefixes[index])] = ranges[-1]
+        end += length
+    return ranges
+
+
+class GatheredParts:
+    """Attends causally as CausalParts does, by one call of a kernel for all parts.
+
+    `layout.keys` is made of key_ranges, or None if no part continues a prefix.
+    """
+
+    def __init__(
+        self, contexts: Contexts, prefixes: tuple[KeysValues, ...], layout: Layout, kernel: Kernel
+    ) -> None:
+        assert layout.keys is not None or not any(contexts), "the prefixes would be left out"
+        self._kept = kept_of(contexts, prefixes)
+        self._prefixes = prefixes
+        self._layout = layout
+        self._kernel = kernel
+
+    def attend_causal(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
+        """Takes and returns tensors as CausalParts.attend_causal does."""
+        q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [num_tokens, heads, size]
+        keys, seen = self._layout, self._layout.lengths
+        if self._layout.keys is not None:
+            k, v = (self._gather(layer, index, own) for index, own in enumerate((k, v)))
+            keys, seen = self._layout.keys, self._layout.keys.lengths
+        self._leave(k, v, seen)
+        return self._kernel(q, k, v, self._layout, keys, causal=True, scale=scale)[None]
+
+    def _gather(self, layer: int, index: int, own: torch.Tensor) -> torch.Tensor:
+        """Lays out the keys, or the values, that each part sees  # [num_keys, key heads, size]."""
+        assert self._layout.key_rows is not None
+        kept = [each.layers[layer][index][0].transpose(0, 1) for each in self._kept]
+        return torch.cat([*kept, own]).index_select(0, self._layout.key_rows)
+
+    def _leave(self, key: torch.Tensor, value: torch.Tensor, seen: tuple[int, ...]) -> None:
+        """Gives the prefixes, which are the first parts, copies of their keys and values."""
+        end = 0
+        for prefix, length in zip(self._prefixes, seen, strict=False):
+            own = [each[end : end + length].clone().transpose(0, 1)[None] for each in (key, value)]
+            prefix.layers.append((own[0], own[1]))
+            end += length
+
+
+def causal_parts(
+    contexts: Contexts, prefixes: tuple[KeysValues, ...], layout: Layout, kernel: Kernel | None
+) -> CausalParts | GatheredParts:
+    """Chooses how a causal pass attends: by one call if there is a kernel, else part by part."""
+    contexts = contexts or (None,) * len(layout.lengths)
+    if kernel is None:
+        return CausalParts(contexts, prefixes, layout)
+    return GatheredParts(contexts, prefixes, layout, kernel)

@@ -1,47 +1,54 @@
-"""What encoder.py computes with: torch's operations, on a GPU and, for the tests, anywhere else."""
+"""The GPU's operations, of torch's own and a compiled sum and norm; they run on any device of torch."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import TypeAlias
+
 import torch
 from torch.nn.functional import gelu as activate
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear
 
-from rerank_grpc.kernels.attention import attend_by_length, kernel_for
-from rerank_grpc.kernels.base import Layout
-from rerank_grpc.kernels.device import DTYPES
-from rerank_grpc.kernels.fused import TorchNorm
-from rerank_grpc.kernels.linear import Linear
-from rerank_grpc.models.base import ModelCard
-from rerank_grpc.models.encoder import AddNorm, CpuOperations, Operations
+from rerank_grpc.kernels.attention import Attention, attend_by_length, kernel_for
+from rerank_grpc.kernels.base import AddNorm, Layout, Linear, plain_norm
 
+log = logging.getLogger(__name__)
 
-def operations_for(card: ModelCard) -> Operations:
-    """The operations of a model's device, precision and attention."""
-    device = torch.device(card.device)
-    if device.type == "cpu":
-        return CpuOperations(card.precision)
-    return TorchOperations(device, DTYPES[card.precision], card.attention)
+Compiled: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+# A single row is a case of its own for Inductor; any other number is one case.
+WARM_ROWS = (1, 64)
 
 
 class TorchOperations:
-    """Computes in one type, waits for nothing, and with a kernel asks for no lengths."""
+    """Computes in one type and never waits for the device; with a kernel the host needs no lengths."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, attention: Attention) -> None:
         self._device = device
         self._dtype = dtype
-        self._attend = kernel_for(attention) or attend_by_length
+        self._kernel = kernel_for(attention) or attend_by_length
 
     def table(self, weight: torch.Tensor) -> torch.Tensor:
-        """See Operations."""
         return weight.to(self._device, self._dtype)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor, *, gelu: bool = False) -> Linear:
-        """See Operations."""
-        return _Linear(self.table(weight), self.table(bias), gelu=gelu)
+        # cuBLAS adds the bias in the product, and fuses no GELU with it
+        held, added = self.table(weight), self.table(bias)
+        if gelu:
+            return lambda rows: activate(linear(rows, held, added))
+        return lambda rows: linear(rows, held, added)
 
     def norm(self, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> AddNorm:
-        """See Operations."""
-        return TorchNorm(weight, bias, epsilon, self._device, self._dtype)
+        compiled = None
+        if self._device.type == "cuda":
+            compiled = compiled_add_norm(self._device, self._dtype, len(weight), epsilon)
+        if compiled is None:
+            # As transformers' own code rounds: in fp32 this would be five passes over memory, not two.
+            return plain_norm(self.table(weight), self.table(bias), epsilon)
+        held, added = weight.to(self._device), bias.to(self._device)
+        return lambda rows, residual: compiled(rows, residual, held, added, epsilon)
 
     def attend(
         self,
@@ -52,17 +59,40 @@ class TorchOperations:
         keys: Layout,
         heads: int,
     ) -> torch.Tensor:
-        """See Operations."""
         q, k, v = (rows.unflatten(1, (heads, -1)) for rows in (query, key, value))
-        return self._attend(q, k, v, queries, keys).flatten(1)
+        return self._kernel(q, k, v, queries, keys).flatten(1)
 
 
-class _Linear:
-    """cuBLAS adds the bias in the product; there is nothing for GELU to be fused with but itself."""
+def add_norm(
+    rows: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+) -> torch.Tensor:
+    """Normalizes the rows of a sum in fp32, whatever their type; weight and bias are fp32."""
+    total = rows.float() + residual.float()
+    return layer_norm(total, weight.shape, weight, bias, epsilon).to(rows.dtype)
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, *, gelu: bool) -> None:
-        self._weight, self._bias, self._gelu = weight, bias, gelu
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        out = linear(rows, self._weight, self._bias)
-        return activate(out) if self._gelu else out
+@cache
+def compiled_add_norm(
+    device: torch.device, dtype: torch.dtype, width: int, epsilon: float
+) -> Compiled | None:
+    """Compiles add_norm for rows of one width; None without Triton or a C compiler."""
+    compiled: Compiled = torch.compile(add_norm)
+    try:
+        _call(compiled, device, dtype, width, epsilon)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        log.warning("sum and norm were not compiled (%s): they run slower", type(error).__name__)
+        return None
+    return compiled
+
+
+@torch.inference_mode()  # as the passes are: code that is compiled without would be compiled again within
+def _call(compiled: Compiled, device: torch.device, dtype: torch.dtype, width: int, epsilon: float) -> None:
+    weight = torch.ones(width, device=device)
+    for count in WARM_ROWS:
+        rows, residual = (torch.zeros(count, width, dtype=dtype, device=device) for _ in range(2))
+        if count > 1:
+            torch._dynamo.mark_dynamic(rows, 0)
+            torch._dynamo.mark_dynamic(residual, 0)
+        compiled(rows, residual, weight, weight.clone(), epsilon)

@@ -1,8 +1,8 @@
-/* What torch has no single operation for, on CPUs with AVX-512 VNNI and BF16.
+/* Operations that torch has no single call for, on CPUs with AVX-512 VNNI and BF16.
  *
- * Compiled at load by native.py where there is a compiler; everything here has
- * a slower twin in torch, in linear.py and encoder.py. Rows are tokens, all
- * matrices are row-major, and bfloat16 values travel as uint16_t.
+ * Compiled at load by native.py where there is a compiler; cpu.py has a slower
+ * twin of each function in torch. Rows are tokens, all matrices are row-major,
+ * and bfloat16 values travel as uint16_t.
  */
 #include <immintrin.h>
 #include <math.h>

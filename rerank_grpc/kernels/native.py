@@ -1,8 +1,8 @@
 """The kernels of kernels.c, compiled at load where the machine has both the instructions and a compiler.
 
-Nothing depends on them: without them the same results come, slower, from
-torch's own operations. The compiled file is kept in the user's cache folder,
-under a name that the source, the flags and the compiler's version make.
+Without them torch's own operations give the same results, slower. The compiled
+file is kept in the user's cache folder, under a name made of the digest of the
+source, the flags and the compiler's version.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ct
 
 
 def instructions() -> bool:
-    """Whether the CPU has what the kernels need, and not AMX, with which torch's own are faster."""
+    """Whether the CPU has the kernels' instructions, and no AMX, with which torch's own are faster."""
     cpu = torch.cpu
     return bool(
         cpu._is_avx512_bf16_supported() and cpu._is_vnni_supported() and not cpu._is_amx_tile_supported()
@@ -43,7 +43,7 @@ def instructions() -> bool:
 
 @functools.cache
 def kernels() -> Kernels | None:
-    """The kernels, compiled on the first call; None where this machine cannot have them."""
+    """The kernels, compiled on the first call; None on a machine that cannot run or compile them."""
     if not instructions():
         return None
     compiler = shutil.which("gcc") or shutil.which("cc")
@@ -80,7 +80,7 @@ def _compiled(compiler: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """A folder that only this user can write to: what lies in it is run."""
+    """A folder that only this user can write to: the code in it is run."""
     try:
         folder = Path.home() / CACHE
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ class Kernels:
         key_starts: torch.Tensor,
         heads: int,
     ) -> torch.Tensor:
-        """Attends within each sequence, both ways; all are bf16  # [rows, heads · size].
+        """Attends within each part, both ways; all are bf16  # [rows, heads · size].
 
         `key` and `value` have one stride. `*_starts` hold where each sequence
         begins, and the end  # [num_sequences + 1] int32.

@@ -1,39 +1,51 @@
-"""The seam between the engine and a model: ModelCard, PackedTokens, Model."""
+"""The seam between a runner and a model: ModelCard, PackedTokens, Model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from rerank_grpc.kernels.base import Layout
-from rerank_grpc.kernels.causal import KeysValues
-from rerank_grpc.models.prompt import Prompt
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.kernels.base import KeysValues, Layout
+from rerank_grpc.models.prompts import Prompt
 from rerank_grpc.types import Scoring
+
+
+class Kind(Enum):
+    """The content of one sequence, by the names of the catalogue.
+
+    A cross-encoder reads query and document together, a bi-encoder each text
+    by itself, and a language model a prompt with both.
+    """
+
+    CROSS_ENCODER = "cross-encoder"
+    BI_ENCODER = "bi-encoder"
+    LANGUAGE_MODEL = "language model"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known of a loaded model.
+    """The facts of a loaded model.
 
     Attributes:
         source: the directory or hub id it was loaded from.
         revision: a commit, or "sha256:" and 12 digits of its weights' digest.
         family: transformers' model_type, e.g. "xlm-roberta".
+        kind: what one sequence holds.
         scoring: how its logits become relevance scores.
-        reads_pairs: True if one sequence holds query and document (a
-            cross-encoder), False if each text is a sequence of its own
-            (a bi-encoder).
         max_tokens: the longest sequence, special tokens included.
         device: "cpu", "cuda:0" …
-        precision: "fp32", "bf16" or "fp16".
-        attention: "packed (varlen)", "packed (sdpa)", "padded" …, as ListModels shows it.
+        precision: "fp32", "bf16", "fp16" or "int8".
+        attention: how it attends; ListModels shows the label.
         tokenizer_file: its tokenizer.json.
-        accepts_instruction: whether a request's instruction means something to it.
-        prompt: what a language model is asked; None for all others.
-        prefix_token_bytes: what the keys and values of one token take.
+        pooling: the rows behind its last layer that it reads: "first", "mean" or "last".
+        accepts_instruction: whether the instruction of a request changes its scores.
+        prompt: the prompt of a language model; None for all others.
+        prefix_token_bytes: the memory for the keys and values of one token.
         capturable: whether a pass is the same work for any lengths, so that
             a CUDA graph of it can be replayed for others.
     """
@@ -41,13 +53,14 @@ class ModelCard:
     source: str
     revision: str
     family: str
+    kind: Kind
     scoring: Scoring
-    reads_pairs: bool
     max_tokens: int
     device: str
     precision: str
-    attention: str
+    attention: Attention
     tokenizer_file: Path
+    pooling: str = "first"
     accepts_instruction: bool = False
     prompt: Prompt | None = None
     prefix_token_bytes: int = 0
@@ -58,18 +71,18 @@ class ModelCard:
 class PackedTokens:
     """All sequences of a batch laid end to end, without padding, on the model's device.
 
-    In a decoder's batch, the prefixes that are not computed yet come first, as
-    parts of their own, and the sequences after them.
+    In the batch of a language model, the prefixes that are not computed yet
+    come first, as parts of their own, and the sequences after them.
 
     Attributes:
         input_ids: token ids  # [num_tokens] int64, on a GPU int32
-        position_ids: places within each sequence, from 0, or from the end of
-            what it continues  # [num_tokens], likewise
+        position_ids: positions within each sequence, from 0, or from the end of
+            the prefix that it continues  # [num_tokens], likewise
         token_type_ids: segment of each token, 0 or 1  # [num_tokens], likewise
         lengths: the length of each part; their sum is num_tokens. Empty in a
-            pass that is captured, which goes by `layout` alone.
-        contexts: what each part continues, if anything; empty if none does.
-        prefixes: what the parts that come first leave; the pass fills it.
+            captured pass, which reads `layout` alone.
+        contexts: the prefix that each part continues, if any; empty if none does.
+        prefixes: those of the first parts; the pass fills them.
         layout: the lengths again, on the device; None on the CPU.
     """
 
@@ -81,13 +94,17 @@ class PackedTokens:
     prefixes: tuple[KeysValues, ...] = ()
     layout: Layout | None = None
 
+    def layout_of_parts(self) -> Layout:
+        """The layout, which on the CPU is made of the lengths."""
+        return self.layout or Layout.of(self.lengths)
+
 
 class Model(Protocol):
     """A model that scores packed sequences; called by one thread at a time."""
 
     @property
     def card(self) -> ModelCard:
-        """What is known of it."""
+        """The facts of it."""
 
     def forward(self, packed: PackedTokens) -> torch.Tensor:
         """Runs one pass: a logit  # [num_sequences, 1]  or a vector  # [num_sequences, hidden]

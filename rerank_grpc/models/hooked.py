@@ -1,88 +1,96 @@
-"""Attention over packed sequences, as transformers' own model code calls it."""
+"""Transformers' own bodies over packed sequences, with our attention: ModernBERT and decoders."""
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
-from rerank_grpc.kernels.attention import FLASH, SDPA, VARLEN, kernel_for
-from rerank_grpc.kernels.base import Layout
-from rerank_grpc.kernels.causal import CausalParts
-from rerank_grpc.kernels.gathered import GatheredParts
-from rerank_grpc.kernels.window import attend
+from rerank_grpc.kernels.attention import Attention, kernel_for
+from rerank_grpc.kernels.base import Kernel, Layout
+from rerank_grpc.kernels.causal import CausalParts, GatheredParts, attend_window, causal_parts
+from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.models.base import PackedTokens
 
-# What transformers knows them by. No mask function may be registered under these names: transformers
-# would call it, and it synchronises the device; for a name it does not know it makes no mask. And none
-# may contain "flash": it would take the model for one that its own integration runs.
-NAMES = {
-    SDPA: "rerank_grpc_packed",
-    VARLEN: "rerank_grpc_packed_varlen",
-    FLASH: "rerank_grpc_packed_fa",
-}
+# The name of our attention in transformers. No mask function may be registered under it: transformers
+# would call it, and it synchronises the device; without one it makes no mask. And it may not contain
+# "flash": transformers would take the model for one that its own integration runs.
+HOOK = "rerank_grpc_packed"
 
 
-def packed_attention(
-    module: torch.nn.Module,
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """How the layers of one pass attend: causally if there are causal parts, else both ways."""
+
+    layout: Layout
+    kernel: Kernel | None
+    causal: CausalParts | GatheredParts | None
+
+    def __call__(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """[1, heads, num_tokens, size] three times → [1, num_tokens, heads, size]."""
+        if self.causal is not None:
+            return self.causal.attend_causal(layer, query, key, value, scale)
+        if self.kernel is not None:
+            q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+            return self.kernel(q, k, v, self.layout, self.layout, window=window, scale=scale)[None]
+        parts = zip(*(each.split(self.layout.lengths, dim=2) for each in (query, key, value)), strict=True)
+        mixed = [attend_window(q, k, v, scale, window) for q, k, v in parts]
+        return torch.cat(mixed, dim=2).transpose(1, 2).contiguous()
+
+
+def attend(
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    sequence_lengths: tuple[int, ...],
-    causal_parts: CausalParts | GatheredParts | None = None,
+    call: AttentionCall,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attends within each sequence; query, key and value are  # [1, heads, num_tokens, size].
+    """Attends as transformers' attention functions do; `call` comes from HookedBody."""
+    return call(module.layer_idx, query, key, value, scaling, sliding_window), None
 
-    Both ways, or with `causal_parts` to what stands before, which there may
-    also be a prefix, and with fewer heads for key and value than for query.
-    Returns [1, num_tokens, heads, size], as transformers' attention functions do.
-    """
-    if causal_parts is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        return causal_parts.attend(layer, query, key, value, sequence_lengths, scaling), None
-    parts = [
-        attend(q, k, v, scaling, sliding_window)
-        for q, k, v in zip(
-            query.split(sequence_lengths, dim=2),
-            key.split(sequence_lengths, dim=2),
-            value.split(sequence_lengths, dim=2),
-            strict=True,
+
+AttentionInterface.register(HOOK, attend)
+
+
+class HookedBody:
+    """Runs a body that was read with the attention HOOK, has no segments and rotates by position."""
+
+    def __init__(self, body: Any, precision: str, attention: Attention, *, causal: bool = False) -> None:
+        # Not .to(dtype), which would round the frequencies of the rotary embedding as well.
+        for weight in body.parameters():
+            weight.data = weight.data.to(DTYPES[precision])
+        self.body = body
+        self._kernel = kernel_for(attention)
+        self._causal = causal
+        self._options = {"use_cache": False} if causal else {}
+
+    def __call__(self, packed: PackedTokens) -> torch.Tensor:
+        output = self.body(
+            input_ids=packed.input_ids[None],
+            position_ids=packed.position_ids[None],
+            call=self._attention_call(packed),
+            **self._options,
         )
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+        rows: torch.Tensor = output.last_hidden_state[0]
+        return rows
 
-
-def kernel_attention(
-    name: str,
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    sequence_lengths: tuple[int, ...],
-    layout: Layout,
-    causal_parts: CausalParts | GatheredParts | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """As packed_attention, in one call of the kernel `name`, which does not ask the host for lengths."""
-    if causal_parts is not None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        return causal_parts.attend(layer, query, key, value, sequence_lengths, scaling), None
-    kernel = kernel_for(name)
-    assert kernel is not None
-    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [num_tokens, heads, size]
-    return kernel(q, k, v, layout, layout, window=sliding_window, scale=scaling)[None], None
-
-
-AttentionInterface.register(NAMES[SDPA], packed_attention)
-for _name in (VARLEN, FLASH):
-    AttentionInterface.register(NAMES[_name], partial(kernel_attention, _name))
+    def _attention_call(self, packed: PackedTokens) -> AttentionCall:
+        layout, causal = packed.layout_of_parts(), None
+        if self._causal:
+            causal = causal_parts(packed.contexts, packed.prefixes, layout, self._kernel)
+        return AttentionCall(layout, self._kernel, causal)

@@ -1,199 +1,173 @@
-"""Makes a model of a checkpoint, on its device."""
+"""Loads a model: builds the network that a checkpoint's evidence describes, on its device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.checkpoints.disk import read_json
-from rerank_grpc.checkpoints.sources import EMBEDDED
+from rerank_grpc.config.reading import provide
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.kernels.attention import SDPA, attention_for
+from rerank_grpc.kernels import operations_for
+from rerank_grpc.kernels.attention import Attention, choose_attention
 from rerank_grpc.kernels.device import DTYPES
-from rerank_grpc.models import hooked
-from rerank_grpc.models.base import Model, ModelCard
-from rerank_grpc.models.bert import Bert
-from rerank_grpc.models.bi_encoder import SentenceEncoder, longest_of, module_kinds, pooling_of, read_body
-from rerank_grpc.models.decoder import Decoder, check_decoder, prefix_token_bytes
-from rerank_grpc.models.embedded import load_embedded
-from rerank_grpc.models.gemma import Gemma
-from rerank_grpc.models.modernbert import ModernBert
-from rerank_grpc.models.network import read_network, read_outline
+from rerank_grpc.kernels.native import cache_folder
+from rerank_grpc.models.base import Kind, Model, ModelCard
+from rerank_grpc.models.bert import FAMILIES as BERT_FAMILIES
+from rerank_grpc.models.bert import BertBody
+from rerank_grpc.models.decoder import AnswerHead, prefix_token_bytes
+from rerank_grpc.models.encoders import POOLS, BiEncoder, CrossEncoder, Pool, all_rows
+from rerank_grpc.models.evidence import Evidence, architecture_of, read_evidence
+from rerank_grpc.models.hooked import HOOK, HookedBody
 from rerank_grpc.models.padded import Padded
-from rerank_grpc.models.prompt import check_prompt
-from rerank_grpc.models.qwen3 import Qwen3
-from rerank_grpc.models.roberta import Roberta
-from rerank_grpc.models.xlm_roberta import XlmRoberta
-from rerank_grpc.types import Scoring
+from rerank_grpc.models.prompts import PROMPTS
+from rerank_grpc.models.weights import Take, load_parameters, read_network, read_outline
 
-# Those that encoder.py runs.
-ENCODERS: Mapping[str, type[Bert] | type[Roberta]] = {
-    "bert": Bert,
-    "roberta": Roberta,
-    "xlm-roberta": XlmRoberta,
-}
-# How the catalogue calls what a config names in transformers' words.
-POOLINGS = {"cls": "first", "mean": "mean"}
+Builder: TypeAlias = Callable[[Checkpoint, ModelCard], Model]
 
-# By architecture: a decoder's family alone does not say that it answers in words.
-PROMPTED: Mapping[str, type[Decoder]] = {"Qwen3ForCausalLM": Qwen3, "GemmaForCausalLM": Gemma}
+# The folders in which Inductor and Triton keep compiled code, so that the next start takes milliseconds.
+COMPILER_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> Model:
     """Reads a checkpoint's weights onto a device; raises ModelLoadError, in one line with the remedy.
 
-    The embedded model is always fp32. `precision` is one of kernels.device.DTYPES.
+    `precision` is one of kernels.device.DTYPES.
     """
-    if checkpoint.source == EMBEDDED:
-        return load_embedded(checkpoint, device)
-    prompted = PROMPTED.get(architecture_of(checkpoint.config))
-    if prompted is not None:
-        return load_prompted(prompted, checkpoint, device, precision)
-    if is_classifier(checkpoint) or not module_kinds(checkpoint):
-        return load_classifier(checkpoint, device, precision)
-    return load_bi_encoder(checkpoint, device, precision)
-
-
-def load_classifier(checkpoint: Checkpoint, place: torch.device, precision: str) -> Model:
-    """Loads a cross-encoder with one label, or raises ModelLoadError."""
-    check_classifier(checkpoint)
-    auto, backend = AutoModelForSequenceClassification, attention_for(place, precision, checkpoint.config)
-    if encoder := ENCODERS.get(checkpoint.family):
-        network, take = read_outline(auto.from_config, auto, checkpoint)
-        card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, "first", backend)
-        return encoder(replace(card, capturable=backend != SDPA), network, take)
-    check_quantizable(checkpoint, precision)
-    if checkpoint.family == "modernbert":
-        network = read_network(auto, checkpoint, attention=hooked.NAMES[backend])
-        pooling = POOLINGS[network.config.classifier_pooling]
-        card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, pooling, backend)
-        return ModernBert(card, network.to(place), DTYPES[precision])
-    network = read_network(auto, checkpoint, attention=None)
-    card = card_of(checkpoint, network, place, precision, Scoring.SIGMOID, "first", "padded")
-    return Padded(card, network.to(place), DTYPES[precision])
-
-
-def check_quantizable(checkpoint: Checkpoint, precision: str) -> None:
-    """Raises ModelLoadError for int8 and a model that encoder.py does not run."""
-    if precision == "int8":
+    evidence = read_evidence(checkpoint)
+    build = builder_for(evidence)
+    if precision == "int8" and evidence.family not in BERT_FAMILIES:
         raise ModelLoadError(
-            f"{checkpoint.directory}: precision 'int8' is for cross-encoders of the families bert, roberta "
+            f"{checkpoint.directory}: precision 'int8' is for models of the families bert, roberta "
             "and xlm-roberta: use auto, bf16 or fp32"
         )
+    if device.type == "cuda":
+        keep_compiled_code()
+    attention = Attention.PADDED
+    if build is not padded_cross_encoder:
+        attention = choose_attention(device, precision, checkpoint.config)
+    return build(checkpoint, card_of(checkpoint, evidence, device, precision, attention))
 
 
-def load_bi_encoder(checkpoint: Checkpoint, place: torch.device, precision: str) -> Model:
-    """Loads a model in sentence-transformers' format, or raises ModelLoadError."""
-    pooling = pooling_of(checkpoint)
-    check_quantizable(checkpoint, precision)
-    backend = attention_for(place, precision, checkpoint.config)
-    network = read_body(checkpoint, attention=hooked.NAMES[backend])
-    card = card_of(checkpoint, network, place, precision, Scoring.COSINE, pooling, backend)
-    return SentenceEncoder(card, network.to(place), DTYPES[precision], pooling)
-
-
-def load_prompted(
-    kind: type[Decoder], checkpoint: Checkpoint, place: torch.device, precision: str
-) -> Decoder:
-    """Loads a language model that answers whether a document is relevant, or raises ModelLoadError."""
-    check_decoder(checkpoint)
-    check_quantizable(checkpoint, precision)
-    answers = check_prompt(checkpoint.tokenizer_file, kind.prompt)
-    backend = attention_for(place, precision, checkpoint.config)
-    network = read_network(AutoModelForCausalLM, checkpoint, attention=hooked.NAMES[backend])
-    dtype = DTYPES[precision]
-    card = card_of(checkpoint, network, place, precision, kind.scoring, "last", backend)
-    card = replace(
-        card,
-        max_tokens=min(card.max_tokens, kind.max_tokens),
-        accepts_instruction=bool(kind.prompt.instruction),
-        prompt=kind.prompt,
-        prefix_token_bytes=prefix_token_bytes(checkpoint.config, dtype),
-    )
-    return kind(card, network.to(place), dtype, answers)
+def keep_compiled_code() -> None:
+    """Lets the compilers of GPU code keep it in the user's folder, unless the operator chose another."""
+    for variable, name in COMPILER_CACHES.items():
+        provide(variable, str(cache_folder() / name))
 
 
 def card_of(
-    checkpoint: Checkpoint,
-    network: Any,
-    place: torch.device,
-    precision: str,
-    scoring: Scoring,
-    pooling: str,
-    backend: str,
+    checkpoint: Checkpoint, evidence: Evidence, device: torch.device, precision: str, attention: Attention
 ) -> ModelCard:
-    """Says what a model is; raises ModelLoadError if the catalogue knows it otherwise."""
-    check_vocabulary(checkpoint, network)
-    entry = checkpoint.known
-    if entry is not None:
-        entry.check(family=checkpoint.family, pooling=pooling, directory=checkpoint.directory)
-    longest = [
-        max_tokens_of(checkpoint, network),
-        entry.max_tokens if entry else None,
-        longest_of(checkpoint),
-    ]
+    """Describes a model, but for the limits of its network."""
     return ModelCard(
         source=checkpoint.source,
         revision=checkpoint.revision,
-        family=checkpoint.family,
-        scoring=scoring,
-        reads_pairs=scoring is not Scoring.COSINE,
-        max_tokens=min(length for length in longest if length),
-        device=str(place),
+        family=evidence.family,
+        kind=evidence.kind,
+        scoring=evidence.scoring,
+        max_tokens=evidence.max_tokens or 0,
+        device=str(device),
         precision=precision,
-        attention=backend,
+        attention=attention,
         tokenizer_file=checkpoint.tokenizer_file,
+        pooling=evidence.pooling,
+        accepts_instruction=bool(evidence.prompt and evidence.prompt.instruction),
+        prompt=evidence.prompt,
     )
 
 
-def kept_token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """Returns the bytes of one token in a kept prefix; 0 for a model that keeps none."""
-    return prefix_token_bytes(config, dtype) if architecture_of(config) in PROMPTED else 0
+def builder_for(evidence: Evidence) -> Builder:
+    """Chooses what builds a model: an own body, a hooked one, or else transformers' padded pass."""
+    if evidence.kind is Kind.LANGUAGE_MODEL:
+        return partial(language_model, answers=evidence.answers)
+    if evidence.kind is Kind.BI_ENCODER:
+        return bert_bi_encoder if evidence.family in BERT_FAMILIES else hooked_bi_encoder
+    if evidence.family in BERT_FAMILIES:
+        return bert_cross_encoder
+    return hooked_cross_encoder if evidence.family == "modernbert" else padded_cross_encoder
 
 
-def architecture_of(config: Mapping[str, Any]) -> str:
-    """Returns the class that config.json names; "none" if it names none."""
-    return str((config.get("architectures") or ["none"])[0])
+def bert_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
+    """Builds a cross-encoder over our own body."""
+    network, take = read_outline(AutoModelForSequenceClassification, checkpoint)
+    card = limited(card, checkpoint, network)
+    prefix = f"{network.base_model_prefix}."
+    parts = {f"{prefix}pooler": network.base_model.pooler, "classifier": network.classifier}
+    behind = [load_parameters(part, take, name) for name, part in parts.items() if part is not None]
+    # Transformers' heads take the first row of  # [num_sequences, num_tokens, hidden]
+    head = torch.nn.Sequential(torch.nn.Unflatten(1, (1, -1)), *behind).to(card.device).eval()
+    body, pool, capturable = bert_body(card, network, take, prefix)
+    return CrossEncoder(replace(card, capturable=capturable), body, pool, head)
 
 
-def is_classifier(checkpoint: Checkpoint) -> bool:
-    """Whether the config describes a network with a classifier."""
-    return architecture_of(checkpoint.config).endswith("ForSequenceClassification")
+def bert_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
+    """Builds a bi-encoder over our own body."""
+    network, take = read_outline(AutoModel, checkpoint, add_pooling_layer=False)
+    card = limited(card, checkpoint, network)
+    body, pool, capturable = bert_body(card, network, take, "")
+    return BiEncoder(replace(card, capturable=capturable), body, pool)
 
 
-def check_classifier(checkpoint: Checkpoint) -> None:
-    """Raises ModelLoadError unless the config describes an encoder with one label."""
-    config, where = checkpoint.config, f"{checkpoint.directory}/config.json"
-    architecture = architecture_of(checkpoint.config)
-    if not is_classifier(checkpoint):
-        raise ModelLoadError(
-            f"{where}: {architecture} is not a sequence classification model: "
-            "use a reranker (cross-encoder), or a bi-encoder in sentence-transformers' format"
-        )
-    extra = [kind for kind in module_kinds(checkpoint) if kind != "Transformer"]
-    if extra:
-        raise ModelLoadError(
-            f"{checkpoint.directory}/modules.json: {extra[0]} is a module of its own, "
-            "which this version cannot score with"
-        )
-    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
-    if labels != 1:
-        raise ModelLoadError(
-            f"{where}: {labels} labels where a reranker has 1: use a checkpoint with one label"
-        )
-    if config.get("is_decoder") or config.get("is_encoder_decoder"):
-        raise ModelLoadError(
-            f"{where}: {checkpoint.family} is a decoder here, which is not supported: use an encoder"
-        )
+def bert_body(card: ModelCard, network: Any, take: Take, prefix: str) -> tuple[BertBody, Pool, bool]:
+    """Builds a body, the pool behind it, and whether a pass of both can be captured."""
+    operations = operations_for(torch.device(card.device), card.precision, card.attention)
+    first_only = card.pooling == "first"
+    body = BertBody(network.config, take, prefix, operations, first_only=first_only)
+    pool = all_rows if first_only else POOLS[card.pooling]
+    return body, pool, first_only and card.attention is not Attention.SDPA
 
 
-def check_vocabulary(checkpoint: Checkpoint, network: Any) -> None:
-    """Raises ModelLoadError if the tokenizer has ids that the network's table of embeddings has not.
+def hooked_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
+    """Builds a cross-encoder over the body of ModernBERT."""
+    network = read_network(AutoModelForSequenceClassification, checkpoint, attention=HOOK)
+    card = limited(card, checkpoint, network)
+    network.to(card.device)
+    head = torch.nn.Sequential(network.head.float(), network.classifier.float())
+    body = HookedBody(network.model, card.precision, card.attention)
+    return CrossEncoder(card, body, POOLS[card.pooling], head)
+
+
+def hooked_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
+    """Builds a bi-encoder over the body of ModernBERT."""
+    network = read_network(AutoModel, checkpoint, attention=HOOK)
+    card = limited(card, checkpoint, network)
+    body = HookedBody(network.to(card.device), card.precision, card.attention)
+    return BiEncoder(card, body, POOLS[card.pooling])
+
+
+def language_model(checkpoint: Checkpoint, card: ModelCard, *, answers: tuple[int, ...]) -> Model:
+    """Builds a model that scores by its answer; `answers` are the answers' token ids."""
+    network = read_network(AutoModelForCausalLM, checkpoint, attention=HOOK)
+    card = limited(card, checkpoint, network)
+    network.to(card.device)
+    head = AnswerHead.of(network.lm_head.weight, answers)
+    body = HookedBody(network.model, card.precision, card.attention, causal=True)
+    kept = prefix_token_bytes(checkpoint.config, DTYPES[card.precision])
+    return CrossEncoder(replace(card, prefix_token_bytes=kept), body, POOLS[card.pooling], head)
+
+
+def padded_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
+    """Builds a cross-encoder of any other family."""
+    network = read_network(AutoModelForSequenceClassification, checkpoint, attention=None)
+    card = limited(card, checkpoint, network)
+    return Padded(card, network.to(card.device))
+
+
+def limited(card: ModelCard, checkpoint: Checkpoint, network: Any) -> ModelCard:
+    """Adds the limits of the network: its vocabulary, checked, and its table of positions."""
+    check_vocabulary(checkpoint, network.get_input_embeddings().num_embeddings)
+    positions = positions_of(network)
+    return replace(card, max_tokens=min(card.max_tokens or positions, positions))
+
+
+def check_vocabulary(checkpoint: Checkpoint, rows: int) -> None:
+    """Raises ModelLoadError if the tokenizer has ids beyond the `rows` of the network's embeddings.
 
     Such an id would raise in the middle of a batch, and on a GPU end the process.
     """
@@ -206,7 +180,6 @@ def check_vocabulary(checkpoint: Checkpoint, network: Any) -> None:
         highest = max([*added, max(ids, default=0)])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"{path}: not a tokenizer this version reads: copy it again") from error
-    rows = network.get_input_embeddings().num_embeddings
     if highest >= rows:
         raise ModelLoadError(
             f"{path}: has token {highest}, but the weights know {rows} tokens: "
@@ -214,16 +187,17 @@ def check_vocabulary(checkpoint: Checkpoint, network: Any) -> None:
         )
 
 
-def max_tokens_of(checkpoint: Checkpoint, network: Any) -> int:
-    """The longest sequence that both the table of positions and the tokenizer's configuration allow."""
+def positions_of(network: Any) -> int:
+    """The longest sequence that the table of positions allows."""
     limits = [int(getattr(network.config, "max_position_embeddings", None) or 512)]
     for name, module in network.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             # RoBERTa's relatives reserve the rows up to the padding id's.
             reserved = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - reserved)
-    settings = checkpoint.directory / "tokenizer_config.json"
-    declared: Any = read_json(settings).get("model_max_length") if settings.is_file() else None
-    if isinstance(declared, int | float) and declared >= 1:
-        limits.append(int(min(declared, 1 << 30)))
     return min(limits)
+
+
+def kept_token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """The bytes of one token in a language model's kept prefixes; 0 for all others."""
+    return prefix_token_bytes(config, dtype) if architecture_of(config) in PROMPTS else 0

@@ -1,8 +1,4 @@
-"""Any other encoder with one label, e.g. DeBERTa-v2: its own code, over padded sequences.
-
-Sequences of like length are padded together, so that a batch costs about what
-its tokens do, as everything that queues and admits work takes for granted.
-"""
+"""Transformers' own passes over padded sequences: any other encoder, and the reference of `verify`."""
 
 from __future__ import annotations
 
@@ -11,22 +7,31 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.models.base import ModelCard, PackedTokens
+from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.models.base import Kind, ModelCard, PackedTokens
+from rerank_grpc.models.weights import quiet
 
-# Padding that costs about what one pass more would.
+# The tokens of padding that cost about as much as one more pass.
 WORTHWHILE_PADDING = 256
 # Lengths of the sequences that an unknown architecture is tried with.
 _PROBES = (4, 32)
 
 
 class Padded:
-    """Scores pairs with transformers' own forward pass; right, and slower than a packed family."""
+    """Scores pairs with transformers' own forward pass, e.g. DeBERTa-v2.
 
-    def __init__(self, card: ModelCard, network: Any, dtype: torch.dtype) -> None:
+    Sequences of like length are padded together, so that a batch costs about as
+    much as its tokens do, which the scheduler and the meter take for granted.
+    """
+
+    def __init__(self, card: ModelCard, network: Any) -> None:
         self.card = card
+        dtype = DTYPES[card.precision]
         self._network = network.float()
         self._pad = int(network.config.pad_token_id or 0)
         self._reads_types = "token_type_ids" in inspect.signature(network.forward).parameters
@@ -37,10 +42,8 @@ class Padded:
 
     @torch.inference_mode()
     def forward(self, packed: PackedTokens) -> torch.Tensor:
-        """Scores each sequence; see base.Model.  # [num_sequences, 1]."""
-        token_ids = packed.input_ids.long().split(
-            packed.lengths
-        )  # int32 on a GPU, which not every network takes
+        # int32 on a GPU, which not every network takes
+        token_ids = packed.input_ids.long().split(packed.lengths)
         types = packed.token_type_ids.long().split(packed.lengths)
         groups = by_length(packed.lengths)
         logits = torch.cat(
@@ -80,18 +83,18 @@ def by_length(lengths: Sequence[int], padding: int = WORTHWHILE_PADDING) -> list
 def check_plain_encoder(model: Padded, network: Any) -> None:
     """Raises ModelLoadError unless an unknown architecture behaves as an encoder does.
 
-    A decoder, which sees only what is to the left, expects a prompt that this
-    path does not write; and a model whose score depends on the padding would
-    score differently among other callers' documents.
+    A decoder sees only tokens to the left and expects a prompt that this path
+    does not write. A model whose score depends on the padding would score
+    differently among other callers' documents.
     """
     device = next(network.parameters()).device
     ids = torch.arange(5, 5 + 36, device=device) % network.config.vocab_size
-    places = torch.cat([torch.arange(length, device=device) for length in _PROBES])
+    positions = torch.cat([torch.arange(length, device=device) for length in _PROBES])
     types = torch.zeros_like(ids)
-    together = model.forward(PackedTokens(ids, places, types, _PROBES))
+    together = model.forward(PackedTokens(ids, positions, types, _PROBES))
     alone = [
-        model.forward(PackedTokens(own_ids, own_places, types[: len(own_ids)], (len(own_ids),)))
-        for own_ids, own_places in zip(ids.split(_PROBES), places.split(_PROBES), strict=True)
+        model.forward(PackedTokens(own_ids, own_positions, types[: len(own_ids)], (len(own_ids),)))
+        for own_ids, own_positions in zip(ids.split(_PROBES), positions.split(_PROBES), strict=True)
     ]
     if not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-3):
         raise ModelLoadError(
@@ -119,3 +122,38 @@ def _float_output(module: torch.nn.Module, args: object, output: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             output[name] = value.float()
     return output
+
+
+def reference_logits(card: ModelCard, query: str, documents: Sequence[str]) -> list[float]:
+    """Scores documents by the tokenizer, batches and attention of transformers, in fp32.
+
+    The result is logits, or cosines for a bi-encoder. The packed pass shares
+    nothing with this but the files.
+    """
+    pairs = card.kind is Kind.CROSS_ENCODER
+    directory = card.tokenizer_file.parent
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    auto = AutoModelForSequenceClassification if pairs else AutoModel
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
+        network = auto.from_pretrained(directory, dtype=torch.float32, use_safetensors=True, **options)
+    network = network.eval().to(card.device)
+
+    def run(*texts: list[str]) -> tuple[Any, torch.Tensor]:
+        batch = tokenizer(
+            *texts, padding=True, truncation=True, max_length=card.max_tokens, return_tensors="pt"
+        ).to(card.device)
+        return network(**batch), batch["attention_mask"]
+
+    with torch.inference_mode():
+        if pairs:
+            output, _ = run([query] * len(documents), list(documents))
+            return [float(logit) for logit in output.logits[:, 0]]
+        output, mask = run([query, *documents])
+        hidden = output.last_hidden_state
+        if card.pooling == "first":
+            vectors = hidden[:, 0]
+        else:
+            vectors = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        vectors = normalize(vectors.float())
+        return [float(cosine) for cosine in vectors[1:] @ vectors[0]]

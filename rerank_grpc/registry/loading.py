@@ -8,7 +8,7 @@ import torch
 
 from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.checkpoints.checkpoint import find_weights, open_checkpoint, read_config
-from rerank_grpc.checkpoints.sources import Source
+from rerank_grpc.checkpoints.sources import EMBEDDED, Source
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.meter import DeviceClock
@@ -55,7 +55,7 @@ class ModelLoader:
 
         Raises TooLarge before the download if the catalogue's figure exceeds the budget.
         """
-        _, precision = self._device()
+        _, precision = self._device(spec.source)
         source = self._source(spec.source)
         expected = memory.known_bytes(source.known, precision)
         memory.check_budget(spec.name, expected, self._settings.model_memory, about="about ")
@@ -64,7 +64,7 @@ class ModelLoader:
 
     def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         """Makes a model and measures how much the device's memory grows by it."""
-        device, _ = self._device()
+        device, _ = self._device(spec.source)
         memory.give_back(device)
         before = memory.used_bytes(device)
         model = self.read_model(spec.source)
@@ -85,7 +85,7 @@ class ModelLoader:
 
     def read_model(self, name: str) -> Model:
         """Reads "embedded", a directory, a hub id or a short name of the catalogue, without an engine."""
-        device, precision = self._device()
+        device, precision = self._device(name)
         checkpoint = open_checkpoint(name, *self._source(name).locate(self._settings.models_dir))
         if device.type == "cuda":
             needed = memory.estimate(checkpoint.weights, checkpoint.config, DTYPES[precision])
@@ -97,6 +97,8 @@ class ModelLoader:
     def _source(self, name: str) -> Source:
         return Source.of(name, self._catalogue)
 
-    def _device(self) -> tuple[torch.device, str]:
-        device = choose_device(self._settings.device)
-        return device, choose_precision(self._settings.precision, device)
+    def _device(self, name: str) -> tuple[torch.device, str]:
+        device, chosen = choose_device(self._settings.device), self._settings.precision
+        if name == EMBEDDED and chosen == "auto":
+            chosen = "fp32"  # fast enough for a model this small, and its known scores are of fp32
+        return device, choose_precision(chosen, device)

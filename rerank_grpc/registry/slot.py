@@ -153,7 +153,7 @@ def _describe_loaded(info: ModelInfo, loaded: LoadedModel) -> ModelInfo:
         family=card.family,
         device=card.device,
         precision=card.precision,
-        attention=card.attention,
+        attention=card.attention.label,
         max_tokens=card.max_tokens,
         max_batch_tokens=loaded.engine.max_batch_tokens,
         scoring=card.scoring,

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rerank_grpc.kernels.base import Layout
-from rerank_grpc.kernels.causal import KeysValues
-from rerank_grpc.kernels.gathered import Contexts, key_ranges
+from rerank_grpc.kernels.base import KeysValues, Layout
+from rerank_grpc.kernels.causal import Contexts, key_ranges
 from rerank_grpc.models.base import PackedTokens
 from rerank_grpc.runner.prefixes import Prefixes
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence

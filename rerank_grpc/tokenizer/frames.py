@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import tokenizers
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.models.prompt import Prompt
+from rerank_grpc.models.prompts import Prompt
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.vocabulary import Vocabulary
@@ -160,7 +160,7 @@ class PromptFraming:
         return self._ids(query, instruction, pace), True
 
     def _ids(self, query: str, instruction: str, pace: Pace) -> bytes:
-        texts = self._prompt.heads(query, instruction)
+        texts = self._prompt.filled(query, instruction)
         tokenized = tokenize(self._vocabulary, texts, lambda _: "query", WHOLE, pace)
         return b"".join([ids for text in tokenized for ids, _ in text.chunks])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rerank_grpc.errors import UnsupportedOption
-from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.sequence import TOKEN_BYTES, Chunk, Sequence, TokenizedDocument, TokenizedRequest
 from rerank_grpc.tokenizer.frames import Frame, Framing, PlainFraming, PromptFraming
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
@@ -75,6 +75,7 @@ def tokenizer_for(card: ModelCard) -> Tokenizer:
     """Makes the tokenizer of a loaded model, or raises ModelLoadError."""
     vocabulary = read_vocabulary(card.tokenizer_file, card.family)
     if card.prompt is None:
-        return Tokenizer(vocabulary, PlainFraming(vocabulary, card.max_tokens, pairs=card.reads_pairs))
+        pairs = card.kind is Kind.CROSS_ENCODER
+        return Tokenizer(vocabulary, PlainFraming(vocabulary, card.max_tokens, pairs=pairs))
     framing = PromptFraming(vocabulary, card.prompt, card.tokenizer_file, max_tokens=card.max_tokens)
     return Tokenizer(vocabulary, framing)

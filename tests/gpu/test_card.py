@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,12 +13,11 @@ import transformers
 
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.kernels import attention as varlen
-from rerank_grpc.kernels import fused
-from rerank_grpc.kernels.attention import FLASH, SDPA, VARLEN
+from rerank_grpc.kernels import attention, cuda
+from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
-from rerank_grpc.models import decoder
-from rerank_grpc.models.base import Model
+from rerank_grpc.models.base import Kind, Model
+from rerank_grpc.models.loader import keep_compiled_code
 from rerank_grpc.runner.cuda import CudaRunner, runner_for
 from rerank_grpc.runner.graphs import all_shapes
 from rerank_grpc.runner.runner import OutOfMemory
@@ -50,13 +48,14 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(params=[VARLEN, FLASH])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=[Attention.VARLEN, Attention.FLASH])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Attention:
     """Each kernel that is installed, as if it were the only one."""
-    if request.param not in varlen.installed():
-        pytest.skip(f"{request.param} is not installed")
-    monkeypatch.setattr(varlen, "installed", lambda: frozenset({request.param}))
-    return str(request.param)
+    chosen: Attention = request.param
+    if chosen not in attention.installed():
+        pytest.skip(f"{chosen.label} is not installed")
+    monkeypatch.setattr(attention, "installed", lambda: (chosen,))
+    return chosen
 
 
 def on_card(directory: Path, precision: str) -> tuple[Model, CudaRunner]:
@@ -100,7 +99,7 @@ def test_logits_in_fp32_equal_those_of_transformers_on_the_same_card(
     family: str, directories: dict[str, Path]
 ) -> None:
     model, runner = on_card(directories[family], "fp32")
-    assert model.card.attention == (SDPA if family in FAMILIES else "padded")
+    assert model.card.attention == (Attention.SDPA if family in FAMILIES else Attention.PADDED)
     expected = transformers_logits(directories[family], documents(), torch.float32)
     found = scores(model, runner, documents())
     assert float((found - expected).abs().max() / expected.std()) <= EXACT
@@ -109,7 +108,7 @@ def test_logits_in_fp32_equal_those_of_transformers_on_the_same_card(
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_kernel_is_no_worse_than_transformers_own(
-    family: str, precision: str, kernel: str, directories: dict[str, Path]
+    family: str, precision: str, kernel: Attention, directories: dict[str, Path]
 ) -> None:
     model, runner = on_card(directories[family], precision)
     assert model.card.attention == kernel
@@ -119,13 +118,13 @@ def test_each_kernel_is_no_worse_than_transformers_own(
     assert mean_error(scores(model, runner, documents()), expected) <= 1.2 * theirs
 
 
-def test_a_window_is_honoured(kernel: str) -> None:
+def test_a_window_is_honoured(kernel: Attention) -> None:
     torch.manual_seed(0)
     lengths = (40, 300, 7)
     query, key, value = torch.randn(3, sum(lengths), 4, 32).unbind(0)
     layout = Layout.of(lengths)
     on_it = Layout(layout.starts.int().to(CARD), layout.longest, lengths)
-    attend = varlen.kernel_for(kernel)
+    attend = attention.kernel_for(kernel)
     assert attend is not None
     for options in ({"window": 65}, {"causal": True}, {}):
         expected = part_by_part(query, key, value, layout, layout, **options)  # type: ignore[arg-type]
@@ -134,7 +133,7 @@ def test_a_window_is_honoured(kernel: str) -> None:
         torch.testing.assert_close(found.float().cpu(), expected, rtol=0.02, atol=0.02)
 
 
-def test_a_part_of_a_causal_pass_sees_what_it_continues(kernel: str) -> None:
+def test_a_part_of_a_causal_pass_sees_what_it_continues(kernel: Attention) -> None:
     """The mask is aligned to the last key: with more keys than queries that is what decides."""
     torch.manual_seed(0)
     queries, keys = Layout.of((3, 50)), Layout.of((40, 90))
@@ -142,19 +141,19 @@ def test_a_part_of_a_causal_pass_sees_what_it_continues(kernel: str) -> None:
     key, value = torch.randn(2, 130, 2, 32).unbind(0)
     expected = part_by_part(query, key, value, queries, keys, causal=True)
     layouts = (Layout(each.starts.int().to(CARD), each.longest, each.lengths) for each in (queries, keys))
-    attend = varlen.kernel_for(kernel)
+    attend = attention.kernel_for(kernel)
     assert attend is not None
     halves = (each.half().to(CARD) for each in (query, key, value))
     found = attend(*halves, *layouts, causal=True)  # type: ignore[call-arg]
     torch.testing.assert_close(found.float().cpu(), expected, rtol=0.02, atol=0.02)
 
 
-def test_empty_sequences_and_those_without_keys_are_harmless(kernel: str) -> None:
+def test_empty_sequences_and_those_without_keys_are_harmless(kernel: Attention) -> None:
     torch.manual_seed(0)
     starts = torch.tensor([0, 0, 0, 5, 12], dtype=torch.int32, device=CARD)
     layout = Layout(starts, 512)
     query, key, value = torch.randn(3, 12, 4, 32, dtype=torch.float16, device=CARD).unbind(0)
-    attend = varlen.kernel_for(kernel)
+    attend = attention.kernel_for(kernel)
     assert attend is not None
     plain = Layout(starts[2:], 7)
     torch.testing.assert_close(
@@ -164,7 +163,9 @@ def test_empty_sequences_and_those_without_keys_are_harmless(kernel: str) -> Non
     assert torch.isfinite(firsts[2:]).all()
 
 
-def test_captured_passes_give_what_uncaptured_ones_give(kernel: str, directories: dict[str, Path]) -> None:
+def test_captured_passes_give_what_uncaptured_ones_give(
+    kernel: Attention, directories: dict[str, Path]
+) -> None:
     model, runner = on_card(directories["xlm_roberta"], "bf16")
     assert len(runner._graphs) > len(all_shapes()) / 2
     plain = CudaRunner(model, runner._device)
@@ -187,7 +188,7 @@ def no_other_wait() -> Iterator[None]:
 
 @pytest.mark.parametrize("family", [*FAMILIES, "qwen3"])
 def test_nothing_waits_within_a_pass(
-    family: str, kernel: str, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    family: str, kernel: Attention, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, runner = on_card(directories[family], "bf16")
     small, large = batch_of(model, documents()[:3]), batch_of(model, documents() * 8)
@@ -224,35 +225,37 @@ def test_out_of_memory_leaves_the_runner_able(directories: dict[str, Path]) -> N
 
 def test_sum_and_norm_are_compiled_and_kept_on_disk() -> None:
     torch.manual_seed(0)
-    compiled = fused.compiled_add_norm(CARD, torch.bfloat16, 768, 1e-5)
+    keep_compiled_code()
+    compiled = cuda.compiled_add_norm(CARD, torch.bfloat16, 768, 1e-5)
     if compiled is None:
         pytest.skip("no Triton, or no C compiler")
     rows, residual = torch.randn(2, 333, 768, dtype=torch.bfloat16, device=CARD).unbind(0)
     weight, bias = torch.randn(2, 768, device=CARD).unbind(0)
     with torch.inference_mode():
         found = compiled(rows, residual, weight, bias, 1e-5)
-    torch.testing.assert_close(
-        found, fused.add_norm(rows, residual, weight, bias, 1e-5), rtol=0.02, atol=0.02
-    )
+    torch.testing.assert_close(found, cuda.add_norm(rows, residual, weight, bias, 1e-5), rtol=0.02, atol=0.02)
     assert any(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).rglob("*.py"))
 
 
-def test_a_shared_prefix_scores_as_the_whole_text_does(kernel: str, directories: dict[str, Path]) -> None:
+def test_a_shared_prefix_scores_as_the_whole_text_does(
+    kernel: Attention, directories: dict[str, Path]
+) -> None:
     model, runner = on_card(directories["qwen3"], "bf16")
     batch = batch_of(model, documents()[:12])
     assert batch[0].prefix is not None
     unshared = tuple(map(whole, batch))
     exact, exactly = on_card(directories["qwen3"], "fp32")
     expected = torch.tensor(exactly.launch(unshared)())
-    assert exact.card.attention == SDPA
+    assert exact.card.attention is Attention.SDPA
     torch.testing.assert_close(torch.tensor(exactly.launch(batch)()), expected, rtol=1e-3, atol=5e-3)
     theirs = mean_error(torch.tensor(runner.launch(unshared)()), expected)
     assert mean_error(torch.tensor(runner.launch(batch)()), expected) <= 1.5 * theirs
-    body: Any = model
-    assert isinstance(body, decoder.Decoder)
+    assert model.card.kind is Kind.LANGUAGE_MODEL
 
 
-def test_the_engine_overlaps_batches_and_answers_everybody(kernel: str, directories: dict[str, Path]) -> None:
+def test_the_engine_overlaps_batches_and_answers_everybody(
+    kernel: Attention, directories: dict[str, Path]
+) -> None:
     model, runner = on_card(directories["roberta"], "bf16")
     batch = batch_of(model, documents())
     expected = runner.launch(batch)()

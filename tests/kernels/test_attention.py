@@ -16,70 +16,82 @@ import transformers
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from rerank_grpc.kernels import attention as varlen
-from rerank_grpc.kernels import cuda as operations
-from rerank_grpc.kernels import fused
-from rerank_grpc.kernels.attention import FLASH, SDPA, VARLEN, attend_by_length, choose_attention, window_of
-from rerank_grpc.kernels.base import Layout
-from rerank_grpc.kernels.causal import CausalParts, KeysValues
+from rerank_grpc.kernels import attention, cuda
+from rerank_grpc.kernels.attention import (
+    Attention,
+    attend_by_length,
+    choose_attention,
+    kernels_take,
+    window_of,
+)
+from rerank_grpc.kernels.base import KeysValues, Layout, plain_norm
+from rerank_grpc.kernels.causal import CausalParts, GatheredParts, kept_of, key_ranges
 from rerank_grpc.kernels.cuda import TorchOperations
-from rerank_grpc.kernels.fused import TorchNorm
-from rerank_grpc.kernels.gathered import GatheredParts, kept_of, key_ranges
-from rerank_grpc.models import bert, roberta
-from rerank_grpc.models import hooked as attention
+from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
+from rerank_grpc.models.hooked import HOOK
 from tests.conftest import load
 from tests.models.test_parity import BOUND, QUERY, documents, error, pack_request, reference
 from tests.texts import tokenized
 
 CPU = torch.device("cpu")
-BOTH = frozenset({VARLEN, FLASH})
+VARLEN, FLASH, SDPA = Attention.VARLEN, Attention.FLASH, Attention.SDPA
+CARD = torch.device("cuda", 0)
+CONFIG = {"num_attention_heads": 12, "hidden_size": 384}
 
 
 @pytest.mark.parametrize(
-    ("capability", "precision", "size", "installed", "expected"),
+    ("capability", "precision", "size", "expected"),
     [
-        ((9, 0), "bf16", 64, BOTH, VARLEN),
-        ((8, 0), "fp16", 128, BOTH, VARLEN),
-        ((8, 0), "fp16", 128, {FLASH}, FLASH),
-        ((9, 0), "bf16", 64, set(), SDPA),
-        ((9, 0), "fp32", 64, BOTH, SDPA),
-        ((7, 5), "fp16", 64, BOTH, SDPA),
-        ((9, 0), "bf16", 20, BOTH, SDPA),
-        ((9, 0), "bf16", 512, BOTH, SDPA),
-        (None, "bf16", 64, BOTH, SDPA),
+        ((9, 0), "bf16", 64, True),
+        ((8, 0), "fp16", 128, True),
+        ((9, 0), "fp32", 64, False),
+        ((7, 5), "fp16", 64, False),
+        ((9, 0), "bf16", 20, False),
+        ((9, 0), "bf16", 512, False),
+        (None, "bf16", 64, False),
     ],
 )
-def test_the_fastest_attention_that_a_card_and_a_precision_can_do_is_chosen(
-    capability: tuple[int, int] | None, precision: str, size: int, installed: set[str], expected: str
+def test_kernels_take_what_a_card_and_a_precision_can_do(
+    capability: tuple[int, int] | None, precision: str, size: int, expected: bool
 ) -> None:
-    assert choose_attention(capability, precision, size, frozenset(installed)) == expected
+    assert kernels_take(capability, precision, size) is expected
 
 
-def test_a_models_own_heads_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> set[Attention]:
+    """The kernels that run on a card, of the two that are installed; a test may take some away."""
+    running = {VARLEN, FLASH}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(varlen, "installed", lambda: BOTH)
-    monkeypatch.setattr(varlen, "works", lambda *_: True)
-    card = torch.device("cuda", 0)
-    config = {"num_attention_heads": 12, "hidden_size": 384}
-    assert varlen.attention_for(card, "bf16", config) == VARLEN
-    assert varlen.attention_for(card, "bf16", config | {"head_dim": 36}) == SDPA
-    assert varlen.attention_for(CPU, "bf16", config) == SDPA
+    monkeypatch.setattr(attention, "installed", lambda: (VARLEN, FLASH))
+    monkeypatch.setattr(attention, "works", lambda kernel, *_: kernel in running)
+    return running
 
 
-def test_a_kernel_that_does_not_run_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(varlen, "installed", lambda: BOTH)
-    monkeypatch.setattr(varlen, "works", lambda name, *_: name == FLASH)
-    config = {"num_attention_heads": 12, "hidden_size": 384}
-    assert varlen.attention_for(torch.device("cuda", 0), "bf16", config) == FLASH
-    monkeypatch.undo()
-    # There is no code for the CPU in the one, and the other is not installed here.
-    assert not varlen.works(VARLEN, CPU, "bf16", 32)
-    assert not varlen.works("packed (flash-attn)", CPU, "bf16", 32)
-    assert "does not run on cpu" in caplog.text
+def test_the_fastest_attention_is_chosen_for_a_models_own_heads(runs: set[Attention]) -> None:
+    assert choose_attention(CARD, "bf16", CONFIG) is VARLEN
+    assert choose_attention(CARD, "bf16", CONFIG | {"head_dim": 36}) is SDPA
+    assert choose_attention(CPU, "bf16", CONFIG) is SDPA
+
+
+def test_a_kernel_that_does_not_run_is_passed_over(runs: set[Attention]) -> None:
+    runs.remove(VARLEN)
+    assert choose_attention(CARD, "bf16", CONFIG) is FLASH
+    runs.remove(FLASH)
+    assert choose_attention(CARD, "bf16", CONFIG) is SDPA
+
+
+def test_a_kernel_that_raises_does_not_work(caplog: pytest.LogCaptureFixture) -> None:
+    # The one has no code for the CPU, and the other is not installed here.
+    assert not attention.works(VARLEN, CPU, "bf16", 32)
+    assert not attention.works(FLASH, CPU, "bf16", 32)
+    assert "attention packed (varlen) does not run on cpu" in caplog.text
+
+
+def test_the_labels_are_those_that_list_models_has_always_shown() -> None:
+    shown = [each.label for each in Attention]
+    assert shown == ["packed (varlen)", "packed (flash-attn)", "packed (sdpa)", "padded"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -96,8 +108,8 @@ def test_a_kernel_that_masks_otherwise_is_passed_over(
         return part_by_part(query, *first, queries, queries, causal=True)
 
     for kernel, right in ((part_by_part, True), (without_mask, False), (aligned_to_the_first, False)):
-        monkeypatch.setattr(varlen, "kernel_for", lambda _, kernel=kernel: kernel)
-        assert varlen.works(VARLEN, CPU, precision, 32) == right
+        monkeypatch.setattr(attention, "kernel_for", lambda _, kernel=kernel: kernel)
+        assert attention.works(VARLEN, CPU, precision, 32) == right
     assert caplog.text.count("computes something else") == 2
 
 
@@ -111,7 +123,7 @@ def test_the_kernel_of_this_torch_takes_what_is_passed_to_it(monkeypatch: pytest
 
     importlib.import_module("torch.nn.attention.varlen")
     monkeypatch.setattr(torch.ops.torch_attn, "_varlen_attn", operator)
-    kernel = varlen.kernel_for(VARLEN)
+    kernel = attention.kernel_for(VARLEN)
     assert kernel is not None
     query, key = torch.ones(7, 4, 8), torch.ones(7, 2, 8)
     layout = Layout.of((3, 4))
@@ -121,11 +133,10 @@ def test_the_kernel_of_this_torch_takes_what_is_passed_to_it(monkeypatch: pytest
     assert seen[1][4:9] == (4, 4, False, None, [3, 3])
 
 
-def test_no_name_makes_transformers_take_it_for_its_own_flash_attention() -> None:
-    for name in attention.NAMES.values():
-        assert "flash" not in name
-        assert name in AttentionInterface().valid_keys()
-        assert name not in AttentionMaskInterface().valid_keys()
+def test_the_hook_does_not_make_transformers_use_its_own_flash_attention() -> None:
+    assert "flash" not in HOOK
+    assert HOOK in AttentionInterface().valid_keys()
+    assert HOOK not in AttentionMaskInterface().valid_keys()
 
 
 def test_a_window_counts_the_places_on_each_side() -> None:
@@ -175,25 +186,21 @@ def test_neighbours_of_equal_length_are_attended_together_and_apart_from_others(
 
 
 @pytest.fixture(params=[SDPA, VARLEN])
-def on_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Loads encoders with a GPU's operations, on the CPU, whose kernel is part_by_part."""
-    monkeypatch.setattr(operations, "kernel_for", {SDPA: None, VARLEN: part_by_part}.get)
-    for module in (bert, roberta):
-        monkeypatch.setattr(
-            module,
-            "operations_for",
-            lambda card: TorchOperations(CPU, varlen_dtype(card.precision), request.param),
-        )
-    return str(request.param)
-
-
-def varlen_dtype(precision: str) -> torch.dtype:
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+def on_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Attention:
+    """Loads bodies with a GPU's operations, on the CPU, whose kernel is part_by_part."""
+    chosen: Attention = request.param
+    monkeypatch.setattr(cuda, "kernel_for", {SDPA: None, VARLEN: part_by_part}.get)
+    monkeypatch.setattr(
+        loader,
+        "operations_for",
+        lambda device, precision, attention: TorchOperations(CPU, DTYPES[precision], chosen),
+    )
+    return chosen
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm_roberta"])
 def test_torchs_operations_give_transformers_logits(
-    family: str, on_torch: str, directories: dict[str, Path]
+    family: str, on_torch: Attention, directories: dict[str, Path]
 ) -> None:
     model = load(directories[family])
     packed = pack_request(tokenized(model.card, QUERY, documents()))
@@ -205,7 +212,7 @@ def test_torchs_operations_give_transformers_logits(
 
 
 def test_torchs_operations_in_bf16_are_no_worse_than_transformers_own(
-    on_torch: str, directories: dict[str, Path]
+    on_torch: Attention, directories: dict[str, Path]
 ) -> None:
     model = load(directories["bert"], precision="bf16")
     packed = pack_request(tokenized(model.card, QUERY, documents()))
@@ -232,7 +239,7 @@ def test_sums_are_normalized_in_fp32() -> None:
     torch.manual_seed(0)
     rows, residual = torch.randn(2, 5, 16, dtype=torch.bfloat16).unbind(0)
     weight, bias = torch.randn(16), torch.randn(16)
-    found = fused.add_norm(rows, residual, weight, bias, 1e-5)
+    found = cuda.add_norm(rows, residual, weight, bias, 1e-5)
     exact = torch.nn.functional.layer_norm(rows.double() + residual.double(), (16,)) * weight + bias
     assert found.dtype is torch.bfloat16
     assert torch.equal(found, exact.to(torch.bfloat16)) or (found - exact).abs().max() < 0.02
@@ -242,14 +249,12 @@ def test_what_is_compiled_and_what_is_not_compute_the_same() -> None:
     torch.manual_seed(0)
     rows, residual = torch.randn(2, 5, 16).unbind(0)
     weight, bias = torch.randn(16), torch.randn(16)
-    plain = TorchNorm(weight, bias, 1e-5, CPU, torch.float32)
-    compiled = TorchNorm(weight, bias, 1e-5, CPU, torch.float32)
-    compiled._compiled = fused.add_norm
-    torch.testing.assert_close(compiled(rows, residual), plain(rows, residual))
+    plain = plain_norm(weight, bias, 1e-5)(rows, residual)
+    torch.testing.assert_close(cuda.add_norm(rows, residual, weight, bias, 1e-5), plain)
 
 
 def test_where_nothing_can_be_compiled_sum_and_norm_run_as_they_are(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def compile_(function: object) -> Callable[..., torch.Tensor]:
         def call(*_: object) -> torch.Tensor:
@@ -258,18 +263,13 @@ def test_where_nothing_can_be_compiled_sum_and_norm_run_as_they_are(
         return call
 
     monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(fused, "cache_folder", lambda: tmp_path)
-    for variable in fused.CACHES:
-        monkeypatch.setenv(variable, "elsewhere")
-    fused.compiled_add_norm.cache_clear()
-    assert fused.compiled_add_norm(CPU, torch.float32, 16, 1e-5) is None
-    fused.compiled_add_norm.cache_clear()
+    cuda.compiled_add_norm.cache_clear()
+    assert cuda.compiled_add_norm(CPU, torch.float32, 16, 1e-5) is None
+    cuda.compiled_add_norm.cache_clear()
     assert "run slower" in caplog.text
 
 
-def test_on_a_gpu_the_type_and_width_are_compiled_at_load_and_kept_on_disk(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_on_a_gpu_the_type_and_width_are_compiled_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
 
     def compile_(function: object) -> Callable[..., torch.Tensor]:
@@ -280,15 +280,22 @@ def test_on_a_gpu_the_type_and_width_are_compiled_at_load_and_kept_on_disk(
         return call
 
     monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(fused, "cache_folder", lambda: tmp_path)
-    for variable in fused.CACHES:
-        monkeypatch.setenv(variable, "")
-        monkeypatch.delenv(variable)
-    fused.compiled_add_norm.cache_clear()
-    fused.compiled_add_norm(CPU, torch.float32, 16, 1e-5)
-    fused.compiled_add_norm.cache_clear()
+    cuda.compiled_add_norm.cache_clear()
+    cuda.compiled_add_norm(CPU, torch.float32, 16, 1e-5)
+    cuda.compiled_add_norm.cache_clear()
     assert calls == [(1, 16), (64, 16)]
+
+
+def test_compiled_code_is_kept_in_the_users_folder_unless_the_operator_chose_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loader, "cache_folder", lambda: tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what is set here goes with the test
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
+    loader.keep_compiled_code()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+    assert os.environ["TRITON_CACHE_DIR"] == "elsewhere"
 
 
 def test_keys_are_found_among_those_that_are_kept_and_those_of_this_pass() -> None:
@@ -336,7 +343,7 @@ def test_gathered_keys_give_what_attending_part_by_part_gives() -> None:
                     torch.randn(1, count, sum(lengths), size, generator=generator)
                     for count in (heads, groups, groups)
                 )
-                found.append(parts.attend(layer, query, key, value, lengths, 0.3))
+                found.append(parts.attend_causal(layer, query, key, value, 0.3))
         return [
             *found,
             *(each for prefix in (system, head, other) for pair in prefix.layers for each in pair),
@@ -345,7 +352,10 @@ def test_gathered_keys_give_what_attending_part_by_part_gives() -> None:
     def gathered(contexts: Any, prefixes: Any, lengths: Any) -> GatheredParts:
         return GatheredParts(contexts, prefixes, layout_of(contexts, prefixes, lengths), part_by_part)
 
-    expected = run(lambda contexts, prefixes, lengths: CausalParts(contexts, prefixes))
+    def part_by_part_(contexts: Any, prefixes: Any, lengths: Any) -> CausalParts:
+        return CausalParts(contexts, prefixes, Layout.of(lengths))
+
+    expected = run(part_by_part_)
     for one, other in zip(run(gathered), expected, strict=True):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -354,12 +364,13 @@ def test_gathered_keys_give_what_attending_part_by_part_gives() -> None:
 def test_parts_that_continue_nothing_gather_nothing() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 9, 8).unbind(0)
-    expected = CausalParts((None, None), ()).attend(0, query, key, value, (4, 5), None)
-    found = GatheredParts((None, None), (), Layout.of((4, 5)), part_by_part)
-    torch.testing.assert_close(found.attend(0, query, key, value, (4, 5), None), expected)
+    layout = Layout.of((4, 5))
+    expected = CausalParts((None, None), (), layout).attend_causal(0, query, key, value, None)
+    found = GatheredParts((None, None), (), layout, part_by_part)
+    torch.testing.assert_close(found.attend_causal(0, query, key, value, None), expected)
 
 
 def test_a_model_names_its_attention(directories: dict[str, Path]) -> None:
     model: Model = load(directories["bert"])
-    assert model.card.attention == SDPA
+    assert model.card.attention is SDPA
     assert not model.card.capturable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,9 +15,9 @@ import transformers
 from rerank_grpc.checkpoints.checkpoint import open_checkpoint
 from rerank_grpc.checkpoints.sources import find_package
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.kernels import device, linear, native
-from rerank_grpc.models import encoder
-from rerank_grpc.models.embedded import load_embedded
+from rerank_grpc.kernels import cpu, device, native
+from rerank_grpc.kernels.base import Layout
+from rerank_grpc.models.base import Model
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.models.test_parity import QUERY, documents, pack, reference, score
@@ -38,8 +37,7 @@ has_kernels = pytest.mark.skipif(native.kernels() is None, reason="kernels.c doe
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Computes with kernels.c, then with torch's operations alone."""
     if request.param == "torch":
-        for module in (encoder, linear):
-            monkeypatch.setattr(module, "kernels", lambda: None)
+        monkeypatch.setattr(cpu, "kernels", lambda: None)
     elif native.kernels() is None:
         pytest.skip("kernels.c does not run here")
     return str(request.param)
@@ -110,13 +108,13 @@ def test_int8_is_no_worse_than_onnxruntimes(
 @pytest.mark.parametrize(("precision", "least"), [("bf16", 0.999), ("int8", 0.99)])
 def test_the_embedded_models_order_is_kept(precision: str, least: float, path: str) -> None:
     """Spearman's rank correlation with fp32 over real pairs."""
-    cosines = [fp32_cosines(), pair_cosines(load_embedded(EMBEDDED, CPU, precision))]
+    cosines = [fp32_cosines(), pair_cosines(load("embedded", precision=precision))]
     assert len(cosines[0]) >= 200
     ranks = [values.argsort().argsort().double() for values in cosines]
     assert torch.corrcoef(torch.stack(ranks))[0, 1] >= least
 
 
-def pair_cosines(model: encoder.Encoder) -> torch.Tensor:
+def pair_cosines(model: Model) -> torch.Tensor:
     """The cosines of four queries with sixty texts, each text run once  # [240]"""
     queries = ["how does a coroutine wait?", "what is a class?", "sequence slicing", "where are names bound?"]
     request = tokenized(model.card, queries[0], [text[:800] for text in checkpoints.texts()[:60]])
@@ -130,7 +128,7 @@ def pair_cosines(model: encoder.Encoder) -> torch.Tensor:
 
 @functools.cache
 def fp32_cosines() -> torch.Tensor:
-    return pair_cosines(load_embedded(EMBEDDED, CPU))
+    return pair_cosines(load("embedded", precision="fp32"))
 
 
 @has_int8
@@ -153,12 +151,14 @@ def test_attention_equals_torchs(heads: int, size: int) -> None:
     kernels = native.kernels()
     assert kernels is not None
     lengths = [1, 2, 15, 16, 17, 63, 64, 65, 130, 5, 300]
-    starts = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    layout = Layout.of(tuple(lengths))
+    starts = layout.starts
     generator = torch.Generator().manual_seed(0)
     rows = (torch.randn(sum(lengths), 3 * heads * size, generator=generator) * 2).bfloat16()
     parts = rows.split(heads * size, dim=1)
     found = kernels.attention(*parts, starts, starts, heads)
-    expected = encoder.attend(*(part.float() for part in parts), starts, starts, heads)
+    plain = cpu.CpuOperations("fp32")
+    expected = plain.attend(*(part.float() for part in parts), layout, layout, heads)
     assert float((found.float() - expected).abs().max()) <= 0.04
     singles = torch.arange(len(starts), dtype=torch.int32)
     first = kernels.attention(parts[0][starts[:-1]], *parts[1:], singles, starts, heads)
@@ -175,11 +175,11 @@ def test_the_int8_product_equals_that_of_torch(rows: int, inputs: int, outputs: 
     weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
     bias, values = (torch.randn(shape, generator=generator) for shape in ((outputs,), (rows, inputs)))
     values[0] = 0
-    quantized, scales = linear.quantize_weight(weight)
+    quantized, scales = cpu.quantize_weight(weight)
     kernels = native.kernels()
     assert kernels is not None
-    ours = linear.NativeInt8Linear(kernels, quantized, scales, bias, gelu=gelu)(values.bfloat16())
-    theirs = linear.Int8Linear(quantized, scales, bias, gelu=gelu)(values.bfloat16())
+    ours = cpu.native_int8_linear(kernels, quantized, scales, bias, gelu=gelu)(values.bfloat16())
+    theirs = cpu.Int8Linear(quantized, scales, bias, gelu=gelu)(values.bfloat16())
     torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.02)
     exact = torch.nn.functional.linear(values, weight, bias)
     exact = torch.nn.functional.gelu(exact) if gelu else exact
@@ -207,10 +207,10 @@ def test_attention_keeps_what_is_not_a_number_and_keeps_it_to_its_sequence(opera
 @pytest.mark.parametrize("place", [0, 15, 16, 127])
 def test_the_int8_product_of_a_row_that_is_not_finite_is_not_finite(value: float, place: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    quantized, scales = linear.quantize_weight(torch.randn(64, 128, generator=generator))
+    quantized, scales = cpu.quantize_weight(torch.randn(64, 128, generator=generator))
     kernels = native.kernels()
     assert kernels is not None
-    product = linear.NativeInt8Linear(kernels, quantized, scales, torch.zeros(64), gelu=False)
+    product = cpu.native_int8_linear(kernels, quantized, scales, torch.zeros(64), gelu=False)
     rows = torch.randn(3, 128, generator=generator).bfloat16()
     whole = product(rows)
     rows[1, place] = value

@@ -12,6 +12,10 @@ import torch
 import transformers
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.device import fast_bf16, fast_int8
+from rerank_grpc.models.base import Kind, Model
+from rerank_grpc.models.bert import BertBody
+from rerank_grpc.models.encoders import BiEncoder
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
 from tests.conftest import load
@@ -52,7 +56,8 @@ def test_cosines_equal_those_of_sentence_transformers(directory: Path) -> None:
         theirs.encode([QUERY], convert_to_tensor=True) @ theirs.encode(texts, convert_to_tensor=True).T
     )[0]
     model = load(directory)
-    assert (model.card.scoring, model.card.reads_pairs, model.card.max_tokens) == (Scoring.COSINE, False, 100)
+    card = model.card
+    assert (card.scoring, card.kind, card.max_tokens) == (Scoring.COSINE, Kind.BI_ENCODER, 100)
     request = tokenized(model.card, QUERY, texts)
     vectors = model.forward(pack([(token_ids(sequence), 0) for sequence in request.sequences]))
     places = [document.chunks[0].sequence for document in request.documents]
@@ -71,6 +76,26 @@ def test_bf16_stays_close(directory: Path) -> None:
         assert vectors.dtype is torch.float32
         cosines.append(vectors[1:] @ vectors[0])
     assert torch.corrcoef(torch.stack(cosines))[0, 1] > 0.9
+
+
+def vectors_of(model: Model) -> torch.Tensor:
+    request = tokenized(model.card, QUERY, documents())
+    return model.forward(pack([(token_ids(sequence), 0) for sequence in request.sequences]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_named_bi_encoder_is_the_embedded_model_to_the_bit(
+    precision: str, embedded: Model, tmp_path: Path
+) -> None:
+    if precision != "fp32" and not (fast_bf16() and fast_int8()):
+        pytest.skip("the CPU has no bf16 or no int8")
+    directory = shutil.copytree(embedded.card.tokenizer_file.parent, tmp_path / "minilm")
+    named, own = load(directory, precision=precision), load("embedded", precision=precision)
+    assert (named.card.precision, own.card.precision) == (precision, precision)
+    assert isinstance(named, BiEncoder)
+    assert isinstance(named.body, BertBody)
+    assert torch.equal(vectors_of(named), vectors_of(own))
+    assert torch.equal(vectors_of(own), vectors_of(embedded)) == (precision == "fp32")
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from rerank_grpc.checkpoints import checkpoint, sources
 from rerank_grpc.checkpoints.disk import digest_of
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import device
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.models.base import Kind
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
 from tests.conftest import load
@@ -54,12 +56,12 @@ def test_a_loaded_model_says_what_it_is(directories: dict[str, Path]) -> None:
     assert card.source == str(directories["xlm_roberta"])
     assert card.family == "xlm-roberta"
     assert card.scoring is Scoring.SIGMOID
-    assert card.reads_pairs
+    assert (card.kind, card.pooling) == (Kind.CROSS_ENCODER, "first")
     assert card.max_tokens == checkpoints.MAX_TOKENS
-    assert (card.device, card.precision, card.attention) == ("cpu", "fp32", "packed (sdpa)")
+    assert (card.device, card.precision, card.attention) == ("cpu", "fp32", Attention.SDPA)
     assert card.revision.startswith("sha256:")
     assert len(card.revision) == len("sha256:") + 12
-    assert load(directories["deberta"]).card.attention == "padded"
+    assert load(directories["deberta"]).card.attention is Attention.PADDED
 
 
 def test_the_revision_follows_the_weights(directory: Path) -> None:
@@ -318,11 +320,10 @@ def test_precisions_that_do_not_serve_are_refused(monkeypatch: pytest.MonkeyPatc
     assert device.choose_precision("auto", card) == "bf16"
 
 
-def test_the_embedded_model_is_always_fp32_and_says_its_commit() -> None:
-    card = load("embedded", precision="bf16").card
+def test_the_embedded_model_is_fp32_unless_told_otherwise_and_says_its_commit() -> None:
+    card = load("embedded", precision="auto").card
     assert card.precision == "fp32"
-    assert card.scoring is Scoring.COSINE
-    assert not card.reads_pairs
+    assert (card.kind, card.scoring, card.pooling) == (Kind.BI_ENCODER, Scoring.COSINE, "mean")
     assert card.max_tokens == 256
     assert card.revision == "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
 

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.kernels.window import BLOCK, attend
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.kernels.causal import WINDOW_ROWS, attend_window
 from rerank_grpc.models.base import Model, PackedTokens
 from tests import random_models as checkpoints
 from tests.conftest import load
@@ -67,7 +68,7 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def sequences() -> list[list[int]]:
     """From one token to the longest, several of them beyond the window and the block."""
     generator = torch.Generator().manual_seed(3)
-    lengths = [5, WINDOW // 2, WINDOW, 200, BLOCK, BLOCK + 1, 700, LONGEST, 1]
+    lengths = [5, WINDOW // 2, WINDOW, 200, WINDOW_ROWS, WINDOW_ROWS + 1, 700, LONGEST, 1]
     return [torch.randint(10, 1_900, (length,), generator=generator).tolist() for length in lengths]
 
 
@@ -93,7 +94,7 @@ def reference(directory: Path, batch: list[list[int]]) -> torch.Tensor:
 def test_logits_beyond_the_window_equal_those_of_transformers(directory: Path) -> None:
     model, expected = load(directory), reference(directory, sequences())
     assert expected.std() >= 1, "scores this close together would prove nothing"
-    assert (model.card.family, model.card.attention) == ("modernbert", "packed (sdpa)")
+    assert (model.card.family, model.card.attention) == ("modernbert", Attention.SDPA)
     found = model.forward(pack(sequences()))[:, 0]
     assert float((found - expected).abs().max() / expected.std()) <= BOUND
 
@@ -101,7 +102,7 @@ def test_logits_beyond_the_window_equal_those_of_transformers(directory: Path) -
 def test_ignoring_the_window_would_be_noticed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = load(directory)
     expected = reference(directory, sequences())
-    for layer in model._body.layers:
+    for layer in model.body.body.layers:
         monkeypatch.setattr(layer.attn, "sliding_window", None)
     found = model.forward(pack(sequences()))[:, 0]
     assert float((found - expected).abs().max() / expected.std()) > 100 * BOUND
@@ -116,14 +117,16 @@ def test_each_sequence_scores_the_same_alone_and_among_others(directory: Path) -
 
 def test_bf16_keeps_the_rotations_and_the_head_in_fp32(directory: Path) -> None:
     model: Any = load(directory, precision="bf16")
-    assert {weight.dtype for weight in model._body.parameters()} == {torch.bfloat16}
-    assert model._body.rotary_emb.full_attention_inv_freq.dtype is torch.float32
-    assert {weight.dtype for weight in model._head.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in model.body.body.parameters()} == {torch.bfloat16}
+    assert model.body.body.rotary_emb.full_attention_inv_freq.dtype is torch.float32
+    assert {weight.dtype for weight in model.head.parameters()} == {torch.float32}
     found, expected = model.forward(pack(sequences()))[:, 0], reference(directory, sequences())
     assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.9
 
 
-@pytest.mark.parametrize("length", [1, 64, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
+@pytest.mark.parametrize(
+    "length", [1, 64, 65, WINDOW_ROWS - 1, WINDOW_ROWS, WINDOW_ROWS + 1, 3 * WINDOW_ROWS + 7]
+)
 @pytest.mark.parametrize("window", [1, 2, 65, 1_000])
 def test_windows_computed_in_blocks_equal_one_large_mask(length: int, window: int) -> None:
     torch.manual_seed(length)
@@ -131,7 +134,7 @@ def test_windows_computed_in_blocks_equal_one_large_mask(length: int, window: in
     places = torch.arange(length)
     near = (places[:, None] - places[None]).abs() < window
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=near)
-    torch.testing.assert_close(attend(query, key, value, None, window), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attend_window(query, key, value, None, window), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_what_the_catalogue_knows_otherwise_is_refused(tmp_path: Path) -> None:

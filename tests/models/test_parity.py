@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.models import encoder
+from rerank_grpc.kernels.base import Layout
+from rerank_grpc.kernels.cpu import CpuOperations
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.sequence import TokenizedRequest
 from tests import random_models as checkpoints
@@ -121,24 +122,26 @@ def test_parity_would_notice_shifted_positions(
 @pytest.mark.parametrize("family", PACKED)
 def test_parity_would_notice_neighbours_leaking(
     family: str,
-    loaded: dict[str, Model],
+    directories: dict[str, Path],
     references: dict[str, torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attend = encoder.attend
+    attend = CpuOperations.attend
 
     def leaking(
+        self: CpuOperations,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        query_starts: torch.Tensor,
-        key_starts: torch.Tensor,
+        queries: Layout,
+        keys: Layout,
         heads: int,
     ) -> torch.Tensor:
-        return attend(query, key, value, query_starts[[0, -1]], key_starts[[0, -1]], heads)
+        whole = (Layout.of((sum(layout.lengths),)) for layout in (queries, keys))
+        return attend(self, query, key, value, *whole, heads)
 
-    monkeypatch.setattr(encoder, "attend", leaking)
-    assert error(score(loaded[family], documents()), references[family]) > 100 * BOUND
+    monkeypatch.setattr(CpuOperations, "attend", leaking)
+    assert error(score(load(directories[family]), documents()), references[family]) > 100 * BOUND
 
 
 def test_parity_would_notice_padding_leaking(
@@ -177,8 +180,8 @@ def test_bf16_stays_close_and_its_head_computes_in_fp32(
 ) -> None:
     model: Any = load(directories[family], precision="bf16")
     assert model.card.precision == "bf16"
-    assert model._body._words.dtype is torch.bfloat16
-    assert {weight.dtype for weight in model._classifier.parameters()} == {torch.float32}
+    assert model.body._words.dtype is torch.bfloat16
+    assert {weight.dtype for weight in model.head.parameters()} == {torch.float32}
     found = score(model, documents())
     assert found.dtype is torch.float32
     # Weights this wild amplify rounding far beyond a trained model's.

@@ -18,7 +18,7 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import causal
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.registry.loading import ModelLoader
-from rerank_grpc.runner.prefixes import PrefixCache, Prefixes
+from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS, PrefixCache, Prefixes
 from rerank_grpc.runner.runner import CpuRunner
 from rerank_grpc.sequence import Sequence as Tokens
 from rerank_grpc.types import Scoring
@@ -219,9 +219,9 @@ def test_bf16_rounds_neither_the_head_nor_the_positions(
     directories: dict[str, Path], references: dict[str, torch.Tensor]
 ) -> None:
     model: Any = load(directories["qwen3"], precision="bf16")
-    assert {weight.dtype for weight in model._body.parameters()} == {torch.bfloat16}
-    assert model._head.dtype is torch.float32
-    assert model._body.rotary_emb.inv_freq.dtype is torch.float32
+    assert {weight.dtype for weight in model.body.body.parameters()} == {torch.bfloat16}
+    assert model.head.row.dtype is torch.float32
+    assert model.body.body.rotary_emb.inv_freq.dtype is torch.float32
     found = score(model, sequences(model))
     # Weights this wild amplify rounding far beyond a trained model's.
     assert torch.corrcoef(torch.stack([found, references["qwen3"]]))[0, 1] > 0.9
@@ -230,7 +230,7 @@ def test_bf16_rounds_neither_the_head_nor_the_positions(
 def test_a_head_of_its_own_is_not_kept_but_for_the_answers(tmp_path: Path) -> None:
     path = prompts.WRITERS["qwen3"](tmp_path, tie_word_embeddings=False)
     model: Any = load(path, precision="fp32")
-    assert model._head.shape == (64,)
+    assert model.head.row.shape == (64,)
     expected = prompts.own_logits(path, "qwen3", prompts.own_ids(path, "qwen3", QUERY, documents()))
     assert error(score(model, sequences(model)), expected) <= BOUND
 
@@ -270,4 +270,4 @@ def test_what_prefixes_may_take_is_counted_in_the_models_memory(directories: dic
         path = directories[family]
         found = loader.prepare(ModelSpec(family, str(path)))
         weights = sum(weight.numel() for weight in load_file(path / "model.safetensors").values())
-        assert found == 4 * weights + causal.MAX_KEPT_TOKENS * 2 * 3 * heads * 16 * 4
+        assert found == 4 * weights + MAX_KEPT_TOKENS * 2 * 3 * heads * 16 * 4

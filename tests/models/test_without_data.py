@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rerank_grpc.checkpoints.checkpoint import open_checkpoint
-from rerank_grpc.kernels.attention import VARLEN
+from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
 from rerank_grpc.runner.graphs import shape_for
@@ -33,7 +33,7 @@ NO_PREFIXES = Prefixes({}, [])
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Path]], Model]:
     """Loads a checkpoint as on a card, but without its values."""
-    monkeypatch.setattr(loader, "attention_for", lambda *_: VARLEN)
+    monkeypatch.setattr(loader, "choose_attention", lambda *_: Attention.VARLEN)
 
     def make(write: Callable[[Path], Path]) -> Model:
         checkpoint = open_checkpoint("test", write(tmp_path / "checkpoint"))
@@ -49,7 +49,7 @@ def run(model: Model, packed: PackedBatch) -> torch.Tensor:
 @pytest.mark.parametrize("write", [checkpoints.bert, checkpoints.roberta, checkpoints.xlm_roberta])
 def test_the_encoder_asks_for_no_value(load: Any, write: Callable[[Path], Path]) -> None:
     model = load(write)
-    assert model.card.attention == VARLEN
+    assert model.card.attention is Attention.VARLEN
     assert model.card.capturable
     assert run(model, pack(BATCH, NO_PREFIXES)).shape == (5, 1)
 
@@ -64,7 +64,7 @@ def test_a_captured_pass_asks_for_no_length_either(load: Any) -> None:
 
 def test_transformers_own_modules_ask_for_no_value(load: Any) -> None:
     model = load(partial(test_modernbert.write, pooling="cls"))
-    assert model.card.attention == VARLEN
+    assert model.card.attention is Attention.VARLEN
     assert not model.card.capturable
     assert run(model, pack(BATCH, NO_PREFIXES)).shape == (5, 1)
 

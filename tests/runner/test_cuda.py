@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import pytest
 import torch
 
 from rerank_grpc.kernels import cuda as operations
-from rerank_grpc.kernels.attention import VARLEN
+from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.cuda import TorchOperations
-from rerank_grpc.models import decoder, roberta
+from rerank_grpc.models import hooked, loader
 from rerank_grpc.models.base import Model
 from rerank_grpc.runner import cuda, graphs
 from rerank_grpc.runner.accelerator import Captured, Mark
@@ -316,11 +315,9 @@ def capturable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     """A model that goes by the layout on the device alone, as on a GPU."""
     monkeypatch.setattr(graphs, "MOST_CAPTURED", 256)
     monkeypatch.setattr(operations, "kernel_for", lambda _: part_by_part)
-    made = TorchOperations(torch.device("cpu"), torch.float32, VARLEN)
-    monkeypatch.setattr(roberta, "operations_for", lambda _: made)
-    model = load(directory)
-    model.card = replace(model.card, capturable=True)  # type: ignore[misc]
-    return model
+    made = TorchOperations(torch.device("cpu"), torch.float32, Attention.VARLEN)
+    monkeypatch.setattr(loader, "operations_for", lambda *_: made)
+    return load(directory)
 
 
 def test_captured_passes_give_the_same_scores(
@@ -358,9 +355,9 @@ def test_a_captured_pass_would_notice_what_fills_it_up_leaking(
 
     runner = CudaRunner(capturable, FakeDevice())
     runner.capture()
-    body: Any = capturable._body  # type: ignore[attr-defined]
+    body: Any = capturable.body  # type: ignore[attr-defined]
     for layer in body._layers:
-        monkeypatch.setattr(layer._attend.__self__, "_attend", leaking)
+        monkeypatch.setattr(layer._attend.__self__, "_kernel", leaking)
     assert not same(runner.launch(BATCHES[0])(), expected[0])
 
 
@@ -395,7 +392,7 @@ def test_a_prefix_is_computed_once_for_batches_that_overlap(
     directory = checkpoints.qwen3_reranker(tmp_path / "qwen3")
     plain = CpuRunner(load(directory))
     if gathered:
-        for module in (decoder, cuda):
+        for module in (hooked, cuda):
             monkeypatch.setattr(module, "kernel_for", lambda _: part_by_part)
     model = load(directory)
     tokenizer = tokenizer_for(model.card)

@@ -14,7 +14,7 @@ from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import QueueFull
-from rerank_grpc.kernels.causal import KeysValues
+from rerank_grpc.kernels.base import KeysValues
 from rerank_grpc.runner.prefixes import PrefixCache
 from rerank_grpc.runner.runner import CpuRunner, OutOfMemory
 from rerank_grpc.sequence import Prefix, Sequence

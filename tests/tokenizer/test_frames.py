@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from rerank_grpc.errors import InvalidRequest, ModelLoadError, UnsupportedOption
-from rerank_grpc.models.prompt import check_prompt
+from rerank_grpc.models.prompts import check_prompt
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.vocabulary import UNMARKED, read_vocabulary
 from rerank_grpc.types import Truncation

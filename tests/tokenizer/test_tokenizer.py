@@ -19,7 +19,8 @@ from tokenizers import models, pre_tokenizers, processors
 
 from rerank_grpc.checkpoints.sources import find_package
 from rerank_grpc.errors import InternalError, InvalidRequest, ModelLoadError, UnsupportedOption
-from rerank_grpc.models.base import ModelCard
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.frames import PlainFraming
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
@@ -53,11 +54,11 @@ def card(directory: Path, family: str = "bert", **changes: Any) -> ModelCard:
         revision="",
         family=family,
         scoring=Scoring.SIGMOID,
-        reads_pairs=True,
+        kind=Kind.CROSS_ENCODER,
         max_tokens=MAX_TOKENS,
         device="cpu",
         precision="fp32",
-        attention="",
+        attention=Attention.SDPA,
         tokenizer_file=directory / "tokenizer.json",
     )
     return replace(plain, **changes)
@@ -68,7 +69,7 @@ def pair_tokenizer(directory: Path, **changes: Any) -> Tokenizer:
 
 
 def text_tokenizer(directory: Path, **changes: Any) -> Tokenizer:
-    return tokenizer_for(card(directory, reads_pairs=False, **changes))
+    return tokenizer_for(card(directory, kind=Kind.BI_ENCODER, **changes))
 
 
 def plain_tokenizer(vocabulary: Vocabulary, *, pairs: bool) -> Tokenizer:
