@@ -1,28 +1,24 @@
 """Everything that can go wrong, each defined once.
 
-A domain exception has a reason, metadata and sometimes a time to retry after,
-and no wire format: ``wire/status.py`` maps it to gRPC, ``rest`` to HTTP, and
-the client raises the same class again on the caller's side.
+RerankError
+├── InvalidRequest            a field has a value that is not allowed
+│   └── UnsupportedOption     the model cannot do what an option asks
+├── UnknownModel
+├── ModelLoading              retry
+├── ModelFailed
+├── QueueFull                 retry
+├── DeadlineUnreachable       retry
+├── RateLimited               retry
+├── DeadlineExceeded
+├── Cancelled
+├── PairTooLarge              one pair exceeds the device's memory
+├── Unauthenticated
+├── PermissionDenied
+├── ShuttingDown              retry
+└── InternalError
 
-    RerankError
-    ├── InvalidRequest            a field has a value that is not allowed
-    │   └── UnsupportedOption     the model cannot do what an option asks
-    ├── UnknownModel
-    ├── ModelLoading              retry
-    ├── ModelFailed
-    ├── QueueFull                 retry
-    ├── DeadlineUnreachable       retry
-    ├── RateLimited               retry
-    ├── DeadlineExceeded
-    ├── Cancelled
-    ├── PairTooLarge              one pair exceeds the device's memory
-    ├── Unauthenticated
-    ├── PermissionDenied
-    ├── ShuttingDown              retry
-    └── InternalError
-
-    ConfigurationError            the operator's: one line, at start
-    └── ModelLoadError            a model directory that cannot be served
+ConfigurationError            the operator's: one line, at start
+└── ModelLoadError            a model directory that cannot be served
 """
 
 from __future__ import annotations
@@ -30,12 +26,11 @@ from __future__ import annotations
 import enum
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
 class Reason(enum.StrEnum):
-    """The machine's word for an error; the names of the proto's ErrorReason."""
+    """The proto's ErrorReason."""
 
     INVALID_REQUEST = "ERROR_REASON_INVALID_REQUEST"
     UNKNOWN_MODEL = "ERROR_REASON_UNKNOWN_MODEL"
@@ -54,16 +49,15 @@ class Reason(enum.StrEnum):
     INTERNAL = "ERROR_REASON_INTERNAL"
 
 
-@dataclass(frozen=True, slots=True)
-class FieldViolation:
-    """Which field of a request is wrong ("documents[3].text"), and how."""
+class FieldViolation(NamedTuple):
+    """A field of a request that is wrong, such as "documents[3].text", and how."""
 
     field: str
     description: str
 
 
 class RerankError(Exception):
-    """The base of all errors of a call.
+    """The base of all errors of a call; the client raises the same class on the caller's side.
 
     `metadata` is for machines and never holds a query, document or token;
     `retry_after` is in seconds, None where a retry does not help.
@@ -186,24 +180,7 @@ class InternalError(RerankError):
 
 
 BY_REASON: Mapping[Reason, type[RerankError]] = {
-    error.reason: error
-    for error in (
-        InvalidRequest,
-        UnsupportedOption,
-        UnknownModel,
-        ModelLoading,
-        ModelFailed,
-        QueueFull,
-        DeadlineUnreachable,
-        RateLimited,
-        DeadlineExceeded,
-        Cancelled,
-        PairTooLarge,
-        Unauthenticated,
-        PermissionDenied,
-        ShuttingDown,
-        InternalError,
-    )
+    error.reason: error for error in (*RerankError.__subclasses__(), *InvalidRequest.__subclasses__())
 }
 
 
@@ -216,10 +193,7 @@ class ModelLoadError(ConfigurationError):
 
 
 def describe(error: BaseException) -> str:
-    """Returns an error's class and where it was raised, for a log.
-
-    Its text is left out: it may quote a query, a document or a token.
-    """
+    """Returns an error's class and place for a log, without its text, which may quote a caller."""
     places = traceback.extract_tb(error.__traceback__)
     where = " < ".join(f"{place.filename.rpartition('/')[2]}:{place.lineno}" for place in reversed(places))
     return f"{type(error).__name__} at {where or 'unknown'}"

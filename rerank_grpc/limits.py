@@ -16,10 +16,13 @@ class Limits:
 
     `characters` is of one text, `characters_inside` of all texts that are inside
     at once, `streams` the calls that the REST server sends over one connection.
+    A REST body may have more bytes than a message, because many callers escape
+    every character that is not ASCII.
     """
 
     message_bytes: int = 8 * MIB
     reply_bytes: int = 16 * MIB
+    body_bytes: int = 12 * MIB
     documents: int = 1_000
     characters: int = 100_000
     characters_inside: int = 64 * MIB
@@ -32,43 +35,34 @@ class Limits:
 LIMITS = Limits()
 
 
-def check_document_count(count: int, limits: Limits) -> None:
-    """Raises InvalidRequest unless there are documents, and no more than the limit.
-
-    It is apart from `check_request`, because it must come before any work for
-    each document: a million empty ones fit into a small message.
-    """
-    if count == 0:
-        raise InvalidRequest.of("documents", "must not be empty")
-    if count > limits.documents:
-        raise too_many_documents(limits)
-
-
-def too_many_documents(limits: Limits) -> InvalidRequest:
+def too_many_documents() -> InvalidRequest:
     """Makes the error of a request with too many documents, which need not be counted to the end."""
-    return InvalidRequest.of("documents", f"holds more than the {limits.documents:,} that are allowed")
+    return InvalidRequest.of("documents", f"holds more than the {LIMITS.documents:,} that are allowed")
 
 
-def check_request(request: RerankRequest, limits: Limits) -> int:
+def check_request(request: RerankRequest) -> int:
     """Returns the number of characters in a request; raises InvalidRequest naming the first wrong field."""
-    check_document_count(len(request.documents), limits)
+    # Before any work for each document: a million empty ones fit into a small message.
+    if not request.documents:
+        raise InvalidRequest.of("documents", "must not be empty")
+    if len(request.documents) > LIMITS.documents:
+        raise too_many_documents()
     if not request.query:
         raise InvalidRequest.of("query", "must not be empty")
-    _check_length("query", request.query, limits.characters)
-    _check_length("instruction", request.instruction, limits.characters)
+    _check_length("query", request.query, LIMITS.characters)
+    _check_length("instruction", request.instruction, LIMITS.characters)
     texts = [len(document.text) for document in request.documents]
-    if max(texts) > limits.characters or max([len(d.id) for d in request.documents]) > limits.id_characters:
+    if max(texts) > LIMITS.characters or max([len(d.id) for d in request.documents]) > LIMITS.id_characters:
         for index, document in enumerate(request.documents):
-            _check_length(f"documents[{index}].text", document.text, limits.characters)
-            _check_length(f"documents[{index}].id", document.id, limits.id_characters)
+            _check_length(f"documents[{index}].text", document.text, LIMITS.characters)
+            _check_length(f"documents[{index}].id", document.id, LIMITS.id_characters)
     score = request.min_relevance_score
     if score is not None and not 0 <= score <= 1:
         raise InvalidRequest.of("min_relevance_score", f"is {score:g}, must be from 0 to 1")
-    if request.max_chunks_per_document > limits.chunks:
-        raise InvalidRequest.of(
-            "max_chunks_per_document",
-            f"is {request.max_chunks_per_document:,}, at most {limits.chunks} are allowed",
-        )
+    chunks = request.max_chunks_per_document
+    if chunks > LIMITS.chunks:
+        text = f"is {chunks:,}, at most {LIMITS.chunks} are allowed"
+        raise InvalidRequest.of("max_chunks_per_document", text)
     return sum(texts) + len(request.query) + len(request.instruction)
 
 

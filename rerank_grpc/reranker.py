@@ -12,7 +12,7 @@ from time import monotonic
 
 from rerank_grpc.engine.future import Future
 from rerank_grpc.gate import Gate, Permit
-from rerank_grpc.limits import Limits, check_request
+from rerank_grpc.limits import check_request
 from rerank_grpc.registry.registry import Lease, Registry
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.scores import best_chunks, relevance_scores
@@ -27,9 +27,8 @@ class Reranker:
     `gate` bounds the calls inside, `lobby` those that wait for a model to be loaded.
     """
 
-    def __init__(self, registry: Registry, limits: Limits, gate: Gate, lobby: Gate) -> None:
+    def __init__(self, registry: Registry, gate: Gate, lobby: Gate) -> None:
         self._registry = registry
-        self._limits = limits
         self._gate = gate
         self._lobby = lobby
         self._turns = Turns()
@@ -82,7 +81,7 @@ class Reranker:
         A call whose model must be loaded waits in the lobby without a slot, so
         it keeps no calls of other models out.
         """
-        characters = check_request(request, self._limits)
+        characters = check_request(request)
         lease = self._registry.lease_now(request.model)
         if lease is None:
             with self._lobby.enter(characters):

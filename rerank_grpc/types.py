@@ -1,9 +1,4 @@
-"""The values that the layers hand to each other.
-
-No wire format lives here: the gRPC server, the client and the REST shim each
-translate theirs to and from these. What is made for every call or document is a
-named tuple, frozen like a dataclass at a fourth of its cost.
-"""
+"""The values that the layers hand to each other, without any wire format."""
 
 from __future__ import annotations
 
@@ -18,7 +13,7 @@ from rerank_grpc.errors import Cancelled, DeadlineExceeded
 
 
 class Truncation(enum.Enum):
-    """What happens to a text that is too long for the model."""
+    """The end that is cut off a text too long for the model; NONE refuses it."""
 
     END = "end"
     START = "start"
@@ -26,14 +21,14 @@ class Truncation(enum.Enum):
 
 
 class Priority(enum.IntEnum):
-    """Which calls go first when the device is busy; the lower goes first."""
+    """The order of calls while the device is busy: the lower goes first."""
 
     INTERACTIVE = 0
     BATCH = 1
 
 
 class State(enum.Enum):
-    """Where a model is on its way into memory and out of it."""
+    """A model's place on its way into memory and out of it."""
 
     UNLOADED = "unloaded"
     LOADING = "loading"
@@ -43,11 +38,14 @@ class State(enum.Enum):
 
 
 class Scoring(enum.Enum):
-    """How a logit becomes a relevance_score (see engine/scores.py)."""
+    """The function from a logit to a relevance_score."""
 
     SIGMOID = "sigmoid"
     COSINE = "cosine"
     SOFTMAX = "softmax"
+
+
+# Values made for every call or document are named tuples: those cost a fourth of a frozen dataclass.
 
 
 class Document(NamedTuple):
@@ -89,7 +87,7 @@ class Span(NamedTuple):
 class ScoredDocument(NamedTuple):
     """One result: `index` is the document's place in the request."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # hides tuple.index
     relevance_score: float
     logit: float
     id: str = ""
@@ -100,7 +98,7 @@ class ScoredDocument(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a call cost; durations in seconds."""
+    """The cost of a call; durations in seconds."""
 
     input_tokens: int = 0
     cached_pairs: int = 0
@@ -110,7 +108,7 @@ class Usage(NamedTuple):
 
 
 class RerankSummary(NamedTuple):
-    """What is said once about a whole call."""
+    """The part of a response that concerns the whole call."""
 
     model: str
     model_revision: str = ""
@@ -127,7 +125,7 @@ class RerankResponse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What ListModels says of one configured model; `serving` tells whether a call would be answered."""
+    """One configured model; `serving` tells whether a call would be answered."""
 
     name: str
     state: State
@@ -151,11 +149,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the Health call says of one model and its queue; times in seconds.
-
-    `serving` tells whether a call would be answered: the model is READY, or the
-    call has it loaded.
-    """
+    """One model and its queue; a READY model is serving, and one that a call has loaded."""
 
     model: str
     state: State
@@ -168,12 +162,9 @@ class Health:
 
 
 class Call:
-    """A deadline and a cancellation, passed along with a request from its first step to its last.
+    """A request's deadline, in seconds of time.monotonic, and its cancellation.
 
     Any thread may cancel a call, a gRPC callback too: nothing here takes a lock.
-
-    Attributes:
-        deadline: in the seconds of time.monotonic; math.inf for none.
     """
 
     __slots__ = ("_callbacks", "_cancelled", "deadline")

@@ -103,7 +103,7 @@ def test_a_table_too_wide_becomes_blocks():
 
 def test_a_missing_token_beyond_loopback_is_a_loud_warning():
     def lines(**settings):
-        return "\n".join(summary(ServerSettings(**settings), 50051, 50052, (), Screen(80)))
+        return "\n".join(summary(ServerSettings(**settings), (50051, 50052, None), (), Screen(80)))
 
     assert "WARNING: 0.0.0.0:50051 can be reached" in lines(host="0.0.0.0")
     assert "WARNING: [::]:50051" in lines(host="::")

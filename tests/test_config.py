@@ -97,12 +97,11 @@ def test_lazy_and_pinned_models_are_models():
 
 
 def test_every_setting_of_the_server_has_an_option():
-    fixed_by_the_contract = {"limits"}
     names = {option.setting for option in SERVER_OPTIONS}
-    assert set(ServerSettings.__slots__) - {"engine", "rest"} - fixed_by_the_contract <= names
+    assert set(ServerSettings.__slots__) - {"engine", "rest"} <= names
     assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
     rest = {option.setting.removeprefix("rest.") for option in REST_OPTIONS}
-    assert set(RestSettings.__slots__) - {"body_bytes", "upstream_token"} == rest
+    assert set(RestSettings.__slots__) - {"upstream_token"} == rest
 
 
 def test_rest_listens_where_grpc_does_unless_told_otherwise():

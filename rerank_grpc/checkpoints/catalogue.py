@@ -1,9 +1,9 @@
-"""The catalogue: the known models, their properties, and the reasons of refusals."""
+"""The known models, their properties, and the reasons of refusals."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
@@ -28,7 +28,7 @@ class KnownPair:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """The catalogue's entry for a model; catalogue.toml explains each field."""
+    """An entry; catalogue.toml explains each field."""
 
     id: str
     kind: str = ""
@@ -61,23 +61,15 @@ class KnownModel:
 class Catalogue:
     """Known models by id and by short name, in any case."""
 
-    def __init__(self, models: Mapping[str, KnownModel]) -> None:
-        self._models = dict(models)
-        self._names = {name.lower(): known for known in models.values() for name in (known.short, known.id)}
+    def __init__(self, models: Iterable[KnownModel]) -> None:
+        self._models = {known.id: known for known in models}  # a later entry replaces an earlier one
+        self._names = {name.lower(): known for known in self for name in (known.short, known.id)}
 
     def __iter__(self) -> Iterator[KnownModel]:
         return iter(self._models.values())
 
     def find(self, name: str) -> KnownModel | None:
-        """Finds a model by its id or short name."""
         return self._names.get(name.lower())
-
-    def supported(self, name: str) -> KnownModel | None:
-        """Finds a model like `find`; raises ModelLoadError for a refused one."""
-        known = self.find(name)
-        if known is not None and known.unsupported:
-            raise ModelLoadError(f"{known.id} is not supported: {known.unsupported}")
-        return known
 
 
 @cache
@@ -96,18 +88,7 @@ def read_catalogue(path: Path | None) -> Catalogue:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigurationError(f"--catalogue: cannot read {str(path)!r}: {reason}") from None
-    return Catalogue({known.id: known for known in builtin()} | _models(text, str(path)))
-
-
-def _models(text: str, origin: str) -> dict[str, KnownModel]:
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{origin}: not TOML: {error}") from None
-    if set(tables) - {"model"} or not isinstance(tables.get("model", []), list):
-        raise ConfigurationError(f"{origin}: holds more than [[model]] tables")
-    models = [_model(table, origin) for table in tables.get("model", [])]
-    return {known.id: known for known in models}
+    return Catalogue([*builtin(), *_models(text, str(path))])
 
 
 KEYS = frozenset(each.name for each in fields(KnownModel))
@@ -120,6 +101,16 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def _models(text: str, origin: str) -> list[KnownModel]:
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{origin}: not TOML: {error}") from None
+    if set(tables) - {"model"} or not isinstance(tables.get("model", []), list):
+        raise ConfigurationError(f"{origin}: holds more than [[model]] tables")
+    return [_model(table, origin) for table in tables.get("model", [])]
+
+
 def _model(table: Mapping[str, Any], origin: str) -> KnownModel:
     where = f"{origin}: model {str(table.get('id', '?'))!r}"
     _check_types(table, where)
@@ -130,15 +121,12 @@ def _model(table: Mapping[str, Any], origin: str) -> KnownModel:
             raise ConfigurationError(f"{where}: {key} is missing")
     for key, choices in CHOICES.items():
         if table[key] not in choices:
-            raise ConfigurationError(
-                f"{where}: {key} is {table[key]!r}, which is none of {', '.join(choices)}"
-            )
-    changes = {
-        "scoring": Scoring(table["scoring"]),
-        "languages": tuple(table.get("languages", ())),
-        "known": tuple(_pair(pair, where) for pair in table.get("known", ())),
-    }
-    return KnownModel(**{**table, **changes})
+            listed = ", ".join(choices)
+            raise ConfigurationError(f"{where}: {key} is {table[key]!r}, which is none of {listed}")
+    known = tuple(_pair(pair, where) for pair in table.get("known", ()))
+    languages = tuple(table.get("languages", ()))
+    scoring = Scoring(table["scoring"])
+    return KnownModel(**{**table, "scoring": scoring, "languages": languages, "known": known})
 
 
 def _check_types(table: Mapping[str, Any], where: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ from rerank_grpc.errors import ModelLoadError
 
 BLOCK = 1 << 20
 # Larger weights are digested in part, in this many blocks.
-DIGEST_WHOLE_BYTES = 4 << 30
-DIGEST_BLOCKS = 256
+DIGEST_WHOLE_BYTES, DIGEST_BLOCKS = 4 << 30, 256
 HEADER_BYTES_MAX = 100 << 20  # the bound of the safetensors format itself
 REMOTE_CODE_KEYS = ("auto_map", "_attn_implementation_internal")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -29,16 +27,10 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory that may be loaded.
+    """A directory that may be loaded, under the operator's name for it.
 
-    Attributes:
-        source: the operator's name for it.
-        directory: the directory of its files.
-        config: its config.json.
-        weights: its safetensors files, in order.
-        dtype: the type of most of its stored weights.
-        revision: the hub's commit, or "sha256:" and 12 digits of its weights' digest.
-        known: the catalogue's entry for its name.
+    `dtype` is that of its stored floats; `revision` is the hub's commit, or
+    "sha256:" and 12 digits of its weights' digest.
     """
 
     source: str
@@ -56,7 +48,6 @@ class Checkpoint:
 
     @property
     def tokenizer_file(self) -> Path:
-        """Its tokenizer.json."""
         return self.directory / "tokenizer.json"
 
 
@@ -71,55 +62,54 @@ def open_checkpoint(source: str, directory: Path, known: KnownModel | None = Non
             f"{directory}: no tokenizer.json: copy it again, or 'rerank-grpc convert {directory}' "
             "makes it of an older tokenizer"
         )
-    dtype = stored_dtype([read_header(path) for path in weights])
+    dtype = _stored_dtype(weights)
     revision = EMBEDDED_REVISION if source == EMBEDDED else revision_of(directory, weights)
     return Checkpoint(source, directory, config, weights, dtype, revision, known)
 
 
 def read_config(directory: Path) -> Mapping[str, Any]:
     """Reads config.json and refuses one that asks for code of its own; raises ModelLoadError."""
-    config = read_json(directory / "config.json")
+    path = directory / "config.json"
+    config = read_json(path)
     for key in REMOTE_CODE_KEYS:
         if _has_key(config, key):
             raise ModelLoadError(
-                f"{directory}/config.json: has {key!r}, which runs code from outside: "
+                f"{path}: has {key!r}, which runs code from outside: "
                 "use a checkpoint that transformers supports without remote code"
             )
     if not isinstance(config.get("model_type"), str):
-        raise ModelLoadError(
-            f"{directory}/config.json: no model_type: use a checkpoint in transformers' format"
-        )
+        raise ModelLoadError(f"{path}: no model_type: use a checkpoint in transformers' format")
     if "quantization_config" in config:
-        raise ModelLoadError(
-            f"{directory}/config.json: quantized weights are not supported: use the original weights"
-        )
+        raise ModelLoadError(f"{path}: quantized weights are not supported: use the original weights")
     return config
 
 
 def find_weights(directory: Path) -> tuple[Path, ...]:
     """Lists the safetensors files of a checkpoint, or raises ModelLoadError."""
-    single = directory / "model.safetensors"
-    if single.is_file():
-        return (single,)
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
+    names = weight_names(directory, "model.safetensors")
+    if not names:
         if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
             raise ModelLoadError(
                 f"{directory}: only pickled weights, which can run code and are never served: "
                 f"'rerank-grpc convert {directory}' makes safetensors of them"
             )
         raise ModelLoadError(f"{directory}: no model.safetensors: copy the whole checkpoint")
-    names = indexed_files(index)
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
+            index = directory / "model.safetensors.index.json"
             raise ModelLoadError(f"{index}: names {name!r}, which is no safetensors file of this directory")
         if not (directory / name).is_file():
             raise ModelLoadError(f"{directory / name}: no such file, but the index names it: copy it again")
     return tuple(directory / name for name in names)
 
 
-def indexed_files(index: Path) -> list[str]:
-    """Lists the file names in an index of weights, as they stand there; raises ModelLoadError."""
+def weight_names(directory: Path, single: str) -> list[str]:
+    """Lists the weights' file or those of its index, whose names are unchecked; raises ModelLoadError."""
+    if (directory / single).is_file():
+        return [single]
+    index = directory / f"{single}.index.json"
+    if not index.is_file():
+        return []
     mapping = read_json(index).get("weight_map")
     names = sorted({str(name) for name in mapping.values()}) if isinstance(mapping, dict) else []
     if not names:
@@ -128,7 +118,7 @@ def indexed_files(index: Path) -> list[str]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Reads the header of a safetensors file, by tensor, and checks the file's length against it."""
+    """Reads a safetensors file's header, by tensor, and checks the file's length; raises ModelLoadError."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -145,19 +135,15 @@ def read_header(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def stored_dtype(headers: list[dict[str, Any]]) -> torch.dtype:
-    """The float type of most tensors: loading in it neither rounds nor doubles the memory."""
-    types = Counter(
-        FLOATS[str(entry["dtype"])]
-        for header in headers
-        for entry in header.values()
-        if str(entry.get("dtype")) in FLOATS
-    )
-    return torch.float32 if len(types) != 1 else next(iter(types))
+def _stored_dtype(weights: tuple[Path, ...]) -> torch.dtype:
+    """Returns the float type of all tensors, which neither rounds nor doubles the memory; fp32 if mixed."""
+    names = {str(entry.get("dtype")) for path in weights for entry in read_header(path).values()}
+    types = [FLOATS[name] for name in names if name in FLOATS]
+    return types[0] if len(types) == 1 else torch.float32
 
 
 def revision_of(directory: Path, weights: tuple[Path, ...]) -> str:
-    """Names the weights: the commit if the hub's cache holds them, else "sha256:" and 12 hex digits.
+    """Names the weights: by the commit if the hub's cache holds them, else by their digest.
 
     A file in the hub's cache is a link to a blob named by its SHA-256; raises
     ModelLoadError for a damaged one.
@@ -165,7 +151,11 @@ def revision_of(directory: Path, weights: tuple[Path, ...]) -> str:
     resolved = directory.resolve()
     if resolved.parent.name == "snapshots" and COMMIT.fullmatch(resolved.name):
         for path in weights:
-            _check_blob(path)
+            expected = path.resolve().name
+            if SHA256.fullmatch(expected) and digest_of(path) != expected:
+                raise ModelLoadError(
+                    f"{path}: its SHA-256 is not {expected}: delete it from the hub's cache and load again"
+                )
         return resolved.name
     digest = hashlib.sha256()
     whole = sum(path.stat().st_size for path in weights) <= DIGEST_WHOLE_BYTES
@@ -174,14 +164,6 @@ def revision_of(directory: Path, weights: tuple[Path, ...]) -> str:
         for block in _blocks(path, whole=whole):
             digest.update(block)
     return f"sha256:{digest.hexdigest()[:12]}"
-
-
-def _check_blob(path: Path) -> None:
-    expected = path.resolve().name
-    if SHA256.fullmatch(expected) and digest_of(path) != expected:
-        raise ModelLoadError(
-            f"{path}: its SHA-256 is not {expected}: delete it from the hub's cache and load again"
-        )
 
 
 def _blocks(path: Path, *, whole: bool) -> Iterator[bytes]:

@@ -15,11 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rerank_grpc.checkpoints import disk
-from rerank_grpc.checkpoints.checkpoint import indexed_files, read_config
+from rerank_grpc.checkpoints.checkpoint import read_config, weight_names
 from rerank_grpc.errors import ModelLoadError
 
 SINGLE = "pytorch_model.bin"
-INDEX = "pytorch_model.bin.index.json"
 
 
 def convert(directory: Path, say: Callable[[str], None] = lambda _: None) -> list[Path]:
@@ -40,22 +39,20 @@ def convert(directory: Path, say: Callable[[str], None] = lambda _: None) -> lis
 def _convert_weights(directory: Path, say: Callable[[str], None]) -> list[Path]:
     pickles = _pickles(directory)
     needed = sum(path.stat().st_size for path in pickles)
-    free = disk.free_if_short(directory, needed)
-    if free is not None:
-        raise ModelLoadError(
-            f"{directory}: {needed:,} bytes are to be written and {free:,} are free: free some"
-        )
+    if (free := disk.free_if_short(directory, needed)) is not None:
+        text = f"{needed:,} bytes are to be written and {free:,} are free: free some"
+        raise ModelLoadError(f"{directory}: {text}")
     made, file_of = [], {}
     for path in pickles:
-        name = path.name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+        name = path.with_suffix(".safetensors").name.replace("pytorch_model", "model")
         say(f"reading {path.name}, writing {name}")
-        tensors = read_pickle(path)
+        tensors = _read_pickle(path)
         with _written(directory / name) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
             _compare(temporary, tensors)
         file_of.update(dict.fromkeys(tensors, name))
         made.append(directory / name)
-    if len(made) > 1:
+    if made != [directory / "model.safetensors"]:
         index = directory / "model.safetensors.index.json"
         with _written(index) as temporary:
             temporary.write_text(json.dumps({"metadata": {}, "weight_map": file_of}, indent=1))
@@ -63,11 +60,13 @@ def _convert_weights(directory: Path, say: Callable[[str], None]) -> list[Path]:
     return made
 
 
-def read_pickle(path: Path) -> dict[str, torch.Tensor]:
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     """Reads pickled weights with a reader that builds nothing but tensors; raises ModelLoadError."""
     try:
         # The plain reader of pickles would run code that the file names.
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch raises half a dozen classes, some with pages of advice
         raise ModelLoadError(
             f"{path}: holds more than weights, or is damaged ({type(error).__name__}): "
@@ -79,23 +78,14 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
     return {str(name): tensor.detach().contiguous().clone() for name, tensor in found.items()}
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
 def _pickles(directory: Path) -> list[Path]:
-    if (directory / SINGLE).is_file():
-        return [directory / SINGLE]
-    index = directory / INDEX
-    if not index.is_file():
+    names = weight_names(directory, SINGLE)
+    if not names:
         raise ModelLoadError(f"{directory}: neither safetensors nor {SINGLE}: copy the whole checkpoint")
-    names = indexed_files(index)
     for name in names:
         if Path(name).name != name or not (directory / name).is_file():
-            raise ModelLoadError(
-                f"{index}: names {name!r}, which is no file of this directory: copy it again"
-            )
+            text = f"names {name!r}, which is no file of this directory: copy it again"
+            raise ModelLoadError(f"{directory / SINGLE}.index.json: {text}")
     return [directory / name for name in names]
 
 
@@ -121,10 +111,9 @@ def _convert_tokenizer(directory: Path) -> Path:
                 f"{directory}: transformers makes no tokenizer.json of what is there "
                 f"({type(error).__name__}): copy it from where the model came from"
             ) from error
-    path = directory / "tokenizer.json"
-    with _written(path) as temporary:
+    with _written(directory / "tokenizer.json") as temporary:
         temporary.write_bytes(content)
-    return path
+    return directory / "tokenizer.json"
 
 
 @contextmanager

@@ -10,12 +10,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rerank_grpc.errors import ModelLoadError
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -42,7 +39,7 @@ def written(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def digest_of(path: Path, digest: Callable[[], _Hash] = hashlib.sha256) -> str:
+def digest_of(path: Path, digest: Callable[[], hashlib._Hash] = hashlib.sha256) -> str:
     """Digests a whole file, by default with SHA-256; returns hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, digest).hexdigest()
@@ -55,9 +52,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelLoadError(f"{path}: no such file: copy the whole checkpoint") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelLoadError(
-            f"{path}: cannot be read as JSON ({type(error).__name__}): copy it again"
-        ) from error
+        reason = type(error).__name__
+        raise ModelLoadError(f"{path}: cannot be read as JSON ({reason}): copy it again") from error
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path}: not a JSON object: copy it again")
     return value

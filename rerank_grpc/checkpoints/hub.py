@@ -1,14 +1,9 @@
-"""Fetches a model from the hub into its cache, where it is visible only when complete.
-
-config.json, without which a directory is no model, comes last, and the branch's name after it.
-"""
+"""Fetches a model from the hub into its cache, where it is visible only when complete."""
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rerank_grpc.checkpoints.disk import free_if_short, written
@@ -35,30 +30,35 @@ def cached(hub_id: str, revision: str, *, exact: bool = False) -> Path | None:
 
 
 def fetch(hub_id: str, revision: str, *, progress: Progress | None = None, pickled: bool = False) -> Path:
-    """Fetches a model's missing files and returns its directory.
+    """Fetches a model's missing files, with `pickled` old weights too; raises only ModelLoadError."""
+    try:
+        return _fetch(hub_id, revision, progress or Progress(), pickled=pickled)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # the hub's client raises a dozen unrelated classes
+        raise ModelLoadError(f"{hub_id}: {_reason(error, revision)}") from error
 
-    With `pickled`, old weights are fetched where there are no others. Raises
-    ModelLoadError for every failure, in one line with the remedy.
-    """
+
+def _fetch(hub_id: str, revision: str, progress: Progress, *, pickled: bool) -> Path:
     from huggingface_hub import constants
 
-    with explained(hub_id, revision):
-        commit, listed = _list_files(hub_id, revision)
-        chosen = choose(listed, pickled=pickled)
-        _check_kinds(hub_id, chosen)
-        root = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
-        snapshot = root / "snapshots" / commit
-        missing = [file for file in chosen if not (snapshot / file.name).exists()]
-        check_disk(root, missing)
-        for file in sorted(missing, key=lambda file: (file.name == CONFIG, file.name)):
-            Transfer(hub_id, commit, root, file, progress or Progress()).run()
-        if revision != commit:
-            with written(root / "refs" / revision) as path:
-                path.write_text(commit)
+    commit, listed = _list_files(hub_id, revision)
+    chosen = _choose(listed, pickled=pickled)
+    _check_kinds(hub_id, chosen)
+    root = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    snapshot = root / "snapshots" / commit
+    missing = [file for file in chosen if not (snapshot / file.name).exists()]
+    _check_disk(root, missing)
+    # A directory is no model without config.json, which comes last, and the branch's name after it.
+    for file in sorted(missing, key=lambda file: (file.name == CONFIG, file.name)):
+        Transfer(hub_id, commit, root, file, progress).run()
+    if revision != commit:
+        with written(root / "refs" / revision) as path:
+            path.write_text(commit)
     return snapshot
 
 
-def choose(files: list[RemoteFile], *, pickled: bool) -> list[RemoteFile]:
+def _choose(files: list[RemoteFile], *, pickled: bool) -> list[RemoteFile]:
     """Picks a model's files: never code, and pickles only where there are no safetensors."""
     top = [file for file in files if "/" not in file.name]
     chosen = [file for file in top if file.name.endswith(KINDS) and not PICKLED.fullmatch(file.name)]
@@ -68,8 +68,7 @@ def choose(files: list[RemoteFile], *, pickled: bool) -> list[RemoteFile]:
     return chosen
 
 
-def check_disk(root: Path, missing: list[RemoteFile]) -> None:
-    """Raises ModelLoadError if the disk is too full for the missing files."""
+def _check_disk(root: Path, missing: list[RemoteFile]) -> None:
     needed = sum(file.size or 0 for file in missing)
     begun = sum(path.stat().st_size for path in (root / "blobs").glob("*.incomplete"))
     free = free_if_short(root, max(0, needed - begun))
@@ -92,7 +91,6 @@ def _check_kinds(hub_id: str, files: list[RemoteFile]) -> None:
 
 
 def _list_files(hub_id: str, revision: str) -> tuple[str, list[RemoteFile]]:
-    """Asks the hub for a revision's commit and files."""
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
@@ -103,17 +101,6 @@ def _list_files(hub_id: str, revision: str) -> tuple[str, list[RemoteFile]]:
     if not info.sha or not files:
         raise ModelLoadError(f"{hub_id}: the hub lists no files of it")
     return info.sha, files
-
-
-@contextmanager
-def explained(hub_id: str, revision: str) -> Iterator[None]:
-    """Turns the errors of the hub's client and of the disk into one line with the remedy."""
-    try:
-        yield
-    except ModelLoadError:
-        raise
-    except Exception as error:  # the hub's client raises a dozen unrelated classes
-        raise ModelLoadError(f"{hub_id}: {_reason(error, revision)}") from error
 
 
 def _reason(error: Exception, revision: str) -> str:

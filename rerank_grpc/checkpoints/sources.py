@@ -31,27 +31,21 @@ EMBEDDED_DIGESTS = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The meaning of an operator's name for a model.
-
-    Attributes:
-        name: the name itself; a directory, if it is nothing else.
-        hub_id: ORG/NAME on the hub; "" for a name that can be none.
-        revision: a commit, branch or tag.
-        known: the catalogue's entry for the id or short name.
-        pinned: whether the name ends in @REVISION.
-    """
+    """The meaning of an operator's name for a model: a directory, if it is nothing else."""
 
     name: str
-    hub_id: str = ""
-    revision: str = NEWEST
+    hub_id: str = ""  # ORG/NAME, of a name that can be one
+    revision: str = NEWEST  # a commit, branch or tag
     known: KnownModel | None = None
-    pinned: bool = False
+    pinned: bool = False  # whether the name ends in @REVISION
 
     @classmethod
     def of(cls, name: str, catalogue: Catalogue) -> Source:
         """Reads a name; raises ModelLoadError for a refused model or a malformed revision."""
         id_, at, revision = name.partition("@")
-        known = catalogue.supported(id_)
+        known = catalogue.find(id_)
+        if known is not None and known.unsupported:
+            raise ModelLoadError(f"{known.id} is not supported: {known.unsupported}")
         if name == EMBEDDED or (known is None and not HUB_ID.fullmatch(id_)):
             return cls(name)
         if at and not REVISION.fullmatch(revision):
@@ -103,8 +97,7 @@ def find_package() -> Path | None:
     """Finds the embedded model's directory without running its package's code."""
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     for location in (spec.submodule_search_locations if spec else None) or ():
-        directory = Path(location) / "model"
-        if directory.is_dir():
+        if (directory := Path(location) / "model").is_dir():
             return directory
     return None
 

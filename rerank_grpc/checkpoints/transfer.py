@@ -19,9 +19,7 @@ ETAG = re.compile(r"[\w.-]{1,200}")
 # At most this much is lost with a connection, and a progress bar moves as often.
 CHUNK_BYTES = 64 << 10
 # Connections in a row that may be lost without a single byte, and the pause after each.
-MOST_LOST = 5
-PAUSE_SECONDS = 1.0
-BUSY = (408, 429)  # answers after which the hub's client waits and asks again
+MOST_LOST, PAUSE_SECONDS = 5, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +64,17 @@ class Transfer:
         blob = self._root / "blobs" / remote.etag
         blob.parent.mkdir(parents=True, exist_ok=True)
         if not blob.exists():
-            with WeakFileLock(self._lock(remote.etag)):  # another process may transfer the same file
+            lock = self._root.parent / ".locks" / self._root.name / f"{remote.etag}.lock"
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(lock):  # another process may transfer the same file
                 if not blob.exists():
                     size = self._file.size if remote.size is None else remote.size
                     self._fill(blob, url, remote.location, size)
         with written(self._root / "snapshots" / self._commit / self._file.name) as path:
-            _link(path, blob)
-
-    def _lock(self, etag: str) -> Path:
-        path = self._root.parent / ".locks" / self._root.name / f"{etag}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+            try:
+                path.symlink_to(os.path.relpath(blob, path.parent))
+            except OSError:  # a file system, or a Windows account, without links
+                shutil.copy(blob, path)
 
     def _fill(self, blob: Path, url: str, location: str, size: int | None) -> None:
         """Completes a blob's `.incomplete` file, checks it and renames it."""
@@ -91,11 +89,10 @@ class Transfer:
                 self._append(file, location, token=None if same else False)
             file.flush()
             os.fsync(file.fileno())
-            if reason := mismatch(partial, self._file, blob.name):
+            if reason := _mismatch(partial, self._file, blob.name):
                 partial.unlink()
-                raise ModelLoadError(
-                    f"{self._hub_id}: {self._file.name} arrived damaged ({reason}): fetch it again"
-                )
+                name = f"{self._hub_id}: {self._file.name}"
+                raise ModelLoadError(f"{name} arrived damaged ({reason}): fetch it again")
             partial.replace(blob)
         self._progress.end()
 
@@ -136,7 +133,7 @@ class Transfer:
             headers=headers,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             retry_on_exceptions=(),
-            retry_on_status_codes=BUSY,
+            retry_on_status_codes=(408, 429),  # the client waits and asks again
         ) as response:
             hf_raise_for_status(response)
             if done and response.status_code == 200:
@@ -145,7 +142,7 @@ class Transfer:
             yield from response.iter_bytes(chunk_size=CHUNK_BYTES)
 
 
-def mismatch(path: Path, file: RemoteFile, etag: str) -> str:
+def _mismatch(path: Path, file: RemoteFile, etag: str) -> str:
     """Says how a file differs from the hub's description of it; "" if it does not."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
@@ -162,10 +159,3 @@ def mismatch(path: Path, file: RemoteFile, etag: str) -> str:
 def _empty(file: BinaryIO) -> None:
     file.seek(0)  # truncating alone would leave `tell` where it was
     file.truncate()
-
-
-def _link(path: Path, blob: Path) -> None:
-    try:
-        path.symlink_to(os.path.relpath(blob, path.parent))
-    except OSError:  # a file system, or a Windows account, without links
-        shutil.copy(blob, path)

@@ -1,15 +1,4 @@
-"""The command line: each command's module reads its settings, and imports torch or grpc only to run.
-
-parser.py     the commands, their options and their help
-serve.py      rerank-grpc serve
-rest.py       rerank-grpc rest; the REST server beside a gRPC server
-ask.py        rerank-grpc rerank, models and health: ask a running server
-download.py   rerank-grpc download and convert
-verify.py     rerank-grpc verify
-process.py    the process of both server commands: signals, its end, addresses
-logs.py       a server's log, for which no caller waits
-terminal.py   the layout of printed text, as pure functions
-"""
+"""The command line: each command reads its settings, and imports torch or grpc only to run."""
 
 from __future__ import annotations
 
@@ -21,12 +10,14 @@ from collections.abc import Sequence
 from rerank_grpc.cli.parser import parse
 from rerank_grpc.cli.terminal import fail
 from rerank_grpc.config.options import OptionError
+from rerank_grpc.config.reading import quiet_libraries
 from rerank_grpc.errors import ConfigurationError, RerankError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 (failed) or 2 (bad option)."""
     _open_standard_streams()
+    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

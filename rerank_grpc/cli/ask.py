@@ -6,16 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.terminal import Row, Screen
 from rerank_grpc.config.reading import read_client_settings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.types import RerankResponse
+from rerank_grpc.types import ScoredDocument
 
 if TYPE_CHECKING:
     from rerank_grpc.client import Client
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 _RESULT_FIELDS = ("index", "relevance_score", "logit", "tokens", "truncated")
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A document: one line of a file; lines count from 1."""
 
     text: str
     file: str
     number: int
+
+    def place(self, files: Sequence[str]) -> str:
+        """Names the file too where there are several."""
+        return f"{self.file}:{self.number}" if len(files) > 1 else str(self.number)
 
 
 def rerank(parsed: argparse.Namespace) -> int:
@@ -40,11 +43,11 @@ def rerank(parsed: argparse.Namespace) -> int:
     with _connect(parsed) as client:
         texts = [line.text for line in lines]
         response = client.rerank(parsed.query, texts, model=parsed.model, top_n=parsed.top_n or None)
-    if parsed.json:
-        _print_json(_ranking_json(response, lines))
-    else:
-        rows = _rows(response, lines, named=len(parsed.files) > 1)
-        _print(terminal.ranking(rows, Screen.of(sys.stdout)))
+    ranked = [(result, lines[result.index]) for result in response.results]
+    summary, results = response.summary, [_json_of(*each) for each in ranked]
+    value = {**summary._asdict(), "usage": summary.usage._asdict(), "results": results}
+    rows = [Row(result.relevance_score, line.place(parsed.files), line.text) for result, line in ranked]
+    _print(parsed, value, terminal.ranking(rows, Screen.of(sys.stdout)))
     return 0
 
 
@@ -52,10 +55,7 @@ def models(parsed: argparse.Namespace) -> int:
     """Lists the models of a server; raises RerankError."""
     with _connect(parsed) as client:
         infos = tuple(client.list_models())
-    if parsed.json:
-        _print_json({"models": list(map(asdict, infos))})
-    else:
-        _print(terminal.models(infos, Screen.of(sys.stdout)))
+    _print(parsed, {"models": list(map(asdict, infos))}, terminal.models(infos, Screen.of(sys.stdout)))
     return 0
 
 
@@ -63,10 +63,7 @@ def health(parsed: argparse.Namespace) -> int:
     """Tells whether a call for a model would be answered: 0 if so, else 1; raises RerankError."""
     with _connect(parsed) as client:
         answer = client.health(parsed.model)
-    if parsed.json:
-        _print_json(asdict(answer))
-    else:
-        _print(terminal.health(answer))
+    _print(parsed, asdict(answer), terminal.health(answer))
     return 0 if answer.serving else 1
 
 
@@ -93,31 +90,15 @@ def _connect(parsed: argparse.Namespace) -> Client:
     return Client(settings.target, token=settings.token, timeout=settings.timeout)
 
 
-def _rows(response: RerankResponse, lines: Sequence[Line], *, named: bool) -> list[Row]:
-    """Makes the table's rows; `named` says in which file each line stands."""
-    rows = []
-    for result in response.results:
-        line = lines[result.index]
-        place = f"{line.file}:{line.number}" if named else str(line.number)
-        rows.append(Row(result.relevance_score, place, line.text))
-    return rows
+def _json_of(result: ScoredDocument, line: Line) -> dict[str, Any]:
+    fields = {name: getattr(result, name) for name in _RESULT_FIELDS}
+    return {**fields, "file": line.file, "line": line.number, "text": line.text}
 
 
-def _ranking_json(response: RerankResponse, lines: Sequence[Line]) -> dict[str, Any]:
-    """Makes the JSON of a ranking: scores, each document's file and line, and the cost of the call."""
-    results = []
-    for result in response.results:
-        line = lines[result.index]
-        fields: dict[str, Any] = {name: getattr(result, name) for name in _RESULT_FIELDS}
-        results.append(fields | {"file": line.file, "line": line.number, "text": line.text})
-    summary = response.summary
-    return {**summary._asdict(), "usage": summary.usage._asdict(), "results": results}
-
-
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=attrgetter("value")))  # of an enum
+def _print(parsed: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:
+    """Prints the JSON value where the caller wants it, else the lines."""
+    if parsed.json:
+        print(json.dumps(value, ensure_ascii=False, indent=2, default=attrgetter("value")))  # of an enum
+    else:
+        for line in lines:
+            print(line)

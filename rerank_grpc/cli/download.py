@@ -10,19 +10,15 @@ from typing import Any
 
 from rerank_grpc import units
 from rerank_grpc.checkpoints.transfer import Progress
-from rerank_grpc.cli.process import needs
+from rerank_grpc.cli.process import SERVER_EXTRA, needs
 from rerank_grpc.cli.terminal import Screen, printable
-from rerank_grpc.config.reading import provide, read_settings
-
-_NEEDED = 'pip install "rerank-grpc[server]"'
+from rerank_grpc.config.reading import read_settings
 
 
 def download(parsed: argparse.Namespace) -> int:
     """Fetches the missing files of each model; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
-    # The hub's client would print warnings into the middle of a progress bar.
-    provide("HF_HUB_VERBOSITY", "error")
-    with needs("download", _NEEDED):
+    with needs("download", SERVER_EXTRA):
         from rerank_grpc.checkpoints.catalogue import read_catalogue
         from rerank_grpc.checkpoints.sources import download as fetch
 
@@ -40,22 +36,20 @@ def convert(parsed: argparse.Namespace) -> int:
     """Makes safetensors and tokenizer.json in each directory; raises ModelLoadError."""
     for name in parsed.directories:
         made = _convert(Path(name))
-        if made:
-            print(f"{printable(name)} can be served: {len(made)} files written, the old ones kept")
-        else:
-            print(f"{printable(name)} can be served as it is: nothing to convert")
+        how = f": {len(made)} files written, the old ones kept" if made else " as it is: nothing to convert"
+        print(f"{printable(name)} can be served{how}")
     return 0
 
 
 def _convert(directory: Path) -> list[Path]:
-    with needs("convert", _NEEDED):
+    with needs("convert", SERVER_EXTRA):
         from rerank_grpc.checkpoints.convert import convert as make
 
     return make(directory, _say)
 
 
 class FileBars(Progress):
-    """Shows a command's transfers: a bar for each file, or two plain lines where none can be drawn."""
+    """Shows a bar for each file on a terminal, or two plain lines."""
 
     def __init__(self) -> None:
         self._width = Screen.of(sys.stderr).width
@@ -64,23 +58,23 @@ class FileBars(Progress):
 
     def begin(self, name: str, total: int | None, done: int) -> None:
         self._name, self._count, self._began = printable(name), 0, time.monotonic()
-        if self._width is not None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                desc=f"  {self._name}",
-                total=total,
-                initial=done,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                ncols=self._width,
-                nrows=2,  # a terminal may say that it has none, and then tqdm hides its bars
-                file=sys.stderr,
-            )
-        else:
+        if self._width is None:
             rest = f", {units.size(done)} of it are here" if done else ""
             _say(f"  fetching {self._name}, {units.size(total) if total else 'of unknown size'}{rest}")
+            return
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            desc=f"  {self._name}",
+            total=total,
+            initial=done,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            ncols=self._width,
+            nrows=2,  # a terminal may say that it has none, and then tqdm hides its bars
+            file=sys.stderr,
+        )
 
     def advance(self, count: int) -> None:
         self._count += count

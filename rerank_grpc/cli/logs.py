@@ -1,12 +1,4 @@
-"""The log of a server: one line a record on stderr, written without any caller waiting.
-
-An ordinary handler writes and flushes under a lock, on the thread that answers
-the call: all calls would wait for a reader that has stopped reading. Here a
-caller only appends a record. One thread makes lines of the records, every tenth
-of a second or at once after a warning; a second thread writes them, and only
-that one waits for a full pipe, a slow disk or a stopped terminal. Records,
-lines and repeats are bounded: a dropped one is counted.
-"""
+"""The log of a server: one line a record on stderr, for which no caller waits."""
 
 from __future__ import annotations
 
@@ -23,21 +15,16 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TextIO
 
-FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-DELAY_SECONDS = 0.1
-CLOSE_SECONDS = 1.0
+DELAY_SECONDS, CLOSE_SECONDS = 0.1, 1.0
 # A hundred milliseconds of the busiest server are some hundred records.
 MAX_RECORDS = 10_000
 # Lines that wait for their reader, in characters.
 MAX_WAITING = 1 << 20
-# Moves the cursor to the start of its line and empties that.
-CLEAR_LINE = "\r\x1b[2K"
 
 # Lines of one kind in one window; a record with a traceback counts as all of them.
 MAX_LINES = 10
-WINDOW_SECONDS = 1.0
-# A window is twice as long as the last one while lines are dropped, up to this.
-MAX_WINDOW_SECONDS = 10.0
+# A window is twice as long as the last one while lines are dropped, up to the maximum.
+WINDOW_SECONDS, MAX_WINDOW_SECONDS = 1.0, 10.0
 # Kinds beyond these share one window.
 MAX_KINDS = 256
 # A count quotes this much of the first line that it stands for.
@@ -45,7 +32,14 @@ EXAMPLE_CHARACTERS = 200
 
 
 class BackgroundHandler(logging.Handler):
-    """Passes lines in their order to `write`, which may block for ever; nothing else here blocks."""
+    """Passes lines in their order to `write`, which may block for ever; nothing else here blocks.
+
+    An ordinary handler writes under a lock on the thread that answers the call: all
+    calls would wait for a reader that has stopped reading. Here a caller only appends
+    a record; one thread makes lines of them, and only a second one waits for a full
+    pipe, a slow disk or a stopped terminal. Records, lines and repeats are bounded;
+    the dropped ones are counted.
+    """
 
     def __init__(self, write: Callable[[str], object]) -> None:
         super().__init__()
@@ -54,7 +48,7 @@ class BackgroundHandler(logging.Handler):
         # A SimpleQueue may be put to by a signal handler or a finalizer that interrupts a put.
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._texts: SimpleQueue[str | None] = SimpleQueue()
-        # Each of the two is changed by one thread only; their difference waits to be written.
+        # Characters, each changed by one thread only; their difference waits to be written.
         self._passed_on, self._written = 0, 0
         self._dropped = 0  # callers add to it without a lock: among thousands, one may be missed
         self._unfinished = False  # whether the last text ended without a newline, as progress does
@@ -66,22 +60,21 @@ class BackgroundHandler(logging.Handler):
         self._writer.start()
 
     def createLock(self) -> None:
-        """Does without the lock of ordinary handlers: a deque's append needs none."""
-        self.lock = None
+        self.lock = None  # a deque's append needs none
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Appends a record; a warning or worse is written as soon as possible."""
+        """Appends a record; a warning or worse is written at once."""
         self._append(record)
         if record.levelno >= logging.WARNING:
             self.flush()
 
     def write(self, text: str) -> None:
-        """Appends a text, to be written as it is; without a newline at its end, the next text replaces it."""
+        """Appends a text as it is; without a newline at its end, the next text replaces it."""
         self._append(text)
         self.flush()
 
     def say(self, *lines: str) -> None:
-        """Appends whole lines, to be written as they are."""
+        """Appends whole lines as they are."""
         self.write("".join(f"{line}\n" for line in lines))
 
     def flush(self) -> None:
@@ -119,11 +112,11 @@ class BackgroundHandler(logging.Handler):
         self._texts.put(None)
 
     def _lines(self, now: float, ending: bool) -> Iterable[str]:
-        """Makes lines of all that has arrived, and drops those beyond the bound."""
+        """Makes lines of all that has arrived, without those beyond the bound."""
         free = MAX_WAITING - (self._passed_on - self._written)
         for text in self._admitted(now, ending, told=free > MAX_WAITING // 2):
             if self._unfinished:
-                text = CLEAR_LINE + text
+                text = "\r\x1b[2K" + text  # the cursor to the start of its line, which is emptied
             if len(text) > free:
                 self._dropped += 1
                 continue
@@ -135,7 +128,7 @@ class BackgroundHandler(logging.Handler):
         """Yields each text and line; `told` says first how many were dropped."""
         if told and self._dropped:
             dropped, self._dropped = self._dropped, 0
-            yield self._line(_warning(__name__, "%s lines were dropped: they came faster than read", dropped))
+            yield self._line(_record(__name__, "%s lines were dropped: they came faster than read", dropped))
         while self._arrived:
             item = self._arrived.popleft()
             if isinstance(item, str):
@@ -149,9 +142,8 @@ class BackgroundHandler(logging.Handler):
             return self.format(record) + "\n"
         except Exception as error:
             # The arguments are left out: only the template is sure to quote no caller.
-            template = str(record.msg).partition("\n")[0]
             text = "a line could not be formatted (%s): %s"
-            return self.format(_warning(record.name, text, type(error).__name__, template)) + "\n"
+            return self.format(_record(record.name, text, type(error).__name__, _template_of(record))) + "\n"
 
     # On the thread that writes
 
@@ -167,7 +159,7 @@ class _Window:
     """The written and dropped lines of one kind since `begin`."""
 
     begin: float
-    seconds: float
+    seconds: float = WINDOW_SECONDS
     written: int = 0
     dropped: int = 0
     name: str = ""
@@ -178,9 +170,8 @@ class _Window:
 class Repeats:
     """Admits the first lines of each kind in a window, and counts the others.
 
-    A record's kind is its attribute `kind`, which `extra={"kind": ...}` sets;
-    without it a warning or worse is of the kind of its logger and text before
-    formatting. A record below a warning has no kind and is always admitted.
+    A record's kind is set by `extra={"kind": ...}`; else a warning or worse is of the kind
+    of its logger and unformatted text. Any other record has no kind and is always admitted.
     """
 
     def __init__(self) -> None:
@@ -193,7 +184,7 @@ class Repeats:
             return True
         if kind not in self._windows and len(self._windows) >= MAX_KINDS:
             kind = None  # no record's own
-        window = self._windows.setdefault(kind, _Window(now, WINDOW_SECONDS))
+        window = self._windows.setdefault(kind, _Window(now))
         if window.written < MAX_LINES:
             window.written += MAX_LINES if record.exc_info else 1
             return True
@@ -208,42 +199,42 @@ class Repeats:
             seconds = now - window.begin
             if seconds < window.seconds and not ending:
                 continue
+            del self._windows[kind]
             if window.dropped:
                 text = "... and %s more like this in %.1f s: %s"
                 values = (f"{window.dropped:,}", seconds, window.example)
-                yield logging.LogRecord(window.name, window.level, "", 0, text, values, None)
+                yield _record(window.name, text, *values, level=window.level)
                 self._windows[kind] = _Window(now, min(2 * window.seconds, MAX_WINDOW_SECONDS))
-            else:
-                del self._windows[kind]
 
 
 def _kind_of(record: logging.LogRecord) -> Hashable | None:
     kind: Hashable | None = getattr(record, "kind", None)
     if kind is None and record.levelno >= logging.WARNING:
-        # asyncio formats its own: the objects that it names in further lines are new each time.
-        kind = (record.name, str(record.msg).partition("\n")[0])
+        return record.name, _template_of(record)
     return kind
+
+
+def _template_of(record: logging.LogRecord) -> str:
+    # asyncio formats its own: the objects that it names in further lines are new each time.
+    return str(record.msg).partition("\n")[0]
 
 
 def _example_of(record: logging.LogRecord) -> str:
     try:
-        text = record.getMessage()
+        return record.getMessage().partition("\n")[0][:EXAMPLE_CHARACTERS]
     except Exception:  # arguments that do not fit the text
-        text = str(record.msg)
-    return text.partition("\n")[0][:EXAMPLE_CHARACTERS]
+        return _template_of(record)[:EXAMPLE_CHARACTERS]
 
 
-def _warning(name: str, text: str, *values: object) -> logging.LogRecord:
-    return logging.LogRecord(name, logging.WARNING, "", 0, text, values, None)
+def _record(name: str, text: str, *values: object, level: int = logging.WARNING) -> logging.LogRecord:
+    return logging.LogRecord(name, level, "", 0, text, values, None)
 
 
 def log_to(stream: TextIO, level: str) -> BackgroundHandler:
-    """Sends the log of this process, and Python's warnings, to a stream from a level ("info" …) up.
-
-    Only the stream's descriptor is used: its own lock stays free, though a write hangs.
-    """
+    """Sends the log of this process, and Python's warnings, to a stream from a level ("info" …) up."""
+    # The stream's own lock stays free, though a write to its descriptor hangs.
     handler = BackgroundHandler(partial(_write_to, stream.fileno(), stream.encoding))
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
     return handler

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
@@ -112,18 +112,13 @@ Exits 0 when the model can be called, else 1. The token to send comes from
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses an unknown argument by one OptionError, and never guesses."""
+_LAYOUT: Any = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
-    def __init__(self, **options: object) -> None:
-        super().__init__(
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **options,  # type: ignore[arg-type]
-        )
+
+class Parser(argparse.ArgumentParser):
+    """Raises OptionError instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises OptionError instead of printing the usage."""
         raise OptionError(f"{message} (see {self.prog} --help)")
 
 
@@ -149,18 +144,19 @@ def _build() -> tuple[Parser, dict[str, Parser]]:
         prog="rerank-grpc",
         description="Serves reranker models over gRPC, and calls such a server.",
         epilog=EXAMPLES[""],
+        **_LAYOUT,
     )
     parser.add_argument("--version", action="version", version=f"rerank-grpc {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     built = {}
     for command in COMMANDS:
-        usage = " ".join(filter(None, ("[OPTION ...]" if command.options else "", command.usage)))
         added = built[command.name] = subparsers.add_parser(
             command.name,
-            usage=f"rerank-grpc {command.name} {usage}",
+            usage=" ".join(["rerank-grpc", command.name, *_usage(command)]),
             help=command.summary,
             description=command.summary[0].upper() + command.summary[1:] + ".",
             epilog=EXAMPLES[command.name],
+            **_LAYOUT,
         )
         added.set_defaults(run=command.run)
         for name, keywords in command.arguments:
@@ -170,8 +166,16 @@ def _build() -> tuple[Parser, dict[str, Parser]]:
     return parser, built
 
 
+def _usage(command: Command) -> Iterator[str]:
+    if command.options:
+        yield "[OPTION ...]"
+    for name, keywords in command.arguments:
+        if not name.startswith("-"):
+            word = keywords.get("metavar") or "|".join(keywords["choices"])
+            yield f"{word} [{word} ...]" if "nargs" in keywords else word
+
+
 def _add(command: Parser, option: Option) -> None:
-    """Adds an option of config, where its text is read by one set of rules."""
     notes = [f"default: {option.default_text}"] if option.default_text else []
     if option.repeatable:
         notes.append("repeatable")
@@ -204,14 +208,20 @@ def _print_completion(parsed: argparse.Namespace) -> int:
 
 Argument: TypeAlias = tuple[str, Mapping[str, Any]]
 
-QUERY: Argument = ("query", {"metavar": "QUERY", "help": "what the documents are to answer"})
-FILES: Argument = ("files", {"metavar": "FILE", "nargs": "+", "help": "documents, one a line; - is stdin"})
-TOP_N: Argument = (
-    "--top-n",
-    {"metavar": "N", "type": _top_n, "default": 0, "help": "print only the N best"},
-)
-MODEL: Argument = ("--model", {"metavar": "NAME", "help": "the model to ask (default: the server's)"})
-JSON: Argument = ("--json", {"action": "store_true", "help": "print JSON, for machines"})
+
+def _argument(name: str, **keywords: Any) -> Argument:
+    return name, keywords
+
+
+QUERY = _argument("query", metavar="QUERY", help="what the documents are to answer")
+FILES = _argument("files", metavar="FILE", nargs="+", help="documents, one a line; - is stdin")
+TOP_N = _argument("--top-n", metavar="N", type=_top_n, default=0, help="print only the N best")
+MODEL = _argument("--model", metavar="NAME", help="the model to ask (default: the server's)")
+JSON = _argument("--json", action="store_true", help="print JSON, for machines")
+FETCHED = _argument("models", metavar="MODEL", nargs="+", help="a hub id, or a name of the catalogue")
+CHECKED = _argument("models", metavar="MODEL", nargs="+", help="embedded, a directory, a hub id or a name")
+DIRECTORIES = _argument("directories", metavar="DIR", nargs="+", help="a directory with an old checkpoint")
+SHELL = _argument("shell", choices=("bash", "zsh"), help="the shell that reads it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,62 +231,30 @@ class Command:
     name: str
     summary: str
     run: Callable[[argparse.Namespace], int]
-    options: Sequence[Option] = ()
     arguments: Sequence[Argument] = ()
-    usage: str = ""
-
-
-def _models(help_text: str) -> Argument:
-    return "models", {"metavar": "MODEL", "nargs": "+", "help": help_text}
+    options: Sequence[Option] = ()
 
 
 def _server_options(*names: str) -> list[Option]:
     return [option for option in SERVER_OPTIONS if option.name in names]
 
 
+DOWNLOAD_OPTIONS = _server_options("catalogue")
+VERIFY_OPTIONS = _server_options("models-dir", "catalogue", "device", "precision")
 COMMANDS = (
-    Command("serve", "serve models", serve.run, SERVER_OPTIONS),
-    Command("rest", "serve JSON in front of gRPC servers", rest.run, REST_OPTIONS),
+    Command("serve", "serve models", serve.run, (), SERVER_OPTIONS),
+    Command("rest", "serve JSON in front of gRPC servers", rest.run, (), REST_OPTIONS),
     Command(
         "rerank",
         "rank the lines of files by their relevance to a query",
         ask.rerank,
-        CLIENT_OPTIONS,
         (QUERY, FILES, TOP_N, MODEL, JSON),
-        "QUERY FILE [FILE ...]",
+        CLIENT_OPTIONS,
     ),
-    Command("models", "list what a server serves", ask.models, CLIENT_OPTIONS, (JSON,)),
-    Command("health", "tell whether a model can be called", ask.health, CLIENT_OPTIONS, (MODEL, JSON)),
-    Command(
-        "download",
-        "fetch models from the hub",
-        download.download,
-        _server_options("catalogue"),
-        (_models("a hub id, or a name of the catalogue"),),
-        "MODEL [MODEL ...]",
-    ),
-    Command(
-        "convert",
-        "make safetensors of pickled weights",
-        download.convert,
-        arguments=(
-            ("directories", {"metavar": "DIR", "nargs": "+", "help": "a directory with an old checkpoint"}),
-        ),
-        usage="DIR [DIR ...]",
-    ),
-    Command(
-        "verify",
-        "check a model's scores on this machine",
-        verify.run,
-        _server_options("models-dir", "catalogue", "device", "precision"),
-        (_models("embedded, a directory, a hub id or a name"),),
-        "MODEL [MODEL ...]",
-    ),
-    Command(
-        "completion",
-        "print a shell's completion of these commands",
-        _print_completion,
-        arguments=(("shell", {"choices": ("bash", "zsh"), "help": "the shell that reads it"}),),
-        usage="bash|zsh",
-    ),
+    Command("models", "list what a server serves", ask.models, (JSON,), CLIENT_OPTIONS),
+    Command("health", "tell whether a model can be called", ask.health, (MODEL, JSON), CLIENT_OPTIONS),
+    Command("download", "fetch models from the hub", download.download, (FETCHED,), DOWNLOAD_OPTIONS),
+    Command("convert", "make safetensors of pickled weights", download.convert, (DIRECTORIES,)),
+    Command("verify", "check a model's scores on this machine", verify.run, (CHECKED,), VERIFY_OPTIONS),
+    Command("completion", "print a shell's completion of these commands", _print_completion, (SHELL,)),
 )

@@ -16,7 +16,6 @@ from typing import NoReturn
 from rerank_grpc.cli.logs import log_to
 from rerank_grpc.cli.terminal import Screen, error_line
 from rerank_grpc.config import files
-from rerank_grpc.config.reading import quiet_grpc
 from rerank_grpc.errors import ConfigurationError
 
 # A thread that still hangs this long after the grace is shown in a dump, and the process ends.
@@ -33,23 +32,15 @@ class Process:
     threading.Event: a signal just before the thread sleeps would be noticed
     with the next signal only, and a handler that sets an event hangs where its
     own thread holds that event's lock.
-
-    Attributes:
-        log: takes the command's own lines too, in order with the records.
-        screen: the abilities of stderr.
     """
 
     def __init__(self, log_level: str, grace_seconds: float) -> None:
         self.screen = Screen.of(sys.stderr)
         self.log = log_to(sys.stderr, log_level)
         self._grace_seconds = grace_seconds
-        self._stopping = False
-        quiet_grpc()
+        self.stopping = False
         files.raise_limit()
         self._reading, self._writing = os.pipe()
-        self._catch_signals()
-
-    def _catch_signals(self) -> None:
         os.set_blocking(self._writing, False)
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,19 +50,14 @@ class Process:
             signal.signal(signal.SIGHUP, self._on_signal)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a parent may have ignored it
 
-    @property
-    def stopping(self) -> bool:
-        """Whether a signal has asked the process to stop."""
-        return self._stopping
-
     def wait(self) -> None:
         """Waits for the signal to stop."""
-        while not self._stopping:
+        while not self.stopping:
             os.read(self._reading, 1)
 
     def drain(self, drain: Callable[[], None]) -> None:
-        """Calls a function on a thread of its own, and stays free for the second signal meanwhile."""
-        if not self._stopping:
+        """Calls a function on a thread of its own, free for the second signal meanwhile."""
+        if not self.stopping:
             self._limit_end()
         with ThreadPoolExecutor(1, thread_name_prefix="drain") as pool:
             drained = pool.submit(drain)
@@ -81,7 +67,7 @@ class Process:
         drained.result()
 
     def fail(self, error: ConfigurationError) -> None:
-        """Says in one line why the command ends."""
+        """Logs in one line why the command ends."""
         self.log.say(self.screen.paint(error_line(str(error)), "red"))
 
     def end(self, status: int) -> NoReturn:
@@ -96,11 +82,11 @@ class Process:
             os.write(self._writing, b"\0")
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._stopping and number == signal.SIGHUP:
+        if self.stopping and number == signal.SIGHUP:
             return  # a shell and the terminal each send one
-        if self._stopping:
+        if self.stopping:
             os._exit(128 + number)
-        self._stopping = True
+        self.stopping = True
         self._limit_end()
         self._wake()  # a library may have taken the wake-up descriptor
         note = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
@@ -110,6 +96,9 @@ class Process:
         """Sets two timers that end the process in time; both fire though the GIL is never released."""
         faulthandler.dump_traceback_later(self._grace_seconds + DUMP_SECONDS, exit=True)
         signal.setitimer(signal.ITIMER_REAL, self._grace_seconds + ALARM_SECONDS)
+
+
+SERVER_EXTRA = 'pip install "rerank-grpc[server]"'
 
 
 @contextmanager

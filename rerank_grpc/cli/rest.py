@@ -41,7 +41,9 @@ def run(parsed: argparse.Namespace) -> NoReturn:
         )
     process.log.say("Ctrl-C stops it.")
     process.wait()
-    process.drain(partial(_drain, server, settings.grace_seconds))
+    closing = threading.Thread(target=server.stop, args=[settings.grace_seconds], daemon=True)
+    closing.start()
+    process.drain(partial(closing.join, settings.grace_seconds + _REFUSAL_SECONDS))
     process.end(0)
 
 
@@ -51,12 +53,9 @@ def beside(
     """Makes the REST server of a gRPC server's process, which calls its local port; None where it is off."""
     if local_port is None:
         return None
-    own = settings.access_tokens[0] if settings.access_tokens else None
-    targets = (address("127.0.0.1", local_port),)
-    return build(
-        replace(settings.rest, targets=targets, access_tokens=settings.access_tokens, upstream_token=own),
-        health,
-    )
+    tokens, targets = settings.access_tokens, (address("127.0.0.1", local_port),)
+    own = tokens[0] if tokens else None
+    return build(replace(settings.rest, targets=targets, access_tokens=tokens, upstream_token=own), health)
 
 
 def build(settings: RestSettings, health: Callable[[], Health] | None = None) -> RestServer:
@@ -64,9 +63,3 @@ def build(settings: RestSettings, health: Callable[[], Health] | None = None) ->
     with needs("REST", 'pip install "rerank-grpc[rest]", or --rest-port off'):
         from rerank_grpc.rest.server import RestServer
     return RestServer(settings, health)
-
-
-def _drain(server: RestServer, grace: float) -> None:
-    closing = threading.Thread(target=server.stop, args=[grace], daemon=True)
-    closing.start()
-    closing.join(grace + _REFUSAL_SECONDS)

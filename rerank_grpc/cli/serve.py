@@ -1,4 +1,4 @@
-"""`rerank-grpc serve`: runs the server, shows progress and a summary on stderr, and ends in time."""
+"""`rerank-grpc serve`: runs the server, with its progress and a summary on stderr."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _FRAME_SECONDS = 0.1
 # The REST server passes calls on for this long before the gRPC server refuses new ones.
 _REST_SECONDS = 1.0
@@ -61,16 +60,9 @@ def _serve(server: RerankServer, rest_server: RestServer | None, process: Proces
     if rest_server:
         rest_server.start()
     if _load(server, process):
-        process.log.say(
-            *summary(
-                server.settings,
-                server.port,
-                server.admin_port,
-                server.registry.models(),
-                process.screen,
-                rest_port=rest_server.port if rest_server else None,
-            )
-        )
+        infos, rest_port = server.registry.models(), rest_server.port if rest_server else None
+        ports = (server.port, server.admin_port, rest_port)
+        process.log.say(*summary(server.settings, ports, infos, process.screen))
         process.wait()
 
 
@@ -90,8 +82,7 @@ def freeze_imports() -> None:
 def _load(server: RerankServer, process: Process) -> bool:
     """Shows progress until the models are loaded; False if a signal came first.
 
-    The log says how each load ended. Raises ConfigurationError if the default
-    model cannot be served.
+    Raises ConfigurationError if the default model cannot be served.
     """
     begin = time.monotonic()
     while not process.stopping:
@@ -106,7 +97,7 @@ def _load(server: RerankServer, process: Process) -> bool:
 def _progress(infos: Sequence[ModelInfo], seconds: float, screen: Screen) -> str:
     names = [terminal.printable(info.name) for info in infos if info.state is State.LOADING]
     ready = sum(info.state is State.READY for info in infos)
-    frames = _FRAMES if screen.unicode else "|/-\\"
+    frames = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏" if screen.unicode else "|/-\\"
     frame = frames[int(seconds / _FRAME_SECONDS) % len(frames)]
     text = f"{frame} loading {', '.join(names)}  {seconds:.1f} s  {ready} of {len(infos)} ready"
     return terminal.clip(text, (screen.width or 80) - 1)
@@ -114,51 +105,49 @@ def _progress(infos: Sequence[ModelInfo], seconds: float, screen: Screen) -> str
 
 def summary(
     settings: ServerSettings,
-    port: int,
-    admin_port: int | None,
+    ports: tuple[int, int | None, int | None],
     infos: Sequence[ModelInfo],
     screen: Screen,
-    *,
-    rest_port: int | None = None,
 ) -> Iterable[str]:
-    """Says on one screen which models are served, where, and to which callers."""
+    """Says on one screen which models are served, where, and to which callers.
+
+    The ports are gRPC's, the operators' and REST's.
+    """
+    port, admin_port, rest_port = ports
     target = address(settings.host, port)
     count = len(settings.access_tokens)
     access = f"one of {count} tokens" if count > 1 else "one token" if count else "none: any caller is served"
     admin = address(settings.admin_host, admin_port) if admin_port is not None else "off"
     url = f"http://{address(settings.rest.host, rest_port)}" if rest_port is not None else "off"
-    yield ""
-    yield screen.paint(f"rerank-grpc {__version__} serves rerank.v1 at {target}", "bold")
-    yield ""
+    yield from ("", screen.paint(f"rerank-grpc {__version__} serves rerank.v1 at {target}", "bold"), "")
     yield from terminal.models(infos, screen)
     yield ""
     for name, text in (("admin port", admin), ("REST", url), ("authentication", access)):
         yield f"{screen.paint(name, 'dim')}{' ' * (16 - len(name))}{text}"
-    yield from (screen.paint(line, "yellow", "bold") for line in _warnings(settings, target))
-    yield ""
-    yield "Ctrl-C stops it."
+    for warning in _warnings(settings, target):
+        yield ""
+        yield from (screen.paint(line, "yellow", "bold") for line in warning.splitlines())
+    yield from ("", "Ctrl-C stops it.")
 
 
 def _warnings(settings: ServerSettings, target: str) -> Iterable[str]:
     rest = settings.rest
-    open_to_all = [target] if not is_loopback(settings.host) else []
+    open_to_all = [] if is_loopback(settings.host) else [target]
     if rest.port is not None and not is_loopback(rest.host):
         open_to_all.append(f"REST at {rest.host}")
     if open_to_all and not settings.access_tokens:
-        yield ""
-        places = " and ".join(open_to_all)
-        yield f"WARNING: {places} can be reached from other machines, and any caller is served."
-        yield "         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
-    if (
-        settings.admin_port is not None
-        and not is_loopback(settings.admin_host)
-        and not settings.access_tokens
-    ):
-        yield ""
-        yield f"WARNING: the admin port at {settings.admin_host} can be reached from other machines;"
-        yield "         without tokens, whoever calls it can load and unload models."
+        yield (
+            f"WARNING: {' and '.join(open_to_all)} can be reached from other machines, "
+            "and any caller is served."
+            "\n         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
+        )
+    admin_is_open = settings.admin_port is not None and not is_loopback(settings.admin_host)
+    if admin_is_open and not settings.access_tokens:
+        yield (
+            f"WARNING: the admin port at {settings.admin_host} can be reached from other machines;"
+            "\n         without tokens, whoever calls it can load and unload models."
+        )
     if forgotten_token(settings):
-        yield ""
         yield "WARNING: RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS."
 
 
@@ -166,15 +155,16 @@ def _drain(server: RerankServer, rest_server: RestServer | None, grace: float) -
     """Stops both servers; calls inside have the grace to finish."""
     end = time.monotonic() + grace
     server.leave()
-    closing = threading.Thread(target=rest_server.stop, args=[grace], daemon=True) if rest_server else None
-    if closing:
-        # Complete calls reach the gRPC server in this time, and then have the grace there. A caller
-        # that sends a byte a second must not keep that server from draining.
-        closing.start()
-        closing.join(min(_REST_SECONDS, grace / 2))
+    if rest_server is None:
+        server.stop(grace)
+        return
+    # Complete calls reach the gRPC server in this time, and then have the grace there. A caller
+    # that sends a byte a second must not keep that server from draining.
+    closing = threading.Thread(target=rest_server.stop, args=[grace], daemon=True)
+    closing.start()
+    closing.join(min(_REST_SECONDS, grace / 2))
     server.stop(max(end - time.monotonic(), 0.0))
-    if closing:
-        closing.join(max(end - time.monotonic(), 0.0))
+    closing.join(max(end - time.monotonic(), 0.0))
 
 
 def _on_hang(process: Process) -> None:

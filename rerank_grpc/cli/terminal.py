@@ -1,8 +1,4 @@
-"""The layout of printed text, as pure functions of the text and the width it must fit.
-
-Documents come from anywhere: no character of theirs that a terminal acts on
-reaches it. Chinese, Japanese and Korean characters take two cells.
-"""
+"""The layout of printed text, as pure functions of the text and the width it must fit."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from rerank_grpc.config.reading import may_color
 from rerank_grpc.types import Health, ModelInfo, State
@@ -21,6 +17,7 @@ from rerank_grpc.units import size
 # (the bidirectional overrides) can make a text read as another.
 _JOINERS = "\u200c\u200d"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
@@ -34,7 +31,7 @@ class Screen:
 
     @classmethod
     def of(cls, stream: TextIO) -> Screen:
-        """Reads them off a stream; a file or pipe gets whole lines and no colour."""
+        """Reads a stream's abilities; a file or pipe gets whole lines and no colour."""
         utf = (stream.encoding or "").lower().replace("-", "").startswith("utf")
         if not stream.isatty():
             return cls(unicode=utf)
@@ -43,14 +40,13 @@ class Screen:
 
     def paint(self, text: str, *styles: str) -> str:
         """Colours a text where the stream has colours."""
-        codes = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
         if not self.color or not text:
             return text
-        return f"\x1b[{';'.join(codes[style] for style in styles)}m{text}\x1b[0m"
+        return f"\x1b[{';'.join(_CODES[style] for style in styles)}m{text}\x1b[0m"
 
 
 def printable(text: str) -> str:
-    """Makes a text one line that a terminal shows and does not obey."""
+    """Makes a text from anywhere one line that a terminal shows and does not obey."""
     return "".join(map(_printable, text)).strip()
 
 
@@ -63,7 +59,7 @@ def _printable(character: str) -> str:
 
 
 def cells(text: str) -> int:
-    """Counts the cells of a terminal that a printable text takes."""
+    """Counts the cells of a terminal that a printable text takes: two for a Chinese character."""
     return sum(map(_cells, text))
 
 
@@ -100,8 +96,7 @@ def bar(score: float, width: int, *, unicode: bool = True) -> str:
     return pad("█" * full + (_EIGHTHS[eighths] if eighths else ""), width)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One line of a ranked table; `place` is the document's file and line."""
 
     score: float
@@ -114,29 +109,21 @@ def ranking(rows: Sequence[Row], screen: Screen) -> Iterable[str]:
     if not rows:
         yield "no results"
         return
-    rank_width = len(str(len(rows)))
-    places = [printable(row.place) for row in rows]
-    place_width = max(map(cells, places))
-    if screen.width is None:
-        bar_width = 20
-    else:
+    rank_width, bar_width = len(str(len(rows))), 20
+    place_width = max(cells(printable(row.place)) for row in rows)
+    if screen.width is not None:
         bar_width = min(max((screen.width - 40) // 4, 4), 24)
         place_width = min(place_width, max(screen.width // 5, 4))
     left = rank_width + 1 + 6 + 1 + bar_width + 1 + place_width + 2
-    for rank, (row, place) in enumerate(zip(rows, places, strict=True), 1):
+    for rank, row in enumerate(rows, 1):
+        number = screen.paint(f"{rank:>{rank_width}}", "bold")
+        drawn = bar(row.score, bar_width, unicode=screen.unicode)
+        drawn = screen.paint(drawn, "green" if rank == 1 else "cyan")
+        place = screen.paint(pad(clip(printable(row.place), place_width), place_width), "dim")
         text = printable(row.text)
         if screen.width is not None:
             text = clip(text, max(screen.width - left, 8))
-        drawn = bar(row.score, bar_width, unicode=screen.unicode)
-        yield " ".join(
-            (
-                screen.paint(f"{rank:>{rank_width}}", "bold"),
-                f"{row.score:.4f}",
-                screen.paint(drawn, "green" if rank == 1 else "cyan"),
-                screen.paint(pad(clip(place, place_width), place_width), "dim"),
-                f" {text}",
-            )
-        ).rstrip()
+        yield f"{number} {row.score:.4f} {drawn} {place}  {text}".rstrip()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) -> Iterable[str]:
@@ -156,9 +143,9 @@ def _blocks(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) 
     for number, row in enumerate(rows):
         if number:
             yield ""
+        room = max((screen.width or 80) - label - 2, 8)
         for name, cell in zip(head, row, strict=True):
             if cell:
-                room = max((screen.width or 80) - label - 2, 8)
                 yield f"{screen.paint(pad(name, label), 'dim')}  {clip(cell, room)}"
 
 
@@ -178,11 +165,8 @@ _COLUMNS: tuple[tuple[str, Callable[[ModelInfo], str]], ...] = (
 
 def models(infos: Sequence[ModelInfo], screen: Screen) -> Iterable[str]:
     """Lays out the models of a server; a column that is empty everywhere is left out."""
-    columns = [(name, list(map(of, infos))) for name, of in _COLUMNS]
-    shown = [(name, values) for name, values in columns if any(values)]
-    yield from table(
-        [name for name, _ in shown], list(zip(*(values for _, values in shown), strict=True)), screen
-    )
+    shown = [(name, of) for name, of in _COLUMNS if any(map(of, infos))]
+    yield from table([name for name, _ in shown], [[of(info) for _, of in shown] for info in infos], screen)
     for info in infos:
         if info.state is State.FAILED and info.state_message:
             yield screen.paint(f"{printable(info.name)}: {printable(info.state_message)}", "red")
@@ -196,7 +180,7 @@ def health(health: Health) -> Iterable[str]:
 
 
 def error_line(text: str) -> str:
-    """Makes the line of an error that ends a command."""
+    """Makes the last line of a command that fails."""
     return f"rerank-grpc: error: {printable(text)}"
 
 

@@ -6,12 +6,11 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from rerank_grpc.cli.process import needs
+from rerank_grpc.cli.process import SERVER_EXTRA, needs
 from rerank_grpc.cli.terminal import Screen, clip, printable, table
 from rerank_grpc.config.reading import read_settings
 from rerank_grpc.config.settings import ModelSpec
@@ -30,17 +29,9 @@ SENTENCE = (
 )
 # In words, from one to more than most models take.
 LENGTHS = (1, 3, 9, 20, 45, 90, 180, 350, 700)
-# The bound of a logit's difference from the padded pass in fp32, as a part of the spread of those logits.
-PADDED = {"fp32": 1e-4}
-# The bounds of a known pair's logit and score.
-KNOWN = {"fp32": (2e-3, 1e-3)}
-# Other precisions round each product to 8 or 11 bits.
-ROUNDED = 0.1
-ROUNDED_KNOWN = (0.2, 0.03)
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One comparison: its subject, both values, and the bound of their difference."""
 
     subject: str
@@ -62,7 +53,7 @@ class Check:
 def run(parsed: argparse.Namespace) -> int:
     """Verifies each model: 0 if all are right, else 1; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
-    with needs("verify", 'pip install "rerank-grpc[server]"'):
+    with needs("verify", SERVER_EXTRA):
         from rerank_grpc.checkpoints.catalogue import read_catalogue
         from rerank_grpc.registry.loading import ModelLoader
 
@@ -103,21 +94,21 @@ def serving(name: str, loader: ModelLoader) -> Iterator[tuple[Reranker, ModelCar
         registry.wait_until_loaded()
         gate = Gate(1, LIMITS.characters_inside)
         with registry.lease(name, Call()) as loaded:
-            yield Reranker(registry, LIMITS, gate, gate), loaded.card
+            yield Reranker(registry, gate, gate), loaded.card
     finally:
         registry.close()
 
 
 def known(reranker: Reranker, card: ModelCard, pairs: Sequence[KnownPair]) -> Iterator[Check]:
     """Scores the pairs whose logit or score is known."""
-    of_logit, of_score = KNOWN.get(card.precision, ROUNDED_KNOWN)
+    _, logit_bound, score_bound = _bounds(card)
     for pair in pairs:
         (result,) = scored(reranker, pair.query, [pair.document])
         subject = f"{pair.query} | {pair.document}"
         if pair.logit is not None:
-            yield Check(subject, pair.logit, result.logit, of_logit)
+            yield Check(subject, pair.logit, result.logit, logit_bound)
         else:
-            yield Check(subject, pair.score or 0.0, result.relevance_score, of_score)
+            yield Check(subject, pair.score or 0.0, result.relevance_score, score_bound)
 
 
 def padded(reranker: Reranker, card: ModelCard) -> Iterator[Check]:
@@ -126,23 +117,24 @@ def padded(reranker: Reranker, card: ModelCard) -> Iterator[Check]:
 
     if card.prompt is not None:
         return  # a language model's prompt is its card's own code, which is compared in the tests
-    texts = documents()
+    words = SENTENCE.split()
+    texts = [" ".join(words[(place + count) % len(words)] for place in range(count)) for count in LENGTHS]
     expected = reference_logits(card, PROBE_QUERY, texts)
     found = scored(reranker, PROBE_QUERY, texts)
     spread = 1.0 if card.scoring is Scoring.COSINE else max(1.0, max(expected) - min(expected))
-    bound = PADDED.get(card.precision, ROUNDED) * spread
-    for words, logit, result in zip(LENGTHS, expected, found, strict=True):
-        yield Check(f"padded pass, {words} words", logit, result.logit, bound)
+    bound = _bounds(card)[0] * spread
+    for count, logit, result in zip(LENGTHS, expected, found, strict=True):
+        yield Check(f"padded pass, {count} words", logit, result.logit, bound)
 
 
-def documents() -> list[str]:
-    """Makes a text of each of LENGTHS."""
-    words = SENTENCE.split()
-    return [" ".join(words[(place + count) % len(words)] for place in range(count)) for count in LENGTHS]
+def _bounds(card: ModelCard) -> tuple[float, float, float]:
+    """Returns the bounds of a padded logit, by the spread, of a known logit, and of a known score."""
+    # Precisions below fp32 round each product to 8 or 11 bits.
+    return (1e-4, 2e-3, 1e-3) if card.precision == "fp32" else (0.1, 0.2, 0.03)
 
 
 def scored(reranker: Reranker, query: str, texts: Sequence[str]) -> list[ScoredDocument]:
-    """Scores texts as a server would, in their order."""
+    """Scores texts as a server would; the results are in the texts' order."""
     response = reranker.rerank(RerankRequest(query, tuple(map(Document, texts))))
     return sorted(response.results, key=attrgetter("index"))
 

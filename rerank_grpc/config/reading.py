@@ -38,21 +38,24 @@ def provide(variable: str, value: str) -> None:
     os.environ.setdefault(variable, value)
 
 
+def quiet_libraries() -> None:
+    """Keeps grpc and the hub's client from printing errors that are raised as well; before their import."""
+    provide("GRPC_VERBOSITY", "NONE")
+    provide("HF_HUB_VERBOSITY", "error")
+
+
 def read_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ServerSettings:
     """Reads the server's settings; `flags` maps an option's name to its text, or texts.
 
-    Raises OptionError, naming the flag or variable, for anything that is
-    unknown, malformed or contradicts itself.
+    Raises OptionError, naming the flag or variable, for a bad value and for contradictions.
     """
     values = _values(SERVER_OPTIONS, flags, environment)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
-    models = _with_aliases(_models(values), values.pop("aliases", ()))
-    tokens = _server_tokens(values.pop("access_tokens", None), environment)
     if "host" in values:
         rest.setdefault("host", values["host"])
     return ServerSettings(
-        models=models,
-        access_tokens=tokens,
+        models=_with_aliases(_models(values), values.pop("aliases", ())),
+        access_tokens=_server_tokens(values.pop("access_tokens", None), environment),
         engine=EngineSettings(**engine),
         rest=RestSettings(**rest),
         **values,
@@ -65,19 +68,18 @@ def read_rest_settings(flags: Flags, environment: Mapping[str, str] = os.environ
     values |= _part(values, "rest.")
     if values.get("port", 0) is None:
         raise OptionError("--rest-port: 'off' leaves nothing to run")
-    own = environment.get(UPSTREAM_TOKEN_VARIABLE)
     if "targets" in values:
         # A flag may hold several too, as the variable does.
         values["targets"] = tuple(part for text in values["targets"] for part in text.split(",") if part)
     return RestSettings(
         access_tokens=_server_tokens(values.pop("access_tokens", None), environment),
-        upstream_token=_token(own, UPSTREAM_TOKEN_VARIABLE) if own else None,
+        upstream_token=_token_in(UPSTREAM_TOKEN_VARIABLE, environment),
         **values,
     )
 
 
 def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Takes the values of one nested dataclass out, under their names there."""
+    """Takes out the values of one nested dataclass, under their names there."""
     return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}
 
 
@@ -89,31 +91,24 @@ def read_client_settings(flags: Flags, environment: Mapping[str, str] = os.envir
     its own. Those tokens are sent to no other target.
     """
     values = _values(CLIENT_OPTIONS, flags, environment)
-    file = values.pop("token", None)
-    text = environment.get(CLIENT_TOKEN_VARIABLE, "")
-    tokens = [_token(text, CLIENT_TOKEN_VARIABLE)] if text else []
+    file, token = values.pop("token", None), _token_in(CLIENT_TOKEN_VARIABLE, environment)
     if file is not None:
-        tokens = _tokens_of_file(file)
+        token = _tokens_of_file(file)[0]
     if "target" not in values:
         port = environment.get("RERANK_PORT") or ServerSettings().port
         values["target"] = f"127.0.0.1:{port}"
-        tokens = tokens or list(_server_tokens(None, environment))
-    return ClientSettings(token=tokens[0] if tokens else None, **values)
+        token = token or next(iter(_server_tokens(None, environment)), None)
+    return ClientSettings(token=token, **values)
 
 
-def may_color(environment: Mapping[str, str] = os.environ) -> bool:
+def may_color() -> bool:
     """Tells whether the environment leaves a terminal its colours (no-color.org)."""
-    return not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def quiet_grpc() -> None:
-    """Keeps grpc's C core from printing errors that are raised as well; before grpc is imported."""
-    provide("GRPC_VERBOSITY", "NONE")
-
-
-def forgotten_token(settings: ServerSettings, environment: Mapping[str, str] = os.environ) -> bool:
+def forgotten_token(settings: ServerSettings) -> bool:
     """Tells whether only the client's RERANK_TOKEN is set where the server's is meant."""
-    return not settings.access_tokens and bool(environment.get(CLIENT_TOKEN_VARIABLE))
+    return not settings.access_tokens and bool(os.environ.get(CLIENT_TOKEN_VARIABLE))
 
 
 def _values(options: Sequence[Option], flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -143,18 +138,14 @@ def _value(option: Option, origin: str, text: str) -> Any:
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    options = (*SERVER_OPTIONS, *CLIENT_OPTIONS, *REST_OPTIONS)
-    known = {option.variable for option in options}
+    known = {option.variable for option in (*SERVER_OPTIONS, *CLIENT_OPTIONS, *REST_OPTIONS)}
     known |= {*SERVER_TOKEN_VARIABLES, CLIENT_TOKEN_VARIABLE, UPSTREAM_TOKEN_VARIABLE}
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
-            raise OptionError(f"{name}: unknown environment variable{_hint(name, known)}")
-
-
-def _hint(variable: str, known: set[str]) -> str:
-    if re.match(r"RERANK_(SERVICE|PORT)_", variable):
-        return "; Kubernetes sets it for a Service named rerank: set enableServiceLinks to false"
-    return suggestion(variable, sorted(known))
+            hint = suggestion(name, sorted(known))
+            if re.match(r"RERANK_(SERVICE|PORT)_", name):
+                hint = "; Kubernetes sets it for a Service named rerank: set enableServiceLinks to false"
+            raise OptionError(f"{name}: unknown environment variable{hint}")
 
 
 def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
@@ -173,20 +164,16 @@ def _with_aliases(
 ) -> tuple[ModelSpec, ...]:
     """Gives each model its aliases; raises OptionError for a name that is given twice."""
     names = [model.name for model in models]
-    taken = set[str]()
-    for name in (*names, *(alias for alias, _ in aliases)):
-        if name in taken:
-            raise OptionError(f"--model, --alias: the name {name!r} is given twice")
-        taken.add(name)
+    given = [*names, *(alias for alias, _ in aliases)]
+    twice = [name for place, name in enumerate(given) if name in given[:place]]
+    if twice:
+        raise OptionError(f"--model, --alias: the name {twice[0]!r} is given twice")
     for alias, name in aliases:
         if name not in names:
-            raise OptionError(
-                f"--alias: {alias}={name}: no --model is named {name!r}{suggestion(name, names)}"
-            )
-    return tuple(
-        replace(model, aliases=tuple(alias for alias, name in aliases if name == model.name))
-        for model in models
-    )
+            hint = suggestion(name, names)
+            raise OptionError(f"--alias: {alias}={name}: no --model is named {name!r}{hint}")
+    aliases_of = {name: tuple(alias for alias, of in aliases if of == name) for name in names}
+    return tuple(replace(model, aliases=aliases_of[model.name]) for model in models)
 
 
 def _server_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -195,7 +182,7 @@ def _server_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[s
     listed, *single = SERVER_TOKEN_VARIABLES
     if environment.get(listed):
         tokens += [_token(text.strip(), listed) for text in environment[listed].split(",")]
-    tokens += [_token(environment[name], name) for name in single if environment.get(name)]
+    tokens += [token for name in single if (token := _token_in(name, environment))]
     return tuple(dict.fromkeys(tokens))
 
 
@@ -209,6 +196,11 @@ def _tokens_of_file(file: Path) -> list[str]:
     if not tokens:
         raise OptionError(f"--token-file: {str(file)!r} holds no token")
     return tokens
+
+
+def _token_in(variable: str, environment: Mapping[str, str]) -> str | None:
+    text = environment.get(variable)
+    return _token(text, variable) if text else None
 
 
 def _token(text: str, origin: str) -> str:

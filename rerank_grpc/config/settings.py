@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rerank_grpc.limits import LIMITS, MIB, Limits
-
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model to serve: `name` for callers, `source` a directory or hub id ("embedded" is built in).
+    """A model to serve, by the name that callers use; the source is "embedded", a directory or a hub id.
 
-    A `lazy` one is loaded when it is first called; a `pinned` one, once in
-    memory, stays there.
+    A `lazy` one is loaded at its first call; a `pinned` one, once in memory, stays there.
     """
 
     name: str
@@ -30,9 +27,8 @@ EMBEDDED = ModelSpec("embedded", "embedded")
 class EngineSettings:
     """The queue and the batches of each model.
 
-    `max_batch_tokens` and `max_queue_tokens` bound the batch and the queue; a
-    batch bound of None is measured when the model is warmed up. A forward pass
-    longer than `hang_seconds` means that its device hangs.
+    A batch bound of None is measured at warm-up. A forward pass longer than
+    `hang_seconds` means that its device hangs.
     """
 
     max_batch_tokens: int | None = None
@@ -44,17 +40,14 @@ class EngineSettings:
 class RestSettings:
     """All settings of `rerank-grpc rest`; beside a gRPC server, targets and access tokens are its own.
 
-    `timeout`, in seconds, is for callers that name none. `body_bytes` is more
-    than a gRPC message's limit, because many callers escape every character
-    that is not ASCII. With `access_tokens`, callers need one of them; without, the
-    gRPC servers decide. The REST server sends `upstream_token` for its own
-    public routes.
+    `timeout`, in seconds, is for callers that name none. With `access_tokens`,
+    callers need one of them; without, the gRPC servers decide. The REST server
+    sends `upstream_token` for its own public routes.
     """
 
     host: str = "127.0.0.1"
     port: int | None = 6_006
     timeout: float = 60.0
-    body_bytes: int = 12 * MIB
     targets: tuple[str, ...] = ("127.0.0.1:50051",)
     access_tokens: tuple[str, ...] = field(default=(), repr=False)
     upstream_token: str | None = field(default=None, repr=False)
@@ -64,10 +57,7 @@ class RestSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """All settings of `rerank-grpc serve`.
-
-    `max_calls` bounds the calls inside at once, of all models together.
-    """
+    """All settings of `rerank-grpc serve`; `max_calls` is of all models together."""
 
     models: tuple[ModelSpec, ...] = (EMBEDDED,)
     models_dir: Path = Path("models")
@@ -83,7 +73,6 @@ class ServerSettings:
     access_tokens: tuple[str, ...] = field(default=(), repr=False)
     grace_seconds: float = 30.0
     connection_age_seconds: float = 600.0
-    limits: Limits = LIMITS
     max_calls: int = 96
     engine: EngineSettings = field(default_factory=EngineSettings)
     rest: RestSettings = field(default_factory=RestSettings)

@@ -1,22 +1,19 @@
-"""Decides which model leaves memory, and when; pure, over slots of which the first is the default."""
+"""Decides which model leaves memory, and when; pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from rerank_grpc.registry.memory import TooLarge, check_budget
 from rerank_grpc.registry.slot import Slot
 from rerank_grpc.types import State
 from rerank_grpc.units import size
 
-FIRST_RETRY_SECONDS = 1.0
-LAST_RETRY_SECONDS = 300.0
-# The bounds of a model's stay in memory. A pause of the whole machine counts as
-# loading, and must not keep a model in memory for as long.
 LEAST_STAY_SECONDS = 1.0
+# A pause of the whole machine counts as loading, and must not keep a model in memory for as long.
 MOST_STAY_SECONDS = 300.0
 
 
@@ -34,24 +31,25 @@ class Wait:
     seconds: float
 
 
-# "later": the model is left for its first call, because now it would disturb others.
-Step: TypeAlias = Literal["fits", "later"] | Evict | Wait
+def step(
+    slot: Slot, slots: Sequence[Slot], budget: int | None, now: float
+) -> Literal["fits", "later"] | Evict | Wait:
+    """Decides the next step on a model's way into memory; raises TooLarge if it can never fit.
 
-
-def step(slot: Slot, slots: Sequence[Slot], budget: int | None, now: float) -> Step:
-    """Decides the next step on a model's way into memory; raises TooLarge if it can never fit."""
+    "later" leaves a model for its first call, because now it would disturb others.
+    """
     if budget is None:
         return "fits"
-    check_size(slot, slots, budget)
+    _check_size(slot, slots, budget)
     used = sum(each.memory_bytes for each in slots if each.loaded is not None)
     if used + slot.memory_bytes <= budget:
         return "fits"
-    if slot.preloading and not slot.waiting and slot is not slots[0]:
+    if slot.preloading and not slot.waiting and not slot.is_default:
         return "later"
     return victim(slots, now)
 
 
-def check_size(slot: Slot, slots: Iterable[Slot], budget: int) -> None:
+def _check_size(slot: Slot, slots: Iterable[Slot], budget: int) -> None:
     """Raises TooLarge if a model does not fit the budget alone, or beside models that never leave."""
     check_budget(slot.spec.name, slot.memory_bytes, budget)
     stay = [each for each in slots if each.loaded and (each.spec.pinned or each.dead)]
@@ -68,12 +66,12 @@ def victim(slots: Sequence[Slot], now: float) -> Evict | Wait:
 
     A model that an operator wants out goes before all, idle ones before busy
     ones, the least recently used first. The default goes only where no other
-    could go, not even later. `check_size` has made sure that a model can go.
+    could go, not even later. `_check_size` has made sure that a model can go.
     """
     if asked := unloadable(slots, now):
         return Evict(asked)
-    able = [slot for slot in slots if slot.state is State.READY and not slot.spec.pinned]
-    others = [slot for slot in able if slot is not slots[0]] or able
+    able = [slot for slot in slots if slot.evictable]
+    others = [slot for slot in able if not slot.is_default] or able
     free = [slot for slot in others if stays_until(slot) <= now]
     if free:
         return Evict(min(free, key=lambda each: (1, each.ready_at) if each.leases else (0, each.last_used)))
@@ -94,10 +92,8 @@ def stays_until(slot: Slot) -> float:
 
 def unloadable(slots: Iterable[Slot], now: float) -> Slot | None:
     """Finds a model that an operator wants out of memory and that has stayed long enough."""
-    for slot in slots:
-        if slot.unload_asked and slot.state is not State.LOADING and stays_until(slot) <= now:
-            return slot
-    return None
+    asked = (slot for slot in slots if slot.unload_asked and slot.state is not State.LOADING)
+    return next((slot for slot in asked if stays_until(slot) <= now), None)
 
 
 def why_still_loaded(slot: Slot, now: float) -> str:
@@ -110,33 +106,20 @@ def why_still_loaded(slot: Slot, now: float) -> str:
     return f"calls in progress still use model {name}; it is unloaded after them"
 
 
-def idle(slots: Iterable[Slot], now: float, seconds: float | None) -> Slot | None:
-    """Finds a model that has been without a call for `seconds`; no model if that is None."""
-    for slot in _idlers(slots, seconds):
-        if not slot.leases and slot.last_used + (seconds or 0.0) <= now:
-            return slot
-    return None
+def idle(slots: Iterable[Slot], now: float, seconds: float) -> Slot | None:
+    """Finds a model that has been without a call for `seconds`."""
+    unused = (slot for slot in slots if slot.evictable and not slot.leases)
+    return next((slot for slot in unused if slot.last_used + seconds <= now), None)
 
 
-def patience(slots: Sequence[Slot], now: float, idle_seconds: float | None) -> float | None:
-    """Returns the seconds until something is due without an event; None for ever."""
+def patience(slots: Sequence[Slot], now: float, idle_seconds: float) -> float:
+    """Returns the seconds until something is due without an event; math.inf for never."""
     times = [slot.retry_at for slot in slots if slot.state is State.FAILED and not slot.lazy]
     times += [stays_until(slot) for slot in slots if slot.unload_asked and slot.state is State.READY]
-    times += [
-        max(slot.last_used, now if slot.leases else 0.0) + (idle_seconds or 0.0)
-        for slot in _idlers(slots, idle_seconds)
-    ]
-    soonest = min(times, default=math.inf)
-    return None if soonest == math.inf else max(0.0, soonest - now)
-
-
-def _idlers(slots: Iterable[Slot], seconds: float | None) -> list[Slot]:
-    """Lists the models that leave memory when they are idle."""
-    if seconds is None:
-        return []
-    return [slot for slot in slots if slot.state is State.READY and not slot.spec.pinned]
+    times += [(now if slot.leases else slot.last_used) + idle_seconds for slot in slots if slot.evictable]
+    return max(0.0, min(times, default=math.inf) - now)
 
 
 def retry_seconds(failures: int) -> float:
     """Returns the pause before loading is tried again: 1 s after one failure, doubled up to 5 minutes."""
-    return min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 20))
+    return min(300.0, 2.0 ** min(failures - 1, 20))

@@ -1,9 +1,4 @@
-"""Brings models into memory and takes them out again: one at a time, on a thread of its own.
-
-Memory is measured before and after a load, and an evicted model has to be gone
-before the next one takes its place. Files, which can take minutes to fetch, are
-fetched beforehand on threads of their own. No lock is held during either.
-"""
+"""Brings models into memory and takes them out again: one at a time, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +13,6 @@ from time import monotonic
 
 import torch
 
-from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.errors import ConfigurationError, ModelLoadError, ShuttingDown, describe
 from rerank_grpc.registry import eviction, memory
 from rerank_grpc.registry.eviction import Evict, Wait
@@ -33,6 +27,9 @@ log = logging.getLogger("rerank_grpc.registry")
 class Keeper:
     """Owns every change of a model's state; `changed` is the registry's lock.
 
+    Memory is measured before and after a load, and an evicted model has to be gone
+    before the next one takes its place. Files, which can take minutes to fetch, are
+    fetched beforehand on threads of their own. No lock is held during either.
     `on_change` is called after each change, `on_hang` when a model's device
     hangs and its calls have failed: both without the lock.
     """
@@ -42,44 +39,39 @@ class Keeper:
         slots: Sequence[Slot],
         changed: threading.Condition,
         loader: Loader,
+        on_change: Callable[[], None],
+        on_hang: Callable[[], None],
         *,
         budget: int | None,
         idle_seconds: float | None,
-        on_change: Callable[[], None],
-        on_hang: Callable[[], None],
     ) -> None:
-        self._slots = slots
-        self._changed = changed
-        self._loader = loader
+        self._slots, self._changed, self._loader = slots, changed, loader
+        self._on_change, self._on_hang = on_change, on_hang
         self._budget = budget
-        self._idle_seconds = idle_seconds
-        self._on_change = on_change
-        self._on_hang = on_hang
+        self._idle_seconds = math.inf if idle_seconds is None else idle_seconds
         self._queue: deque[Slot] = deque()
         self._trimmer = memory.Trimmer()
         self.closing = False
-        self._thread = threading.Thread(target=self._run, name="keep-models", daemon=True)
 
     def start(self) -> None:
         """Starts to load the models that are not lazy, in their order, and to keep all of them."""
-        preloaded = [slot for slot in self._slots if not slot.lazy]
-        for slot in preloaded:
-            slot.preloading = True
-        threading.Thread(target=self._preload, args=[preloaded], name="preload-models", daemon=True).start()
-        self._thread.start()
+        for slot in self._slots:
+            slot.preloading = not slot.lazy
+        threading.Thread(target=self._preload, name="preload-models", daemon=True).start()
+        threading.Thread(target=self._run, name="keep-models", daemon=True).start()
 
     def want(self, slot: Slot) -> None:
         """Has a model loaded unless it is on its way; under the lock."""
-        if slot.state in (State.UNLOADED, State.FAILED) and not slot.dead:
-            name = f"prepare-{slot.spec.name}"
-            thread = threading.Thread(target=self._prepare, args=[slot], name=name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the process may have no further thread
-                slot.state, slot.message = State.FAILED, "no thread can be started to load it"
-                slot.retry_at = monotonic() + RETRY_SECONDS
-                slot.answer(slot.still_loading())
-                return
+        if slot.state not in (State.UNLOADED, State.FAILED) or slot.dead:
+            return
+        name = f"prepare-{slot.spec.name}"
+        try:
+            threading.Thread(target=self._prepare, args=[slot], name=name, daemon=True).start()
+        except RuntimeError:  # the process may have no further thread
+            slot.state, slot.message = State.FAILED, "no thread can be started to load it"
+            slot.retry_at = monotonic() + RETRY_SECONDS
+            slot.answer(slot.still_loading())
+        else:
             slot.state, slot.message = State.LOADING, ""
 
     def close(self) -> None:
@@ -107,14 +99,12 @@ class Keeper:
             self._on_hang()
         self._tell()
 
-    # Before the thread: files
-
-    def _preload(self, slots: Sequence[Slot]) -> None:
-        for slot in slots:
+    def _preload(self) -> None:
+        for slot in self._slots:
             with self._changed:
                 if self.closing:
                     return
-                if slot.state is not State.UNLOADED:
+                if slot.lazy or slot.state is not State.UNLOADED:
                     continue
                 slot.state = State.LOADING
             self._prepare(slot)
@@ -128,13 +118,11 @@ class Keeper:
         with self._changed:
             slot.local = True
             slot.memory_bytes = slot.memory_bytes or expected
-            if slot is self._slots[0]:  # the default waits for no other
+            if slot.is_default:  # the default waits for no other
                 self._queue.appendleft(slot)
             else:
                 self._queue.append(slot)
             self._changed.notify_all()
-
-    # The thread
 
     def _run(self) -> None:
         while job := self._next():
@@ -156,13 +144,10 @@ class Keeper:
                 if self._trimmer.due(now):
                     return self._trimmer.trim
                 patience = eviction.patience(self._slots, now, self._idle_seconds)
-                self._changed.wait(
-                    memory.TRIM_SECONDS if patience is None else min(patience, memory.TRIM_SECONDS)
-                )
+                self._changed.wait(min(patience, memory.TRIM_SECONDS))
         return None
 
     def _retry(self, now: float) -> None:
-        """Has failed models loaded again; under the lock."""
         for slot in self._slots:
             if slot.state is State.FAILED and slot.retry_at <= now and not slot.lazy:
                 slot.preloading = True  # no call waits for it: it must evict nothing
@@ -211,11 +196,8 @@ class Keeper:
         slot.state, slot.settled, slot.lazy = State.UNLOADED, True, True
         slot.preloading, slot.failures = False, 0
         self._changed.notify_all()
-        log.warning(
-            "model %s takes %s, for which --model-memory leaves no room: it is loaded when it is called",
-            slot.spec.name,
-            size(slot.memory_bytes),
-        )
+        text = "model %s takes %s, for which --model-memory leaves no room: it is loaded when it is called"
+        log.warning(text, slot.spec.name, size(slot.memory_bytes))
 
     def _ready(self, slot: Slot, loaded: LoadedModel, seconds: float) -> None:
         with self._changed:
@@ -234,14 +216,15 @@ class Keeper:
         self._tell()
 
     def _fail(self, slot: Slot, error: Exception) -> None:
-        text = one_line(slot.spec, error)
+        text = f"model {slot.spec.name} could not be loaded from {slot.spec.source}: {describe(error)}"
+        if isinstance(error, ConfigurationError):  # its text is for operators
+            text = str(error)
         with self._changed:
             if self.closing:
                 return
             slot.failures += 1
             hopeless = isinstance(error, memory.TooLarge)
-            wait = math.inf if hopeless else eviction.retry_seconds(slot.failures)
-            slot.retry_at = monotonic() + wait
+            slot.retry_at = monotonic() + (math.inf if hopeless else eviction.retry_seconds(slot.failures))
             slot.state, slot.message = State.FAILED, text
             slot.settled, slot.preloading = True, False
             slot.answer(slot.failed())
@@ -255,7 +238,6 @@ class Keeper:
         return partial(self._unload, slot)
 
     def _unload(self, slot: Slot) -> None:
-        """Waits for the calls in progress on a model that is UNLOADING, then frees its memory."""
         with self._changed:
             self._changed.wait_for(lambda: slot.leases == 0 or self.closing)
             if self.closing:
@@ -284,10 +266,3 @@ class Keeper:
             self._on_change()
         except Exception as error:
             log.error("a change of a model could not be told: %s", describe(error))
-
-
-def one_line(spec: ModelSpec, error: Exception) -> str:
-    """Says why a model could not be loaded, for ListModels and the log."""
-    if isinstance(error, ConfigurationError):
-        return str(error)
-    return f"model {spec.name} could not be loaded from {spec.source}: {describe(error)}"

@@ -13,6 +13,7 @@ from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.meter import DeviceClock
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
 from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import load_model
@@ -46,24 +47,20 @@ class ModelLoader:
 
     def is_local(self, spec: ModelSpec) -> bool:
         try:
-            return self._source(spec.source).find(self._settings.models_dir) is not None
+            return Source.of(spec.source, self._catalogue).find(self._settings.models_dir) is not None
         except ModelLoadError:  # a refused model
             return False
 
     def prepare(self, spec: ModelSpec) -> int:
-        """Fetches missing files on the caller's thread, and finds damage before another model is evicted.
-
-        Raises TooLarge before the download if the catalogue's figure exceeds the budget.
-        """
+        """Finds damage before another model is evicted, and a model beyond the budget before its download."""
         _, precision = self._device(spec.source)
-        source = self._source(spec.source)
+        source = Source.of(spec.source, self._catalogue)
         expected = memory.known_bytes(source.known, precision)
         memory.check_budget(spec.name, expected, self._settings.model_memory, about="about ")
         directory, _ = source.locate(self._settings.models_dir)
         return memory.estimate(find_weights(directory), read_config(directory), DTYPES[precision])
 
     def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        """Makes a model and measures how much the device's memory grows by it."""
         device, _ = self._device(spec.source)
         memory.give_back(device)
         before = memory.used_bytes(device)
@@ -80,22 +77,20 @@ class ModelLoader:
             raise
         memory.give_back(device)
         grown = max(0, memory.used_bytes(device) - before)
-        taken = grown + memory.kept_bytes(model.card.prefix_token_bytes)
-        return LoadedModel(spec.name, model.card, tokenizer, engine, taken)
+        kept = MAX_KEPT_TOKENS * model.card.prefix_token_bytes
+        return LoadedModel(spec.name, model.card, tokenizer, engine, grown + kept)
 
     def read_model(self, name: str) -> Model:
         """Reads "embedded", a directory, a hub id or a short name of the catalogue, without an engine."""
         device, precision = self._device(name)
-        checkpoint = open_checkpoint(name, *self._source(name).locate(self._settings.models_dir))
+        found = Source.of(name, self._catalogue).locate(self._settings.models_dir)
+        checkpoint = open_checkpoint(name, *found)
         if device.type == "cuda":
             needed = memory.estimate(checkpoint.weights, checkpoint.config, DTYPES[precision])
             memory.check_memory(name, needed, precision, device, self._catalogue)
         model = load_model(checkpoint, device, precision)
         memory.give_back(memory.HOST)  # reading the weights frees as much as they take
         return model
-
-    def _source(self, name: str) -> Source:
-        return Source.of(name, self._catalogue)
 
     def _device(self, name: str) -> tuple[torch.device, str]:
         device, chosen = choose_device(self._settings.device), self._settings.precision

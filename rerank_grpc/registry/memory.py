@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,8 @@ RESERVE_BYTES = 1 << 30
 # The share of the free memory that a batch may be expected to take; the next one differs a little.
 BATCH_SHARE = 0.8
 
-STATM = Path("/proc/self/statm")
-RESIDENT = 1  # the field of statm with the resident pages
 HOST = torch.device("cpu")
-# The C library keeps freed memory; the process may grow by this before it is told to give it back.
+# glibc keeps freed memory; the process may grow by this before it is told to give it back.
 MOST_KEPT_BYTES = 64 << 20
 TRIM_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 640.0
 
@@ -38,26 +36,15 @@ class TooLarge(ModelLoadError):
     """A model that cannot fit, however often its load is tried."""
 
 
-# Estimated
-
-
 def estimate(weights: Iterable[Path], config: Mapping[str, Any], dtype: torch.dtype) -> int:
     """Returns the bytes of a checkpoint's weights in `dtype`, and of the prefixes that it may keep."""
-    shapes = [entry["shape"] for path in weights for entry in read_header(path).values()]
-    return int(sum(map(math.prod, shapes))) * dtype.itemsize + kept_bytes(kept_token_bytes(config, dtype))
-
-
-def kept_bytes(token_bytes: int) -> int:
-    """Returns the most bytes that kept prefixes take."""
-    return MAX_KEPT_TOKENS * token_bytes
+    count: int = sum(math.prod(entry["shape"]) for path in weights for entry in read_header(path).values())
+    return count * dtype.itemsize + MAX_KEPT_TOKENS * kept_token_bytes(config, dtype)
 
 
 def known_bytes(known: KnownModel | None, precision: str) -> int:
     """Returns the catalogue's figure for a model; 0 where it has none."""
     return known.memory_mib.get(precision, 0) << 20 if known else 0
-
-
-# Checked
 
 
 def check_budget(name: str, needed: int, budget: int | None, *, about: str = "") -> None:
@@ -100,9 +87,6 @@ def _smaller_model(precision: str, left: int, known: Iterable[KnownModel]) -> It
         yield f"{largest} ({size(taken)})"
 
 
-# Measured
-
-
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Bytes of a GPU: `free` for this process, `used` by its tensors now, and their last `peak`."""
@@ -127,7 +111,8 @@ def used_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     try:
-        return int(STATM.read_text().split()[RESIDENT]) * os.sysconf("SC_PAGE_SIZE")
+        resident_pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
 
@@ -151,48 +136,40 @@ class BatchMemory:
         return memory is None or self._bytes_per_token * tokens <= BATCH_SHARE * memory.free
 
 
-# Given back
-
-
 def give_back(device: torch.device) -> None:
     """Returns freed memory to the system, for other processes and for the next measurement.
 
-    glibc keeps freed memory unless told; other C libraries have no such call,
-    and return large blocks by themselves. No garbage is collected: a model is
-    in no cycle, and with torch loaded a collection stops every thread for half
-    a second.
+    No garbage is collected: a model is in no cycle, and with torch loaded a
+    collection stops every thread for half a second.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries return large blocks by themselves
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Trimmer:
-    """Tells when this process has grown so much that it should give memory back; times are arguments.
+    """Tells when this process should give memory back.
 
     Growth counts from the least use after any trim. A trim that frees little
     shows that the memory is needed, and doubles the pause before the next one.
     """
 
-    def __init__(self, used: Callable[[], int] = lambda: used_bytes(HOST)) -> None:
-        self._used = used
-        self._least = used()
-        self._pause = TRIM_SECONDS
-        self._next = 0.0
+    def __init__(self) -> None:
+        self._least = used_bytes(HOST)
+        self._pause, self._next = TRIM_SECONDS, 0.0
 
     def due(self, now: float) -> bool:
         """Whether the process has grown by MOST_KEPT_BYTES; looks once in each pause."""
         if now < self._next:
             return False
         self._next = now + self._pause
-        return self._used() > self._least + MOST_KEPT_BYTES
+        return used_bytes(HOST) > self._least + MOST_KEPT_BYTES
 
     def trim(self) -> None:
-        """Gives back the freed memory."""
-        before = self._used()
+        before = used_bytes(HOST)
         give_back(HOST)
-        after = self._used()
+        after = used_bytes(HOST)
         self._least = min(self._least, after)
         freed_much = before - after > MOST_KEPT_BYTES
         self._pause = TRIM_SECONDS if freed_much else min(2 * self._pause, LONGEST_PAUSE_SECONDS)

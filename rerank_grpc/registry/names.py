@@ -14,9 +14,7 @@ class Names:
     """The models' indices by name; "" is the first.
 
     A source is a name too, with and without its @REVISION, unless another model
-    has that name already. Hub ids are listed as aliases; a path on this machine
-    can be called, but is never listed.
-
+    has that name already. Hub ids are listed among `aliases`, paths never.
     Raises ConfigurationError if two models are configured with one name.
     """
 
@@ -31,20 +29,14 @@ class Names:
             self._found.setdefault(spec.source, index)
         for index, spec in enumerate(specs):
             self._found.setdefault(_unpinned(spec), index)
-        self._aliases = [
-            (
-                *spec.aliases,
-                *(name for name in _hub_ids(spec) if self._found[name] == index and name not in configured),
-            )
-            for index, spec in enumerate(specs)
-        ]
-        self._known = ", ".join(
-            name for spec, aliases in zip(specs, self._aliases, strict=True) for name in (spec.name, *aliases)
-        )
-
-    def aliases(self, index: int) -> tuple[str, ...]:
-        """Lists the names of a model beside its own."""
-        return self._aliases[index]
+        self.aliases: list[tuple[str, ...]] = []
+        known = []
+        for index, spec in enumerate(specs):
+            id_ = _hub_id(spec)
+            ids = [id_] if id_ not in configured and self._found[id_] == index else []
+            self.aliases.append((*spec.aliases, *ids))
+            known += [spec.name, *self.aliases[-1]]
+        self._known = ", ".join(known)
 
     def find(self, name: str) -> int:
         """Returns a model's index; raises UnknownModel."""
@@ -62,7 +54,7 @@ def _unpinned(spec: ModelSpec) -> str:
     return spec.source.partition("@")[0]
 
 
-def _hub_ids(spec: ModelSpec) -> tuple[str, ...]:
-    """Returns a source's hub id; a relative directory of the same form has none."""
+def _hub_id(spec: ModelSpec) -> str:
+    """Returns a source's hub id; "" for a path, which may be a relative one of the same form."""
     id_ = _unpinned(spec)
-    return (id_,) if HUB_ID.fullmatch(id_) and not Path(spec.source).is_dir() else ()
+    return id_ if HUB_ID.fullmatch(id_) and not Path(spec.source).is_dir() else ""

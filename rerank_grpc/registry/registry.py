@@ -17,19 +17,12 @@ from rerank_grpc.registry.names import Names
 from rerank_grpc.registry.slot import LoadedModel, Slot, Ticket
 from rerank_grpc.types import Call, Health, ModelInfo, State
 
-# A call that waits for a model is answered a tenth of its time before its deadline, within these bounds.
-LEAST_MARGIN_SECONDS = 0.05
-MOST_MARGIN_SECONDS = 1.0
-
 
 class Lease:
-    """Keeps a model in memory while a `with` statement runs, and gives it to that."""
-
-    __slots__ = ("_loaded", "_registry", "_slot")
+    """Keeps a model in memory while a `with` statement runs, or until `leave`."""
 
     def __init__(self, registry: Registry, slot: Slot, loaded: LoadedModel) -> None:
-        self._registry = registry
-        self._slot = slot
+        self._registry, self._slot = registry, slot
         self._loaded: LoadedModel | None = loaded
 
     def __enter__(self) -> LoadedModel:
@@ -40,7 +33,7 @@ class Lease:
         self.leave()
 
     def leave(self) -> None:
-        """Lets the model leave memory; for a lease without a `with` statement."""
+        """Lets the model leave memory."""
         self._loaded = None  # an unload frees nothing that this still refers to
         self._registry.release(self._slot)
 
@@ -48,12 +41,10 @@ class Lease:
 class Registry:
     """The configured models; the first is the default.
 
-    `loader` makes models. `budget` bounds the bytes of all models in memory,
-    `idle_seconds` how long an unused one stays there, `max_waiting` the calls
+    `budget` bounds the bytes of all models in memory, `max_waiting` the calls
     that wait for models at once. `on_change` is called when a model has become
-    READY, FAILED or UNLOADED, on the thread that made it so. `on_hang` is called
-    when a device hangs, after all calls that waited for it have failed: nothing
-    in this process brings it back.
+    READY, FAILED or UNLOADED, on the thread that made it so; `on_hang` when a
+    device hangs, after all calls that waited for it have failed.
     """
 
     def __init__(
@@ -71,18 +62,12 @@ class Registry:
         self._started = monotonic()
         self._names = Names(specs)
         self._slots = [
-            Slot(spec, self._names.aliases(index), local=loader.is_local(spec))
-            for index, spec in enumerate(specs)
+            Slot(spec, aliases, is_default=spec is specs[0], local=loader.is_local(spec))
+            for spec, aliases in zip(specs, self._names.aliases, strict=True)
         ]
         self._max_waiting = max_waiting
         self._keeper = Keeper(
-            self._slots,
-            self._changed,
-            loader,
-            budget=budget,
-            idle_seconds=idle_seconds,
-            on_change=on_change,
-            on_hang=on_hang,
+            self._slots, self._changed, loader, on_change, on_hang, budget=budget, idle_seconds=idle_seconds
         )
 
     @property
@@ -92,39 +77,35 @@ class Registry:
             return self._slots[0].serving
 
     def start(self) -> None:
-        """Starts to load the models that are not lazy in the background, in their order."""
+        """Starts to load the models that are not lazy, in the background."""
         self._keeper.start()
 
     def wait_until_loaded(self, timeout: float | None = None) -> bool:
-        """Waits until every model that is not lazy has been READY or FAILED, or was left for later.
+        """Waits until every model that is not lazy has been READY or FAILED; False after `timeout` seconds.
 
-        False if `timeout` seconds were not enough. Raises ModelLoadError if the
-        default model is FAILED: without it there is nothing to serve.
+        Raises ModelLoadError if the default model is FAILED.
         """
         with self._changed:
-            settled = self._changed.wait_for(
-                lambda: all(slot.settled or slot.lazy for slot in self._slots), timeout
-            )
+            done = self._changed.wait_for(lambda: all(slot.settled for slot in self._slots), timeout)
             if self._slots[0].state is State.FAILED:
                 raise ModelLoadError(self._slots[0].message)
-        return settled
+        return done
 
     def models(self) -> list[ModelInfo]:
         """Describes every model, the default first."""
         with self._changed:
-            return [self._describe(slot) for slot in self._slots]
+            return [slot.describe() for slot in self._slots]
 
     def info(self, name: str) -> ModelInfo:
         """Describes one model by name or alias ("" is the default); raises UnknownModel."""
         with self._changed:
-            return self._describe(self._find(name))
+            return self._find(name).describe()
 
     def health(self, name: str) -> Health:
         """Tells whether a model can be called now, and how full its queue is; raises UnknownModel."""
         with self._changed:
             slot = self._find(name)
-            info, loaded = self._describe(slot), slot.loaded
-        engine = loaded.engine if loaded else None
+            info, engine = slot.describe(), slot.loaded and slot.loaded.engine
         return Health(
             model=info.name,
             state=info.state,
@@ -148,13 +129,10 @@ class Registry:
             return Lease(self, slot, slot.loaded)
 
     def lease(self, name: str, call: Call, *, force: bool = False) -> Lease:
-        """Keeps a model in memory until the lease is left, and has it loaded if it is not there.
+        """Leases a model, and has it loaded if it is not in memory; `force` tries a FAILED one at once.
 
-        Waits for the loading as long as the call's deadline leaves time.
-        `force` tries a FAILED model again at once.
-
-        Raises UnknownModel, ModelLoading if the time is not enough, ModelFailed,
-        Cancelled or ShuttingDown.
+        Raises UnknownModel, ModelLoading if the deadline leaves no time to wait
+        for it, ModelFailed, Cancelled or ShuttingDown.
         """
         with self._changed:
             if ready := self.lease_now(name):
@@ -166,7 +144,10 @@ class Registry:
     def release(self, slot: Slot) -> None:
         """Ends one lease of a model."""
         with self._changed:
-            self._leave(slot)
+            slot.leases -= 1
+            slot.last_used = monotonic()
+            if not slot.leases and slot.state is State.UNLOADING:
+                self._changed.notify_all()
 
     def load(self, name: str, call: Call) -> ModelInfo:
         """Brings a model into memory, despite earlier failures; raises like `lease`."""
@@ -174,24 +155,21 @@ class Registry:
             return self.info(name)
 
     def unload(self, name: str, *, deadline: float) -> ModelInfo:
-        """Waits for the calls in progress on a model, then frees its memory.
+        """Frees a model's memory after its calls, once it has stayed for as long as its loading took.
 
-        The model stays configured, and its next call loads it again. A model
-        that has just been loaded first stays for as long as that took. Raises
-        UnknownModel, DeadlineExceeded (it is unloaded nevertheless) or ShuttingDown.
+        Raises UnknownModel, DeadlineExceeded (it is unloaded nevertheless) or ShuttingDown.
         """
         with self._changed:
             slot = self._find(name)
             if slot.state is not State.UNLOADED:
                 slot.unload_asked = True
                 self._changed.notify_all()
-            left = deadline - monotonic()
-            patience = None if left == math.inf else left - margin(left)
-            done = self._changed.wait_for(lambda: not slot.unload_asked or self._keeper.closing, patience)
+            seconds = patience(deadline - monotonic())
+            done = self._changed.wait_for(lambda: not slot.unload_asked or self._keeper.closing, seconds)
             self._check_open()
             if not done:
                 raise DeadlineExceeded(eviction.why_still_loaded(slot, monotonic()))
-            return self._describe(slot)
+            return slot.describe()
 
     def close(self) -> None:
         """Refuses further leases and ends every engine."""
@@ -204,23 +182,18 @@ class Registry:
     def _find(self, name: str) -> Slot:
         return self._slots[self._names.find(name)]
 
-    def _describe(self, slot: Slot) -> ModelInfo:
-        return slot.describe(is_default=slot is self._slots[0])
-
     def _check_open(self) -> None:
         if self._keeper.closing:
             raise ShuttingDown("the server is stopping", retry_after=1.0)
 
     def _enter(self, slot: Slot, deadline: float, *, force: bool) -> Ticket:
-        """Has a model loaded, and adds a ticket to those that wait for it; under the lock."""
         now = monotonic()
         if slot.state is State.FAILED and (slot.dead or (now < slot.retry_at and not force)):
             raise slot.failed()
         self._keeper.want(slot)
-        if slot.state is State.FAILED:  # nothing could be started
-            raise slot.still_loading()
+        unstarted = slot.state is State.FAILED
         waiting = sum(len(each.waiting) for each in self._slots)
-        if now + slot.load_seconds >= deadline or waiting >= self._max_waiting:
+        if unstarted or now + slot.load_seconds >= deadline or waiting >= self._max_waiting:
             raise slot.still_loading()
         ticket = Ticket()
         slot.waiting.append(ticket)
@@ -228,27 +201,24 @@ class Registry:
 
     def _await(self, slot: Slot, ticket: Ticket, call: Call) -> LoadedModel:
         call.on_cancel(ticket.cancel)
-        left = call.deadline - monotonic()
-        ticket.wait(left - margin(left))
+        ticket.wait(patience(call.deadline - monotonic()))
         with self._changed:
             if ticket in slot.waiting:
                 slot.waiting.remove(ticket)
             # The call refers to the ticket until its end; the ticket must not refer to the model as long.
-            loaded, ticket.loaded = ticket.loaded, None
-            if loaded is not None and not ticket.cancelled:
-                return loaded
-            if loaded is not None:
-                self._leave(slot)  # the caller left at the very moment it was let in
-            cancelled = Cancelled("the caller cancelled") if ticket.cancelled else None
-            raise ticket.error or cancelled or slot.still_loading()
-
-    def _leave(self, slot: Slot) -> None:
-        slot.leases -= 1
-        slot.last_used = monotonic()
-        if not slot.leases and slot.state is State.UNLOADING:
-            self._changed.notify_all()
+            answer, ticket.answer = ticket.answer, None
+            if isinstance(answer, LoadedModel) and not ticket.cancelled:
+                return answer
+            if isinstance(answer, LoadedModel):
+                self.release(slot)  # the caller left at the very moment it was let in
+            elif answer is not None:
+                raise answer
+            raise Cancelled("the caller cancelled") if ticket.cancelled else slot.still_loading()
 
 
-def margin(left: float) -> float:
-    """Returns how long before its deadline a waiting call is answered, because the answer has to travel."""
-    return min(MOST_MARGIN_SECONDS, max(LEAST_MARGIN_SECONDS, left / 10), left / 2)
+def patience(left: float) -> float | None:
+    """Returns how much of its seconds a call may wait, because the answer has to travel; None for ever.
+
+    A tenth is left for that, 50 ms to 1 s.
+    """
+    return None if left == math.inf else max(0.0, left - min(1.0, max(0.05, left / 10), left / 2))

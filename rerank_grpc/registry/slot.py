@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from queue import Empty, SimpleQueue
@@ -20,16 +19,7 @@ RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory, with its tokenizer and its engine.
-
-    Attributes:
-        name: the operator's name for it.
-        card: its properties.
-        tokenizer: turns requests into sequences.
-        engine: scores them.
-        memory_bytes: the growth of the device's memory by its loading, and the
-            most that its prefixes may take besides.
-    """
+    """A model in memory; `memory_bytes` is the device's growth by it and the most that its prefixes take."""
 
     name: str
     card: ModelCard
@@ -41,43 +31,37 @@ class LoadedModel:
 class Ticket:
     """One call's wait for a model.
 
-    A wake-up only wakes. The outcome stands on the ticket: `loaded`, leased
-    already, or `error`, both under the registry's lock. `cancel` takes no lock,
-    because gRPC calls it on threads of its own.
+    A wake-up only wakes. The answer stands on the ticket, under the registry's
+    lock: a model, leased already, or an error. `cancel` takes no lock, because
+    gRPC calls it on threads of its own.
     """
 
     def __init__(self) -> None:
-        self.loaded: LoadedModel | None = None
-        self.error: RerankError | None = None
+        self.answer: LoadedModel | RerankError | None = None
         self.cancelled = False
         self._wakeups: SimpleQueue[None] = SimpleQueue()
-
-    def answer(self, answer: LoadedModel | RerankError) -> None:
-        """Sets the outcome and wakes the call; under the lock."""
-        if isinstance(answer, LoadedModel):
-            self.loaded = answer
-        else:
-            self.error = answer
-        self._wakeups.put(None)
 
     def cancel(self) -> None:
         """Wakes the call because its caller has left; harmless after the wait."""
         self.cancelled = True
+        self.wake()
+
+    def wake(self) -> None:
         self._wakeups.put(None)
 
-    def wait(self, seconds: float) -> None:
-        """Waits for a wake-up, at most `seconds`."""
+    def wait(self, seconds: float | None) -> None:
         with suppress(Empty):
-            self._wakeups.get(timeout=None if seconds == math.inf else max(0.0, seconds))
+            self._wakeups.get(timeout=seconds)
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One configured model; only read and written under the registry's lock. Times are time.monotonic's."""
+    """One configured model, under the registry's lock; times are time.monotonic's."""
 
     spec: ModelSpec
     aliases: tuple[str, ...] = ()
     _: KW_ONLY
+    is_default: bool = False
     local: bool  # whether its files are on this machine
     lazy: bool = field(init=False)  # only a call loads it: as configured, or because it was left for later
     state: State = State.UNLOADED
@@ -91,48 +75,67 @@ class Slot:
     memory_bytes: int = 0  # before the first load, the expected ones
     failures: int = 0  # failed loads in a row
     retry_at: float = 0.0
-    settled: bool = False  # it has been READY or FAILED, or was left for later
+    settled: bool = field(init=False)  # it has been READY or FAILED, or only a call loads it
     was_ready: bool = False
     preloading: bool = False  # it is loaded without having been called
     unload_asked: bool = False  # an operator wants it out of memory
     dead: bool = False  # its device broke; only an unload helps
 
     def __post_init__(self) -> None:
-        self.lazy = self.spec.lazy
+        self.lazy = self.settled = self.spec.lazy
 
     @property
     def serving(self) -> bool:
         """Whether a call is answered: the model is in memory, or the call brings it there.
 
-        A model that is loaded at the start is not serving before its first
-        warm-up. A failed model is not serving until it is READY again; new
-        tries to load it do not make it flicker.
+        A model that is loaded at the start serves after its first warm-up. A
+        failed one serves when it is READY again, so new tries make no flicker.
         """
         return self.state is not State.FAILED and not self.failures and (self.was_ready or self.lazy)
 
-    def describe(self, *, is_default: bool) -> ModelInfo:
+    @property
+    def evictable(self) -> bool:
+        """Whether the model leaves memory when it is idle or another needs the memory."""
+        return self.state is State.READY and not self.spec.pinned
+
+    def describe(self) -> ModelInfo:
         """Describes the model as ListModels does."""
         info = ModelInfo(
             name=self.spec.name,
             aliases=self.aliases,
             state=self.state,
             state_message=self.message,
-            is_default=is_default,
-            local_available=self.local or self.loaded is not None,
-            memory_bytes=self.memory_bytes if self.loaded else 0,
+            is_default=self.is_default,
+            local_available=self.local,
             pinned=self.spec.pinned,
             serving=self.serving,
         )
-        return info if self.loaded is None else _describe_loaded(info, self.loaded)
+        if self.loaded is None:
+            return info
+        card = self.loaded.card
+        return replace(
+            info,
+            memory_bytes=self.memory_bytes,
+            revision=card.revision,
+            family=card.family,
+            device=card.device,
+            precision=card.precision,
+            attention=card.attention.label,
+            max_tokens=card.max_tokens,
+            max_batch_tokens=self.loaded.engine.max_batch_tokens,
+            scoring=card.scoring,
+            accepts_instruction=card.accepts_instruction,
+        )
 
     def answer(self, answer: LoadedModel | RerankError) -> None:
         """Answers all calls that wait for the model."""
         for ticket in self.waiting:
-            ticket.answer(answer)
+            ticket.answer = answer
+            ticket.wake()
         self.waiting.clear()
 
     def failed(self) -> ModelFailed:
-        """Makes the error of a model that cannot be loaded; the reason is for operators."""
+        """Makes the error of a model that cannot be loaded, without the reason, which is for operators."""
         name = self.spec.name
         return ModelFailed(f"model {name} failed: see ListModels or the log", metadata={"model": name})
 
@@ -143,19 +146,3 @@ class Slot:
             metadata={"model": self.spec.name},
             retry_after=max(RETRY_SECONDS, self.load_seconds),
         )
-
-
-def _describe_loaded(info: ModelInfo, loaded: LoadedModel) -> ModelInfo:
-    card = loaded.card
-    return replace(
-        info,
-        revision=card.revision,
-        family=card.family,
-        device=card.device,
-        precision=card.precision,
-        attention=card.attention.label,
-        max_tokens=card.max_tokens,
-        max_batch_tokens=loaded.engine.max_batch_tokens,
-        scoring=card.scoring,
-        accepts_instruction=card.accepts_instruction,
-    )

@@ -33,10 +33,9 @@ LONGEST_TOKENS = 512  # the longest that a language model takes costs minutes on
 
 
 def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard) -> None:
-    """Scores documents of several lengths, and measures the smallest and a full batch.
+    """Scores documents of several lengths, measures batches, and sets their budget unless it is configured.
 
-    Sets the batch budget unless it was configured. Raises the errors of an
-    ordinary call, so a model that cannot score is never READY.
+    Raises the errors of an ordinary call, so a model that cannot score is never READY.
     """
     for tokens in (SHORT_TOKENS, PASSAGE_TOKENS, min(card.max_tokens, LONGEST_TOKENS)):
         _score(engine, _sequences(tokenizer, tokens, count=4))
@@ -56,11 +55,7 @@ def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard) -> None:
 
 
 def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] = lambda _: True) -> int:
-    """Finds the smallest batch whose rate is nearly the best of all sizes that fit, in tokens.
-
-    `seconds_of` measures a batch of that many tokens; `fits` tells beforehand
-    whether it fits the device's memory.
-    """
+    """Finds the tokens of the smallest batch whose rate is nearly the best of all that fit the memory."""
     rates: dict[int, float] = {}
     best, budget = 0.0, SMALLEST_BATCH_TOKENS
     while budget <= LARGEST_BATCH_TOKENS and (not rates or fits(budget)):

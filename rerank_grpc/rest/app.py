@@ -1,8 +1,4 @@
-"""The ASGI app: routes, and the path of a rerank call.
-
-Normal path and prefix → access token → body → dialect → gRPC → the dialect's
-answer, or its error.
-"""
+"""The ASGI app: routes, and the path of a rerank call."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from starlette.applications import Starlette
@@ -23,12 +19,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rerank_grpc.access import AccessList
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import RerankError, ShuttingDown, describe
-from rerank_grpc.limits import MIB
+from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.rest import discovery, dispatch, docs
 from rerank_grpc.rest.body import BodyBudget, read_json
 from rerank_grpc.rest.dialects.base import Decoded, Dialect, Reply, reply_to
-from rerank_grpc.rest.errors import HttpError, common_body, problem_of
+from rerank_grpc.rest.dialects.superset import SUPERSET
+from rerank_grpc.rest.errors import HttpError, problem_of
 from rerank_grpc.rest.exchange import Exchange
+from rerank_grpc.rest.target import authorization
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health
 
@@ -39,21 +37,14 @@ BODIES_BYTES = 128 * MIB
 
 
 def build_app(
-    settings: RestSettings,
-    upstream: Upstream,
-    tokens: Iterable[str] = (),
-    health: Callable[[], Health] | None = None,
+    settings: RestSettings, upstream: Upstream, health: Callable[[], Health] | None = None
 ) -> ASGIApp:
-    """Makes the app; with access `tokens`, callers without one of them are refused here already.
-
-    `health` is the server's own where it runs in this process: see RestServer.
-    """
-    accepted = AccessList(tokens)
+    """Makes the app; with access tokens, callers without one of them are refused here already."""
+    accepted = AccessList(settings.access_tokens)
     rerank = RerankEndpoint(settings, upstream, accepted)
     routes = [Route(path, rerank, methods=["POST"]) for path in dispatch.PATHS]
     for path, endpoint, public in discovery.Discovery(upstream, accepted, health).routes():
-        route = _json_route(endpoint, None if public else accepted)
-        routes.append(Route(path, route, methods=["GET"]))
+        routes.append(Route(path, _json_route(endpoint, None if public else accepted), methods=["GET"]))
     routes += docs.routes()
     return NormalPath(Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception}))
 
@@ -65,7 +56,6 @@ class NormalPath:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on under its normal path."""
         if scope["type"] == "http":
             path = re.sub("/+", "/", scope["path"]).rstrip("/")
             prefix, _, rest = path[1:].partition("/")
@@ -88,14 +78,13 @@ class RerankEndpoint:
         self._budget = BodyBudget(BODIES_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers the request; no exception leaves it."""
         exchange = Exchange(Request(scope, receive, send))
         started = time.monotonic()
         dialect = dispatch.presumed(exchange.prefix, exchange.path)
         try:
             exchange.authenticate(self._accepted)
             with self._budget.charging() as charge:
-                body = await read_json(exchange.request, self._settings.body_bytes, charge)
+                body = await read_json(exchange.request, LIMITS.body_bytes, charge)
                 dialect = dispatch.dialect_of(body, exchange.prefix, exchange.path)
                 decoded = dialect.decode(body, exchange.path)
                 reply = await exchange.while_connected(self._ask(decoded, exchange))
@@ -103,21 +92,16 @@ class RerankEndpoint:
         except (Exception, asyncio.CancelledError) as error:
             response = _refusal(exchange, dialect, error)
         await response(scope, receive, send)
-        status = response.status_code
-        log.info(
-            "%s %d %.1f ms %s",
-            dialect.name,
-            status,
-            (time.monotonic() - started) * 1000,
-            exchange.request_id,
-            extra=_kind(dialect, status) if status >= 400 else None,
-        )
+        status, milliseconds = response.status_code, (time.monotonic() - started) * 1000
+        kind = _kind(dialect, status) if status >= 400 else None
+        log.info("%s %d %.1f ms %s", dialect.name, status, milliseconds, exchange.request_id, extra=kind)
 
     async def _ask(self, decoded: Decoded, exchange: Exchange) -> Reply:
         if not decoded.requests:
             return Reply((), request_id=exchange.request_id)
+        metadata = authorization(exchange.token) | exchange.ids
         timeout, begin = exchange.timeout(self._settings.timeout), time.monotonic()
-        responses = await self._upstream.rerank_all(decoded.requests, timeout, exchange.metadata())
+        responses = await self._upstream.rerank_all(decoded.requests, timeout, metadata)
         seconds, device = time.monotonic() - begin, ""
         if decoded.wants_device:
             device = await self._upstream.device(responses[0].summary, timeout - seconds, exchange.token)
@@ -146,12 +130,13 @@ def _json_route(
 
 def _refusal(exchange: Exchange, dialect: Dialect, error: Exception | asyncio.CancelledError) -> Response:
     if isinstance(error, asyncio.CancelledError):
-        # Only uvicorn cancels a request's task, when the grace is over.
+        # Only uvicorn cancels a request, when the grace is over.
         error = ShuttingDown("the server is stopping")
     if not isinstance(error, RerankError | HttpError):
         log.error("request %s: %s", exchange.request_id, describe(error), extra=_kind(dialect, 500))
     problem = problem_of(error, token_sent=exchange.token is not None)
-    return exchange.refuse(problem, dialect.error(problem))
+    status, content = dialect.error(problem)
+    return exchange.answer(content, status, problem.headers)
 
 
 def _kind(dialect: Dialect, status: int) -> dict[str, str]:
@@ -164,14 +149,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     headers = {"allow": ", ".join(sorted(_methods(request)))} if status == 405 else {}
-    problem = problem_of(HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers=headers))
-    return Exchange(request).refuse(problem, common_body(problem))
+    refusal = HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers)
+    return _refusal(Exchange(request), SUPERSET, refusal)
 
 
 def _methods(request: Request) -> set[str]:
     """Lists the methods that a path takes: several routes may share it."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     return {method for route in here for method in route.methods or ()}
 
 

@@ -23,19 +23,17 @@ _NO_MARK = bytes(set(range(256)) - set(b'"[{'))
 
 
 class BodyBudget:
-    """Bounds the bytes of bodies that are inside at once, of all calls together.
+    """The bytes that are left for bodies, each taken from its arrival until its call is answered.
 
-    A byte counts from its arrival until its call is answered: the decoded body
-    is about as large. Where the bytes do not suffice, the body that has been
-    arriving longest is given up: a caller that withholds the last byte would
-    otherwise hold its share for as long as it likes.
+    Where they do not suffice, the body that has been arriving longest is given up: a
+    caller that withholds the last byte would otherwise hold its share.
     """
 
     def __init__(self, capacity: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._free = capacity
-        self._clock = clock
+        self.free = capacity
+        self.clock = clock
         # The bodies that are still arriving, the oldest first, and since when.
-        self._arriving: dict[Charge, float] = {}
+        self.arriving: dict[Charge, float] = {}
 
     @contextmanager
     def charging(self) -> Iterator[Charge]:
@@ -44,29 +42,7 @@ class BodyBudget:
         try:
             yield charge
         finally:
-            self.give_back(charge)
-
-    def take(self, charge: Charge, count: int) -> None:
-        """Takes bytes for a call; raises QueueFull where no older body can be given up for them."""
-        self._arriving.setdefault(charge, self._clock())
-        while count > self._free:
-            oldest = next(iter(self._arriving))
-            if oldest is charge or self._clock() - self._arriving[oldest] < SAFE_SECONDS:
-                raise QueueFull("too many bytes of requests are being answered")
-            self.end_arrival(oldest)
-            self.give_back(oldest)
-            oldest.give_up()
-        self._free -= count
-        charge.taken += count
-
-    def end_arrival(self, charge: Charge) -> None:
-        """Notes that a body is complete, and is not given up any more."""
-        self._arriving.pop(charge, None)
-
-    def give_back(self, charge: Charge) -> None:
-        """Frees all bytes of a call."""
-        self._free += charge.taken
-        charge.taken = 0
+            charge.give_back()
 
 
 class Charge:
@@ -85,19 +61,33 @@ class Charge:
             async with self._reading:
                 yield
         finally:
-            self._budget.end_arrival(self)
+            self._budget.arriving.pop(self, None)
             # The last byte may have come just before the reading was to end.
             self._check()
 
     def take(self, count: int) -> None:
-        """Takes bytes before they are kept: see BodyBudget.take."""
+        """Takes bytes before they are kept; raises QueueFull where no older body can be given up for them."""
         self._check()
-        self._budget.take(self, count)
+        budget = self._budget
+        budget.arriving.setdefault(self, budget.clock())
+        while count > budget.free:
+            oldest = next(iter(budget.arriving))
+            if oldest is self or budget.clock() - budget.arriving[oldest] < SAFE_SECONDS:
+                raise QueueFull("too many bytes of requests are being answered")
+            oldest.give_up()
+        budget.free -= count
+        self.taken += count
 
     def give_up(self) -> None:
-        """Ends the reading."""
+        """Ends the reading, and frees the bytes at once."""
+        del self._budget.arriving[self]
+        self.give_back()
         self._given_up = True
         self._reading.reschedule(-math.inf)
+
+    def give_back(self) -> None:
+        self._budget.free += self.taken
+        self.taken = 0
 
     def _check(self) -> None:
         if self._given_up:
@@ -105,24 +95,21 @@ class Charge:
 
 
 async def read_json(request: Request, limit: int, charge: Charge) -> dict[str, Any]:
-    """Reads the body, which must be a JSON object of at most `limit` bytes.
+    """Reads the body, a JSON object of at most `limit` bytes; `charge` pays for each before it is kept.
 
-    orjson refuses NaN, lone surrogates, and lists nested more than 1,024 deep.
-    `charge` pays for each byte before it is kept. Raises HttpError 413 or 415,
-    InvalidRequest or QueueFull.
+    Raises HttpError 413 or 415, InvalidRequest or QueueFull. orjson refuses NaN, lone
+    surrogates, and lists nested more than 1,024 deep.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
-        raise HttpError(
-            415, "send the body without Content-Encoding", headers={"accept-encoding": "identity"}
-        )
+        raise HttpError(415, "send the body without Content-Encoding", {"accept-encoding": "identity"})
     body = await _read(request, limit, charge)
     if _has_too_many_brackets(body):
         raise HttpError(413, f"the body has more than {MAX_BRACKETS:,} lists and objects")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        # The error's text holds a position, and nothing of the body.
+        # Its text holds a position, and nothing of the body.
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
@@ -152,7 +139,7 @@ def _too_large(limit: int) -> HttpError:
 
 
 def _has_too_many_brackets(body: bytearray) -> bool:
-    """Tells whether more than MAX_BRACKETS lists and objects begin; brackets within texts do not count."""
+    """Tells whether too many lists and objects begin; brackets within texts do not count."""
     if body.count(b"[") + body.count(b"{") <= MAX_BRACKETS:
         return False
     if b"\\" in body:

@@ -9,7 +9,6 @@ from typing import Any
 
 from rerank_grpc import __version__
 from rerank_grpc.access import AccessList
-from rerank_grpc.client import UnexpectedStatus
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Unauthenticated, UnknownModel
 from rerank_grpc.limits import LIMITS
@@ -19,6 +18,8 @@ from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health, ModelInfo, State
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
 Endpoint = Callable[[Exchange], Awaitable[Json]]
 
 
@@ -27,22 +28,16 @@ class Unready(dict[str, Any]):
 
 
 class Discovery:
-    """The routes that only tell.
+    """The routes that only tell; with `health`, the server runs in this process and accepts `accepted`."""
 
-    `health` is the server's own where it runs in this process, and then its
-    access tokens are those of `accepted`.
-    """
-
-    def __init__(
-        self, upstream: Upstream, accepted: AccessList, health: Callable[[], Health] | None = None
-    ) -> None:
+    def __init__(self, upstream: Upstream, accepted: AccessList, health: Callable[[], Health] | None) -> None:
         self._upstream = upstream
         self._accepted = accepted
         self._own_health = health
         self._created = int(time.time())
 
     def routes(self) -> Iterator[tuple[str, Endpoint, bool]]:
-        """Lists path, endpoint, and whether it is public."""
+        """Yields path, endpoint, and whether it is public."""
         yield "/", self.root, True
         yield "/health", self.health, True
         yield "/ping", self.health, True
@@ -54,7 +49,7 @@ class Discovery:
         yield "/model-info", self.model_info, False
 
     async def root(self, _exchange: Exchange) -> Json:
-        """Tells the models; none where the servers need an access token and REST has none of its own."""
+        """Tells the models, where REST's own token lets it."""
         models: tuple[ModelInfo, ...] = ()
         try:
             models = await self._upstream.own_models()
@@ -76,24 +71,18 @@ class Discovery:
             health = self._own_health() if self._own_health else await self._upstream.own_health()
         except Unauthenticated:
             # Without a token the server tells neither the model nor its state.
-            return {"status": "healthy"} if await self._serving() else Unready(status="unhealthy")
+            serving = await self._upstream.serving()
+            return {"status": "healthy"} if serving else Unready(status="unhealthy")
         loaded = health.state is State.READY
         if not health.serving:
             return Unready(status="unhealthy", model=health.model, model_loaded=loaded)
         return {"status": "healthy", "model": health.model, "model_loaded": loaded, "version": health.version}
-
-    async def _serving(self) -> bool:
-        try:
-            return await self._upstream.serving()
-        except UnexpectedStatus:
-            return True  # it has no grpc.health.v1, and has answered
 
     async def cluster_auth(self, _exchange: Exchange) -> Json:
         """Tells Xinference's clients whether to send their key."""
         return {"auth": await self._is_locked()}
 
     async def _is_locked(self) -> bool:
-        """Tells whether calls need an access token."""
         if self._accepted or self._own_health is not None:
             return bool(self._accepted)
         return await self._upstream.needs_token()
@@ -104,7 +93,6 @@ class Discovery:
         return {"object": "list", "data": [self._entry(name, m) for m in models for name in _names(m)]}
 
     async def model(self, exchange: Exchange) -> Json:
-        """Describes one model; raises UnknownModel."""
         wanted = exchange.request.path_params["model"]
         for model in await self._upstream.models(exchange.token):
             if wanted in _names(model):
@@ -112,7 +100,6 @@ class Discovery:
         raise UnknownModel("no model has that name: see /v1/models")
 
     async def infinity_models(self, exchange: Exchange) -> Json:
-        """Lists the models as Infinity does."""
         models = await self._upstream.models(exchange.token)
         stats = await asyncio.gather(*(self._stats(model, exchange.token) for model in models))
         return {
@@ -151,9 +138,7 @@ class Discovery:
         return {
             "model_id": model.name,
             "model_sha": model.revision or None,
-            "model_dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
-                model.precision, model.precision
-            ),
+            "model_dtype": DTYPES.get(model.precision, model.precision),
             "served_model_name": model.name,
             "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
             # No call tells a server's settings: this is the default of --max-calls.

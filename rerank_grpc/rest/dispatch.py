@@ -33,25 +33,20 @@ RULES: tuple[tuple[set[str], Dialect, type], ...] = (
 NAMES = set[str]().union(*(names for names, _, _ in RULES))
 
 # A prefix forces one of its dialects: the one that the body shows, else the last.
+SUPERSETS = ("cohere", "jina", "localai", "siliconflow", "superset", "together", "xinference")
 PREFIXES: dict[str, tuple[Dialect, ...]] = {
+    **dict.fromkeys(SUPERSETS, (SUPERSET,)),
     "batch": (BATCH,),
-    "cohere": (SUPERSET,),
     "dashscope": (DASHSCOPE, SUPERSET),
     "fastgpt": (FASTGPT,),
     "infinity": (INFINITY,),
-    "jina": (SUPERSET,),
-    "localai": (SUPERSET,),
     "mixedbread": (MIXEDBREAD,),
     "nim": (NIM,),
     "nvidia": (NIM,),
-    "siliconflow": (SUPERSET,),
-    "superset": (SUPERSET,),
     "tei": (PREDICT, RERANK),
     "text-pairs": (TEXT_PAIRS,),
-    "together": (SUPERSET,),
     "vllm": (SCORE, SUPERSET),
     "voyage": (VOYAGE,),
-    "xinference": (SUPERSET,),
 }
 
 # The dialect of a body that shows none, by its path.
@@ -61,8 +56,9 @@ BY_PATH = {
     "/api/v1/services/rerank/text-rerank/text-rerank": DASHSCOPE,
 }
 
-# Where rerank calls may be posted; each takes every dialect.
+# Rerank calls may be posted to all of these; each takes every dialect.
 PATHS = (
+    *BY_PATH,
     "/",
     "/rerank",
     "/v1/rerank",
@@ -76,12 +72,9 @@ PATHS = (
     "/compatible-mode/v1/reranks",
     "/v1/ranking",
     "/v1/retrieval/{model:path}/reranking",
-    "/api/v1/services/rerank/text-rerank/text-rerank",
     "/score",
     "/v1/score",
     "/invocations",
-    "/predict",
-    "/bge-reranker-base/post",
 )
 
 

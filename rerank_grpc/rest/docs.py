@@ -1,10 +1,9 @@
-"""/openapi.json and /docs: Swagger UI out of an installed package, with nothing from elsewhere on the net."""
+"""/openapi.json and /docs: Swagger UI out of an installed package, with nothing from the net."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,12 @@ from rerank_grpc import __version__
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 # uvicorn keeps 64 KiB and one piece that a caller does not read.
 PIECE_BYTES = 16_384
-
-# Relative links also hold below a prefix or a proxy's path.
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>rerank-grpc</title>
-<link rel="stylesheet" href="{up}docs/swagger-ui.css">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="{up}docs/swagger-ui-bundle.js"></script>
-<script>
-SwaggerUIBundle({{url: "{up}openapi.json", dom_id: "#swagger-ui", persistAuthorization: true}})
-</script>
-</body>
-</html>
-"""
+FOLDER = files("rerank_grpc.rest")
 
 
 def document() -> Any:
-    """Reads the OpenAPI document and puts the version in."""
-    document = orjson.loads(files("rerank_grpc.rest").joinpath("openapi.json").read_bytes())
+    """Reads the OpenAPI document, and puts the version in."""
+    document = orjson.loads(FOLDER.joinpath("openapi.json").read_bytes())
     document["info"]["version"] = __version__
     return document
 
@@ -50,24 +32,26 @@ def document() -> Any:
 def routes() -> list[Route]:
     """Makes the routes, all public."""
     openapi = orjson.dumps(document())
+    page = FOLDER.joinpath("docs.html").read_text("utf-8")
 
     async def serve_document(_request: Request) -> Response:
         return Response(openapi, media_type="application/json")
 
     async def serve_page(request: Request) -> Response:
         # NormalPath takes the slash off; a browser takes /docs/ for a directory that holds the page.
+        # Relative links also hold below a prefix or a proxy's path.
         up = "../" if request.scope["raw_path"].endswith(b"/") else ""
-        return HTMLResponse(PAGE.format(up=up))
+        return HTMLResponse(page.replace("{up}", up))
 
     return [
         Route("/openapi.json", serve_document, methods=["GET"]),
         Route("/docs", serve_page, methods=["GET"]),
-        *(Route(f"/docs/{name}", _serve_asset(name), methods=["GET"]) for name in ASSETS),
+        *(Route(f"/docs/{name}", partial(_serve_asset, name), methods=["GET"]) for name in ASSETS),
     ]
 
 
 class PiecewiseResponse(Response):
-    """A long body that reaches the transport in pieces, since many callers may not read theirs."""
+    """A long body in pieces, since many callers may not read theirs."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the body; `send` returns only when a slow caller has made space."""
@@ -79,16 +63,13 @@ class PiecewiseResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _serve_asset(name: str) -> Callable[[Request], Awaitable[Response]]:
-    async def serve(_request: Request) -> Response:
-        return _asset(name)
-
-    return serve
+async def _serve_asset(name: str, _request: Request) -> Response:
+    return _asset(name)
 
 
 @cache
 def _asset(name: str) -> Response:
-    """Makes the response of a file of swagger-ui-py, once for all callers; the package's code is not run."""
+    """Makes the response of a file of swagger-ui-py, whose code is not run."""
     spec = importlib.util.find_spec("swagger_ui")
     assert spec is not None
     assert spec.submodule_search_locations

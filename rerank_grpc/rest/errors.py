@@ -10,7 +10,7 @@ from typing import Any
 
 from rerank_grpc import client as errors
 from rerank_grpc.client import RerankError
-from rerank_grpc.errors import InternalError, Reason
+from rerank_grpc.errors import InternalError
 
 # 499 is nginx's word for a caller who has left; the standard library has none.
 STATUSES: dict[type[RerankError], int] = {
@@ -36,14 +36,11 @@ STATUSES: dict[type[RerankError], int] = {
     errors.UnexpectedStatus: 500,
 }
 
-# The Retry-After of an error that names no time.
-DEFAULT_RETRY_SECONDS = 1.0
-
 
 class HttpError(Exception):
     """An error of HTTP alone: a path, a method, a body too large or of a wrong kind."""
 
-    def __init__(self, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
@@ -52,16 +49,12 @@ class HttpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error on its way to the caller: HTTP's status and headers, a text, and the needs of dialects.
-
-    `empty` tells that nothing was to be scored, which TEI tells apart.
-    """
+    """An error on its way to the caller; `empty` tells that nothing was to be scored."""
 
     status: int
     code: str
     message: str
     headers: Mapping[str, str]
-    reason: Reason | None = None
     empty: bool = False
     token_sent: bool = False
 
@@ -78,7 +71,6 @@ def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
         code=error.reason.removeprefix("ERROR_REASON_").lower() if error.reason else _code_of(status),
         message=message,
         headers=_headers(status, error.retry_after),
-        reason=error.reason,
         empty=any("must not be empty" in violation.description for violation in error.violations),
         token_sent=token_sent,
     )
@@ -86,18 +78,18 @@ def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
 
 def _told(error: RerankError) -> tuple[int, str]:
     status = STATUSES.get(type(error), 500)
+    if not isinstance(error, errors.TransportError):
+        return status, error.message
     if isinstance(error, errors.UnexpectedStatus) and error.code == "CANCELLED":
-        return 503, _ENDED_TEXT
+        # A server ends a call whose message reaches it too slowly, or for which it has no free place.
+        return 503, "the rerank server ended the call before it had all of it: send it again"
     # gRPC's own texts name addresses and versions, which are no caller's business.
-    if isinstance(error, errors.TransportError):
-        return status, _TRANSPORT_TEXTS.get(status, "internal error")
-    return status, error.message
+    return status, _TRANSPORT_TEXTS.get(status, "internal error")
 
 
 def _headers(status: int, retry_after: float | None) -> dict[str, str]:
     if status in (429, 503):
-        seconds = DEFAULT_RETRY_SECONDS if retry_after is None else retry_after
-        return {"retry-after": str(max(1, math.ceil(seconds)))}
+        return {"retry-after": str(max(1, math.ceil(retry_after or 0)))}
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 
@@ -105,14 +97,10 @@ _TRANSPORT_TEXTS = {
     413: "the request or its answer is too large",
     503: "the rerank server cannot be reached at the moment",
 }
-# A server ends a call whose message reaches it too slowly, or for which it has no free place.
-_ENDED_TEXT = "the rerank server ended the call before it had all of it: send it again"
 
 
 def _code_of(status: int) -> str:
-    if status == 499:
-        return "cancelled"
-    return http.HTTPStatus(status).phrase.lower().replace(" ", "_")
+    return "cancelled" if status == 499 else http.HTTPStatus(status).phrase.lower().replace(" ", "_")
 
 
 def common_body(problem: Problem) -> tuple[int, Any]:

@@ -17,25 +17,17 @@ from starlette.responses import Response
 
 from rerank_grpc.access import AccessList
 from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
-from rerank_grpc.rest.errors import Problem
-from rerank_grpc.rest.upstream import authorization
 from rerank_grpc.wire.metadata import CallIds
 
-TOKEN_HEADERS = ("authorization", "api-key", "x-api-key")
 BEARER = re.compile(r"bearer +", re.IGNORECASE)
 TOKEN = re.compile(r"[!-~]+")
-
 MAX_TIMEOUT_SECONDS = 86_400
 
 _Result = TypeVar("_Result")
 
 
 class Exchange:
-    """One request, as its line and headers tell it, and the making of its answer.
-
-    `path` is without prefix and trailing slash. `token` is None until
-    `authenticate` has read it.
-    """
+    """One request, as its line and headers tell it; `token` is None until `authenticate` has read it."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -44,12 +36,12 @@ class Exchange:
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
-        self._ids = {"x-request-id": self.request_id}
+        self.ids = {"x-request-id": self.request_id}
         if ids.traceparent:
-            self._ids["traceparent"] = ids.traceparent
+            self.ids["traceparent"] = ids.traceparent
 
     def authenticate(self, accepted: AccessList) -> None:
-        """Reads the access token; raises Unauthenticated unless it is accepted, or no token is needed."""
+        """Reads the access token; raises Unauthenticated unless it is accepted, or none is needed."""
         self.token = _token_of(self.request.headers)
         if not accepted:
             return
@@ -71,25 +63,12 @@ class Exchange:
             raise InvalidRequest.of("X-Request-Timeout", "must be a number of seconds above 0")
         return seconds
 
-    def metadata(self) -> dict[str, str]:
-        """Makes the metadata of the gRPC call: the caller's token and ids."""
-        return authorization(self.token) | self._ids
-
     def answer(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-        """Makes a JSON response."""
         body = orjson.dumps(content)
-        return Response(body, status, {**self._ids, **(headers or {})}, media_type="application/json")
-
-    def refuse(self, problem: Problem, told: tuple[int, Any]) -> Response:
-        """Makes the response of an error; `told` is the dialect's status and body."""
-        status, content = told
-        return self.answer(content, status, problem.headers)
+        return Response(body, status, {**self.ids, **(headers or {})}, media_type="application/json")
 
     async def while_connected(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """Awaits `work`; cancels it and raises Cancelled when the caller leaves.
-
-        The body must have been read: the next message is the disconnect.
-        """
+        """Awaits `work`, after the body; cancels it and raises Cancelled when the caller leaves."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(self._disconnect())
         try:
@@ -110,12 +89,8 @@ class Exchange:
 
 
 def _token_of(headers: Headers) -> str | None:
-    """Reads an access token: `Authorization: Bearer T` in any case, T alone, Api-Key or x-api-key.
-
-    None where there is none, or the header's text can be no token. Raises
-    Unauthenticated where one header comes twice.
-    """
-    for name in TOKEN_HEADERS:
+    """Reads an access token, with Bearer before it or alone; None for a text that can be no token."""
+    for name in ("authorization", "api-key", "x-api-key"):
         values = headers.getlist(name)
         if len(values) > 1:
             raise Unauthenticated(f"send one {name}, not several")

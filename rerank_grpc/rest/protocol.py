@@ -1,9 +1,4 @@
-"""HTTP/1.1 that bounds its connections, and the time of each phase of a request.
-
-uvicorn bounds only how long a connection may be idle between two requests.
-Here a request's head, its body, and the reading of the answer have their times
-too, so that slow callers, by accident or intent, do not keep their sockets.
-"""
+"""HTTP/1.1 that bounds its connections, and the time of each phase of a request."""
 
 from __future__ import annotations
 
@@ -21,12 +16,10 @@ HEAD_SECONDS = 10.0
 # A body may take this long, and longer only as long as it comes this fast.
 BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 65_536
-# A body without a further byte for this long has no time left.
-NO_PROGRESS_SECONDS = 5.0
-# The time of a caller who does not read the answer.
-WRITE_SECONDS = 15.0
-# After a refusal, closing at once would reset the connection before the caller
-# has read why. The rest of the body is thrown away for a while.
+NO_PROGRESS_SECONDS = 5.0  # without a further byte of a body
+WRITE_SECONDS = 15.0  # of a caller who does not read the answer
+# After a refusal, closing at once would reset the connection before the caller has read why. The rest
+# of the body is thrown away for a while.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 16 << 20
 
@@ -42,9 +35,8 @@ class Turn(enum.Enum):
 class Connections:
     """The open connections, at most `bound`.
 
-    A new one always gets in while another waits for its caller: idle
-    connections cost a caller nothing and must not lock others out. A
-    connection whose request is being answered is never closed.
+    A new one gets in while another waits for its caller: idle connections cost a caller
+    nothing and must not lock others out. One whose request is being answered is never closed.
     """
 
     def __init__(self, bound: int) -> None:
@@ -52,23 +44,21 @@ class Connections:
         # In the order in which their turns came.
         self._turns: dict[asyncio.Transport, Turn] = {}
 
-    def open(self, connection: asyncio.Transport) -> None:
-        """Takes a connection in; closes the oldest idle one, or else itself, where there are too many."""
+    def make_room(self, connection: asyncio.Transport) -> None:
+        """Closes the oldest idle connection, or else the new one, where there are too many."""
         if len(self._turns) >= self._bound:
             closed = self._oldest(Turn.IDLE) or self._oldest(Turn.CALLER) or connection
             # Not `close`, which waits until the peer has read the rest.
             closed.abort()
             self.forget(closed)
-        self.note(connection, Turn.IDLE)
 
     def note(self, connection: asyncio.Transport, turn: Turn) -> None:
         """Notes a connection's turn; one that is being closed does not count any more."""
         if self._turns.get(connection) is not turn and not connection.is_closing():
-            self.forget(connection)
+            self._turns.pop(connection, None)
             self._turns[connection] = turn
 
     def forget(self, connection: asyncio.Transport) -> None:
-        """Notes that a connection is closed."""
         self._turns.pop(connection, None)
 
     def _oldest(self, turn: Turn) -> asyncio.Transport | None:
@@ -82,7 +72,7 @@ class _Phase(enum.Enum):
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's h11 protocol with a time for each phase of a request."""
+    """uvicorn's h11 protocol, which bounds only how long a connection is idle between two requests."""
 
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(**options)
@@ -96,13 +86,11 @@ class PatientProtocol(H11Protocol):
         self._unread = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts the time for the first request's head."""
         super().connection_made(transport)
-        self._open.open(transport)
+        self._open.make_room(transport)
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the connection and its times."""
         self._open.forget(self.transport)
         for timer in (self._reading, self._writing):
             if timer is not None:
@@ -110,26 +98,22 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes data in, which may begin another phase."""
         self._received += len(data)
         self._progress = self.loop.time()
         super().data_received(data)
         self._look()
 
     def on_response_complete(self) -> None:
-        """Ends a request; the rest of its body may still come."""
         super().on_response_complete()
         self._look()
 
     def pause_writing(self) -> None:
-        """Starts the time in which the caller has to read the answer."""
         super().pause_writing()
         self._unread = self.transport.get_write_buffer_size()
         self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
         self._open.note(self.transport, self._turn())
 
     def resume_writing(self) -> None:
-        """Ends that time."""
         super().resume_writing()
         if self._writing is not None:
             self._writing.cancel()
@@ -140,26 +124,24 @@ class PatientProtocol(H11Protocol):
         _, content = common_body(problem_of(HttpError(400, "this is no HTTP request that can be read")))
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            for event in (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=orjson.dumps(content)),
-                h11.EndOfMessage(),
-            ):
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (head, h11.Data(data=orjson.dumps(content)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def _look_at_reader(self) -> None:
-        """Aborts, unless the caller has read fast enough since the last look."""
         before, self._unread = self._unread, self.transport.get_write_buffer_size()
         if before - self._unread < BODY_BYTES_PER_SECOND * WRITE_SECONDS:
             self.transport.abort()
-            return
-        self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
+        else:
+            self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
 
     def _look(self) -> None:
-        """Starts a new phase's time, and ends the old one's."""
-        self._open.note(self.transport, self._turn())
-        phase = self._present()
+        """Starts the time of a new phase."""
+        phase = None
+        if not self.transport.is_closing():
+            self._open.note(self.transport, self._turn())
+            phase = self._present()
         if phase is self._phase:
             if phase is _Phase.LINGER and self._received > LINGER_BYTES:
                 self.transport.abort()
@@ -167,13 +149,10 @@ class PatientProtocol(H11Protocol):
         self._phase, self._since, self._received = phase, self.loop.time(), 0
         if self._reading is not None:
             self._reading.cancel()
-            self._reading = None
         if phase is not None:
             self._reading = self.loop.call_later(self._time_left(), self._late)
 
     def _present(self) -> _Phase | None:
-        if self.transport.is_closing():
-            return None
         if self.conn.their_state is h11.IDLE:
             # Between two requests uvicorn's own timer runs until data comes.
             return None if self.timeout_keep_alive_task is not None else _Phase.HEAD
@@ -189,14 +168,12 @@ class PatientProtocol(H11Protocol):
         return Turn.CALLER if self.conn.their_state is h11.SEND_BODY else Turn.SERVER
 
     def _late(self) -> None:
-        """Closes, unless a body has come fast enough so far."""
-        if (left := self._time_left()) > 0:
+        if (left := self._time_left()) > 0:  # a body has come fast enough so far
             self._reading = self.loop.call_later(left, self._late)
         else:
             self.transport.abort()
 
     def _time_left(self) -> float:
-        """Tells the seconds that the present phase may still take."""
         now = self.loop.time()
         if self._phase is _Phase.BODY:
             allowed = BODY_SECONDS + self._received / BODY_BYTES_PER_SECOND

@@ -21,11 +21,9 @@ from rerank_grpc.types import Health
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECONDS = 10
-HEAD_BYTES = 32_768
 BACKLOG = 512
-# asyncio accepts as many connections in one round of its loop as its backlog is
-# long, before it makes room for any of them: files for more might not be there.
+# asyncio accepts a backlog of connections in one round of its loop, before it makes room for any of
+# them: files for more might not be there.
 ACCEPTS_PER_ROUND = 16
 # The most connections that callers may hold, if the limit of open files allows them.
 MAX_CONNECTIONS = 4_096
@@ -38,15 +36,15 @@ REFUSAL_SECONDS = 0.5
 class RestServer:
     """REST on a port: bound at once, served from `start` to `stop`.
 
-    `health` tells the default model's, where the server runs in this process:
-    its probes then need no gRPC call, which may fail while the model is well.
-    Raises ConfigurationError if the port cannot be bound.
+    In the gRPC server's process `health` tells the default model's: a probe's gRPC
+    call may fail while the model is well. Raises ConfigurationError if the port
+    cannot be bound.
     """
 
     def __init__(self, settings: RestSettings, health: Callable[[], Health] | None = None) -> None:
         assert settings.port is not None
         self._upstream = Upstream(settings.targets, token=settings.upstream_token)
-        self._app = build_app(settings, self._upstream, settings.access_tokens, health)
+        self._app = build_app(settings, self._upstream, health)
         self._connections = Connections(files.connections(MAX_CONNECTIONS))
         self._socket = _bind(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]
@@ -55,7 +53,6 @@ class RestServer:
         self._thread = threading.Thread(target=self._run, name="rest", daemon=True)
 
     def start(self) -> None:
-        """Serves from now on."""
         self._thread.start()
         self._started.wait()
 
@@ -88,8 +85,8 @@ class RestServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            h11_max_incomplete_event_size=HEAD_BYTES,
+            timeout_keep_alive=10,
+            h11_max_incomplete_event_size=32_768,
             backlog=ACCEPTS_PER_ROUND,
         )
         self._server = _Server(config)
@@ -105,21 +102,19 @@ class RestServer:
 
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts with the full backlog: uvicorn has cut it down to the accepts of one round."""
+        """Starts with the full backlog, which uvicorn has cut down to the accepts of one round."""
         await super().startup(sockets)
         for listening in sockets or ():
             listening.listen(BACKLOG)
 
 
-class _Kinds(logging.Filter):
-    """Gives each line of uvicorn a kind, by which a log may bound it: callers cause some at will."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.kind = f"uvicorn {record.msg}"
-        return True
+def _with_kind(record: logging.LogRecord) -> bool:
+    """Gives a line of uvicorn a kind, by which the log bounds it: callers cause some at will."""
+    record.kind = f"uvicorn {record.msg}"
+    return True
 
 
-logging.getLogger("uvicorn.error").addFilter(_Kinds())
+logging.getLogger("uvicorn.error").addFilter(_with_kind)
 
 
 def _bind(host: str, port: int) -> socket.socket:

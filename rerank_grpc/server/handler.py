@@ -12,6 +12,7 @@ from typing import TypeAlias
 import grpc
 
 from rerank_grpc.errors import InternalError, Reason, RerankError, describe
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.types import Call, RerankSummary
 from rerank_grpc.wire import status
 from rerank_grpc.wire.metadata import CallIds
@@ -104,15 +105,15 @@ def log_call(record: CallRecord) -> None:
     log.log(level, "%s %s%s ms=%.1f", record.method, code, notes, record.seconds * 1000, extra=kind)
 
 
-def call_of(context: grpc.ServicerContext, longest: float) -> Call:
-    """Makes the Call of a context, cancelled when the RPC ends; its deadline is within `longest` seconds.
+def call_of(context: grpc.ServicerContext) -> Call:
+    """Makes the Call of a context, cancelled when the RPC ends; its deadline is within the limit.
 
     grpcio runs the cancellation on its one serving thread: no I/O and no lock
     that is held for long may be in its callbacks. It runs after every RPC, also
     after one that went well, and then cancels nothing. An RPC without a deadline
     reports 9.2e18 seconds or None, by version.
     """
-    remaining = context.time_remaining()
+    remaining, longest = context.time_remaining(), LIMITS.deadline_seconds
     call = Call(monotonic() + (longest if remaining is None else min(remaining, longest)))
     if not context.add_callback(call.cancel):
         call.cancel()

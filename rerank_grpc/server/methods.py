@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rerank_grpc.limits import Limits, too_many_documents
+from rerank_grpc.limits import LIMITS, too_many_documents
 from rerank_grpc.server.handler import Sink
 from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, Service, parser
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience
@@ -36,7 +36,6 @@ def rerank_service(
     servicer: rerank_pb2_grpc.RerankServiceServicer,
     patience: Patience,
     sinks: Sequence[Sink],
-    limits: Limits,
     *,
     calls: int,
 ) -> Service:
@@ -50,10 +49,10 @@ def rerank_service(
             sinks,
             # Calls inside, calls in the lobby, calls that wait for their request, and readers of streams.
             threads=calls + calls // 2 + 2 * capacity + SPARE_THREADS,
-            seconds=REQUEST_SECONDS + limits.message_bytes / BYTES_PER_SECOND,
+            seconds=REQUEST_SECONDS + LIMITS.message_bytes / BYTES_PER_SECOND,
             capacity=capacity,
             readers=capacity,
-            stream_seconds=limits.deadline_seconds + READER_SECONDS,
+            stream_seconds=LIMITS.deadline_seconds + READER_SECONDS,
             drain_seconds=TEXTS_DRAIN_SECONDS,
             drains_readers=False,
         )
@@ -61,9 +60,9 @@ def rerank_service(
     answers, streams = lane("rerank"), lane("stream")
     probes = Lane("probe", patience, sinks, capacity=PROBES_CAPACITY, threads=2 * PROBES_CAPACITY)
     handlers = {
-        "Rerank": answers.unary("Rerank", servicer.Rerank, _texts_parser(pb.RerankRequest, limits)),
+        "Rerank": answers.unary("Rerank", servicer.Rerank, _texts_parser(pb.RerankRequest)),
         "StreamRerank": streams.stream(
-            "StreamRerank", servicer.StreamRerank, _texts_parser(pb.StreamRerankRequest, limits)
+            "StreamRerank", servicer.StreamRerank, _texts_parser(pb.StreamRerankRequest)
         ),
         "ListModels": probes.unary("ListModels", servicer.ListModels, parser(pb.ListModelsRequest)),
         "Health": probes.unary("Health", servicer.Health, parser(pb.HealthRequest)),
@@ -83,13 +82,13 @@ def admin_service(
     return Service(ADMIN_SERVICE, handlers, [lane])
 
 
-def _texts_parser(kind: type[pb.RerankRequest] | type[pb.StreamRerankRequest], limits: Limits) -> Parse:
+def _texts_parser(kind: type[pb.RerankRequest] | type[pb.StreamRerankRequest]) -> Parse:
     """Makes the Parse of a request with texts, which counts its documents first: millions fit."""
-    parse, documents = parser(kind, limits.message_bytes), kind.DOCUMENTS_FIELD_NUMBER
+    parse, documents = parser(kind, LIMITS.message_bytes), kind.DOCUMENTS_FIELD_NUMBER
 
     def parse_texts(data: bytes) -> object:
-        if has_more_than(limits.documents, documents, data):
-            raise too_many_documents(limits)
+        if has_more_than(LIMITS.documents, documents, data):
+            raise too_many_documents()
         return parse(data)
 
     return parse_texts

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import grpc
 
-from rerank_grpc.limits import Limits
 from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.handler import Sink, answering, call_of
@@ -19,17 +18,16 @@ from rerank_grpc.wire import messages
 class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
     """Serves rerank.v1.RerankService."""
 
-    def __init__(self, reranker: Reranker, registry: Registry, limits: Limits, sinks: Sequence[Sink]) -> None:
+    def __init__(self, reranker: Reranker, registry: Registry, sinks: Sequence[Sink]) -> None:
         self._reranker = reranker
         self._registry = registry
-        self._limits = limits
         self._sinks = sinks
 
     def Rerank(self, request: pb.RerankRequest, context: grpc.ServicerContext) -> pb.RerankResponse:
         """Scores all documents and returns them by descending relevance."""
         with answering(context, "Rerank", self._sinks) as record:
             record.documents = len(request.documents)
-            call = call_of(context, self._limits.deadline_seconds)
+            call = call_of(context)
             response = self._reranker.rerank(messages.request_from(request), call)
             record.summary = response.summary
             return messages.response_to(response)
@@ -40,7 +38,7 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         """Sends results as they are scored, and the summary at last."""
         with answering(context, "StreamRerank", self._sinks) as record:
             record.documents = len(request.documents)
-            call = call_of(context, self._limits.deadline_seconds)
+            call = call_of(context)
             for part in self._reranker.stream(messages.request_from(request), call):
                 if isinstance(part, RerankSummary):
                     record.summary = part

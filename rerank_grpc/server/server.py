@@ -13,6 +13,7 @@ from rerank_grpc.config import files
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.gate import Gate
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry.loading import Loader, ModelLoader
 from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
@@ -77,15 +78,13 @@ class RerankServer:
             on_change=self._show_health,
             on_hang=on_hang,
         )
-        self.door = Gate(settings.max_calls, settings.limits.characters_inside)
-        self.lobby = Gate(max(1, settings.max_calls // 2), settings.limits.characters_inside // 4)
+        self.door = Gate(settings.max_calls, LIMITS.characters_inside)
+        self.lobby = Gate(max(1, settings.max_calls // 2), LIMITS.characters_inside // 4)
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        reranker = Reranker(self.registry, settings.limits, self.door, self.lobby)
-        self._servicer = RerankServicer(reranker, self.registry, settings.limits, sinks)
-        called = [
-            rerank_service(self._servicer, self._patience, sinks, settings.limits, calls=settings.max_calls)
-        ]
+        reranker = Reranker(self.registry, self.door, self.lobby)
+        self._servicer = RerankServicer(reranker, self.registry, sinks)
+        called = [rerank_service(self._servicer, self._patience, sinks, calls=settings.max_calls)]
         self._health = HealthService([service.name for service in called], lambda: self.registry.serving)
         self._main, self._lanes = self._build_main(called)
         self.port = _bind(self._main, settings.host, settings.port, "--port")
@@ -163,7 +162,7 @@ class RerankServer:
         if settings.admin_port is None:
             return None, None
         server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
-        servicer = ModelAdminServicer(self.registry, settings.limits, self._sinks)
+        servicer = ModelAdminServicer(self.registry, self._sinks)
         self._register(server, [admin_service(servicer, self._patience, self._sinks)], "admin")
         return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
 
@@ -189,8 +188,8 @@ class RerankServer:
 
 def _options(settings: ServerSettings, streams: int, connections: int) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", settings.limits.message_bytes),
-        ("grpc.max_send_message_length", settings.limits.reply_bytes),
+        ("grpc.max_receive_message_length", LIMITS.message_bytes),
+        ("grpc.max_send_message_length", LIMITS.reply_bytes),
         ("grpc.max_concurrent_streams", streams),
         # For each port of the server. Without a bound, connections take every open file.
         ("grpc.max_allowed_incoming_connections", files.connections(connections)),

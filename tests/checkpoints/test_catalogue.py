@@ -79,7 +79,7 @@ def test_an_operators_file_adds_and_replaces(tmp_path: Path) -> None:
     assert (entry.max_tokens, entry.scoring) == (256, Scoring.SIGMOID)
     assert catalogue.find("bge-reranker-large") is not None
     with pytest.raises(ModelLoadError, match="acme forbids it"):
-        catalogue.supported("bge-reranker-base")
+        Source.of("bge-reranker-base", catalogue)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,18 @@ def test_shards_and_weights_that_share_memory_are_converted(old: Path, directori
     assert torch.equal(score(load(old), documents()), score(load(directories["bert"]), documents()))
 
 
+@pytest.mark.parametrize("name", ["pytorch_model-00001-of-00001.bin", "weights.pt"])
+def test_a_single_shard_of_any_name_is_kept_and_what_is_made_of_it_can_be_served(
+    old: Path, directories: dict[str, Path], name: str
+) -> None:
+    (old / "pytorch_model.bin").rename(old / name)
+    (old / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    pickled = (old / name).read_bytes()
+    convert(old)
+    assert (old / name).read_bytes() == pickled
+    assert torch.equal(score(load(old), documents()), score(load(directories["bert"]), documents()))
+
+
 def test_a_tokenizer_json_is_made_of_an_older_tokenizer(old: Path) -> None:
     vocabulary = json.loads((old / "tokenizer.json").read_text())["model"]["vocab"]
     (old / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)))

@@ -62,6 +62,19 @@ from rerank_grpc.cli import main
 main(["serve"])
 """
 
+QUIET = """
+import sys, types
+
+def server(settings, *, on_hang):
+    from huggingface_hub.utils import logging
+    print(logging.get_verbosity() == logging.ERROR)
+    raise SystemExit
+
+sys.modules["rerank_grpc.server.server"] = types.SimpleNamespace(RerankServer=server)
+from rerank_grpc.cli import main
+main(["serve"])
+"""
+
 
 def run(script, **options):
     options = {"stderr": subprocess.PIPE} | options
@@ -81,6 +94,12 @@ def test_a_full_collection_does_not_walk_what_was_imported_and_no_garbage_stays(
 
 def test_serve_does_so_before_it_makes_the_server():
     assert output_of(SERVES) == "True\n"
+
+
+def test_the_hubs_warnings_stay_off_stderr_unless_the_operator_wants_them():
+    variables = {name: text for name, text in os.environ.items() if name != "HF_HUB_VERBOSITY"}
+    assert run(QUIET, env=variables).stdout == "True\n"
+    assert run(QUIET, env=variables | {"HF_HUB_VERBOSITY": "info"}).stdout == "False\n"
 
 
 def test_what_drains_leaves_the_main_thread_to_the_second_signal():

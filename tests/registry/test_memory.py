@@ -110,18 +110,26 @@ def test_the_cpu_has_no_such_limit() -> None:
     assert batches.fits(1 << 40)
 
 
-def test_memory_is_given_back_when_the_process_has_grown_and_no_more_often_than_that() -> None:
-    used = [1_000]
-    trimmer = Trimmer(lambda: used[-1])
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of this process, of which the last figure counts."""
+    figures = [1_000]
+    monkeypatch.setattr(memory, "used_bytes", lambda _: figures[-1])
+    return figures
+
+
+def test_memory_is_given_back_when_the_process_has_grown_and_no_more_often_than_that(used: list[int]) -> None:
+    trimmer = Trimmer()
     assert not trimmer.due(100)
     used.append(1_000 + MOST_KEPT_BYTES + 1)
     assert not trimmer.due(100 + TRIM_SECONDS / 2)
     assert trimmer.due(100 + TRIM_SECONDS)
 
 
-def test_a_trim_that_frees_little_is_tried_again_later_and_later_but_never_for_the_last_time() -> None:
-    used = [1_000]
-    trimmer = Trimmer(lambda: used[-1])
+def test_a_trim_that_frees_little_is_tried_again_later_and_later_but_never_for_the_last_time(
+    used: list[int],
+) -> None:
+    trimmer = Trimmer()
     used.append(1_000 + 2 * MOST_KEPT_BYTES)  # and in use while it is trimmed
     assert trimmer.due(100)
     trimmer.trim()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from time import monotonic
 
@@ -25,7 +26,7 @@ from rerank_grpc.errors import (
 )
 from rerank_grpc.registry import eviction, keeper, memory
 from rerank_grpc.registry.loading import ModelLoader
-from rerank_grpc.registry.registry import Registry, margin
+from rerank_grpc.registry.registry import Registry, patience
 from rerank_grpc.registry.slot import LoadedModel, Slot
 from rerank_grpc.types import Call, State
 from tests.support import WAIT, ScriptedLoader
@@ -213,7 +214,7 @@ def test_a_call_that_goes_on_keeps_no_model_that_it_waited_for():
         ticket = registry._slots[1].waiting[0]
         loads.held.set()
         waiting.result(WAIT).leave()
-        assert ticket.loaded is None, "the call refers to the ticket, and would keep the model in memory"
+        assert ticket.answer is None, "the call refers to the ticket, and would keep the model in memory"
 
 
 def test_a_caller_who_leaves_at_the_moment_it_is_let_in_keeps_no_lease():
@@ -258,6 +259,7 @@ def in_memory(name: str, *, ready: float = 0, used: float = 0, took: float = 0, 
 
 def victim(*slots: Slot, now: float = 100.0) -> str | float:
     """Says which model goes, or how long to wait; the first of them is the default."""
+    slots[0].is_default = True
     match eviction.victim(slots, now):
         case eviction.Evict(other):
             return other.spec.name
@@ -735,10 +737,10 @@ def test_a_model_is_not_unloaded_faster_than_it_is_loaded():
 
 def test_the_keeper_wakes_when_an_unload_is_due():
     slot = in_memory("one", ready=100, took=30)
-    assert eviction.patience([slot], 110, None) is None
+    assert eviction.patience([slot], 110, inf) == inf
     slot.unload_asked = True
     assert eviction.unloadable([slot], 110) is None
-    assert eviction.patience([slot], 110, None) == 20
+    assert eviction.patience([slot], 110, inf) == 20
     assert eviction.unloadable([slot], 130) is slot
 
 
@@ -758,10 +760,14 @@ def test_an_unload_of_a_model_that_loads_says_that_it_comes_later():
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(0.02, 0.01), (0.1, 0.05), (0.3, 0.05), (2, 0.2), (100, 1), (float("inf"), 1)],
+    [(-1, -1), (0.02, 0.01), (0.1, 0.05), (0.3, 0.05), (2, 0.2), (100, 1)],
 )
 def test_the_answer_has_a_tenth_of_the_time_to_travel_and_50_ms_at_least(seconds: float, expected: float):
-    assert margin(seconds) == pytest.approx(expected)
+    assert patience(seconds) == pytest.approx(seconds - expected)
+
+
+def test_a_call_without_a_deadline_waits_for_ever():
+    assert patience(inf) is None
 
 
 def is_serving(registry: Registry) -> bool:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects.text_pairs import decode
+from rerank_grpc.rest.dialects.text_pairs import TEXT_PAIRS
 from tests.rest.support import post
 
 PATH = "/bge-reranker-base/post"
@@ -13,7 +13,7 @@ PATH = "/bge-reranker-base/post"
 
 def pairs_of(literal: str) -> list[tuple[str, str]]:
     """Reads a literal and returns the pairs in their order."""
-    decoded = decode({"text_pairs": literal}, PATH)
+    decoded = TEXT_PAIRS.decode({"text_pairs": literal}, PATH)
     found: dict[int, tuple[str, str]] = {}
     for request, origins in zip(decoded.requests, decoded.origins, strict=True):
         found |= {o: (request.query, d.text) for o, d in zip(origins, request.documents, strict=True)}
@@ -64,7 +64,7 @@ HOSTILE = {
 def test_what_is_no_list_of_pairs_is_refused_at_once(case: str) -> None:
     begin = time.process_time()
     with pytest.raises(InvalidRequest):
-        decode({"text_pairs": HOSTILE[case]}, PATH)
+        TEXT_PAIRS.decode({"text_pairs": HOSTILE[case]}, PATH)
     assert time.process_time() - begin < 1
 
 

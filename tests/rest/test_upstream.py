@@ -12,8 +12,9 @@ import pytest
 
 from rerank_grpc.client import AsyncClient
 from rerank_grpc.config.settings import ServerSettings
-from rerank_grpc.rest import upstream
-from rerank_grpc.rest.upstream import Upstream, UpstreamServer
+from rerank_grpc.rest import target
+from rerank_grpc.rest.target import Target
+from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -71,8 +72,8 @@ def test_200_calls_in_progress_keep_no_probe_and_no_further_call_waiting(
 def test_calls_beyond_every_connection_are_refused_by_the_rest_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(upstream, "STREAMS", 2)
-    monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(target, "STREAMS", 2)
+    monkeypatch.setattr(target, "MAX_CONNECTIONS", 2)
     let = threading.Event()
 
     def wait(asked, _context):
@@ -97,8 +98,8 @@ def test_calls_beyond_every_connection_are_refused_by_the_rest_server(
 
 
 def test_callers_who_leave_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "STREAMS", 1)
-    monkeypatch.setattr(upstream, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(target, "STREAMS", 1)
+    monkeypatch.setattr(target, "MAX_CONNECTIONS", 1)
     server = ScriptedServer()
     server.script.append(hang)
     server.start()
@@ -152,7 +153,7 @@ def test_a_caller_that_leaves_takes_the_answer_from_no_other() -> None:
             await let.wait()
             return "answer"
 
-        behind = UpstreamServer("127.0.0.1:1", retries=0)
+        behind = Target("127.0.0.1:1", retries=0)
         first, second = (asyncio.create_task(behind.probe(ask, None)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 
 from rerank_grpc.client import Client
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests import command
@@ -75,13 +76,10 @@ def test_calls_of_all_models_share_one_door():
         assert server.door.calls == 0
 
 
-def test_text_beyond_what_may_be_inside_is_refused_with_a_delay():
-    limits = replace(ServerSettings().limits, characters_inside=100_000)
+def test_text_beyond_what_may_be_inside_is_refused_with_a_delay(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rerank_grpc.server.server.LIMITS", replace(LIMITS, characters_inside=100_000))
     runner = HeldRunner()
-    with (
-        serving(replace(ServerSettings(), limits=limits), runner=runner) as server,
-        stub_of(server.port) as stub,
-    ):
+    with serving(runner=runner) as server, stub_of(server.port) as stub:
         inside = stub.Rerank.future(request_of("q", "word " * 15_000))
         runner.await_batch()
         with pytest.raises(grpc.RpcError) as caught:
@@ -120,13 +118,13 @@ def resident_mib(process: int) -> float:
     return int(found[1]) / 1024
 
 
-def test_calls_that_wait_for_a_model_to_be_loaded_keep_no_call_of_another_out():
+def test_calls_that_wait_for_a_model_to_be_loaded_keep_no_call_of_another_out(
+    monkeypatch: pytest.MonkeyPatch,
+):
     loader = LateLoader(lazy_only=True)
     models = (ModelSpec("ready", "test"), ModelSpec("far away", "test", lazy=True))
-    limits = replace(ServerSettings().limits, characters_inside=400_000)
-    server = RerankServer(
-        replace(ServerSettings(), models=models, limits=limits, port=0, admin_port=0), loader=loader
-    )
+    monkeypatch.setattr("rerank_grpc.server.server.LIMITS", replace(LIMITS, characters_inside=400_000))
+    server = RerankServer(ServerSettings(models=models, port=0, admin_port=0), loader=loader)
     server.start()
     assert server.wait_until_loaded(WAIT)
     with stub_of(server.port) as stub:

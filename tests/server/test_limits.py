@@ -6,7 +6,6 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
-from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.server.test_errors import details_of, failure
@@ -99,7 +98,7 @@ def test_an_instruction_for_a_model_that_takes_none_is_refused():
     )
 
 
-def test_a_deadline_beyond_the_servers_is_cut_to_it():
-    settings = replace(ServerSettings(), limits=replace(LIMITS, deadline_seconds=0.0))
-    with serving(settings, runner=CountingRunner()) as server:
+def test_a_deadline_beyond_the_servers_is_cut_to_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.0))
+    with serving(runner=CountingRunner()) as server:
         assert failure(server.port, documents("d")).code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -317,16 +317,11 @@ import sys, tempfile
 from pathlib import Path
 import torch
 from tests import random_models as checkpoints
-from rerank_grpc.config.settings import EngineSettings
-from rerank_grpc.config.settings import ModelSpec
-from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.registry import memory
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.registry import Registry
 from rerank_grpc.types import Call
-from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
-from rerank_grpc.registry import memory
-from rerank_grpc.registry import registry_for
 path, cpu = Path(sys.argv[1]), torch.device("cpu")
 models = (ModelSpec("small", "embedded"), ModelSpec("large", str(path), lazy=True))
 settings = ServerSettings(models=models, precision="fp32", engine=EngineSettings(max_batch_tokens=512))

@@ -20,10 +20,9 @@ RELEVANCE: Score = attrgetter("relevance_score")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The service's answer in every dialect's terms.
+    """The service's answer: the results of a ranking descend, those of pairs stand in their order.
 
-    The results of a ranking descend, ties in the caller's order; those of pairs
-    stand in the order of the pairs. `device` is empty unless the call wants it.
+    `device` is empty unless the call wants it.
     """
 
     results: Sequence[ScoredDocument]
@@ -38,9 +37,8 @@ class Reply:
 class Decoded:
     """One HTTP body, decoded: the requests to be made, and how their reply is encoded.
 
-    A ranking is one request, with the caller's documents, or none. Pairs are one
-    request for each query: `origins` then says of each request where its
-    documents stood among the pairs.
+    A ranking is one request, or none. Pairs are one for each query: `origins` then says
+    of each request where its documents stood among the pairs.
     """
 
     requests: tuple[RerankRequest, ...]
@@ -62,19 +60,13 @@ def reply_to(
     decoded: Decoded, responses: Sequence[RerankResponse], request_id: str, seconds: float, device: str
 ) -> Reply:
     """Puts the responses, one for each request, together."""
-    return Reply(
-        results=_in_order(decoded.origins, responses) if decoded.origins else responses[0].results,
-        model=responses[0].summary.model,
-        # Callers take 0 for a failed call.
-        input_tokens=max(1, sum([response.summary.usage.input_tokens for response in responses])),
-        seconds=seconds,
-        request_id=request_id,
-        device=device,
-    )
+    tokens = sum([response.summary.usage.input_tokens for response in responses])
+    results = _in_order(decoded.origins, responses) if decoded.origins else responses[0].results
+    # Callers take 0 tokens for a failed call.
+    return Reply(results, responses[0].summary.model, max(1, tokens), seconds, request_id, device)
 
 
 def _in_order(origins: Sequence[Sequence[int]], responses: Sequence[RerankResponse]) -> list[ScoredDocument]:
-    """Puts the results of pairs back in the order of the pairs."""
     results = {
         own[result.index]: result
         for own, response in zip(origins, responses, strict=True)

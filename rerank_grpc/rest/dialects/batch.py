@@ -10,31 +10,29 @@ from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
 from rerank_grpc.types import Document, RerankRequest
 
 
-def decode(body: Body, _path: str) -> Decoded:
-    """Reads query and documents; batch_size is checked and has no effect: batches are the engine's."""
-    documents = fields.documents(body)
-    fields.count(body, "batch_size")
+def _decode(body: Body, _path: str) -> Decoded:
+    texts = fields.texts(body, "documents")
+    fields.count(body, "batch_size")  # checked, and without effect: batches are the engine's
     request = RerankRequest(
         query=fields.query(body),
-        documents=documents,
+        documents=tuple(map(Document, texts)),
         model=fields.text(body, "model"),
-        top_n=fields.top_n(body, "top_n", len(documents)),
+        top_n=fields.top_n(body, "top_n", len(texts)),
     )
-    return Decoded((request,), partial(encode, documents), wants_device=True)
+    return Decoded((request,), partial(_encode, texts), wants_device=True)
 
 
-def encode(documents: Sequence[Document], reply: Reply) -> Json:
-    """Writes the documents, best first."""
+def _encode(texts: Sequence[str], reply: Reply) -> Json:
     return {
         "model": reply.model,
         "device": reply.device,
         "processing_time_seconds": round(reply.seconds, 6),
-        "documents_processed": len(documents),
+        "documents_processed": len(texts),
         "results": [
-            {"document": documents[result.index].text, "score": result.relevance_score, "rank": rank}
+            {"document": texts[result.index], "score": result.relevance_score, "rank": rank}
             for rank, result in enumerate(reply.results, 1)
         ],
     }
 
 
-BATCH = Dialect("batch", decode)
+BATCH = Dialect("batch", _decode)

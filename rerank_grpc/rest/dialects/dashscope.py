@@ -8,27 +8,26 @@ from functools import partial
 from rerank_grpc.rest.dialects import fields
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, with_documents
 from rerank_grpc.rest.errors import Problem, common_body
-from rerank_grpc.types import RerankRequest
+from rerank_grpc.types import Document, RerankRequest
 
 
-def decode(body: Body, _path: str) -> Decoded:
-    """Reads input and parameters."""
+def _decode(body: Body, _path: str) -> Decoded:
     given, parameters = fields.nested(body, "input"), fields.nested(body, "parameters")
-    documents = fields.documents(given)
+    texts = fields.texts(given, "documents")
     request = RerankRequest(
         query=fields.query(given),
-        documents=documents,
+        documents=tuple(map(Document, texts)),
         model=fields.text(body, "model"),
-        top_n=fields.top_n(parameters, "top_n", len(documents)),
-        instruction=fields.first(parameters, ("instruct", "instruction"), fields.text),
+        top_n=fields.top_n(parameters, "top_n", len(texts)),
+        instruction=fields.text(parameters, fields.first(parameters, "instruct", "instruction")),
     )
-    shown = documents if fields.flag(parameters, "return_documents") else ()
-    return Decoded((request,), partial(encode, [{"text": document.text} for document in shown]))
+    shown = texts if fields.flag(parameters, "return_documents") else ()
+    return Decoded((request,), partial(_encode, [{"text": text} for text in shown]))
 
 
-def encode(shown: Sequence[Json], reply: Reply) -> Json:
-    """Writes the results under `output`; a top-level `code` would mean an error."""
+def _encode(shown: Sequence[Json], reply: Reply) -> Json:
     results = [{"index": result.index, "relevance_score": result.relevance_score} for result in reply.results]
+    # A `code` beside the output would mean an error.
     return {
         "output": {"results": with_documents(results, "document", shown)},
         "usage": {"total_tokens": reply.input_tokens},
@@ -36,10 +35,10 @@ def encode(shown: Sequence[Json], reply: Reply) -> Json:
     }
 
 
-def error(problem: Problem) -> tuple[int, Json]:
-    """Adds the top-level code that DashScope's own client reads to the common body."""
+def _error(problem: Problem) -> tuple[int, Json]:
+    """Adds the code that DashScope's own client reads to the common body."""
     status, body = common_body(problem)
     return status, {**body, "code": problem.code}
 
 
-DASHSCOPE = Dialect("dashscope", decode, error)
+DASHSCOPE = Dialect("dashscope", _decode, _error)

@@ -3,55 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects.base import LOGIT, RELEVANCE, Body, Score
-from rerank_grpc.types import Document
-
-_Read = TypeVar("_Read")
 
 
-def first(body: Body, names: Sequence[str], read: Callable[[Body, str], _Read]) -> _Read:
-    """Reads the first field with a value, of several names for the same thing."""
-    for name in names:
-        if body.get(name) is not None:
-            return read(body, name)
-    return read(body, names[0])
+def first(body: Body, name: str, other: str) -> str:
+    """Tells which of two names for the same thing has a value; where none has, the first."""
+    return other if body.get(name) is None and body.get(other) is not None else name
 
 
 def text(body: Body, name: str, default: str = "") -> str:
     """Reads a text."""
-    return _typed(body, name, str, "a text", default)
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise _wrong(name, "a text", value)
+    return value
 
 
 def nested(body: Body, name: str) -> Body:
     """Reads an object; absent is an empty one."""
-    return _typed(body, name, dict, "an object", {})
-
-
-def _typed(body: Body, name: str, kind: type[_Read], wanted: str, default: _Read) -> _Read:
     value = body.get(name)
     if value is None:
-        return default
-    if not isinstance(value, kind):
-        raise _wrong(name, wanted, value)
+        return {}
+    if not isinstance(value, dict):
+        raise _wrong(name, "an object", value)
     return value
 
 
-def query(body: Body, name: str = "query") -> str:
+def query(body: Body) -> str:
     """Reads the query, which must be there: a text, or an object with one."""
-    value = body.get(name)
+    value = body.get("query")
     if value is None:
-        raise InvalidRequest.of(name, "is missing")
-    return value if isinstance(value, str) else _text_in(name, value)
-
-
-def documents(body: Body, name: str = "documents") -> tuple[Document, ...]:
-    """Reads the documents: texts, or objects with a text; at least one, and not too many."""
-    return tuple(map(Document, texts(body, name)))
+        raise InvalidRequest.of("query", "is missing")
+    return value if isinstance(value, str) else _text_in("query", value)
 
 
 def texts(body: Body, name: str) -> list[str]:

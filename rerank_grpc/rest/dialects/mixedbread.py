@@ -7,25 +7,22 @@ from functools import partial
 
 from rerank_grpc.rest.dialects import base, fields
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
-from rerank_grpc.types import RerankRequest
+from rerank_grpc.types import Document, RerankRequest
 
 
-def decode(body: Body, _path: str) -> Decoded:
-    """Reads query and input."""
-    documents = fields.documents(body, "input")
+def _decode(body: Body, _path: str) -> Decoded:
+    texts = fields.texts(body, "input")
     request = RerankRequest(
         query=fields.query(body),
-        documents=documents,
+        documents=tuple(map(Document, texts)),
         model=fields.text(body, "model"),
-        top_n=fields.top_n(body, "top_k", len(documents)),
+        top_n=fields.top_n(body, "top_k", len(texts)),
         instruction=fields.text(body, "instruction"),
     )
-    shown = documents if fields.flag(body, "return_input") else ()
-    return Decoded((request,), partial(encode, [document.text for document in shown]))
+    return Decoded((request,), partial(_encode, texts if fields.flag(body, "return_input") else ()))
 
 
-def encode(shown: Sequence[Json], reply: Reply) -> Json:
-    """Writes the rank results, best first."""
+def _encode(shown: Sequence[Json], reply: Reply) -> Json:
     data = [{"index": r.index, "score": r.relevance_score, "object": "rank_result"} for r in reply.results]
     return {
         "usage": base.usage(reply),
@@ -37,4 +34,4 @@ def encode(shown: Sequence[Json], reply: Reply) -> Json:
     }
 
 
-MIXEDBREAD = Dialect("mixedbread", decode)
+MIXEDBREAD = Dialect("mixedbread", _decode)

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from rerank_grpc.rest.dialects import fields
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, usage
-from rerank_grpc.types import RerankRequest, Truncation
-
-TRUNCATIONS = {"END": Truncation.END, "START": Truncation.START, "NONE": Truncation.NONE}
+from rerank_grpc.types import Document, RerankRequest, Truncation
 
 
-def decode(body: Body, _path: str) -> Decoded:
-    """Reads query and passages, objects with a text each."""
+def _decode(body: Body, _path: str) -> Decoded:
     request = RerankRequest(
         query=fields.query(body),
-        documents=fields.documents(body, "passages"),
+        documents=tuple(map(Document, fields.texts(body, "passages"))),
         model=fields.text(body, "model"),
-        truncation=TRUNCATIONS[fields.choice(body, "truncate", tuple(TRUNCATIONS), "END")],
+        truncation=Truncation[fields.choice(body, "truncate", ("END", "START", "NONE"), "END")],
     )
-    return Decoded((request,), encode)
+    return Decoded((request,), _encode)
 
 
-def encode(reply: Reply) -> Json:
-    """Writes the rankings, best first."""
+def _encode(reply: Reply) -> Json:
     rankings = [{"index": result.index, "logit": result.logit} for result in reply.results]
     return {"rankings": rankings, "usage": usage(reply)}
 
 
-NIM = Dialect("nim", decode)
+NIM = Dialect("nim", _decode)

@@ -12,11 +12,9 @@ from rerank_grpc.types import Document, RerankRequest
 
 Pair = tuple[str, str]
 
-_PLAIN = RerankRequest("", ())
-
 
 def read(name: str, value: Any) -> list[Pair]:
-    """Reads a list of pairs of texts; raises InvalidRequest for another value, or too many pairs."""
+    """Reads a list of pairs of texts."""
     fields.check_count(name, len(value))
     return [_pair(f"{name}[{index}]", pair) for index, pair in enumerate(value)]
 
@@ -27,17 +25,12 @@ def _pair(name: str, pair: Any) -> Pair:
     return pair[0], pair[1]
 
 
-def decoded(
-    pairs: Iterable[Pair], encode: Callable[[Reply], Json], *, like: RerankRequest = _PLAIN
-) -> Decoded:
+def decoded(pairs: Iterable[Pair], encode: Callable[[Reply], Json], like: RerankRequest) -> Decoded:
     """Makes one request for each query that differs, with the options of `like`."""
     origins: dict[str, list[int]] = {}
     documents: dict[str, list[Document]] = {}
     for index, (query, text) in enumerate(pairs):
         origins.setdefault(query, []).append(index)
         documents.setdefault(query, []).append(Document(text))
-    return Decoded(
-        requests=tuple(like._replace(query=query, documents=own) for query, own in documents.items()),
-        encode=encode,
-        origins=tuple(map(tuple, origins.values())),
-    )
+    requests = tuple(like._replace(query=query, documents=own) for query, own in documents.items())
+    return Decoded(requests, encode, tuple(map(tuple, origins.values())))

@@ -1,4 +1,4 @@
-"""The superset: one form that Cohere, Jina, vLLM, Xinference, LocalAI, Together … callers can all read."""
+"""The superset: one form that callers of Cohere, Jina, vLLM, Xinference, LocalAI … can all read."""
 
 from __future__ import annotations
 
@@ -8,37 +8,35 @@ from functools import partial
 
 import orjson
 
-from rerank_grpc.errors import InvalidRequest, Reason
+from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects import base, fields
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score
 from rerank_grpc.rest.errors import Problem, common_body
 from rerank_grpc.types import Document, RerankRequest, Truncation
+from rerank_grpc.wire.messages import UINT32_MAX
 
-_UINT32_MAX = 2**32 - 1
 
-
-def decode(body: Body, path: str, literal: str = "", plain: bool = False) -> Decoded:
+def _decode(body: Body, path: str, literal: str = "", plain: bool = False) -> Decoded:
     """Reads the superset; some clients check a `literal`, or want documents as `plain` texts."""
-    documents = fields.documents(body)
-    request = _request(body, documents)
-    texts = [document.text for document in documents]
+    texts = fields.texts(body, "documents")
+    request = _request(body, texts)
+    shown = texts if fields.flag(body, "return_documents", True) else []
     in_results: Sequence[Json] = ()
-    if fields.flag(body, "return_documents"):
-        in_results = texts if plain else [{"text": text} for text in texts]
-    in_data = texts if fields.flag(body, "return_documents", default=True) else ()
+    if body.get("return_documents") is not None:
+        in_results = shown if plain else [{"text": text} for text in shown]
     if not literal:
         literal = "rerank" if body.get("raw_scores") is not None or path == "/rerank" else "list"
-    return Decoded((request,), partial(encode, literal, score(body), in_results, in_data))
+    return Decoded((request,), partial(_encode, literal, score(body), in_results, shown))
 
 
-def _request(body: Body, documents: Sequence[Document]) -> RerankRequest:
+def _request(body: Body, texts: Sequence[str]) -> RerankRequest:
     chunks = fields.count(body, "max_chunks_per_doc")
     return RerankRequest(
         query=fields.query(body),
-        documents=documents,
+        documents=tuple(map(Document, texts)),
         model=fields.text(body, "model"),
-        top_n=fields.top_n(body, "top_n" if body.get("top_n") is not None else "top_k", len(documents)),
+        top_n=fields.top_n(body, fields.first(body, "top_n", "top_k"), len(texts)),
         instruction=_instruction(body),
         max_tokens_per_document=token_limit(body),
         max_chunks_per_document=min(max(chunks, 1), LIMITS.chunks),
@@ -56,8 +54,8 @@ def token_limit(body: Body) -> int:
     """Reads how many tokens of a document count; vLLM's -1 means as many as fit."""
     if body.get("truncate_prompt_tokens") == -1:
         return fields.count(body, "max_tokens_per_doc")
-    tokens = fields.first(body, ("max_tokens_per_doc", "truncate_prompt_tokens"), fields.count)
-    return min(tokens, _UINT32_MAX)
+    name = fields.first(body, "max_tokens_per_doc", "truncate_prompt_tokens")
+    return min(fields.count(body, name), UINT32_MAX)
 
 
 def _instruction(body: Body) -> str:
@@ -69,16 +67,15 @@ def _instruction(body: Body) -> str:
         raise InvalidRequest.of("kwargs", "is not JSON") from None
     if isinstance(kwargs, dict):
         body = {**kwargs, **{name: value for name, value in body.items() if value is not None}}
-    return fields.first(body, ("instruction", "instruct"), fields.text)
+    return fields.text(body, fields.first(body, "instruction", "instruct"))
 
 
-def encode(
+def _encode(
     literal: str, score: Score, in_results: Sequence[Json], in_data: Sequence[Json], reply: Reply
 ) -> Json:
     """Writes `results`, the older list `data` with the same scores, and the documents asked for."""
-    scored = [(result.index, score(result)) for result in reply.results]
-    results = [{"index": index, "relevance_score": value} for index, value in scored]
-    data = [{"index": index, "score": value, "relevance_score": value} for index, value in scored]
+    results = [{"index": result.index, "relevance_score": score(result)} for result in reply.results]
+    data = [{"index": result["index"], "score": result["relevance_score"], **result} for result in results]
     return {
         "id": reply.request_id,
         "object": literal,
@@ -96,23 +93,24 @@ def encode(
     }
 
 
-def decode_fastgpt(body: Body, path: str) -> Decoded:
+def _decode_fastgpt(body: Body, path: str) -> Decoded:
     """Reads the superset; no documents are no error, but no results."""
     if body.get("documents") == []:
         return Decoded((), lambda _reply: {"results": []})
-    return decode(body, path)
+    return _decode(body, path)
 
 
-def fastgpt_error(problem: Problem) -> tuple[int, Json]:
-    """Tells access errors as FastGPT's bge-rerank app does: 403 without a token, 401 with a wrong one."""
-    if problem.reason is Reason.UNAUTHENTICATED:
-        missing = not problem.token_sent
-        return (403, {"detail": "Not authenticated"}) if missing else (401, {"detail": "Invalid token"})
-    return common_body(problem)
+def _fastgpt_error(problem: Problem) -> tuple[int, Json]:
+    """Tells access errors as FastGPT's bge-rerank app does."""
+    if problem.status != 401:
+        return common_body(problem)
+    return (
+        (401, {"detail": "Invalid token"}) if problem.token_sent else (403, {"detail": "Not authenticated"})
+    )
 
 
-SUPERSET = Dialect("superset", decode)
+SUPERSET = Dialect("superset", _decode)
 # Voyage's clients check the literal "list"; Infinity's raises on it, and wants documents as texts.
-VOYAGE = Dialect("voyage", partial(decode, literal="list"))
-INFINITY = Dialect("infinity", partial(decode, literal="rerank", plain=True))
-FASTGPT = Dialect("fastgpt", decode_fastgpt, fastgpt_error)
+VOYAGE = Dialect("voyage", partial(_decode, literal="list"))
+INFINITY = Dialect("infinity", partial(_decode, literal="rerank", plain=True))
+FASTGPT = Dialect("fastgpt", _decode_fastgpt, _fastgpt_error)

@@ -9,22 +9,21 @@ from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.dialects import fields, pairs
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score, with_documents
 from rerank_grpc.rest.errors import Problem
-from rerank_grpc.types import RerankRequest, Truncation
+from rerank_grpc.types import Document, RerankRequest, Truncation
 
 LABEL = "LABEL_0"
 
 
-def decode(body: Body, _path: str) -> Decoded:
-    """Reads a rerank call."""
-    documents = fields.documents(body, "texts")
+def _decode(body: Body, _path: str) -> Decoded:
+    texts = fields.texts(body, "texts")
     request = RerankRequest(
         query=fields.query(body),
-        documents=documents,
-        top_n=fields.top_n(body, "top_n", len(documents)),
+        documents=tuple(map(Document, texts)),
+        top_n=fields.top_n(body, "top_n", len(texts)),
         truncation=_truncation(body),
     )
-    shown = documents if fields.flag(body, "return_text") else ()
-    return Decoded((request,), partial(encode, [document.text for document in shown], fields.score(body)))
+    shown = texts if fields.flag(body, "return_text") else ()
+    return Decoded((request,), partial(_encode, shown, fields.score(body)))
 
 
 def _truncation(body: Body) -> Truncation:
@@ -35,13 +34,12 @@ def _truncation(body: Body) -> Truncation:
     return Truncation.END if direction == "right" else Truncation.START
 
 
-def encode(shown: Sequence[Json], score: Score, reply: Reply) -> Json:
-    """Writes the bare list, best first."""
+def _encode(shown: Sequence[Json], score: Score, reply: Reply) -> Json:
     results = [{"index": result.index, "score": score(result)} for result in reply.results]
     return with_documents(results, "text", shown)
 
 
-def decode_predict(body: Body, _path: str) -> Decoded:
+def _decode_predict(body: Body, _path: str) -> Decoded:
     """Reads a pair, or a list of pairs; a single text has nothing to be scored against."""
     inputs = body.get("inputs")
     # [a, b] is one pair, [[a, b], ...] are several.
@@ -49,15 +47,11 @@ def decode_predict(body: Body, _path: str) -> Decoded:
     listed = [inputs] if single else inputs
     if not isinstance(listed, list):
         raise InvalidRequest.of("inputs", "must be a pair of texts, or a list of pairs")
-    return pairs.decoded(
-        pairs.read("inputs", listed),
-        partial(encode_predict, single, fields.score(body)),
-        like=RerankRequest("", (), truncation=_truncation(body)),
-    )
+    read, encode = pairs.read("inputs", listed), partial(_encode_predict, single, fields.score(body))
+    return pairs.decoded(read, encode, RerankRequest("", (), truncation=_truncation(body)))
 
 
-def encode_predict(single: bool, score: Score, reply: Reply) -> Json:
-    """Writes each pair's one label with its score, in the order of the pairs."""
+def _encode_predict(single: bool, score: Score, reply: Reply) -> Json:
     scores = [[{"score": score(result), "label": LABEL}] for result in reply.results]
     return scores[0] if single else scores
 
@@ -72,8 +66,7 @@ _STATUSES = {
 }
 
 
-def error(problem: Problem) -> tuple[int, Json]:
-    """Tells an error as TEI does."""
+def _error(problem: Problem) -> tuple[int, Json]:
     if problem.empty:
         status, kind = 400, "Empty"
     else:
@@ -81,5 +74,5 @@ def error(problem: Problem) -> tuple[int, Json]:
     return status, {"error": problem.message, "error_type": kind}
 
 
-RERANK = Dialect("tei", decode, error)
-PREDICT = Dialect("tei-predict", decode_predict, error)
+RERANK = Dialect("tei", _decode, _error)
+PREDICT = Dialect("tei-predict", _decode_predict, _error)

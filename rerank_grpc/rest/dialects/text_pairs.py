@@ -13,6 +13,7 @@ from rerank_grpc.rest.dialects import fields, pairs
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
 from rerank_grpc.rest.dialects.pairs import Pair
 from rerank_grpc.rest.errors import Problem, common_body
+from rerank_grpc.types import RerankRequest
 
 MAX_LITERAL_CHARACTERS = 2_000_000
 # Python's parser takes a second and 100 MB for a quarter of a million brackets. A look in linear time at
@@ -23,15 +24,14 @@ PAIRS = re.compile(rf"[\[(](?:{PAIR}(?:,{PAIR})*+,?)?[\])]")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
-def decode(body: Body, _path: str) -> Decoded:
-    """Reads the pairs."""
+def _decode(body: Body, _path: str) -> Decoded:
     listed = body.get("text_pairs")
     if isinstance(listed, str):
         listed = _literal(listed)
     if not isinstance(listed, list):
         raise InvalidRequest.of("text_pairs", "must be a list of pairs")
     read = pairs.read("text_pairs", listed)
-    return pairs.decoded(read, partial(encode, read, datetime.now()))
+    return pairs.decoded(read, partial(_encode, read, datetime.now()), RerankRequest("", ()))
 
 
 def _literal(text: str) -> Any:
@@ -47,12 +47,11 @@ def _literal(text: str) -> Any:
         raise InvalidRequest.of("text_pairs", "is not a list of pairs") from None
 
 
-def encode(asked: list[Pair], since: datetime, reply: Reply) -> Json:
-    """Writes the raw logits in the order of the pairs."""
+def _encode(asked: list[Pair], since: datetime, reply: Reply) -> Json:
     return _body(200, asked, [result.logit for result in reply.results], since)
 
 
-def error(problem: Problem) -> tuple[int, Json]:
+def _error(problem: Problem) -> tuple[int, Json]:
     """Tells an unreadable body as these callers expect it: HTTP 200, and -1 in the body."""
     if problem.status == 400:
         return 200, _body(-1, [], [], datetime.now())
@@ -69,4 +68,4 @@ def _body(code: int, asked: list[Pair], scores: list[float], since: datetime) ->
     }
 
 
-TEXT_PAIRS = Dialect("text-pairs", decode, error)
+TEXT_PAIRS = Dialect("text-pairs", _decode, _error)

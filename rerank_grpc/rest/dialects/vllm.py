@@ -14,8 +14,7 @@ from rerank_grpc.types import RerankRequest
 SIDES = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
 
 
-def decode(body: Body, _path: str) -> Decoded:
-    """Reads the two sides, 1:N or N:N."""
+def _decode(body: Body, _path: str) -> Decoded:
     present = (sides for sides in SIDES if all(body.get(side) is not None for side in sides))
     one, two = next(present, SIDES[0])
     left, right = _texts(body, one), _texts(body, two)
@@ -23,11 +22,9 @@ def decode(body: Body, _path: str) -> Decoded:
         left *= len(right)
     if len(left) != len(right):
         raise InvalidRequest.of(two, f"holds {len(right):,} texts, {one} {len(left):,}: one, or as many")
-    like = RerankRequest(
-        "", (), model=fields.text(body, "model"), max_tokens_per_document=superset.token_limit(body)
-    )
-    encoder = partial(encode, superset.score(body))
-    return pairs.decoded(zip(left, right, strict=True), encoder, like=like)
+    model, tokens = fields.text(body, "model"), superset.token_limit(body)
+    like = RerankRequest("", (), model, max_tokens_per_document=tokens)
+    return pairs.decoded(zip(left, right, strict=True), partial(_encode, superset.score(body)), like)
 
 
 def _texts(body: Body, name: str) -> list[str]:
@@ -35,19 +32,16 @@ def _texts(body: Body, name: str) -> list[str]:
     return [value] if isinstance(value, str) else fields.texts(body, name)
 
 
-def encode(score: Score, reply: Reply) -> Json:
-    """Writes one score for each pair."""
+def _encode(score: Score, reply: Reply) -> Json:
+    data = [{"index": i, "object": "score", "score": score(result)} for i, result in enumerate(reply.results)]
     return {
         "id": reply.request_id,
         "object": "list",
         "created": int(time.time()),
         "model": reply.model,
-        "data": [
-            {"index": index, "object": "score", "score": score(result)}
-            for index, result in enumerate(reply.results)
-        ],
+        "data": data,
         "usage": usage(reply),
     }
 
 
-SCORE = Dialect("vllm-score", decode)
+SCORE = Dialect("vllm-score", _decode)

@@ -1,0 +1,135 @@
+"""One gRPC server behind REST: its two connections, and whether it seems well."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from rerank_grpc.client import AsyncClient, TransportError, UnexpectedStatus
+from rerank_grpc.client.core import service_config
+from rerank_grpc.errors import (
+    DeadlineExceeded,
+    QueueFull,
+    RerankError,
+    ShuttingDown,
+    Unauthenticated,
+    describe,
+)
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.types import RerankRequest, RerankResponse
+
+log = logging.getLogger(__name__)
+
+# A probe by a public route that takes longer counts as failed anyhow.
+PROBE_SECONDS = 5.0
+# The most connections that gRPC may open for rerank calls. gRPC opens one more where the streams that
+# a server allows are used up, so that the server, and not a full connection, refuses a call too many.
+MAX_CONNECTIONS = 10
+STREAMS = LIMITS.streams
+
+_Answer = TypeVar("_Answer")
+# A method of the client that needs no more than a time and a token.
+Question = Callable[..., Coroutine[Any, Any, _Answer]]
+
+
+class Target:
+    """One gRPC server; probes have a connection of their own, and never wait behind rerank calls."""
+
+    def __init__(self, name: str, *, retries: int) -> None:
+        self.well = True
+        self._name = name
+        self._client = _connect(name, retries)
+        self._probes = _connect(name, retries)
+        self._calls = 0
+        self._asked: dict[object, asyncio.Task[Any]] = {}
+
+    async def rerank(
+        self, request: RerankRequest, deadline: float, metadata: Mapping[str, str]
+    ) -> RerankResponse:
+        """Sends a rerank call, to end at a time of the monotonic clock.
+
+        Raises QueueFull where the call might wait for a stream.
+        """
+        timeout = deadline - time.monotonic()
+        if timeout <= 0:
+            raise DeadlineExceeded("the deadline passed before the scores were there")
+        if self._calls >= MAX_CONNECTIONS * STREAMS:
+            raise QueueFull("too many calls are in progress")
+        # Clients of other APIs send an instruction whether or not the model takes one.
+        request = request._replace(ignore_unsupported_options=True)
+        self._calls += 1
+        try:
+            response = await self._client.send(request, timeout=timeout, metadata=metadata)
+        finally:
+            self._calls -= 1
+        self.mark(True)
+        return response
+
+    async def ask(
+        self, question: Question[_Answer], token: str | None, timeout: float = PROBE_SECONDS
+    ) -> _Answer:
+        return await question(self._probes, timeout=timeout, metadata=authorization(token))
+
+    async def probe(self, question: Question[_Answer], token: str | None) -> _Answer:
+        """Asks for a public route, at any caller's will: the same question under way is asked once.
+
+        A caller that leaves takes the answer from no other.
+        """
+        key = question, token
+        task: asyncio.Task[_Answer] | None = self._asked.get(key)
+        if task is None:
+            task = self._asked[key] = asyncio.create_task(self.ask(question, token))
+            task.add_done_callback(lambda done: self._answered(key, done))
+        return await asyncio.shield(task)
+
+    def _answered(self, key: object, task: asyncio.Task[Any]) -> None:
+        del self._asked[key]
+        if not task.cancelled():
+            task.exception()  # seen, also where every caller has left: asyncio would log it
+
+    async def look(self, token: str | None, timeout: float) -> None:
+        """Finds out whether the server is well; raises nothing."""
+        try:
+            self.mark(await self._is_well(token, timeout))
+        except (TransportError, ShuttingDown, DeadlineExceeded):
+            self.mark(False)
+        except RerankError:
+            self.mark(True)  # it refuses us, so it is there
+        except Exception as error:
+            log.error("the probe of %s failed: %s", self._name, describe(error))
+
+    async def _is_well(self, token: str | None, timeout: float) -> bool:
+        try:
+            return (await self.ask(AsyncClient.health, token, timeout)).serving
+        except Unauthenticated:
+            # Probes of an orchestrator need no token.
+            with suppress(UnexpectedStatus):
+                return await self.ask(AsyncClient.serving, None, timeout)
+            raise
+
+    def mark(self, well: bool) -> None:
+        if well is not self.well:
+            log.warning("rerank server %s is %s", self._name, "back" if well else "away")
+        self.well = well
+
+    async def close(self) -> None:
+        await self._probes.close()
+        await self._client.close()
+
+
+def _connect(name: str, retries: int) -> AsyncClient:
+    """Makes a client that shares no connection with another, and opens further ones as calls need them."""
+    config = json.loads(service_config(retries))
+    config["connectionScaling"] = {"maxConnectionsPerSubchannel": MAX_CONNECTIONS}
+    options = (("grpc.service_config", json.dumps(config)), ("grpc.use_local_subchannel_pool", 1))
+    return AsyncClient(name, retries=0, options=options)
+
+
+def authorization(token: str | None) -> dict[str, str]:
+    """Makes the metadata that carries a token."""
+    return {"authorization": f"Bearer {token}"} if token else {}
