@@ -39,11 +39,12 @@ serve: $(VENV)/.demo  ## Serves the embedded model, or what ARGS says.
 test: $(VENV)/.dev  ## Runs every test, a process on each core.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
-lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, contract and stubs.
+lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, dead code, contract and stubs.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 	$(BUF) lint
 	$(BUF) breaking --against $(BASELINE)
 	$(BIN)/python scripts/generate_stubs.py --check

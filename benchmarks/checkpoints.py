@@ -150,7 +150,7 @@ def name_tokenizer(path: Path) -> None:
 def encoder(shape: Shape) -> tuple[Any, Any]:
     import transformers
 
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": shape.vocabulary,
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,
@@ -160,8 +160,8 @@ def encoder(shape: Shape) -> tuple[Any, Any]:
         "num_labels": 1,
     }
     if shape.family == "bert":
-        config = transformers.BertConfig(**settings, max_position_embeddings=shape.positions, pad_token_id=0)
-        return transformers.BertForSequenceClassification(config).eval(), wordpiece(shape.positions)
+        bert = transformers.BertConfig(**settings, max_position_embeddings=shape.positions, pad_token_id=0)
+        return transformers.BertForSequenceClassification(bert).eval(), wordpiece(shape.positions)
     config = transformers.XLMRobertaConfig(
         **settings,
         # The rows up to the padding id's are reserved.
@@ -176,10 +176,9 @@ def encoder(shape: Shape) -> tuple[Any, Any]:
 
 
 def qwen3(shape: Shape) -> tuple[Any, Any]:
-    import torch
     import transformers
 
-    config = transformers.Qwen3Config(
+    config = transformers.Qwen3Config(  # type: ignore[call-arg]
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -193,7 +192,7 @@ def qwen3(shape: Shape) -> tuple[Any, Any]:
         rope_theta=1e6,
         dtype="bfloat16",
     )
-    network = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
+    network = transformers.Qwen3ForCausalLM(config).bfloat16().eval()
     return network, byte_level(shape.positions)
 
 

@@ -40,7 +40,7 @@ def python_of(name: str) -> Path:
         return python
     print(f"installing {', '.join(REQUIREMENTS[name])}", file=sys.stderr, flush=True)
     index = os.environ.get("TORCH_INDEX")
-    install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    install: list[str | Path] = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     try:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True, stdout=sys.stderr)
         subprocess.run(

@@ -19,15 +19,19 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from benchmarks import checkpoints, workloads
+
+if TYPE_CHECKING:
+    from rerank_grpc.runner.runner import Landing
+    from rerank_grpc.sequence import Sequence
 
 TOKEN = "benchmark"
 RUNNING: list[grpc.Server] = []  # one that nobody holds is stopped
@@ -109,7 +113,7 @@ class Free:
 
     depth = 1
 
-    def launch(self, sequences: Any) -> Any:
+    def launch(self, sequences: tuple[Sequence, ...]) -> Landing:
         return lambda: [0.5] * len(sequences)
 
 
@@ -228,7 +232,13 @@ def concurrent_calls(scale: float = 1.0) -> list[tuple[str, ...]]:
 def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     kind, *rest = sys.argv[1:]
-    {"echo": echo, "free": free, "model": model_server, "alone": alone}[kind](*rest)
+    kinds: dict[str, Callable[..., None]] = {
+        "echo": echo,
+        "free": free,
+        "model": model_server,
+        "alone": alone,
+    }
+    kinds[kind](*rest)
 
 
 def model_server(name: str) -> None:

@@ -224,7 +224,10 @@ def rerank_grpc(path: Path, threads: int, kind: str) -> Score:
         with loaded.engine.admit(Call()) as admission:
             future = admission.submit(tokenized.sequences)
             future.wait()
-        return [float(future.outputs[document.chunks[0].sequence]) for document in tokenized.documents]
+        return [
+            workloads.logit_of(future.outputs[document.chunks[0].sequence])
+            for document in tokenized.documents
+        ]
 
     return score
 

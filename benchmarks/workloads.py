@@ -49,6 +49,12 @@ def request_of(query: str, documents: Sequence[str], max_tokens_per_document: in
     )
 
 
+def logit_of(output: object) -> float:
+    """A pair's score out of an engine's outputs, which are vectors for a bi-encoder alone."""
+    assert isinstance(output, float)
+    return output
+
+
 def short() -> Workload:
     return Workload("W1", QUERY, documents([8] * 100, seed=1))
 

@@ -81,9 +81,9 @@ def wait_for_health(target: str) -> None:
     """Asks grpc.health.v1.Health until it says SERVING."""
     deadline = time.monotonic() + START_SECONDS
     with grpc.insecure_channel(target) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
         while time.monotonic() < deadline:
-            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5, wait_for_ready=True)
+            answer = check(health_pb2.HealthCheckRequest(), timeout=5, wait_for_ready=True)
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
             time.sleep(0.1)

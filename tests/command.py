@@ -10,7 +10,7 @@ import threading
 SETTINGS = re.compile(r"RERANK_|ACCESS_TOKEN$|NO_COLOR$|COLUMNS$|PYTHONIOENCODING$|PYTHONUNBUFFERED$")
 
 
-def environment(**variables):
+def environment(**variables: str) -> dict[str, str]:
     """Makes an environment without the caller's own settings."""
     inherited = {name: text for name, text in os.environ.items() if not SETTINGS.match(name)}
     return inherited | variables
@@ -38,7 +38,9 @@ class Served:
         self.process = subprocess.Popen(
             [*command, *arguments], stderr=subprocess.PIPE, encoding="utf-8", env=environment(**variables)
         )
-        self.said = []
+        assert self.process.stderr is not None
+        self._lines = self.process.stderr
+        self.said: list[str] = []
         self._reader = threading.Thread(target=self._read)
         try:
             self.target = self._wait_for("serves rerank.v1 at ").split()[-1]
@@ -46,16 +48,16 @@ class Served:
             self.url = next((line.split()[-1] for line in self.said if "http://" in line), "")
         except AssertionError:
             self.process.wait()
-            self.process.stderr.close()
+            self._lines.close()
             raise
         self._reader.start()
 
     def _read(self):
-        for line in self.process.stderr:
+        for line in self._lines:
             self.said.append(line)
 
     def _wait_for(self, text):
-        for line in self.process.stderr:
+        for line in self._lines:
             self.said.append(line)
             if text in line:
                 return line
@@ -74,7 +76,7 @@ class Served:
         self.process.kill()
         self.process.wait()
         self._reader.join()
-        self.process.stderr.close()
+        self._lines.close()
 
 
 @contextlib.contextmanager

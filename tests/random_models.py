@@ -175,7 +175,7 @@ def gemma_reranker(path: Path, **changes: Any) -> Path:
 def gpt2(path: Path) -> Path:
     """Writes a decoder whose configuration does not say so."""
     config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, num_labels=1, **_ROBERTA_IDS
+        vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, **_ROBERTA_IDS | {"num_labels": 1}
     )
     _write(transformers.GPT2ForSequenceClassification, config, path)
     _write_tokenizer(byte_level(), path, **_ROBERTA_NAMES)
@@ -185,7 +185,12 @@ def gpt2(path: Path) -> Path:
 def xlnet(path: Path) -> Path:
     """Writes a model that pools the last place, padding or not."""
     config = transformers.XLNetConfig(
-        vocab_size=VOCABULARY, d_model=64, n_layer=2, n_head=4, d_inner=128, num_labels=1, **_ROBERTA_IDS
+        vocab_size=VOCABULARY,
+        d_model=64,
+        n_layer=2,
+        n_head=4,
+        d_inner=128,
+        **_ROBERTA_IDS | {"num_labels": 1},
     )
     _write(transformers.XLNetForSequenceClassification, config, path)
     _write_tokenizer(byte_level(), path, **_ROBERTA_NAMES)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -229,7 +230,7 @@ def channel_of(port: int | None) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def request_of(query: str, *documents: str, **fields: object) -> pb.RerankRequest:
+def request_of(query: str, *documents: str, **fields: Any) -> pb.RerankRequest:
     """Makes a request message."""
     return pb.RerankRequest(query=query, documents=[pb.Document(text=text) for text in documents], **fields)
 

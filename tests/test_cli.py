@@ -351,6 +351,7 @@ def test_a_signal_drains_and_ends_with_0(number):
 def test_a_signal_before_anything_is_served_ends_it():
     command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    assert process.stderr is not None
     assert "starting" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
     assert process.wait(40) in (0, -signal.SIGTERM)
@@ -361,27 +362,33 @@ def test_a_signal_before_anything_is_served_ends_it():
 def hanging_call(target, seconds=10):
     """Opens a call that sends headers and no body, and returns when the server has it."""
     import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_health.v1 import health_pb2
+
+    from tests.stubs import HealthStub
 
     channel = grpc.insecure_channel(target)
     grpc.channel_ready_future(channel).result(seconds)  # what is called before that may be sent in any order
-    method = channel.stream_unary("/rerank.v1.RerankService/Rerank")
+    method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(
+        "/rerank.v1.RerankService/Rerank"
+    )
     gate = socket.socketpair()
     call = method.future(message for message in iter(lambda: gate[0].recv(1), b""))
     # A server takes a connection's calls in order: the answer to this one says that it has the first.
-    health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     return channel, call, gate
 
 
 def test_a_half_sent_rest_call_does_not_keep_the_server_from_draining():
     import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_health.v1 import health_pb2
+
+    from tests.stubs import HealthStub
 
     server = Served("--grace", "10", "--rest-port", "0")
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as half, grpc.insecure_channel(server.target) as channel:
         half.sendall(b"POST /rerank HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{")
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        watch = HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         begin = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -396,6 +403,7 @@ def test_a_signal_drains_though_nobody_reads_the_log_any_more():
     command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
     command += ["--rest-port", "off"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=environment())
+    assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
     target = next(line for line in lines if "serves rerank.v1 at " in line).split()[-1]
     assert any("Ctrl-C stops it." in line for line in lines)

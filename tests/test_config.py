@@ -73,6 +73,7 @@ def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
     if option.name == "token-file":
         assert by_flag.access_tokens == ("one", "two")
     elif option.name == "model":
+        assert isinstance(expected, tuple)
         assert by_flag.models == (ModelSpec(*expected),)
     elif option.name == "alias":
         assert by_flag.models == (ModelSpec("embedded", "embedded", ("tiny",)),)

@@ -95,7 +95,8 @@ def test_every_reason_of_the_contract_is_an_error_of_ours():
 
 def comments():
     """Reads each comment of the contract, by the declaration it first stands above."""
-    block, found = [], {}
+    block: list[str] = []
+    found: dict[str, str] = {}
     for line in (ROOT / PROTO).read_text().splitlines():
         line = line.strip()
         if line.startswith("//"):

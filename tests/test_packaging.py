@@ -29,7 +29,7 @@ def bare(tmp_path_factory):
     venv.create(folder / "venv", with_pip=False)
     (wheel,) = wheels.glob("*.whl")
     python = folder / "venv" / "bin" / "python"
-    constraints = ["-c", ROOT / "constraints.txt"]
+    constraints: list[str | Path] = ["-c", ROOT / "constraints.txt"]
     subprocess.run([*pip, "--python", python, "install", *constraints, wheel], check=True, timeout=100)
     return python.parent
 

@@ -109,8 +109,9 @@ def test_links_lead_to_files_that_exist(page):
 
 def test_the_demos_example_is_the_readmes():
     demo = (ROOT / "scripts/demo.py").read_text("utf-8")
-    shown = re.search(r"```text\nQuery: (.*?)```", read("README.md"), re.DOTALL)[1]
-    query, _, *lines = shown.splitlines()
+    shown = re.search(r"```text\nQuery: (.*?)```", read("README.md"), re.DOTALL)
+    assert shown is not None
+    query, _, *lines = shown[1].splitlines()
     assert f'"{query}"' in demo
     for line in lines:
         assert f'"{line.partition("]  ")[2]}"' in demo

@@ -9,10 +9,10 @@ import pytest
 from tokenizers import Encoding
 
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.sequence import TokenizedRequest
+from rerank_grpc.sequence import Chunk, TokenizedRequest
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.tokenizer.vocabulary import Vocabulary
-from rerank_grpc.types import Document, RerankRequest
+from rerank_grpc.types import Document, RerankRequest, Span
 
 
 def texts_request(query: str, documents: Sequence[str], **options: Any) -> RerankRequest:
@@ -25,6 +25,12 @@ def tokenize(tokenizer: Tokenizer, query: str, documents: Sequence[str], **optio
 
 def tokenized(card: ModelCard, query: str, documents: Sequence[str], **options: Any) -> TokenizedRequest:
     return tokenize(tokenizer_for(card), query, documents, **options)
+
+
+def span_of(chunk: Chunk) -> Span:
+    """Returns where a chunk of a document that was cut up lies in it."""
+    assert chunk.span is not None
+    return chunk.span
 
 
 def characters_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:

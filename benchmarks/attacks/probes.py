@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from rerank_grpc.client import Client, QueueFull, RerankError
+from tests.stubs import HealthStub
 
 TIMEOUT_SECONDS = 5.0
 MESSAGE_BYTES = 16 << 20
@@ -114,8 +115,7 @@ def until_answered(ask: Callable[[], object], seconds: float = 30) -> tuple[floa
 def check(port: int) -> None:
     """Asks grpc.health.v1 over a connection of its own, as a probe does."""
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
+        answer = HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise OSError("not serving")
 

@@ -16,12 +16,13 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from benchmarks.attacks.probes import FAILURES, OPTIONS, Refused, client, rest, texts
 from rerank_grpc.client import QueueFull
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
+from tests.stubs import HealthStub
 
 RERANK = "/rerank.v1.RerankService/Rerank"
 # As many calls as the server lets one connection have under way.
@@ -123,7 +124,7 @@ def cancellations(target: str, threads: int, patience: float) -> Sequence[Step]:
     documents = [pb.Document(text=f"{number} " + "lorem ipsum dolor " * 440) for number in range(900)]
     message = pb.RerankRequest(query="a query", documents=documents).SerializeToString()
 
-    def step(method: grpc.UnaryUnaryMultiCallable) -> None:
+    def step(method: grpc.UnaryUnaryMultiCallable[bytes, bytes]) -> None:
         call = method.future(message, timeout=30)
         time.sleep(patience)
         call.cancel()
@@ -137,7 +138,7 @@ def messages(
     """Callers of Rerank that send a message of so many equal parts, and take any answer."""
     message = pb.RerankRequest(query="a query").SerializeToString() + unit * count
 
-    def step(method: grpc.UnaryUnaryMultiCallable) -> None:
+    def step(method: grpc.UnaryUnaryMultiCallable[bytes, bytes]) -> None:
         with suppress(grpc.RpcError):
             method(message, timeout=timeout)
         time.sleep(pause)
@@ -197,15 +198,15 @@ def nuisances(port: int, rest_port: int) -> Sequence[Step]:
 def unknown_names(target: str, threads: int) -> Sequence[Step]:
     """Watches services that do not exist, each under another name."""
 
-    def step(stub: health_pb2_grpc.HealthStub) -> None:
+    def step(stub: HealthStub) -> None:
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=texts(1, 0)[0]))
         next(watch)
         watch.cancel()
 
     channels = [grpc.insecure_channel(target, options=OPTIONS) for _ in range(threads)]
-    return [partial(step, health_pb2_grpc.HealthStub(channel)) for channel in channels]
+    return [partial(step, HealthStub(channel)) for channel in channels]
 
 
-def _method(target: str) -> grpc.UnaryUnaryMultiCallable:
+def _method(target: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
     """Rerank on a connection of its own, taking and giving bytes."""
     return grpc.insecure_channel(target, options=OPTIONS).unary_unary(RERANK)

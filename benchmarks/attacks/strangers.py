@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from benchmarks.attacks import probes, storms
 from benchmarks.attacks.probes import Figure, check, latency, probe
@@ -21,6 +21,7 @@ from benchmarks.attacks.storms import RERANK, Storm, storm
 from benchmarks.attacks.uploads import Upload
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.http2 import RawConnection, raw_connections
+from tests.stubs import HealthStub, ReflectionStub
 
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -118,7 +119,7 @@ def unknown_names(service: Service) -> list[Figure]:
         for number in range(30):
             name = f"{number}" + "x" * ((8 << 20) - 1_000)
             with suppress(grpc.RpcError):
-                list(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=name)))
+                list(HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=name)))
     time.sleep(12)
     return [
         probes.at_most("memory after unknown names", unknown - before, 5, " MiB", f" ({steps:,})"),
@@ -213,5 +214,4 @@ def reflect(port: int) -> None:
     """Asks reflection for the names of the services."""
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=probes.OPTIONS) as channel:
         question = reflection_pb2.ServerReflectionRequest(list_services="")
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        next(stub.ServerReflectionInfo(iter([question]), timeout=2))
+        next(ReflectionStub(channel).ServerReflectionInfo(iter([question]), timeout=2))

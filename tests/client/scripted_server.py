@@ -116,7 +116,7 @@ def streamed(request: Any) -> Iterator[pb.StreamRerankResponse]:
 
 
 def health(state: int, serving: bool = False) -> pb.HealthResponse:
-    return pb.HealthResponse(model="embedded", state=state, version="1.2.3", serving=serving)
+    return pb.HealthResponse(model="embedded", state=state, version="1.2.3", serving=serving)  # type: ignore[arg-type]
 
 
 def reply(message: Any) -> Step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -29,6 +30,7 @@ from rerank_grpc.client import (
 from rerank_grpc.errors import Cancelled, DeadlineExceeded
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, hang, health, reply, scored
+from tests.stubs import status_code
 
 
 def test_a_reply_becomes_results_in_the_servers_order_with_its_summary(client, server):
@@ -80,7 +82,7 @@ def test_every_argument_reaches_the_server(client, server):
     documents = ["a", Document("b", "2"), {"text": "c", "id": "3"}, {"text": "d"}]
     client.rerank("q", documents, "m", 3, **arguments)
     list(client.stream_rerank("q", iter(documents), "m", 3, **arguments))
-    expected = {
+    expected: dict[str, Any] = {
         "query": "q",
         "documents": [{"text": t, "id": i} for t, i in (("a", ""), ("b", "2"), ("c", "3"), ("d", ""))],
         "model": "m",
@@ -99,7 +101,7 @@ def test_a_request_that_is_made_already_is_sent_as_it_is(client, server):
     assert client.send(request, timeout=5, metadata={"x-request-id": "r"}).results
     assert list(client.stream(request, timeout=5, metadata={"x-request-id": "s"}))
     unary, stream = server.calls
-    expected = {
+    expected: dict[str, Any] = {
         "query": "q",
         "documents": [{"text": "a", "id": "1"}],
         "model": "m",
@@ -143,7 +145,11 @@ def test_a_bound_of_zero_is_not_the_same_as_no_bound(client, server):
         ({"documents": [{"id": "1"}]}, InvalidRequest, r'documents\[0\]: a mapping needs "text"'),
         ({"documents": [{"text": "a", "name": "b"}]}, InvalidRequest, r"documents\[0\]: unknown key 'name'"),
         ({"documents": [{"text": 1}]}, TypeError, r"documents\[0\].text: a str, not int"),
-        ({"documents": [Document("a", 7)]}, TypeError, r"documents\[0\].id: a str, not int"),
+        (
+            {"documents": [Document("a", 7)]},  # type: ignore[arg-type]
+            TypeError,
+            r"documents\[0\].id: a str, not int",
+        ),
         ({"documents": ["ok", "secret\ud800"]}, InvalidRequest, r"documents\[1\].text: .*character 6"),
         ({"query": "\udfff"}, InvalidRequest, "query: a lone surrogate"),
         ({"query": None}, TypeError, "query: a str"),
@@ -267,7 +273,8 @@ def test_models_are_listed_with_all_that_the_server_says(client, server):
 
 
 def test_numbers_that_a_newer_server_has_added_do_not_break_the_client(client, server):
-    server.script.append(reply(pb.ListModelsResponse(models=[pb.Model(name="m", state=77, scoring=99)])))
+    unknown = pb.Model(name="m", state=77, scoring=99)  # type: ignore[arg-type]
+    server.script.append(reply(pb.ListModelsResponse(models=[unknown])))
     server.script.append(reply(health(77)))
     (info,) = client.list_models()
     assert info.scoring is None
@@ -336,7 +343,7 @@ def test_a_call_that_outlasts_its_deadline_is_given_up(client, server):
     server.script.append(hang)
     with pytest.raises(DeadlineExceeded) as late:
         client.rerank("q", ["a"], timeout=0.2)
-    assert late.value.__cause__.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert status_code(late.value.__cause__) is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_a_closed_client_says_so(connect, server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+from typing import Any
 
 import grpc
 import pytest
@@ -76,7 +77,7 @@ def certificate(tmp_path):
 
 
 def test_the_channel_takes_what_the_service_may_send_and_keeps_what_a_retry_needs():
-    options = dict(channel_options(3))
+    options: dict[str, Any] = dict(channel_options(3))
     assert options["grpc.max_receive_message_length"] == LIMITS.reply_bytes == 16 << 20
     assert options["grpc.per_rpc_retry_buffer_size"] > LIMITS.message_bytes
     assert options["grpc.keepalive_time_ms"] > 300_000

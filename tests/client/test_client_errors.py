@@ -25,6 +25,7 @@ from rerank_grpc.client import (
 )
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import end, fail
+from tests.stubs import status_code
 
 Code = grpc.StatusCode
 
@@ -131,7 +132,7 @@ def test_a_call_that_the_server_ended_is_not_said_to_be_cancelled_by_its_caller(
     with pytest.raises(UnexpectedStatus, match="the server or a proxy ended the call") as caught:
         client.rerank("q", ["a"])
     assert caught.value.code == "CANCELLED"
-    assert caught.value.__cause__.code() is Code.CANCELLED
+    assert status_code(caught.value.__cause__) is Code.CANCELLED
 
 
 def test_a_stream_that_the_server_ended_is_an_error_after_its_results(client, server):

@@ -25,6 +25,7 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire.status import Failure
 from tests.client import scripted_server
 from tests.client.scripted_server import fail, hang
+from tests.stubs import status_code
 
 Code = grpc.StatusCode
 
@@ -122,7 +123,7 @@ def test_where_the_time_ends_after_a_refusal_the_refusal_is_raised(client, serve
     with pytest.raises(QueueFull) as caught:
         list(getattr(client, method)("q", ["a"], timeout=0.5))
     assert caught.value.retry_after == 0.02
-    assert caught.value.__cause__.code() is Code.DEADLINE_EXCEEDED
+    assert status_code(caught.value.__cause__) is Code.DEADLINE_EXCEEDED
     assert len(server.calls) == 2
 
 
@@ -229,6 +230,7 @@ class Replica:
         self.process = subprocess.Popen(
             [sys.executable, scripted_server.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
 
 

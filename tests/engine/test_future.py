@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from rerank_grpc.errors import Cancelled, DeadlineExceeded, InternalError
 from rerank_grpc.sequence import Sequence
 
 
-def request(count: int = 2, **fields: float) -> Future:
+def request(count: int = 2, **fields: Any) -> Future:
     return Future([Sequence.of([number]) for number in range(count)], **fields)
 
 

@@ -37,6 +37,12 @@ def owners(batch: Batch | None) -> list[Future]:
     return [item.waiters[0][0] for item in batch.items] if batch else []
 
 
+def next_of(queue: Scheduler, now: float = 0.0) -> Batch:
+    batch = queue.next_batch(now)
+    assert batch is not None
+    return batch
+
+
 def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[Future, int]]]:
     """Runs the queue empty; returns for each batch the first owner and the tokens of its items."""
     batches = []
@@ -191,7 +197,7 @@ def test_batch_is_not_starved_by_an_endless_stream_of_interactive_calls():
     served = 0
     for _ in range(80):
         queue.add(request(*[10] * 10), now=0)
-        items = queue.next_batch(0)
+        items = next_of(queue)
         served += owners(items).count(background)
         queue.finish(items)
     assert served == pytest.approx(80 * 10 / 8, abs=2)
@@ -205,7 +211,7 @@ def test_batch_work_longer_than_its_share_gets_its_turn_too():
     while background.started_at == 0:
         turns += 1
         queue.add(request(*[10] * 20), now=1)
-        queue.finish(queue.next_batch(1))
+        queue.finish(next_of(queue, 1))
     assert turns == 8
 
 
@@ -225,7 +231,7 @@ def test_large_interactive_sequences_without_end_do_not_starve_batch_work():
     served = []
     for _ in range(32):
         queue.add(request(95), now=0)
-        items = queue.next_batch(0)
+        items = next_of(queue)
         served.append(owners(items).count(background))
         queue.finish(items)
     assert sum(served) * 10 >= 32 * 100 / 8 * 0.9
@@ -236,7 +242,7 @@ def test_a_started_item_that_nobody_wants_is_run_anew_for_who_asks_later():
     same = sequence(10)
     gone, later = Future([same]), Future([same])
     queue.add(gone, now=0)
-    items = queue.next_batch(0)
+    items = next_of(queue)
     gone.fail(Cancelled("the caller left"))
     assert queue.halves(items) == []
     queue.add(later, now=0)
@@ -262,7 +268,7 @@ def test_a_request_joins_a_sequence_that_is_running():
     same = sequence(10)
     first, second = Future([same]), Future([same])
     queue.add(first, now=0)
-    running = queue.next_batch(0)
+    running = next_of(queue)
     queue.add(second, now=1)
     assert queue.next_batch(1) is None
     assert [waiter for waiters in queue.finish(running) for waiter, _ in waiters] == [first, second]

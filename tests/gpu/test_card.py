@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,10 +128,11 @@ def test_a_window_is_honoured(kernel: Attention) -> None:
     on_it = Layout(layout.starts.int().to(CARD), layout.longest, lengths)
     attend = attention.kernel_for(kernel)
     assert attend is not None
-    for options in ({"window": 65}, {"causal": True}, {}):
-        expected = part_by_part(query, key, value, layout, layout, **options)  # type: ignore[arg-type]
-        halves = (each.half().to(CARD) for each in (query, key, value))
-        found = attend(*halves, on_it, on_it, **options)  # type: ignore[arg-type,call-arg]
+    half_query, half_key, half_value = (each.half().to(CARD) for each in (query, key, value))
+    cases: list[dict[str, Any]] = [{"window": 65}, {"causal": True}, {}]
+    for options in cases:
+        expected = part_by_part(query, key, value, layout, layout, **options)
+        found = attend(half_query, half_key, half_value, on_it, on_it, **options)
         torch.testing.assert_close(found.float().cpu(), expected, rtol=0.02, atol=0.02)
 
 
@@ -141,11 +143,13 @@ def test_a_part_of_a_causal_pass_sees_what_it_continues(kernel: Attention) -> No
     query = torch.randn(53, 4, 32)
     key, value = torch.randn(2, 130, 2, 32).unbind(0)
     expected = part_by_part(query, key, value, queries, keys, causal=True)
-    layouts = (Layout(each.starts.int().to(CARD), each.longest, each.lengths) for each in (queries, keys))
+    on_it, keys_on_it = (
+        Layout(each.starts.int().to(CARD), each.longest, each.lengths) for each in (queries, keys)
+    )
     attend = attention.kernel_for(kernel)
     assert attend is not None
-    halves = (each.half().to(CARD) for each in (query, key, value))
-    found = attend(*halves, *layouts, causal=True)  # type: ignore[call-arg]
+    half_query, half_key, half_value = (each.half().to(CARD) for each in (query, key, value))
+    found = attend(half_query, half_key, half_value, on_it, keys_on_it, causal=True)
     torch.testing.assert_close(found.float().cpu(), expected, rtol=0.02, atol=0.02)
 
 
@@ -196,7 +200,12 @@ def test_nothing_waits_within_a_pass(
     small, large = batch_of(model, documents()[:3]), batch_of(model, documents() * 8)
     waits: list[object] = []
     wait = runner._device.wait
-    monkeypatch.setattr(runner._device, "wait", lambda mark: (waits.append(mark), wait(mark)))
+
+    def counting(mark: Any) -> None:
+        waits.append(mark)
+        wait(mark)
+
+    monkeypatch.setattr(runner._device, "wait", counting)
     for batch in (small, large):
         runner.launch(batch)()
     waits.clear()

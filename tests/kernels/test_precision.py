@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -155,13 +156,13 @@ def test_attention_equals_torchs(heads: int, size: int) -> None:
     starts = layout.starts
     generator = torch.Generator().manual_seed(0)
     rows = (torch.randn(sum(lengths), 3 * heads * size, generator=generator) * 2).bfloat16()
-    parts = rows.split(heads * size, dim=1)
-    found = kernels.attention(*parts, starts, starts, heads)
+    query, key, value = rows.split(heads * size, dim=1)
+    found = kernels.attention(query, key, value, starts, starts, heads)
     plain = cpu.CpuOperations("fp32")
-    expected = plain.attend(*(part.float() for part in parts), layout, layout, heads)
+    expected = plain.attend(query.float(), key.float(), value.float(), layout, layout, heads)
     assert float((found.float() - expected).abs().max()) <= 0.04
     singles = torch.arange(len(starts), dtype=torch.int32)
-    first = kernels.attention(parts[0][starts[:-1]], *parts[1:], singles, starts, heads)
+    first = kernels.attention(query[starts[:-1]], key, value, singles, starts, heads)
     torch.testing.assert_close(first, found[starts[:-1]])
 
 
@@ -195,9 +196,10 @@ def test_attention_keeps_what_is_not_a_number_and_keeps_it_to_its_sequence(opera
     parts = [
         torch.randn(50, 64, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(3)
     ]
-    whole = kernels.attention(*parts, starts, starts, 2)
+    query, key, value = parts
+    whole = kernels.attention(query, key, value, starts, starts, 2)
     parts[operand][:20, 5] = torch.nan
-    found = kernels.attention(*parts, starts, starts, 2)
+    found = kernels.attention(query, key, value, starts, starts, 2)
     assert not torch.isfinite(found[:20, :32]).all(dim=1).any()
     torch.testing.assert_close(found[20:], whole[20:])
 
@@ -241,7 +243,7 @@ def fresh() -> Iterator[Callable[[], native.Kernels | None]]:
 def test_without_a_compiler_torch_computes(
     fresh: Callable[[], native.Kernels | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     assert fresh() is None
 
 
@@ -252,8 +254,8 @@ def test_with_a_broken_compiler_torch_computes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(native, "instructions", lambda: True)
-    monkeypatch.setattr(native.shutil, "which", lambda _: "/bin/false")
-    monkeypatch.setattr(native.Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/false")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert fresh() is None
     assert "slower" in caplog.text
 

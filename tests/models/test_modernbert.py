@@ -32,14 +32,12 @@ def write(path: Path, pooling: str, **changes: Any) -> Path:
         max_position_embeddings=LONGEST,
         local_attention=WINDOW,
         initializer_range=0.2,
-        classifier_pooling=pooling,
-        num_labels=1,
         pad_token_id=1,
         bos_token_id=0,
         eos_token_id=2,
         cls_token_id=0,
         sep_token_id=2,
-        **changes,
+        **changes | {"classifier_pooling": pooling, "num_labels": 1},
     )
     torch.manual_seed(0)
     network = transformers.ModernBertForSequenceClassification(config).eval()

@@ -137,8 +137,8 @@ def test_parity_would_notice_neighbours_leaking(
         keys: Layout,
         heads: int,
     ) -> torch.Tensor:
-        whole = (Layout.of((sum(layout.lengths),)) for layout in (queries, keys))
-        return attend(self, query, key, value, *whole, heads)
+        whole, whole_keys = (Layout.of((sum(layout.lengths),)) for layout in (queries, keys))
+        return attend(self, query, key, value, whole, whole_keys, heads)
 
     monkeypatch.setattr(CpuOperations, "attend", leaking)
     assert error(score(load(directories[family]), documents()), references[family]) > 100 * BOUND

@@ -95,9 +95,12 @@ def test_sequences_spread_over_batches_score_the_same_and_compute_their_prefix_o
     model: Any = loaded[family]
     forward: Callable[[PackedTokens], torch.Tensor] = model.forward
     tokens: list[int] = []
-    monkeypatch.setattr(
-        type(model), "forward", lambda _, packed: tokens.append(sum(packed.lengths)) or forward(packed)
-    )
+
+    def counting(_: object, packed: PackedTokens) -> torch.Tensor:
+        tokens.append(sum(packed.lengths))
+        return forward(packed)
+
+    monkeypatch.setattr(type(model), "forward", counting)
     runner, batch = CpuRunner(model), sequences(model)
     found = torch.cat([score(model, [each], runner) for each in batch])
     assert error(found, references[family]) <= BOUND

@@ -28,7 +28,8 @@ def callers() -> list[str]:
 
 def exchanges(caller: str) -> list[dict[str, Any]]:
     """Reads a caller's exchanges: what it is, method, path, headers, body; status and reply."""
-    return json.loads((FOLDER / f"{caller}.json").read_text("utf-8"))
+    read: list[dict[str, Any]] = json.loads((FOLDER / f"{caller}.json").read_text("utf-8"))
+    return read
 
 
 def answer(port: int, exchange: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Every caller's own requests get the replies that were read and committed; see golden.py."""
 
+from typing import Any
+
 import pytest
 
 from rerank_grpc.rest.dispatch import PATHS, PREFIXES, RULES, dialect_of
@@ -14,7 +16,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("exchange", ALL)
-def test_a_caller_gets_the_reply_it_got_before(port: int, exchange: dict) -> None:
+def test_a_caller_gets_the_reply_it_got_before(port: int, exchange: dict[str, Any]) -> None:
     assert answer(port, exchange) == {"status": exchange["status"], "reply": exchange["reply"]}
 
 

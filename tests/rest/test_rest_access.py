@@ -131,7 +131,7 @@ class Loading:
         self.server = ScriptedServer(otherwise=self.answer, probe=self.probe)
 
     def answer(self, request: Any, context: grpc.ServicerContext) -> Any:
-        metadata = {item.key: item.value for item in context.invocation_metadata()}
+        metadata = dict(context.invocation_metadata())
         code = grpc.StatusCode.UNAVAILABLE
         reason = "ERROR_REASON_MODEL_LOADING"
         if "authorization" not in metadata:

@@ -115,7 +115,8 @@ def test_chunks_and_token_limits_reach_the_model(real: int) -> None:
 
     def score(**fields: Any) -> float:
         body = {"query": QUERY, "documents": [document], **fields}
-        return post(real, "/v1/rerank", body).json["results"][0]["relevance_score"]
+        found: float = post(real, "/v1/rerank", body).json["results"][0]["relevance_score"]
+        return found
 
     assert score(max_chunks_per_doc=8) > score() + 0.05
     assert score(max_tokens_per_doc=3) == score(truncate_prompt_tokens=3) != score()

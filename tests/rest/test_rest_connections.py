@@ -31,6 +31,11 @@ def connect(port: int, sent: bytes = b"") -> socket.socket:
     return connection
 
 
+def socket_of(key: selectors.SelectorKey) -> socket.socket:
+    assert isinstance(key.fileobj, socket.socket)
+    return key.fileobj
+
+
 def request(body: Any, *headers: str, path: str = "/v1/rerank") -> bytes:
     """Writes a request's bytes."""
     data = json.dumps(body).encode()
@@ -185,14 +190,14 @@ def test_200_slow_callers_lose_their_sockets_and_take_nobodys_time(port: int) ->
         beside += [one() for _ in range(10)]
         for key, _ in watch.select(0.2):
             watch.unregister(key.fileobj)
-            key.fileobj.close()
+            socket_of(key).close()
         for key in list(watch.get_map().values()):
             if key.data:
                 try:
-                    key.fileobj.send(b"x")
+                    socket_of(key).send(b"x")
                 except OSError:
                     watch.unregister(key.fileobj)
-                    key.fileobj.close()
+                    socket_of(key).close()
         assert time.monotonic() - begin < 30, f"{len(watch.get_map())} sockets are still open"
     watch.close()
     # Caller and servers share this process and machine, whose noise is the larger below that.

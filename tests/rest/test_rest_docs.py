@@ -93,7 +93,10 @@ def test_a_script_is_sent_in_pieces_that_wait_for_the_caller() -> None:
     async def send(message: Message) -> None:
         pieces.append(len(message.get("body", b"")))
 
-    asyncio.run(script.app({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
+    async def serve() -> None:
+        await script.app({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
+
+    asyncio.run(serve())
     assert sum(pieces) > 1 << 20
     # What a caller does not read is kept for each: 300 of them may cost 50 MiB.
     assert max(pieces) <= 65_536

@@ -14,7 +14,7 @@ PATH = "/bge-reranker-base/post"
 def pairs_of(literal: str) -> list[tuple[str, str]]:
     """Reads a literal and returns the pairs in their order."""
     decoded = TEXT_PAIRS.decode({"text_pairs": literal}, PATH)
-    found = {}
+    found: dict[int, tuple[str, str]] = {}
     for request, origins in zip(decoded.requests, decoded.origins, strict=True):
         found |= {o: (request.query, d.text) for o, d in zip(origins, request.documents, strict=True)}
     return [found[origin] for origin in sorted(found)]

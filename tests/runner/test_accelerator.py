@@ -105,6 +105,7 @@ def test_synchronizing_tells_that_the_device_is_lost(log: list[str]) -> None:
     device = Cuda(CPU)
     device.synchronize()
     assert log == ["copies ends", "work ends"]
-    device._copies.synchronize.side_effect = RuntimeError("CUDA error: unspecified launch failure")
+    copies: Any = device._copies
+    copies.synchronize.side_effect = RuntimeError("CUDA error: unspecified launch failure")
     with pytest.raises(DeviceLost):
         device.synchronize()

@@ -54,7 +54,8 @@ def test_64_callers_and_2000_requests_every_score_equals_the_pairs_own():
             logits = [result.logit for result in results]
             assert sorted(result.index for result in results) == list(range(len(documents)))
             assert logits == sorted(logits, reverse=True)
-            return max(abs(result.logit - alone[query, documents[result.index]]) for result in results)
+            off: float = max(abs(result.logit - alone[query, documents[result.index]]) for result in results)
+            return off
 
         with ThreadPoolExecutor(64) as callers:
             assert max(callers.map(call, calls)) < 1e-5

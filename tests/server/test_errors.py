@@ -59,7 +59,7 @@ def failure(port: int | None, request: pb.RerankRequest) -> grpc.RpcError:
 
 
 def details_of(error: grpc.RpcError) -> tuple[status_pb2.Status, dict[str, str | bytes]]:
-    trailers = dict(error.trailing_metadata())
+    trailers: dict[str, str | bytes] = {item.key: item.value for item in error.trailing_metadata()}
     return status_pb2.Status.FromString(trailers[status.DETAILS_KEY]), trailers
 
 

@@ -59,7 +59,9 @@ def test_the_line_of_a_message_that_cannot_be_parsed_names_the_request_too(
     server: RerankServer, caplog: pytest.LogCaptureFixture
 ):
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        call = channel.unary_unary("/rerank.v1.RerankService/Rerank")
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/rerank.v1.RerankService/Rerank"
+        )
         with pytest.raises(grpc.RpcError):
             call(b"\xff\xff", metadata=(("x-request-id", "order-66"),))
     assert "Rerank INVALID_ARGUMENT reason=INVALID_REQUEST request_id=order-66 ms=" in lines(caplog)[0]

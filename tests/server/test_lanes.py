@@ -1,11 +1,12 @@
 import threading
 
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from rerank_grpc.server.lanes import Pool
 from tests.http2 import raw_connections
 from tests.server.test_patience import CHECK, check, rerank
+from tests.stubs import HealthStub
 from tests.support import WAIT, CountingRunner, channel_of, serving, wait_for
 
 
@@ -36,7 +37,7 @@ def test_a_pool_runs_what_it_was_given_though_no_thread_can_be_started(no_thread
 
 def test_a_server_that_could_start_no_thread_for_a_while_serves_on(no_threads: threading.Event):
     with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub = HealthStub(channel)
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=WAIT).status == 1
         no_threads.set()
         with raw_connections(server.port, 1) as (connection,):

@@ -242,7 +242,7 @@ def test_a_lazy_model_is_fetched_by_the_first_call_and_nobody_else_waits_for_tha
             assert (info.state, info.local_available) == (pb.MODEL_STATE_UNLOADED, False)
             served.held.clear()
             first = stub.Rerank.future(request_of("q", "d", model="two"), timeout=60)
-            wait_for(lambda: served.transfers("model.safetensors"))
+            wait_for(lambda: bool(served.transfers("model.safetensors")))
             assert stub.Rerank(request_of("q", "d"), timeout=WAIT).model == "one"
             served.held.set()
             assert first.result(60).model == "two"

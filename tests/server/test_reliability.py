@@ -17,19 +17,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import grpc
 import pytest
 
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.scheduler import Batch, Scheduler
+from rerank_grpc.engine.scheduler import Batch, Item, Scheduler
 from rerank_grpc.errors import InternalError
 from rerank_grpc.runner.runner import OutOfMemory, Runner
 from rerank_grpc.sequence import Output, Sequence
 from rerank_grpc.types import Call
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
+from tests.stubs import status_code
 from tests.support import (
     WAIT,
     CountingRunner,
@@ -49,14 +51,14 @@ TOKENS = 5  # of the pair ("q", "document 7") and its like
 OK = grpc.StatusCode.OK
 
 
-def code_of(call: grpc.Future) -> grpc.StatusCode:
+def code_of(call: "grpc.Future[pb.RerankResponse]") -> grpc.StatusCode:
     error = call.exception(WAIT)
-    return OK if error is None else error.code()
+    return OK if error is None else status_code(error)
 
 
 @contextmanager
 def calling(
-    runner: Runner, *, max_calls: int = 96, **fields: object
+    runner: Runner, *, max_calls: int = 96, **fields: Any
 ) -> Iterator[tuple[Engine, rerank_pb2_grpc.RerankServiceStub]]:
     """Serves a scripted device, and yields its engine and a stub that calls it."""
     settings = replace(ServerSettings(), max_calls=max_calls, engine=replace(EngineSettings(), **fields))
@@ -118,11 +120,15 @@ def _batches_of_small(stub, engine: Engine, runner: HeldRunner, text: str) -> in
     small = stub.Rerank.future(request_of("q", text))
     wait_for(lambda: engine.queued_tokens > queued)
     while not any(_holds(batch, text) for batch in runner.batches[before:]):
-        run = len(runner.batches)
-        runner.let()
-        wait_for(lambda run=run: len(runner.batches) > run)
+        _run_another(runner)
     assert code_of(small) is OK
     return len(runner.batches) - before
+
+
+def _run_another(runner: HeldRunner) -> None:
+    run = len(runner.batches)
+    runner.let()
+    wait_for(lambda: len(runner.batches) > run)
 
 
 def _holds(batch: tuple[Sequence, ...], text: str) -> bool:
@@ -138,7 +144,7 @@ def test_r4_a_one_document_call_takes_at_most_two_batches_beside_a_thousand_docu
 def test_r4_fails_when_the_queue_is_first_come_first_served(monkeypatch: pytest.MonkeyPatch):
     def greedy(self: Scheduler, now: float) -> Batch | None:
         waiting = [queued for queued in self._queued.values() if queued.pending]
-        items: list = []
+        items: list[Item] = []
         while waiting and sum(item.tokens for item in items) < self.max_batch_tokens and waiting[0].pending:
             items.append(waiting[0].pending.popleft())
         return self._start(items, now)
@@ -182,10 +188,17 @@ def test_r6_fails_when_late_work_is_not_dropped(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes away what tells the engine that a caller has gone."""
     monkeypatch.setattr(Call, "cancel", lambda _: None)
-    return
+
+
+def _seconds_until_cancelled(call: "grpc.Future[pb.RerankResponse]", engine: Engine, patience: int) -> float:
+    before, started = engine.queued_tokens, time.monotonic()
+    call.cancel()
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: engine.queued_tokens < before, seconds=patience)
+    return time.monotonic() - started
 
 
 def passes_of_cancelled(count: int) -> tuple[int, float]:
@@ -201,12 +214,8 @@ def passes_of_cancelled(count: int) -> tuple[int, float]:
         calls = [stub.Rerank.future(request_of("q", f"document {n}")) for n in range(count)]
         wait_for(lambda: engine.queued_tokens == count * TOKENS)
         for call in calls:
-            before, started = engine.queued_tokens, time.monotonic()
-            call.cancel()
-            with contextlib.suppress(AssertionError):
-                patience = 1 if max(took, default=0) < 1 else 0
-                wait_for(lambda before=before: engine.queued_tokens < before, seconds=patience)
-            took.append(time.monotonic() - started)
+            patience = 1 if max(took, default=0) < 1 else 0
+            took.append(_seconds_until_cancelled(call, engine, patience))
         runner.let_all()
         assert code_of(blocker) is OK
         assert code_of(stub.Rerank.future(request_of("q", "the last"))) is OK

@@ -161,7 +161,9 @@ def test_words_are_split_the_long_way_where_marking_them_does_not_split(
 
 
 def test_the_embedded_model_takes_the_short_way() -> None:
-    assert read_vocabulary(find_package() / "tokenizer.json", "bert").ascii is not None
+    package = find_package()
+    assert package is not None
+    assert read_vocabulary(package / "tokenizer.json", "bert").ascii is not None
 
 
 def test_a_tokenizer_with_words_of_its_users_takes_the_long_way(

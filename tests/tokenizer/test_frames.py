@@ -23,7 +23,8 @@ from tests import random_models as checkpoints
 from tests.prompts import PROMPTS, QUERY
 from tests.prompts import tokenizer as tokenizer_of
 from tests.support import token_ids
-from tests.texts import characters_read, tokenize
+from tests.support import whole as with_prefix
+from tests.texts import characters_read, span_of, tokenize
 
 FAMILIES = sorted(PROMPTS)
 PLENTY = 100_000
@@ -38,7 +39,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def whole(request: TokenizedRequest) -> list[list[int]]:
     chosen = [request.sequences[document.chunks[0].sequence] for document in request.documents]
-    return [token_ids(whole(sequence)) for sequence in chosen]
+    return [token_ids(with_prefix(sequence)) for sequence in chosen]
 
 
 def written(count: int, seed: int) -> list[str]:
@@ -201,7 +202,7 @@ def test_chunks_know_their_place_in_the_document_itself(directories: dict[str, P
         request = tokenize(
             tokenizer_of(directories[family], family), QUERY, [text, "short"], max_chunks_per_document=64
         )
-        spans = [chunk.span for chunk in request.documents[0].chunks]
+        spans = [span_of(chunk) for chunk in request.documents[0].chunks]
         assert len(spans) > 3
         assert spans[0].start == 0
         assert spans[-1].end == len(text)
@@ -212,7 +213,7 @@ def test_chunks_know_their_place_in_the_document_itself(directories: dict[str, P
         for chunk in request.documents[0].chunks:
             sequence = request.sequences[chunk.sequence]
             assert tokenizer.decode(token_ids(sequence)[: chunk.tokens]).strip() == (
-                text[chunk.span.start : chunk.span.end].strip()
+                text[span_of(chunk).start : span_of(chunk).end].strip()
             )
 
 

@@ -13,6 +13,10 @@ def nothing() -> None:
     """The check of a call that goes on."""
 
 
+def wait_for_more(turns: Turns, threads: int) -> None:
+    wait_for(lambda: len(turns._waiting) > threads)
+
+
 def test_few_texts_are_one_block_and_wait_for_no_turn():
     def stopped() -> None:
         raise Cancelled("not asked")
@@ -61,7 +65,7 @@ def test_threads_get_their_turns_in_the_order_in_which_they_came():
     with turns.one(nothing):
         for place, thread in enumerate(threads):
             thread.start()
-            wait_for(lambda place=place: len(turns._waiting) > place)
+            wait_for_more(turns, place)
     for thread in threads:
         thread.join(WAIT)
     assert order == [0, 1, 2, 3, 4]

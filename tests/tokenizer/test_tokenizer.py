@@ -28,7 +28,7 @@ from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from rerank_grpc.types import Scoring, Truncation
 from tests import random_models as checkpoints
 from tests.support import token_ids
-from tests.texts import characters_read, tokenize
+from tests.texts import characters_read, span_of, tokenize
 
 QUERY = "what does the with statement do?"
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -43,7 +43,9 @@ MAX_TOKENS = checkpoints.MAX_TOKENS
 @pytest.fixture(scope="session")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tokenizers")
-    return {family: write(root / family) for family, write in WRITERS.items()} | {"embedded": find_package()}
+    embedded = find_package()
+    assert embedded is not None
+    return {family: write(root / family) for family, write in WRITERS.items()} | {"embedded": embedded}
 
 
 def card(directory: Path, family: str = "bert", **changes: Any) -> ModelCard:
@@ -367,7 +369,7 @@ def test_chunks_overlap_cover_the_text_and_know_their_place(
     assert len(short.chunks) == 1
     assert len(long.chunks) > 4
     assert not long.truncated
-    spans = [chunk.span for chunk in long.chunks]
+    spans = [span_of(chunk) for chunk in long.chunks]
     assert spans[0].start == 0
     assert spans[-1].end == len(text.rstrip())
     for before, after in pairwise(spans):
@@ -380,8 +382,8 @@ def test_chunks_overlap_cover_the_text_and_know_their_place(
         assert len(sequence) <= MAX_TOKENS
         chunks.append(token_ids(sequence)[-1 - chunk.tokens : -1])
     place = 0
-    for chunk in chunks:
-        place = next(at for at in range(place, len(tokens)) if tokens[at : at + len(chunk)] == chunk)
+    for part in chunks:
+        place = next(at for at in range(place, len(tokens)) if tokens[at : at + len(part)] == part)
     assert tokens[-len(chunks[-1]) :] == chunks[-1]
 
 
@@ -391,11 +393,11 @@ def test_chunks_beyond_the_most_allowed_are_left_out_and_said_so(directories: di
     request = tokenize(tokenizer, QUERY, [words], max_chunks_per_document=3)
     assert len(request.documents[0].chunks) == 3
     assert request.documents[0].truncated
-    assert request.documents[0].chunks[0].span.start == 0
+    assert span_of(request.documents[0].chunks[0]).start == 0
     last = tokenize(
         tokenizer, QUERY, [words], max_chunks_per_document=3, truncation=Truncation.START
     ).documents[0]
-    assert last.chunks[-1].span.end == len(words)
+    assert span_of(last.chunks[-1]).end == len(words)
     with pytest.raises(InvalidRequest):
         tokenize(tokenizer, QUERY, [words], max_chunks_per_document=3, truncation=Truncation.NONE)
 
@@ -404,8 +406,8 @@ def test_spans_count_code_points(directories: dict[str, Path]) -> None:
     tokenizer = pair_tokenizer(directories["xlm-roberta"], family="xlm-roberta")
     text = "👩‍👩‍👧 深度 e\u0301 " * 60
     document = tokenize(tokenizer, QUERY, [text], max_chunks_per_document=64).documents[0]
-    assert document.chunks[0].span.start == 0
-    assert document.chunks[-1].span.end == len(text) - 1
+    assert span_of(document.chunks[0]).start == 0
+    assert span_of(document.chunks[-1]).end == len(text) - 1
 
 
 def test_documents_with_equal_text_share_a_sequence(directories: dict[str, Path]) -> None:

@@ -1,6 +1,7 @@
 """The two directions of every message are inverses; values that no message can hold are refused."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -172,4 +173,4 @@ def test_what_no_message_can_hold_is_refused_by_its_field(change, says):
 @pytest.mark.parametrize("field", ["truncation", "priority"])
 def test_a_number_that_is_no_choice_is_refused(field):
     with pytest.raises(InvalidRequest, match=f"{field}: 77 is not a {field.capitalize()}"):
-        messages.request_from(pb.RerankRequest(**{field: 77}))
+        messages.request_from(pb.RerankRequest(**dict[str, Any]({field: 77})))
