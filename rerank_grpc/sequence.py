@@ -23,11 +23,8 @@ class Prefix:
     """Tokens that stand before many sequences and see nothing of them, so that they are computed once.
 
     Equal prefixes are one. Keys and values of a prefix live as long as the
-    object itself: as long as a request or the tokenizer holds it.
-
-    Attributes:
-        ids: its own token ids as int32.
-        before: the prefix which it continues.
+    object itself: as long as a request or the tokenizer holds it. Its `ids` are
+    int32, without those of the prefix `before` it.
     """
 
     ids: bytes
@@ -53,7 +50,6 @@ class Sequence(NamedTuple):
     Attributes:
         ids: token ids as int32.
         segment_start: the token at which the second segment begins; 0 for none.
-        prefix: the tokens before it, for a decoder.
     """
 
     ids: bytes
@@ -90,7 +86,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         sequence: the index of its sequence in TokenizedRequest.sequences.
-        tokens: its own tokens, without query and control tokens.
+        tokens: its own, without query and control tokens.
         span: its place in the document's text; None for an only chunk.
     """
 
@@ -108,12 +104,9 @@ class TokenizedDocument(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRequest:
-    """All sequences of one request.
+    """All sequences of one request; documents with equal text share theirs.
 
     Attributes:
-        sequences: the engine's work, in order. Documents with equal text share
-            theirs.
-        documents: one for each document of the request.
         query: the index of the query's sequence, for a bi-encoder; None where
             each sequence holds the query itself.
         query_truncated: whether a part of the query is left out.

@@ -1,10 +1,4 @@
-"""Runs the queue of one model on one device: admit a call, submit its sequences, wait for its future.
-
-The device thread takes a batch whenever the device is free, and launches the
-next one before it waits for the last where the runner allows that. A second
-thread watches it. If the device thread dies or hangs, every waiting request
-fails at once and `alive` turns false; the engine does not come back by itself.
-"""
+"""Runs the queue of one model on one device: admit a call, submit its sequences, wait for its future."""
 
 from __future__ import annotations
 
@@ -13,10 +7,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sequence_
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from time import monotonic
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.future import Future
@@ -38,34 +33,24 @@ from rerank_grpc.types import Call, Priority
 
 log = logging.getLogger(__name__)
 
-# Called with whether the device hangs, which only a new process mends.
-OnDeath: TypeAlias = Callable[[bool], None]
+Flight: TypeAlias = tuple[Batch, Landing]  # a batch that was launched
+OnDeath: TypeAlias = Callable[[bool], None]  # its argument: whether the device hangs, which a restart mends
 
 UNMEASURED_BATCH_TOKENS = 4_096  # until the warm-up has measured the best batch
+TOO_LARGE = "one pair of %d tokens exceeds the device's memory: shorten it or use max_tokens_per_document"
 
 
-class Flight(NamedTuple):
-    """A batch that was launched; `land` waits for its outputs, or raises."""
-
-    batch: Batch
-    land: Landing
-
-
+@dataclass(slots=True)
 class Admission:
     """One call inside an engine; leaving the `with` statement frees all that the call holds there."""
 
-    def __init__(self, engine: Engine, call: Call, priority: Priority) -> None:
-        self._engine = engine
-        self._call = call
-        self._priority = priority
-        self._future: Future | None = None
+    _engine: Engine
+    _call: Call
+    _priority: Priority
+    _future: Future | None = None
 
     def submit(self, sequences: Sequence_[Sequence], *, stepwise: bool = False) -> Future:
-        """Queues the call's sequences, once; with `stepwise` they may be waited for in `completed`.
-
-        Raises QueueFull, DeadlineUnreachable, DeadlineExceeded, Cancelled,
-        ShuttingDown, or ModelFailed when the device thread is gone.
-        """
+        """Queues the call's sequences, once; also raises DeadlineUnreachable, DeadlineExceeded, Cancelled."""
         if sequences:
             self._call.check()
         future = Future(sequences, deadline=self._call.deadline, priority=self._priority, stepwise=stepwise)
@@ -83,10 +68,11 @@ class Admission:
 
 
 class Engine:
-    """Owns the device thread of one model.
+    """Owns the device thread of one model, and a thread that watches it.
 
-    `on_death` is called once, on the thread that found the device thread dead
-    or hung. Engines on one device share its `clock`.
+    If the device thread dies or hangs, every waiting request fails at once, and the
+    thread that found it calls `on_death` once; the engine does not come back by
+    itself. Engines on one device share its `clock`.
     """
 
     def __init__(
@@ -105,37 +91,34 @@ class Engine:
         # At most `depth` batches are on the device, and together they hold one token budget: a new call
         # waits no longer for batches launched ahead than for a single full one.
         self._flights = deque[Flight]()
-        budget = (settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS) // runner.depth
-        self._scheduler = Scheduler(
-            max_batch_tokens=max(1, budget), max_queue_tokens=settings.max_queue_tokens
-        )
+        budget = max(1, (settings.max_batch_tokens or UNMEASURED_BATCH_TOKENS) // runner.depth)
+        self._scheduler = Scheduler(max_batch_tokens=budget, max_queue_tokens=settings.max_queue_tokens)
         self._meter = Meter()
         self._clock = clock or DeviceClock()
         # The start of the device's work for the batch that lands next, by its clock and by the watcher's.
         self._turn = 0.0
         self._batch_started: float | None = None
-        self._closing = False
         self._death: RerankError | None = None
+        self._ended = threading.Event()
         self._lock = threading.Lock()
         # A Condition would make the waking device thread wait for the lock that the submitting thread
         # still holds. A busy device thread is never notified.
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._idle = False
-        self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, name=f"device-{name}", daemon=True),
             threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True),
         ]
 
     def start(self) -> None:
-        """Starts the device thread and the one that watches it."""
+        """Starts the threads."""
         for thread in self._threads:
             thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether it can score: not closed, and its device thread neither died nor hangs."""
-        return self._death is None and not self._closing
+        return self._death is None and not self._ended.is_set()
 
     @property
     def queued_tokens(self) -> int:
@@ -158,11 +141,11 @@ class Engine:
         if not self._meter.calibrated:
             return self._meter.counts.tokens_per_second
         budget = self._scheduler.max_batch_tokens
-        return budget / self._meter.seconds(budget, budget, self._idle_until())
+        return budget / self._meter.seconds(budget, budget, self._batch_started or monotonic())
 
     @property
     def counts(self) -> Counts:
-        """The device's work so far; a value of its own, safe to keep."""
+        """The device's work so far."""
         return self._meter.counts
 
     def calibrate(self, smallest: Counts, full: Counts) -> None:
@@ -171,7 +154,7 @@ class Engine:
             self._meter.calibrate(smallest, full)
 
     def admit(self, call: Call, priority: Priority = Priority.INTERACTIVE) -> Admission:
-        """Lets a call in, before it is tokenized; raises what `submit` would raise for any sequences."""
+        """Lets a call in before it is tokenized; raises QueueFull, ShuttingDown or ModelFailed."""
         with self._lock:
             self._check_alive()
             self._scheduler.check_queue(1, self._forecast())
@@ -194,8 +177,7 @@ class Engine:
     def close(self) -> None:
         """Ends the threads after the batch in progress; waiting requests fail with ShuttingDown."""
         with self._lock:
-            self._closing = True
-        self._end()
+            self._end()
         for thread in self._threads:
             if thread.is_alive() and self._death is None:
                 thread.join(timeout=self.settings.hang_seconds)
@@ -206,26 +188,18 @@ class Engine:
             raise ModelFailed(
                 "the model's device failed: the server must be restarted", metadata={"model": self._name}
             )
-        if self._closing:
+        if self._ended.is_set():
             raise ShuttingDown("the server is stopping", retry_after=1.0)
 
     def _forecast(self) -> Forecast | None:
-        """Tells the seconds that tokens will take; None until the warm-up has measured."""
         return self._wall_seconds if self._meter.calibrated else None
 
     def _wall_seconds(self, tokens: float) -> float:
         """Predicts the seconds of tokens beside the engines that share the device now."""
-        seconds = self._meter.seconds(tokens, self._scheduler.max_batch_tokens, self._idle_until())
-        return seconds * self._clock.sharers(self)
+        budget, idle_until = self._scheduler.max_batch_tokens, self._batch_started or monotonic()
+        return self._meter.seconds(tokens, budget, idle_until) * self._clock.sharers(self)
 
-    def _idle_until(self) -> float:
-        """The time up to which nothing has run since the last batch."""
-        started = self._batch_started
-        return monotonic() if started is None else started
-
-    # The device thread
-
-    def _run(self) -> None:
+    def _run(self) -> None:  # the device thread
         try:
             while self._fill_up():
                 self._land(self._flights.popleft())
@@ -236,10 +210,7 @@ class Engine:
             self._clock.time(monotonic(), leave=self)
 
     def _fill_up(self) -> bool:
-        """Launches batches until the device has enough of them; waits for work if it has none.
-
-        False when the engine closes or has been given up, once all have landed.
-        """
+        """Launches batches, or waits for work; false when the engine has ended and all batches landed."""
         while len(self._flights) < self._runner.depth and not self._ended.is_set():
             if batch := self._take_batch():
                 self._flights.append(self._launch(batch))
@@ -250,10 +221,7 @@ class Engine:
         return bool(self._flights)
 
     def _take_batch(self) -> Batch | None:
-        """Takes the next batch and fails expired requests.
-
-        It is separate from the waiting, so that a sleeping device thread refers to no request.
-        """
+        """Takes the next batch, and fails expired requests; a sleeping thread keeps no reference to them."""
         now = monotonic()
         with self._lock:
             expired = self._scheduler.expire(now)
@@ -272,9 +240,9 @@ class Engine:
     def _launch(self, batch: Batch) -> Flight:
         """Starts a batch on the device; a failure is told when the flight lands."""
         try:
-            return Flight(batch, self._runner.launch(tuple([item.sequence for item in batch.items])))
+            return batch, self._runner.launch(tuple([item.sequence for item in batch.items]))
         except Exception as error:
-            return Flight(batch, partial(_raise, error))
+            return batch, partial(_raise, error)
 
     def _land(self, flight: Flight) -> None:
         """Waits for a batch, counts it, and delivers its outputs; the turn of the next one begins."""
@@ -285,14 +253,18 @@ class Engine:
         except DeviceLost:
             raise
         except Exception as error:
-            self._batch_started = now = monotonic()
-            self._turn = self._clock.time(now)
+            self._next_turn()
             self._split(batch, error)
             return
-        self._batch_started = now = monotonic()
-        self._turn = self._clock.time(now)
+        now = self._next_turn()
         self._meter.add(batch.tokens, self._turn - began, started=started or now, ended=now)
         self._deliver(batch, outputs, now)
+
+    def _next_turn(self) -> float:
+        """Times the next batch, if one is in flight, from now on; returns the time."""
+        self._batch_started = now = monotonic()
+        self._turn = self._clock.time(now)
+        return now
 
     def _deliver(self, batch: Batch, results: Iterable[Output | RerankError | None], now: float) -> None:
         """Hands the outputs of items to all that wait for them, and the errors to them alone."""
@@ -314,7 +286,8 @@ class Engine:
         out_of_memory = isinstance(error, OutOfMemory)
         if len(items) == 1:
             log.error("a sequence of %d tokens failed alone: %s", tokens, describe(error))
-            self._deliver(batch, [_too_large(tokens) if out_of_memory else InternalError()], monotonic())
+            failure = PairTooLarge(TOO_LARGE % tokens, metadata={"tokens": str(tokens)})
+            self._deliver(batch, [failure if out_of_memory else InternalError()], monotonic())
             return
         with self._lock:
             halves = self._scheduler.halves(batch)
@@ -328,20 +301,15 @@ class Engine:
         for half in halves:
             self._land(self._launch(half))
 
-    # The watching thread
-
-    def _watch(self) -> None:
-        """Looks from time to time, so that no batch has to wake this thread."""
-        watchdog = Watchdog(self.settings.hang_seconds)
+    def _watch(self) -> None:  # a thread that looks from time to time, so no batch has to wake it
+        limit = self.settings.hang_seconds
+        watchdog = Watchdog(limit)
         while not self._ended.wait(watchdog.interval):
             if watchdog.look(self._batch_started, monotonic()):
-                log.critical(
-                    "the device of %s has not answered for %g s", self._name, self.settings.hang_seconds
-                )
+                log.critical("the device of %s has not answered for %g s", self._name, limit)
                 self._die(hung=True)
 
     def _end(self) -> None:
-        """Makes both threads end."""
         self._ended.set()
         self._wakeups.put(None)
 
@@ -350,7 +318,7 @@ class Engine:
             if self._death is not None:
                 return
             self._death = InternalError()
-        self._end()
+            self._end()
         self._clock.time(monotonic(), leave=self)
         self._fail_all(self._death)
         self._on_death(hung)
@@ -364,10 +332,3 @@ class Engine:
 
 def _raise(error: Exception) -> list[Output | None]:
     raise error
-
-
-def _too_large(tokens: int) -> PairTooLarge:
-    return PairTooLarge(
-        f"one pair of {tokens} tokens exceeds the device's memory: shorten it or use max_tokens_per_document",
-        metadata={"tokens": str(tokens)},
-    )

@@ -14,22 +14,17 @@ from rerank_grpc.types import Priority
 
 
 class Future:
-    """The outputs of one call's sequences.
+    """The outputs of one call's sequences, None until they are there.
 
-    One thread waits, in `wait` or, with `stepwise`, in `completed`; the device
-    thread delivers; any thread may fail it, from a gRPC callback too, since
-    nothing here takes a lock.
+    One thread waits; the device thread delivers; any thread may fail it, from a
+    gRPC callback too, since nothing here takes a lock.
 
     Attributes:
-        sequences: the sequences to run, in the order of preference.
-        outputs: the output of each sequence, None until it is there.
         deadline: in the seconds of time.monotonic; math.inf for none.
-        priority: its class in the scheduler.
         tokens: those of all sequences, equal ones included; a prefix counts once.
         shared: the number of sequences that cost nothing, because an equal one was there.
-        admitted_at, started_at, finished_at: monotonic seconds; 0 until then.
-        done: whether nothing more will come: all outputs are there, or it failed.
-        error: the reason of the failure, if it failed.
+        admitted_at, started_at, finished_at: in the same seconds; 0 until then.
+        done: whether all outputs are there, or it failed.
     """
 
     def __init__(
@@ -57,7 +52,7 @@ class Future:
     def on_done(self, callback: Callable[[], None]) -> None:
         """Has a function called once, on the thread that ends the request, before the waiting one wakes.
 
-        A request that is done calls it at once. The function must neither wait nor raise.
+        A request that is done calls it at once. It must neither wait nor raise.
         """
         self._callbacks.append(callback)
         if self.done:
@@ -87,7 +82,7 @@ class Future:
         if self._stepwise:
             self._events.put([index for index, _ in outputs])
         elif self._missing == 0:
-            self._events.put([])
+            self._events.put(list(range(len(self.sequences))))
 
     def fail(self, error: RerankError) -> None:
         """Ends it with an error and wakes the waiting thread; the first error stays."""
@@ -101,24 +96,21 @@ class Future:
         if not self.done:
             self.fail(Cancelled("the caller cancelled"))
 
-    def wait(self) -> None:
-        """Waits for all outputs; raises the error it failed with, or DeadlineExceeded past the deadline."""
-        if self.sequences:
-            self._next_event()
-
     def completed(self) -> Iterator[list[int]]:
-        """Yields the indices of finished sequences as they come, or all at once; raises like `wait`."""
-        if not self._stepwise:
-            self.wait()
-            yield list(range(len(self.sequences)))
-            return
+        """Yields what `wait` returns until all outputs are there; raises like it."""
         missing = len(self.sequences)
         while missing:
-            finished = self._next_event()
+            finished = self.wait()
             missing -= len(finished)
             yield finished
 
-    def _next_event(self) -> list[int]:
+    def wait(self) -> list[int]:
+        """Waits for all outputs, or with `stepwise` for the next ones, and returns their indices.
+
+        Raises the error it failed with, or DeadlineExceeded past the deadline.
+        """
+        if not self.sequences:
+            return []
         try:
             limit = None if self.deadline == math.inf else max(0.0, self.deadline - monotonic())
             event = self._events.get(timeout=limit)
@@ -127,7 +119,6 @@ class Future:
             event = self._events.get()  # of this failure, or of outputs that came at this moment
         if event is None:
             assert self.error is not None
-            raise self.error.with_traceback(
-                None
-            )  # many calls may raise it, and none may keep another's frames
+            # Many calls may raise it, and none may keep another's frames.
+            raise self.error.with_traceback(None)
         return event

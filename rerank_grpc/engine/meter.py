@@ -6,14 +6,10 @@ import threading
 from math import exp, log
 from typing import NamedTuple
 
-# One batch moves the estimate by this share of its error, in logarithms, ...
-LEARNING = 0.1
-# ... and no error counts as more than a factor of 2, so a process that was stopped is one batch among others.
-WORST_ERROR = log(2)
-# Nothing corrects the estimate while nothing runs, so it returns to the warm-up's measurement.
-HALF_LIFE_SECONDS = 10.0
-# An error is a ratio, which a cost of nothing does not have.
-NO_TIME = 1e-9
+LEARNING = 0.1  # one batch moves the estimate by this share of its error, in logarithms
+WORST_ERROR = log(2)  # a batch during which the process was stopped is one among others
+HALF_LIFE_SECONDS = 10.0  # of a correction while nothing runs, which could correct it again
+NO_TIME = 1e-9  # an error is a ratio, which a cost of nothing does not have
 
 
 class DeviceClock:
@@ -29,7 +25,7 @@ class DeviceClock:
         self._lock = threading.Lock()
 
     def time(self, now: float, *, enter: object = None, leave: object = None) -> float:
-        """Returns device seconds; from now on counts an engine that enters, and no more one that leaves."""
+        """Returns device seconds; an engine that enters counts from now on, and one that leaves no more."""
         with self._lock:
             if now > self._now:  # threads may come out of order by a few microseconds
                 self._seconds += (now - self._now) / max(1, len(self._users))
@@ -45,22 +41,15 @@ class DeviceClock:
 
 
 class Counts(NamedTuple):
-    """Counts since the engine was started; the difference of two is what happened between them.
-
-    Attributes:
-        batches: those that were scored.
-        tokens: of those batches.
-        busy_seconds: in which the device had a batch, by its DeviceClock;
-            batches in flight together count once.
-    """
+    """Counts since the engine was started; the difference of two is what happened between them."""
 
     batches: int = 0
     tokens: int = 0
-    busy_seconds: float = 0.0
+    busy_seconds: float = 0.0  # of the device's clock; batches in flight together count once
 
     @property
     def tokens_per_second(self) -> float:
-        """The rate of the time in which the device was busy; 0 before the first batch."""
+        """The rate while the device was busy; 0 before the first batch."""
         return self.tokens / self.busy_seconds if self.busy_seconds else 0.0
 
     def since(self, earlier: Counts) -> Counts:
@@ -77,13 +66,9 @@ class Meter:
     depends on, so any number of small batches leaves the cost of a full one alone;
     an intercept and a slope would not keep them apart.
 
-    The estimate drifts back to the warm-up's while nothing runs. A reading names the
+    The estimate drifts back to the warm-up's while nothing runs. `idle_until` is the
     time up to which nothing has run since the last batch: the start of the batch in
-    progress, or now.
-
-    Attributes:
-        counts: those of the batches so far; a value of its own, safe to keep.
-        calibrated: whether the warm-up has measured; nothing is predicted before.
+    progress, or now. Nothing is predicted before the warm-up has `calibrated`.
     """
 
     def __init__(self) -> None:
@@ -97,10 +82,8 @@ class Meter:
     def calibrate(self, smallest: Counts, full: Counts) -> None:
         """Takes the costs of batches of two sizes that the warm-up measured."""
         self._tokens = smallest.tokens / smallest.batches, full.tokens / full.batches
-        self._measured = (
-            max(NO_TIME, smallest.busy_seconds / smallest.batches),
-            max(NO_TIME, full.busy_seconds / full.batches),
-        )
+        seconds = smallest.busy_seconds / smallest.batches, full.busy_seconds / full.batches
+        self._measured = max(NO_TIME, seconds[0]), max(NO_TIME, seconds[1])
         self._deviation = (0.0, 0.0)
         self.calibrated = True
 
@@ -131,10 +114,8 @@ class Meter:
         else:
             share = max(0.0, (tokens - smallest) / (full - smallest)) if full > smallest else 0.0
             weights = 1 - share, share
-        return (
-            weights[0] * self._measured[0] * exp(deviation[0]),
-            weights[1] * self._measured[1] * exp(deviation[1]),
-        )
+        of_smallest, of_full = self._measured
+        return weights[0] * of_smallest * exp(deviation[0]), weights[1] * of_full * exp(deviation[1])
 
     def _drifted(self, idle_until: float) -> tuple[float, float]:
         """The deviation after the idle time since the last batch."""

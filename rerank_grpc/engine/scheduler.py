@@ -1,7 +1,5 @@
 """Decides which sequences go into the next batch, and which calls are let in.
 
-Pure: it knows no model, thread or clock. Times and a forecast are arguments.
-
 The rules, in order:
 
 1. A batch is a budget of tokens. A sequence larger than the budget goes alone.
@@ -10,13 +8,9 @@ The rules, in order:
    every batch.
 4. Within a class the request that has received least goes first, one sequence at
    a time, and among equals the earliest deadline. A new request starts at the
-   average of the requests that wait. A small request therefore enters the next
-   batch however large its neighbours are, and all get equal shares.
+   average of the requests that wait: a small one enters the next batch however
+   large its neighbours are.
 5. Equal sequences, of one request or of several, are run once.
-
-A forecast may be wrong, and only batches correct it. Where nothing waits or
-runs, a call is therefore let in whatever the forecast says; elsewhere it is
-refused only if half of the forecast exceeds its time.
 """
 
 from __future__ import annotations
@@ -35,32 +29,22 @@ from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.types import Priority
 
 BATCH_SHARE = 1 / 8
-# A forecast that exceeds the time left by less than this factor refuses no call: it may be wrong by as much.
+# A forecast that exceeds the time left by less than this factor refuses no call: it may be wrong by as
+# much, and only batches correct it. Where nothing waits or runs, a call is let in whatever it says.
 TOLERANCE = 2.0
-# A shorter delay would invite hammering.
-SHORTEST_RETRY_SECONDS = 0.1
-# The time that a full queue is taken to need where there is no forecast.
-UNKNOWN_SECONDS = 1.0
+SHORTEST_RETRY_SECONDS = 0.1  # a shorter delay would invite hammering
+UNKNOWN_SECONDS = 1.0  # the time that a full queue is taken to need where there is no forecast
 
-# Tells the seconds that tokens will take.
-Forecast: TypeAlias = Callable[[float], float]
-
-# A request that waits for a sequence, and the sequence's index there.
-Waiter: TypeAlias = tuple[Future, int]
+Forecast: TypeAlias = Callable[[float], float]  # the seconds that tokens will take
+Waiter: TypeAlias = tuple[Future, int]  # a request that waits for a sequence, and the sequence's index there
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """A sequence to be run once, and the requests that wait for it.
-
-    Attributes:
-        tokens: those of the sequence, with its prefix's if it is the first to bring that.
-        waiters: each request that asked for it, and the index there.
-        started: whether it has gone to the device.
-    """
+    """A sequence to be run once, and the requests that wait for it."""
 
     sequence: Sequence
-    tokens: int
+    tokens: int  # with those of its prefix if it is the first to bring that
     waiters: list[Waiter] = field(default_factory=list)
     started: bool = False
 
@@ -74,23 +58,17 @@ class Batch(NamedTuple):
 
 @dataclass(slots=True)
 class Queued:
-    """A request in the queue.
-
-    Attributes:
-        pending: the items that have not gone to the device.
-        pending_tokens: the tokens of those.
-        received_tokens: the tokens that went to the device for it, from the average at its arrival.
-    """
+    """A request in the queue; its pending items have not gone to the device."""
 
     request: Future
     items: list[Item]
-    received_tokens: float
+    received_tokens: float  # those that went to the device, from the average at its arrival
     pending: deque[Item] = field(default_factory=deque)
     pending_tokens: int = 0
 
 
 class Scheduler:
-    """The queue of one engine; every method is called under the engine's lock."""
+    """The queue of one engine, under whose lock each method is called; times and forecast are arguments."""
 
     def __init__(self, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
         self.max_batch_tokens = max_batch_tokens
@@ -106,31 +84,20 @@ class Scheduler:
         self._average = dict.fromkeys(Priority, 0.0)
 
     def check_queue(self, tokens: int, forecast: Forecast | None = None) -> None:
-        """Raises QueueFull if the queue has no capacity for more tokens.
-
-        An empty queue takes a request of any size, else one larger than the
-        queue could never be served.
-        """
+        """Raises QueueFull; an empty queue takes any size, else one larger than itself were never served."""
         excess = self.queued_tokens + tokens - self.max_queue_tokens
         if self.queued_tokens and excess > 0:
             seconds = forecast(min(excess, self.queued_tokens)) if forecast else UNKNOWN_SECONDS
+            sizes = {"queue_tokens": self.queued_tokens, "queue_capacity_tokens": self.max_queue_tokens}
             raise QueueFull(
                 "the queue is full: retry later, or call another replica",
-                metadata={
-                    "queue_tokens": str(self.queued_tokens),
-                    "queue_capacity_tokens": str(self.max_queue_tokens),
-                },
+                metadata={name: str(tokens) for name, tokens in sizes.items()},
                 retry_after=max(SHORTEST_RETRY_SECONDS, seconds),
             )
 
     def add(self, request: Future, now: float, forecast: Forecast | None = None) -> None:
-        """Lets a request in.
-
-        Raises QueueFull, or DeadlineUnreachable if by the forecast its deadline
-        cannot be met by far; without one, nothing is known.
-        """
-        items, fresh = self._items_of(request)
-        prefixes = self._count_prefixes(fresh.values())
+        """Lets a request in; raises QueueFull, or DeadlineUnreachable by a forecast."""
+        items, fresh, prefixes = self._items_of(request)
         tokens = sum([item.tokens for item in fresh.values()])
         self.check_queue(tokens, forecast)
         if forecast and request.deadline != math.inf and (self.queued_tokens or self.running_tokens):
@@ -151,37 +118,34 @@ class Scheduler:
                 queued.pending_tokens += item.tokens
             waiters.append((request, index))
 
-    def _items_of(self, request: Future) -> tuple[list[Item], dict[Sequence, Item]]:
-        """One item for each of a request's sequences, and those among them that are new."""
-        items, fresh, known = list[Item](), dict[Sequence, Item](), self._items
+    def _items_of(self, request: Future) -> tuple[list[Item], dict[Sequence, Item], set[Prefix]]:
+        """One item for each sequence, the new items, and their new prefixes, counted to the first of them."""
+        items, fresh, prefixes, known = list[Item](), dict[Sequence, Item](), set[Prefix](), self._items
         for sequence in request.sequences:
             item = known.get(sequence) or fresh.get(sequence)
             if item is None:
                 item = fresh[sequence] = Item(sequence, len(sequence.ids) // TOKEN_BYTES)
+                prefix = sequence.prefix
+                while prefix is not None and prefix not in prefixes and prefix not in self._prefixes:
+                    prefixes.add(prefix)
+                    item.tokens += len(prefix)
+                    prefix = prefix.before
             items.append(item)
-        return items, fresh
-
-    def _count_prefixes(self, items: Iterable[Item]) -> set[Prefix]:
-        """Counts each prefix to the first item that has it, and returns those not counted before."""
-        counted: set[Prefix] = set()
-        for item in items:
-            prefix = item.sequence.prefix
-            while prefix is not None and prefix not in counted and prefix not in self._prefixes:
-                counted.add(prefix)
-                item.tokens += len(prefix)
-                prefix = prefix.before
-        return counted
+        return items, fresh, prefixes
 
     def _check_deadline(self, request: Future, tokens: int, now: float, forecast: Forecast) -> None:
-        remaining = request.deadline - now
-        needed = forecast(self.running_tokens) + forecast(self._work_before(request, tokens) + tokens)
+        remaining, priority = request.deadline - now, request.priority
+        ahead = [queued for queued in self._queued.values() if queued.request.priority <= priority]
+        # Requests of a class get equal shares: by the time that this one has received `tokens`, each of the
+        # others has as many, unless it needed less.
+        before = sum(
+            min(queued.pending_tokens, tokens if queued.request.priority == priority else math.inf)
+            for queued in ahead
+        )
+        needed = forecast(self.running_tokens) + forecast(before + tokens)
         if needed <= TOLERANCE * remaining:
             return
-        backlog = self.running_tokens + sum(
-            queued.pending_tokens
-            for queued in self._queued.values()
-            if queued.request.priority <= request.priority
-        )
+        backlog = self.running_tokens + sum(queued.pending_tokens for queued in ahead)
         # The part of the backlog beside which the call is admitted need not drain.
         wait = forecast(backlog) - max(0.0, TOLERANCE * remaining - forecast(tokens))
         raise DeadlineUnreachable(
@@ -189,20 +153,6 @@ class Scheduler:
             metadata={"needed_seconds": f"{needed:.3f}", "remaining_seconds": f"{remaining:.3f}"},
             retry_after=max(SHORTEST_RETRY_SECONDS, wait),
         )
-
-    def _work_before(self, request: Future, tokens: int) -> int:
-        """Estimates the queued tokens that run before a new request of `tokens` is finished.
-
-        Requests of its class get equal shares: by the time it has received
-        `tokens`, each of the others has as many, unless it needed less.
-        """
-        work = 0
-        for queued in self._queued.values():
-            if queued.request.priority == request.priority:
-                work += min(queued.pending_tokens, tokens)
-            elif queued.request.priority < request.priority:
-                work += queued.pending_tokens
-        return work
 
     def discard(self, request: Future) -> None:
         """Forgets a request and frees its tokens; items that other requests wait for stay."""
@@ -258,7 +208,7 @@ class Scheduler:
         return self._start(batch.items, now)
 
     def _fill_background(self, batch: _Filling, interactive: list[Queued], background: list[Queued]) -> int:
-        """Gives BATCH what it has earned beside INTERACTIVE; returns the tokens taken."""
+        """Gives BATCH its earnings beside INTERACTIVE; returns the tokens taken."""
         earned = self._batch_credit + self.max_batch_tokens * BATCH_SHARE
         self._batch_credit = min(earned, self.max_batch_tokens)
         limit = int(self._batch_credit)
@@ -282,15 +232,12 @@ class Scheduler:
         return Batch(items, tokens) if items else None
 
     def halves(self, batch: Batch) -> list[Batch]:
-        """Splits a batch that failed, without the items that no request waits for any more.
-
-        A later request runs a forgotten item again; it cannot join a batch that has ended.
-        """
+        """Splits a batch that failed, without the items that no request waits for any more."""
         wanted = []
         for item in batch.items:
             if any(not request.done for request, _ in item.waiters):
                 wanted.append(item)
-            else:
+            else:  # a later request runs it again: it cannot join a batch that has ended
                 self.finish(Batch([item], item.tokens))
         middle = len(wanted) // 2
         halves = [half for half in (wanted[:middle], wanted[middle:]) if half]
@@ -308,7 +255,7 @@ class Scheduler:
 
 
 def _take_all(waiting: Iterable[Queued]) -> list[Item]:
-    """Takes all that waits, which needs no rules where all of it fits."""
+    """Takes all items, which needs no rules where all of them fit."""
     items = []
     for queued in waiting:
         for item in queued.pending:
@@ -328,11 +275,11 @@ class _Filling:
         self.items: list[Item] = []
 
     def fill(self, waiting: list[Queued], limit: int | None = None) -> int:
-        """Takes sequences of the request that has received least, the first among equals.
+        """Takes sequences of the request that has received least, the first among equals; returns the tokens.
 
         Takes at most `limit` tokens, and then nothing past the first sequence
         that does not fit: else small sequences would for ever spend the tokens
-        that a larger one waits for. Returns the tokens taken.
+        that a larger one waits for.
         """
         before = self.free_tokens
         floor = 0 if limit is None else max(0, self.free_tokens - limit)

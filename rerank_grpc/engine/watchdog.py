@@ -12,11 +12,8 @@ class Watchdog:
     """Adds up for how long a batch has been in progress, by its own looks.
 
     A clock goes on while the process is stopped, by SIGSTOP, by `docker pause` or
-    with its virtual machine. Looks do not, so a pause counts as hardly more than
-    one interval.
-
-    Attributes:
-        interval: the seconds from one look to the next.
+    with its virtual machine. Looks, `interval` seconds apart, do not, so a pause
+    counts as hardly more than one of them.
     """
 
     def __init__(self, hang_seconds: float) -> None:

@@ -13,7 +13,6 @@ from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.meter import DeviceClock
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.kernels.causal import MAX_KEPT_TOKENS
 from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import load_model
@@ -21,6 +20,7 @@ from rerank_grpc.registry import memory
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.registry.warmup import warm_up
 from rerank_grpc.runner.cuda import runner_for
+from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS
 from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
 

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from rerank_grpc.runner.runner import DeviceLost
 
-# A moment in a device's queue, which only the device that made it can wait for.
-Mark: TypeAlias = Any
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """A pass that can be replayed: it reads the buffers it was captured with, and writes `rows`."""
-
-    replay: Callable[[], None]
-    rows: torch.Tensor
+Mark: TypeAlias = Any  # a moment in a device's queue, which only the device that made it can wait for
+Replay: TypeAlias = Callable[[], torch.Tensor]  # of a captured pass; the next one overwrites the result
 
 
 class Accelerator(Protocol):
@@ -29,7 +21,7 @@ class Accelerator(Protocol):
     """
 
     def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Makes a buffer on the host that the device copies from and to on its own."""
+        """Makes a buffer on the host, from and to which the device copies on its own."""
 
     def buffer(self, count: int) -> torch.Tensor:
         """Makes a buffer on the device  # [count] int32."""
@@ -49,7 +41,7 @@ class Accelerator(Protocol):
     def give_back(self) -> None:
         """Gives free memory back to the device."""
 
-    def capture(self, work: Callable[[], torch.Tensor]) -> Captured:
+    def capture(self, work: Callable[[], torch.Tensor]) -> Replay:
         """Runs work once, then again to record it; raises the work's error."""
 
 
@@ -61,8 +53,7 @@ class Cuda:
         self._copies = torch.cuda.Stream(device)
         self._work = torch.cuda.Stream(device)
         self._pool: Any = torch.cuda.graph_pool_handle()
-        # The weights may still be on their way there.
-        self._work.wait_stream(torch.cuda.current_stream(device))
+        self._work.wait_stream(torch.cuda.current_stream(device))  # which may still copy the weights
 
     def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
@@ -94,7 +85,7 @@ class Cuda:
     def give_back(self) -> None:
         torch.cuda.empty_cache()
 
-    def capture(self, work: Callable[[], torch.Tensor]) -> Captured:
+    def capture(self, work: Callable[[], torch.Tensor]) -> Replay:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._work):
             work()  # kernels and workspaces made on first use must not be made while recording
@@ -105,9 +96,14 @@ class Cuda:
                 rows = work()
             finally:
                 graph.capture_end()
-        return Captured(graph.replay, rows)
+        return partial(_replay, graph, rows)
 
     def _mark(self, stream: torch.cuda.Stream) -> Mark:
         event = torch.cuda.Event(blocking=True)  # the thread that waits sleeps, instead of spinning
         event.record(stream)
         return event
+
+
+def _replay(graph: torch.cuda.CUDAGraph, rows: torch.Tensor) -> torch.Tensor:
+    graph.replay()
+    return rows

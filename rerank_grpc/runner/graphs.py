@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from rerank_grpc.errors import describe
 from rerank_grpc.models.base import Model
-from rerank_grpc.runner.accelerator import Accelerator, Captured
-from rerank_grpc.runner.packing import LONGEST_CAPTURED, GraphShape, PackedBatch, pack, tensors
+from rerank_grpc.runner.accelerator import Accelerator, Replay
+from rerank_grpc.runner.packing import PackedBatch, pack, tensors
 from rerank_grpc.runner.prefixes import Prefixes
 from rerank_grpc.runner.runner import is_out_of_memory
 from rerank_grpc.sequence import TOKEN_BYTES, Sequence
@@ -21,6 +23,24 @@ log = logging.getLogger(__name__)
 # each size is captured for few sequences, as passages are, and for many, as titles are.
 TOKENS_A_SEQUENCE = (96, 16)
 LEAST_CAPTURED, MOST_CAPTURED = 8, 4_096
+LONGEST_CAPTURED = 512  # tokens of one sequence: the pass costs as much for any length up to this
+
+
+class GraphShape(NamedTuple):
+    """The shape of a captured pass: its tokens and its sequences, empty ones included."""
+
+    tokens: int
+    sequences: int
+
+
+def filled(packed: PackedBatch, shape: GraphShape) -> PackedBatch:
+    """Fills a batch without prefixes; filler comes first, so every sequence begins at a row that exists."""
+    count, empty = packed.num_tokens, shape.sequences - packed.num_parts
+    extra = shape.tokens - count
+    rows = np.zeros((3, shape.tokens), np.int32)
+    rows[:, extra:] = packed.ints[: 3 * count].reshape(3, count)
+    ints = np.concatenate([rows.ravel(), np.zeros(empty, np.int32), packed.ints[3 * count :] + extra])
+    return PackedBatch(ints, shape.tokens, shape.sequences, (), LONGEST_CAPTURED)
 
 
 def bucket(tokens: int) -> int:
@@ -30,10 +50,7 @@ def bucket(tokens: int) -> int:
 
 
 def shape_for(sequences: tuple[Sequence, ...]) -> GraphShape | None:
-    """The captured pass that a batch fits; None if it is too large, too long or of too many sequences.
-
-    One sequence of the shape is left for filler.
-    """
+    """The captured pass that a batch fits, if any; one of its sequences is left for filler."""
     lengths = [len(sequence.ids) // TOKEN_BYTES for sequence in sequences]
     tokens, longest = sum(lengths), max(lengths, default=0)
     if not LEAST_CAPTURED <= tokens <= MOST_CAPTURED or longest > LONGEST_CAPTURED:
@@ -54,60 +71,48 @@ def _shapes(tokens: int) -> list[GraphShape]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Graph:
+class Graph:
+    """A captured pass; a copy may write the next batch's integers, so it reads some of its own."""
+
+    shape: GraphShape
     ints: torch.Tensor
-    captured: Captured
+    replay: Replay
+
+    def run(self, ints: torch.Tensor) -> torch.Tensor:
+        """Runs the pass over a batch's integers  # [num_parts, width]; the next run overwrites the result."""
+        self.ints.copy_(ints)
+        return self.replay()
 
 
-class Graphs:
-    """The captured passes of one model, by their shape."""
-
-    def __init__(self, model: Model, device: Accelerator) -> None:
-        self._model = model
-        self._device = device
-        self._graphs: dict[GraphShape, _Graph] = {}
-
-    @torch.inference_mode()
-    def capture_all(self) -> None:
-        """Captures every shape; a shape that cannot be captured runs as larger batches do."""
-        try:
-            for shape in all_shapes():
-                sequences = largest_batch(shape, self._model.card.max_tokens)
-                if len(sequences) < shape.sequences:  # else the model's own are too short for it
-                    self._graphs[shape] = self._capture(pack(sequences, Prefixes({}, []), shape))
-        except Exception as error:
-            self._device.synchronize()
-            if is_out_of_memory(error):
-                self._device.give_back()
-            log.warning("small batches are not captured (%s): they run slower", describe(error))
-
-    def __len__(self) -> int:
-        return len(self._graphs)
-
-    def shape_for(self, sequences: tuple[Sequence, ...]) -> GraphShape | None:
-        """The captured pass that a batch fits, if there is one."""
-        shape = shape_for(sequences) if self._graphs else None
-        return shape if shape in self._graphs else None
-
-    def replay(self, shape: GraphShape, ints: torch.Tensor) -> torch.Tensor:
-        """Runs a pass over a batch's integers  # [num_parts, width]; the next one overwrites the result."""
-        graph = self._graphs[shape]
-        # A buffer of its own: the copy behind may already write the next batch over `ints`.
-        graph.ints.copy_(ints)
-        graph.captured.replay()
-        return graph.captured.rows
-
-    def _capture(self, packed: PackedBatch) -> _Graph:
-        ints = self._device.buffer(len(packed.ints))
-        source = self._device.host((len(packed.ints),), torch.int32)
-        source.numpy()[:] = packed.ints
-        self._device.wait(self._device.copy(source, ints))
-        return _Graph(ints, self._device.capture(lambda: self._model.forward(tensors(packed, ints))))
+@torch.inference_mode()
+def capture_all(model: Model, device: Accelerator) -> dict[GraphShape, Graph]:
+    """Captures every shape if the model can be captured; without a graph, batches run as larger ones do."""
+    graphs: dict[GraphShape, Graph] = {}
+    try:
+        for shape in all_shapes() if model.card.capturable else ():
+            sequences = _largest_batch(shape, model.card.max_tokens)
+            if len(sequences) < shape.sequences:  # else the model's own are too short for it
+                graphs[shape] = _capture(model, device, sequences, shape)
+    except Exception as error:
+        device.synchronize()
+        if is_out_of_memory(error):
+            device.give_back()
+        log.warning("small batches are not captured (%s): they run slower", describe(error))
+    return graphs
 
 
-def largest_batch(shape: GraphShape, max_tokens: int) -> tuple[Sequence, ...]:
+def _largest_batch(shape: GraphShape, max_tokens: int) -> list[Sequence]:
     """Sequences as long as a captured pass takes them, that fill a shape."""
     longest = min(LONGEST_CAPTURED, max_tokens)
     full, rest = divmod(shape.tokens, longest)
     lengths = [longest] * full + [rest] * bool(rest)
-    return tuple(Sequence.of([0] * length) for length in lengths)
+    return [Sequence.of([0] * length) for length in lengths]
+
+
+def _capture(model: Model, device: Accelerator, sequences: list[Sequence], shape: GraphShape) -> Graph:
+    packed = filled(pack(sequences, Prefixes({}, [])), shape)
+    ints = device.buffer(len(packed.ints))
+    source = device.host((len(packed.ints),), torch.int32)
+    source.numpy()[:] = packed.ints
+    device.wait(device.copy(source, ints))
+    return Graph(shape, ints, device.capture(lambda: model.forward(tensors(packed, ints))))

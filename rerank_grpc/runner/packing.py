@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeAlias
@@ -17,77 +18,41 @@ from rerank_grpc.runner.prefixes import Prefixes
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 
 Ints: TypeAlias = npt.NDArray[np.int32]
-Rows: TypeAlias = tuple[Ints, Ints, Ints]
-# A run of tokens in a pass.
-Part: TypeAlias = Prefix | Sequence
-
-# The longest sequence that a captured pass takes: the pass costs as much for any length up to this.
-LONGEST_CAPTURED = 512
-
-
-@dataclass(frozen=True, slots=True)
-class GraphShape:
-    """The shape of a captured pass: its tokens and its sequences, empty ones included."""
-
-    tokens: int
-    sequences: int
+Lengths: TypeAlias = tuple[int, ...]
+Part: TypeAlias = Prefix | Sequence  # a run of tokens in a pass
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """The integers of one pass, and the sizes by which they are read.
+    """The integers of one pass, and the sizes by which they are read; its parts are prefixes and sequences.
 
-    Attributes:
-        ints: token ids, positions and segments  # [3 · num_tokens], where the
-            parts begin  # [num_parts + 1], and with `key_lengths` the rows of
-            their keys and where those begin  # [num_keys + num_parts + 1]
-        num_tokens: the tokens of the pass, filler included.
-        num_parts: the missing prefixes and the sequences, filler included.
-        lengths: those of the parts; () for a captured pass.
-        longest: no part has more tokens.
-        contexts: the prefix which each part continues; () if none does.
-        prefixes: the keys and values that the first parts leave.
-        key_lengths: the number of keys of each part; () if a part sees its own tokens.
+    `ints` are token ids, positions and segments  # [3 · num_tokens], where the parts
+    begin  # [num_parts + 1], and with `key_lengths` the rows of their keys and where
+    those begin  # [num_keys + num_parts + 1]
     """
 
     ints: Ints
     num_tokens: int
     num_parts: int
-    lengths: tuple[int, ...]
+    lengths: Lengths  # of the parts; () for a captured pass
     longest: int
-    contexts: tuple[KeysValues | None, ...] = ()
-    prefixes: tuple[KeysValues, ...] = ()
-    key_lengths: tuple[int, ...] = ()
+    contexts: Contexts = ()  # the prefix which each part continues; () if none does
+    prefixes: tuple[KeysValues, ...] = ()  # those which the first parts leave
+    key_lengths: Lengths = ()  # the number of keys of each part; () if a part sees its own tokens
 
 
-def pack(
-    sequences: tuple[Sequence, ...],
-    prefixes: Prefixes,
-    shape: GraphShape | None = None,
-    *,
-    gathers: bool = False,
-) -> PackedBatch:
-    """Lays out the missing prefixes and behind them the sequences.
-
-    With `gathers` the batch holds the rows of each part's keys. With `shape` it
-    holds the filler of a captured pass, which takes no prefixes.
-    """
+def pack(sequences: Iterable[Sequence], prefixes: Prefixes, *, gathers: bool = False) -> PackedBatch:
+    """Lays out the missing prefixes and behind them the sequences; `gathers` adds the rows of their keys."""
     parts: list[Part] = [*prefixes.missing, *sequences]
     lengths = tuple([len(part.ids) // TOKEN_BYTES for part in parts])
     contexts, made = _contexts(parts, prefixes) if prefixes.used else ((), ())
-    starts, key_lengths = _starts(lengths), tuple[int, ...]()
-    rows = _rows(parts, starts, contexts)
-    if shape is not None:
-        return _captured(rows, starts, shape)
-    columns = [*rows, starts]
+    starts, seen = _starts(lengths), Lengths()
+    columns = [*_rows(parts, starts, contexts), starts]
     if gathers and contexts:
-        keys, key_lengths = _keys(contexts, made, lengths)
+        keys, seen = _keys(contexts, made, lengths)
         columns += keys
-    return PackedBatch(
-        np.concatenate(columns),
-        *(len(rows[0]), len(parts), lengths, max(lengths)),
-        *(contexts, made, key_lengths),
-    )
+    ints, count = np.concatenate(columns), len(columns[0])
+    return PackedBatch(ints, count, len(parts), lengths, max(lengths), contexts, made, seen)
 
 
 def tensors(packed: PackedBatch, ints: torch.Tensor) -> PackedTokens:
@@ -104,17 +69,7 @@ def tensors(packed: PackedBatch, ints: torch.Tensor) -> PackedTokens:
     return PackedTokens(ids, positions, segments, packed.lengths, packed.contexts, packed.prefixes, layout)
 
 
-def _captured(rows: Rows, starts: Ints, shape: GraphShape) -> PackedBatch:
-    """Fills a batch up to a shape; filler comes first, so that every sequence begins at a row that exists."""
-    extra, empty = shape.tokens - len(rows[0]), shape.sequences + 1 - len(starts)
-    filler, columns = np.zeros(extra, np.int32), list[Ints]()
-    for row in rows:
-        columns += [filler, row]
-    ints = np.concatenate([*columns, np.zeros(empty, np.int32), starts + extra], dtype=np.int32)
-    return PackedBatch(ints, shape.tokens, shape.sequences, (), LONGEST_CAPTURED)
-
-
-def _rows(parts: list[Part], starts: Ints, contexts: Contexts) -> Rows:
+def _rows(parts: list[Part], starts: Ints, contexts: Contexts) -> tuple[Ints, Ints, Ints]:
     """Ids, positions and segments of all tokens  # [num_tokens] each."""
     lengths = np.diff(starts)
     ids = np.frombuffer(b"".join([part.ids for part in parts]), np.int32)
@@ -136,9 +91,7 @@ def _contexts(parts: list[Part], prefixes: Prefixes) -> tuple[Contexts, tuple[Ke
     return contexts, tuple([used[prefix] for prefix in missing])
 
 
-def _keys(
-    contexts: Contexts, made: tuple[KeysValues, ...], lengths: tuple[int, ...]
-) -> tuple[list[Ints], tuple[int, ...]]:
+def _keys(contexts: Contexts, made: tuple[KeysValues, ...], lengths: Lengths) -> tuple[list[Ints], Lengths]:
     """The rows of each part's keys and where those begin, and their number for each part."""
     ranges = key_ranges(contexts, made, lengths)
     key_lengths = tuple(sum(map(len, each)) for each in ranges)
@@ -146,5 +99,5 @@ def _keys(
     return [np.concatenate(rows), _starts(key_lengths)], key_lengths
 
 
-def _starts(lengths: tuple[int, ...]) -> Ints:
+def _starts(lengths: Lengths) -> Ints:
     return np.array([0, *accumulate(lengths)], np.int32)

@@ -15,12 +15,7 @@ MAX_KEPT_TOKENS = 8_192
 
 
 class Prefixes(NamedTuple):
-    """The prefixes of one batch.
-
-    Attributes:
-        used: all of them, each after the one which it continues.
-        missing: those that the pass computes, in the same order.
-    """
+    """The prefixes of one batch, each after the one which it continues; a pass computes the missing ones."""
 
     used: dict[Prefix, KeysValues]
     missing: list[Prefix]

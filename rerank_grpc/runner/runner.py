@@ -31,25 +31,16 @@ class DeviceLost(Exception):
     """The device answers no more, and will not until the process is started again."""
 
 
-# Waits for a batch, once, and gives the output of each sequence: None where it is not finite.
-Landing: TypeAlias = Callable[[], list[Output | None]]
+Landing: TypeAlias = Callable[[], list[Output | None]]  # waits for a batch, once; None is not finite
 
 
 class Runner(Protocol):
-    """Runs batches on one device; one thread at a time calls it.
-
-    Attributes:
-        depth: the number of batches that may be launched and not yet landed.
-    """
+    """Runs batches on one device, up to `depth` of them launched and not landed; one thread calls it."""
 
     depth: int
 
     def launch(self, sequences: tuple[Sequence, ...]) -> Landing:
-        """Starts a batch.
-
-        The launch or its landing raises OutOfMemory, DeviceLost, or the error
-        that broke the pass.
-        """
+        """Starts a batch; this or the landing raises OutOfMemory, DeviceLost, or what broke the pass."""
 
 
 class CpuRunner:

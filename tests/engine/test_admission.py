@@ -164,7 +164,10 @@ def test_another_models_load_is_not_taken_for_a_slower_device(now: Time):
         device.hold()
         request = submit(engine, sequences(100))
         device.await_batch()
-        assert engine._wall_seconds(1_000) == pytest.approx(2 * (FIXED + PER_TOKEN * 1_000), rel=0.01)
+        with pytest.raises(DeadlineUnreachable) as refusal:  # behind as much again
+            submit(engine, sequences(100), deadline=now() + 1e-3)
+        needed = float(refusal.value.metadata["needed_seconds"])
+        assert needed == pytest.approx(2 * 2 * (FIXED + PER_TOKEN * 1_000), rel=0.01)
         device.free.set()
         outputs(request)
         assert engine.counts.since(before).busy_seconds == pytest.approx(FIXED + PER_TOKEN * 1_000)

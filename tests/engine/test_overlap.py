@@ -10,12 +10,14 @@ from functools import partial
 import pytest
 
 from rerank_grpc.config.settings import EngineSettings
+from rerank_grpc.engine import engine as engine_module
 from rerank_grpc.engine.engine import Engine
+from rerank_grpc.engine.watchdog import Watchdog
 from rerank_grpc.errors import Cancelled, InternalError, ModelFailed, PairTooLarge, ShuttingDown
 from rerank_grpc.runner.runner import Landing, OutOfMemory
 from rerank_grpc.sequence import Output, Sequence
 from tests.engine.test_engine import outputs, running, sequences
-from tests.support import WAIT, score_of, submit, tokens_of
+from tests.support import WAIT, score_of, submit, tokens_of, wait_for
 
 
 class Ahead:
@@ -238,18 +240,35 @@ def test_r18_with_batches_in_flight_every_waiting_call_fails_at_once(dies: bool)
     engine.close()
 
 
-def test_a_batch_launched_ahead_counts_as_hung_only_from_when_it_is_its_turn():
+class Looking(Watchdog):
+    """Finds no hang, and remembers the latest start of a batch that it was shown."""
+
+    latest = 0.0
+    interval = 0.002
+
+    def __init__(self, hang_seconds: float) -> None:
+        """Needs no limit."""
+
+    def look(self, started: float | None, now: float) -> bool:
+        Looking.latest = started or 0.0
+        return False
+
+
+def test_a_batch_launched_ahead_counts_as_hung_only_from_when_it_is_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(engine_module, "Watchdog", Looking)
     runner = Ahead(held=True)
-    with running(runner, max_batch_tokens=40, hang_seconds=WAIT) as engine:
+    with running(runner, max_batch_tokens=40) as engine:
+        before = time.monotonic()
         request = submit(engine, sequences(4))
         runner.await_launch(2)
+        launched = time.monotonic()
         assert runner.waited.acquire(timeout=WAIT)
-        launched = engine._batch_started
+        wait_for(lambda: before < Looking.latest <= launched)
         runner.let()
         assert runner.waited.acquire(timeout=WAIT)
-        assert launched is not None
-        assert engine._batch_started is not None
-        assert launched < engine._batch_started <= time.monotonic()
+        wait_for(lambda: launched < Looking.latest <= time.monotonic())
         runner.let_all()
         outputs(request)
 
@@ -263,7 +282,7 @@ def test_closing_runs_out_what_is_in_flight_and_launches_nothing_more():
     runner.await_launch(2)
     closing = threading.Thread(target=engine.close)
     closing.start()
-    assert engine._ended.wait(WAIT)
+    wait_for(lambda: not engine.alive)
     runner.let_all()
     closing.join(WAIT)
     flown = {sequence for batch in runner.batches for sequence in batch}

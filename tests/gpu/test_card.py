@@ -19,8 +19,9 @@ from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.models.base import Kind, Model
 from rerank_grpc.models.loader import keep_compiled_code
+from rerank_grpc.runner.accelerator import Cuda
 from rerank_grpc.runner.cuda import CudaRunner, runner_for
-from rerank_grpc.runner.graphs import all_shapes
+from rerank_grpc.runner.graphs import all_shapes, capture_all, shape_for
 from rerank_grpc.runner.runner import OutOfMemory
 from rerank_grpc.sequence import Sequence
 from tests import random_models as checkpoints
@@ -171,11 +172,12 @@ def test_captured_passes_give_what_uncaptured_ones_give(
     kernel: Attention, directories: dict[str, Path]
 ) -> None:
     model, runner = on_card(directories["xlm_roberta"], "bf16")
-    assert len(runner._graphs) > len(all_shapes()) / 2
-    plain = CudaRunner(model, runner._device)
+    graphs = capture_all(model, Cuda(CARD))
+    assert len(graphs) > len(all_shapes()) / 2
+    plain = CudaRunner(model, Cuda(CARD), {})
     for count in (1, 2, 5, 11):
         batch = batch_of(model, documents()[:count])
-        assert runner._graphs.shape_for(batch) is not None
+        assert shape_for(batch) in graphs
         captured, uncaptured = torch.tensor(runner.launch(batch)()), torch.tensor(plain.launch(batch)())
         torch.testing.assert_close(captured, uncaptured, rtol=0.02, atol=0.05)
 

@@ -18,7 +18,7 @@ from rerank_grpc.checkpoints.checkpoint import open_checkpoint
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
-from rerank_grpc.runner.graphs import shape_for
+from rerank_grpc.runner.graphs import filled, shape_for
 from rerank_grpc.runner.packing import PackedBatch, pack, tensors
 from rerank_grpc.runner.prefixes import PrefixCache, Prefixes
 from rerank_grpc.sequence import Prefix, Sequence
@@ -57,7 +57,7 @@ def test_the_encoder_asks_for_no_value(load: Any, write: Callable[[Path], Path])
 def test_a_captured_pass_asks_for_no_length_either(load: Any) -> None:
     shape = shape_for(BATCH)
     assert shape is not None
-    packed = pack(BATCH, NO_PREFIXES, shape)
+    packed = filled(pack(BATCH, NO_PREFIXES), shape)
     assert packed.lengths == ()
     assert run(load(checkpoints.xlm_roberta), packed).shape == (shape.sequences, 1)
 

@@ -52,6 +52,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made = create_autospec(GRAPH, instance=True)
         made.capture_begin.side_effect = lambda **_: entries.append("begin")
         made.capture_end.side_effect = lambda: entries.append("end")
+        made.replay.side_effect = lambda: entries.append("replay")
         return made
 
     @contextmanager
@@ -75,7 +76,7 @@ def test_a_batch_is_copied_on_one_stream_computed_on_another_and_awaited_once(
     path = checkpoints.xlm_roberta(tmp_path / "xlm_roberta")
     model = load(path)
     expected = CpuRunner(model).launch(BATCHES[0])()
-    flight = CudaRunner(model, Cuda(CPU)).launch(BATCHES[0])
+    flight = CudaRunner(model, Cuda(CPU), {}).launch(BATCHES[0])
     assert log == ["on copies", "on work", "work awaits copies"]
     log.clear()
     assert same(flight(), expected)
@@ -87,10 +88,10 @@ def test_a_pass_is_run_before_it_is_recorded(log: list[str]) -> None:
         log.append("work")
         return torch.ones(2)
 
-    captured = Cuda(CPU).capture(work)
+    replay = Cuda(CPU).capture(work)
     assert log == ["on work", "work", "work ends", "begin", "work", "end"]
-    assert captured.rows.tolist() == [1, 1]
-    captured.replay()
+    assert replay().tolist() == [1, 1]
+    assert log[-1] == "replay"
 
 
 def test_recording_ends_when_the_work_raises(log: list[str]) -> None:

@@ -17,10 +17,10 @@ from rerank_grpc.kernels.cuda import TorchOperations
 from rerank_grpc.models import hooked, loader
 from rerank_grpc.models.base import Model
 from rerank_grpc.runner import cuda, graphs
-from rerank_grpc.runner.accelerator import Captured, Mark
+from rerank_grpc.runner.accelerator import Mark, Replay
 from rerank_grpc.runner.cuda import CudaRunner, longest_first, runner_for
-from rerank_grpc.runner.graphs import all_shapes, bucket, shape_for
-from rerank_grpc.runner.packing import GraphShape, pack, tensors
+from rerank_grpc.runner.graphs import GraphShape, all_shapes, bucket, capture_all, filled, shape_for
+from rerank_grpc.runner.packing import pack, tensors
 from rerank_grpc.runner.prefixes import Prefixes
 from rerank_grpc.runner.runner import CpuRunner, OutOfMemory
 from rerank_grpc.sequence import Output, Sequence
@@ -73,14 +73,10 @@ class FakeDevice:
     def give_back(self) -> None:
         self.given_back += 1
 
-    def capture(self, work: Callable[[], torch.Tensor]) -> Captured:
+    def capture(self, work: Callable[[], torch.Tensor]) -> Replay:
         self.log.append("capture")
         rows = work().clone()
-
-        def replay() -> None:
-            rows.copy_(work())
-
-        return Captured(replay, rows)
+        return lambda: rows.copy_(work())
 
     def _put(self, kind: str, work: Callable[[], object]) -> Mark:
         self.log.append(kind)
@@ -196,7 +192,7 @@ def test_a_batch_is_packed_into_one_row() -> None:
 
 def test_a_captured_batch_begins_with_filler_in_a_sequence_of_its_own() -> None:
     batch = batch_of(13, 5)
-    found = pack(batch, NO_PREFIXES, GraphShape(20, 5))
+    found = filled(pack(batch, NO_PREFIXES), GraphShape(20, 5))
     packed = tensors(found, torch.from_numpy(found.ints))
     assert packed.layout is not None
     assert packed.layout.starts.tolist() == [0, 0, 0, 2, 15, 20]
@@ -211,7 +207,7 @@ def test_every_sequence_gets_its_own_output_however_batches_overlap(
     model: Model, expected: list[list[Output | None]], eager: bool
 ) -> None:
     device = FakeDevice(eager_copies=eager)
-    runner = CudaRunner(model, device)
+    runner = CudaRunner(model, device, {})
     for _ in range(2):
         flights = [runner.launch(batch) for batch in BATCHES]
         for flight, wanted in zip(flights, expected, strict=True):
@@ -226,7 +222,7 @@ def test_every_sequence_gets_its_own_output_however_batches_overlap(
 
 def test_the_host_waits_once_for_a_batch_and_not_before_the_next_is_launched(model: Model) -> None:
     device = FakeDevice()
-    runner = CudaRunner(model, device)
+    runner = CudaRunner(model, device, {})
     first = runner.launch(BATCHES[0])
     second = runner.launch(BATCHES[1])
     assert device.log == ["copy", "compute"] * 2
@@ -241,7 +237,7 @@ def test_the_host_waits_once_for_a_batch_and_not_before_the_next_is_launched(mod
 def test_overlapping_would_notice_a_buffer_that_is_used_again_too_soon(
     model: Model, expected: list[list[Output | None]], eager: bool
 ) -> None:
-    runner = CudaRunner(model, OneBuffer(eager_copies=eager))
+    runner = CudaRunner(model, OneBuffer(eager_copies=eager), {})
     first = runner.launch(BATCHES[3])
     runner.launch(BATCHES[0])
     assert not same(first(), expected[3])
@@ -249,7 +245,7 @@ def test_overlapping_would_notice_a_buffer_that_is_used_again_too_soon(
 
 def test_the_buffers_of_two_batches_serve_any_number(model: Model) -> None:
     device = FakeDevice()
-    runner = CudaRunner(model, device)
+    runner = CudaRunner(model, device, {})
     ahead = runner.launch(BATCHES[0])
     made = 0
     for turn in range(20):
@@ -275,7 +271,7 @@ def test_what_fails_reaches_its_own_batch_only(
 ) -> None:
     model: Any = load(directory)
     device = FakeDevice(eager_work=eager)
-    runner = CudaRunner(model, device)
+    runner = CudaRunner(model, device, {})
     forward = model.forward
 
     def broken(packed: Any) -> torch.Tensor:
@@ -298,7 +294,7 @@ def test_what_fails_reaches_its_own_batch_only(
 
 def test_a_score_that_is_not_finite_is_none(directory: Path) -> None:
     model: Any = load(directory)
-    runner, forward = CudaRunner(model, FakeDevice()), model.forward
+    runner, forward = CudaRunner(model, FakeDevice(), {}), model.forward
 
     def poisoned(packed: Any) -> torch.Tensor:
         rows: torch.Tensor = forward(packed).clone()
@@ -324,8 +320,7 @@ def test_captured_passes_give_the_same_scores(
     capturable: Model, expected: list[list[Output | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = FakeDevice()
-    runner = CudaRunner(capturable, device)
-    runner.capture()
+    runner = CudaRunner(capturable, device, capture_all(capturable, device))
     assert device.log.count("capture") > len(all_shapes()) / 2
     alone: Any = capturable
     forwards: list[int] = []
@@ -353,8 +348,8 @@ def test_a_captured_pass_would_notice_what_fills_it_up_leaking(
         spread = Layout(whole, keys.longest, keys.lengths)
         return part_by_part(query, key, value, queries, spread, **options)
 
-    runner = CudaRunner(capturable, FakeDevice())
-    runner.capture()
+    device = FakeDevice()
+    runner = CudaRunner(capturable, device, capture_all(capturable, device))
     body: Any = capturable.body  # type: ignore[attr-defined]
     for layer in body._layers:
         monkeypatch.setattr(layer._attend.__self__, "_kernel", leaking)
@@ -365,14 +360,13 @@ def test_where_capturing_runs_out_of_memory_batches_run_uncaptured(
     capturable: Model, expected: list[list[Output | None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Small(FakeDevice):
-        def capture(self, work: Callable[[], torch.Tensor]) -> Captured:
+        def capture(self, work: Callable[[], torch.Tensor]) -> Replay:
             if self.log.count("capture") == 5:
                 raise torch.OutOfMemoryError("no room")
             return super().capture(work)
 
     device = Small()
-    runner = CudaRunner(capturable, device)
-    runner.capture()
+    runner = CudaRunner(capturable, device, capture_all(capturable, device))
     assert "run slower" in caplog.text
     assert device.given_back == 1
     for batch, wanted in zip(BATCHES, expected, strict=True):
@@ -381,7 +375,7 @@ def test_where_capturing_runs_out_of_memory_batches_run_uncaptured(
 
 def test_only_models_that_can_be_captured_are(model: Model) -> None:
     device = FakeDevice()
-    CudaRunner(model, device).capture()
+    assert capture_all(model, device) == {}
     assert device.log == []
 
 
@@ -415,7 +409,7 @@ def test_a_prefix_is_computed_once_for_batches_that_overlap(
         return forward(packed)
 
     monkeypatch.setattr(model, "forward", counting)
-    runner = CudaRunner(model, FakeDevice(eager_copies=True))
+    runner = CudaRunner(model, FakeDevice(eager_copies=True), {})
     flights = [runner.launch(batch) for batch in batches]
     for flight, wanted in zip(flights, expected, strict=True):
         assert same(flight(), wanted)

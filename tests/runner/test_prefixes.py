@@ -15,6 +15,7 @@ from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import QueueFull
 from rerank_grpc.kernels.base import KeysValues
+from rerank_grpc.runner import runner as runner_module
 from rerank_grpc.runner.prefixes import PrefixCache
 from rerank_grpc.runner.runner import CpuRunner, OutOfMemory
 from rerank_grpc.sequence import Prefix, Sequence
@@ -167,7 +168,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load(path)
 
 
-def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(model: Any) -> None:
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> PrefixCache:
+    """The cache of the next runner."""
+    kept = PrefixCache()
+    caches = iter([kept])
+    monkeypatch.setattr(runner_module, "PrefixCache", lambda: next(caches, None) or PrefixCache())
+    return kept
+
+
+def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(
+    model: Any, cache: PrefixCache
+) -> None:
     runner, tokenizer = CpuRunner(model), tokenizer_for(model.card)
     engine = Engine(runner, EngineSettings(max_batch_tokens=120))
     engine.start()
@@ -179,7 +191,7 @@ def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(mod
             request = admission.submit(encoded.sequences, stepwise=True)
             seen = 0
             for _ in request.completed():
-                seen = max(seen, runner._prefixes.tokens)
+                seen = max(seen, cache.tokens)
             prefix = encoded.sequences[0].prefix
             assert prefix is not None
             system = sum(map(len, list(prefix.chain())[:-1]))
@@ -189,7 +201,7 @@ def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(mod
 
         def let_go() -> bool:  # the device thread lets go of its last batch a moment later
             gc.collect()
-            return runner._prefixes.tokens == system
+            return cache.tokens == system
 
         wait_for(let_go)
         assert let_go()
@@ -198,12 +210,12 @@ def test_keys_and_values_live_as_long_as_the_request_through_all_its_batches(mod
 
 
 def test_a_pass_that_fails_keeps_nothing_and_out_of_memory_makes_room(
-    model: Any, monkeypatch: pytest.MonkeyPatch
+    model: Any, cache: PrefixCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner, tokenizer = CpuRunner(model), tokenizer_for(model.card)
     first, second = tokenize(tokenizer, "one", ["a"]), tokenize(tokenizer, "two", ["a"])
     runner.launch(first.sequences)()
-    kept = runner._prefixes.tokens
+    kept = cache.tokens
     errors = iter([RuntimeError("broken"), torch.OutOfMemoryError("no room")])
 
     def fail(_: object, packed: object) -> torch.Tensor:
@@ -213,10 +225,10 @@ def test_a_pass_that_fails_keeps_nothing_and_out_of_memory_makes_room(
         patch.setattr(type(model), "forward", fail)
         with pytest.raises(RuntimeError, match="broken"):
             runner.launch(second.sequences)()
-        assert runner._prefixes.tokens == kept
+        assert cache.tokens == kept
         with pytest.raises(OutOfMemory):
             runner.launch(second.sequences)()
-        assert runner._prefixes.tokens == 0
+        assert cache.tokens == 0
     (score,) = runner.launch(second.sequences)()
     assert isinstance(score, float)
     assert math.isfinite(score)
