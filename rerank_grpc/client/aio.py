@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
 
 from rerank_grpc.client import arguments, core
-from rerank_grpc.client.arguments import DocumentLike, RerankOptions
-from rerank_grpc.client.core import CallOptions, Rpc
+from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions
 from rerank_grpc.errors import Cancelled, DeadlineExceeded
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
-from rerank_grpc.wire import messages
 
 _Reply = TypeVar("_Reply")
 
 
-class AsyncClient(core.BaseClient):
+class AsyncClient(core.BaseClient["AsyncRerankStream"]):
     """Calls a rerank service from the event loop of its first call; may be made before that loop runs."""
 
     def _begin(self) -> None:
@@ -36,38 +34,15 @@ class AsyncClient(core.BaseClient):
         documents: Iterable[DocumentLike],
         model: str | None = None,
         top_n: int | None = None,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
         **options: Unpack[RerankOptions],
     ) -> RerankResponse:
         """Scores documents against a query, best first; see Client.rerank."""
-        request = arguments.rerank_request(query, documents, model, top_n, **options)
-        return await self.send(request, timeout=timeout, metadata=metadata)
+        request, call = arguments.rerank_request(query, documents, model, top_n, **options)
+        return await self.send(request, **call)
 
     async def send(self, request: RerankRequest, **call: Unpack[CallOptions]) -> RerankResponse:
         """Scores the documents of a request; see Client.send."""
         return await self._call(core.rerank(request), **call)
-
-    def stream_rerank(
-        self,
-        query: str,
-        documents: Iterable[DocumentLike],
-        model: str | None = None,
-        top_n: int | None = None,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        **options: Unpack[RerankOptions],
-    ) -> AsyncRerankStream:
-        """Scores documents and yields each result as it is scored; see Client.stream_rerank."""
-        request = arguments.rerank_request(query, documents, model, top_n, **options)
-        return self.stream(request, timeout=timeout, metadata=metadata)
-
-    def stream(self, request: RerankRequest, **call: Unpack[CallOptions]) -> AsyncRerankStream:
-        """Streams the results of a request; see Client.stream."""
-        message = messages.request_to(pb.StreamRerankRequest, request)
-        return AsyncRerankStream(self._stream(message, *self._connection.begin(**call)))
 
     async def list_models(self, **call: Unpack[CallOptions]) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
@@ -84,15 +59,12 @@ class AsyncClient(core.BaseClient):
     async def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and a call would be answered; see Client.wait_until_ready."""
         question = core.health(model)
-        attempts, _ = self._connection.begin(timeout=timeout)
+        attempts = self._attempts(timeout=timeout)
         while remaining := attempts.remaining:
-            try:
-                if core.is_ready(
-                    health := await self._call(question, timeout=remaining, wait_for_ready=True)
-                ):
+            with suppress(*core.NOT_YET):
+                health = await self._call(question, timeout=remaining, wait_for_ready=True)
+                if core.is_ready(health):
                     return health
-            except core.NOT_YET:
-                pass
             await asyncio.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))
         raise DeadlineExceeded("the model was not ready in time")
 
@@ -109,13 +81,9 @@ class AsyncClient(core.BaseClient):
         await self.close()
 
     async def _call(
-        self,
-        rpc: Rpc[_Reply],
-        *,
-        wait_for_ready: bool = False,
-        **call: Unpack[CallOptions],
+        self, rpc: core.Rpc[_Reply], *, wait_for_ready: bool = False, **call: Unpack[CallOptions]
     ) -> _Reply:
-        attempts, metadata = self._connection.begin(**call)
+        attempts = self._attempts(**call)
         while True:
             method = getattr(self._open(), rpc.method)
             try:
@@ -123,7 +91,7 @@ class AsyncClient(core.BaseClient):
                     reply = await method(
                         rpc.message,
                         timeout=attempts.remaining,
-                        metadata=metadata,
+                        metadata=attempts.metadata,
                         wait_for_ready=wait_for_ready,
                     )
             except grpc.RpcError as error:
@@ -132,11 +100,14 @@ class AsyncClient(core.BaseClient):
                 return rpc.read(reply)
             await asyncio.sleep(delay)
 
+    def _results(self, message: pb.StreamRerankRequest, attempts: core.Attempts) -> AsyncRerankStream:
+        return AsyncRerankStream(self._stream(message, attempts))
+
     async def _stream(
-        self, message: pb.StreamRerankRequest, attempts: core.Attempts, metadata: core.Metadata
+        self, message: pb.StreamRerankRequest, attempts: core.Attempts
     ) -> AsyncGenerator[pb.StreamRerankResponse, None]:
         while True:
-            call = self._open().StreamRerank(message, timeout=attempts.remaining, metadata=metadata)
+            call = self._open().StreamRerank(message, timeout=attempts.remaining, metadata=attempts.metadata)
             try:
                 with self._cancelled_by_close():
                     async for part in call:
@@ -155,7 +126,7 @@ class AsyncClient(core.BaseClient):
         self._check_open()
         loop = asyncio.get_running_loop()
         if self._stub is None:
-            self._loop, self._channel = loop, self._connection.open(grpc.aio)
+            self._loop, self._channel = loop, self._connect(grpc.aio)
             self._stub = core.stub_of(self._channel)
         if loop is not self._loop:
             raise RuntimeError("the client belongs to another event loop: make one for each")
@@ -163,11 +134,7 @@ class AsyncClient(core.BaseClient):
 
     @contextmanager
     def _cancelled_by_close(self) -> Iterator[None]:
-        """Raises Cancelled for a call that `close` has ended.
-
-        It arrives as CancelledError, as a cancelled task does, and would end a
-        task that was not cancelled.
-        """
+        """Raises Cancelled for a call that `close` has ended: CancelledError would end its task as well."""
         try:
             yield
         except asyncio.CancelledError:
@@ -177,7 +144,7 @@ class AsyncClient(core.BaseClient):
             raise
 
 
-class AsyncRerankStream(core.Stream):
+class AsyncRerankStream(core.Stream, AsyncIterator[ScoredDocument]):
     """The results of one stream_rerank call, in the order of scoring.
 
     Iterate it once; leave early through `async with` or `aclose`.
@@ -199,9 +166,6 @@ class AsyncRerankStream(core.Stream):
                 for result in self._read(message):
                     yield result
         self._finish()
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> ScoredDocument:
         return await anext(self._results)

@@ -1,9 +1,10 @@
-"""The arguments of a client's methods → RerankRequest; values no message can hold are wire's to refuse."""
+"""The arguments of a client's methods, their types checked; :mod:`wire` refuses what no message can hold."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
+from types import UnionType
 from typing import TypedDict, TypeVar
 
 from rerank_grpc.errors import InvalidRequest
@@ -14,7 +15,14 @@ DocumentLike = str | Document | Mapping[str, str]
 _Choice = TypeVar("_Choice", bound=enum.Enum)
 
 
-class RerankOptions(TypedDict, total=False):
+class CallOptions(TypedDict, total=False):
+    """The options of every call: its deadline in seconds, and metadata that wins over the client's own."""
+
+    timeout: float | None
+    metadata: Mapping[str, str] | None
+
+
+class RerankOptions(CallOptions, total=False):
     """The options of `rerank` and `stream_rerank`; one left out or None is the contract's default."""
 
     return_documents: bool
@@ -33,6 +41,8 @@ def rerank_request(
     model: str | None = None,
     top_n: int | None = None,
     *,
+    timeout: float | None = None,
+    metadata: Mapping[str, str] | None = None,
     return_documents: bool = False,
     min_relevance_score: float | None = None,
     instruction: str | None = None,
@@ -41,9 +51,9 @@ def rerank_request(
     max_chunks_per_document: int | None = None,
     priority: Priority | str | None = None,
     ignore_unsupported_options: bool = False,
-) -> RerankRequest:
-    """Makes a request; raises TypeError for a wrong type, InvalidRequest for a wrong value."""
-    return RerankRequest(
+) -> tuple[RerankRequest, CallOptions]:
+    """Splits arguments; raises TypeError for a wrong type, InvalidRequest for a wrong value."""
+    request = RerankRequest(
         query=text("query", query),
         documents=_documents(documents),
         model=text("model", model or ""),
@@ -57,28 +67,32 @@ def rerank_request(
         priority=_choice("priority", priority, Priority.INTERACTIVE),
         ignore_unsupported_options=bool(ignore_unsupported_options),
     )
+    return request, {"timeout": timeout, "metadata": metadata}
 
 
-def text(field: str, value: object) -> str:
+def check_type(field: str, value: object, kind: type | UnionType, noun: str) -> None:
+    """Raises TypeError for a value that is not of a kind; a bool is no number."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{field}: {noun}, not {type(value).__name__}")
+
+
+def text(field: str, value: str) -> str:
     """Returns a text; raises TypeError for anything else."""
-    if not isinstance(value, str):
-        raise TypeError(f"{field}: a str, not {type(value).__name__}")
+    check_type(field, value, str, "a str")
     return value
 
 
-def _count(field: str, value: object) -> int:
+def _count(field: str, value: int | None) -> int:
     if value is None:
         return 0
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{field}: an int, not {type(value).__name__}")
+    check_type(field, value, int, "an int")
     return value
 
 
-def _number(field: str, value: object) -> float | None:
+def _number(field: str, value: float | None) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{field}: a float, not {type(value).__name__}")
+    check_type(field, value, int | float, "a float")
     try:
         return float(value)
     except OverflowError:
@@ -86,17 +100,15 @@ def _number(field: str, value: object) -> float | None:
 
 
 def _choice(field: str, value: object, default: _Choice) -> _Choice:
-    """Takes a member of the default's class or its name in lower case."""
     kind = type(default)
     if value is None:
         return default
     if isinstance(value, kind):
         return value
-    if not isinstance(value, str):
-        raise TypeError(f"{field}: a {kind.__name__} or its name, not {type(value).__name__}")
-    members = {member.name.lower(): member for member in kind}
+    check_type(field, value, str, f"a {kind.__name__} or its name")
+    members: dict[object, _Choice] = {member.name.lower(): member for member in kind}
     if value not in members:
-        raise InvalidRequest.of(field, f"one of {', '.join(members)}")
+        raise InvalidRequest.of(field, f"one of {', '.join(map(str, members))}")
     return members[value]
 
 
@@ -112,10 +124,8 @@ def _document(field: str, document: object) -> Document:
     if isinstance(document, Document):
         return Document(text(f"{field}.text", document.text), text(f"{field}.id", document.id))
     if not isinstance(document, Mapping):
-        raise TypeError(
-            f'{field}: a str, a Document or a mapping with "text" and maybe "id", '
-            f"not {type(document).__name__}"
-        )
+        noun = 'a str, a Document or a mapping with "text" and maybe "id"'
+        raise TypeError(f"{field}: {noun}, not {type(document).__name__}")
     if "text" not in document:
         raise InvalidRequest.of(field, 'a mapping needs "text"')
     if unknown := document.keys() - {"text", "id"}:

@@ -6,15 +6,15 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message
 
 from rerank_grpc import __version__, errors
-from rerank_grpc.client.arguments import text
+from rerank_grpc.client import arguments
+from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions, check_type, text
 from rerank_grpc.client.errors import IncompleteStream, ServerUnavailable, exception_of, retry_delay
 from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.types import (
@@ -32,24 +32,16 @@ from rerank_grpc.wire import messages
 from rerank_grpc.wire.status import Failure, read_failure
 
 DEFAULT_TARGET = "localhost:50051"
-DEFAULT_TIMEOUT_SECONDS = 30.0
-DEFAULT_RETRIES = 3
 # gRPC cuts a policy of more than five attempts down to five.
 MAX_RETRIES = 4
-# How often wait_until_ready asks, and the errors after which it asks again.
+# The interval of wait_until_ready's questions, and the errors after which it asks again.
 READY_POLL_SECONDS = 0.25
 NOT_YET = (ServerUnavailable, errors.ShuttingDown)
 
 ChannelOption = tuple[str, str | int]
 Metadata = tuple[tuple[str, str], ...]
 _Reply = TypeVar("_Reply")
-
-
-class CallOptions(TypedDict, total=False):
-    """The options of every call: its deadline in seconds, and metadata that wins over the client's own."""
-
-    timeout: float | None
-    metadata: Mapping[str, str] | None
+_Stream = TypeVar("_Stream")
 
 
 class Rpc(NamedTuple, Generic[_Reply]):
@@ -91,41 +83,16 @@ def stub_of(channel: grpc.Channel | grpc.aio.Channel) -> Any:
     return stub
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """The server to call, and how."""
-
-    target: str
-    timeout: float
-    retries: int
-    credentials: grpc.ChannelCredentials | None
-    metadata: Metadata = field(repr=False)
-    options: tuple[ChannelOption, ...]
-
-    def open(self, kind: Any) -> Any:
-        """Opens a channel of one kind: of the module grpc or of grpc.aio."""
-        if self.credentials is None:
-            return kind.insecure_channel(self.target, self.options)
-        return kind.secure_channel(self.target, self.credentials, self.options)
-
-    def begin(
-        self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
-    ) -> tuple[Attempts, Metadata]:
-        """Begins a call: its attempts, and the metadata of each, whose keys are in lower case."""
-        attempts = Attempts(self.retries, self.timeout if timeout is None else seconds(timeout))
-        return attempts, tuple({**dict(self.metadata), **(metadata or {})}.items())
-
-
-class BaseClient:
-    """The settings of a client, checked when it is made."""
+class BaseClient(Generic[_Stream]):
+    """The settings of a client, checked when it is made, and the methods that the shells share."""
 
     def __init__(
         self,
         target: str = DEFAULT_TARGET,
         *,
         token: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        retries: int = DEFAULT_RETRIES,
+        timeout: float = 30.0,
+        retries: int = 3,
         root_certificates: bytes | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[ChannelOption] = (),
@@ -137,25 +104,59 @@ class BaseClient:
         With `root_certificates` (PEM) or `credentials` the channel is TLS.
         `options` are gRPC channel arguments and win over the client's own.
         """
-        if not isinstance(target, str):
-            raise TypeError(f"target: a str, not {type(target).__name__}")
-        if not target or target.startswith(("http:", "https:", "grpc:", "grpcs:")):
+        if not text("target", target) or target.startswith(("http:", "https:", "grpc:", "grpcs:")):
             raise ValueError(f"target: host:port, as in {DEFAULT_TARGET}, without a scheme such as http://")
         if not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
             raise ValueError(f"retries: 0 to {MAX_RETRIES}")
-        self._connection = Connection(
-            target=target,
-            timeout=seconds(timeout),
-            retries=retries,
-            credentials=_credentials(root_certificates, credentials),
-            metadata=_metadata(token),
-            options=channel_options(retries, options),
-        )
+        self._target = target
+        self._timeout = seconds(timeout)
+        self._retries = retries
+        self._credentials = _credentials(root_certificates, credentials)
+        own = _metadata(token)
+        # A function: the token must not show in a description of the client.
+        self._merged: Callable[[Mapping[str, str]], Metadata] = lambda call: tuple({**own, **call}.items())
+        self._options = channel_options(retries, options)
         self._closed = False
         self._begin()
 
+    def stream_rerank(
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        model: str | None = None,
+        top_n: int | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> _Stream:
+        """Scores documents and yields each result as it is scored; takes the options of `rerank`.
+
+        The deadline counts from here; the call is sent when the first result is
+        asked for.
+        """
+        request, call = arguments.rerank_request(query, documents, model, top_n, **options)
+        return self.stream(request, **call)
+
+    def stream(self, request: RerankRequest, **call: Unpack[CallOptions]) -> _Stream:
+        """Streams the results of a request: `stream_rerank` without its checks of types."""
+        message = messages.request_to(pb.StreamRerankRequest, request)
+        return self._results(message, self._attempts(**call))
+
     def _begin(self) -> None:
         """Opens the channel of a client that can do so before its first call."""
+
+    def _results(self, message: pb.StreamRerankRequest, attempts: Attempts) -> _Stream:
+        raise NotImplementedError
+
+    def _connect(self, kind: Any) -> Any:
+        """Opens a channel of one kind: of the module grpc or of grpc.aio."""
+        if self._credentials is None:
+            return kind.insecure_channel(self._target, self._options)
+        return kind.secure_channel(self._target, self._credentials, self._options)
+
+    def _attempts(
+        self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Attempts:
+        timeout = self._timeout if timeout is None else seconds(timeout)
+        return Attempts(self._retries, timeout, self._merged(metadata or {}))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -164,8 +165,7 @@ class BaseClient:
 
 def seconds(timeout: float) -> float:
     """Checks a timeout: more than 0 seconds, finite."""
-    if not isinstance(timeout, int | float) or isinstance(timeout, bool):
-        raise TypeError(f"timeout: seconds, not {type(timeout).__name__}")
+    check_type("timeout", timeout, int | float, "seconds")
     if not 0 < timeout < math.inf:
         raise ValueError(f"timeout: more than 0 seconds and finite, not {timeout}")
     return float(timeout)
@@ -178,13 +178,11 @@ def channel_options(retries: int, options: Sequence[ChannelOption] = ()) -> tupl
         "grpc.primary_user_agent": f"rerank-grpc-python/{__version__}",
         "grpc.max_send_message_length": LIMITS.message_bytes,
         "grpc.max_receive_message_length": LIMITS.reply_bytes,
-        # A request over this is never retried, silently; the default is 256 KiB.
-        # The rest is for the call's own metadata, which is counted too.
+        # A request over this is never retried, silently; the MiB is for metadata, which counts too.
         "grpc.per_rpc_retry_buffer_size": LIMITS.message_bytes + MIB,
-        # A peer that stops acknowledging is noticed in 10 s: with a keepalive
-        # gRPC sets TCP_USER_TIMEOUT. The ping itself stays above the 5 minutes
-        # below which servers close the connection, and is never sent without
-        # calls, which they allow every 2 hours only.
+        # A peer that stops acknowledging is noticed in 10 s: with a keepalive gRPC sets
+        # TCP_USER_TIMEOUT. The ping itself stays above the 5 minutes below which servers close the
+        # connection, and is never sent without calls, which they allow every 2 hours only.
         "grpc.keepalive_time_ms": 330_000,
         "grpc.keepalive_timeout_ms": 10_000,
         # A server that comes back is found within 2 s, not 2 minutes.
@@ -201,15 +199,12 @@ def channel_options(retries: int, options: Sequence[ChannelOption] = ()) -> tupl
 def service_config(retries: int) -> str:
     """Makes gRPC's service config: its choice of a replica, and its own retries.
 
-    A failed attempt costs the throttle one token and a good one brings back
-    half, so that in the long run at most half as many attempts fail as succeed:
-    1.5 attempts per call. An outage is met with 50 retries, then none.
-
-    A call shows the status of gRPC's last attempt alone. Where the deadline
-    passes while gRPC waits, that is its own DEADLINE_EXCEEDED, and the reason of
-    the attempts before is lost; so the server forbids a retry that has no time.
-    Where no server listens, four attempts take about a second: with a shorter
-    deadline that is DeadlineExceeded, not ServerUnavailable.
+    The throttle allows 1.5 attempts per call in the long run, and 50 retries in
+    an outage. A call shows the status of gRPC's last attempt alone: a deadline
+    that passes while gRPC waits hides the reason of the attempts before, so the
+    server forbids a retry that has no time. Where no server listens, four
+    attempts take about a second: a shorter deadline is DeadlineExceeded, not
+    ServerUnavailable.
     """
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retries:
@@ -226,9 +221,10 @@ def service_config(retries: int) -> str:
 
 
 class Attempts:
-    """One call's attempts, all within one deadline."""
+    """One call's attempts, all within one deadline and with the same metadata."""
 
-    def __init__(self, retries: int, timeout: float) -> None:
+    def __init__(self, retries: int, timeout: float, metadata: Metadata) -> None:
+        self.metadata = metadata
         self._deadline = time.monotonic() + timeout
         self._retries_left = retries
         self._refusal: Failure | None = None
@@ -239,19 +235,17 @@ class Attempts:
         return max(self._deadline - time.monotonic(), 0.0)
 
     def commit(self) -> None:
-        """Rules out another attempt: a part of the answer has been handed out."""
+        """Rules out another attempt, because a part of the answer has been handed out."""
         self._retries_left = 0
         self._refusal = None
 
     def delay_after(self, error: grpc.RpcError) -> float:
-        """Tells how long to wait before the next attempt, or raises the failure's exception.
-
-        Where an attempt only ran out of time, the refusal before it tells more,
-        and is raised instead. grpc's error becomes the exception's cause.
-        """
+        """Tells how many seconds to wait before the next attempt, or raises the failure's exception."""
         trailers: Any = error.trailing_metadata()  # pairs, or None
         failure = read_failure(error.code(), error.details(), trailers)
-        if failure.is_grpcs_deadline and self._refusal is not None:
+        timed_out = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED and not failure.described
+        if timed_out and self._refusal is not None:
+            # The attempt only ran out of time: the refusal before it tells more.
             raise exception_of(self._refusal) from error
         delay = retry_delay(
             failure, retries_left=self._retries_left, remaining=self.remaining, jitter=random.random()
@@ -277,7 +271,6 @@ class Stream:
         return self._summary
 
     def _read(self, message: pb.StreamRerankResponse) -> Iterator[ScoredDocument]:
-        """Yields the results of one message."""
         if message.HasField("summary"):
             self._summary = messages.summary_from(message.summary)
         return map(messages.result_from, message.results)
@@ -302,17 +295,14 @@ def _credentials(
         return credentials
     if credentials is not None:
         raise ValueError("root_certificates: not together with credentials, which hold their own")
-    if not isinstance(root_certificates, bytes):
-        raise TypeError(f"root_certificates: PEM in bytes, not {type(root_certificates).__name__}")
+    check_type("root_certificates", root_certificates, bytes, "PEM in bytes")
     return grpc.ssl_channel_credentials(root_certificates=root_certificates)
 
 
-def _metadata(token: str | None) -> Metadata:
+def _metadata(token: str | None) -> dict[str, str]:
     if token is None:
-        return ()
-    if not isinstance(token, str):
-        raise TypeError(f"token: a str, not {type(token).__name__}")
+        return {}
     # A header holds nothing else; the text itself is never repeated in an error.
-    if not token or not all("!" <= character <= "~" for character in token):
+    if not text("token", token) or not all("!" <= character <= "~" for character in token):
         raise ValueError("token: not empty, printable ASCII without spaces")
-    return (("authorization", f"Bearer {token}"),)
+    return {"authorization": f"Bearer {token}"}

@@ -2,10 +2,10 @@
 
 errors.RerankError
 └── TransportError            no reason that this client knows came with the status
-├── ServerUnavailable     retried by gRPC
-├── MessageTooLarge
-├── IncompleteStream      results may be missing
-└── UnexpectedStatus      `code` says which
+    ├── ServerUnavailable     retried by gRPC
+    ├── MessageTooLarge
+    ├── IncompleteStream      results may be missing
+    └── UnexpectedStatus      `code` says which
 """
 
 from __future__ import annotations
@@ -28,11 +28,7 @@ _ENDED_THERE = (
 
 
 class TransportError(RerankError):
-    """A call failed and no reason that this client knows came with it.
-
-    The status is gRPC's own, a proxy's, or that of a newer server; `reason` is
-    None.
-    """
+    """A failure whose status is gRPC's own, a proxy's, or a newer server's; `reason` is None."""
 
     reason = None  # type: ignore[assignment]
 
@@ -77,35 +73,32 @@ _BY_CODE: Mapping[grpc.StatusCode, type[RerankError]] = {
 
 
 def exception_of(failure: Failure) -> RerankError:
-    """Makes the exception that stands for a failure: by its reason, else by its code."""
+    """Makes the exception of a failure: by its reason, else by its code."""
+    code, text = failure.code, failure.text
     if failure.reason is not None:
         return errors.BY_REASON[failure.reason](
-            failure.text,
+            text,
             metadata=failure.metadata,
             retry_after=failure.retry_after,
             violations=failure.violations,
         )
-    if failure.code is grpc.StatusCode.INVALID_ARGUMENT and failure.described:
-        return errors.InvalidRequest(failure.text, metadata=failure.metadata, violations=failure.violations)
-    if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.described:
-        return MessageTooLarge(failure.text)
-    if failure.code is grpc.StatusCode.CANCELLED and not failure.described:
-        return UnexpectedStatus(_ENDED_THERE, code=failure.code.name)
-    if failure.code in _BY_CODE:
-        known = _BY_CODE[failure.code]
-        return known(failure.text, metadata=failure.metadata, retry_after=failure.retry_after)
-    return UnexpectedStatus(
-        failure.text, code=failure.code.name, metadata=failure.metadata, retry_after=failure.retry_after
-    )
+    if code is grpc.StatusCode.INVALID_ARGUMENT and failure.described:
+        return errors.InvalidRequest(text, metadata=failure.metadata, violations=failure.violations)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.described:
+        return MessageTooLarge(text)
+    if code is grpc.StatusCode.CANCELLED and not failure.described:
+        return UnexpectedStatus(_ENDED_THERE, code=code.name)
+    if code in _BY_CODE:
+        return _BY_CODE[code](text, metadata=failure.metadata, retry_after=failure.retry_after)
+    return UnexpectedStatus(text, code=code.name, metadata=failure.metadata, retry_after=failure.retry_after)
 
 
 def retry_delay(failure: Failure, *, retries_left: int, remaining: float, jitter: float) -> float | None:
     """Tells how many seconds to wait before another attempt; None means give up.
 
     Only RESOURCE_EXHAUSTED with a RetryInfo is tried again here: gRPC itself
-    retries UNAVAILABLE (see core.service_config), and without an ErrorInfo it
-    is an oversized message, which stays one. `remaining` is the time left until
-    the call's deadline, `jitter` a random number in [0, 1).
+    retries UNAVAILABLE, and an oversized message stays one. `remaining` is the
+    seconds until the call's deadline, `jitter` a random number in [0, 1).
     """
     if failure.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or failure.retry_after is None:
         return None

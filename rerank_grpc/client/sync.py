@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, suppress
 from typing import Self, TypeVar, Unpack
 
 import grpc
 
 from rerank_grpc.client import arguments, core
-from rerank_grpc.client.arguments import DocumentLike, RerankOptions
-from rerank_grpc.client.core import CallOptions, Rpc
+from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions
 from rerank_grpc.errors import Cancelled, DeadlineExceeded
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
-from rerank_grpc.wire import messages
 
 _Reply = TypeVar("_Reply")
 
 
-class Client(core.BaseClient):
+class Client(core.BaseClient["RerankStream"]):
     """Calls a rerank service; threads may share one."""
 
     def _begin(self) -> None:
-        self._channel: grpc.Channel = self._connection.open(grpc)
+        self._channel: grpc.Channel = self._connect(grpc)
         self._stub = core.stub_of(self._channel)
 
     def rerank(
@@ -33,50 +31,19 @@ class Client(core.BaseClient):
         documents: Iterable[DocumentLike],
         model: str | None = None,
         top_n: int | None = None,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
         **options: Unpack[RerankOptions],
     ) -> RerankResponse:
         """Scores documents against a query, best first.
 
-        A document is a text, a Document or a mapping with "text" and maybe
-        "id". Options: return_documents, min_relevance_score, instruction,
-        max_tokens_per_document, truncation ("end", "start", "none"),
-        max_chunks_per_document, priority ("interactive", "batch"),
-        ignore_unsupported_options. `metadata` goes with this call and wins over
-        the client's own.
+        A document is a text, a Document or a mapping with "text" and maybe "id".
+        `truncation` is "end", "start" or "none", `priority` "interactive" or "batch".
         """
-        request = arguments.rerank_request(query, documents, model, top_n, **options)
-        return self.send(request, timeout=timeout, metadata=metadata)
+        request, call = arguments.rerank_request(query, documents, model, top_n, **options)
+        return self.send(request, **call)
 
     def send(self, request: RerankRequest, **call: Unpack[CallOptions]) -> RerankResponse:
         """Scores the documents of a request, best first: `rerank` without its checks of types."""
         return self._call(core.rerank(request), **call)
-
-    def stream_rerank(
-        self,
-        query: str,
-        documents: Iterable[DocumentLike],
-        model: str | None = None,
-        top_n: int | None = None,
-        *,
-        timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
-        **options: Unpack[RerankOptions],
-    ) -> RerankStream:
-        """Scores documents and yields each result as it is scored, in that order.
-
-        Takes the options of `rerank`. The deadline counts from here; the call is
-        sent when the first result is asked for.
-        """
-        request = arguments.rerank_request(query, documents, model, top_n, **options)
-        return self.stream(request, timeout=timeout, metadata=metadata)
-
-    def stream(self, request: RerankRequest, **call: Unpack[CallOptions]) -> RerankStream:
-        """Streams the results of a request: `stream_rerank` without its checks of types."""
-        message = messages.request_to(pb.StreamRerankRequest, request)
-        return RerankStream(self._stream(message, *self._connection.begin(**call)))
 
     def list_models(self, **call: Unpack[CallOptions]) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
@@ -101,13 +68,11 @@ class Client(core.BaseClient):
         does not help.
         """
         question = core.health(model)
-        attempts, _ = self._connection.begin(timeout=timeout)
+        attempts = self._attempts(timeout=timeout)
         while remaining := attempts.remaining:
-            try:
+            with suppress(*core.NOT_YET):
                 if core.is_ready(health := self._call(question, timeout=remaining, wait_for_ready=True)):
                     return health
-            except core.NOT_YET:
-                pass
             time.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))
         raise DeadlineExceeded("the model was not ready in time")
 
@@ -123,20 +88,16 @@ class Client(core.BaseClient):
         self.close()
 
     def _call(
-        self,
-        rpc: Rpc[_Reply],
-        *,
-        wait_for_ready: bool = False,
-        **call: Unpack[CallOptions],
+        self, rpc: core.Rpc[_Reply], *, wait_for_ready: bool = False, **call: Unpack[CallOptions]
     ) -> _Reply:
-        attempts, metadata = self._connection.begin(**call)
+        attempts = self._attempts(**call)
         while True:
             self._check_open()
             try:
                 reply = getattr(self._stub, rpc.method)(
                     rpc.message,
                     timeout=attempts.remaining,
-                    metadata=metadata,
+                    metadata=attempts.metadata,
                     wait_for_ready=wait_for_ready,
                 )
             except grpc.RpcError as error:
@@ -145,12 +106,15 @@ class Client(core.BaseClient):
                 return rpc.read(reply)
             time.sleep(delay)
 
+    def _results(self, message: pb.StreamRerankRequest, attempts: core.Attempts) -> RerankStream:
+        return RerankStream(self._stream(message, attempts))
+
     def _stream(
-        self, message: pb.StreamRerankRequest, attempts: core.Attempts, metadata: core.Metadata
+        self, message: pb.StreamRerankRequest, attempts: core.Attempts
     ) -> Generator[pb.StreamRerankResponse, None, None]:
         while True:
             self._check_open()
-            call = self._stub.StreamRerank(message, timeout=attempts.remaining, metadata=metadata)
+            call = self._stub.StreamRerank(message, timeout=attempts.remaining, metadata=attempts.metadata)
             try:
                 for part in call:
                     attempts.commit()
@@ -164,13 +128,13 @@ class Client(core.BaseClient):
             time.sleep(delay)
 
     def _delay_after(self, error: grpc.RpcError, attempts: core.Attempts) -> float:
-        """Raises Cancelled for a call that `close` has ended; otherwise see Attempts.delay_after."""
+        """Raises Cancelled for a call that `close` has ended."""
         if self._closed and error.code() is grpc.StatusCode.CANCELLED:
             raise Cancelled("the client was closed") from error
         return attempts.delay_after(error)
 
 
-class RerankStream(core.Stream):
+class RerankStream(core.Stream, Iterator[ScoredDocument]):
     """The results of one stream_rerank call, in the order of scoring.
 
     Iterate it once. Leaving early without `close` (or `with`) cancels the call
@@ -192,9 +156,6 @@ class RerankStream(core.Stream):
             for message in incoming:
                 yield from self._read(message)
         self._finish()
-
-    def __iter__(self) -> Self:
-        return self
 
     def __next__(self) -> ScoredDocument:
         return next(self._results)

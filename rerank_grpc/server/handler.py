@@ -19,21 +19,10 @@ from rerank_grpc.wire.metadata import CallIds
 
 log = logging.getLogger("rerank_grpc.calls")
 
-# Called every few seconds by machines that watch the service; a line each would drown the calls.
-PROBES = ("Health",)
-
 
 @dataclass(slots=True)
 class CallRecord:
-    """One call, complete when its handler ends.
-
-    Attributes:
-        documents: how many the request has; None in a method without any.
-        summary: model, tokens and durations of a call that was scored.
-        reason: why the call failed; None for one that went well.
-        left: whether the caller left in the middle of a stream.
-        seconds: how long the handler took.
-    """
+    """One call, complete when its handler ends; `left` where its caller left in the middle of a stream."""
 
     method: str
     ids: CallIds
@@ -53,12 +42,12 @@ Sink: TypeAlias = Callable[[CallRecord], None]
 def answering(context: grpc.ServicerContext, method: str, sinks: Sequence[Sink]) -> Iterator[CallRecord]:
     """Runs a handler's body, which completes the yielded record; the sinks get it at the end.
 
-    A RerankError becomes its status. Any other exception becomes INTERNAL with
-    a fixed text, because grpcio would send the exception's own, and that may
-    quote the query; for the same reason the log has only its class and place.
+    A RerankError becomes its status, any other exception INTERNAL with a fixed
+    text: its own may quote the query. The log has only its class and place.
     """
     started = monotonic()
-    record = CallRecord(method, _ids(context))
+    # Of several values the first counts, as it does for HTTP headers.
+    record = CallRecord(method, CallIds.read(dict(reversed(context.invocation_metadata() or ()))))
     failure: RerankError | None = None
     try:
         yield record
@@ -70,7 +59,7 @@ def answering(context: grpc.ServicerContext, method: str, sinks: Sequence[Sink])
         failure = InternalError()
         log.error("%s failed: %s", method, describe(error), extra={"kind": f"{method} failed"})
     if failure is not None:
-        record.code, record.reason = status.code_of(failure), failure.reason
+        record.code, record.reason = status.CODES[type(failure)], failure.reason
     record.seconds = monotonic() - started
     for sink in sinks:
         sink(record)
@@ -82,13 +71,14 @@ def answering(context: grpc.ServicerContext, method: str, sinks: Sequence[Sink])
 def abort(context: grpc.ServicerContext, error: RerankError) -> None:
     """Ends a call with an error's status, details and retry pushback; never returns."""
     context.set_trailing_metadata(status.trailers_of(error, context.time_remaining()))
-    context.abort(status.code_of(error), error.message)
+    context.abort(status.CODES[type(error)], error.message)
 
 
 def log_call(record: CallRecord) -> None:
     """Writes a call's line to the log; a server's default sink."""
     code, reason = record.code.name, record.reason and record.reason.name
-    level = logging.DEBUG if reason is None and record.method in PROBES else logging.INFO
+    # Machines that watch the service call Health every few seconds; a line each would drown the calls.
+    level = logging.DEBUG if reason is None and record.method == "Health" else logging.INFO
     # The kind bounds repetitions: a refused caller can return at once.
     kind = None if reason is None else {"kind": f"{record.method} {code} {reason}"}
     summary = record.summary
@@ -108,9 +98,8 @@ def log_call(record: CallRecord) -> None:
 def call_of(context: grpc.ServicerContext) -> Call:
     """Makes the Call of a context, cancelled when the RPC ends; its deadline is within the limit.
 
-    grpcio runs the cancellation on its one serving thread: no I/O and no lock
-    that is held for long may be in its callbacks. It runs after every RPC, also
-    after one that went well, and then cancels nothing. An RPC without a deadline
+    grpcio runs the cancellation after every RPC, on its one serving thread: its
+    callbacks do no I/O and hold no lock for long. An RPC without a deadline
     reports 9.2e18 seconds or None, by version.
     """
     remaining, longest = context.time_remaining(), LIMITS.deadline_seconds
@@ -118,9 +107,3 @@ def call_of(context: grpc.ServicerContext) -> Call:
     if not context.add_callback(call.cancel):
         call.cancel()
     return call
-
-
-def _ids(context: grpc.ServicerContext) -> CallIds:
-    metadata = context.invocation_metadata() or ()
-    # Of several values the first counts, as it does for HTTP headers.
-    return CallIds.read(dict(reversed(metadata)))

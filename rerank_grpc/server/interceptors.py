@@ -13,7 +13,6 @@ from rerank_grpc.server.handler import abort
 from rerank_grpc.server.lanes import Handler, Pool, on_pool
 
 SCHEME = "bearer "
-DENIAL_THREADS = 8
 
 
 class AccessInterceptor(grpc.ServerInterceptor):
@@ -24,7 +23,7 @@ class AccessInterceptor(grpc.ServerInterceptor):
 
     def __init__(self, tokens: Iterable[str], *, public: Iterable[str]) -> None:
         # Refusals have threads of their own and wait behind no call that was let in.
-        pool = Pool(DENIAL_THREADS, "deny")
+        pool = Pool(8, "deny")
         self._missing = _denial("send a token as metadata: authorization: Bearer TOKEN", pool)
         self._twice = _denial("send one authorization, not several", pool)
         self._wrong = _denial("the token is wrong, or not of the form: Bearer TOKEN", pool)
@@ -39,9 +38,8 @@ class AccessInterceptor(grpc.ServerInterceptor):
         """Passes the call on, or answers it with UNAUTHENTICATED."""
         if handler_call_details.method.startswith(self._public):
             return continuation(handler_call_details)
-        values = [
-            value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"
-        ]
+        metadata = handler_call_details.invocation_metadata or ()
+        values = [value for key, value in metadata if key == "authorization"]
         if len(values) != 1:
             return self._missing if not values else self._twice
         return continuation(handler_call_details) if self._accepts(values[0]) else self._wrong
@@ -53,11 +51,7 @@ class AccessInterceptor(grpc.ServerInterceptor):
 
 
 def _denial(message: str, pool: Pool) -> Handler:
-    """Makes a handler that refuses.
-
-    A stream's handler serves a method of any kind, because grpcio runs it without
-    waiting for a message that a hostile caller may never send.
-    """
+    """Makes a handler that refuses, a stream's: grpcio runs it without waiting for a message."""
     error = Unauthenticated(message)
 
     def deny(_requests: Any, context: grpc.ServicerContext) -> NoReturn:

@@ -1,9 +1,8 @@
 """Lanes: a thread pool for the calls of some methods, with bounds on the wait for their callers.
 
-A crowd that fills one lane leaves all others free. Every method is registered
-as one that takes a stream of requests, because grpcio then leaves the wait for
-the request to the handler; callers see no difference. The lane's thread parses
-the request, and not grpcio's serving thread, which all calls share.
+Every method is registered as one that takes a stream of requests: grpcio then
+leaves the wait for the request and its parsing to the lane's thread, and callers
+see no difference.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from operator import methodcaller
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
@@ -29,14 +28,12 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Parse: TypeAlias = Callable[[bytes], Any]
 
 # The longest wait for a request, and for an answer's reader, besides the time that the bytes take.
-REQUEST_SECONDS = 5.0
-READER_SECONDS = 10.0
+REQUEST_SECONDS, READER_SECONDS = 5.0, 10.0
 # The largest request without texts, which holds names alone.
 SMALL_BYTES = 4_096
-# Small requests awaited at once: gRPC would let each grow to the limit of the largest method.
-SMALL_CAPACITY = 16
-# Far more threads than that: in a crowd each is freed within milliseconds.
-SMALL_THREADS = 128
+# Small requests awaited at once: gRPC would let each grow to the limit of the largest method. The threads
+# are far more, because in a crowd each is freed within milliseconds.
+SMALL_CAPACITY, SMALL_THREADS = 16, 128
 # Bytes of answers that may wait for their readers in one lane.
 ANSWER_BYTES = 64 << 20
 # A stopping server's wait for a caller.
@@ -44,19 +41,18 @@ DRAIN_SECONDS = 1.0
 
 
 class Pool(ThreadPoolExecutor):
-    """A thread pool that knows its backlog, and survives when no thread can be started.
+    """A thread pool that survives when no thread can be started; `backlog` counts calls without a thread.
 
-    One thread is started at once. Where the process may start no more, a call is
-    queued for the threads that exist; an exception would end grpcio's serving
-    thread, and with it the whole server.
+    Where the process may start no more threads, a call is queued for those that
+    exist: an exception would end grpcio's serving thread, and so the server.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         super().__init__(threads, thread_name_prefix=name)
-        self.submit(int).result()
+        self.backlog: Callable[[], int] = self._work_queue.qsize
+        self.submit(int).result()  # starts a first thread at once
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Has a function called on one of the threads."""
         try:
             return super().submit(function, *args, **kwargs)
         except RuntimeError as error:
@@ -67,17 +63,9 @@ class Pool(ThreadPoolExecutor):
             done.set_result(None)
             return done
 
-    @property
-    def backlog(self) -> int:
-        """The number of calls that wait for a thread."""
-        return self._work_queue.qsize()
-
 
 def on_pool(handler: Callable[..., Any], pool: ThreadPoolExecutor) -> Any:
-    """Has grpcio run a handler on `pool`, which it reads from an attribute of the function.
-
-    The function must be one server's own, and not a servicer's method.
-    """
+    """Has grpcio run a function on `pool`; it must be one server's own, and no servicer's method."""
     handler.experimental_thread_pool = pool  # type: ignore[attr-defined]
     return handler
 
@@ -99,18 +87,17 @@ class Lane:
         drain_seconds: float = DRAIN_SECONDS,
         drains_readers: bool = True,
     ) -> None:
-        """Makes a lane of `threads` threads.
+        """Makes a lane.
 
-        A call waits `seconds` for a request, and at most `capacity` calls wait at
-        once. At most `readers` answers wait for their reader, and a stream takes
+        At most `capacity` calls wait for a request, each at most `seconds`. At
+        most `readers` answers wait for their reader, and a stream takes
         `stream_seconds` in all. A stopping server cuts the wait for a request to
         `drain_seconds`, and with `drains_readers` that for a reader too.
         """
         self._sinks = sinks
         self._pool = Pool(threads, name)
-        self._requests = Waiting(
-            f"a request ({name})", seconds, capacity=capacity, backlog=lambda: self._pool.backlog
-        )
+        backlog = self._pool.backlog
+        self._requests = Waiting(f"a request ({name})", seconds, capacity=capacity, backlog=backlog)
         self._readers = Waiting(
             f"a reader ({name})", READER_SECONDS, capacity=readers, capacity_bytes=ANSWER_BYTES
         )
@@ -123,36 +110,37 @@ class Lane:
 
     @property
     def idle(self) -> bool:
-        """Whether no call is inside, and no answer is on its way."""
-        return not (self._inside or self._pool.backlog or len(self._readers))
+        """Whether no call is inside and no answer is on its way."""
+        return not (self._inside or self._pool.backlog() or len(self._readers))
 
     def begin_drain(self) -> None:
-        """Cuts the wait for callers from now on, because the server is stopping."""
+        """Shortens the wait for callers, because the server is stopping."""
         self._requests.begin_drain(self._drain_seconds)
         if self._drains_readers:
             self._readers.begin_drain(self._drain_seconds)
 
     def unary(self, method: str, behaviour: Callable[..., Message], parse: Parse) -> Handler:
-        """Makes the handler of a method with one answer; `behaviour` takes the request and the context."""
+        """Makes the handler of a method with one answer; `behaviour` takes a request and its context."""
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            with self._entered(context):
-                answer = behaviour(self._request(method, requests, context, parse), context)
-                return self._readers.send_last(answer.SerializeToString(), context)
+            self._inside.add(context)
+            try:
+                request = self._parsed(method, self._requests.receive(requests, context), context, parse)
+                return self._readers.send_last(behaviour(request, context).SerializeToString(), context)
+            finally:
+                self._inside.discard(context)
 
         return grpc.stream_unary_rpc_method_handler(on_pool(run, self._pool))
 
     def stream(self, method: str, behaviour: Callable[..., Iterator[Message]], parse: Parse) -> Handler:
         """Makes the handler of a method with many answers; the caller has to keep reading them."""
 
-        def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            with self._entered(context):
-                request = self._request(method, requests, context, parse)
-                self._streams.begin(context)
-                answers = behaviour(request, context)
-                yield from self._readers.send(map(_serialize, answers), context)
+        def answers(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
+            request = self._parsed(method, self._requests.receive(requests, context), context, parse)
+            self._streams.begin(context)
+            return behaviour(request, context)
 
-        return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool))
+        return self._sending(answers)
 
     def conversation(self, method: str, behaviour: Callable[..., Iterator[Message]], parse: Parse) -> Handler:
         """Makes the handler of a method with many requests; the wait for each is bounded."""
@@ -161,41 +149,33 @@ class Lane:
             while (data := self._requests.receive(requests, context)) is not None:
                 yield self._parsed(method, data, context, parse)
 
+        return self._sending(lambda requests, context: behaviour(received(requests, context), context))
+
+    def _sending(self, answers: Callable[..., Iterator[Message]]) -> Handler:
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            with self._entered(context):
-                answers = behaviour(received(requests, context), context)
-                yield from self._readers.send(map(_serialize, answers), context)
+            self._inside.add(context)
+            try:
+                messages = map(methodcaller("SerializeToString"), answers(requests, context))
+                yield from self._readers.send(messages, context)
+            finally:
+                self._streams.end(context)
+                self._inside.discard(context)
 
         return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool))
 
-    @contextmanager
-    def _entered(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """Counts a call as inside until its handler ends."""
-        self._inside.add(context)
-        try:
-            yield
-        finally:
-            self._streams.end(context)
-            self._inside.discard(context)
-
-    def _request(
-        self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext, parse: Parse
-    ) -> Any:
-        return self._parsed(method, self._requests.receive(requests, context), context, parse)
-
     def _parsed(self, method: str, data: bytes | None, context: grpc.ServicerContext, parse: Parse) -> Any:
-        """Makes a request of a message, or ends the call with INVALID_ARGUMENT."""
         try:
             if data is None:
                 raise InvalidRequest("the call ended without a request")
             return parse(data)
         except InvalidRequest:
+            # Ends the call with INVALID_ARGUMENT.
             with answering(context, method, self._sinks):
                 raise
 
 
 class Service(NamedTuple):
-    """A service: its full name, its handlers by method, and the lanes that they run in."""
+    """A service's full name, its handlers by method, and the lanes that they run in."""
 
     name: str
     handlers: dict[str, Handler]
@@ -215,13 +195,3 @@ def parser(kind: type[Message], most_bytes: int = SMALL_BYTES) -> Parse:
             raise InvalidRequest(f"the message is not a {name}") from None
 
     return parse
-
-
-def register(server: grpc.Server, service: Service) -> None:
-    """Registers a service's methods as generated code does: grpcio finds registered ones faster."""
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, service.handlers),))
-    server.add_registered_method_handlers(service.name, service.handlers)
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()

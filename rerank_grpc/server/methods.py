@@ -24,8 +24,9 @@ PROBES_CAPACITY = 96
 SPARE_THREADS = 32
 ADMIN_THREADS = 32
 
-# Wire types of protobuf's encoding.
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+# Wire types of protobuf's encoding, and the bytes of a value of fixed size.
+VARINT, BYTES = 0, 2
+FIXED_BYTES = {1: 8, 5: 4}
 # A message has its documents and a dozen other fields; newer callers may send some more.
 OTHER_FIELDS = 64
 # Tags are counted piece by piece, so that a message full of them is refused at once.
@@ -97,13 +98,10 @@ def _texts_parser(kind: type[pb.RerankRequest] | type[pb.StreamRerankRequest]) -
 def has_more_than(most: int, number: int, message: bytes) -> bool:
     """Tells whether a serialized message has more than `most` values of a length-delimited field.
 
-    The walk ends after OTHER_FIELDS more fields of any number, and at a field of
-    no known kind: such a message counts as one that has too many. It also ends
-    where the message is cut off, which the parser will refuse.
+    A message of OTHER_FIELDS more fields, or with a field of no known kind,
+    counts as one that has too many; the parser refuses one that is cut off.
     """
-    tag = number << 3 | BYTES
-    assert tag < 0x80
-    if not _may_have_more(most, message, tag):
+    if not _may_have_more(most, message, number << 3 | BYTES):
         return False
     at = fields = found = 0
     while at < len(message):
@@ -112,15 +110,14 @@ def has_more_than(most: int, number: int, message: bytes) -> bool:
         found += key >> 3 == number
         if found > most or fields > most + OTHER_FIELDS:
             return True
-        end = _skip(message, at, key & 7)
-        if end is None:
+        if (end := _skip(message, at, key & 7)) is None:
             return True
         at = end
     return False
 
 
 def _may_have_more(most: int, message: bytes, tag: int) -> bool:
-    """Tells within microseconds whether a tag might occur more often, by its first byte."""
+    """Tells within microseconds whether a tag of one byte might occur more often."""
     found = 0
     for start in range(0, len(message), PIECE_BYTES):
         end = start + PIECE_BYTES
@@ -151,5 +148,4 @@ def _skip(message: bytes, at: int, kind: int) -> int | None:
     if kind == BYTES:
         length, at = _varint(message, at)
         return at + length
-    size = {FIXED64: 8, FIXED32: 4}.get(kind)
-    return None if size is None else at + size
+    return at + FIXED_BYTES[kind] if kind in FIXED_BYTES else None

@@ -1,10 +1,8 @@
 """Bounds on a call's wait for its caller: for the request to come, and for the answer to be read.
 
 grpcio waits for both without a limit, and holds a thread or a message meanwhile.
-A call that has waited too long is cancelled, and in a crowd those of the
-connections that have most. A message on an ordinary network comes within
-milliseconds of its headers; calls that send or read nothing make a crowd, as in
-a SYN flood.
+Calls that send or read nothing make a crowd, as in a SYN flood: a message on an
+ordinary network comes within milliseconds of its headers.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -25,8 +23,7 @@ from rerank_grpc.errors import describe
 log = logging.getLogger(__name__)
 
 # The interval between two looks for late calls, and the delay of a look after a crowd has formed.
-LOOK_SECONDS = 0.1
-CROWD_SECONDS = 0.005
+LOOK_SECONDS, CROWD_SECONDS = 0.1, 0.005
 # A large message may take longer, at this average rate.
 BYTES_PER_SECOND = 65_536
 # In a crowd, a call that has waited less than this is spared ...
@@ -38,22 +35,17 @@ LARGE_BYTES = 1 << 18
 
 
 class _Wait(NamedTuple):
-    """One call's wait: times in seconds of time.monotonic, and the bytes that are kept meanwhile."""
-
-    since: float
+    since: float  # in seconds of time.monotonic, like `until`
     until: float
-    size: int
+    size: int  # in bytes, which are kept meanwhile
 
 
 class Waiting:
     """The calls that wait for their callers in one way; any thread may call any method.
 
     No lock is needed: each change is one operation on a dict, which keeps the
-    order in which calls began to wait.
-
-    Attributes:
-        noun: the awaited thing, for the log.
-        on_crowd: called when a crowd may have formed.
+    order in which calls began to wait. `on_crowd` is called when a crowd may have
+    formed; `noun` is the awaited thing, for the log.
     """
 
     def __init__(
@@ -63,12 +55,9 @@ class Waiting:
         *,
         capacity: float = math.inf,
         capacity_bytes: float = math.inf,
-        backlog: Callable[[], int] = lambda: 0,
+        backlog: Callable[[], int] = int,
     ) -> None:
-        """Bounds a wait to `seconds`, and to `capacity` calls and `capacity_bytes` at once.
-
-        `backlog` counts the calls that have not even begun to wait.
-        """
+        """Bounds waits to `seconds` and `capacity`; `backlog` counts calls that have not begun to wait."""
         self.noun = noun
         self._seconds = seconds
         self._capacity = capacity
@@ -158,7 +147,7 @@ class Waiting:
         return message
 
     def send(self, messages: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Passes messages on; after each, the call waits for its reader until the next is asked for."""
+        """Passes messages on; after each, the call waits until its reader asks for the next."""
         try:
             for message in messages:
                 self.begin(context, len(message))
@@ -170,12 +159,10 @@ class Waiting:
     def send_last(self, message: bytes, context: grpc.ServicerContext) -> bytes:
         """Returns a call's only message; the call waits for its reader until it ends."""
         self.begin(context, len(message))
-        if not context.add_callback(partial(self._forget, context)):
-            self._forget(context)
+        forget: Callable[[], Any] = partial(self._waits.pop, context, None)
+        if not context.add_callback(forget):
+            forget()
         return message
-
-    def _forget(self, context: grpc.ServicerContext) -> None:
-        self._waits.pop(context, None)
 
 
 class Patience:
@@ -188,16 +175,14 @@ class Patience:
         self._thread = threading.Thread(target=self._run, name="patience", daemon=True)
 
     def start(self) -> None:
-        """Starts to look."""
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread."""
         self._ended.set()
         self._crowd.set()
 
     def look_after(self, waiting: Waiting) -> Waiting:
-        """Bounds a kind of waiting from now on, and returns it."""
+        """Bounds a kind of waiting, and returns it."""
         waiting.on_crowd = self._crowd.set
         self.waitings.append(waiting)
         return waiting

@@ -20,10 +20,8 @@ from rerank_grpc.server.patience import Patience
 
 HEALTH_SERVICE = health.SERVICE_NAME
 V1ALPHA = reflection.SERVICE_NAME
-# The same messages under the name that newer tools ask for first. It answers
-# but is not listed, because its descriptor is not shipped.
+# The name that newer tools ask for first. It is not listed, because its descriptor is not shipped.
 V1 = "grpc.reflection.v1.ServerReflection"
-REFLECTION_METHOD = "ServerReflectionInfo"
 # Between two questions of one stream.
 IDLE_SECONDS = 10.0
 # Watchers of one server; each has a thread.
@@ -35,74 +33,58 @@ _Response = health_pb2.HealthCheckResponse
 
 
 class HealthService:
-    """One state for "" and for every named service; `serving` tells it.
+    """One server's health: one state for "" and for every named service; `serving` tells it.
 
-    Several servers (the main and the admin one) can show the same state.
+    Each watcher has a thread of its own, and there are at most MOST_WATCHERS. One
+    more is told that there is no Watch. A gRPC client then takes the server for
+    healthy (gRFC A17), so that hostile watchers keep no client out.
     """
 
     def __init__(self, services: Iterable[str], serving: Callable[[], bool]) -> None:
         self._names = frozenset(("", *services))
         self._serving = serving
-        self._watchers: list[Watchers] = []
-        self.leaving = False
+        self._leaving = False
+        self._wakeups: dict[grpc.ServicerContext, SimpleQueue[None]] = {}
+
+    @property
+    def watchers(self) -> int:
+        """The number of watchers."""
+        return len(self._wakeups)
 
     def changed(self) -> None:
         """Has every watcher look at the state again; waits for none of them."""
-        for watchers in self._watchers:
-            watchers.wake()
+        for wakeup in self._wakeups.copy().values():
+            if wakeup.empty():  # however often a busy watcher is woken, it looks once
+                wakeup.put(None)
 
     def shut_down(self) -> None:
         """Turns to NOT_SERVING for good, and ends the watches when their callers have been told."""
-        self.leaving = True
+        self._leaving = True
         self.changed()
 
-    def status_of(self, service: str) -> int:
-        """The status of a service; SERVICE_UNKNOWN for one that is not served."""
-        if service not in self._names:
-            return _Response.SERVICE_UNKNOWN
-        return _Response.SERVING if not self.leaving and self._serving() else _Response.NOT_SERVING
-
     def service(self, patience: Patience, sinks: Sequence[Sink], name: str) -> Service:
-        """Makes the service for one server, in lanes that nothing else can fill."""
-        watchers = Watchers(self)
-        self._watchers.append(watchers)
+        """Makes the service, in lanes that nothing else can fill."""
         parse = parser(health_pb2.HealthCheckRequest)
         checks = Lane(f"{name}-check", patience, sinks)
         watches = Lane(f"{name}-watch", patience, sinks, threads=MOST_WATCHERS + SMALL_THREADS)
         handlers = {
             "Check": checks.unary("Check", self._check, parse),
-            "Watch": watches.stream("Watch", watchers.watch, parse),
+            "Watch": watches.stream("Watch", self._watch, parse),
         }
         return Service(HEALTH_SERVICE, handlers, [checks, watches])
 
+    def _status_of(self, service: str) -> int:
+        if service not in self._names:
+            return _Response.SERVICE_UNKNOWN
+        return _Response.SERVING if not self._leaving and self._serving() else _Response.NOT_SERVING
+
     def _check(self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> _Response:
-        status = self.status_of(_service(request, context))
+        status = self._status_of(_service(request, context))
         if status == _Response.SERVICE_UNKNOWN:
             context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
         return _Response(status=status)
 
-
-class Watchers:
-    """The watchers of one server, each on a thread of its own, at most MOST_WATCHERS.
-
-    One more is told that there is no Watch. A gRPC client then takes the server
-    for healthy (gRFC A17), so that hostile watchers keep no client out.
-    """
-
-    def __init__(self, state: HealthService) -> None:
-        self._state = state
-        self._wakeups: dict[grpc.ServicerContext, SimpleQueue[None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._wakeups)
-
-    def wake(self) -> None:
-        """Has every watcher look at the state again."""
-        for wakeup in self._wakeups.copy().values():
-            if wakeup.empty():  # however often a busy watcher is woken, it looks once
-                wakeup.put(None)
-
-    def watch(
+    def _watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> Iterator[_Response]:
         """Yields the status of a service, at once and after each change; ends when the server stops."""
@@ -115,7 +97,7 @@ class Watchers:
             if not context.add_callback(lambda: wakeup.put(None)):
                 return
             while context.is_active():
-                leaving, status = self._state.leaving, self._state.status_of(service)
+                leaving, status = self._leaving, self._status_of(service)
                 if status != told:
                     told = status
                     yield _Response(status=status)
@@ -127,7 +109,6 @@ class Watchers:
 
 
 def _service(request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext) -> str:
-    """Reads which service is meant; ends the call where the name is too long to be one."""
     service: str = request.service
     if len(service.encode()) > NAME_BYTES:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a service's name has at most {NAME_BYTES} bytes")
@@ -137,13 +118,10 @@ def _service(request: health_pb2.HealthCheckRequest, context: grpc.ServicerConte
 def reflection_services(
     listed: Iterable[str], patience: Patience, sinks: Sequence[Sink], name: str
 ) -> list[Service]:
-    """Makes server reflection of the listed services, under both its names and in one lane.
-
-    A stream holds a thread until it is idle for too long.
-    """
+    """Makes server reflection of the listed services, under both its names and in one lane."""
     servicer = reflection.ReflectionServicer((*listed, V1ALPHA))
     lane = Lane(f"{name}-reflection", patience, sinks, seconds=IDLE_SECONDS)
     parse = parser(reflection_pb2.ServerReflectionRequest)
-    handler = lane.conversation(REFLECTION_METHOD, servicer.ServerReflectionInfo, parse)
-    handlers = {REFLECTION_METHOD: handler}
+    method = "ServerReflectionInfo"
+    handlers = {method: lane.conversation(method, servicer.ServerReflectionInfo, parse)}
     return [Service(V1ALPHA, handlers, [lane]), Service(V1, handlers, [])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
@@ -20,8 +20,8 @@ from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.admin_service import ModelAdminServicer
 from rerank_grpc.server.handler import Sink, log_call
 from rerank_grpc.server.interceptors import AccessInterceptor
-from rerank_grpc.server.lanes import Lane, Service, register
-from rerank_grpc.server.methods import admin_service, rerank_service
+from rerank_grpc.server.lanes import Lane, Service
+from rerank_grpc.server.methods import RERANK_SERVICE, admin_service, rerank_service
 from rerank_grpc.server.patience import Patience
 from rerank_grpc.server.probes import HEALTH_SERVICE, HealthService, reflection_services
 from rerank_grpc.server.rerank_service import RerankServicer
@@ -36,25 +36,17 @@ LEAST_STREAMS = 8
 IDLE_SECONDS = 60.0
 # A connection that has not begun HTTP/2 by then is closed.
 HANDSHAKE_SECONDS = 10.0
-# The interval at which a stopping server looks for calls that are left inside.
-DRAIN_LOOK_SECONDS = 0.1
-# The time without a call inside after which connections that stay are cut.
-GOODBYE_SECONDS = 0.5
+# The interval at which a stopping server looks for calls that are left inside, and the time without
+# one after which connections that stay are cut.
+DRAIN_LOOK_SECONDS, GOODBYE_SECONDS = 0.1, 0.5
 
 
 class RerankServer:
     """The service: the registry, the reranker, and the gRPC servers in front of them.
 
-    `sinks` get the record of each call. `on_hang` is called when a model's
-    device hangs, after the calls that waited for it have failed: only a restart
-    of the process frees the device. Raises ConfigurationError if a port cannot
-    be bound.
-
-    Attributes:
-        port: for callers.
-        admin_port: for operators; None where there is none.
-        local_port: a further port for this machine alone, on which no stranger
-            can take the last connection from REST; None where that is off.
+    `sinks` get the record of each call. `on_hang` is called when a model's device
+    hangs, after its calls have failed: only a restart of the process frees it.
+    Raises ConfigurationError if a port cannot be bound.
     """
 
     def __init__(
@@ -68,6 +60,7 @@ class RerankServer:
         self.settings = settings
         self._sinks = sinks
         self._patience = Patience()
+        self._health: list[HealthService] = []
         self.registry = Registry(
             settings.models,
             loader or ModelLoader(settings),
@@ -83,12 +76,15 @@ class RerankServer:
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
         reranker = Reranker(self.registry, self.door, self.lobby)
-        self._servicer = RerankServicer(reranker, self.registry, sinks)
-        called = [rerank_service(self._servicer, self._patience, sinks, calls=settings.max_calls)]
-        self._health = HealthService([service.name for service in called], lambda: self.registry.serving)
-        self._main, self._lanes = self._build_main(called)
+        servicer = RerankServicer(reranker, self.registry, sinks)
+        service = rerank_service(servicer, self._patience, sinks, calls=settings.max_calls)
+        # Twice the calls that are admitted: see overload protection below.
+        streams = 2 * max(settings.max_calls, LEAST_STREAMS)
+        self._main = self._build(streams=streams, connections=MOST_CONNECTIONS)
+        self._lanes = self._register(self._main, service, "main")
         self.port = _bind(self._main, settings.host, settings.port, "--port")
         rest = settings.rest.port is not None
+        # A further port for this machine alone, on which no stranger can take REST's last connection.
         self.local_port = _bind(self._main, "127.0.0.1", 0, "--rest-port off") if rest else None
         self._admin, self.admin_port = self._build_admin()
 
@@ -101,7 +97,7 @@ class RerankServer:
         self.registry.start()
 
     def wait_until_loaded(self, timeout: float | None = None) -> bool:
-        """Waits until every model is READY or FAILED; see Registry.wait_until_loaded."""
+        """Waits at most `timeout` seconds until every model is READY or FAILED."""
         return self.registry.wait_until_loaded(timeout)
 
     def health(self) -> Health:
@@ -114,7 +110,12 @@ class RerankServer:
 
     def leave(self) -> None:
         """Tells probes that no new calls should come; calls are still answered."""
-        self._health.shut_down()
+        for health in self._health:
+            health.shut_down()
+
+    def _show_health(self) -> None:
+        for health in self._health:
+            health.changed()
 
     def stop(self, grace_seconds: float | None = None) -> None:
         """Drains: probes see NOT_SERVING, new calls are refused, calls inside have the grace to finish."""
@@ -134,8 +135,7 @@ class RerankServer:
         """Stops the main server, at the latest after the grace.
 
         grpcio would wait all of it for a connection that does not answer its
-        goodbye, though no call is inside. A call that was on its way when the
-        goodbye was sent has GOODBYE_SECONDS.
+        goodbye. A call on its way when the goodbye was sent has GOODBYE_SECONDS.
         """
         for lane in self._lanes:
             lane.begin_drain()
@@ -147,23 +147,13 @@ class RerankServer:
             elif now - busy > GOODBYE_SECONDS:
                 stopped = self._main.stop(0)
 
-    def _show_health(self) -> None:
-        self._health.changed()
-
-    def _build_main(self, called: Sequence[Service]) -> tuple[grpc.Server, list[Lane]]:
-        """Makes the server of the services that are called; returns its lanes too."""
-        # Twice the calls that are admitted: see overload protection below.
-        streams = 2 * max(self.settings.max_calls, LEAST_STREAMS)
-        server = self._build(streams=streams, connections=MOST_CONNECTIONS)
-        return server, self._register(server, called, "main")
-
     def _build_admin(self) -> tuple[grpc.Server | None, int | None]:
         settings = self.settings
         if settings.admin_port is None:
             return None, None
         server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
         servicer = ModelAdminServicer(self.registry, self._sinks)
-        self._register(server, [admin_service(servicer, self._patience, self._sinks)], "admin")
+        self._register(server, admin_service(servicer, self._patience, self._sinks), "admin")
         return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
 
     def _build(self, *, streams: int, connections: int) -> grpc.Server:
@@ -176,13 +166,18 @@ class RerankServer:
         pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
         return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))
 
-    def _register(self, server: grpc.Server, called: Iterable[Service], name: str) -> list[Lane]:
-        """Registers a server's own services, health, and reflection of them all; returns their lanes."""
-        services = [*called, self._health.service(self._patience, self._sinks, name)]
+    def _register(self, server: grpc.Server, own: Service, name: str) -> list[Lane]:
+        """Registers a server's own service, health, and reflection of both; returns their lanes."""
+        health = HealthService([RERANK_SERVICE], lambda: self.registry.serving)
+        self._health.append(health)
+        services = [own, health.service(self._patience, self._sinks, name)]
         listed = [service.name for service in services]
         services += reflection_services(listed, self._patience, self._sinks, name)
         for service in services:
-            register(server, service)
+            # As generated code does: grpcio finds registered methods faster.
+            handler = grpc.method_handlers_generic_handler(service.name, service.handlers)
+            server.add_generic_rpc_handlers((handler,))
+            server.add_registered_method_handlers(service.name, service.handlers)
         return [lane for service in services for lane in service.lanes]
 
 

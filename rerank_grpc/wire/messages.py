@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf import wrappers_pb2
 from google.protobuf.duration_pb2 import Duration
@@ -29,46 +30,25 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 
 UINT32_MAX = 2**32 - 1
 
-# The default is written as UNSPECIFIED: a message holds only the options that differ from the contract's.
-TRUNCATIONS = {
-    pb.TRUNCATION_UNSPECIFIED: Truncation.END,
-    pb.TRUNCATION_END: Truncation.END,
-    pb.TRUNCATION_START: Truncation.START,
-    pb.TRUNCATION_NONE: Truncation.NONE,
-}
-PRIORITIES = {
-    pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
-    pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
-    pb.PRIORITY_BATCH: Priority.BATCH,
-}
-STATES = {
-    pb.MODEL_STATE_UNLOADED: State.UNLOADED,
-    pb.MODEL_STATE_LOADING: State.LOADING,
-    pb.MODEL_STATE_READY: State.READY,
-    pb.MODEL_STATE_UNLOADING: State.UNLOADING,
-    pb.MODEL_STATE_FAILED: State.FAILED,
-}
-SCORINGS = {
-    pb.SCORING_UNSPECIFIED: None,
-    pb.SCORING_SIGMOID: Scoring.SIGMOID,
-    pb.SCORING_COSINE: Scoring.COSINE,
-    pb.SCORING_SOFTMAX: Scoring.SOFTMAX,
-}
-
-_Number = TypeVar("_Number")
-_Value = TypeVar("_Value")
+_Member = TypeVar("_Member", bound=enum.Enum)
 _Request = TypeVar("_Request", pb.RerankRequest, pb.StreamRerankRequest)
 
 
-def _numbers(values: dict[_Number, _Value]) -> dict[_Value, _Number]:
-    """Turns a table around; of several numbers for one value the first counts."""
-    return {value: number for number, value in reversed(values.items())}
+def _tables(
+    prefix: str, kind: type[_Member], unspecified: _Member | None = None
+) -> tuple[dict[int, _Member], dict[_Member | None, Any]]:
+    """Maps the contract's numbers to an enum's members and back; their names differ by a prefix."""
+    members = {getattr(pb, f"{prefix}_{member.name}"): member for member in kind}
+    if unspecified is not None:
+        members[0] = unspecified
+    return members, {member: number for number, member in members.items()}
 
 
-TRUNCATION_NUMBERS = _numbers(TRUNCATIONS)
-PRIORITY_NUMBERS = _numbers(PRIORITIES)
-STATE_NUMBERS = _numbers(STATES)
-SCORING_NUMBERS = _numbers(SCORINGS)
+# A default is written as UNSPECIFIED: a message holds only the options that differ from the contract's.
+TRUNCATIONS, TRUNCATION_NUMBERS = _tables("TRUNCATION", Truncation, Truncation.END)
+PRIORITIES, PRIORITY_NUMBERS = _tables("PRIORITY", Priority, Priority.INTERACTIVE)
+STATES, STATE_NUMBERS = _tables("MODEL_STATE", State)
+SCORINGS, SCORING_NUMBERS = _tables("SCORING", Scoring)
 
 
 def request_to(kind: type[_Request], request: RerankRequest) -> _Request:
@@ -146,14 +126,7 @@ def check_text(field: str, text: str) -> None:
 
 def response_to(response: RerankResponse) -> pb.RerankResponse:
     """Writes a response."""
-    summary = response.summary
-    return pb.RerankResponse(
-        results=results_to(response.results),
-        model=summary.model,
-        model_revision=summary.model_revision,
-        usage=usage_to(summary.usage),
-        query_truncated=summary.query_truncated,
-    )
+    return pb.RerankResponse(results=map(_result_to, response.results), **_facts_of(response.summary))
 
 
 def response_from(message: pb.RerankResponse) -> RerankResponse:
@@ -164,16 +137,12 @@ def response_from(message: pb.RerankResponse) -> RerankResponse:
 def part_to(part: list[ScoredDocument] | RerankSummary) -> pb.StreamRerankResponse:
     """Writes a message of a stream: results, or the summary."""
     if isinstance(part, RerankSummary):
-        return pb.StreamRerankResponse(summary=summary_to(part))
-    return pb.StreamRerankResponse(results=results_to(part))
-
-
-def results_to(results: Iterable[ScoredDocument]) -> list[dict[str, object]]:
-    """Writes results as dicts, which cost a third of a message for each."""
-    return list(map(_result_to, results))
+        return pb.StreamRerankResponse(summary=_facts_of(part))
+    return pb.StreamRerankResponse(results=map(_result_to, part))
 
 
 def _result_to(result: ScoredDocument) -> dict[str, object]:
+    """Writes a result as a dict, which costs a third of a message."""
     index, score, logit, id_, document, tokens, truncated, span = result
     fields: dict[str, object] = {"index": index, "relevance_score": score, "logit": logit, "tokens": tokens}
     if id_:
@@ -202,46 +171,30 @@ def result_from(message: pb.RerankResult) -> ScoredDocument:
     )
 
 
-def summary_to(summary: RerankSummary) -> pb.RerankSummary:
-    """Writes a stream's summary."""
-    return pb.RerankSummary(
-        model=summary.model,
-        model_revision=summary.model_revision,
-        usage=usage_to(summary.usage),
-        query_truncated=summary.query_truncated,
-    )
+def _facts_of(summary: RerankSummary) -> dict[str, Any]:
+    """Returns the fields that RerankResponse and RerankSummary share."""
+    usage = summary.usage
+    return summary._asdict() | {
+        "usage": pb.Usage(
+            input_tokens=usage.input_tokens,
+            cached_pairs=usage.cached_pairs,
+            tokenization_duration=duration_to(usage.tokenization_seconds),
+            queue_duration=duration_to(usage.queue_seconds),
+            inference_duration=duration_to(usage.inference_seconds),
+        )
+    }
 
 
 def summary_from(message: pb.RerankResponse | pb.RerankSummary) -> RerankSummary:
     """Reads a summary; both messages name these fields alike."""
-    return RerankSummary(
-        model=message.model,
-        model_revision=message.model_revision,
-        usage=usage_from(message.usage),
-        query_truncated=message.query_truncated,
+    usage = Usage(
+        input_tokens=message.usage.input_tokens,
+        cached_pairs=message.usage.cached_pairs,
+        tokenization_seconds=duration_from(message.usage.tokenization_duration),
+        queue_seconds=duration_from(message.usage.queue_duration),
+        inference_seconds=duration_from(message.usage.inference_duration),
     )
-
-
-def usage_to(usage: Usage) -> pb.Usage:
-    """Writes the cost of a call."""
-    return pb.Usage(
-        input_tokens=usage.input_tokens,
-        cached_pairs=usage.cached_pairs,
-        tokenization_duration=duration_to(usage.tokenization_seconds),
-        queue_duration=duration_to(usage.queue_seconds),
-        inference_duration=duration_to(usage.inference_seconds),
-    )
-
-
-def usage_from(message: pb.Usage) -> Usage:
-    """Reads the cost of a call."""
-    return Usage(
-        input_tokens=message.input_tokens,
-        cached_pairs=message.cached_pairs,
-        tokenization_seconds=duration_from(message.tokenization_duration),
-        queue_seconds=duration_from(message.queue_duration),
-        inference_seconds=duration_from(message.inference_duration),
-    )
+    return RerankSummary(message.model, message.model_revision, usage, message.query_truncated)
 
 
 def duration_to(seconds: float) -> Duration:
@@ -255,9 +208,13 @@ def duration_from(message: Duration) -> float:
     return message.seconds + message.nanos / 1e9
 
 
-# Fields of one name and one form in ModelInfo and Model.
-_OTHERS = {"aliases", "state", "scoring", "serving"}
-_SAME = [each.name for each in fields(ModelInfo) if each.name not in _OTHERS]
+# Fields of one name and one form on both sides.
+_MODEL_FIELDS = {each.name for each in fields(ModelInfo)} - {"aliases", "state", "scoring", "serving"}
+_HEALTH_FIELDS = {each.name for each in fields(Health)} - {"state", "uptime_seconds", "serving"}
+
+
+def _copied(source: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
 
 
 def model_to(info: ModelInfo) -> pb.Model:
@@ -265,21 +222,19 @@ def model_to(info: ModelInfo) -> pb.Model:
     return pb.Model(
         aliases=info.aliases,
         state=STATE_NUMBERS[info.state],
-        scoring=SCORING_NUMBERS[info.scoring],
+        scoring=SCORING_NUMBERS.get(info.scoring),
         serving=info.serving,
-        **{name: getattr(info, name) for name in _SAME},
+        **_copied(info, _MODEL_FIELDS),
     )
 
 
 def model_from(message: pb.Model) -> ModelInfo:
     """Reads a model's description."""
-    state = _state_from(message.state)
     return ModelInfo(
         aliases=tuple(message.aliases),
-        state=state,
         scoring=SCORINGS.get(message.scoring),
-        serving=_serving_from(message.serving, state),
-        **{name: getattr(message, name) for name in _SAME},
+        **_state_from(message),
+        **_copied(message, _MODEL_FIELDS),
     )
 
 
@@ -297,30 +252,26 @@ def health_request(model: str) -> pb.HealthRequest:
 def health_to(health: Health) -> pb.HealthResponse:
     """Writes a model's health."""
     return pb.HealthResponse(
-        model=health.model,
         state=STATE_NUMBERS[health.state],
-        version=health.version,
         uptime=duration_to(health.uptime_seconds),
-        queue_tokens=health.queue_tokens,
-        queue_capacity_tokens=health.queue_capacity_tokens,
-        tokens_per_second=health.tokens_per_second,
         serving=health.serving,
+        **_copied(health, _HEALTH_FIELDS),
     )
 
 
 def health_from(message: pb.HealthResponse) -> Health:
     """Reads a model's health."""
-    state = _state_from(message.state)
     return Health(
-        model=message.model,
-        state=state,
-        version=message.version,
         uptime_seconds=duration_from(message.uptime),
-        queue_tokens=message.queue_tokens,
-        queue_capacity_tokens=message.queue_capacity_tokens,
-        tokens_per_second=message.tokens_per_second,
-        serving=_serving_from(message.serving, state),
+        **_state_from(message),
+        **_copied(message, _HEALTH_FIELDS),
     )
+
+
+def _state_from(message: pb.Model | pb.HealthResponse) -> dict[str, Any]:
+    # A newer server's state is at least not READY; a server older than `serving` tells it by the state.
+    state = STATES.get(message.state, State.UNLOADED)
+    return {"state": state, "serving": message.serving or state is State.READY}
 
 
 # grpc.health.v1.Health/Check without its package, which only servers install: a message with one
@@ -328,7 +279,6 @@ def health_from(message: pb.HealthResponse) -> Health:
 CHECK_METHOD = "/grpc.health.v1.Health/Check"
 CheckRequest = wrappers_pb2.StringValue  # service = 1
 CheckResponse = wrappers_pb2.Int32Value  # status = 1
-_SERVING = 1
 
 
 def check_request(service: str) -> wrappers_pb2.StringValue:
@@ -339,14 +289,4 @@ def check_request(service: str) -> wrappers_pb2.StringValue:
 
 def is_serving(message: wrappers_pb2.Int32Value) -> bool:
     """Reads the reply of grpc.health.v1.Health/Check."""
-    return message.value == _SERVING
-
-
-def _state_from(number: pb.ModelState) -> State:
-    # A newer server's state is at least not READY.
-    return STATES.get(number, State.UNLOADED)
-
-
-def _serving_from(told: bool, state: State) -> bool:
-    # A server older than the field tells it by the state alone.
-    return told or state is State.READY
+    return message.value == 1  # SERVING

@@ -19,16 +19,15 @@ class CallIds(NamedTuple):
     @classmethod
     def read(cls, metadata: Mapping[str, str | bytes]) -> CallIds:
         """Reads the ids out of gRPC metadata or HTTP headers, whose keys are in lower case."""
-        return cls(
-            _valid(_REQUEST_ID, metadata.get("x-request-id")),
-            _valid(_TRACEPARENT, metadata.get("traceparent")),
-        )
+        request_id, traceparent = metadata.get("x-request-id"), metadata.get("traceparent")
+        # gRPC gives bytes where a value is no UTF-8.
+        if not isinstance(request_id, str) or not _REQUEST_ID.fullmatch(request_id):
+            request_id = ""
+        if not isinstance(traceparent, str) or not _TRACEPARENT.fullmatch(traceparent):
+            traceparent = ""
+        return cls(request_id, traceparent)
 
     @property
     def trace_id(self) -> str:
         """The trace's id, of 32 hexadecimal digits, or ""."""
         return self.traceparent[3:35]
-
-
-def _valid(form: re.Pattern[str], value: str | bytes | None) -> str:
-    return value if isinstance(value, str) and form.fullmatch(value) else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import grpc
-from google.protobuf import any_pb2, message
+from google.protobuf import message
 from google.rpc import error_details_pb2 as details
 from google.rpc import status_pb2
 
@@ -62,44 +62,23 @@ class Failure:
     retry_after: float | None = None
     violations: tuple[FieldViolation, ...] = ()
 
-    @property
-    def is_grpcs_deadline(self) -> bool:
-        """Whether the time was over before the service said anything."""
-        return self.code is grpc.StatusCode.DEADLINE_EXCEEDED and not self.described
-
-
-def code_of(error: RerankError) -> grpc.StatusCode:
-    """Returns the gRPC code of an error."""
-    return CODES[type(error)]
-
 
 def trailers_of(error: RerankError, remaining: float | None) -> tuple[tuple[str, str | bytes], ...]:
     """Makes the trailers of an error: its details, and the pushback that gRPC's own retries read.
 
     `remaining` is the seconds left to the call's deadline; a call without one
-    has None or 9.2e18, by grpcio's version.
+    has None or 9.2e18, by grpcio's version. A pushback of -1 stops gRPC's
+    retries. A deadline without time for another attempt stops them too: gRPC
+    would sleep past it, and report DEADLINE_EXCEEDED in place of the error.
     """
-    return (
-        (DETAILS_KEY, status_of(error).SerializeToString()),
-        (PUSHBACK_KEY, str(_pushback_ms(error, remaining))),
-    )
-
-
-def _pushback_ms(error: RerankError, remaining: float | None) -> int:
-    """Tells gRPC's own retries how long to wait; -1 stops them, and the caller gets the error at once.
-
-    The deadline stops them too: gRPC would sleep past it, and report
-    DEADLINE_EXCEEDED in place of the error.
-    """
-    delay_ms = _delay_ms(error)
-    if delay_ms is None:
-        return -1
-    needed = delay_ms / 1000 + SHORTEST_ATTEMPT_SECONDS
-    return delay_ms if remaining is None or needed < remaining else -1
+    pushback = -1
+    if (delay_ms := _delay_ms(error)) is not None:
+        needed = delay_ms / 1000 + SHORTEST_ATTEMPT_SECONDS
+        pushback = delay_ms if remaining is None or needed < remaining else -1
+    return (DETAILS_KEY, status_of(error).SerializeToString()), (PUSHBACK_KEY, str(pushback))
 
 
 def _delay_ms(error: RerankError) -> int | None:
-    """Tells when the call may be tried again; None where a retry does not help."""
     if error.retry_after is None:
         return None
     return round(max(error.retry_after, SHORTEST_DELAY_SECONDS) * 1000)
@@ -107,18 +86,15 @@ def _delay_ms(error: RerankError) -> int | None:
 
 def status_of(error: RerankError) -> status_pb2.Status:
     """Makes the google.rpc.Status of an error, with exactly one ErrorInfo."""
-    status = status_pb2.Status(code=code_of(error).value[0], message=error.message)
+    status = status_pb2.Status(code=CODES[type(error)].value[0], message=error.message)
     for detail in _details_of(error):
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
+        status.details.add().Pack(detail)
     return status
 
 
 def _details_of(error: RerankError) -> Iterator[message.Message]:
     yield details.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=error.metadata)
-    delay_ms = _delay_ms(error)
-    if delay_ms is not None:
+    if (delay_ms := _delay_ms(error)) is not None:
         yield details.RetryInfo(retry_delay=duration_to(delay_ms / 1000))
     model = error.metadata.get("model", "")
     match error:
@@ -145,8 +121,9 @@ def _details_of(error: RerankError) -> Iterator[message.Message]:
 
 def read_failure(code: grpc.StatusCode, text: str | None, trailers: Trailers | None) -> Failure:
     """Reads a failed call's status; details that cannot be parsed count as absent."""
+    found = (value for key, value in trailers or () if key == DETAILS_KEY and isinstance(value, bytes))
     try:
-        return _failure_from(code, text or "", _status_from(trailers or ()))
+        return _failure_from(code, text or "", status_pb2.Status.FromString(next(found, b"")))
     except message.DecodeError:
         return Failure(code, text or "")
 
@@ -171,10 +148,3 @@ def _failure_from(code: grpc.StatusCode, text: str, status: status_pb2.Status) -
         retry_after=duration_from(retry.retry_delay) if retried else None,
         violations=tuple(FieldViolation(v.field, v.description) for v in bad_request.field_violations),
     )
-
-
-def _status_from(trailers: Trailers) -> status_pb2.Status:
-    for key, value in trailers:
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            return status_pb2.Status.FromString(value)
-    return status_pb2.Status()

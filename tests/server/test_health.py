@@ -197,7 +197,7 @@ def test_watchers_that_read_nothing_silence_no_probe_and_no_change(tokens: tuple
             started = time.monotonic()
             assert check(channel) == check(admin) == SERVING
             assert time.monotonic() - started < 1
-        changed = threading.Thread(target=server._health.changed)  # the registry's, which must not wait here
+        changed = threading.Thread(target=server._show_health)  # the registry's, which must not wait here
         changed.start()
         changed.join(1)
         assert not changed.is_alive()
@@ -213,7 +213,7 @@ def test_a_watcher_too_many_is_told_that_there_is_no_watch(monkeypatch: pytest.M
             next(stub.Watch(health_pb2.HealthCheckRequest()))
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
         watches[0].cancel()
-        wait_for(lambda: len(server._health._watchers[0]) == 4)
+        wait_for(lambda: server._health[0].watchers == 4)
         assert next(stub.Watch(health_pb2.HealthCheckRequest())).status == SERVING
 
 
@@ -222,11 +222,11 @@ def test_a_watcher_that_leaves_frees_its_place():
         stub = HealthStub(channel)
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(10)]
         assert [next(watch).status for watch in watches] == [SERVING] * 10
-        watchers = server._health._watchers[0]
-        assert len(watchers) == 10
+        (health, _) = server._health
+        assert health.watchers == 10
         for watch in watches:
             watch.cancel()
-        wait_for(lambda: len(watchers) == 0)
+        wait_for(lambda: health.watchers == 0)
 
 
 def test_an_unknown_service_is_told_so_and_not_remembered():
@@ -243,4 +243,4 @@ def test_an_unknown_service_is_told_so_and_not_remembered():
         with pytest.raises(grpc.RpcError) as caught:
             stub.Check(health_pb2.HealthCheckRequest(service="x" * 257), timeout=WAIT)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        wait_for(lambda: len(server._health._watchers[0]) == 0)
+        wait_for(lambda: server._health[0].watchers == 0)

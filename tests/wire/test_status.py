@@ -50,6 +50,6 @@ def test_an_error_that_was_written_is_read_as_it_was(
         "text", metadata={"model": "m"}, retry_after=retry_after, violations=violations if of_fields else ()
     )
     trailers = status.trailers_of(error, remaining=None)
-    read = exception_of(status.read_failure(status.code_of(error), error.message, trailers))
+    read = exception_of(status.read_failure(status.CODES[cls], error.message, trailers))
     assert type(read) is cls
     assert vars(read) == vars(error)
