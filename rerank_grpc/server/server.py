@@ -12,10 +12,8 @@ import grpc
 from rerank_grpc.config import files
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.gate import Gate
-from rerank_grpc.registry.loading import Loader, ModelLoader
-from rerank_grpc.registry.registry import Registry
-from rerank_grpc.reranker import Reranker
+from rerank_grpc.registry.loading import Loader
+from rerank_grpc.reranker import build_reranker
 from rerank_grpc.server.admin_service import ModelAdminServicer
 from rerank_grpc.server.handler import Sink, log_call
 from rerank_grpc.server.interceptors import AccessInterceptor
@@ -42,7 +40,7 @@ GOODBYE_SECONDS = 0.5
 
 
 class RerankServer:
-    """The service: the registry, the reranker, and the gRPC servers in front of them.
+    """The service: the reranker, its registry, and the gRPC servers in front of them.
 
     `sinks` get the record of each call. `on_hang` is called when a model's
     device hangs, after the calls that waited for it have failed: only a restart
@@ -67,22 +65,11 @@ class RerankServer:
         self.settings = settings
         self._sinks = sinks
         self._patience = Patience()
-        self.registry = Registry(
-            settings.models,
-            loader or ModelLoader(settings),
-            budget=settings.model_memory,
-            idle_seconds=settings.idle_seconds,
-            # Calls that wait hold worker threads: half of those stay for models that are READY.
-            max_waiting=max(1, settings.max_calls // 2),
-            on_change=self._show_health,
-            on_hang=on_hang,
-        )
-        self.door = Gate(settings.max_calls, settings.limits.characters_inside)
-        self.lobby = Gate(max(1, settings.max_calls // 2), settings.limits.characters_inside // 4)
+        self.reranker = build_reranker(settings, loader, on_change=self._show_health, on_hang=on_hang)
+        self.registry = self.reranker.registry
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        reranker = Reranker(self.registry, settings.limits, self.door, self.lobby)
-        self._servicer = RerankServicer(reranker, self.registry, settings.limits, sinks)
+        self._servicer = RerankServicer(self.reranker, self.registry, settings.limits, sinks)
         called = [
             rerank_service(self._servicer, self._patience, sinks, settings.limits, calls=settings.max_calls)
         ]
