@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field
 from time import monotonic
 
 from rerank_grpc.errors import QueueFull
 
-# The bounds of the delay that a refused call is told, in seconds.
+# The bounds of the retry_after of a refused call, in seconds.
 SOONEST_RETRY, LATEST_RETRY = 0.1, 30.0
 # The weight of one more call in the average time that calls spend inside.
 WEIGHT = 0.1
@@ -36,24 +37,16 @@ class Gate:
         return self._calls
 
     def enter(self, characters: int) -> Permit:
-        """Admits a call of this size; raises QueueFull, with the time after which a slot is free."""
+        """Admits a call of this size; raises QueueFull, with the time after which it may be admitted."""
         now = monotonic()
         with self._lock:
             if self._calls >= self._max_calls:
-                raise QueueFull(
-                    "too many calls at once: retry later, or call another replica",
-                    metadata={"calls": str(self._calls), "max_calls": str(self._max_calls)},
-                    retry_after=self._until_free(1 / self._calls, now),
-                )
+                metadata = {"calls": str(self._calls), "max_calls": str(self._max_calls)}
+                raise self._refuse("too many calls", metadata, 1 / self._calls, now)
             if self._calls and self._characters + characters > self._max_characters:
-                raise QueueFull(
-                    "too much text at once: retry later, or call another replica",
-                    metadata={
-                        "characters": str(self._characters),
-                        "max_characters": str(self._max_characters),
-                    },
-                    retry_after=self._until_free(characters / self._max_characters, now),
-                )
+                inside, most = str(self._characters), str(self._max_characters)
+                metadata = {"characters": inside, "max_characters": most}
+                raise self._refuse("too much text", metadata, characters / self._max_characters, now)
             self._calls += 1
             self._characters += characters
             self._entered += now
@@ -69,33 +62,34 @@ class Gate:
             self._entered -= entered
             self._stay += WEIGHT * (now - entered - self._stay)
 
-    def _until_free(self, share: float, now: float) -> float:
-        """Estimates when a share of the calls inside has left, if all leave within one stay.
+    def _refuse(self, excess: str, metadata: dict[str, str], share: float, now: float) -> QueueFull:
+        """Makes an error with the time until a share of the calls inside has left, if all leave in one stay.
 
         A stay is at least as long as the calls inside have been there on average.
         Callers refused before come first: the more they are, the longer the delay,
-        else all would come back for the one slot that is free by then.
+        else all would come back for the one permit that is free by then.
         """
         stay = max(self._stay, now - self._entered / self._calls)
         self._refused += 1
-        return min(max(stay * share * self._refused, SOONEST_RETRY), LATEST_RETRY)
+        delay = min(max(stay * share * self._refused, SOONEST_RETRY), LATEST_RETRY)
+        reason = f"{excess} at once: retry later, or call another replica"
+        return QueueFull(reason, metadata=metadata, retry_after=delay)
 
 
+@dataclass(slots=True, eq=False)
 class Permit:
-    """One call's slot, given back once: when the `with` statement ends, or earlier by `leave`."""
+    """One call's stay, ended once: when the `with` statement ends, or earlier by `leave`."""
 
-    __slots__ = ("_characters", "_entered", "_gate", "_left")
-
-    def __init__(self, gate: Gate, characters: int, entered: float) -> None:
-        self._gate = gate
-        self._characters = characters
-        self._entered = entered
-        self._left = threading.Lock()  # the first of two threads that leave at once takes it
+    gate: Gate
+    characters: int
+    entered: float
+    # The first of two threads that leave at once takes it.
+    _left: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def leave(self) -> None:
-        """Gives the slot back; harmless a second time."""
+        """Gives the permit back; harmless a second time."""
         if self._left.acquire(blocking=False):
-            self._gate.leave(self._characters, self._entered)
+            self.gate.leave(self.characters, self.entered)
 
     def __enter__(self) -> Permit:
         return self

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
 from operator import attrgetter
 from time import monotonic
 
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.engine.future import Future
 from rerank_grpc.gate import Gate, Permit
-from rerank_grpc.limits import check_request
+from rerank_grpc.limits import LIMITS, check_request
+from rerank_grpc.registry.loading import Loader, ModelLoader
 from rerank_grpc.registry.registry import Lease, Registry
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.scores import best_chunks, relevance_scores
@@ -28,9 +30,9 @@ class Reranker:
     """
 
     def __init__(self, registry: Registry, gate: Gate, lobby: Gate) -> None:
-        self._registry = registry
-        self._gate = gate
-        self._lobby = lobby
+        self.registry = registry
+        self.gate = gate
+        self.lobby = lobby
         self._turns = Turns()
 
     def rerank(self, request: RerankRequest, call: Call | None = None) -> RerankResponse:
@@ -63,34 +65,61 @@ class Reranker:
     def _admitted(self, request: RerankRequest, call: Call, *, stepwise: bool = False) -> Iterator[_Job]:
         """Takes a request to the device's queue, and out of it when a `with` statement ends.
 
-        The request's slot is given back as soon as its scores are there, because
-        a stream's caller may read them late or never.
+        The permit is given back as soon as the scores are there, because a
+        stream's caller may read them late or never.
         """
-        lease, slot = self._enter(request, call)
-        with slot, lease as model, model.engine.admit(call, request.priority) as admission:
+        lease, permit = self._enter(request, call)
+        with permit, lease as model, model.engine.admit(call, request.priority) as admission:
             started = monotonic()
             tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check))
             seconds = monotonic() - started
             future = admission.submit(tokenized.sequences, stepwise=stepwise)
-            future.on_done(slot.leave)
+            future.on_done(permit.leave)
             yield _Job(request, model, tokenized, future, seconds)
 
     def _enter(self, request: RerankRequest, call: Call) -> tuple[Lease, Permit]:
-        """Leases the model and takes a slot.
+        """Leases the model and passes the gate.
 
-        A call whose model must be loaded waits in the lobby without a slot, so
+        A call whose model must be loaded waits in the lobby without a permit, so
         it keeps no calls of other models out.
         """
         characters = check_request(request)
-        lease = self._registry.lease_now(request.model)
+        lease = self.registry.lease_now(request.model)
         if lease is None:
-            with self._lobby.enter(characters):
-                lease = self._registry.lease(request.model, call)
+            with self.lobby.enter(characters):
+                lease = self.registry.lease(request.model, call)
         try:
-            return lease, self._gate.enter(characters)
+            return lease, self.gate.enter(characters)
         except BaseException:
             lease.leave()
             raise
+
+
+def build_reranker(
+    settings: ServerSettings,
+    loader: Loader | None = None,
+    *,
+    on_change: Callable[[], None] = lambda: None,
+    on_hang: Callable[[], None] = lambda: None,
+) -> Reranker:
+    """Makes the reranker of the settings' models, for a server or a batch; its registry is not started.
+
+    `loader`, `on_change` and `on_hang` are the registry's. Raises ModelLoadError
+    for a catalogue that cannot be read.
+    """
+    # Calls that wait hold worker threads: half of those stay for models that are READY.
+    waiting, characters = max(1, settings.max_calls // 2), LIMITS.characters_inside
+    registry = Registry(
+        settings.models,
+        loader or ModelLoader(settings),
+        budget=settings.model_memory,
+        idle_seconds=settings.idle_seconds,
+        max_waiting=waiting,
+        on_change=on_change,
+        on_hang=on_hang,
+    )
+    gate, lobby = Gate(settings.max_calls, characters), Gate(waiting, characters // 4)
+    return Reranker(registry, gate, lobby)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +136,17 @@ class _Job:
         """Makes the results of scored documents, without those below the request's least score."""
         documents = list(map(self.tokenized.documents.__getitem__, indices))
         best = best_chunks(documents, self.future.outputs, self.tokenized.query)
-        scores = relevance_scores([logit for _, logit in best], self.model.card.scoring)
+        scores = relevance_scores(map(attrgetter("logit"), best), self.model.card.scoring)
         (least,) = array("f", [self.request.min_relevance_score or 0])  # rounded as the scores are
         results = []
         for index, (chunks, truncated), (position, logit), score in zip(
             indices, documents, best, scores, strict=True
         ):
             if score >= least:
-                source, chunk = self.request.documents[index], chunks[position]
+                source, (_, tokens, span) = self.request.documents[index], chunks[position]
                 document = source if self.request.return_documents else None
                 results.append(
-                    ScoredDocument(
-                        index, score, logit, source.id, document, chunk.tokens, truncated, chunk.span
-                    )
+                    ScoredDocument(index, score, logit, source.id, document, tokens, truncated, span)
                 )
         return results
 

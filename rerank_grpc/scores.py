@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple, cast
 
@@ -26,35 +26,27 @@ def best_chunks(
 ) -> list[BestChunk]:
     """Finds the best chunk of each document, the first of equal ones.
 
-    `outputs` holds one for each sequence, those of the documents at least.
-    `query` is the index of the query's, for a bi-encoder.
+    `outputs` holds one for each sequence, at least those of the documents and,
+    for a bi-encoder, that of the query, whose index is `query`.
     """
     own = [outputs[chunk.sequence] for document in documents for chunk in document.chunks]
-    logits = iter(logits_of(cast("list[Output]", own), None if query is None else outputs[query]))
-    best = []
+    logits = cast("list[float]", own)
+    if query is not None:  # the outputs are vectors of length 1, and the logit is a cosine
+        vector = cast("Output", outputs[query])
+        logits = [float(np.dot(vector, output)) for output in logits]
+    left, best = iter(logits), []
     for document in documents:
-        of_chunks = list(islice(logits, len(document.chunks)))
+        of_chunks = list(islice(left, len(document.chunks)))
         highest = max(of_chunks)
         best.append(BestChunk(of_chunks.index(highest), highest))
     return best
 
 
-def logits_of(outputs: Sequence[Output], query: Output | None) -> Sequence[float]:
-    """Returns the logits of outputs in float32.
-
-    An output is the logit itself, or, with the query's vector, a vector of
-    length 1 whose cosine with it is the logit.
-    """
-    if query is None:
-        return cast("Sequence[float]", outputs)
-    return [float(np.dot(query, output)) for output in outputs]
-
-
-def relevance_scores(logits: Sequence[float], scoring: Scoring) -> list[float]:
+def relevance_scores(logits: Iterable[float], scoring: Scoring) -> list[float]:
     """Maps logits to [0, 1], rounded to float32: sigmoid, or (1 + cosine) / 2.
 
-    The logit of a model that answers "yes" or "no" is the difference of these
-    two, whose sigmoid is the softmax over both.
+    The softmax of a model that answers "yes" or "no" is the sigmoid of their
+    logits' difference, which is that model's logit.
     """
     if scoring is Scoring.COSINE:
         return array("f", [min(max((1 + cosine) / 2, 0.0), 1.0) for cosine in logits]).tolist()

@@ -10,8 +10,8 @@ from tokenizers import Encoding
 
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import Chunk, TokenizedRequest
+from rerank_grpc.tokenizer.ascii import AsciiTokenizer
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
-from rerank_grpc.tokenizer.vocabulary import Vocabulary
 from rerank_grpc.types import Document, RerankRequest, Span
 
 
@@ -36,11 +36,11 @@ def span_of(chunk: Chunk) -> Span:
 def characters_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Returns a list that grows by the length of each text that is read from now on."""
     read: list[int] = []
-    plain = Vocabulary.encode_batch
+    plain = AsciiTokenizer.encode_batch
 
-    def encode_batch(vocabulary: Vocabulary, texts: Sequence[str]) -> Sequence[Encoding]:
+    def encode_batch(tokenizer: AsciiTokenizer, texts: Sequence[str]) -> Sequence[Encoding]:
         read.extend(map(len, texts))
-        return plain(vocabulary, texts)
+        return plain(tokenizer, texts)
 
-    monkeypatch.setattr(Vocabulary, "encode_batch", encode_batch)
+    monkeypatch.setattr(AsciiTokenizer, "encode_batch", encode_batch)
     return read

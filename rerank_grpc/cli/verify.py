@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rerank_grpc.cli.process import SERVER_EXTRA, needs
 from rerank_grpc.cli.terminal import Screen, clip, printable, table
 from rerank_grpc.config.reading import read_settings
-from rerank_grpc.config.settings import ModelSpec
-from rerank_grpc.limits import LIMITS
+from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.types import Call, Document, RerankRequest, ScoredDocument, Scoring
 
 if TYPE_CHECKING:
@@ -84,17 +83,15 @@ def _verify(name: str, loader: ModelLoader, catalogue: Catalogue) -> bool:
 @contextmanager
 def serving(name: str, loader: ModelLoader) -> Iterator[tuple[Reranker, ModelCard]]:
     """Loads a model and gives the reranker that a server would answer with; raises ModelLoadError."""
-    from rerank_grpc.gate import Gate
-    from rerank_grpc.registry.registry import Registry
-    from rerank_grpc.reranker import Reranker
+    from rerank_grpc.reranker import build_reranker
 
-    registry = Registry([ModelSpec(name, name)], loader)
+    reranker = build_reranker(ServerSettings(models=(ModelSpec(name, name),)), loader)
+    registry = reranker.registry
     registry.start()
     try:
         registry.wait_until_loaded()
-        gate = Gate(1, LIMITS.characters_inside)
         with registry.lease(name, Call()) as loaded:
-            yield Reranker(registry, gate, gate), loaded.card
+            yield reranker, loaded.card
     finally:
         registry.close()
 

@@ -12,11 +12,9 @@ import grpc
 from rerank_grpc.config import files
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.gate import Gate
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.registry.loading import Loader, ModelLoader
-from rerank_grpc.registry.registry import Registry
-from rerank_grpc.reranker import Reranker
+from rerank_grpc.registry.loading import Loader
+from rerank_grpc.reranker import build_reranker
 from rerank_grpc.server.admin_service import ModelAdminServicer
 from rerank_grpc.server.handler import Sink, log_call
 from rerank_grpc.server.interceptors import AccessInterceptor
@@ -42,7 +40,7 @@ DRAIN_LOOK_SECONDS, GOODBYE_SECONDS = 0.1, 0.5
 
 
 class RerankServer:
-    """The service: the registry, the reranker, and the gRPC servers in front of them.
+    """The service: the reranker, its registry, and the gRPC servers in front of them.
 
     `sinks` get the record of each call. `on_hang` is called when a model's device
     hangs, after its calls have failed: only a restart of the process frees it.
@@ -61,22 +59,11 @@ class RerankServer:
         self._sinks = sinks
         self._patience = Patience()
         self._health: list[HealthService] = []
-        self.registry = Registry(
-            settings.models,
-            loader or ModelLoader(settings),
-            budget=settings.model_memory,
-            idle_seconds=settings.idle_seconds,
-            # Calls that wait hold worker threads: half of those stay for models that are READY.
-            max_waiting=max(1, settings.max_calls // 2),
-            on_change=self._show_health,
-            on_hang=on_hang,
-        )
-        self.door = Gate(settings.max_calls, LIMITS.characters_inside)
-        self.lobby = Gate(max(1, settings.max_calls // 2), LIMITS.characters_inside // 4)
+        self.reranker = build_reranker(settings, loader, on_change=self._show_health, on_hang=on_hang)
+        self.registry = self.reranker.registry
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        reranker = Reranker(self.registry, self.door, self.lobby)
-        servicer = RerankServicer(reranker, self.registry, sinks)
+        servicer = RerankServicer(self.reranker, self.registry, sinks)
         service = rerank_service(servicer, self._patience, sinks, calls=settings.max_calls)
         # Twice the calls that are admitted: see overload protection below.
         streams = 2 * max(settings.max_calls, LEAST_STREAMS)

@@ -11,10 +11,10 @@ Step: TypeAlias = Mapping[str, Any]  # one normalizer or pre-tokenizer of a toke
 CHARACTERWISE = frozenset(
     {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "StripAccents"}
 )
-# Normalizers whose work on one side of a space between two letters depends on nothing beyond it.
-_LOCAL = CHARACTERWISE | {"ByteLevel", "Prepend", "Replace", "Strip"}
-# Those of them to which the start of a text is special.
+# Normalizers to which the start of a text is special.
 _AT_START = frozenset({"Strip", "Prepend"})
+# Normalizers whose work on one side of a space between two letters depends on nothing beyond it.
+_LOCAL = CHARACTERWISE | _AT_START | {"ByteLevel", "Replace"}
 # Patterns that Replace may turn into one space without a change to letters and lone spaces.
 _SPACE_PATTERNS = frozenset({" {2,}", r"\s+", r"\s{2,}", r"\s{2,}|[\n\r\t]"})
 
@@ -22,17 +22,15 @@ _SPACE_PATTERNS = frozenset({" {2,}", r"\s+", r"\s{2,}", r"\s{2,}|[\n\r\t]"})
 _WORDWISE = frozenset(
     {"BertPreTokenizer", "ByteLevel", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"}
 )
-# Patterns by which Split begins a word at each space between two letters or digits: Qwen's.
-_SPLIT_PATTERNS = frozenset(
-    {
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    }
+# The pattern by which Qwen's Split begins a word at each space between two letters or digits.
+_SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def cut_safety(data: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Decides Vocabulary.cuts_prefix and cuts_suffix; an unknown step is not safe."""
+    """Returns Vocabulary's cuts_prefix and cuts_suffix for a tokenizer.json; an unknown step is not safe."""
     normalizers = _steps(data.get("normalizer"), "normalizers")
     pre_tokenizers = _steps(data.get("pre_tokenizer"), "pretokenizers")
     local = all(step["type"] in _LOCAL and keeps_letters(step) for step in normalizers)
@@ -44,7 +42,6 @@ def cut_safety(data: Mapping[str, Any]) -> tuple[bool, bool]:
 
 
 def _steps(step: Step | None, inner: str) -> list[Step]:
-    """Flattens a Sequence of steps, which stands under the key `inner`."""
     if step is None:
         return []
     if step["type"] == "Sequence":
@@ -62,7 +59,7 @@ def keeps_letters(step: Step) -> bool:
 def _splits_words(step: Step) -> bool:
     if step["type"] != "Split" or step.get("invert") or step.get("behavior") != "Isolated":
         return False
-    return step["pattern"].get("Regex") in _SPLIT_PATTERNS
+    return bool(step["pattern"].get("Regex") == _SPLIT_PATTERN)
 
 
 def _splits_before_space(step: Step) -> bool:

@@ -14,23 +14,21 @@ from rerank_grpc.models.prompts import Prompt
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.vocabulary import Vocabulary
-from rerank_grpc.tokenizer.windows import UNBOUNDED, Cutting, check_unicode, to_bytes, tokenize
+from rerank_grpc.tokenizer.windows import WHOLE, Cutting, check_unicode, to_bytes, tokenize
 from rerank_grpc.types import Truncation
 
 # Clients that send few documents per call repeat their query, so recent short ones are kept.
-REMEMBERED_QUERIES = 128
-REMEMBERED_CHARACTERS = 2_000
+REMEMBERED_QUERIES, REMEMBERED_CHARACTERS = 128, 2_000
 # A prompt that leaves fewer tokens to query and document is refused.
 LEAST_FREE_TOKENS = 32
-WHOLE = Cutting(UNBOUNDED, UNBOUNDED, Truncation.END)
 
 
 class Frame(NamedTuple):
     """The surroundings of every document of one request.
 
     Attributes:
-        free_tokens: tokens of a document that fit.
-        before, after: token ids on both sides of the document, packed as int32.
+        free_tokens: the number of a document's tokens that fit.
+        before, after: token ids on both sides of the document, as int32.
         segment_start: the index at which segment B begins; 0 means nowhere.
         lead: a text that each document begins with.
         prefix: the tokens before the sequence, computed once.
@@ -60,10 +58,7 @@ class Framing(Protocol):
 
 
 class PlainFraming:
-    """Frames of models that read the query as it is: beside each document, or as a sequence of its own.
-
-    The query gets at most half of the tokens.
-    """
+    """Frames without a prompt: the query, at most half the tokens, stands beside each document or alone."""
 
     accepts_instruction = False
 
@@ -72,32 +67,28 @@ class PlainFraming:
         self._template = template = vocabulary.pair if pairs else vocabulary.single
         self._before, self._after = template.prefix.tobytes(), template.suffix.tobytes()
         self._pairs = pairs
-        self._free_tokens = max_tokens - template.overhead
         self._max_query_tokens = max_tokens // 2
+        self._free_tokens = max(0, max_tokens - template.overhead)
         self._remembered = functools.lru_cache(REMEMBERED_QUERIES)(self._tokenize)
 
     def frame(self, query: str, instruction: str, truncation: Truncation, pace: Pace) -> Frame:
-        """Frames a document by the query and control tokens; there is no instruction."""
+        """Frames a document by control tokens and, in a pair, the query; there is no instruction."""
         if len(query) <= REMEMBERED_CHARACTERS:
             ids, truncated = self._remembered(query, truncation)
         else:
             ids, truncated = self._tokenize(query, truncation, pace)
+        before, after, template = self._before, self._after, self._template
         if not self._pairs:
-            alone = Sequence(self._before + ids + self._after)
-            free_tokens = max(0, self._free_tokens)
-            return Frame(free_tokens, self._before, self._after, query=alone, query_truncated=truncated)
-        template, query_tokens = self._template, len(ids) // TOKEN_BYTES
-        start = template.segment_start
-        return Frame(
-            max(0, self._free_tokens - query_tokens),
-            self._before + ids + template.middle.tobytes(),
-            self._after,
-            0 if start is None else len(template.prefix) + query_tokens + start,
-            query_truncated=truncated,
-        )
+            alone = Sequence(before + ids + after)
+            return Frame(self._free_tokens, before, after, query=alone, query_truncated=truncated)
+        query_tokens, start = len(ids) // TOKEN_BYTES, template.segment_start
+        free_tokens = max(0, self._free_tokens - query_tokens)
+        before += ids + template.middle.tobytes()
+        segment_start = 0 if start is None else len(template.prefix) + query_tokens + start
+        return Frame(free_tokens, before, after, segment_start, query_truncated=truncated)
 
     def _tokenize(self, query: str, truncation: Truncation, pace: Pace = UNHURRIED) -> tuple[bytes, bool]:
-        """Returns the query's token ids, packed as int32, and whether others were left out."""
+        """Returns the query's token ids as int32, and whether others were left out."""
         cutting = Cutting(self._max_query_tokens, self._max_query_tokens, truncation)
         (tokenized,) = tokenize(self._vocabulary, [query], lambda _: "query", cutting, pace)
         return tokenized.chunks[0][0], tokenized.truncated
@@ -118,12 +109,7 @@ class PromptFraming:
         self.accepts_instruction = bool(prompt.instruction)
         # In the model's own tokenizer control tokens are recognised, as the prompt's texts need.
         upstream = tokenizers.Tokenizer.from_file(str(tokenizer_file))
-        system, self._suffix = (
-            to_bytes(
-                [token for text in texts for token in upstream.encode(text, add_special_tokens=False).ids]
-            )
-            for texts in (prompt.system, prompt.suffix)
-        )
+        system, self._suffix = _ids_of(prompt.system, upstream), _ids_of(prompt.suffix, upstream)
         self._system = Prefix(system)
         # Tokens between system and suffix, and those of them that the prompt's own words leave free.
         self._inner_tokens = max_tokens - (len(system) + len(self._suffix)) // TOKEN_BYTES
@@ -137,14 +123,8 @@ class PromptFraming:
         check_unicode(instruction, "instruction")
         before_document, truncated = self._before_document(query, instruction, truncation, pace)
         prefix = self._prefixes.setdefault(before_document, Prefix(before_document, self._system))
-        return Frame(
-            max(0, self._inner_tokens - len(before_document) // TOKEN_BYTES),
-            b"",
-            self._suffix,
-            lead=self._prompt.lead,
-            prefix=prefix,
-            query_truncated=truncated,
-        )
+        free_tokens = max(0, self._inner_tokens - len(prefix))
+        return Frame(free_tokens, b"", self._suffix, 0, self._prompt.lead, prefix, query_truncated=truncated)
 
     def _before_document(
         self, query: str, instruction: str, truncation: Truncation, pace: Pace
@@ -176,3 +156,7 @@ class PromptFraming:
         if truncation is Truncation.START:
             return text[offsets[-most][0] :], True
         return text[: offsets[most - 1][1]], True
+
+
+def _ids_of(texts: tuple[str, ...], upstream: tokenizers.Tokenizer) -> bytes:
+    return b"".join([to_bytes(upstream.encode(text, add_special_tokens=False).ids) for text in texts])

@@ -1,8 +1,7 @@
 """Bounds how many threads tokenize at once, and stops an ended call between two blocks of its texts.
 
-A tokenizer holds some hundred bytes for each token of the texts it was given,
-so a large request is tokenized in blocks, and a block of another request may
-come between two of them.
+A tokenizer holds some hundred bytes for each token of its texts, so a large
+request is tokenized in blocks, between which those of others may come.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as ListOf
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 # A block holds texts of this many characters together, or one longer text.
 BLOCK_CHARACTERS = 1 << 18
@@ -32,7 +31,7 @@ class Turns:
 
     @contextmanager
     def one(self, check: Callable[[], None]) -> Iterator[None]:
-        """Holds a turn while a `with` statement runs; raises the error of `check`, called during the wait."""
+        """Holds a turn while a `with` statement runs; raises like `check`, called during the wait."""
         mine = self._join()
         try:
             while mine is not None and not mine.acquire(timeout=CHECK_SECONDS):
@@ -64,38 +63,34 @@ class Turns:
                 self._free += 1
 
 
+@dataclass(frozen=True, slots=True)
 class Pace:
     """Divides one request's texts into blocks, each tokenized at its turn, until `check` raises."""
 
-    def __init__(self, turns: Turns, check: Callable[[], None]) -> None:
-        self._turns = turns
-        self._check = check
+    turns: Turns
+    check: Callable[[], None]
 
-    def blocks(self, texts: ListOf[str]) -> Iterator[tuple[int, ListOf[str]]]:
-        """Yields (index of the first text, texts) of each block while its turn lasts; raises like `check`."""
-        if sum(map(len, texts)) <= SMALL_CHARACTERS:
-            return iter([(0, texts)])
-        return self._in_turn(texts)
+    def blocks(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Yields each block while its turn lasts; raises like `check`."""
+        return iter([texts]) if sum(map(len, texts)) <= SMALL_CHARACTERS else self._in_turn(texts)
 
-    def _in_turn(self, texts: ListOf[str]) -> Iterator[tuple[int, ListOf[str]]]:
-        for start, end in _blocks(texts):
-            with self._turns.one(self._check):
-                yield start, texts[start:end]
+    def _in_turn(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
+        for block in _blocks(texts):
+            with self.turns.one(self.check):
+                yield block
 
 
-def _blocks(texts: ListOf[str]) -> Iterator[tuple[int, int]]:
-    """Yields (start, end) of each block."""
+def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     start = characters = 0
     for index, text in enumerate(texts):
         if index > start and characters + len(text) > BLOCK_CHARACTERS:
-            yield start, index
+            yield texts[start:index]
             start, characters = index, 0
         characters += len(text)
-    yield start, len(texts)
+    yield texts[start:]
 
 
 def _cpus() -> int:
-    """Counts the CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

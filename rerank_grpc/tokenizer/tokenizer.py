@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 
 from rerank_grpc.errors import UnsupportedOption
 from rerank_grpc.models.base import Kind, ModelCard
@@ -24,13 +25,8 @@ class Tokenizer:
     def tokenize(self, request: RerankRequest, pace: Pace = UNHURRIED) -> TokenizedRequest:
         """Makes the sequences of a request, at a caller's pace; equal documents share theirs.
 
-        Raises:
-            InvalidRequest: if a text is too long and may not be cut, or is no
-                Unicode text (a lone surrogate).
-            UnsupportedOption: if the model takes no instruction, unless the
-                request says to leave it out.
-            InternalError: if a text became a control token, which is a defect.
-            RerankError: the error of `pace`, when the call has ended.
+        Raises UnsupportedOption for an instruction where the model takes none,
+        unless the request says to leave it out, and the errors of `windows.tokenize`.
         """
         instruction = request.instruction
         if instruction and not self._framing.accepts_instruction:
@@ -44,31 +40,28 @@ class Tokenizer:
         first = list(positions.values())
         texts = [frame.lead + text for text in positions] if frame.lead else list(positions)
         cutting = Cutting.of(request, frame.free_tokens)
-        tokenized = tokenize(
-            self._vocabulary, texts, lambda index: f"documents[{first[index]}].text", cutting, pace
-        )
+
+        def field(index: int) -> str:
+            return f"documents[{first[index]}].text"
+
+        tokenized = tokenize(self._vocabulary, texts, field, cutting, pace)
         return _framed(request, frame, dict(zip(positions, tokenized, strict=True)))
 
 
 def _framed(request: RerankRequest, frame: Frame, tokenized: Mapping[str, TokenizedText]) -> TokenizedRequest:
-    """Puts the frame around each chunk of each text."""
+    """Puts the frame around each chunk of each text, and takes its lead off their spans."""
     _, before, after, segment_start, lead, prefix, query, query_truncated = frame
     sequences = [] if query is None else [query]
     documents = {}
     for text, (parts, truncated) in tokenized.items():
         chunks = []
         for ids, span in parts:
-            own = span and _without_lead(span, len(lead))
+            own = span and Span(max(0, span.start - len(lead)), span.end - len(lead))
             chunks.append(Chunk(len(sequences), len(ids) // TOKEN_BYTES, own))
             sequences.append(Sequence(before + ids + after, segment_start, prefix))
         documents[text] = TokenizedDocument(tuple(chunks), truncated)
-    in_order = tuple([documents[document.text] for document in request.documents])
+    in_order = tuple(map(documents.__getitem__, map(attrgetter("text"), request.documents)))
     return TokenizedRequest(tuple(sequences), in_order, None if query is None else 0, query_truncated)
-
-
-def _without_lead(span: Span, lead: int) -> Span:
-    """Moves a span from a text with a lead of `lead` characters to the document itself."""
-    return Span(max(0, span.start - lead), span.end - lead)
 
 
 def tokenizer_for(card: ModelCard) -> Tokenizer:

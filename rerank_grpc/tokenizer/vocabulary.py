@@ -1,9 +1,8 @@
 """A tokenizer in which no text can become a control token, and the templates that join texts.
 
-Random strings replace the written form of control tokens ([SEP], </s>, <think> …)
-in memory: both in the list of added tokens and in the vocabulary, where Unigram's
-"</s>" is a piece like any other. Scores, merges and ids stay, so ordinary text
-becomes exactly what the model's own tokenizer makes of it.
+Random strings replace the written form of control tokens in memory, among the
+added tokens and in the vocabulary, where Unigram's "</s>" is a piece like any
+other. Scores, merges and ids stay, so ordinary text keeps its tokens.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import json
 import secrets
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,19 +35,13 @@ _GEMMA = frozenset(
 UNMARKED: Mapping[str, frozenset[str]] = {"qwen2": _QWEN, "qwen3": _QWEN, "gemma": _GEMMA}
 _NAMED_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
-# An ASCII text of fewer characters takes some 20 µs: in a busy server, less than to release the GIL and
-# get it back, as encode_batch does.
-SHORT_TEXT = 128
-
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The control tokens around texts: prefix A middle B suffix, or prefix A suffix.
+    """The ids of control tokens around texts: prefix A middle B suffix, or prefix A suffix.
 
-    Attributes:
-        prefix, middle, suffix: token ids.
-        segment_start: the ids of `middle` that belong to segment A, where B and
-            all after it are segment B; None where there are no segments.
+    Segment A ends with the first `segment_start` ids of `middle`; None where
+    there are no segments.
     """
 
     prefix: array[int]
@@ -68,7 +61,7 @@ class Vocabulary:
 
     Attributes:
         tokenizer: adds and recognises no control tokens; neither cuts nor pads.
-        ascii: makes the same tokens of ASCII texts in less time; None where it cannot.
+        batches: makes the same tokens of batches, without offsets and in less time.
         single, pair: the templates of one text, and of two.
         control_ids: ids that no text may become; the unknown id is not one.
         is_control: the same as a table over all ids  # [num_ids] bool
@@ -78,26 +71,13 @@ class Vocabulary:
     """
 
     tokenizer: Tokenizer
-    ascii: AsciiTokenizer | None
+    batches: AsciiTokenizer
     single: Template
     pair: Template
     control_ids: frozenset[int]
     is_control: NDArray[np.bool_]
     cuts_prefix: bool
     cuts_suffix: bool
-
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Encoding]:
-        """Encodes texts without control tokens; raises as the Rust tokenizer does.
-
-        It releases the GIL, except for one short ASCII text.
-        """
-        if len(texts) == 1 and len(texts[0]) <= SHORT_TEXT and texts[0].isascii():
-            if self.ascii is not None:
-                return [self.ascii.encode(texts[0])]
-            return [self.tokenizer.encode(texts[0], add_special_tokens=False)]
-        if self.ascii is not None:
-            return self.ascii.encode_batch(texts)
-        return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 
 
 def read_vocabulary(path: Path, family: str) -> Vocabulary:
@@ -114,36 +94,34 @@ def read_vocabulary(path: Path, family: str) -> Vocabulary:
 
 
 def _vocabulary(upstream: Tokenizer, data: Mapping[str, Any], directory: Path, family: str) -> Vocabulary:
-    single, pair = template_of(upstream, pair=False), template_of(upstream, pair=True)
-    written, ids = control_tokens(data, directory, family)
+    upstream.no_truncation()
+    upstream.no_padding()
+    single, pair = _template(upstream.encode("a b"), last=0), _template(upstream.encode("a b", "a b"), last=1)
+    written, ids = _control_tokens(data, directory, family)
     ids |= {*single.prefix, *single.suffix, *pair.prefix, *pair.middle, *pair.suffix}
     written |= {token for token in map(upstream.id_to_token, ids) if token is not None}
     ids |= {found for token in written if (found := upstream.token_to_id(token)) is not None}
-    tokenizer = Tokenizer.from_str(json.dumps(hide(data, written), ensure_ascii=False))
-    check_ids(upstream, tokenizer, written)
-    control_ids = frozenset(ids - {upstream.token_to_id(str(unknown_token(data)))})
+    tokenizer = Tokenizer.from_str(json.dumps(_hide(data, written), ensure_ascii=False))
+    _check_ids(upstream, tokenizer, written)
+    control_ids = frozenset(ids - {upstream.token_to_id(str(_unknown_token(data)))})
     is_control = np.zeros(1 + max(tokenizer.get_vocab().values(), default=0), dtype=np.bool_)
     is_control[list(control_ids)] = True
     hidden = all(token["content"] in written for token in data["added_tokens"])
-    ascii = ascii_tokenizer(tokenizer) if hidden else None
-    return Vocabulary(tokenizer, ascii, single, pair, control_ids, is_control, *cut_safety(data))
+    batches = ascii_tokenizer(tokenizer) if hidden else AsciiTokenizer(tokenizer, tokenizer)
+    return Vocabulary(tokenizer, batches, single, pair, control_ids, is_control, *cut_safety(data))
 
 
-def template_of(upstream: Tokenizer, *, pair: bool) -> Template:
-    """Reads off an encoding which control tokens the tokenizer puts around one text, or two."""
-    upstream.no_truncation()
-    upstream.no_padding()
-    encoding: Encoding = upstream.encode("a b", "a b") if pair else upstream.encode("a b")
+def _template(encoding: Encoding, last: int) -> Template:
+    """Reads off the encoding of texts 0 to `last` which control tokens the tokenizer puts around them."""
     ids, types, texts = encoding.ids, encoding.type_ids, encoding.sequence_ids
     after_first = len(texts) - texts[::-1].index(0)
-    second = texts.index(1) if pair else after_first
-    after_second = len(texts) - texts[::-1].index(int(pair))
+    second = texts.index(1) if last else after_first
+    after_second = len(texts) - texts[::-1].index(last)
     start = types.index(1) if 1 in types else None
-    split = start is None or (pair and after_first <= start <= second)
+    split = start is None or (last and after_first <= start <= second)
     if not split or types != sorted(types) or not {0, 1}.issuperset(types):
-        raise ModelLoadError(
-            "tokenizer.json: its token types do not split at the second text, which is not supported"
-        )
+        reason = "its token types do not split at the second text, which is not supported"
+        raise ModelLoadError(f"tokenizer.json: {reason}")
     return Template(
         prefix=array("i", ids[: texts.index(0)]),
         middle=array("i", ids[after_first:second]),
@@ -152,39 +130,35 @@ def template_of(upstream: Tokenizer, *, pair: bool) -> Template:
     )
 
 
-def control_tokens(data: Mapping[str, Any], directory: Path, family: str) -> tuple[set[str], set[int]]:
+def _control_tokens(data: Mapping[str, Any], directory: Path, family: str) -> tuple[set[str], set[int]]:
     """Collects control tokens as written, and their ids, from all files that name some."""
     unmarked = UNMARKED.get(family, frozenset())
     added = [
-        token for token in data.get("added_tokens") or () if token["special"] or token["content"] in unmarked
+        each for each in data.get("added_tokens") or () if each["special"] or each["content"] in unmarked
     ]
-    written = {token["content"] for token in added} | {str(unknown_token(data))}
+    written = {token["content"] for token in added} | {str(_unknown_token(data))}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = directory / name
         if file.is_file():
             settings = json.loads(file.read_bytes())
             values = [settings.get(role) for role in _NAMED_TOKENS]
             values += settings.get("additional_special_tokens") or []
-            written |= {
-                value["content"] if isinstance(value, dict) else str(value) for value in values if value
-            }
+            written |= {each["content"] if isinstance(each, dict) else str(each) for each in values if each}
     return written - {"", "None"}, {token["id"] for token in added}
 
 
-def unknown_token(data: Mapping[str, Any]) -> str | None:
-    """Returns the written form of the unknown token; None where the model has none."""
+def _unknown_token(data: Mapping[str, Any]) -> str | None:
     model = data["model"]
     if _is_unigram(model):
         return None if model.get("unk_id") is None else str(model["vocab"][model["unk_id"]][0])
-    unknown: str | None = model.get("unk_token")
-    return unknown
+    return cast("str | None", model.get("unk_token"))
 
 
 def _is_unigram(model: Mapping[str, Any]) -> bool:
     return isinstance(model["vocab"], list)  # older files do not say the type
 
 
-def hide(data: Mapping[str, Any], written: set[str]) -> dict[str, Any]:
+def _hide(data: Mapping[str, Any], written: set[str]) -> dict[str, Any]:
     """Returns a tokenizer.json's content with the control tokens' written forms replaced."""
     names = {token: secrets.token_hex(16) for token in written}
     model = dict(data["model"])
@@ -197,7 +171,7 @@ def hide(data: Mapping[str, Any], written: set[str]) -> dict[str, Any]:
     if "merges" in model:  # a merge that makes a control token, or starts from one, serves no other text
         model["merges"] = [merge for merge in model["merges"] if written.isdisjoint(_pieces(merge))]
     added = [
-        {**token, "content": names.get(token["content"], token["content"])} for token in data["added_tokens"]
+        {**each, "content": names.get(each["content"], each["content"])} for each in data["added_tokens"]
     ]
     unused = {"post_processor": None, "truncation": None, "padding": None}
     return {**data, "model": model, "added_tokens": added, **unused}
@@ -208,11 +182,10 @@ def _pieces(merge: str | list[str]) -> tuple[str, str, str]:
     return left, right, left + right
 
 
-def check_ids(upstream: Tokenizer, tokenizer: Tokenizer, written: set[str]) -> None:
+def _check_ids(upstream: Tokenizer, tokenizer: Tokenizer, written: set[str]) -> None:
     """Raises ModelLoadError if a token that was left alone has got another id."""
     after = tokenizer.get_vocab(with_added_tokens=True)
     for token, number in upstream.get_vocab(with_added_tokens=True).items():
         if token not in written and after.get(token) != number:
-            raise ModelLoadError(
-                f"tokenizer.json: token {number} cannot be kept in its place: write the file anew"
-            )
+            reason = f"token {number} cannot be kept in its place: write the file anew"
+            raise ModelLoadError(f"tokenizer.json: {reason}")

@@ -13,7 +13,7 @@ from tokenizers import Encoding
 
 from rerank_grpc.errors import InternalError, InvalidRequest
 from rerank_grpc.sequence import TOKEN_BYTES
-from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
+from rerank_grpc.tokenizer.pace import Pace
 from rerank_grpc.tokenizer.vocabulary import Vocabulary
 from rerank_grpc.types import RerankRequest, Span, Truncation
 
@@ -24,10 +24,8 @@ Field: TypeAlias = Callable[[int], str]
 UNBOUNDED = 1 << 31
 # Two chunks share one part in this many, so a sentence that one cuts stands whole in the other.
 OVERLAP = 8
-# Characters per token of the first reading of a text ...
-CHARACTERS_PER_TOKEN = 8
-# ... and how many times as far the next one goes while the tokens are too few.
-GROWTH = 4
+# Characters per token of the first reading of a text, and the growth of each further one.
+CHARACTERS_PER_TOKEN, GROWTH = 8, 4
 # The characters before that limit in which a cut is searched that changes no token.
 CUT_SEARCH = 256
 # Tokens next to such a cut are never used, as a second line of defence.
@@ -37,13 +35,7 @@ SMALL = 256
 
 
 class Cutting(NamedTuple):
-    """How texts are cut.
-
-    Attributes:
-        free_tokens: tokens of a text that fit one sequence.
-        max_tokens: tokens of a text that are used, in all its chunks.
-        truncation: the end that is left out.
-    """
+    """How texts are cut: `free_tokens` of a text fit one chunk, `max_tokens` are used in all its chunks."""
 
     free_tokens: int
     max_tokens: int
@@ -53,9 +45,10 @@ class Cutting(NamedTuple):
     def of(cls, request: RerankRequest, free_tokens: int) -> Cutting:
         """Reads how a request's documents are cut; 0 tokens per document mean all."""
         most = request.max_tokens_per_document or UNBOUNDED
-        free_tokens = min(free_tokens, most)
-        more = max(0, request.max_chunks_per_document - 1) * _stride(free_tokens)
-        return cls(free_tokens, min(most, free_tokens + more), request.truncation)
+        reach = free_tokens = min(free_tokens, most)
+        if request.max_chunks_per_document > 1:
+            reach += (request.max_chunks_per_document - 1) * _stride(free_tokens)
+        return cls(free_tokens, min(most, reach), request.truncation)
 
     def chunks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Yields (start, end) of the chunks of tokens `first` to `last`, at most `max_tokens` tokens."""
@@ -66,18 +59,18 @@ class Cutting(NamedTuple):
         yield first, last
 
 
+WHOLE = Cutting(UNBOUNDED, UNBOUNDED, Truncation.END)
+
+
 def _stride(free_tokens: int) -> int:
-    """Returns the tokens from the start of one chunk to the start of the next."""
+    """Counts the tokens from the start of one chunk to the start of the next."""
     return max(1, free_tokens - free_tokens // OVERLAP)
 
 
 class TokenizedText(NamedTuple):
-    """The tokens of a text that are used.
+    """The tokens of a text that are used, and whether others were left out.
 
-    Attributes:
-        chunks: of each chunk the token ids, packed as int32, and its place in
-            the text; an only chunk has no place.
-        truncated: whether other tokens were left out.
+    A chunk is its token ids as int32, and its place in the text unless it is the only one.
     """
 
     chunks: ListOf[tuple[bytes, Span | None]]
@@ -85,42 +78,28 @@ class TokenizedText(NamedTuple):
 
 
 def tokenize(
-    vocabulary: Vocabulary,
-    texts: ListOf[str],
-    field: Field,
-    cutting: Cutting,
-    pace: Pace = UNHURRIED,
+    vocabulary: Vocabulary, texts: ListOf[str], field: Field, cutting: Cutting, pace: Pace
 ) -> list[TokenizedText]:
-    """Tokenizes and cuts texts in as few batches as `pace` allows.
+    """Tokenizes and cuts texts in as few batches as `pace` allows; raises its error when the call has ended.
 
-    Raises:
-        InvalidRequest: if a text is too long and may not be cut, or is no
-            Unicode text.
-        InternalError: if a text became a control token, which is a defect.
-        RerankError: the error of `pace`, when the call has ended.
+    Raises InvalidRequest for a text that is too long and may not be cut, or is
+    no Unicode text, and InternalError if one became a control token.
     """
     tokenized: list[TokenizedText] = []
-    for start, block in pace.blocks(texts):
-
-        def field_in_block(index: int, start: int = start) -> str:
-            return field(start + index)
-
-        tokenized += _tokenize_block(vocabulary, block, field_in_block, cutting)
-    return tokenized
-
-
-def _tokenize_block(
-    vocabulary: Vocabulary, texts: ListOf[str], field: Field, cutting: Cutting
-) -> list[TokenizedText]:
-    parts, encodings = _read(vocabulary, texts, field, cutting)
-    tokenized, free_tokens = [], cutting.free_tokens
-    for index, encoding in enumerate(encodings):
-        ids, text, part = encoding.ids, texts[index], parts[index]
-        if len(ids) <= free_tokens and len(part) == len(text):
-            tokenized.append(TokenizedText([(to_bytes(ids), None)], False))
-        else:
-            tokenized.append(_cut(vocabulary, ids, text, part, field(index), cutting))
-    _check_control(vocabulary, [ids for text in tokenized for ids, _ in text.chunks])
+    try:
+        for block in pace.blocks(texts):
+            start = len(tokenized)
+            for text, part, encoding in zip(block, *_read(vocabulary, block, cutting), strict=True):
+                ids = encoding.ids
+                if len(ids) <= cutting.free_tokens and len(part) == len(text):
+                    tokenized.append(TokenizedText([(to_bytes(ids), None)], False))
+                else:
+                    tokenized.append(_cut(vocabulary, ids, text, part, field(len(tokenized)), cutting))
+            _check_control(vocabulary, tokenized[start:])
+    except (TypeError, UnicodeError):
+        for index, text in enumerate(texts):
+            check_unicode(text, field(index))
+        raise
     return tokenized
 
 
@@ -130,40 +109,29 @@ def to_bytes(ids: list[int]) -> bytes:
 
 
 def _read(
-    vocabulary: Vocabulary, texts: ListOf[str], field: Field, cutting: Cutting
+    vocabulary: Vocabulary, texts: ListOf[str], cutting: Cutting
 ) -> tuple[ListOf[str], ListOf[Encoding]]:
     """Tokenizes as much of each text as makes the used tokens exactly those of the whole.
 
     Returns the part of each text that was read, and its encoding. A part that
-    is not the whole text has more tokens than are used.
+    is not the whole text has more tokens than are used. Raises TypeError or
+    UnicodeError for a lone surrogate, wherever in a text it stands.
     """
-    enough = cutting.max_tokens + CUT_MARGIN
-    try:
-        if max(map(len, texts), default=0) <= enough * CHARACTERS_PER_TOKEN:
-            return texts, vocabulary.encode_batch(texts)
-        return _read_parts(vocabulary, texts, field, cutting.truncation, enough)
-    except (TypeError, UnicodeError):
-        for index, text in enumerate(texts):
-            check_unicode(text, field(index))
-        raise
-
-
-def _read_parts(
-    vocabulary: Vocabulary, texts: ListOf[str], field: Field, truncation: Truncation, enough: int
-) -> tuple[list[str], list[Encoding]]:
-    """Tokenizes a part of each text, and a longer one until it makes `enough` tokens or is the whole."""
+    encode, enough = vocabulary.batches.encode_batch, cutting.max_tokens + CUT_MARGIN
     limit = enough * CHARACTERS_PER_TOKEN
-    parts = [_part_of_text(vocabulary, text, limit, truncation) for text in texts]
-    for index, (text, part) in enumerate(zip(texts, parts, strict=True)):
-        if len(part) < len(text):
-            check_unicode(text, field(index))
-    encodings = list(vocabulary.encode_batch(parts))
+    if max(map(len, texts), default=0) <= limit:
+        return texts, encode(texts)
+    parts = [_part_of_text(vocabulary, text, limit, cutting.truncation) for text in texts]
+    for text in texts:
+        if len(text) > limit:
+            text.encode()
+    encodings = list(encode(parts))
     short: Iterable[int] = range(len(texts))
     while short := [at for at in short if len(parts[at]) < len(texts[at]) and len(encodings[at]) < enough]:
         limit *= GROWTH
         for at in short:
-            parts[at] = _part_of_text(vocabulary, texts[at], limit, truncation)
-        for at, encoding in zip(short, vocabulary.encode_batch([parts[at] for at in short]), strict=True):
+            parts[at] = _part_of_text(vocabulary, texts[at], limit, cutting.truncation)
+        for at, encoding in zip(short, encode([parts[at] for at in short]), strict=True):
             encodings[at] = encoding
     return parts, encodings
 
@@ -203,20 +171,16 @@ def _cut(
     used = min(len(ids), cutting.max_tokens)
     truncated = used < len(ids)
     if truncated and cutting.truncation is Truncation.NONE:
-        raise InvalidRequest.of(
-            field,
-            f"has more than the {cutting.max_tokens} tokens that fit",
-            metadata={"max_tokens": str(cutting.max_tokens)},
-        )
+        reason = f"has more than the {cutting.max_tokens} tokens that fit"
+        raise InvalidRequest.of(field, reason, metadata={"max_tokens": str(cutting.max_tokens)})
     from_start = cutting.truncation is not Truncation.START
     first = 0 if from_start else len(ids) - used
-    places = list(cutting.chunks(first, first + used))
-    if len(places) == 1:
+    if used <= cutting.free_tokens:
         return TokenizedText([(to_bytes(ids[first : first + used]), None)], truncated)
     before = 0 if from_start else len(text) - len(part)
     offsets = vocabulary.tokenizer.encode(part, add_special_tokens=False).offsets
     chunks = []
-    for start, end in places:
+    for start, end in cutting.chunks(first, first + used):
         span = Span(before + offsets[start][0], before + _end_of_marks(part, offsets[end - 1][1]))
         chunks.append((to_bytes(ids[start:end]), span))
     return TokenizedText(chunks, truncated)
@@ -237,9 +201,9 @@ def check_unicode(text: str, field: str) -> None:
         raise InvalidRequest.of(field, "holds a lone surrogate, which is no Unicode text") from None
 
 
-def _check_control(vocabulary: Vocabulary, chunks: list[bytes]) -> None:
+def _check_control(vocabulary: Vocabulary, tokenized: list[TokenizedText]) -> None:
     """Raises InternalError if a text became a control token; vocabulary.py makes that impossible."""
-    packed = b"".join(chunks)
+    packed = b"".join([ids for text in tokenized for ids, _ in text.chunks])
     if len(packed) <= SMALL * TOKEN_BYTES:
         # NumPy releases the GIL, and in a busy server waits to get it back.
         found = not vocabulary.control_ids.isdisjoint(memoryview(packed).cast("i"))

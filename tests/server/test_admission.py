@@ -1,4 +1,4 @@
-"""What many calls, and many that are given up, cost the others: one door for all models of a process."""
+"""What many calls, and many that are given up, cost the others: one gate for all models of a process."""
 
 import re
 import subprocess
@@ -47,7 +47,7 @@ for thread in threads:
 STORM_SECONDS = 5
 
 
-def test_calls_of_all_models_share_one_door():
+def test_calls_of_all_models_share_one_gate():
     models = tuple(ModelSpec(name, "test") for name in ("one", "two", "three", "four"))
     runner = HeldRunner()
     settings = replace(ServerSettings(), models=models, max_calls=12)
@@ -59,7 +59,7 @@ def test_calls_of_all_models_share_one_door():
         inside = [
             stub.Rerank.future(request_of("q", f"document {n}", model=models[n % 4].name)) for n in range(12)
         ]
-        wait_for(lambda: server.door.calls == 12)
+        wait_for(lambda: server.reranker.gate.calls == 12)
         for model in models:
             started = time.monotonic()
             with pytest.raises(grpc.RpcError) as caught:
@@ -73,7 +73,7 @@ def test_calls_of_all_models_share_one_door():
         assert check(server.port) < 1
         runner.let_all()
         assert all(len(call.result(WAIT).results) == 1 for call in inside)
-        assert server.door.calls == 0
+        assert server.reranker.gate.calls == 0
 
 
 def test_text_beyond_what_may_be_inside_is_refused_with_a_delay(monkeypatch: pytest.MonkeyPatch):
@@ -129,14 +129,14 @@ def test_calls_that_wait_for_a_model_to_be_loaded_keep_no_call_of_another_out(
     assert server.wait_until_loaded(WAIT)
     with stub_of(server.port) as stub:
         waiting = stub.Rerank.future(request_of("q", "word " * 18_000, model="far away"), timeout=WAIT)
-        wait_for(lambda: server.lobby.calls == 1)
+        wait_for(lambda: server.reranker.lobby.calls == 1)
         with pytest.raises(grpc.RpcError) as caught:  # a quarter of the text is all that may wait
             stub.Rerank(request_of("q", "word " * 18_000, model="far away"), timeout=WAIT)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert server.door.calls == 0
+        assert server.reranker.gate.calls == 0
         large = request_of("q", *["word " * 18_000] * 4, model="ready")
         assert len(stub.Rerank(large, timeout=WAIT).results) == 4
         loader.may_load.set()
         assert waiting.result(WAIT).model == "far away"
     server.stop(5)
-    assert server.lobby.calls == server.door.calls == 0
+    assert server.reranker.lobby.calls == server.reranker.gate.calls == 0

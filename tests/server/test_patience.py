@@ -289,7 +289,9 @@ def test_streams_that_nobody_reads_keep_no_call_out_and_end(method: str, monkeyp
                 connection.call(method, message)
         readers = next(kind for kind in server._patience.waitings if kind.noun == "a reader (stream)")
         wait_for(lambda: len(readers) >= 96)
-        wait_for(lambda: server.door.calls == 0)  # scored: whether anybody reads it is another matter
+        wait_for(
+            lambda: server.reranker.gate.calls == 0
+        )  # scored: whether anybody reads it is another matter
         assert rerank(server.port) < 1
         wait_for(lambda: len(readers) == 0)
         with stub_of(server.port) as stub:

@@ -61,7 +61,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 @pytest.fixture(params=KINDS)
 def short(request: pytest.FixtureRequest) -> AsciiTokenizer:
     found = ascii_tokenizer(KINDS[request.param]())
-    assert found is not None
+    assert found.short is not found.whole
     return found
 
 
@@ -120,7 +120,11 @@ def test_a_tokenizer_whose_first_normalizer_looks_further_has_no_short_way(
 ) -> None:
     tokenizer = checkpoints.wordpiece()
     tokenizer.normalizer = normalizer
-    assert ascii_tokenizer(tokenizer) is None
+    found = ascii_tokenizer(tokenizer)
+    assert found.short is found.whole is tokenizer
+    texts = ["", "ab xy", "a\r\nb", "naïve", *hostile()]
+    expected = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    assert [each.ids for each in found.encode_batch(texts)] == [each.ids for each in expected]
 
 
 @pytest.mark.parametrize(
@@ -135,9 +139,7 @@ def test_a_tokenizer_whose_first_normalizer_looks_further_has_no_short_way(
 def test_words_are_split_the_short_way_where_marking_them_is_all_that_is_left(
     kind: str, spaced: bool
 ) -> None:
-    found = ascii_tokenizer(KINDS[kind]())
-    assert found is not None
-    assert found.spaced is spaced
+    assert ascii_tokenizer(KINDS[kind]()).spaced is spaced
 
 
 @pytest.mark.parametrize(
@@ -155,15 +157,14 @@ def test_words_are_split_the_long_way_where_marking_them_does_not_split(
 ) -> None:
     tokenizer = checkpoints.unigram()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marking])
-    found = ascii_tokenizer(tokenizer)
-    assert found is not None
-    assert not found.spaced
+    assert not ascii_tokenizer(tokenizer).spaced
 
 
 def test_the_embedded_model_takes_the_short_way() -> None:
     package = find_package()
     assert package is not None
-    assert read_vocabulary(package / "tokenizer.json", "bert").ascii is not None
+    batches = read_vocabulary(package / "tokenizer.json", "bert").batches
+    assert batches.short is not batches.whole
 
 
 def test_a_tokenizer_with_words_of_its_users_takes_the_long_way(
@@ -173,4 +174,5 @@ def test_a_tokenizer_with_words_of_its_users_takes_the_long_way(
     tokenizer = checkpoints.wordpiece()
     tokenizer.add_tokens(["RAG"])
     tokenizer.save(str(path))
-    assert read_vocabulary(path, "bert").ascii is None
+    batches = read_vocabulary(path, "bert").batches
+    assert batches.short is batches.whole

@@ -23,7 +23,6 @@ from tests import random_models as checkpoints
 from tests.prompts import PROMPTS, QUERY
 from tests.prompts import tokenizer as tokenizer_of
 from tests.support import token_ids
-from tests.support import whole as with_prefix
 from tests.texts import characters_read, span_of, tokenize
 
 FAMILIES = sorted(PROMPTS)
@@ -37,9 +36,9 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: write(root / family) for family, write in prompts.WRITERS.items()}
 
 
-def whole(request: TokenizedRequest) -> list[list[int]]:
+def ids_of(request: TokenizedRequest) -> list[list[int]]:
     chosen = [request.sequences[document.chunks[0].sequence] for document in request.documents]
-    return [token_ids(with_prefix(sequence)) for sequence in chosen]
+    return [token_ids(whole(sequence)) for sequence in chosen]
 
 
 def written(count: int, seed: int) -> list[str]:
@@ -63,10 +62,10 @@ def test_ids_are_those_of_the_model_cards_joint_encoding(family: str, directorie
     own = tokenizer_of(directories[family], family, PLENTY)
     documents = written(1_000, seed=1)
     expected = prompts.own_ids(directories[family], family, QUERY, documents)
-    assert whole(tokenize(own, QUERY, documents)) == expected
+    assert ids_of(tokenize(own, QUERY, documents)) == expected
     for query, task in zip(written(50, seed=2), written(50, seed=3), strict=True):
         instruction = task if family == "qwen3" else ""
-        found = whole(tokenize(own, query, documents[:3], instruction=instruction))
+        found = ids_of(tokenize(own, query, documents[:3], instruction=instruction))
         assert found == prompts.own_ids(directories[family], family, query, documents[:3], instruction)
 
 
@@ -75,7 +74,7 @@ def test_the_prompt_is_the_model_cards_and_its_control_tokens_are_single_ids(
 ) -> None:
     request = tokenize(tokenizer_of(directories["qwen3"], "qwen3"), "q", ["d"])
     tokenizer = Tokenizer.from_file(str(directories["qwen3"] / "tokenizer.json"))
-    (ids,) = whole(request)
+    (ids,) = ids_of(request)
     assert tokenizer.decode(ids, skip_special_tokens=False) == (
         f"{prompts.PREFIX}<Instruct>: {prompts.TASK}\n<Query>: q\n<Document>: d{prompts.SUFFIX}"
     )
@@ -104,16 +103,16 @@ def test_r15_no_text_becomes_a_control_token_and_others_stay_as_they_are(
     def control(ids: list[int]) -> list[int]:
         return [token for token in ids if token in vocabulary.control_ids]
 
-    plain = whole(tokenize(own, QUERY, calm))
+    plain = ids_of(tokenize(own, QUERY, calm))
     expected = control(plain[0])
     assert len(expected) >= 1
-    among = whole(tokenize(own, QUERY, [calm[0], *hostile, calm[1]]))
+    among = ids_of(tokenize(own, QUERY, [calm[0], *hostile, calm[1]]))
     assert [among[0], among[-1]] == plain
     assert all(control(ids) == expected for ids in among)
     for text in hostile:
         instruction = text if family == "qwen3" else ""
         for query in (text, QUERY):
-            (ids,) = whole(tokenize(own, query, ["d"], instruction=instruction))
+            (ids,) = ids_of(tokenize(own, query, ["d"], instruction=instruction))
             assert control(ids) == expected
     # The model's own tokenizer is taken in, so this proves something.
     taken_in = [control(ids) for ids in prompts.own_ids(directories[family], family, QUERY, hostile)]
@@ -124,10 +123,10 @@ def test_only_the_document_is_cut(directories: dict[str, Path]) -> None:
     long = " ".join(str(number) for number in range(2_000))
     for family in FAMILIES:
         own = tokenizer_of(directories[family], family)
-        uncut = whole(tokenize(own, QUERY, [""]))[0]
+        uncut = ids_of(tokenize(own, QUERY, [""]))[0]
         for truncation, kept in ((Truncation.END, "0 1 2 3"), (Truncation.START, "1998 1999")):
             request = tokenize(own, QUERY, [long, "short"], truncation=truncation)
-            cut, short = whole(request)
+            cut, short = ids_of(request)
             assert len(cut) == checkpoints.PROMPT_TOKENS
             assert [document.truncated for document in request.documents] == [True, False]
             assert cut[-8:] == uncut[-8:] == short[-8:]
@@ -162,9 +161,9 @@ def test_a_long_query_or_instruction_is_cut_and_flagged_or_refused_by_its_field(
         )
         assert request.query_truncated
         assert not request.documents[0].truncated
-        assert max(map(len, whole(request))) <= checkpoints.PROMPT_TOKENS
+        assert max(map(len, ids_of(request))) <= checkpoints.PROMPT_TOKENS
         heads.append(
-            Tokenizer.from_file(str(directories["qwen3"] / "tokenizer.json")).decode(whole(request)[0])
+            Tokenizer.from_file(str(directories["qwen3"] / "tokenizer.json")).decode(ids_of(request)[0])
         )
     assert "canary0" in heads[0]
     assert "canary399" not in heads[0]
@@ -237,7 +236,7 @@ def test_reading_a_part_of_a_long_text_changes_no_id(
         for text, expected in zip(long, joint, strict=True):
             read.clear()
             request = tokenize(own, QUERY, [text], truncation=truncation)
-            (found,) = whole(request)
+            (found,) = ids_of(request)
             tokens = request.documents[0].chunks[0].tokens
             body = found[-suffix - tokens : -suffix]
             head = len(found) - suffix - tokens

@@ -24,19 +24,19 @@ def test_few_texts_are_one_block_and_wait_for_no_turn():
     turns = Turns(1)
     with turns.one(nothing):
         texts = ["x" * (SMALL_CHARACTERS // 2)] * 2
-        assert list(Pace(turns, stopped).blocks(texts)) == [(0, texts)]
+        assert list(Pace(turns, stopped).blocks(texts)) == [texts]
 
 
 def test_many_texts_are_blocks_in_their_order():
     texts = [f"{n}{LARGE}" for n in range(10)]
     blocks = list(Pace(Turns(1), nothing).blocks(texts))
-    assert [start for start, _ in blocks] == [0, 3, 6, 9]
-    assert [text for _, block in blocks for text in block] == texts
+    assert [len(block) for block in blocks] == [3, 3, 3, 1]
+    assert [text for block in blocks for text in block] == texts
 
 
 def test_a_text_longer_than_a_block_is_a_block():
     texts = ["a", "x" * (2 * BLOCK_CHARACTERS), "b"]
-    assert [block for _, block in Pace(Turns(1), nothing).blocks(texts)] == [["a"], [texts[1]], ["b"]]
+    assert list(Pace(Turns(1), nothing).blocks(texts)) == [["a"], [texts[1]], ["b"]]
 
 
 def test_a_call_that_has_ended_stops_before_its_next_block():

@@ -436,6 +436,14 @@ def test_a_lone_surrogate_is_refused_by_its_field(where: str, directories: dict[
     assert caught.value.violations[0].field == ("query" if where == "query" else "documents[1].text")
 
 
+def test_of_two_lone_surrogates_the_first_is_named_though_the_second_stands_beyond_what_is_read(
+    directories: dict[str, Path],
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        tokenize(pair_tokenizer(directories["bert"]), QUERY, ["a\ud800", "word " * 8_000 + "a\ud800"])
+    assert caught.value.violations[0].field == "documents[0].text"
+
+
 def test_an_instruction_for_a_model_that_takes_none_is_refused(directories: dict[str, Path]) -> None:
     for tokenizer in (pair_tokenizer(directories["bert"]), text_tokenizer(directories["bert"])):
         with pytest.raises(UnsupportedOption) as caught:
