@@ -253,18 +253,14 @@ class Engine:
         except DeviceLost:
             raise
         except Exception as error:
-            self._next_turn()
+            self._batch_started = now = monotonic()
+            self._turn = self._clock.time(now)
             self._split(batch, error)
             return
-        now = self._next_turn()
-        self._meter.add(batch.tokens, self._turn - began, started=started or now, ended=now)
-        self._deliver(batch, outputs, now)
-
-    def _next_turn(self) -> float:
-        """Times the next batch, if one is in flight, from now on; returns the time."""
         self._batch_started = now = monotonic()
         self._turn = self._clock.time(now)
-        return now
+        self._meter.add(batch.tokens, self._turn - began, started=started or now, ended=now)
+        self._deliver(batch, outputs, now)
 
     def _deliver(self, batch: Batch, results: Iterable[Output | RerankError | None], now: float) -> None:
         """Hands the outputs of items to all that wait for them, and the errors to them alone."""

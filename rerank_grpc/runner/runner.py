@@ -76,6 +76,8 @@ def outputs_of(rows: torch.Tensor) -> list[Output | None]:
     """Reads a number or a vector from each row on the host; None where it is not finite."""
     finite = torch.isfinite(rows).all(dim=1).tolist()
     values = rows[:, 0].tolist() if rows.shape[1] == 1 else list(rows.numpy())
+    if all(finite):
+        return values
     return [value if usable else None for value, usable in zip(values, finite, strict=True)]
 
 
