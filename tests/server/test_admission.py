@@ -77,7 +77,7 @@ def test_calls_of_all_models_share_one_gate():
 
 
 def test_text_beyond_what_may_be_inside_is_refused_with_a_delay(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rerank_grpc.server.server.LIMITS", replace(LIMITS, characters_inside=100_000))
+    monkeypatch.setattr("rerank_grpc.reranker.LIMITS", replace(LIMITS, characters_inside=100_000))
     runner = HeldRunner()
     with serving(runner=runner) as server, stub_of(server.port) as stub:
         inside = stub.Rerank.future(request_of("q", "word " * 15_000))
@@ -123,7 +123,7 @@ def test_calls_that_wait_for_a_model_to_be_loaded_keep_no_call_of_another_out(
 ):
     loader = LateLoader(lazy_only=True)
     models = (ModelSpec("ready", "test"), ModelSpec("far away", "test", lazy=True))
-    monkeypatch.setattr("rerank_grpc.server.server.LIMITS", replace(LIMITS, characters_inside=400_000))
+    monkeypatch.setattr("rerank_grpc.reranker.LIMITS", replace(LIMITS, characters_inside=400_000))
     server = RerankServer(ServerSettings(models=models, port=0, admin_port=0), loader=loader)
     server.start()
     assert server.wait_until_loaded(WAIT)

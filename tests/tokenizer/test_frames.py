@@ -22,7 +22,7 @@ from tests import prompts
 from tests import random_models as checkpoints
 from tests.prompts import PROMPTS, QUERY
 from tests.prompts import tokenizer as tokenizer_of
-from tests.support import token_ids
+from tests.support import token_ids, whole
 from tests.texts import characters_read, span_of, tokenize
 
 FAMILIES = sorted(PROMPTS)
