@@ -25,7 +25,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve bench bench-quick bench-attacks test test-clients test-clients-quick test-openapi lint format proto baseline image clean
+.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-clients test-clients-quick test-openapi lint format proto baseline image clean
 
 help:  ## Lists these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ serve: $(VENV)/.demo  ## Serves the embedded model, or what ARGS says.
 
 test: $(VENV)/.dev  ## Runs every test, a process on each core.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+coverage: $(VENV)/.dev  ## Runs every test, and checks each package's coverage against its floor.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
+	@$(BIN)/python scripts/coverage_floors.py
 
 lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, dead code, contract and stubs.
 	$(BIN)/ruff format --check .

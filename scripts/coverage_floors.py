@@ -1,0 +1,45 @@
+"""Prints the tests' coverage of each package, and fails where one is below its floor.
+
+Counted are lines and branches together, in the process of the tests; what runs
+in processes of their own (commands, attacks) is not.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+# In percent. A floor is raised when a package has risen, and lowered with a reason.
+FLOORS: dict[str, float] = {}
+
+
+def measured() -> dict[str, float]:
+    """Reads the data of the last run: the coverage of each package in percent."""
+    report = subprocess.run(
+        [sys.executable, "-m", "coverage", "json", "-q", "-o", "-"], check=True, capture_output=True
+    )
+    covered, counted = Counter[str](), Counter[str]()
+    for path, file in json.loads(report.stdout)["files"].items():
+        parts, summary = path.split("/"), file["summary"]
+        package = parts[1] if len(parts) > 2 else "rerank_grpc"
+        covered[package] += summary["covered_lines"] + summary["covered_branches"]
+        counted[package] += summary["num_statements"] + summary["num_branches"]
+    return {package: 100 * covered[package] / counted[package] for package in sorted(counted)}
+
+
+def main() -> int:
+    below = []
+    for package, percent in measured().items():
+        floor = FLOORS.get(package, 0.0)
+        print(f"{package:12} {percent:5.1f} %, floor {floor:g} %")
+        if percent < floor:
+            below.append(package)
+    if below:
+        print(f"below the floor: {', '.join(below)}", file=sys.stderr)
+    return 1 if below else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
