@@ -30,6 +30,7 @@ def measured() -> dict[str, float]:
 
 
 def main() -> int:
+    """Prints each package's coverage; 1 if one is below its floor."""
     below = []
     for package, percent in measured().items():
         floor = FLOORS.get(package, 0.0)
