@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 from rerank_grpc import __version__
-from rerank_grpc.cli import ask, download, rest, serve, verify
+from rerank_grpc.cli import ask, download, serve, verify
 from rerank_grpc.cli.process import needs
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
@@ -243,7 +243,7 @@ DOWNLOAD_OPTIONS = _server_options("catalogue")
 VERIFY_OPTIONS = _server_options("models-dir", "catalogue", "device", "precision")
 COMMANDS = (
     Command("serve", "serve models", serve.run, (), SERVER_OPTIONS),
-    Command("rest", "serve JSON in front of gRPC servers", rest.run, (), REST_OPTIONS),
+    Command("rest", "serve JSON in front of gRPC servers", serve.run_rest, (), REST_OPTIONS),
     Command(
         "rerank",
         "rank the lines of files by their relevance to a query",

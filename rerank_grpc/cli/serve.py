@@ -1,4 +1,4 @@
-"""`rerank-grpc serve`: runs the server, with its progress and a summary on stderr."""
+"""The two servers: `rerank-grpc serve`, with REST beside it, and `rerank-grpc rest`, in front of others."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from rerank_grpc import __version__
-from rerank_grpc.cli import rest, terminal
+from rerank_grpc.cli import terminal
 from rerank_grpc.cli.process import Process, address, is_loopback, needs
 from rerank_grpc.cli.terminal import Screen
-from rerank_grpc.config.reading import forgotten_token, read_settings
-from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.config.reading import forgotten_token, read_rest_settings, read_settings
+from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.types import ModelInfo, State
+from rerank_grpc.types import Health, ModelInfo, State
 
 if TYPE_CHECKING:
     from rerank_grpc.rest.server import RestServer
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _FRAME_SECONDS = 0.1
 # The REST server passes calls on for this long before the gRPC server refuses new ones.
 _REST_SECONDS = 1.0
+# REST calls that are cut off at the end of the grace are told so in this time.
+_REFUSAL_SECONDS = 0.5
 # Calls that a hung device has failed are answered within this time.
 _ANSWER_SECONDS = 1.0
 
@@ -44,7 +47,7 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     status, server, rest_server = 0, None, None
     try:
         server = _build(settings, partial(_on_hang, process))
-        rest_server = rest.beside(settings, server.local_port, server.health)
+        rest_server = rest_beside(settings, server.local_port, server.health)
         _serve(server, rest_server, process)
     except ConfigurationError as error:
         process.fail(error)
@@ -52,6 +55,30 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     if server:
         process.drain(partial(_drain, server, rest_server, settings.grace_seconds))
     process.end(status)
+
+
+def run_rest(parsed: argparse.Namespace) -> NoReturn:
+    """Serves REST alone, in front of other servers; ends and raises like `run`."""
+    settings = read_rest_settings(parsed.flags)
+    process = Process(settings.log_level, settings.grace_seconds)
+    try:
+        server = _build_rest(settings)
+    except ConfigurationError as error:
+        process.fail(error)
+        process.end(1)
+    server.start()
+    here, upstreams = address(settings.host, server.port), ", ".join(settings.targets)
+    process.log.say(f"rerank-grpc {__version__} serves REST at http://{here}, from {upstreams}")
+    if not settings.access_tokens and not is_loopback(settings.host):
+        process.log.say(
+            f"NOTE: {here} can be reached from other machines; who may call is up to the servers."
+        )
+    process.log.say("Ctrl-C stops it.")
+    process.wait()
+    closing = threading.Thread(target=server.stop, args=[settings.grace_seconds], daemon=True)
+    closing.start()
+    process.drain(partial(closing.join, settings.grace_seconds + _REFUSAL_SECONDS))
+    process.end(0)
 
 
 def _serve(server: RerankServer, rest_server: RestServer | None, process: Process) -> None:
@@ -77,6 +104,25 @@ def freeze_imports() -> None:
     """Excludes all imported objects from Python's full collections, which would stop every call for 0.2 s."""
     gc.collect()  # garbage that is frozen stays for ever
     gc.freeze()
+
+
+def rest_beside(
+    settings: ServerSettings, local_port: int | None, health: Callable[[], Health]
+) -> RestServer | None:
+    """Makes the REST server of a gRPC server's process, which calls its local port; None where it is off."""
+    if local_port is None:
+        return None
+    tokens, targets = settings.access_tokens, (address("127.0.0.1", local_port),)
+    own = tokens[0] if tokens else None
+    rest = replace(settings.rest, targets=targets, access_tokens=tokens, upstream_token=own)
+    return _build_rest(rest, health)
+
+
+def _build_rest(settings: RestSettings, health: Callable[[], Health] | None = None) -> RestServer:
+    """Makes the REST server; raises ConfigurationError if a package is missing or the port is taken."""
+    with needs("REST", 'pip install "rerank-grpc[rest]", or --rest-port off'):
+        from rerank_grpc.rest.server import RestServer
+    return RestServer(settings, health)
 
 
 def _load(server: RerankServer, process: Process) -> bool:

@@ -15,9 +15,8 @@ from typing import TypeAlias
 
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.future import Future
-from rerank_grpc.engine.meter import Counts, DeviceClock, Meter
+from rerank_grpc.engine.meter import Counts, DeviceClock, Meter, Watchdog
 from rerank_grpc.engine.scheduler import Batch, Forecast, Scheduler
-from rerank_grpc.engine.watchdog import Watchdog
 from rerank_grpc.errors import (
     DeadlineExceeded,
     InternalError,

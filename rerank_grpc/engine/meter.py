@@ -1,4 +1,4 @@
-"""Measures what a device's batches cost, and predicts the next ones; times are arguments."""
+"""Measures a device's batches, predicts their cost, and finds one that hangs; times are arguments."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ LEARNING = 0.1  # one batch moves the estimate by this share of its error, in lo
 WORST_ERROR = log(2)  # a batch during which the process was stopped is one among others
 HALF_LIFE_SECONDS = 10.0  # of a correction while nothing runs, which could correct it again
 NO_TIME = 1e-9  # an error is a ratio, which a cost of nothing does not have
+
+# The looks in the time after which a batch counts as hung, and the longest time between two of them.
+LOOKS, LONGEST_INTERVAL = 8, 1.0
+# The most intervals that count between two looks: a longer time means that the process was stopped.
+MOST_INTERVALS = 2
 
 
 class DeviceClock:
@@ -122,3 +127,29 @@ class Meter:
         kept = 0.5 ** (max(0.0, idle_until - self._ended) / HALF_LIFE_SECONDS)
         smallest, full = self._deviation
         return smallest * kept, full * kept
+
+
+class Watchdog:
+    """Tells a hung device from a paused process: adds up a batch's time by its own looks.
+
+    A clock goes on while the process is stopped, by SIGSTOP, by `docker pause` or
+    with its virtual machine. Looks, `interval` seconds apart, do not, so a pause
+    counts as hardly more than one of them.
+    """
+
+    def __init__(self, hang_seconds: float) -> None:
+        self.interval = min(hang_seconds / LOOKS, LONGEST_INTERVAL)
+        self._hang_seconds = hang_seconds
+        self._batch: float | None = None
+        self._waited = 0.0
+        self._looked = 0.0
+
+    def look(self, started: float | None, now: float) -> bool:
+        """Whether the batch that started then, None for none, hangs."""
+        if started != self._batch:
+            self._batch, self._waited = started, 0.0
+        if started is not None:
+            since = now - max(started, self._looked)
+            self._waited += min(since, MOST_INTERVALS * self.interval)
+        self._looked = now
+        return self._waited > self._hang_seconds

@@ -20,7 +20,7 @@ from rerank_grpc.access import AccessList
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import RerankError, ShuttingDown, describe
 from rerank_grpc.limits import LIMITS, MIB
-from rerank_grpc.rest import discovery, dispatch, docs
+from rerank_grpc.rest import dialects, discovery, docs
 from rerank_grpc.rest.body import BodyBudget, read_json
 from rerank_grpc.rest.dialects.base import Decoded, Dialect, Reply, reply_to
 from rerank_grpc.rest.dialects.superset import SUPERSET
@@ -42,7 +42,7 @@ def build_app(
     """Makes the app; with access tokens, callers without one of them are refused here already."""
     accepted = AccessList(settings.access_tokens)
     rerank = RerankEndpoint(settings, upstream, accepted)
-    routes = [Route(path, rerank, methods=["POST"]) for path in dispatch.PATHS]
+    routes = [Route(path, rerank, methods=["POST"]) for path in dialects.PATHS]
     for path, endpoint, public in discovery.Discovery(upstream, accepted, health).routes():
         routes.append(Route(path, _json_route(endpoint, None if public else accepted), methods=["GET"]))
     routes += docs.routes()
@@ -59,7 +59,7 @@ class NormalPath:
         if scope["type"] == "http":
             path = re.sub("/+", "/", scope["path"]).rstrip("/")
             prefix, _, rest = path[1:].partition("/")
-            if prefix in dispatch.PREFIXES:
+            if prefix in dialects.PREFIXES:
                 scope = {**scope, "path": f"/{rest}", "rest.prefix": prefix}
             else:
                 scope = {**scope, "path": path or "/"}
@@ -80,12 +80,12 @@ class RerankEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(Request(scope, receive, send))
         started = time.monotonic()
-        dialect = dispatch.presumed(exchange.prefix, exchange.path)
+        dialect = dialects.presumed(exchange.prefix, exchange.path)
         try:
             exchange.authenticate(self._accepted)
             with self._budget.charging() as charge:
                 body = await read_json(exchange.request, LIMITS.body_bytes, charge)
-                dialect = dispatch.dialect_of(body, exchange.prefix, exchange.path)
+                dialect = dialects.dialect_of(body, exchange.prefix, exchange.path)
                 decoded = dialect.decode(body, exchange.path)
                 reply = await exchange.while_connected(self._ask(decoded, exchange))
                 response = exchange.answer(decoded.encode(reply))
@@ -123,7 +123,7 @@ def _json_route(
                 return exchange.answer(content, 503, {"retry-after": "1"})
             return exchange.answer(content)
         except (Exception, asyncio.CancelledError) as error:
-            return _refusal(exchange, dispatch.presumed(exchange.prefix, exchange.path), error)
+            return _refusal(exchange, dialects.presumed(exchange.prefix, exchange.path), error)
 
     return route
 

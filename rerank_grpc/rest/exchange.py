@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from rerank_grpc.access import AccessList
 from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
-from rerank_grpc.wire.metadata import CallIds
+from rerank_grpc.wire.status import CallIds
 
 BEARER = re.compile(r"bearer +", re.IGNORECASE)
 TOKEN = re.compile(r"[!-~]+")

@@ -15,7 +15,7 @@ from rerank_grpc.errors import InternalError, Reason, RerankError, describe
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.types import Call, RerankSummary
 from rerank_grpc.wire import status
-from rerank_grpc.wire.metadata import CallIds
+from rerank_grpc.wire.status import CallIds
 
 log = logging.getLogger("rerank_grpc.calls")
 

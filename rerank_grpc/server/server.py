@@ -15,14 +15,13 @@ from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry.loading import Loader
 from rerank_grpc.reranker import build_reranker
-from rerank_grpc.server.admin_service import ModelAdminServicer
 from rerank_grpc.server.handler import Sink, log_call
 from rerank_grpc.server.interceptors import AccessInterceptor
 from rerank_grpc.server.lanes import Lane, Service
 from rerank_grpc.server.methods import RERANK_SERVICE, admin_service, rerank_service
 from rerank_grpc.server.patience import Patience
 from rerank_grpc.server.probes import HEALTH_SERVICE, HealthService, reflection_services
-from rerank_grpc.server.rerank_service import RerankServicer
+from rerank_grpc.server.services import ModelAdminServicer, RerankServicer
 from rerank_grpc.types import Health
 
 # Connections of a port, where the limit of open files allows them.

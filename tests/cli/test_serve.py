@@ -45,7 +45,7 @@ def beside(*_):
     raise ConfigurationError("no port")
 
 serve._build = lambda *_: types.SimpleNamespace(local_port=1, health=None)
-serve.rest.beside = beside
+serve.rest_beside = beside
 serve._drain = lambda *_: print(threading.current_thread() is threading.main_thread(), flush=True)
 main(["serve"])
 """

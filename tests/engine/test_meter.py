@@ -1,16 +1,17 @@
-"""What batches have cost and will cost; the meter is pure, so its devices are formulas."""
+"""What batches have cost and will cost, and which of them hangs; times are arguments, devices formulas."""
 
 import random
 
 import pytest
 
-from rerank_grpc.engine.meter import HALF_LIFE_SECONDS, Counts, Meter
+from rerank_grpc.engine.meter import HALF_LIFE_SECONDS, Counts, Meter, Watchdog
 from tests.engine.test_engine import outputs, running, sequences
 from tests.engine.test_overlap import Ahead
 from tests.support import CountingRunner, submit
 
 SMALLEST, FULL = 10, 2_048
 FIXED, PER_TOKEN = 0.010, 0.00025
+HANG = 8.0  # seconds
 
 
 def cost(tokens: int, *, fixed: float = FIXED, per_token: float = PER_TOKEN) -> float:
@@ -149,3 +150,50 @@ def test_a_batch_that_waited_for_another_counts_only_its_own_time():
         runner.let_all()
         outputs(request)
         assert engine.counts.busy_seconds <= request.finished_at - request.admitted_at
+
+
+def looks(watchdog: Watchdog, started: float | None, first: float, last: float) -> float | None:
+    """Looks as often as it is meant to; returns when it found a hang."""
+    now = first
+    while now <= last:
+        if watchdog.look(started, now):
+            return now
+        now += watchdog.interval
+    return None
+
+
+@pytest.mark.parametrize("started", [0.0, 0.3, 0.99])
+def test_a_hang_is_found_within_a_quarter_more_than_its_time(started: float):
+    found = looks(Watchdog(HANG), started, first=1, last=60)
+    assert found is not None
+    assert HANG < found - started <= HANG * 1.25
+
+
+def test_a_pause_of_an_hour_is_no_hang():
+    watchdog = Watchdog(HANG)
+    assert looks(watchdog, 0.5, first=1, last=3) is None
+    assert not watchdog.look(0.5, 3_603)
+    assert looks(watchdog, 0.5, first=3_604, last=3_605) is None
+
+
+def test_a_pause_before_the_first_look_is_no_hang():
+    watchdog = Watchdog(HANG)
+    assert not watchdog.look(None, 0)
+    assert not watchdog.look(0.5, 1_000)
+
+
+def test_a_hang_is_found_after_a_pause_too():
+    watchdog = Watchdog(HANG)
+    looks(watchdog, 0.5, first=1, last=2)
+    found = looks(watchdog, 0.5, first=1_000, last=1_060)
+    assert found is not None
+    assert found <= 1_000 + HANG
+
+
+def test_batches_that_follow_each_other_are_no_hang():
+    watchdog = Watchdog(HANG)
+    assert not any(watchdog.look(now - 0.1, now) for now in range(100))
+
+
+def test_nothing_hangs_where_nothing_runs():
+    assert looks(Watchdog(HANG), None, first=0, last=100) is None

@@ -12,7 +12,7 @@ import pytest
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine import engine as engine_module
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.watchdog import Watchdog
+from rerank_grpc.engine.meter import Watchdog
 from rerank_grpc.errors import Cancelled, InternalError, ModelFailed, PairTooLarge, ShuttingDown
 from rerank_grpc.runner.runner import Landing, OutOfMemory
 from rerank_grpc.sequence import Output, Sequence

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rerank_grpc.rest.dispatch import PATHS, PREFIXES, RULES, dialect_of
+from rerank_grpc.rest.dialects import PATHS, PREFIXES, RULES, dialect_of
 from tests.rest.golden import answer, callers, exchanges
 from tests.rest.support import post
 

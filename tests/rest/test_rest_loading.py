@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rerank_grpc.cli import rest
+from rerank_grpc.cli.serve import rest_beside
 from rerank_grpc.client import Client
 from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.rest.upstream import Upstream
@@ -69,7 +69,7 @@ def test_in_the_servers_own_process_probes_need_no_call(free_port: int, tokens: 
     settings = replace(
         ServerSettings(), access_tokens=tokens, rest=replace(RestSettings(), host=HOST, port=0)
     )
-    server = rest.beside(settings, free_port, lambda: told[0])
+    server = rest_beside(settings, free_port, lambda: told[0])
     assert server is not None
     server.start()
     try:

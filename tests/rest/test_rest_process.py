@@ -145,7 +145,7 @@ def test_a_taken_port_is_one_clear_line(command: str) -> None:
 
 def test_the_rest_server_imports_nothing_of_what_it_calls() -> None:
     code = (
-        "import sys; import rerank_grpc.rest.server, rerank_grpc.cli.rest; "
+        "import sys; import rerank_grpc.rest.server, rerank_grpc.cli.serve; "
         "print({'torch', 'transformers', 'tokenizers', 'numpy', 'rerank_grpc.engine'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())

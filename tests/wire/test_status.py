@@ -1,4 +1,4 @@
-"""Every error has one status, which is read as the error that it was."""
+"""Every error has one status, which is read as the error that it was; a call's ids are read by one rule."""
 
 import inspect
 
@@ -10,12 +10,16 @@ from rerank_grpc.client.errors import exception_of
 from rerank_grpc.errors import FieldViolation
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire import status
+from rerank_grpc.wire.status import CallIds
 
 ERRORS = [
     cls
     for _, cls in inspect.getmembers(errors, inspect.isclass)
     if issubclass(cls, errors.RerankError) and cls is not errors.RerankError
 ]
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
 
 
 def test_the_table_names_every_error_and_every_reason_of_the_proto():
@@ -53,3 +57,26 @@ def test_an_error_that_was_written_is_read_as_it_was(
     read = exception_of(status.read_failure(status.CODES[cls], error.message, trailers))
     assert type(read) is cls
     assert vars(read) == vars(error)
+
+
+@pytest.mark.parametrize("value", ["a", "order-66", "~" * 128])
+def test_a_valid_request_id_is_read_as_it_is(value: str):
+    assert CallIds.read({"x-request-id": value, "other": "x"}) == CallIds(request_id=value)
+
+
+def test_a_valid_trace_is_read_as_it_is():
+    ids = CallIds.read({"traceparent": TRACEPARENT})
+    assert ids == CallIds(traceparent=TRACEPARENT)
+    assert ids.trace_id == TRACE_ID
+
+
+@pytest.mark.parametrize("value", ["", "two words", "x" * 129, "tab\tbed"])
+def test_a_request_id_of_another_form_counts_as_absent(value: str):
+    assert CallIds.read({"x-request-id": value}) == CallIds()
+
+
+@pytest.mark.parametrize(
+    "value", ["", "00", TRACEPARENT.upper(), f"{TRACEPARENT}-more", f" {TRACEPARENT}", b"00"]
+)
+def test_a_trace_of_another_form_counts_as_absent(value: str | bytes):
+    assert CallIds.read({"traceparent": value}) == CallIds()

@@ -1,1 +1,96 @@
-"""One file per dialect, decode and encode, without I/O."""
+"""The dialects, a file each, and which one a body is in: by its fields, unless a path prefix forces one."""
+
+from __future__ import annotations
+
+from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.rest.dialects.base import Body, Dialect
+from rerank_grpc.rest.dialects.batch import BATCH
+from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
+from rerank_grpc.rest.dialects.mixedbread import MIXEDBREAD
+from rerank_grpc.rest.dialects.nim import NIM
+from rerank_grpc.rest.dialects.superset import FASTGPT, INFINITY, SUPERSET, VOYAGE
+from rerank_grpc.rest.dialects.tei import PREDICT, RERANK
+from rerank_grpc.rest.dialects.text_pairs import TEXT_PAIRS
+from rerank_grpc.rest.dialects.vllm import SCORE
+
+# The fields that show a dialect when all have a value, and the type of `input` where that counts.
+# The first rule that holds wins.
+RULES: tuple[tuple[set[str], Dialect, type], ...] = (
+    ({"passages"}, NIM, object),
+    ({"text_pairs"}, TEXT_PAIRS, object),
+    ({"texts"}, RERANK, object),
+    ({"inputs"}, PREDICT, object),
+    ({"input"}, DASHSCOPE, dict),
+    ({"input"}, MIXEDBREAD, list),
+    ({"text_1"}, SCORE, object),
+    ({"queries"}, SCORE, object),
+    ({"data_1"}, SCORE, object),
+    ({"documents", "batch_size"}, BATCH, object),
+    ({"documents", "top_k"}, VOYAGE, object),
+    ({"documents", "truncation"}, VOYAGE, object),
+    ({"documents", "raw_scores"}, INFINITY, object),
+)
+NAMES = set[str]().union(*(names for names, _, _ in RULES))
+
+# A prefix forces one of its dialects: the one that the body shows, else the last.
+SUPERSETS = ("cohere", "jina", "localai", "siliconflow", "superset", "together", "xinference")
+PREFIXES: dict[str, tuple[Dialect, ...]] = {
+    **dict.fromkeys(SUPERSETS, (SUPERSET,)),
+    "batch": (BATCH,),
+    "dashscope": (DASHSCOPE, SUPERSET),
+    "fastgpt": (FASTGPT,),
+    "infinity": (INFINITY,),
+    "mixedbread": (MIXEDBREAD,),
+    "nim": (NIM,),
+    "nvidia": (NIM,),
+    "tei": (PREDICT, RERANK),
+    "text-pairs": (TEXT_PAIRS,),
+    "vllm": (SCORE, SUPERSET),
+    "voyage": (VOYAGE,),
+}
+
+# The dialect of a body that shows none, by its path.
+BY_PATH = {
+    "/predict": PREDICT,
+    "/bge-reranker-base/post": TEXT_PAIRS,
+    "/api/v1/services/rerank/text-rerank/text-rerank": DASHSCOPE,
+}
+
+# Rerank calls may be posted to all of these; each takes every dialect.
+PATHS = (
+    *BY_PATH,
+    "/",
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/v1/v1/rerank",
+    "/v1/v2/rerank",
+    "/reranking",
+    "/v1/reranking",
+    "/v1/reranks",
+    "/compatible-api/v1/reranks",
+    "/compatible-mode/v1/reranks",
+    "/v1/ranking",
+    "/v1/retrieval/{model:path}/reranking",
+    "/score",
+    "/v1/score",
+    "/invocations",
+)
+
+
+def presumed(prefix: str, path: str) -> Dialect:
+    """Tells the dialect of a call before its body is read, for the errors that come sooner."""
+    return PREFIXES[prefix][-1] if prefix else BY_PATH.get(path, SUPERSET)
+
+
+def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
+    """Tells a body's dialect; raises InvalidRequest for one in two at once."""
+    present = {name for name in NAMES if body.get(name) is not None}
+    if present >= {"texts", "documents"}:
+        raise InvalidRequest.of("texts", "not together with documents")
+    allowed = PREFIXES.get(prefix)
+    for names, dialect, kind in RULES:
+        if names <= present and isinstance(body.get("input"), kind) and (not allowed or dialect in allowed):
+            return dialect
+    # Documents say more than the path does.
+    return presumed(prefix, "" if "documents" in present else path)

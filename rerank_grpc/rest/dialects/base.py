@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 from rerank_grpc.rest.errors import Problem, common_body
-from rerank_grpc.types import RerankRequest, RerankResponse, ScoredDocument
+from rerank_grpc.types import Document, RerankRequest, RerankResponse, ScoredDocument
 
 Json = Any
 Body = Mapping[str, Any]
+Pair = tuple[str, str]  # a query and a document
 Score = Callable[[ScoredDocument], float]
 
 LOGIT: Score = attrgetter("logit")
@@ -54,6 +55,17 @@ class Dialect:
     name: str
     decode: Callable[[Body, str], Decoded]
     error: Callable[[Problem], tuple[int, Json]] = common_body
+
+
+def decoded_pairs(pairs: Iterable[Pair], encode: Callable[[Reply], Json], like: RerankRequest) -> Decoded:
+    """Makes one request for each query that differs, with the options of `like`."""
+    origins: dict[str, list[int]] = {}
+    documents: dict[str, list[Document]] = {}
+    for index, (query, text) in enumerate(pairs):
+        origins.setdefault(query, []).append(index)
+        documents.setdefault(query, []).append(Document(text))
+    requests = tuple(like._replace(query=query, documents=own) for query, own in documents.items())
+    return Decoded(requests, encode, tuple(map(tuple, origins.values())))
 
 
 def reply_to(

@@ -8,7 +8,7 @@ from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.rest.dialects.base import LOGIT, RELEVANCE, Body, Score
+from rerank_grpc.rest.dialects.base import LOGIT, RELEVANCE, Body, Pair, Score
 
 
 def first(body: Body, name: str, other: str) -> str:
@@ -56,6 +56,12 @@ def texts(body: Body, name: str) -> list[str]:
         item if isinstance(item, str) else _text_in(f"{name}[{index}]", item)
         for index, item in enumerate(value)
     ]
+
+
+def pairs(name: str, listed: Sequence[Any]) -> list[Pair]:
+    """Reads the pairs of texts in a list."""
+    check_count(name, len(listed))
+    return [_pair(f"{name}[{index}]", pair) for index, pair in enumerate(listed)]
 
 
 def check_count(name: str, number: int) -> None:
@@ -116,6 +122,12 @@ def _text_in(name: str, value: Any) -> str:
     if isinstance(value, dict) and isinstance(value.get("text"), str):
         return str(value["text"])
     raise _wrong(name, "a text, or an object with a text", value)
+
+
+def _pair(name: str, pair: Any) -> Pair:
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
+        raise InvalidRequest.of(name, "must be a pair of texts")
+    return pair[0], pair[1]
 
 
 _KINDS = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}

@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from functools import partial
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects import fields, pairs
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score, with_documents
+from rerank_grpc.rest.dialects import fields
+from rerank_grpc.rest.dialects.base import (
+    Body,
+    Decoded,
+    Dialect,
+    Json,
+    Reply,
+    Score,
+    decoded_pairs,
+    with_documents,
+)
 from rerank_grpc.rest.errors import Problem
 from rerank_grpc.types import Document, RerankRequest, Truncation
 
@@ -47,8 +56,8 @@ def _decode_predict(body: Body, _path: str) -> Decoded:
     listed = [inputs] if single else inputs
     if not isinstance(listed, list):
         raise InvalidRequest.of("inputs", "must be a pair of texts, or a list of pairs")
-    read, encode = pairs.read("inputs", listed), partial(_encode_predict, single, fields.score(body))
-    return pairs.decoded(read, encode, RerankRequest("", (), truncation=_truncation(body)))
+    pairs, encode = fields.pairs("inputs", listed), partial(_encode_predict, single, fields.score(body))
+    return decoded_pairs(pairs, encode, RerankRequest("", (), truncation=_truncation(body)))
 
 
 def _encode_predict(single: bool, score: Score, reply: Reply) -> Json:

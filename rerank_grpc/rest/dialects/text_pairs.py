@@ -9,9 +9,8 @@ from functools import partial
 from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects import fields, pairs
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
-from rerank_grpc.rest.dialects.pairs import Pair
+from rerank_grpc.rest.dialects import fields
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Pair, Reply, decoded_pairs
 from rerank_grpc.rest.errors import Problem, common_body
 from rerank_grpc.types import RerankRequest
 
@@ -30,8 +29,8 @@ def _decode(body: Body, _path: str) -> Decoded:
         listed = _literal(listed)
     if not isinstance(listed, list):
         raise InvalidRequest.of("text_pairs", "must be a list of pairs")
-    read = pairs.read("text_pairs", listed)
-    return pairs.decoded(read, partial(_encode, read, datetime.now()), RerankRequest("", ()))
+    pairs = fields.pairs("text_pairs", listed)
+    return decoded_pairs(pairs, partial(_encode, pairs, datetime.now()), RerankRequest("", ()))
 
 
 def _literal(text: str) -> Any:

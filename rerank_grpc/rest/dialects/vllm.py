@@ -6,8 +6,8 @@ import time
 from functools import partial
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects import fields, pairs, superset
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score, usage
+from rerank_grpc.rest.dialects import fields, superset
+from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score, decoded_pairs, usage
 from rerank_grpc.types import RerankRequest
 
 # The names of the two sides, in each of the form's versions.
@@ -24,7 +24,7 @@ def _decode(body: Body, _path: str) -> Decoded:
         raise InvalidRequest.of(two, f"holds {len(right):,} texts, {one} {len(left):,}: one, or as many")
     model, tokens = fields.text(body, "model"), superset.token_limit(body)
     like = RerankRequest("", (), model, max_tokens_per_document=tokens)
-    return pairs.decoded(zip(left, right, strict=True), partial(_encode, superset.score(body)), like)
+    return decoded_pairs(zip(left, right, strict=True), partial(_encode, superset.score(body)), like)
 
 
 def _texts(body: Body, name: str) -> list[str]:

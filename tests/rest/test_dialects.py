@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dispatch import dialect_of, presumed
+from rerank_grpc.rest.dialects import dialect_of, presumed
 
 DOCUMENTS = {"query": "q", "documents": ["d"]}
 

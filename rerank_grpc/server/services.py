@@ -1,4 +1,4 @@
-"""RerankService: each method reads its message, calls the reranker or the registry, and writes the reply."""
+"""The two services: each method reads its message, calls the reranker or the registry, writes the reply."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import grpc
 
+from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.handler import Sink, answering, call_of
@@ -55,3 +56,34 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         """Tells whether a call for a model would be answered, and how full its queue is."""
         with answering(context, "Health", self._sinks):
             return messages.health_to(self._registry.health(request.model))
+
+
+class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
+    """Serves rerank.v1.ModelAdminService to operators, on the admin port only."""
+
+    def __init__(self, registry: Registry, sinks: Sequence[Sink]) -> None:
+        self._registry = registry
+        self._sinks = sinks
+
+    def LoadModel(self, request: pb.LoadModelRequest, context: grpc.ServicerContext) -> pb.LoadModelResponse:
+        """Loads a configured model and returns once it is READY."""
+        with answering(context, "LoadModel", self._sinks):
+            call = call_of(context)
+            info = self._registry.load(_required_name(request.model), call)
+            return pb.LoadModelResponse(model=messages.model_to(info))
+
+    def UnloadModel(
+        self, request: pb.UnloadModelRequest, context: grpc.ServicerContext
+    ) -> pb.UnloadModelResponse:
+        """Waits for the calls in progress on a model, then frees its memory."""
+        with answering(context, "UnloadModel", self._sinks):
+            call = call_of(context)
+            info = self._registry.unload(_required_name(request.model), deadline=call.deadline)
+            return pb.UnloadModelResponse(model=messages.model_to(info))
+
+
+def _required_name(name: str) -> str:
+    """Returns the name; raises InvalidRequest for an empty one, which callers use for the default model."""
+    if not name:
+        raise InvalidRequest.of("model", "is empty: name the model")
+    return name
