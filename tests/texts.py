@@ -10,7 +10,7 @@ from tokenizers import Encoding
 
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import Chunk, TokenizedRequest
-from rerank_grpc.tokenizer.ascii import AsciiTokenizer
+from rerank_grpc.tokenizer.shortcuts import AsciiTokenizer
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.types import Document, RerankRequest, Span
 

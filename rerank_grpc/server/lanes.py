@@ -18,7 +18,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.server.handler import Sink, answering
+from rerank_grpc.server.call_log import Sink
+from rerank_grpc.server.handler import answering
 from rerank_grpc.server.patience import Patience, Waiting
 
 log = logging.getLogger(__name__)

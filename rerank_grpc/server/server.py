@@ -15,7 +15,7 @@ from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry.loading import Loader
 from rerank_grpc.reranker import build_reranker
-from rerank_grpc.server.handler import Sink, log_call
+from rerank_grpc.server.call_log import Sink, log_call
 from rerank_grpc.server.interceptors import AccessInterceptor
 from rerank_grpc.server.lanes import Lane, Service
 from rerank_grpc.server.methods import RERANK_SERVICE, admin_service, rerank_service

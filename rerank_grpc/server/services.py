@@ -9,7 +9,8 @@ import grpc
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
-from rerank_grpc.server.handler import Sink, answering, call_of
+from rerank_grpc.server.call_log import Sink
+from rerank_grpc.server.handler import answering, call_of
 from rerank_grpc.types import RerankSummary
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc

@@ -13,8 +13,8 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.prompts import Prompt
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
+from rerank_grpc.tokenizer.truncation import WHOLE, Cutting, check_unicode, to_bytes, tokenize
 from rerank_grpc.tokenizer.vocabulary import Vocabulary
-from rerank_grpc.tokenizer.windows import WHOLE, Cutting, check_unicode, to_bytes, tokenize
 from rerank_grpc.types import Truncation
 
 # Clients that send few documents per call repeat their query, so recent short ones are kept.

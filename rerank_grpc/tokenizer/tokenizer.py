@@ -10,8 +10,8 @@ from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.sequence import TOKEN_BYTES, Chunk, Sequence, TokenizedDocument, TokenizedRequest
 from rerank_grpc.tokenizer.frames import Frame, Framing, PlainFraming, PromptFraming
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
+from rerank_grpc.tokenizer.truncation import Cutting, TokenizedText, tokenize
 from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_vocabulary
-from rerank_grpc.tokenizer.windows import Cutting, TokenizedText, tokenize
 from rerank_grpc.types import RerankRequest, Span
 
 

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.tokenizer.ascii import AsciiTokenizer, ascii_tokenizer
-from rerank_grpc.tokenizer.cuts import cut_safety
+from rerank_grpc.tokenizer.shortcuts import AsciiTokenizer, ascii_tokenizer, cut_safety
 
 # Control tokens that a model's tokenizer does not mark as special.
 _QWEN = frozenset(

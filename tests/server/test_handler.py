@@ -8,7 +8,7 @@ import pytest
 
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Reason
-from rerank_grpc.server.handler import CallRecord
+from rerank_grpc.server.call_log import CallRecord
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.rest.support import post, rest_server
