@@ -21,8 +21,7 @@ from rerank_grpc.kernels.native import cache_folder
 from rerank_grpc.models.base import Kind, Model, ModelCard
 from rerank_grpc.models.bert import FAMILIES as BERT_FAMILIES
 from rerank_grpc.models.bert import BertBody
-from rerank_grpc.models.decoder import AnswerHead, prefix_token_bytes
-from rerank_grpc.models.encoders import POOLS, BiEncoder, CrossEncoder, Pool, all_rows
+from rerank_grpc.models.encoders import POOLS, AnswerHead, BiEncoder, CrossEncoder, Pool, all_rows
 from rerank_grpc.models.evidence import Evidence, architecture_of, read_evidence
 from rerank_grpc.models.hooked import HOOK, HookedBody
 from rerank_grpc.models.padded import Padded
@@ -30,9 +29,6 @@ from rerank_grpc.models.prompts import PROMPTS
 from rerank_grpc.models.weights import Take, load_parameters, read_network, read_outline
 
 Builder: TypeAlias = Callable[[Checkpoint, ModelCard], Model]
-
-# The folders in which Inductor and Triton keep compiled code, so that the next start takes milliseconds.
-COMPILER_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> Model:
@@ -56,8 +52,11 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
 
 
 def keep_compiled_code() -> None:
-    """Lets the compilers of GPU code keep it in the user's folder, unless the operator chose another."""
-    for variable, name in COMPILER_CACHES.items():
+    """Lets Inductor and Triton keep compiled code in the user's folder, unless the operator chose another.
+
+    The next start then takes milliseconds.
+    """
+    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         provide(variable, str(cache_folder() / name))
 
 
@@ -102,32 +101,27 @@ def bert_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
     behind = [load_parameters(part, take, name) for name, part in parts.items() if part is not None]
     # Transformers' heads take the first row of  # [num_sequences, num_tokens, hidden]
     head = torch.nn.Sequential(torch.nn.Unflatten(1, (1, -1)), *behind).to(card.device).eval()
-    body, pool, capturable = bert_body(card, network, take, prefix)
-    return CrossEncoder(replace(card, capturable=capturable), body, pool, head)
+    return CrossEncoder(*bert_body(card, network, take, prefix), head)
 
 
 def bert_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
     """Builds a bi-encoder over our own body."""
     network, take = read_outline(AutoModel, checkpoint, add_pooling_layer=False)
-    card = limited(card, checkpoint, network)
-    body, pool, capturable = bert_body(card, network, take, "")
-    return BiEncoder(replace(card, capturable=capturable), body, pool)
+    return BiEncoder(*bert_body(limited(card, checkpoint, network), network, take, ""))
 
 
-def bert_body(card: ModelCard, network: Any, take: Take, prefix: str) -> tuple[BertBody, Pool, bool]:
-    """Builds a body, the pool behind it, and whether a pass of both can be captured."""
+def bert_body(card: ModelCard, network: Any, take: Take, prefix: str) -> tuple[ModelCard, BertBody, Pool]:
+    """Builds a body and the pool behind it; the card then says whether a pass of both can be captured."""
     operations = operations_for(torch.device(card.device), card.precision, card.attention)
     first_only = card.pooling == "first"
     body = BertBody(network.config, take, prefix, operations, first_only=first_only)
     pool = all_rows if first_only else POOLS[card.pooling]
-    return body, pool, first_only and card.attention is not Attention.SDPA
+    return replace(card, capturable=first_only and card.attention is not Attention.SDPA), body, pool
 
 
 def hooked_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
     """Builds a cross-encoder over the body of ModernBERT."""
-    network = read_network(AutoModelForSequenceClassification, checkpoint, attention=HOOK)
-    card = limited(card, checkpoint, network)
-    network.to(card.device)
+    network, card = read_limited(AutoModelForSequenceClassification, checkpoint, card)
     head = torch.nn.Sequential(network.head.float(), network.classifier.float())
     body = HookedBody(network.model, card.precision, card.attention)
     return CrossEncoder(card, body, POOLS[card.pooling], head)
@@ -135,28 +129,32 @@ def hooked_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
 
 def hooked_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
     """Builds a bi-encoder over the body of ModernBERT."""
-    network = read_network(AutoModel, checkpoint, attention=HOOK)
-    card = limited(card, checkpoint, network)
-    body = HookedBody(network.to(card.device), card.precision, card.attention)
-    return BiEncoder(card, body, POOLS[card.pooling])
+    network, card = read_limited(AutoModel, checkpoint, card)
+    return BiEncoder(card, HookedBody(network, card.precision, card.attention), POOLS[card.pooling])
 
 
 def language_model(checkpoint: Checkpoint, card: ModelCard, *, answers: tuple[int, ...]) -> Model:
     """Builds a model that scores by its answer; `answers` are the answers' token ids."""
-    network = read_network(AutoModelForCausalLM, checkpoint, attention=HOOK)
-    card = limited(card, checkpoint, network)
-    network.to(card.device)
+    network, card = read_limited(AutoModelForCausalLM, checkpoint, card)
     head = AnswerHead.of(network.lm_head.weight, answers)
     body = HookedBody(network.model, card.precision, card.attention, causal=True)
-    kept = prefix_token_bytes(checkpoint.config, DTYPES[card.precision])
-    return CrossEncoder(replace(card, prefix_token_bytes=kept), body, POOLS[card.pooling], head)
+    card = replace(card, prefix_token_bytes=kept_token_bytes(checkpoint.config, DTYPES[card.precision]))
+    return CrossEncoder(card, body, POOLS[card.pooling], head)
 
 
 def padded_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
     """Builds a cross-encoder of any other family."""
-    network = read_network(AutoModelForSequenceClassification, checkpoint, attention=None)
+    network, card = read_limited(AutoModelForSequenceClassification, checkpoint, card, attention=None)
+    return Padded(card, network)
+
+
+def read_limited(
+    auto_class: Any, checkpoint: Checkpoint, card: ModelCard, attention: str | None = HOOK
+) -> tuple[Any, ModelCard]:
+    """Reads a network of transformers onto its device, and adds its limits to the card."""
+    network = read_network(auto_class, checkpoint, attention=attention)
     card = limited(card, checkpoint, network)
-    return Padded(card, network.to(card.device))
+    return network.to(card.device), card
 
 
 def limited(card: ModelCard, checkpoint: Checkpoint, network: Any) -> ModelCard:
@@ -199,5 +197,13 @@ def positions_of(network: Any) -> int:
 
 
 def kept_token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """The bytes of one token in a language model's kept prefixes; 0 for all others."""
-    return prefix_token_bytes(config, dtype) if architecture_of(config) in PROMPTS else 0
+    """Counts the bytes of one token's keys and values in all layers; 0 unless a language model keeps them.
+
+    `config` is config.json's.
+    """
+    if architecture_of(config) not in PROMPTS:
+        return 0
+    heads = int(config["num_attention_heads"])
+    size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    width = int(config.get("num_key_value_heads") or heads) * size
+    return 2 * int(config["num_hidden_layers"]) * width * dtype.itemsize

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 from transformers.utils import logging
 
@@ -19,7 +20,7 @@ from rerank_grpc.checkpoints.checkpoint import FLOATS, Checkpoint, read_header
 from rerank_grpc.errors import ModelLoadError
 
 # Reads a weight by its name, in fp32.
-Take: TypeAlias = Callable[[str], torch.Tensor]
+Take: TypeAlias = Callable[[str], Tensor]
 
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
@@ -125,7 +126,7 @@ def find_extents(checkpoint: Checkpoint) -> dict[str, Extent]:
     return extents
 
 
-def read(checkpoint: Checkpoint, name: str, extent: Extent) -> torch.Tensor:
+def read(checkpoint: Checkpoint, name: str, extent: Extent) -> Tensor:
     """Reads one weight in fp32, or raises ModelLoadError if it is not finite."""
     weight = torch.empty(extent.shape, dtype=extent.dtype)
     with extent.path.open("rb") as file:
