@@ -30,9 +30,8 @@ _output = threading.Lock()
 def read_network(auto_class: Any, checkpoint: Checkpoint, *, attention: str | None, **options: Any) -> Any:
     """Loads a checkpoint in its stored precision, on the CPU, in evaluation mode.
 
-    Raises:
-        ModelLoadError: if transformers cannot build it, or if the weights are
-            not all there, of the right shape and finite.
+    Raises ModelLoadError if transformers cannot build it, or unless all weights
+    are there, of the right shape and finite.
     """
     if attention is not None:
         options["attn_implementation"] = attention
@@ -69,16 +68,15 @@ def read_outline(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> tup
     One weight at most is then in memory twice. Files that are not plain are left
     to read_network, with its errors.
     """
-    with quiet():
-        try:
+    try:
+        with quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(
                 checkpoint.directory, local_files_only=True, trust_remote_code=False
             )
-            with torch.device("meta"):
-                network = auto_class.from_config(config, **options)
-            take = reader(checkpoint, network)
-        except Exception:
-            take = None
+            network = auto_class.from_config(config, **options)
+        take = reader(checkpoint, network)
+    except Exception:
+        take = None
     if take is not None:
         return network.eval(), take
     network = read_network(auto_class, checkpoint, attention=None, **options)

@@ -311,6 +311,7 @@ def capturable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(operations, "kernel_for", lambda _: part_by_part)
     made = TorchOperations(torch.device("cpu"), torch.float32, Attention.VARLEN)
     monkeypatch.setattr(loader, "operations_for", lambda *_: made)
+    monkeypatch.setattr(loader, "choose_attention", lambda *_: Attention.VARLEN)
     return load(directory)
 
 
