@@ -17,22 +17,17 @@ CPU = torch.device("cpu")
 class Layout:
     """The parts of a pass, on its device, so laid out that the host need not wait for the device.
 
-    Attributes:
-        starts: where each part begins, and the end; a part may be empty,
-            unless it is the last  # [num_parts + 1] int32
-        longest: no part has more tokens.
-        lengths: those of the parts; () where a captured pass must not depend on them.
-        keys: the layout of the keys that the parts of a decoder see, where
-            some continue a prefix; None where the parts see their own tokens.
-        key_rows: for part after part, the rows of its keys among those that
-            are kept and, behind them, the pass's own  # [num_keys] int32
+    A part may be empty, unless it is the last. Where some parts of a decoder
+    continue a prefix, `keys` lays out the keys that the parts see, and
+    `key_rows` lists their rows, part after part, among those that are kept and,
+    behind them, the pass's own.
     """
 
-    starts: Tensor
-    longest: int
-    lengths: tuple[int, ...] = ()
-    keys: Layout | None = None
-    key_rows: Tensor | None = None
+    starts: Tensor  # where each part begins, and the end  # [num_parts + 1] int32
+    longest: int  # no part has more tokens
+    lengths: tuple[int, ...] = ()  # () where a captured pass must not depend on them
+    keys: Layout | None = None  # None where the parts see their own tokens
+    key_rows: Tensor | None = None  # [num_keys] int32
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], device: torch.device = CPU) -> Layout:

@@ -51,23 +51,14 @@ class PackedTokens:
 
     In the batch of a language model, the prefixes that are not computed yet
     come first, as parts of their own, and the sequences after them.
-
-    Attributes:
-        input_ids: token ids  # [num_tokens] int64, on a GPU int32
-        position_ids: positions within each sequence, from 0, or from the end of
-            the prefix that it continues  # [num_tokens], likewise
-        token_type_ids: segment of each token, 0 or 1  # [num_tokens], likewise
-        layout: the parts; a captured pass reads nothing of it that is on the host.
-        contexts: the prefix that each part continues, if any; empty if none does.
-        prefixes: those of the first parts; the pass fills them.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor
-    token_type_ids: Tensor
-    layout: Layout
-    contexts: tuple[KeysValues | None, ...] = ()
-    prefixes: tuple[KeysValues, ...] = ()
+    input_ids: Tensor  # [num_tokens] int64, on a GPU int32
+    position_ids: Tensor  # in each sequence, from 0 or the end of the prefix that it continues; likewise
+    token_type_ids: Tensor  # the segment of each token, 0 or 1; likewise
+    layout: Layout  # of the parts
+    contexts: tuple[KeysValues | None, ...] = ()  # the prefix that each part continues; () if none does
+    prefixes: tuple[KeysValues, ...] = ()  # those of the first parts; the pass fills them
 
 
 class Model(Protocol):

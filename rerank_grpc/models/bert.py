@@ -1,9 +1,4 @@
-"""The body of BERT, RoBERTa and XLM-RoBERTa over packed sequences.
-
-Transformers' modules compute the same. This body merges query, key and value
-into one product, adds, normalizes and activates without passes of their own,
-and computes the last layer only for the rows that are pooled.
-"""
+"""The body of BERT, RoBERTa and XLM-RoBERTa over packed sequences, with few passes over memory."""
 
 from __future__ import annotations
 
@@ -20,7 +15,7 @@ from rerank_grpc.models.weights import Take
 
 # By family, whether the table of positions reserves the rows up to the padding id's. Such a family
 # has one segment, whatever the tokenizer says.
-FAMILIES = {"bert": False, "roberta": True, "xlm-roberta": True}
+BERT_FAMILIES = {"bert": False, "roberta": True, "xlm-roberta": True}
 
 
 class BertBody:
@@ -37,7 +32,7 @@ class BertBody:
         self._words = weights.table(f"{tables}.word_embeddings")
         self._positions = weights.table(f"{tables}.position_embeddings")
         self._segments: Tensor | None = weights.table(f"{tables}.token_type_embeddings")
-        if FAMILIES[config.model_type]:
+        if BERT_FAMILIES[config.model_type]:
             self._positions = self._positions[config.pad_token_id + 1 :]
             self._words += self._segments[0]
             self._segments = None

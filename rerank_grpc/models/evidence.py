@@ -12,7 +12,7 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import Kind
-from rerank_grpc.models.bert import FAMILIES as BERT_FAMILIES
+from rerank_grpc.models.bert import BERT_FAMILIES
 from rerank_grpc.models.prompts import PROMPTS, Prompt, check_prompt
 from rerank_grpc.types import Scoring
 
@@ -35,10 +35,7 @@ class Evidence:
 
 
 def read_evidence(checkpoint: Checkpoint) -> Evidence:
-    """Reads the nature of a checkpoint.
-
-    Raises ModelLoadError if it cannot be served, or if the catalogue knows it otherwise.
-    """
+    """Reads the nature of a checkpoint; raises ModelLoadError unless it can be served and is as catalogued."""
     prompt = PROMPTS.get(architecture_of(checkpoint.config))
     if prompt is not None:
         evidence = _language_model(checkpoint, prompt)
@@ -66,8 +63,7 @@ def _cross_encoder(checkpoint: Checkpoint) -> Evidence:
     if checkpoint.family == "modernbert":
         named = str(checkpoint.config.get("classifier_pooling", "cls"))
         pooling = POOLING_NAMES.get(named, named)  # transformers refuses another name
-    limit = _max_tokens(checkpoint)
-    return Evidence(Kind.CROSS_ENCODER, checkpoint.family, Scoring.SIGMOID, pooling, limit)
+    return Evidence(Kind.CROSS_ENCODER, checkpoint.family, Scoring.SIGMOID, pooling, _max_tokens(checkpoint))
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

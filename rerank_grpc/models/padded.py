@@ -16,7 +16,7 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models.base import Kind, ModelCard, PackedTokens
-from rerank_grpc.models.weights import quiet
+from rerank_grpc.models.weights import SAFE, quiet
 
 # The tokens of padding that cost about as much as one more pass.
 WORTHWHILE_PADDING = 256
@@ -25,8 +25,8 @@ WORTHWHILE_PADDING = 256
 class Padded:
     """Scores pairs with transformers' own forward pass, e.g. DeBERTa-v2.
 
-    Sequences of like length are padded together, so that a batch costs about as
-    much as its tokens do, which the scheduler and the meter take for granted.
+    Sequences of like length are padded together: the scheduler and the meter take
+    for granted that a batch costs about as much as its tokens do.
     """
 
     def __init__(self, card: ModelCard, network: Any) -> None:
@@ -119,32 +119,27 @@ def _float_output(module: torch.nn.Module, args: object, output: Any) -> Any:
 
 
 def reference_logits(card: ModelCard, query: str, documents: Sequence[str]) -> list[float]:
-    """Scores documents by the tokenizer, batches and attention of transformers, in fp32.
+    """Scores documents as transformers does, in fp32: logits, or cosines for a bi-encoder.
 
-    The result is logits, or cosines for a bi-encoder. The packed pass shares
-    nothing with this but the files.
+    The packed pass shares nothing with this but the files.
     """
     pairs = card.kind is Kind.CROSS_ENCODER
     directory = card.tokenizer_file.parent
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     auto = AutoModelForSequenceClassification if pairs else AutoModel
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
-        network = auto.from_pretrained(directory, dtype=torch.float32, use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **SAFE)
+        network = auto.from_pretrained(directory, dtype=torch.float32, use_safetensors=True, **SAFE)
     network = network.eval().to(card.device)
 
-    def run(*texts: list[str]) -> tuple[Any, Tensor]:
-        batch = tokenizer(
-            *texts, padding=True, truncation=True, max_length=card.max_tokens, return_tensors="pt"
-        ).to(card.device)
-        return network(**batch), batch["attention_mask"]
-
+    texts = ([query] * len(documents), list(documents)) if pairs else ([query, *documents],)
+    batch = tokenizer(
+        *texts, padding=True, truncation=True, max_length=card.max_tokens, return_tensors="pt"
+    ).to(card.device)
     with torch.inference_mode():
+        output = network(**batch)
         if pairs:
-            output, _ = run([query] * len(documents), list(documents))
             return [float(logit) for logit in output.logits[:, 0]]
-        output, mask = run([query, *documents])
-        hidden = output.last_hidden_state
+        hidden, mask = output.last_hidden_state, batch["attention_mask"]
         if card.pooling == "first":
             vectors = hidden[:, 0]
         else:
