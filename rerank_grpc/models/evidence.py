@@ -35,7 +35,7 @@ class Evidence:
 
 
 def read_evidence(checkpoint: Checkpoint) -> Evidence:
-    """Reads the nature of a checkpoint; raises ModelLoadError unless it can be served and is as catalogued."""
+    """Reads the nature of a checkpoint; raises ModelLoadError unless it can be served, as catalogued."""
     prompt = PROMPTS.get(architecture_of(checkpoint.config))
     if prompt is not None:
         evidence = _language_model(checkpoint, prompt)
