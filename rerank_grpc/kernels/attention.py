@@ -8,11 +8,12 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rerank_grpc.kernels.base import Kernel, Layout
@@ -20,11 +21,6 @@ from rerank_grpc.kernels.device import DTYPES
 
 log = logging.getLogger(__name__)
 
-# The kernels for variable lengths: 16 bits, from Ampere on, heads that are whole lines of memory.
-KERNEL_PRECISIONS = ("bf16", "fp16")
-KERNEL_CAPABILITY = (8, 0)
-LARGEST_HEAD = 256
-HEAD_MULTIPLE = 8
 # Of the mean of a few normal values in 16 bits; another mask is off by much more.
 TOLERANCE = 0.05
 
@@ -64,22 +60,19 @@ def choose_attention(device: torch.device, precision: str, config: Mapping[str, 
 
 
 def kernels_take(capability: tuple[int, int] | None, precision: str, head_size: int) -> bool:
-    """Whether the kernels for variable lengths take such heads; `capability` is None on the CPU."""
-    return (
-        capability is not None
-        and capability >= KERNEL_CAPABILITY
-        and precision in KERNEL_PRECISIONS
-        and head_size <= LARGEST_HEAD
-        and head_size % HEAD_MULTIPLE == 0
-    )
+    """Whether the kernels for variable lengths take such heads; `capability` is None on the CPU.
+
+    They compute in 16 bits, from Ampere on, with heads that are whole lines of memory.
+    """
+    if capability is None or capability < (8, 0) or precision not in ("bf16", "fp16"):
+        return False
+    return head_size <= 256 and head_size % 8 == 0
 
 
 @cache
 def installed() -> tuple[Attention, ...]:
     """Lists the kernels that can be imported here, the fastest first."""
-    return tuple(
-        attention for attention, module in MODULES.items() if importlib.util.find_spec(module) is not None
-    )
+    return tuple(attention for attention, module in MODULES.items() if importlib.util.find_spec(module))
 
 
 def works(attention: Attention, device: torch.device, precision: str, head_size: int) -> bool:
@@ -90,76 +83,61 @@ def works(attention: Attention, device: torch.device, precision: str, head_size:
     """
     query, key, value = torch.randn(3, 5, 1, head_size, generator=torch.Generator().manual_seed(0))
     query = query[2:]
-    queries, keys = (
-        Layout(torch.tensor(starts, dtype=torch.int32).to(device), longest)
-        for starts, longest in (((0, 1, 3), 2), ((0, 1, 5), 4))
-    )
-    rows = [each.to(device, DTYPES[precision]) for each in (query, key, value)]
+    q, k, v = (each.to(device, DTYPES[precision]) for each in (query, key, value))
     try:
         kernel = kernel_for(attention)
         assert kernel is not None
-        found = kernel(rows[0], rows[1], rows[2], queries, keys, causal=True).float().cpu()
+        queries, keys = Layout.of((1, 2), device), Layout.of((1, 4), device)
+        found = kernel(q, k, v, queries, keys, causal=True).float().cpu()
     except Exception as error:
         log.warning("attention %s does not run on %s (%s)", attention.label, device, type(error).__name__)
         return False
     seen = torch.ones(2, 4, dtype=torch.bool).tril(2)
-    last = [each.transpose(0, 1) for each in (query[1:], key[1:], value[1:])]
-    expected = scaled_dot_product_attention(last[0], last[1], last[2], attn_mask=seen).transpose(0, 1)
-    right = torch.allclose(found, torch.cat([value[:1], expected]), rtol=0, atol=TOLERANCE)
-    if not right:
-        log.warning("attention %s computes something else on %s", attention.label, device)
-    return right
+    q, k, v = (each[1:].transpose(0, 1) for each in (query, key, value))
+    second = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1)
+    if torch.allclose(found, torch.cat([value[:1], second]), rtol=0, atol=TOLERANCE):
+        return True
+    log.warning("attention %s computes something else on %s", attention.label, device)
+    return False
 
 
 @cache
 def kernel_for(attention: Attention) -> Kernel | None:
     """The kernel that attends in one call; None where parts are attended one by one."""
-    if attention is Attention.VARLEN:
-        return _varlen()
-    return _flash_attn() if attention is Attention.FLASH else None
-
-
-def _varlen() -> Kernel:
-    module: Any = importlib.import_module(MODULES[Attention.VARLEN])
-    function = module.varlen_attn
+    if attention not in MODULES:
+        return None
+    module: Any = importlib.import_module(MODULES[attention])
+    if attention is Attention.FLASH:
+        return _kernel(module.flash_attn_varlen_func, _flash_options)
     # torch 2.11 takes fewer heads for keys without being told, later ones want to be.
-    told = "enable_gqa" in inspect.signature(function).parameters
-
-    def options(*, causal: bool, window: int | None, scale: float | None, grouped: bool) -> dict[str, Any]:
-        found = {"scale": scale, "window_size": window_of(causal=causal, window=window)}
-        return found | ({"enable_gqa": True} if told and grouped else {})
-
-    return _kernel(function, options)
+    told = "enable_gqa" in inspect.signature(module.varlen_attn).parameters
+    return _kernel(module.varlen_attn, partial(_varlen_options, told=told))
 
 
-def _flash_attn() -> Kernel:
-    module: Any = importlib.import_module(MODULES[Attention.FLASH])
-
-    def options(*, causal: bool, window: int | None, scale: float | None, grouped: bool) -> dict[str, Any]:
-        wide = (-1, -1) if causal else window_of(causal=False, window=window)
-        return {"softmax_scale": scale, "causal": causal, "window_size": wide}
-
-    return _kernel(module.flash_attn_varlen_func, options)
+def _varlen_options(
+    *, grouped: bool, told: bool, causal: bool = False, window: int | None = None, scale: float | None = None
+) -> dict[str, Any]:
+    options = {"scale": scale, "window_size": window_of(causal=causal, window=window)}
+    return options | ({"enable_gqa": True} if told and grouped else {})
 
 
-def _kernel(function: Callable[..., torch.Tensor], options: Callable[..., dict[str, Any]]) -> Kernel:
+def _flash_options(
+    *, grouped: bool, causal: bool = False, window: int | None = None, scale: float | None = None
+) -> dict[str, Any]:
+    wide = (-1, -1) if causal else window_of(causal=False, window=window)
+    return {"softmax_scale": scale, "causal": causal, "window_size": wide}
+
+
+def _kernel(function: Callable[..., Tensor], options: Callable[..., dict[str, Any]]) -> Kernel:
     """Makes a kernel of a library's function; `options` translates a Kernel's options to its own."""
 
     def kernel(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        queries: Layout,
-        keys: Layout,
-        *,
-        causal: bool = False,
-        window: int | None = None,
-        scale: float | None = None,
-    ) -> torch.Tensor:
+        query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout, **asked: Any
+    ) -> Tensor:
         grouped = query.shape[1] != key.shape[1]
         return function(
             *(query, key, value, queries.starts, keys.starts, queries.longest, keys.longest),
-            **options(causal=causal, window=window, scale=scale, grouped=grouped),
+            **options(grouped=grouped, **asked),
         )
 
     return kernel
@@ -172,9 +150,7 @@ def window_of(*, causal: bool, window: int | None) -> tuple[int, int]:
     return (-1, -1) if window is None else (window - 1, window - 1)
 
 
-def attend_by_length(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Layout, keys: Layout
-) -> torch.Tensor:
+def attend_by_length(query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout) -> Tensor:
     """Attends both ways as a Kernel does, by one call for neighbours of equal length.
 
     The layouts must hold the lengths.

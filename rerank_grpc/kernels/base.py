@@ -7,66 +7,51 @@ from itertools import accumulate
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from torch.nn.functional import layer_norm
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The parts of a pass, on its device.
+    """The parts of a pass, on its device, so laid out that the host need not wait for the device.
 
-    The host knows only what `longest` and `lengths` say, so that nothing of
-    the device need be waited for.
-
-    Attributes:
-        starts: where each part begins, and the end; a part may be empty,
-            unless it is the last  # [num_parts + 1] int32
-        longest: no part has more tokens.
-        lengths: those of the parts; () where a captured pass must not depend on them.
-        keys: the layout of the keys that the parts of a decoder see, where
-            some continue a prefix; None where the parts see their own tokens.
-        key_rows: for part after part, the rows of its keys among those that
-            are kept and, behind them, the pass's own  # [num_keys] int32
+    A part may be empty, unless it is the last. Where some parts of a decoder
+    continue a prefix, `keys` lays out the keys that the parts see, and
+    `key_rows` lists their rows, part after part, among those that are kept and,
+    behind them, the pass's own.
     """
 
-    starts: torch.Tensor
-    longest: int
-    lengths: tuple[int, ...] = ()
-    keys: Layout | None = None
-    key_rows: torch.Tensor | None = None
+    starts: Tensor  # where each part begins, and the end  # [num_parts + 1] int32
+    longest: int  # no part has more tokens
+    lengths: tuple[int, ...] = ()  # () where a captured pass must not depend on them
+    keys: Layout | None = None  # None where the parts see their own tokens
+    key_rows: Tensor | None = None  # [num_keys] int32
 
     @classmethod
-    def of(cls, lengths: tuple[int, ...]) -> Layout:
-        """The layout of parts on the CPU."""
-        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(starts, max(lengths, default=0), lengths)
+    def of(cls, lengths: tuple[int, ...], device: torch.device = CPU) -> Layout:
+        """Lays out parts of these lengths, of which none continues a prefix."""
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
+        return cls(starts, max(lengths), lengths)
 
     @property
-    def firsts(self) -> torch.Tensor:
+    def firsts(self) -> Tensor:
         """The first row of each part; 0 for empty parts at the beginning  # [num_parts]."""
         return self.starts[:-1]
 
-    def lasts(self, skip: int) -> torch.Tensor:
-        """The last row of each part after the first `skip`  # [num_parts - skip]."""
-        return self.starts[1 + skip :] - 1
-
     def singles(self) -> Layout:
-        """A layout of as many parts with one token each: the queries of the first rows."""
-        count = len(self.starts) - 1
-        places = torch.arange(count + 1, dtype=self.starts.dtype, device=self.starts.device)
+        """Lays out as many parts with one token each: the queries of the first rows."""
+        places = torch.arange(len(self.starts), dtype=self.starts.dtype, device=self.starts.device)
         return Layout(places, 1, (1,) * len(self.lengths))
 
 
 @dataclass(slots=True)
 class KeysValues:
-    """The keys and values of a prefix and of all prefixes before it.
+    """The keys and values of a prefix and of all prefixes before it."""
 
-    Attributes:
-        tokens: the number of tokens, and so the position of the next one.
-        layers: keys and values of each layer  # [1, key heads, tokens, size]
-    """
-
-    tokens: int
-    layers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    tokens: int  # and so the position of the next one
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # [1, key heads, tokens, size] each
 
 
 class Kernel(Protocol):
@@ -74,16 +59,16 @@ class Kernel(Protocol):
 
     def __call__(
         self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
         queries: Layout,
         keys: Layout,
         *,
         causal: bool = False,
         window: int | None = None,
         scale: float | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Query is  # [num_tokens, heads, size], key and value  # [num_keys, key heads, size].
 
         The queries of part i see the keys of part i: all of them, with `window`
@@ -96,46 +81,36 @@ class Kernel(Protocol):
 class Linear(Protocol):
     """Multiplies rows by a weight, adds a bias, and perhaps applies GELU."""
 
-    def __call__(self, rows: torch.Tensor, /) -> torch.Tensor:
+    def __call__(self, rows: Tensor, /) -> Tensor:
         """[num_rows, inputs] → [num_rows, outputs], in the type of the rows."""
 
 
 class AddNorm(Protocol):
     """Adds two matrices and normalizes the rows of the sum."""
 
-    def __call__(self, rows: torch.Tensor, residual: torch.Tensor, /) -> torch.Tensor:
+    def __call__(self, rows: Tensor, residual: Tensor, /) -> Tensor:
         """[num_rows, hidden] twice → [num_rows, hidden]."""
 
 
 class Operations(Protocol):
     """Lays out the weights of a network for one device; they come in fp32, on the CPU."""
 
-    def table(self, weight: torch.Tensor) -> torch.Tensor:
+    def table(self, weight: Tensor) -> Tensor:
         """Lays out a table of embeddings, as a tensor of the caller's own."""
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor, *, gelu: bool = False) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Linear:
         """Lays out a linear layer, with GELU behind it if `gelu`."""
 
-    def norm(self, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> AddNorm:
+    def norm(self, weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
         """Lays out a norm and the sum before it."""
 
     def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        queries: Layout,
-        keys: Layout,
-        heads: int,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout, heads: int
+    ) -> Tensor:
         """Attends within each part, both ways; all are  # [num_rows, heads · size]."""
 
 
-def plain_norm(weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> AddNorm:
+def plain_norm(weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
     """Makes an AddNorm of torch's operations, which rounds the sum to the type of the rows."""
     shape = weight.shape
-
-    def add_norm(rows: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return layer_norm(rows + residual, shape, weight, bias, epsilon)
-
-    return add_norm
+    return lambda rows, residual: layer_norm(rows + residual, shape, weight, bias, epsilon)

@@ -1,12 +1,4 @@
-"""Attention that a bidirectional call over whole parts does not do: in a window, or causal behind a prefix.
-
-A part of a causal pass may continue a prefix that was computed before or is
-computed in the same pass. GatheredParts copies the keys of a prefix before the
-keys of each part and attends by one call. Two passes merged by the log-sum-exp
-of their scores would read a prefix once, but cost two kernels and a merge for
-each layer and round the weights to 16 bits twice; a copy is a hundredth of a
-pass, and exact.
-"""
+"""Attention that one call over whole parts, both ways, cannot do: in a window, or causal behind a prefix."""
 
 from __future__ import annotations
 
@@ -14,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rerank_grpc.kernels.base import Kernel, KeysValues, Layout
@@ -28,12 +21,12 @@ MASK_ROWS = 128
 
 
 def attend_window(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None, window: int | None
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+) -> Tensor:
     """Attends within one part, both ways  # [1, heads, num_tokens, size].
 
-    With `window`, token i sees token j where |i - j| < window, as `sliding_window`
-    of transformers means it; the time then grows with the length, not its square.
+    With `window`, token i sees token j where |i - j| < window, and the time grows
+    with the length, not its square.
     """
     length = query.shape[2]
     if window is None or length <= window:
@@ -50,49 +43,36 @@ def attend_window(
 
 
 class CausalParts:
-    """Attends causally, part by part.
+    """Attends causally, part by part, behind the prefix of `contexts` that each part continues, if any.
 
-    Attributes:
-        contexts: the prefix that each part continues; None for a part that
-            begins at position 0.
-        prefixes: the first parts are prefixes. They leave their keys and values
-            here, where later parts of the same pass find them.
+    The first parts leave their keys and values in `prefixes`, where later parts
+    of the same pass find them.
     """
 
     def __init__(self, contexts: Contexts, prefixes: tuple[KeysValues, ...], layout: Layout) -> None:
-        self.contexts = contexts
-        self.prefixes = prefixes
+        self._contexts = contexts
+        self._prefixes = prefixes
         self._lengths = layout.lengths
-        self._masks: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._masks: dict[tuple[int, int, int], Tensor] = {}
 
     def attend_causal(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
-    ) -> torch.Tensor:
-        """Attends to earlier positions and to the prefix.
-
-        Query, key and value are  # [1, heads, num_tokens, size], with fewer heads
-        for key and value; the result is  # [1, num_tokens, heads, size].
-        """
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Tensor:
+        """[1, heads, num_tokens, size], with fewer heads for key and value → [1, num_tokens, heads, size]."""
         mixed = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
-        parts = zip(
-            self.contexts,
-            *(each.split(self._lengths, dim=2) for each in (query, key, value)),
-            mixed.split(self._lengths, dim=1),
-            strict=True,
-        )
+        q, k, v = (each.split(self._lengths, dim=2) for each in (query, key, value))
+        parts = zip(self._contexts, q, k, v, mixed.split(self._lengths, dim=1), strict=True)
         for index, (context, q, k, v, out) in enumerate(parts):
             if context is not None:
                 kept_k, kept_v = context.layers[layer]
                 k, v = _join(kept_k, k), _join(kept_v, v)
-            if index < len(self.prefixes):
+            if index < len(self._prefixes):
                 # Copies: a view would keep the keys of the whole batch.
-                self.prefixes[index].layers.append((k.clone(), v.clone()))
+                self._prefixes[index].layers.append((k.clone(), v.clone()))
             self._attend_part(q, k, v, scale, out)
         return mixed
 
-    def _attend_part(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, out: torch.Tensor
-    ) -> None:
+    def _attend_part(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, out: Tensor) -> None:
         """Attends from one part to its prefix and itself, into `out`  # [1, rows, heads, size]."""
         heads, rows, size = q.shape[1:]
         groups, columns = k.shape[1:3]
@@ -108,13 +88,12 @@ class CausalParts:
             # The query heads that share a key head become rows beside each other: keys are read once.
             folded = block.reshape(1, groups, repeats * height, size)
             mask = self._mask(height, seen, repeats, q)
-            mixed = scaled_dot_product_attention(
-                folded, k[:, :, :seen], v[:, :, :seen], attn_mask=mask, scale=scale
-            )
+            keys, values = k[:, :, :seen], v[:, :, :seen]
+            mixed = scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
             target = out[0, start : start + height].unflatten(1, (groups, repeats))
             target.copy_(mixed[0].unflatten(1, (repeats, height)).permute(2, 0, 1, 3))
 
-    def _mask(self, rows: int, columns: int, repeats: int, like: torch.Tensor) -> torch.Tensor:
+    def _mask(self, rows: int, columns: int, repeats: int, like: Tensor) -> Tensor:
         """The last rows of a causal mask, made once for all layers  # [repeats * rows, columns]."""
         mask = self._masks.get((rows, columns, repeats))
         if mask is None:
@@ -124,7 +103,7 @@ class CausalParts:
         return mask
 
 
-def _join(kept: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def _join(kept: Tensor, own: Tensor) -> Tensor:
     """Puts keys, or values, behind others  # [1, key heads, tokens, size].
 
     In memory tokens come before heads, and joined this way, whole blocks are copied.
@@ -142,7 +121,7 @@ def kept_of(contexts: Contexts, prefixes: tuple[KeysValues, ...]) -> list[KeysVa
 def key_ranges(
     contexts: Contexts, prefixes: tuple[KeysValues, ...], lengths: Sequence[int]
 ) -> list[list[range]]:
-    """For each part, where its keys lie among the kept ones (see kept_of) and the pass's own behind them."""
+    """For each part, where its keys lie among those of kept_of and, behind them, the pass's own."""
     found: dict[int, list[range]] = {}
     end = 0
     for kept in kept_of(contexts, prefixes):
@@ -161,7 +140,10 @@ def key_ranges(
 class GatheredParts:
     """Attends causally as CausalParts does, by one call of a kernel for all parts.
 
-    `layout.keys` is made of key_ranges, or None if no part continues a prefix.
+    `layout.keys` is made of key_ranges, or None if no part continues a prefix. The
+    keys of a prefix are copied before those of each part: a hundredth of a pass,
+    and exact. Two passes merged by the log-sum-exp of their scores would cost two
+    kernels and a merge for each layer, and round the weights to 16 bits twice.
     """
 
     def __init__(
@@ -174,29 +156,29 @@ class GatheredParts:
         self._kernel = kernel
 
     def attend_causal(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
-    ) -> torch.Tensor:
-        """Takes and returns tensors as CausalParts.attend_causal does."""
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Tensor:
+        """[1, heads, num_tokens, size], with fewer heads for key and value → [1, num_tokens, heads, size]."""
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [num_tokens, heads, size]
         keys, seen = self._layout, self._layout.lengths
         if self._layout.keys is not None:
-            k, v = (self._gather(layer, index, own) for index, own in enumerate((k, v)))
+            k, v = self._gather(layer, 0, k), self._gather(layer, 1, v)
             keys, seen = self._layout.keys, self._layout.keys.lengths
         self._leave(k, v, seen)
         return self._kernel(q, k, v, self._layout, keys, causal=True, scale=scale)[None]
 
-    def _gather(self, layer: int, index: int, own: torch.Tensor) -> torch.Tensor:
+    def _gather(self, layer: int, index: int, own: Tensor) -> Tensor:
         """Lays out the keys, or the values, that each part sees  # [num_keys, key heads, size]."""
         assert self._layout.key_rows is not None
         kept = [each.layers[layer][index][0].transpose(0, 1) for each in self._kept]
         return torch.cat([*kept, own]).index_select(0, self._layout.key_rows)
 
-    def _leave(self, key: torch.Tensor, value: torch.Tensor, seen: tuple[int, ...]) -> None:
+    def _leave(self, key: Tensor, value: Tensor, seen: tuple[int, ...]) -> None:
         """Gives the prefixes, which are the first parts, copies of their keys and values."""
         end = 0
         for prefix, length in zip(self._prefixes, seen, strict=False):
-            own = [each[end : end + length].clone().transpose(0, 1)[None] for each in (key, value)]
-            prefix.layers.append((own[0], own[1]))
+            k, v = (each[end : end + length].clone().transpose(0, 1)[None] for each in (key, value))
+            prefix.layers.append((k, v))
             end += length
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 from torch.nn.functional import gelu as activate
 from torch.nn.functional import layer_norm, linear
 
@@ -16,10 +17,7 @@ from rerank_grpc.kernels.base import AddNorm, Layout, Linear, plain_norm
 
 log = logging.getLogger(__name__)
 
-Compiled: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
-
-# A single row is a case of its own for Inductor; any other number is one case.
-WARM_ROWS = (1, 64)
+Compiled: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
 class TorchOperations:
@@ -30,17 +28,17 @@ class TorchOperations:
         self._dtype = dtype
         self._kernel = kernel_for(attention) or attend_by_length
 
-    def table(self, weight: torch.Tensor) -> torch.Tensor:
+    def table(self, weight: Tensor) -> Tensor:
         return weight.to(self._device, self._dtype)
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor, *, gelu: bool = False) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Linear:
         # cuBLAS adds the bias in the product, and fuses no GELU with it
         held, added = self.table(weight), self.table(bias)
         if gelu:
             return lambda rows: activate(linear(rows, held, added))
-        return lambda rows: linear(rows, held, added)
+        return partial(linear, weight=held, bias=added)
 
-    def norm(self, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> AddNorm:
+    def norm(self, weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
         compiled = None
         if self._device.type == "cuda":
             compiled = compiled_add_norm(self._device, self._dtype, len(weight), epsilon)
@@ -51,21 +49,13 @@ class TorchOperations:
         return lambda rows, residual: compiled(rows, residual, held, added, epsilon)
 
     def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        queries: Layout,
-        keys: Layout,
-        heads: int,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout, heads: int
+    ) -> Tensor:
         q, k, v = (rows.unflatten(1, (heads, -1)) for rows in (query, key, value))
         return self._kernel(q, k, v, queries, keys).flatten(1)
 
 
-def add_norm(
-    rows: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
-) -> torch.Tensor:
+def add_norm(rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Normalizes the rows of a sum in fp32, whatever their type; weight and bias are fp32."""
     total = rows.float() + residual.float()
     return layer_norm(total, weight.shape, weight, bias, epsilon).to(rows.dtype)
@@ -90,7 +80,7 @@ def compiled_add_norm(
 @torch.inference_mode()  # as the passes are: code that is compiled without would be compiled again within
 def _call(compiled: Compiled, device: torch.device, dtype: torch.dtype, width: int, epsilon: float) -> None:
     weight = torch.ones(width, device=device)
-    for count in WARM_ROWS:
+    for count in (1, 64):  # one row is a case of its own for Inductor; all other numbers are one case
         rows, residual = (torch.zeros(count, width, dtype=dtype, device=device) for _ in range(2))
         if count > 1:
             torch._dynamo.mark_dynamic(rows, 0)

@@ -1,8 +1,6 @@
 """The kernels of kernels.c, compiled at load where the machine has both the instructions and a compiler.
 
-Without them torch's own operations give the same results, slower. The compiled
-file is kept in the user's cache folder, under a name made of the digest of the
-source, the flags and the compiler's version.
+Without them torch's own operations give the same results, slower.
 """
 
 from __future__ import annotations
@@ -15,9 +13,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,8 @@ FLAGS = (
     *("-O3", "-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512"),
     *("-fopenmp", "-fPIC", "-shared"),
 )
-CACHE = Path(".cache") / "rerank-grpc"
 COMPILE_SECONDS = 60
-ALIGNMENT = 64
+CACHE_LINE = 64  # bytes
 
 _int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -36,9 +36,8 @@ _int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ct
 def instructions() -> bool:
     """Whether the CPU has the kernels' instructions, and no AMX, with which torch's own are faster."""
     cpu = torch.cpu
-    return bool(
-        cpu._is_avx512_bf16_supported() and cpu._is_vnni_supported() and not cpu._is_amx_tile_supported()
-    )
+    has_both = cpu._is_avx512_bf16_supported() and cpu._is_vnni_supported()
+    return bool(has_both and not cpu._is_amx_tile_supported())
 
 
 @functools.cache
@@ -58,31 +57,28 @@ def kernels() -> Kernels | None:
 
 
 def _compiled(compiler: str) -> Path:
-    version = subprocess.run(
-        [compiler, "--version"], check=True, capture_output=True, timeout=COMPILE_SECONDS
-    ).stdout
+    """Compiles kernels.c once for a source, flags and a version of the compiler, which name the file."""
+    version = _run(compiler, "--version")
     key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, *(flag.encode() for flag in FLAGS)]))
-    name = f"kernels-{key.hexdigest()[:16]}.so"
     folder = cache_folder()
-    path = folder / name
+    path = folder / f"kernels-{key.hexdigest()[:16]}.so"
     if path.is_file() and path.stat().st_uid == os.getuid():
         return path
     with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        made = Path(unfinished) / name
-        subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(made)],
-            check=True,
-            capture_output=True,
-            timeout=COMPILE_SECONDS,
-        )
+        made = Path(unfinished) / path.name
+        _run(compiler, *FLAGS, str(SOURCE), "-o", str(made))
         made.replace(path)
     return path
+
+
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS).stdout
 
 
 def cache_folder() -> Path:
     """A folder that only this user can write to: the code in it is run."""
     try:
-        folder = Path.home() / CACHE
+        folder = Path.home() / ".cache" / "rerank-grpc"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(folder, os.W_OK) and not folder.stat().st_mode & 0o022:
             return folder
@@ -96,43 +92,35 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        self._pack_int8 = library.pack_int8
-        self._pack_int8.argtypes = [_pointer, _long, _long, _pointer]
-        self._quantize = library.quantize
-        self._quantize.argtypes = [_pointer, _long, _long, *[_pointer] * 4, _int]
-        self._linear_int8 = library.linear_int8
-        self._linear_int8.argtypes = [*[_pointer] * 9, _long, _long, _long, _int, _int]
-        self._add_norm = library.add_norm
-        self._add_norm.argtypes = [*[_pointer] * 4, _float, _long, _long, _pointer, _int]
-        self._attention = library.attention
-        self._attention.argtypes = [
+
+        def function(name: str, *arguments: Any, result: Any = None) -> Callable[..., Any]:
+            found = library[name]
+            found.argtypes, found.restype = arguments, result
+            return found
+
+        self._pack_int8 = function("pack_int8", _pointer, _long, _long, _pointer)
+        self._quantize = function("quantize", _pointer, _long, _long, *[_pointer] * 4, _int)
+        self._linear_int8 = function("linear_int8", *[_pointer] * 9, _long, _long, _long, _int, _int)
+        self._add_norm = function("add_norm", *[_pointer] * 4, _float, _long, _long, _pointer, _int)
+        self._attention = function(
+            "attention",
             *(_pointer, _long, _pointer, _pointer, _long, _pointer, _long, _pointer, _pointer),
             *(_long, _long, _long, _float, _int),
-        ]
-        for name in ("_pack_int8", "_quantize", "_linear_int8", "_add_norm"):
-            getattr(self, name).restype = None
+            result=_int,
+        )
 
-    def pack_int8(self, weight: torch.Tensor) -> torch.Tensor:
+    def pack_int8(self, weight: Tensor) -> Tensor:
         """Lays an int8 weight  # [n, k]  out for linear_int8; n is a multiple of 64, k of 16."""
         n, k = weight.shape
-        packed = aligned(n * k)
+        buffer = torch.empty(n * k + CACHE_LINE, dtype=torch.uint8)
+        packed = buffer[-buffer.data_ptr() % CACHE_LINE :][: n * k]
         self._pack_int8(weight.contiguous().data_ptr(), n, k, packed.data_ptr())
         return packed
 
     def linear_int8(
-        self,
-        rows: torch.Tensor,
-        packed: torch.Tensor,
-        scales: torch.Tensor,
-        weight_sums: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        gelu: bool,
-    ) -> torch.Tensor:
-        """Quantizes bf16 rows  # [m, k]  each with its own scale and middle, and multiplies.
-
-        Returns bf16  # [m, n].
-        """
+        self, rows: Tensor, packed: Tensor, scales: Tensor, weight_sums: Tensor, bias: Tensor, *, gelu: bool
+    ) -> Tensor:
+        """Quantizes rows, each with its own scale and middle, and multiplies  # bf16 [m, k] → [m, n]."""
         (m, k), n, threads = rows.shape, len(scales), torch.get_num_threads()
         quantized = torch.empty(m, k, dtype=torch.int8)
         row_scales, middles, sums = torch.empty(m), torch.empty(m), torch.empty(m, dtype=torch.int32)
@@ -147,13 +135,8 @@ class Kernels:
         return out
 
     def add_norm(
-        self,
-        rows: torch.Tensor,
-        residual: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        epsilon: float,
-    ) -> torch.Tensor:
+        self, rows: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> Tensor:
         """Normalizes the sum of two bf16 matrices row by row; weight and bias are fp32."""
         out = torch.empty_like(rows)
         self._add_norm(
@@ -163,14 +146,8 @@ class Kernels:
         return out
 
     def attention(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        query_starts: torch.Tensor,
-        key_starts: torch.Tensor,
-        heads: int,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor, heads: int
+    ) -> Tensor:
         """Attends within each part, both ways; all are bf16  # [rows, heads · size].
 
         `key` and `value` have one stride. `*_starts` hold where each sequence
@@ -187,10 +164,3 @@ class Kernels:
         if failed:
             raise MemoryError
         return out
-
-
-def aligned(size: int) -> torch.Tensor:
-    """Unsigned bytes that begin where a cache line does."""
-    buffer = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-    offset = -buffer.data_ptr() % ALIGNMENT
-    return buffer[offset : offset + size]

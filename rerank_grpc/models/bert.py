@@ -1,15 +1,11 @@
-"""The body of BERT, RoBERTa and XLM-RoBERTa over packed sequences.
-
-Transformers' modules compute the same. This body merges query, key and value
-into one product, adds, normalizes and activates without passes of their own,
-and computes the last layer only for the rows that are pooled.
-"""
+"""The body of BERT, RoBERTa and XLM-RoBERTa over packed sequences, with few passes over memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import embedding
 from transformers.activations import ACT2FN
 
@@ -19,15 +15,13 @@ from rerank_grpc.models.weights import Take
 
 # By family, whether the table of positions reserves the rows up to the padding id's. Such a family
 # has one segment, whatever the tokenizer says.
-FAMILIES = {"bert": False, "roberta": True, "xlm-roberta": True}
+BERT_FAMILIES = {"bert": False, "roberta": True, "xlm-roberta": True}
 
 
 class BertBody:
-    """Runs the layers of one model.
+    """Runs the layers of one model, whose weights have the names of transformers' modules behind `prefix`.
 
-    `take` reads a weight by its name, which is `prefix` and the name in
-    transformers' module; each is taken once. With `first_only` the result is
-    the first row of each sequence  # [num_sequences, hidden].
+    With `first_only` the result is the first row of each sequence  # [num_sequences, hidden].
     """
 
     def __init__(
@@ -37,8 +31,8 @@ class BertBody:
         tables = f"{prefix}embeddings"
         self._words = weights.table(f"{tables}.word_embeddings")
         self._positions = weights.table(f"{tables}.position_embeddings")
-        self._segments: torch.Tensor | None = weights.table(f"{tables}.token_type_embeddings")
-        if FAMILIES[config.model_type]:
+        self._segments: Tensor | None = weights.table(f"{tables}.token_type_embeddings")
+        if BERT_FAMILIES[config.model_type]:
             self._positions = self._positions[config.pad_token_id + 1 :]
             self._words += self._segments[0]
             self._segments = None
@@ -49,14 +43,13 @@ class BertBody:
             kinds[-1] = FirstRowLayer
         self._layers = [kind(weights, name) for kind, name in zip(kinds, names, strict=True)]
 
-    def __call__(self, packed: PackedTokens) -> torch.Tensor:
-        layout = packed.layout_of_parts()
+    def __call__(self, packed: PackedTokens) -> Tensor:
         rows = embedding(packed.input_ids, self._words)
         if self._segments is not None:
             rows += embedding(packed.token_type_ids, self._segments)
         rows = self._norm(rows, embedding(packed.position_ids, self._positions))
         for layer in self._layers:
-            rows = layer(rows, layout)
+            rows = layer(rows, packed.layout)
         return rows
 
 
@@ -68,7 +61,7 @@ class Weights:
         self.operations = operations
         self.take = take
 
-    def table(self, name: str) -> torch.Tensor:
+    def table(self, name: str) -> Tensor:
         return self.operations.table(self.take(f"{name}.weight"))
 
     def linear(self, *names: str, gelu: bool = False) -> Linear:
@@ -103,7 +96,7 @@ class Layer:
         self._down = weights.linear(f"{name}.output.dense")
         self._norm = weights.norm(f"{name}.output.LayerNorm")
 
-    def __call__(self, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def __call__(self, rows: Tensor, layout: Layout) -> Tensor:
         """[num_tokens, hidden] → the same."""
         query, key, value = self._merged(rows).split(self._width, dim=1)
         return self._feed(self._attend(query, key, value, layout, layout, self._heads), rows)
@@ -111,7 +104,7 @@ class Layer:
     def _lay_out_attention(self, weights: Weights, name: str) -> None:
         self._merged = weights.linear(f"{name}.query", f"{name}.key", f"{name}.value")
 
-    def _feed(self, mixed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _feed(self, mixed: Tensor, rows: Tensor) -> Tensor:
         rows = self._attention_norm(self._out(mixed), rows)
         return self._norm(self._down(self._up(rows)), rows)
 
@@ -119,7 +112,7 @@ class Layer:
 class FirstRowLayer(Layer):
     """The same for the first row of each sequence, which still attends to all rows."""
 
-    def __call__(self, rows: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def __call__(self, rows: Tensor, layout: Layout) -> Tensor:
         """[num_tokens, hidden] → [num_sequences, hidden]."""
         key, value = self._merged(rows).split(self._width, dim=1)
         rows = rows.index_select(0, layout.firsts)

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from rerank_grpc.models.base import ModelCard, PackedTokens
 
-
-class Body(Protocol):
-    """The layers of a network, up to its last rows."""
-
-    def __call__(self, packed: PackedTokens, /) -> torch.Tensor:
-        """Runs one pass over all sequences  # [num_tokens, hidden]."""
-
-
+# The layers of a network, up to its last rows  # [num_tokens, hidden]
+Body: TypeAlias = Callable[[PackedTokens], Tensor]
 # From the last rows to  # [num_sequences, hidden] float32
-Pool: TypeAlias = Callable[[torch.Tensor, PackedTokens], torch.Tensor]
+Pool: TypeAlias = Callable[[Tensor, PackedTokens], Tensor]
 # From those to logits  # [num_sequences, 1]
-Head: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+Head: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(eq=False)
@@ -35,7 +30,7 @@ class CrossEncoder:
     head: Head
 
     @torch.inference_mode()
-    def forward(self, packed: PackedTokens) -> torch.Tensor:
+    def forward(self, packed: PackedTokens) -> Tensor:
         return self.head(self.pool(self.body(packed), packed))
 
 
@@ -48,26 +43,47 @@ class BiEncoder:
     pool: Pool
 
     @torch.inference_mode()
-    def forward(self, packed: PackedTokens) -> torch.Tensor:
+    def forward(self, packed: PackedTokens) -> Tensor:
         return normalize(self.pool(self.body(packed), packed))
 
 
-def first_rows(rows: torch.Tensor, packed: PackedTokens) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """Scores by the next token: a product with one row  # [hidden] float32."""
+
+    row: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, answers: tuple[int, ...]) -> AnswerHead:
+        """Picks the rows of the answers' token ids out of the head of a language model.
+
+        With two answers the logit is the first's less the second's, so that its
+        sigmoid is the softmax over both.
+        """
+        rows = weight[list(answers)].float()  # [num_answers, hidden]
+        return cls(rows[0] - rows[1] if len(rows) == 2 else rows[0].clone())
+
+    def __call__(self, last: Tensor) -> Tensor:
+        """[num_sequences, hidden] → [num_sequences, 1]."""
+        return (last @ self.row)[:, None]
+
+
+def first_rows(rows: Tensor, packed: PackedTokens) -> Tensor:
     """Picks the row of each sequence's first token."""
-    return rows.index_select(0, packed.layout_of_parts().firsts).float()
+    return rows.index_select(0, packed.layout.firsts).float()
 
 
-def mean_rows(rows: torch.Tensor, packed: PackedTokens) -> torch.Tensor:
+def mean_rows(rows: Tensor, packed: PackedTokens) -> Tensor:
     """Averages the rows of each sequence."""
-    return torch.stack([own.float().mean(dim=0) for own in rows.split(packed.lengths)])
+    return torch.stack([own.float().mean(dim=0) for own in rows.split(packed.layout.lengths)])
 
 
-def last_rows(rows: torch.Tensor, packed: PackedTokens) -> torch.Tensor:
+def last_rows(rows: Tensor, packed: PackedTokens) -> Tensor:
     """Picks the row of each sequence's last token, and none of the prefixes'."""
-    return rows.index_select(0, packed.layout_of_parts().lasts(len(packed.prefixes))).float()
+    return rows.index_select(0, packed.layout.starts[1 + len(packed.prefixes) :] - 1).float()
 
 
-def all_rows(rows: torch.Tensor, packed: PackedTokens) -> torch.Tensor:
+def all_rows(rows: Tensor, packed: PackedTokens) -> Tensor:
     """Keeps the rows of a body that computes only those to be pooled."""
     return rows.float()
 

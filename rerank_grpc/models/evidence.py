@@ -5,60 +5,45 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import Kind
-from rerank_grpc.models.bert import FAMILIES as BERT_FAMILIES
+from rerank_grpc.models.bert import BERT_FAMILIES
 from rerank_grpc.models.prompts import PROMPTS, Prompt, check_prompt
 from rerank_grpc.types import Scoring
 
 BI_ENCODERS = (*BERT_FAMILIES, "modernbert")
 # The names of a pooling in a config.json, old and new, and ours.
 POOLING_NAMES = {"cls_token": "first", "mean_tokens": "mean", "cls": "first", "mean": "mean"}
-PLAIN_MODULES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
-ROTARY = {"default", "linear", "yarn", "llama3"}
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The nature of a checkpoint.
-
-    Attributes:
-        kind: what one sequence holds.
-        family: transformers' model_type.
-        scoring: how its logits become relevance scores.
-        pooling: the rows that are read: "first", "mean" or "last".
-        max_tokens: the longest sequence by its files and the catalogue, but for
-            the network's table of positions; None if they set no limit.
-        prompt: that of a language model; None for all others.
-        answers: the token ids of the prompt's answers.
-    """
+    """The nature of a checkpoint, as far as its files and the catalogue say it."""
 
     kind: Kind
-    family: str
+    family: str  # transformers' model_type
     scoring: Scoring
-    pooling: str
-    max_tokens: int | None
-    prompt: Prompt | None = None
-    answers: tuple[int, ...] = ()
+    pooling: str  # the rows that are read: "first", "mean" or "last"
+    max_tokens: int | None  # None without a limit but that of the network's table of positions
+    prompt: Prompt | None = None  # that of a language model
+    answers: tuple[int, ...] = ()  # the token ids of the prompt's answers
 
 
 def read_evidence(checkpoint: Checkpoint) -> Evidence:
-    """Reads what a checkpoint is.
-
-    Raises:
-        ModelLoadError: if it cannot be served, or if the catalogue knows it otherwise.
-    """
+    """Reads the nature of a checkpoint; raises ModelLoadError unless it can be served, as catalogued."""
     prompt = PROMPTS.get(architecture_of(checkpoint.config))
     if prompt is not None:
         evidence = _language_model(checkpoint, prompt)
     elif _is_classifier(checkpoint) or not _modules(checkpoint):
         evidence = _cross_encoder(checkpoint)
     else:
-        evidence = _bi_encoder(checkpoint)
+        pooling, limit = _read_pooling(checkpoint), _max_tokens(checkpoint)
+        evidence = Evidence(Kind.BI_ENCODER, checkpoint.family, Scoring.COSINE, pooling, limit)
     if checkpoint.known is not None:
         family, directory = checkpoint.family, checkpoint.directory
         checkpoint.known.check(family=family, pooling=evidence.pooling, directory=directory)
@@ -69,8 +54,7 @@ def _language_model(checkpoint: Checkpoint, prompt: Prompt) -> Evidence:
     _check_decoder(checkpoint)
     answers = check_prompt(checkpoint.tokenizer_file, prompt)
     limit = _least(_max_tokens(checkpoint), prompt.max_tokens)
-    kind = Kind.LANGUAGE_MODEL
-    return Evidence(kind, checkpoint.family, prompt.scoring, "last", limit, prompt, answers)
+    return Evidence(Kind.LANGUAGE_MODEL, checkpoint.family, prompt.scoring, "last", limit, prompt, answers)
 
 
 def _cross_encoder(checkpoint: Checkpoint) -> Evidence:
@@ -79,13 +63,7 @@ def _cross_encoder(checkpoint: Checkpoint) -> Evidence:
     if checkpoint.family == "modernbert":
         named = str(checkpoint.config.get("classifier_pooling", "cls"))
         pooling = POOLING_NAMES.get(named, named)  # transformers refuses another name
-    limit = _max_tokens(checkpoint)
-    return Evidence(Kind.CROSS_ENCODER, checkpoint.family, Scoring.SIGMOID, pooling, limit)
-
-
-def _bi_encoder(checkpoint: Checkpoint) -> Evidence:
-    pooling, limit = _read_pooling(checkpoint), _max_tokens(checkpoint)
-    return Evidence(Kind.BI_ENCODER, checkpoint.family, Scoring.COSINE, pooling, limit)
+    return Evidence(Kind.CROSS_ENCODER, checkpoint.family, Scoring.SIGMOID, pooling, _max_tokens(checkpoint))
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -113,7 +91,7 @@ def _check_classifier(checkpoint: Checkpoint) -> None:
     config, where = checkpoint.config, f"{checkpoint.directory}/config.json"
     if not _is_classifier(checkpoint):
         raise ModelLoadError(
-            f"{where}: {architecture_of(checkpoint.config)} is not a sequence classification model: "
+            f"{where}: {architecture_of(config)} is not a sequence classification model: "
             "use a reranker (cross-encoder), or a bi-encoder in sentence-transformers' format"
         )
     extra = [module for module in _modules(checkpoint) if module != "Transformer"]
@@ -141,7 +119,7 @@ def _check_decoder(checkpoint: Checkpoint) -> None:
         raise ModelLoadError(f"{where}: attention other than to all that stands before is not supported")
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else "?"
-    if kind not in ROTARY:
+    if kind not in ("default", "linear", "yarn", "llama3"):
         raise ModelLoadError(
             f"{where}: rotary embedding {str(kind)[:40]!r} makes scores depend on neighbours: not supported"
         )
@@ -149,9 +127,8 @@ def _check_decoder(checkpoint: Checkpoint) -> None:
 
 def _read_pooling(checkpoint: Checkpoint) -> str:
     """Reads which rows a bi-encoder pools; raises ModelLoadError for modules and settings beyond that."""
-    directory = checkpoint.directory
-    modules = _modules(checkpoint)
-    if modules not in PLAIN_MODULES:
+    directory, modules = checkpoint.directory, _modules(checkpoint)
+    if modules not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ModelLoadError(
             f"{directory}/modules.json: {', '.join(modules)}: this version knows a transformer with pooling"
         )
@@ -180,40 +157,32 @@ def _poolings(config: Mapping[str, Any]) -> list[str]:
 
 def _check_settings(checkpoint: Checkpoint) -> None:
     """Raises ModelLoadError if sentence-transformers would treat texts or vectors in another way."""
-    for name, check in (
-        ("config_sentence_transformers.json", _unlike),
-        ("sentence_bert_config.json", lambda found: "do_lower_case" if found.get("do_lower_case") else ""),
-    ):
-        path = checkpoint.directory / name
-        reason = check(read_json(path)) if path.is_file() else ""
-        if reason:
-            raise ModelLoadError(f"{path}: asks for {reason}, which this version does not do")
-
-
-def _unlike(found: Mapping[str, Any]) -> str:
-    prompts = found.get("prompts") or {}
-    if found.get("default_prompt_name") or any(prompts.values()):
-        return "a prompt before its texts"
-    if found.get("similarity_fn_name") not in (None, "cosine"):
-        return f"the similarity {found['similarity_fn_name']!r}"
-    return ""
+    path, reason = checkpoint.directory / "config_sentence_transformers.json", ""
+    found = _settings(path)
+    if found.get("default_prompt_name") or any((found.get("prompts") or {}).values()):
+        reason = "a prompt before its texts"
+    elif found.get("similarity_fn_name") not in (None, "cosine"):
+        reason = f"the similarity {found['similarity_fn_name']!r}"
+    else:
+        path = checkpoint.directory / "sentence_bert_config.json"
+        reason = "do_lower_case" if _settings(path).get("do_lower_case") else ""
+    if reason:
+        raise ModelLoadError(f"{path}: asks for {reason}, which this version does not do")
 
 
 def _max_tokens(checkpoint: Checkpoint) -> int | None:
     """The lowest limit of the catalogue, of sentence-transformers and of the tokenizer."""
     known = checkpoint.known.max_tokens if checkpoint.known else 0
-    cut: Any = _setting(checkpoint, "sentence_bert_config.json", "max_seq_length")
-    declared: Any = _setting(checkpoint, "tokenizer_config.json", "model_max_length")
+    cut: Any = _settings(checkpoint.directory / "sentence_bert_config.json").get("max_seq_length")
+    declared: Any = _settings(checkpoint.directory / "tokenizer_config.json").get("model_max_length")
     if not isinstance(declared, int | float) or declared < 1:
         declared = 0
     return _least(known, cut if isinstance(cut, int) else 0, int(min(declared, 1 << 30)))
 
 
-def _setting(checkpoint: Checkpoint, file: str, name: str) -> Any:
-    path = checkpoint.directory / file
-    return read_json(path).get(name) if path.is_file() else None
+def _settings(path: Path) -> Mapping[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def _least(*limits: int | None) -> int | None:
-    """The lowest of the limits that are set."""
     return min((limit for limit in limits if limit), default=None)

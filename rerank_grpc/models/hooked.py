@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import AttentionInterface
 
 from rerank_grpc.kernels.attention import Attention, kernel_for
@@ -20,48 +20,36 @@ from rerank_grpc.models.base import PackedTokens
 HOOK = "rerank_grpc_packed"
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionCall:
-    """How the layers of one pass attend: causally if there are causal parts, else both ways."""
+class AttentionCall(NamedTuple):
+    """The attention of all layers in one pass: causal if there are causal parts, else both ways."""
 
     layout: Layout
     kernel: Kernel | None
     causal: CausalParts | GatheredParts | None
 
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
-        """[1, heads, num_tokens, size] three times → [1, num_tokens, heads, size]."""
-        if self.causal is not None:
-            return self.causal.attend_causal(layer, query, key, value, scale)
-        if self.kernel is not None:
-            q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-            return self.kernel(q, k, v, self.layout, self.layout, window=window, scale=scale)[None]
-        parts = zip(*(each.split(self.layout.lengths, dim=2) for each in (query, key, value)), strict=True)
-        mixed = [attend_window(q, k, v, scale, window) for q, k, v in parts]
-        return torch.cat(mixed, dim=2).transpose(1, 2).contiguous()
-
 
 def attend(
     module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     *,
     call: AttentionCall,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attends as transformers' attention functions do; `call` comes from HookedBody."""
-    return call(module.layer_idx, query, key, value, scaling, sliding_window), None
+) -> tuple[Tensor, None]:
+    """Attends as transformers' functions do: [1, heads, num_tokens, size] → [1, num_tokens, heads, size]."""
+    layout, kernel, causal = call
+    if causal is not None:
+        return causal.attend_causal(module.layer_idx, query, key, value, scaling), None
+    if kernel is not None:
+        q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+        return kernel(q, k, v, layout, layout, window=sliding_window, scale=scaling)[None], None
+    parts = zip(*(each.split(layout.lengths, dim=2) for each in (query, key, value)), strict=True)
+    mixed = [attend_window(q, k, v, scaling, sliding_window) for q, k, v in parts]
+    return torch.cat(mixed, dim=2).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(HOOK, attend)
@@ -79,18 +67,15 @@ class HookedBody:
         self._causal = causal
         self._options = {"use_cache": False} if causal else {}
 
-    def __call__(self, packed: PackedTokens) -> torch.Tensor:
+    def __call__(self, packed: PackedTokens) -> Tensor:
+        causal = None
+        if self._causal:
+            causal = causal_parts(packed.contexts, packed.prefixes, packed.layout, self._kernel)
         output = self.body(
             input_ids=packed.input_ids[None],
             position_ids=packed.position_ids[None],
-            call=self._attention_call(packed),
+            call=AttentionCall(packed.layout, self._kernel, causal),
             **self._options,
         )
-        rows: torch.Tensor = output.last_hidden_state[0]
+        rows: Tensor = output.last_hidden_state[0]
         return rows
-
-    def _attention_call(self, packed: PackedTokens) -> AttentionCall:
-        layout, causal = packed.layout_of_parts(), None
-        if self._causal:
-            causal = causal_parts(packed.contexts, packed.prefixes, layout, self._kernel)
-        return AttentionCall(layout, self._kernel, causal)

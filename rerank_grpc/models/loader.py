@@ -19,10 +19,8 @@ from rerank_grpc.kernels.attention import Attention, choose_attention
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.kernels.native import cache_folder
 from rerank_grpc.models.base import Kind, Model, ModelCard
-from rerank_grpc.models.bert import FAMILIES as BERT_FAMILIES
-from rerank_grpc.models.bert import BertBody
-from rerank_grpc.models.decoder import AnswerHead, prefix_token_bytes
-from rerank_grpc.models.encoders import POOLS, BiEncoder, CrossEncoder, Pool, all_rows
+from rerank_grpc.models.bert import BERT_FAMILIES, BertBody
+from rerank_grpc.models.encoders import POOLS, AnswerHead, BiEncoder, CrossEncoder, Pool, all_rows
 from rerank_grpc.models.evidence import Evidence, architecture_of, read_evidence
 from rerank_grpc.models.hooked import HOOK, HookedBody
 from rerank_grpc.models.padded import Padded
@@ -31,9 +29,6 @@ from rerank_grpc.models.weights import Take, load_parameters, read_network, read
 
 Builder: TypeAlias = Callable[[Checkpoint, ModelCard], Model]
 
-# The folders in which Inductor and Triton keep compiled code, so that the next start takes milliseconds.
-COMPILER_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
-
 
 def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> Model:
     """Reads a checkpoint's weights onto a device; raises ModelLoadError, in one line with the remedy.
@@ -41,7 +36,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
     `precision` is one of kernels.device.DTYPES.
     """
     evidence = read_evidence(checkpoint)
-    build = builder_for(evidence)
+    build = _builder_for(evidence)
     if precision == "int8" and evidence.family not in BERT_FAMILIES:
         raise ModelLoadError(
             f"{checkpoint.directory}: precision 'int8' is for models of the families bert, roberta "
@@ -50,22 +45,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
     if device.type == "cuda":
         keep_compiled_code()
     attention = Attention.PADDED
-    if build is not padded_cross_encoder:
+    if build is not _padded_cross_encoder:
         attention = choose_attention(device, precision, checkpoint.config)
-    return build(checkpoint, card_of(checkpoint, evidence, device, precision, attention))
-
-
-def keep_compiled_code() -> None:
-    """Lets the compilers of GPU code keep it in the user's folder, unless the operator chose another."""
-    for variable, name in COMPILER_CACHES.items():
-        provide(variable, str(cache_folder() / name))
-
-
-def card_of(
-    checkpoint: Checkpoint, evidence: Evidence, device: torch.device, precision: str, attention: Attention
-) -> ModelCard:
-    """Describes a model, but for the limits of its network."""
-    return ModelCard(
+    card = ModelCard(
         source=checkpoint.source,
         revision=checkpoint.revision,
         family=evidence.family,
@@ -80,93 +62,93 @@ def card_of(
         accepts_instruction=bool(evidence.prompt and evidence.prompt.instruction),
         prompt=evidence.prompt,
     )
+    return build(checkpoint, card)
 
 
-def builder_for(evidence: Evidence) -> Builder:
+def keep_compiled_code() -> None:
+    """Keeps the code of Inductor and Triton for the next start, unless the operator chose a folder."""
+    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        provide(variable, str(cache_folder() / name))
+
+
+def _builder_for(evidence: Evidence) -> Builder:
     """Chooses what builds a model: an own body, a hooked one, or else transformers' padded pass."""
     if evidence.kind is Kind.LANGUAGE_MODEL:
-        return partial(language_model, answers=evidence.answers)
+        return partial(_language_model, answers=evidence.answers)
     if evidence.kind is Kind.BI_ENCODER:
-        return bert_bi_encoder if evidence.family in BERT_FAMILIES else hooked_bi_encoder
+        return _bert_bi_encoder if evidence.family in BERT_FAMILIES else _hooked_bi_encoder
     if evidence.family in BERT_FAMILIES:
-        return bert_cross_encoder
-    return hooked_cross_encoder if evidence.family == "modernbert" else padded_cross_encoder
+        return _bert_cross_encoder
+    return _hooked_cross_encoder if evidence.family == "modernbert" else _padded_cross_encoder
 
 
-def bert_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    """Builds a cross-encoder over our own body."""
+def _bert_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
     network, take = read_outline(AutoModelForSequenceClassification, checkpoint)
-    card = limited(card, checkpoint, network)
+    card = _limited(card, checkpoint, network)
     prefix = f"{network.base_model_prefix}."
     parts = {f"{prefix}pooler": network.base_model.pooler, "classifier": network.classifier}
     behind = [load_parameters(part, take, name) for name, part in parts.items() if part is not None]
     # Transformers' heads take the first row of  # [num_sequences, num_tokens, hidden]
     head = torch.nn.Sequential(torch.nn.Unflatten(1, (1, -1)), *behind).to(card.device).eval()
-    body, pool, capturable = bert_body(card, network, take, prefix)
-    return CrossEncoder(replace(card, capturable=capturable), body, pool, head)
+    return CrossEncoder(*_bert_body(card, network, take, prefix), head)
 
 
-def bert_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    """Builds a bi-encoder over our own body."""
+def _bert_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
     network, take = read_outline(AutoModel, checkpoint, add_pooling_layer=False)
-    card = limited(card, checkpoint, network)
-    body, pool, capturable = bert_body(card, network, take, "")
-    return BiEncoder(replace(card, capturable=capturable), body, pool)
+    return BiEncoder(*_bert_body(_limited(card, checkpoint, network), network, take, ""))
 
 
-def bert_body(card: ModelCard, network: Any, take: Take, prefix: str) -> tuple[BertBody, Pool, bool]:
-    """Builds a body, the pool behind it, and whether a pass of both can be captured."""
+def _bert_body(card: ModelCard, network: Any, take: Take, prefix: str) -> tuple[ModelCard, BertBody, Pool]:
+    """Builds a body and the pool behind it; the card then says whether a pass of both can be captured."""
     operations = operations_for(torch.device(card.device), card.precision, card.attention)
     first_only = card.pooling == "first"
     body = BertBody(network.config, take, prefix, operations, first_only=first_only)
     pool = all_rows if first_only else POOLS[card.pooling]
-    return body, pool, first_only and card.attention is not Attention.SDPA
+    return replace(card, capturable=first_only and card.attention is not Attention.SDPA), body, pool
 
 
-def hooked_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    """Builds a cross-encoder over the body of ModernBERT."""
-    network = read_network(AutoModelForSequenceClassification, checkpoint, attention=HOOK)
-    card = limited(card, checkpoint, network)
-    network.to(card.device)
+def _hooked_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
+    network, card = _read_limited(AutoModelForSequenceClassification, checkpoint, card)
     head = torch.nn.Sequential(network.head.float(), network.classifier.float())
     body = HookedBody(network.model, card.precision, card.attention)
     return CrossEncoder(card, body, POOLS[card.pooling], head)
 
 
-def hooked_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    """Builds a bi-encoder over the body of ModernBERT."""
-    network = read_network(AutoModel, checkpoint, attention=HOOK)
-    card = limited(card, checkpoint, network)
-    body = HookedBody(network.to(card.device), card.precision, card.attention)
-    return BiEncoder(card, body, POOLS[card.pooling])
+def _hooked_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
+    network, card = _read_limited(AutoModel, checkpoint, card)
+    return BiEncoder(card, HookedBody(network, card.precision, card.attention), POOLS[card.pooling])
 
 
-def language_model(checkpoint: Checkpoint, card: ModelCard, *, answers: tuple[int, ...]) -> Model:
-    """Builds a model that scores by its answer; `answers` are the answers' token ids."""
-    network = read_network(AutoModelForCausalLM, checkpoint, attention=HOOK)
-    card = limited(card, checkpoint, network)
-    network.to(card.device)
+def _language_model(checkpoint: Checkpoint, card: ModelCard, *, answers: tuple[int, ...]) -> Model:
+    network, card = _read_limited(AutoModelForCausalLM, checkpoint, card)
     head = AnswerHead.of(network.lm_head.weight, answers)
     body = HookedBody(network.model, card.precision, card.attention, causal=True)
-    kept = prefix_token_bytes(checkpoint.config, DTYPES[card.precision])
-    return CrossEncoder(replace(card, prefix_token_bytes=kept), body, POOLS[card.pooling], head)
+    card = replace(card, prefix_token_bytes=kept_token_bytes(checkpoint.config, DTYPES[card.precision]))
+    return CrossEncoder(card, body, POOLS[card.pooling], head)
 
 
-def padded_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    """Builds a cross-encoder of any other family."""
-    network = read_network(AutoModelForSequenceClassification, checkpoint, attention=None)
-    card = limited(card, checkpoint, network)
-    return Padded(card, network.to(card.device))
+def _padded_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
+    network, card = _read_limited(AutoModelForSequenceClassification, checkpoint, card, attention=None)
+    return Padded(card, network)
 
 
-def limited(card: ModelCard, checkpoint: Checkpoint, network: Any) -> ModelCard:
+def _read_limited(
+    auto_class: Any, checkpoint: Checkpoint, card: ModelCard, attention: str | None = HOOK
+) -> tuple[Any, ModelCard]:
+    """Reads a network of transformers onto its device, and adds its limits to the card."""
+    network = read_network(auto_class, checkpoint, attention=attention)
+    card = _limited(card, checkpoint, network)
+    return network.to(card.device), card
+
+
+def _limited(card: ModelCard, checkpoint: Checkpoint, network: Any) -> ModelCard:
     """Adds the limits of the network: its vocabulary, checked, and its table of positions."""
-    check_vocabulary(checkpoint, network.get_input_embeddings().num_embeddings)
-    positions = positions_of(network)
+    _check_vocabulary(checkpoint, network.get_input_embeddings().num_embeddings)
+    positions = _positions_of(network)
     return replace(card, max_tokens=min(card.max_tokens or positions, positions))
 
 
-def check_vocabulary(checkpoint: Checkpoint, rows: int) -> None:
+def _check_vocabulary(checkpoint: Checkpoint, rows: int) -> None:
     """Raises ModelLoadError if the tokenizer has ids beyond the `rows` of the network's embeddings.
 
     Such an id would raise in the middle of a batch, and on a GPU end the process.
@@ -187,7 +169,7 @@ def check_vocabulary(checkpoint: Checkpoint, rows: int) -> None:
         )
 
 
-def positions_of(network: Any) -> int:
+def _positions_of(network: Any) -> int:
     """The longest sequence that the table of positions allows."""
     limits = [int(getattr(network.config, "max_position_embeddings", None) or 512)]
     for name, module in network.named_modules():
@@ -199,5 +181,10 @@ def positions_of(network: Any) -> int:
 
 
 def kept_token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """The bytes of one token in a language model's kept prefixes; 0 for all others."""
-    return prefix_token_bytes(config, dtype) if architecture_of(config) in PROMPTS else 0
+    """Counts the bytes of one token's keys and values in all layers; 0 for a model that keeps no prefixes."""
+    if architecture_of(config) not in PROMPTS:
+        return 0
+    heads = int(config["num_attention_heads"])
+    size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    width = int(config.get("num_key_value_heads") or heads) * size
+    return 2 * int(config["num_hidden_layers"]) * width * dtype.itemsize

@@ -7,26 +7,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models.base import Kind, ModelCard, PackedTokens
-from rerank_grpc.models.weights import quiet
+from rerank_grpc.models.weights import SAFE, quiet
 
 # The tokens of padding that cost about as much as one more pass.
 WORTHWHILE_PADDING = 256
-# Lengths of the sequences that an unknown architecture is tried with.
-_PROBES = (4, 32)
 
 
 class Padded:
     """Scores pairs with transformers' own forward pass, e.g. DeBERTa-v2.
 
-    Sequences of like length are padded together, so that a batch costs about as
-    much as its tokens do, which the scheduler and the meter take for granted.
+    Sequences of like length are padded together: the scheduler and the meter take
+    for granted that a batch costs about as much as its tokens do.
     """
 
     def __init__(self, card: ModelCard, network: Any) -> None:
@@ -41,29 +41,23 @@ class Padded:
             network.base_model.register_forward_hook(_float_output)
 
     @torch.inference_mode()
-    def forward(self, packed: PackedTokens) -> torch.Tensor:
+    def forward(self, packed: PackedTokens) -> Tensor:
+        lengths = packed.layout.lengths
         # int32 on a GPU, which not every network takes
-        token_ids = packed.input_ids.long().split(packed.lengths)
-        types = packed.token_type_ids.long().split(packed.lengths)
-        groups = by_length(packed.lengths)
-        logits = torch.cat(
-            [
-                self._pass([token_ids[each] for each in group], [types[each] for each in group])
-                for group in groups
-            ]
-        )
-        order = [each for group in groups for each in group]
-        return logits[sorted(range(len(order)), key=order.__getitem__)]
+        ids, types = (each.long().split(lengths) for each in (packed.input_ids, packed.token_type_ids))
+        groups = by_length(lengths)
+        logits = [self._pass([ids[each] for each in own], [types[each] for each in own]) for own in groups]
+        order = [index for group in groups for index in group]
+        return torch.cat(logits)[sorted(range(len(order)), key=order.__getitem__)]
 
-    def _pass(self, token_ids: Sequence[torch.Tensor], types: Sequence[torch.Tensor]) -> torch.Tensor:
-        ids = pad_sequence(list(token_ids), batch_first=True, padding_value=self._pad)
+    def _pass(self, ids: list[Tensor], types: list[Tensor]) -> Tensor:
         inputs = {
-            "input_ids": ids,  # [num_sequences, longest]
-            "attention_mask": pad_sequence([torch.ones_like(each) for each in token_ids], batch_first=True),
-        }
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self._pad),
+            "attention_mask": pad_sequence([torch.ones_like(each) for each in ids], batch_first=True),
+        }  # [num_sequences, longest] each
         if self._reads_types:
-            inputs["token_type_ids"] = pad_sequence(list(types), batch_first=True)
-        logits: torch.Tensor = self._network(**inputs).logits
+            inputs["token_type_ids"] = pad_sequence(types, batch_first=True)
+        logits: Tensor = self._network(**inputs).logits
         return logits.float()
 
 
@@ -89,13 +83,8 @@ def check_plain_encoder(model: Padded, network: Any) -> None:
     """
     device = next(network.parameters()).device
     ids = torch.arange(5, 5 + 36, device=device) % network.config.vocab_size
-    positions = torch.cat([torch.arange(length, device=device) for length in _PROBES])
-    types = torch.zeros_like(ids)
-    together = model.forward(PackedTokens(ids, positions, types, _PROBES))
-    alone = [
-        model.forward(PackedTokens(own_ids, own_positions, types[: len(own_ids)], (len(own_ids),)))
-        for own_ids, own_positions in zip(ids.split(_PROBES), positions.split(_PROBES), strict=True)
-    ]
+    together = model.forward(_packed(ids, (4, 32)))
+    alone = [model.forward(_packed(own, (len(own),))) for own in ids.split((4, 32))]
     if not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-3):
         raise ModelLoadError(
             f"{model.card.source}: {model.card.family} scores depend on the padding: not supported"
@@ -107,8 +96,13 @@ def check_plain_encoder(model: Padded, network: Any) -> None:
         )
 
 
+def _packed(ids: Tensor, lengths: tuple[int, ...]) -> PackedTokens:
+    positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths])
+    return PackedTokens(ids, positions, torch.zeros_like(ids), Layout.of(lengths, ids.device))
+
+
 @torch.inference_mode()
-def reads_leftward_only(network: Any, ids: torch.Tensor) -> bool:
+def reads_leftward_only(network: Any, ids: Tensor) -> bool:
     """Whether the first token's row stays the same when the last token changes."""
     other = ids.clone()
     other[-1] = ids[0]
@@ -119,38 +113,33 @@ def reads_leftward_only(network: Any, ids: torch.Tensor) -> bool:
 def _float_output(module: torch.nn.Module, args: object, output: Any) -> Any:
     """Makes the body's result float32, so that pooler and classifier compute in it."""
     for name, value in list(output.items()):
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
+        if isinstance(value, Tensor) and value.is_floating_point():
             output[name] = value.float()
     return output
 
 
 def reference_logits(card: ModelCard, query: str, documents: Sequence[str]) -> list[float]:
-    """Scores documents by the tokenizer, batches and attention of transformers, in fp32.
+    """Scores documents as transformers does, in fp32: logits, or cosines for a bi-encoder.
 
-    The result is logits, or cosines for a bi-encoder. The packed pass shares
-    nothing with this but the files.
+    The packed pass shares nothing with this but the files.
     """
     pairs = card.kind is Kind.CROSS_ENCODER
     directory = card.tokenizer_file.parent
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     auto = AutoModelForSequenceClassification if pairs else AutoModel
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
-        network = auto.from_pretrained(directory, dtype=torch.float32, use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **SAFE)
+        network = auto.from_pretrained(directory, dtype=torch.float32, use_safetensors=True, **SAFE)
     network = network.eval().to(card.device)
 
-    def run(*texts: list[str]) -> tuple[Any, torch.Tensor]:
-        batch = tokenizer(
-            *texts, padding=True, truncation=True, max_length=card.max_tokens, return_tensors="pt"
-        ).to(card.device)
-        return network(**batch), batch["attention_mask"]
-
+    texts = ([query] * len(documents), list(documents)) if pairs else ([query, *documents],)
+    batch = tokenizer(
+        *texts, padding=True, truncation=True, max_length=card.max_tokens, return_tensors="pt"
+    ).to(card.device)
     with torch.inference_mode():
+        output = network(**batch)
         if pairs:
-            output, _ = run([query] * len(documents), list(documents))
             return [float(logit) for logit in output.logits[:, 0]]
-        output, mask = run([query, *documents])
-        hidden = output.last_hidden_state
+        hidden, mask = output.last_hidden_state, batch["attention_mask"]
         if card.pooling == "first":
             vectors = hidden[:, 0]
         else:

@@ -19,26 +19,16 @@ class Prompt:
     The parts of a tuple are encoded each by itself, and their tokens put
     together, as the model card's own code does it. Control tokens stand in
     `system` and `suffix` as they are written.
-
-    Attributes:
-        system: the beginning, the same for all requests.
-        before_document: the parts up to the document, with {instruction} and {query}.
-        lead: the beginning of each document; no token joins it with the part before.
-        suffix: the parts after the document; never cut.
-        answers: the words whose logits are compared; one alone is the score.
-        scoring: how the logit becomes a score.
-        max_tokens: the longest sequence; a table of positions may be longer.
-        instruction: the default one; "" if the model takes none.
     """
 
-    system: tuple[str, ...]
-    before_document: tuple[str, ...]
-    lead: str
-    suffix: tuple[str, ...]
-    answers: tuple[str, ...]
+    system: tuple[str, ...]  # the beginning, the same for all requests
+    before_document: tuple[str, ...]  # the parts up to the document, with {instruction} and {query}
+    lead: str  # the beginning of each document; no token joins it with the part before
+    suffix: tuple[str, ...]  # the parts after the document; never cut
+    answers: tuple[str, ...]  # the words whose logits are compared; one alone is the score
     scoring: Scoring
-    max_tokens: int
-    instruction: str = ""
+    max_tokens: int  # the longest sequence; a table of positions may be longer
+    instruction: str = ""  # the default one; "" if the model takes none
 
     def filled(self, query: str, instruction: str) -> list[str]:
         """Fills a request's texts into `before_document`."""
@@ -94,11 +84,15 @@ PROBES = ("word", " word", "\nword", "7", "。", "深", "'s", "...", "()", "")
 def check_prompt(tokenizer_file: Path, prompt: Prompt) -> tuple[int, ...]:
     """Checks that a tokenizer knows the words of a prompt, and returns the token ids of the answers.
 
-    Raises:
-        ModelLoadError: if an answer or a control token is no token of its own,
-            or if the tokens of a document depend on the text before it.
+    Raises ModelLoadError if an answer or a control token is no token of its own,
+    or if the tokens of a document depend on the text before it.
     """
-    tokenizer = _read_tokenizer(tokenizer_file)
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise ModelLoadError(
+            f"{tokenizer_file}: not a tokenizer this version reads ({type(error).__name__}): copy it again"
+        ) from error
     answers = [_answer(tokenizer, tokenizer_file, word) for word in prompt.answers]
     for token in prompt.control_tokens:
         if tokenizer.token_to_id(token) is None or len(_ids(tokenizer, token)) != 1:
@@ -115,18 +109,8 @@ def check_prompt(tokenizer_file: Path, prompt: Prompt) -> tuple[int, ...]:
     return tuple(answers)
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise ModelLoadError(
-            f"{path}: not a tokenizer this version reads ({type(error).__name__}): copy it again"
-        ) from error
-
-
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _answer(tokenizer: Tokenizer, path: Path, word: str) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 from transformers.utils import logging
 
@@ -19,9 +20,10 @@ from rerank_grpc.checkpoints.checkpoint import FLOATS, Checkpoint, read_header
 from rerank_grpc.errors import ModelLoadError
 
 # Reads a weight by its name, in fp32.
-Take: TypeAlias = Callable[[str], torch.Tensor]
+Take: TypeAlias = Callable[[str], Tensor]
 
-OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+# Transformers neither asks the hub nor runs a checkpoint's own code.
+SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 _output = threading.Lock()
 
@@ -29,36 +31,29 @@ _output = threading.Lock()
 def read_network(auto_class: Any, checkpoint: Checkpoint, *, attention: str | None, **options: Any) -> Any:
     """Loads a checkpoint in its stored precision, on the CPU, in evaluation mode.
 
-    Raises:
-        ModelLoadError: if transformers cannot build it, or if the weights are
-            not all there, of the right shape and finite.
+    Raises ModelLoadError if transformers cannot build it, or unless all weights
+    are there, of the right shape and finite.
     """
+    options |= SAFE | {"dtype": checkpoint.dtype, "use_safetensors": True, "output_loading_info": True}
     if attention is not None:
         options["attn_implementation"] = attention
     directory = checkpoint.directory
     with quiet():
         try:
-            network, report = auto_class.from_pretrained(
-                directory,
-                dtype=checkpoint.dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
+            network, report = auto_class.from_pretrained(directory, **options)
         except Exception as error:  # the operator gets one line, whatever is wrong with the files
+            reason = " ".join(str(error).split())[:160]
             raise ModelLoadError(
-                f"{directory}: transformers cannot load it ({_one_line(error)}): "
+                f"{directory}: transformers cannot load it ({type(error).__name__}: {reason}): "
                 "check that config.json and the weights belong together"
             ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
+    if missing := sorted(report["missing_keys"]):
         raise ModelLoadError(
             f"{directory}: {len(missing)} weights are missing, {missing[0]!r} first: "
             "config.json and the weights do not belong together, or the model was never trained for this"
         )
-    _check_finite(network, checkpoint)
+    for name, weight in network.named_parameters():
+        _check_finite(checkpoint, name, weight)
     return network.eval().requires_grad_(False)
 
 
@@ -68,16 +63,13 @@ def read_outline(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> tup
     One weight at most is then in memory twice. Files that are not plain are left
     to read_network, with its errors.
     """
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(
-                checkpoint.directory, local_files_only=True, trust_remote_code=False
-            )
-            with torch.device("meta"):
-                network = auto_class.from_config(config, **options)
-            take = reader(checkpoint, network)
-        except Exception:
-            take = None
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(checkpoint.directory, **SAFE)
+            network = auto_class.from_config(config, **options)
+        take = reader(checkpoint, network)
+    except Exception:
+        take = None
     if take is not None:
         return network.eval(), take
     network = read_network(auto_class, checkpoint, attention=None, **options)
@@ -96,10 +88,9 @@ class Extent:
 
 
 def reader(checkpoint: Checkpoint, network: torch.nn.Module) -> Take | None:
-    """Makes a function that reads the weights of a network.
+    """Makes a function that reads the weights of a network, which is left to transformers if this is None.
 
-    None unless the files hold every parameter, in its shape, under its own name:
-    transformers knows how to read other files, or the error to raise.
+    The files must hold every parameter, in its shape, under its own name.
     """
     extents = find_extents(checkpoint)
     for name, parameter in network.named_parameters():
@@ -118,14 +109,15 @@ def find_extents(checkpoint: Checkpoint) -> dict[str, Extent]:
         for name, entry in header.items():
             if entry["dtype"] not in FLOATS:
                 continue
-            for old, new in OLD_NAMES:
-                name = name.replace(old, new)
+            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+                "LayerNorm.beta", "LayerNorm.bias"
+            )
             begin = 8 + length + int(entry["data_offsets"][0])
             extents[name] = Extent(path, begin, FLOATS[entry["dtype"]], tuple(entry["shape"]))
     return extents
 
 
-def read(checkpoint: Checkpoint, name: str, extent: Extent) -> torch.Tensor:
+def read(checkpoint: Checkpoint, name: str, extent: Extent) -> Tensor:
     """Reads one weight in fp32, or raises ModelLoadError if it is not finite."""
     weight = torch.empty(extent.shape, dtype=extent.dtype)
     with extent.path.open("rb") as file:
@@ -133,10 +125,14 @@ def read(checkpoint: Checkpoint, name: str, extent: Extent) -> torch.Tensor:
         bytes_: Any = weight.view(-1).view(torch.uint8).numpy()
         if file.readinto(bytes_) != weight.nbytes:
             raise ModelLoadError(f"{extent.path}: ends before {name!r}: copy it again")
-    # The least and the largest are not finite if any value is not; a sum in float64 would copy.
-    if not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
-        raise ModelLoadError(f"{checkpoint.directory}: weight {name!r} is not finite: copy the weights again")
+    _check_finite(checkpoint, name, weight)
     return weight.float()
+
+
+def _check_finite(checkpoint: Checkpoint, name: str, weight: Tensor) -> None:
+    # The least and the largest are not finite if any value is not; a sum in float64 would copy.
+    if weight.numel() and not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
+        raise ModelLoadError(f"{checkpoint.directory}: weight {name!r} is not finite: copy the weights again")
 
 
 def load_parameters(module: Any, take: Take, name: str) -> Any:
@@ -144,20 +140,6 @@ def load_parameters(module: Any, take: Take, name: str) -> Any:
     state = {key: take(f"{name}.{key}") for key, _ in module.named_parameters()}
     module.load_state_dict(state, assign=True)
     return module.requires_grad_(False)
-
-
-def _check_finite(network: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    for name, weight in network.named_parameters():
-        # A sum is not finite if any value is not, and costs no second copy.
-        if not torch.isfinite(weight.sum(dtype=torch.float64)):
-            raise ModelLoadError(
-                f"{checkpoint.directory}: weight {name!r} is not finite: copy the weights again"
-            )
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}"
 
 
 @contextmanager

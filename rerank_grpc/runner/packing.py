@@ -66,7 +66,7 @@ def tensors(packed: PackedBatch, ints: torch.Tensor) -> PackedTokens:
     if seen:
         key_rows, keys = seen[0], Layout(seen[1], max(packed.key_lengths), packed.key_lengths)
     layout = Layout(starts, packed.longest, packed.lengths, keys, key_rows)
-    return PackedTokens(ids, positions, segments, packed.lengths, packed.contexts, packed.prefixes, layout)
+    return PackedTokens(ids, positions, segments, layout, packed.contexts, packed.prefixes)
 
 
 def _rows(parts: list[Part], starts: Ints, contexts: Contexts) -> tuple[Ints, Ints, Ints]:

@@ -225,8 +225,8 @@ def test_torchs_operations_in_bf16_are_no_worse_than_transformers_own(
             [
                 network(ids[None], token_type_ids=types[None]).logits[0].float()
                 for ids, types in zip(
-                    packed.input_ids.split(packed.lengths),
-                    packed.token_type_ids.split(packed.lengths),
+                    packed.input_ids.split(packed.layout.lengths),
+                    packed.token_type_ids.split(packed.layout.lengths),
                     strict=True,
                 )
             ]

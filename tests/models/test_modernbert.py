@@ -11,6 +11,7 @@ import transformers
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.causal import WINDOW_ROWS, attend_window
 from rerank_grpc.models.base import Model, PackedTokens
 from tests import random_models as checkpoints
@@ -73,7 +74,7 @@ def sequences() -> list[list[int]]:
 def pack(batch: list[list[int]]) -> PackedTokens:
     ids = torch.tensor([token for sequence in batch for token in sequence])
     places = torch.tensor([place for sequence in batch for place in range(len(sequence))])
-    return PackedTokens(ids, places, torch.zeros_like(ids), tuple(map(len, batch)))
+    return PackedTokens(ids, places, torch.zeros_like(ids), Layout.of(tuple(map(len, batch))))
 
 
 def reference(directory: Path, batch: list[list[int]]) -> torch.Tensor:

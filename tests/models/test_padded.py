@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rerank_grpc.kernels.base import Layout
 from rerank_grpc.models.base import PackedTokens
 from rerank_grpc.models.padded import WORTHWHILE_PADDING, Padded, by_length
 from tests.conftest import load
@@ -54,13 +55,13 @@ def test_one_long_document_beside_many_short_ones_costs_its_own_tokens(directori
     lengths = (9,) * 60 + (120,) + (10,) * 60
     ids = torch.randint(5, 1_000, (sum(lengths),), generator=torch.Generator().manual_seed(7))
     places = torch.cat([torch.arange(length) for length in lengths])
-    logits = model.forward(PackedTokens(ids, places, torch.zeros_like(ids), lengths))
+    logits = model.forward(PackedTokens(ids, places, torch.zeros_like(ids), Layout.of(lengths)))
     computed = sum(rows * columns for rows, columns in counted.shapes)
     assert computed <= 1.5 * sum(lengths)
     for index in (0, 60, 61):
         start = sum(lengths[:index])
-        own = slice(start, start + lengths[index])
-        alone = PackedTokens(ids[own], places[own], torch.zeros_like(ids[own]), lengths[index : index + 1])
+        own, layout = slice(start, start + lengths[index]), Layout.of(lengths[index : index + 1])
+        alone = PackedTokens(ids[own], places[own], torch.zeros_like(ids[own]), layout)
         torch.testing.assert_close(model.forward(alone), logits[index : index + 1], rtol=1e-4, atol=1e-4)
 
 
@@ -69,5 +70,5 @@ def test_outputs_come_in_the_order_of_the_batch(lengths: tuple[int, ...], direct
     model = load(directories["electra"], precision="fp32")
     ids = torch.arange(5, 5 + sum(lengths))
     places = torch.cat([torch.arange(length) for length in lengths])
-    packed = PackedTokens(ids, places, torch.zeros_like(ids), lengths)
+    packed = PackedTokens(ids, places, torch.zeros_like(ids), Layout.of(lengths))
     assert model.forward(packed).shape == (len(lengths), 1)

@@ -45,7 +45,7 @@ def pack(sequences: list[tuple[list[int], int]]) -> PackedTokens:
         torch.tensor(ids),
         torch.tensor(places),
         torch.tensor(types),
-        tuple(len(tokens) for tokens, _ in sequences),
+        Layout.of(tuple(len(tokens) for tokens, _ in sequences)),
     )
 
 
@@ -114,7 +114,7 @@ def test_parity_would_notice_shifted_positions(
         packed.input_ids,
         (packed.position_ids + 1).clamp(max=checkpoints.MAX_TOKENS - 1),
         packed.token_type_ids,
-        packed.lengths,
+        packed.layout,
     )
     assert error(model.forward(shifted)[:, 0], references[family]) > 100 * BOUND
 

@@ -97,7 +97,7 @@ def test_sequences_spread_over_batches_score_the_same_and_compute_their_prefix_o
     tokens: list[int] = []
 
     def counting(_: object, packed: PackedTokens) -> torch.Tensor:
-        tokens.append(sum(packed.lengths))
+        tokens.append(sum(packed.layout.lengths))
         return forward(packed)
 
     monkeypatch.setattr(type(model), "forward", counting)
@@ -161,7 +161,7 @@ def test_parity_would_notice_other_positions_after_the_prefix(
 
     def moved(_: object, packed: PackedTokens) -> torch.Tensor:
         places = packed.position_ids.clone()
-        start = sum(packed.lengths[: len(packed.prefixes)])
+        start = sum(packed.layout.lengths[: len(packed.prefixes)])
         first = int(places[start])
         places[start:] += 1 if change == "shifted" else -first
         return forward(replace(packed, position_ids=places))

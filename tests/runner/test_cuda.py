@@ -184,8 +184,7 @@ def test_a_batch_is_packed_into_one_row() -> None:
     assert packed.input_ids.tolist() == [3, 4, 5, 1, 2, 6]
     assert packed.position_ids.tolist() == [0, 1, 2, 0, 1, 0]
     assert packed.token_type_ids.tolist() == [0, 0, 1, 0, 1, 0]
-    assert packed.lengths == (3, 2, 1)
-    assert packed.layout is not None
+    assert packed.layout.lengths == (3, 2, 1)
     assert packed.layout.starts.tolist() == [0, 3, 5, 6]
     assert packed.layout.longest == 3
 
@@ -194,7 +193,6 @@ def test_a_captured_batch_begins_with_filler_in_a_sequence_of_its_own() -> None:
     batch = batch_of(13, 5)
     found = filled(pack(batch, NO_PREFIXES), GraphShape(20, 5))
     packed = tensors(found, torch.from_numpy(found.ints))
-    assert packed.layout is not None
     assert packed.layout.starts.tolist() == [0, 0, 0, 2, 15, 20]
     assert packed.layout.firsts.max() < 20
     assert packed.input_ids[:2].tolist() == [0, 0]
@@ -275,7 +273,7 @@ def test_what_fails_reaches_its_own_batch_only(
     forward = model.forward
 
     def broken(packed: Any) -> torch.Tensor:
-        if packed.lengths == (128,):
+        if packed.layout.lengths == (128,):
             raise raised
         rows: torch.Tensor = forward(packed)
         return rows
@@ -313,6 +311,7 @@ def capturable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(operations, "kernel_for", lambda _: part_by_part)
     made = TorchOperations(torch.device("cpu"), torch.float32, Attention.VARLEN)
     monkeypatch.setattr(loader, "operations_for", lambda *_: made)
+    monkeypatch.setattr(loader, "choose_attention", lambda *_: Attention.VARLEN)
     return load(directory)
 
 
@@ -327,7 +326,7 @@ def test_captured_passes_give_the_same_scores(
     forward = alone.forward
 
     def counting(packed: Any) -> torch.Tensor:
-        forwards.append(len(packed.lengths))
+        forwards.append(len(packed.layout.lengths))
         rows: torch.Tensor = forward(packed)
         return rows
 
