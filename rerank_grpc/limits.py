@@ -35,6 +35,14 @@ class Limits:
 LIMITS = Limits()
 
 
+def check_count(name: str, number: int) -> None:
+    """Raises InvalidRequest unless a counted list holds a document, and not too many."""
+    if number == 0:
+        raise InvalidRequest.of(name, "must not be empty")
+    if number > LIMITS.documents:
+        raise InvalidRequest.of(name, f"holds {number:,}, at most {LIMITS.documents:,} are allowed")
+
+
 def too_many_documents() -> InvalidRequest:
     """Makes the error of a request with too many documents, which need not be counted to the end."""
     return InvalidRequest.of("documents", f"holds more than the {LIMITS.documents:,} that are allowed")
