@@ -1,4 +1,4 @@
-"""How large a request may be: the limits, and the checks before it costs anything."""
+"""The limits of a request's size, and the checks that come before any work on it."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Target:
         return await question(self._probes, timeout=timeout, metadata=authorization(token))
 
     async def probe(self, question: Question[Answer], token: str | None) -> Answer:
-        """Asks for a public route, at any caller's will: the same question under way is asked once.
+        """Asks for a public route; the callers of one question share the one that is under way.
 
         A caller that leaves takes the answer from no other.
         """

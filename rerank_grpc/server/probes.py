@@ -52,9 +52,9 @@ class HealthService:
         return len(self._wakeups)
 
     def changed(self) -> None:
-        """Has every watcher look at the state again; waits for none of them."""
+        """Wakes every watcher to read the state again, and waits for none of them."""
         for wakeup in self._wakeups.copy().values():
-            if wakeup.empty():  # however often a busy watcher is woken, it looks once
+            if wakeup.empty():  # a busy watcher needs no second wakeup
                 wakeup.put(None)
 
     def shut_down(self) -> None:
