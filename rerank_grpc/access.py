@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable
+
+_BEARER = re.compile("bearer ", re.IGNORECASE)
 
 
 class AccessList:
@@ -28,3 +31,11 @@ class AccessList:
         # Metadata may hold bytes that are no UTF-8; such a token is wrong, and no error.
         encoded = token.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(encoded, key=self._key, digest_size=32).digest()
+
+
+def split_bearer(authorization: str) -> tuple[str, str, str]:
+    """Parts a text at its first "Bearer ", in any case, as str.partition does; the token comes last."""
+    found = _BEARER.search(authorization)
+    if found is None:
+        return authorization, "", ""
+    return authorization[: found.start()], found[0], authorization[found.end() :]

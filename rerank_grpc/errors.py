@@ -185,7 +185,7 @@ BY_REASON: Mapping[Reason, type[RerankError]] = {
 
 
 class ConfigurationError(Exception):
-    """An operator's mistake, in one line: what, where, what to do."""
+    """An operator's mistake; the text is one line with the mistake, its place and the remedy."""
 
 
 class ModelLoadError(ConfigurationError):

@@ -1,4 +1,4 @@
-"""How large a request may be: the limits, and the checks before it costs anything."""
+"""The limits of a request's size, and the checks that come before any work on it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ class Limits:
 
 
 LIMITS = Limits()
+
+
+def check_count(name: str, number: int) -> None:
+    """Raises InvalidRequest unless a counted list holds a document, and not too many."""
+    if number == 0:
+        raise InvalidRequest.of(name, "must not be empty")
+    if number > LIMITS.documents:
+        raise InvalidRequest.of(name, f"holds {number:,}, at most {LIMITS.documents:,} are allowed")
 
 
 def too_many_documents() -> InvalidRequest:

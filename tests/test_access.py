@@ -2,7 +2,7 @@
 
 import pytest
 
-from rerank_grpc.access import AccessList
+from rerank_grpc.access import AccessList, split_bearer
 
 TOKENS = ("first-token", "second-token")
 
@@ -42,3 +42,20 @@ def test_no_token_and_no_plain_digest_is_kept() -> None:
     assert not any(token in repr(vars(first)) for token in TOKENS)
     # A key for each list: what one process keeps is of no use against another.
     assert not set(map(repr, vars(first).values())) & set(map(repr, vars(second).values()))
+
+
+@pytest.mark.parametrize(
+    ("authorization", "parts"),
+    [
+        ("Bearer token", ("", "Bearer ", "token")),
+        ("bEARER  token ", ("", "bEARER ", " token ")),
+        ("Bearer Bearer token", ("", "Bearer ", "Bearer token")),
+        ("Basic Bearer token", ("Basic ", "Bearer ", "token")),
+        ("Bearer ", ("", "Bearer ", "")),
+        ("Bearer", ("Bearer", "", "")),
+        ("token", ("token", "", "")),
+        ("", ("", "", "")),
+    ],
+)
+def test_an_authorization_is_parted_at_its_scheme(authorization: str, parts: tuple[str, str, str]) -> None:
+    assert split_bearer(authorization) == parts

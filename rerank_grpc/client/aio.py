@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
@@ -15,8 +15,6 @@ from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOption
 from rerank_grpc.errors import Cancelled, DeadlineExceeded
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
-
-_Reply = TypeVar("_Reply")
 
 
 class AsyncClient(core.BaseClient["AsyncRerankStream"]):
@@ -81,8 +79,8 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         await self.close()
 
     async def _call(
-        self, rpc: core.Rpc[_Reply], *, wait_for_ready: bool = False, **call: Unpack[CallOptions]
-    ) -> _Reply:
+        self, rpc: core.Rpc[core.Reply], *, wait_for_ready: bool = False, **call: Unpack[CallOptions]
+    ) -> core.Reply:
         attempts = self._attempts(**call)
         while True:
             method = getattr(self._open(), rpc.method)

@@ -40,16 +40,16 @@ NOT_YET = (ServerUnavailable, errors.ShuttingDown)
 
 ChannelOption = tuple[str, str | int]
 Metadata = tuple[tuple[str, str], ...]
-_Reply = TypeVar("_Reply")
+Reply = TypeVar("Reply")
 _Stream = TypeVar("_Stream")
 
 
-class Rpc(NamedTuple, Generic[_Reply]):
+class Rpc(NamedTuple, Generic[Reply]):
     """A call with one reply: the stub's method, the message to send, and the reader of the reply."""
 
     method: str
     message: Message
-    read: Callable[[Any], _Reply]
+    read: Callable[[Any], Reply]
 
 
 def rerank(request: RerankRequest) -> Rpc[RerankResponse]:

@@ -18,7 +18,7 @@ from rerank_grpc import errors
 from rerank_grpc.errors import RerankError
 from rerank_grpc.wire.status import Failure
 
-# By how much a wait may grow, so that callers refused together do not return together.
+# The largest random share that is added to a wait: callers refused together return apart.
 JITTER = 0.2
 
 # gRPC's own text says no more than that the stream was reset.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
-from typing import Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 import grpc
 
@@ -14,8 +14,6 @@ from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOption
 from rerank_grpc.errors import Cancelled, DeadlineExceeded
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
-
-_Reply = TypeVar("_Reply")
 
 
 class Client(core.BaseClient["RerankStream"]):
@@ -88,8 +86,8 @@ class Client(core.BaseClient["RerankStream"]):
         self.close()
 
     def _call(
-        self, rpc: core.Rpc[_Reply], *, wait_for_ready: bool = False, **call: Unpack[CallOptions]
-    ) -> _Reply:
+        self, rpc: core.Rpc[core.Reply], *, wait_for_ready: bool = False, **call: Unpack[CallOptions]
+    ) -> core.Reply:
         attempts = self._attempts(**call)
         while True:
             self._check_open()

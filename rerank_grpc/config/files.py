@@ -1,4 +1,4 @@
-"""How many files and sockets the process may open, and how many of them connections may take."""
+"""The limit of the process's open files and sockets, and the share of it that connections may take."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Discovery:
         }
 
     async def health(self, _exchange: Exchange) -> Json:
-        """Tells whether a call of the default model would be answered, be it after loading it."""
+        """Tells whether a call of the default model would be answered, at once or after a load."""
         try:
             health = self._own_health() if self._own_health else await self._upstream.own_health()
         except Unauthenticated:

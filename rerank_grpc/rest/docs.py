@@ -18,7 +18,7 @@ from rerank_grpc import __version__
 
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 # uvicorn keeps 64 KiB and one piece that a caller does not read.
-PIECE_BYTES = 16_384
+BODY_PIECE_BYTES = 16_384
 FOLDER = files("rerank_grpc.rest")
 
 
@@ -57,8 +57,8 @@ class PiecewiseResponse(Response):
         """Sends the body; `send` returns only when a slow caller has made space."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         body = memoryview(self.body)
-        for begin in range(0, len(body), PIECE_BYTES):
-            piece = body[begin : begin + PIECE_BYTES]
+        for begin in range(0, len(body), BODY_PIECE_BYTES):
+            piece = body[begin : begin + BODY_PIECE_BYTES]
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -15,11 +15,10 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rerank_grpc.access import AccessList
+from rerank_grpc.access import AccessList, split_bearer
 from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
 from rerank_grpc.wire.status import CallIds
 
-BEARER = re.compile(r"bearer +", re.IGNORECASE)
 TOKEN = re.compile(r"[!-~]+")
 MAX_TIMEOUT_SECONDS = 86_400
 
@@ -95,6 +94,7 @@ def _token_of(headers: Headers) -> str | None:
         if len(values) > 1:
             raise Unauthenticated(f"send one {name}, not several")
         if values:
-            token = BEARER.sub("", values[0].strip(), count=1)
+            before, _, after = split_bearer(values[0].strip())
+            token = before + after.lstrip(" ")
             return token if TOKEN.fullmatch(token) else None
     return None

@@ -22,8 +22,8 @@ from rerank_grpc.types import Health
 log = logging.getLogger(__name__)
 
 BACKLOG = 512
-# asyncio accepts a backlog of connections in one round of its loop, before it makes room for any of
-# them: files for more might not be there.
+# asyncio accepts a whole backlog in one round of its loop, and the protocol makes room only afterwards.
+# A larger round could use up the process's files.
 ACCEPTS_PER_ROUND = 16
 # The most connections that callers may hold, if the limit of open files allows them.
 MAX_CONNECTIONS = 4_096

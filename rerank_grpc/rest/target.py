@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 5.0
 # The most connections that gRPC may open for rerank calls. gRPC opens one more where the streams that
 # a server allows are used up, so that the server, and not a full connection, refuses a call too many.
-MAX_CONNECTIONS = 10
+CALL_CONNECTIONS = 10
 STREAMS = LIMITS.streams
 
-_Answer = TypeVar("_Answer")
+Answer = TypeVar("Answer")
 # A method of the client that needs no more than a time and a token.
-Question = Callable[..., Coroutine[Any, Any, _Answer]]
+Question = Callable[..., Coroutine[Any, Any, Answer]]
 
 
 class Target:
@@ -58,7 +58,7 @@ class Target:
         timeout = deadline - time.monotonic()
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the scores were there")
-        if self._calls >= MAX_CONNECTIONS * STREAMS:
+        if self._calls >= CALL_CONNECTIONS * STREAMS:
             raise QueueFull("too many calls are in progress")
         # Clients of other APIs send an instruction whether or not the model takes one.
         request = request._replace(ignore_unsupported_options=True)
@@ -71,17 +71,17 @@ class Target:
         return response
 
     async def ask(
-        self, question: Question[_Answer], token: str | None, timeout: float = PROBE_SECONDS
-    ) -> _Answer:
+        self, question: Question[Answer], token: str | None, timeout: float = PROBE_SECONDS
+    ) -> Answer:
         return await question(self._probes, timeout=timeout, metadata=authorization(token))
 
-    async def probe(self, question: Question[_Answer], token: str | None) -> _Answer:
-        """Asks for a public route, at any caller's will: the same question under way is asked once.
+    async def probe(self, question: Question[Answer], token: str | None) -> Answer:
+        """Asks for a public route; the callers of one question share the one that is under way.
 
         A caller that leaves takes the answer from no other.
         """
         key = question, token
-        task: asyncio.Task[_Answer] | None = self._asked.get(key)
+        task: asyncio.Task[Answer] | None = self._asked.get(key)
         if task is None:
             task = self._asked[key] = asyncio.create_task(self.ask(question, token))
             task.add_done_callback(lambda done: self._answered(key, done))
@@ -125,7 +125,7 @@ class Target:
 def _connect(name: str, retries: int) -> AsyncClient:
     """Makes a client that shares no connection with another, and opens further ones as calls need them."""
     config = json.loads(service_config(retries))
-    config["connectionScaling"] = {"maxConnectionsPerSubchannel": MAX_CONNECTIONS}
+    config["connectionScaling"] = {"maxConnectionsPerSubchannel": CALL_CONNECTIONS}
     options = (("grpc.service_config", json.dumps(config)), ("grpc.use_local_subchannel_pool", 1))
     return AsyncClient(name, retries=0, options=options)
 

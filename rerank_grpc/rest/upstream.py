@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec
 
 from rerank_grpc.client import AsyncClient, ServerUnavailable, UnexpectedStatus
 from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError, ShuttingDown, Unauthenticated
-from rerank_grpc.rest.target import PROBE_SECONDS, Target
+from rerank_grpc.rest.target import PROBE_SECONDS, Answer, Target
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
 
 # The pause between two looks at the health of each of several servers, and the time of one.
@@ -20,7 +20,6 @@ WATCH_SECONDS = 2.0
 # The requests of one call, one for each query that differs, that are under way at once.
 CONCURRENCY = 8
 
-_Answer = TypeVar("_Answer")
 _Given = ParamSpec("_Given")
 
 
@@ -114,10 +113,10 @@ class Upstream:
 
     async def _call(
         self,
-        ask: Callable[Concatenate[Target, _Given], Awaitable[_Answer]],
+        ask: Callable[Concatenate[Target, _Given], Awaitable[Answer]],
         *given: _Given.args,
         **options: _Given.kwargs,
-    ) -> _Answer:
+    ) -> Answer:
         """Asks the servers in turn until one answers, those that seem well first."""
         self._next = (self._next + 1) % len(self._targets)
         turn = self._targets[self._next :] + self._targets[: self._next]

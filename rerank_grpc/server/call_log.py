@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc
 
-from rerank_grpc.errors import Reason
+from rerank_grpc.errors import Reason, describe
 from rerank_grpc.types import RerankSummary
 from rerank_grpc.wire.status import CallIds
 
@@ -30,8 +30,19 @@ class CallRecord:
     seconds: float = 0.0
 
 
-# Takes each call's record on the thread that answers it; must neither block nor raise.
+# Takes each call's record on the thread that answers it; must not block.
 Sink: TypeAlias = Callable[[CallRecord], None]
+
+
+def deliver(record: CallRecord, sinks: Iterable[Sink]) -> None:
+    """Gives a record to each sink; the exception of one reaches neither the caller nor the next sink."""
+    for sink in sinks:
+        try:
+            sink(record)
+        except Exception as error:
+            log.error(
+                "a sink failed on a %s: %s", record.method, describe(error), extra={"kind": "a sink failed"}
+            )
 
 
 def log_call(record: CallRecord) -> None:

@@ -10,7 +10,7 @@ import grpc
 
 from rerank_grpc.errors import InternalError, RerankError, describe
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.server.call_log import CallRecord, Sink, log
+from rerank_grpc.server.call_log import CallRecord, Sink, deliver, log
 from rerank_grpc.types import Call
 from rerank_grpc.wire import status
 from rerank_grpc.wire.status import CallIds
@@ -39,8 +39,7 @@ def answering(context: grpc.ServicerContext, method: str, sinks: Sequence[Sink])
     if failure is not None:
         record.code, record.reason = status.CODES[type(failure)], failure.reason
     record.seconds = monotonic() - started
-    for sink in sinks:
-        sink(record)
+    deliver(record, sinks)
     if failure is not None:
         # The frames refer to the failure and to the request, which would stay until a full collection.
         abort(context, failure.with_traceback(None))

@@ -7,12 +7,10 @@ from typing import Any, NoReturn
 
 import grpc
 
-from rerank_grpc.access import AccessList
+from rerank_grpc.access import AccessList, split_bearer
 from rerank_grpc.errors import Unauthenticated
 from rerank_grpc.server.handler import abort
 from rerank_grpc.server.lanes import Handler, Pool, on_pool
-
-SCHEME = "bearer "
 
 
 class AccessInterceptor(grpc.ServerInterceptor):
@@ -46,8 +44,8 @@ class AccessInterceptor(grpc.ServerInterceptor):
 
     def _accepts(self, value: str | bytes) -> bool:
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        scheme, token = text[: len(SCHEME)], text[len(SCHEME) :]
-        return scheme.lower() == SCHEME and token in self._accepted
+        before, scheme, token = split_bearer(text)
+        return bool(scheme) and not before and token in self._accepted
 
 
 def _denial(message: str, pool: Pool) -> Handler:

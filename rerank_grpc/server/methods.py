@@ -30,7 +30,7 @@ FIXED_BYTES = {1: 8, 5: 4}
 # A message has its documents and a dozen other fields; newer callers may send some more.
 OTHER_FIELDS = 64
 # Tags are counted piece by piece, so that a message full of them is refused at once.
-PIECE_BYTES = 1 << 16
+COUNTED_BYTES = 1 << 16
 
 
 def rerank_service(
@@ -119,8 +119,8 @@ def has_more_than(most: int, number: int, message: bytes) -> bool:
 def _may_have_more(most: int, message: bytes, tag: int) -> bool:
     """Tells within microseconds whether a tag of one byte might occur more often."""
     found = 0
-    for start in range(0, len(message), PIECE_BYTES):
-        end = start + PIECE_BYTES
+    for start in range(0, len(message), COUNTED_BYTES):
+        end = start + COUNTED_BYTES
         found += message.count(tag, start, end) + message.count(tag | 0x80, start, end)
         if found > most:
             return True

@@ -23,7 +23,7 @@ V1ALPHA = reflection.SERVICE_NAME
 # The name that newer tools ask for first. It is not listed, because its descriptor is not shipped.
 V1 = "grpc.reflection.v1.ServerReflection"
 # Between two questions of one stream.
-IDLE_SECONDS = 10.0
+QUESTION_SECONDS = 10.0
 # Watchers of one server; each has a thread.
 MOST_WATCHERS = 128
 # A longer name is no service's.
@@ -52,9 +52,9 @@ class HealthService:
         return len(self._wakeups)
 
     def changed(self) -> None:
-        """Has every watcher look at the state again; waits for none of them."""
+        """Wakes every watcher to read the state again, and waits for none of them."""
         for wakeup in self._wakeups.copy().values():
-            if wakeup.empty():  # however often a busy watcher is woken, it looks once
+            if wakeup.empty():  # a busy watcher needs no second wakeup
                 wakeup.put(None)
 
     def shut_down(self) -> None:
@@ -120,7 +120,7 @@ def reflection_services(
 ) -> list[Service]:
     """Makes server reflection of the listed services, under both its names and in one lane."""
     servicer = reflection.ReflectionServicer((*listed, V1ALPHA))
-    lane = Lane(f"{name}-reflection", patience, sinks, seconds=IDLE_SECONDS)
+    lane = Lane(f"{name}-reflection", patience, sinks, seconds=QUESTION_SECONDS)
     parse = parser(reflection_pb2.ServerReflectionRequest)
     method = "ServerReflectionInfo"
     handlers = {method: lane.conversation(method, servicer.ServerReflectionInfo, parse)}

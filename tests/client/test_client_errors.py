@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
@@ -42,7 +44,16 @@ def test_every_exception_of_a_call_is_exported_and_stands_in_the_tree():
     drawn = errors.__doc__ + exported.errors.__doc__
     for error in below(RerankError):
         assert getattr(exported, error.__name__) is error
+        assert error.__name__ in exported.__all__
         assert error.__name__ in drawn
+
+
+def test_a_star_import_gives_the_exported_names_and_no_module():
+    given: dict[str, object] = {}
+    exec("from rerank_grpc.client import *", given)
+    del given["__builtins__"]
+    assert set(given) == set(exported.__all__)
+    assert not [name for name, value in given.items() if isinstance(value, ModuleType)]
 
 
 @pytest.mark.parametrize("method", ["rerank", "stream_rerank"])

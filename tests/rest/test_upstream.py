@@ -73,7 +73,7 @@ def test_calls_beyond_every_connection_are_refused_by_the_rest_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(target, "STREAMS", 2)
-    monkeypatch.setattr(target, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(target, "CALL_CONNECTIONS", 2)
     let = threading.Event()
 
     def wait(asked, _context):
@@ -99,7 +99,7 @@ def test_calls_beyond_every_connection_are_refused_by_the_rest_server(
 
 def test_callers_who_leave_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, "STREAMS", 1)
-    monkeypatch.setattr(target, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(target, "CALL_CONNECTIONS", 1)
     server = ScriptedServer()
     server.script.append(hang)
     server.start()

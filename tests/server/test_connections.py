@@ -47,7 +47,7 @@ def test_a_port_takes_only_so_many_connections_and_drops_those_that_say_nothing(
     monkeypatch.setattr(server_module, "HANDSHAKE_SECONDS", 0.5)
     with serving(runner=CountingRunner()) as server, silent(server.port, 100) as connections:
         wait_for(lambda: sum(map(is_open, connections)) <= 20)
-        # The shim has a port of its own: a stranger cannot take its connections.
+        # The REST server has a port of its own: a stranger cannot take its connections.
         assert rerank(server.local_port) < 1
         assert check(server.admin_port) < 1
         wait_for(lambda: not any(map(is_open, connections)))

@@ -312,7 +312,7 @@ def test_answers_that_nobody_reads_are_thrown_away(monkeypatch: pytest.MonkeyPat
 
 
 def test_idle_reflection_streams_end(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(probes, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(probes, "QUESTION_SECONDS", 0.5)
     with server_of() as server, raw_connections(server.port, 2) as connections:
         for connection in connections:
             for _ in range(96):

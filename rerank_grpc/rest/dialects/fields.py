@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.limits import LIMITS
+from rerank_grpc.limits import check_count
 from rerank_grpc.rest.dialects.base import LOGIT, RELEVANCE, Body, Pair, Score
 
 
@@ -62,14 +62,6 @@ def pairs(name: str, listed: Sequence[Any]) -> list[Pair]:
     """Reads the pairs of texts in a list."""
     check_count(name, len(listed))
     return [_pair(f"{name}[{index}]", pair) for index, pair in enumerate(listed)]
-
-
-def check_count(name: str, number: int) -> None:
-    """Raises InvalidRequest unless a list holds something to score, and not too much."""
-    if number == 0:
-        raise InvalidRequest.of(name, "must not be empty")
-    if number > LIMITS.documents:
-        raise InvalidRequest.of(name, f"holds {number:,}, at most {LIMITS.documents:,} are allowed")
 
 
 def count(body: Body, name: str) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.limits import check_count
 from rerank_grpc.rest.dialects import fields
 from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Pair, Reply, decoded_pairs
 from rerank_grpc.rest.errors import Problem, common_body
@@ -37,7 +38,7 @@ def _literal(text: str) -> Any:
     if len(text) > MAX_LITERAL_CHARACTERS:
         raise InvalidRequest.of("text_pairs", f"has more than {MAX_LITERAL_CHARACTERS:,} characters")
     between = "".join(STRING.sub("s", text).split())
-    fields.check_count("text_pairs", between.count("s") // 2)
+    check_count("text_pairs", between.count("s") // 2)
     if not PAIRS.fullmatch(between):
         raise InvalidRequest.of("text_pairs", "is not a list of pairs")
     try:

@@ -1,17 +1,21 @@
 """The record of a call: its line in the log, its sinks, and the ids that join it to other logs."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Reason
-from rerank_grpc.server.call_log import CallRecord
+from rerank_grpc.server.call_log import CallRecord, Sink
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.rest.support import post, rest_server
+from tests.server.test_errors import details_of
 from tests.support import CountingRunner, ScriptedLoader, request_of, serving, stub_of, wait_for
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -27,6 +31,18 @@ def server(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "rerank_grpc.calls")
     with serving(runner=CountingRunner()) as running:
         yield running
+
+
+@contextmanager
+def with_sinks(*sinks: Sink) -> Iterator[RerankServer]:
+    settings = replace(ServerSettings(), port=0, admin_port=0)
+    server = RerankServer(settings, loader=ScriptedLoader(CountingRunner(), settings.engine), sinks=sinks)
+    server.start()
+    try:
+        assert server.wait_until_loaded(60)
+        yield server
+    finally:
+        server.stop(5)
 
 
 @pytest.mark.parametrize("method", ["Rerank", "StreamRerank"])
@@ -93,17 +109,11 @@ def test_a_call_over_rest_is_logged_by_the_id_that_its_caller_got(
 
 def test_every_sink_gets_the_record_of_each_call():
     first, second = list[CallRecord](), list[CallRecord]()
-    settings = replace(ServerSettings(), port=0, admin_port=0)
-    load = ScriptedLoader(CountingRunner(), settings.engine)
-    server = RerankServer(settings, loader=load, sinks=(first.append, second.append))
-    server.start()
-    assert server.wait_until_loaded(60)
-    with stub_of(server.port) as stub:
+    with with_sinks(first.append, second.append) as server, stub_of(server.port) as stub:
         stub.Rerank(request_of("q", "one", "two"), metadata=(("traceparent", TRACEPARENT),))
         stub.Health(pb.HealthRequest())
         with pytest.raises(grpc.RpcError):
             stub.Rerank(request_of("q", "d", model="none"))
-    server.stop(5)
     scored, health, refused = first
     assert first == second
     assert (scored.method, scored.code, scored.documents) == ("Rerank", grpc.StatusCode.OK, 2)
@@ -113,3 +123,29 @@ def test_every_sink_gets_the_record_of_each_call():
     assert scored.ids.trace_id == TRACE_ID
     assert (health.method, health.documents, health.summary) == ("Health", None, None)
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, Reason.UNKNOWN_MODEL)
+
+
+def test_a_sink_that_raises_changes_no_answer_and_keeps_no_record_from_the_next(
+    caplog: pytest.LogCaptureFixture,
+):
+    records = list[CallRecord]()
+
+    def broken(_record: CallRecord) -> None:
+        raise ValueError("canary")
+
+    with with_sinks(broken, records.append) as server, stub_of(server.port) as stub:
+        assert len(stub.Rerank(request_of("q", "d")).results) == 1
+        message = pb.StreamRerankRequest.FromString(request_of("q", "d").SerializeToString())
+        assert list(stub.StreamRerank(message))[-1].HasField("summary")
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request_of("", "d"))
+    status, _ = details_of(caught.value)
+    info = error_details_pb2.ErrorInfo.FromString(status.details[0].value)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert info.reason == "ERROR_REASON_INVALID_REQUEST"
+    assert "canary" not in status.message
+    assert [record.method for record in records] == ["Rerank", "StreamRerank", "Rerank"]
+    failures = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [vars(record)["kind"] for record in failures] == ["a sink failed"] * 3
+    assert failures[0].getMessage().startswith("a sink failed on a Rerank: ValueError at test_call_log.py:")
+    assert "canary" not in caplog.text
