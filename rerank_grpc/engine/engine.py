@@ -50,6 +50,7 @@ class Admission:
 
     def submit(self, sequences: Sequence_[Sequence], *, stepwise: bool = False) -> Future:
         """Queues the call's sequences, once; also raises DeadlineUnreachable, DeadlineExceeded, Cancelled."""
+        assert self._future is None, "an admission submits once"
         if sequences:
             self._call.check()
         future = Future(sequences, deadline=self._call.deadline, priority=self._priority, stepwise=stepwise)
@@ -84,6 +85,7 @@ class Engine:
         clock: DeviceClock | None = None,
     ) -> None:
         self.settings = settings
+        self.not_finite = 0  # the number of outputs that were no finite numbers; each failed its calls
         self._runner = runner
         self._name = name
         self._on_death = on_death
@@ -267,9 +269,12 @@ class Engine:
         with self._lock:
             finished = self._scheduler.finish(batch)
         for waiters, result in zip(finished, results, strict=True):
+            if result is None:
+                self.not_finite += 1
+                result = InternalError()
             for future, index in waiters:
-                if result is None or isinstance(result, RerankError):
-                    future.fail(result or InternalError())
+                if isinstance(result, RerankError):
+                    future.fail(result)
                 else:
                     delivered.setdefault(future, []).append((index, result))
         for future, pairs in delivered.items():
