@@ -70,7 +70,7 @@ class Admission:
 class Engine:
     """Owns the device thread of one model, and a thread that watches it.
 
-    If the device thread dies or hangs, every waiting request fails at once, and the
+    If the device thread dies or hangs, every waiting future fails at once, and the
     thread that found it calls `on_death` once; the engine does not come back by
     itself. Engines on one device share its `clock`.
     """
@@ -176,7 +176,7 @@ class Engine:
             self._scheduler.discard(future)
 
     def close(self) -> None:
-        """Ends the threads after the batch in progress; waiting requests fail with ShuttingDown."""
+        """Ends the threads after the batch in progress; waiting futures fail with ShuttingDown."""
         with self._lock:
             self._end()
         for thread in self._threads:
@@ -204,7 +204,7 @@ class Engine:
         try:
             while self._fill_up():
                 self._land(self._flights.popleft())
-        except BaseException as error:  # no request may be left waiting, whatever ends this thread
+        except BaseException as error:  # no future may be left waiting, whatever ends this thread
             log.critical("the device thread of %s died: %s", self._name, describe(error))
             self._die(hung=isinstance(error, DeviceLost))
         finally:
@@ -222,7 +222,7 @@ class Engine:
         return bool(self._flights)
 
     def _take_batch(self) -> Batch | None:
-        """Takes the next batch, and fails expired requests; a sleeping thread keeps no reference to them."""
+        """Takes the next batch, and fails expired futures; a sleeping thread keeps no reference to them."""
         now = monotonic()
         with self._lock:
             expired = self._scheduler.expire(now)
@@ -281,7 +281,7 @@ class Engine:
             future.deliver(pairs, now)
 
     def _split(self, batch: Batch, error: Exception) -> None:
-        """Runs a failed batch in halves, until the culprit stands alone and fails its requests."""
+        """Runs a failed batch in halves, until the culprit stands alone and fails its futures."""
         items, tokens = batch
         out_of_memory = isinstance(error, OutOfMemory)
         if len(items) == 1:
