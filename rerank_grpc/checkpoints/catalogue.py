@@ -28,7 +28,7 @@ class KnownPair:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """An entry; catalogue.toml explains each field."""
+    """An entry; catalogue.toml explains each field; `languages` and `licence` are for people."""
 
     id: str
     kind: str = ""
@@ -48,9 +48,10 @@ class KnownModel:
         """The part of the id after the slash."""
         return self.id.rpartition("/")[2]
 
-    def check(self, *, family: str, pooling: str, directory: Path) -> None:
+    def check(self, *, kind: str, family: str, pooling: str, directory: Path) -> None:
         """Raises ModelLoadError if the files under its name are another model's."""
-        for what, said, found in (("family", self.family, family), ("pooling", self.pooling, pooling)):
+        for what, found in (("family", family), ("pooling", pooling), ("kind", kind)):
+            said = getattr(self, what)
             if said != found:
                 raise ModelLoadError(
                     f"{directory}: its {what} is {found}, and {self.id} has {said}: "

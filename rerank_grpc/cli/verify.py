@@ -19,7 +19,7 @@ from rerank_grpc.types import Call, Document, RerankRequest, ScoredDocument, Sco
 if TYPE_CHECKING:
     from rerank_grpc.checkpoints.catalogue import Catalogue, KnownPair
     from rerank_grpc.models.base import ModelCard
-    from rerank_grpc.registry.loading import ModelLoader
+    from rerank_grpc.registry.loading import Loader
     from rerank_grpc.reranker import Reranker
 
 PROBE_QUERY = "how does a reranker score a document?"
@@ -61,7 +61,7 @@ def run(parsed: argparse.Namespace) -> int:
     return 0 if all(passed) else 1
 
 
-def _verify(name: str, loader: ModelLoader, catalogue: Catalogue) -> bool:
+def _verify(name: str, loader: Loader, catalogue: Catalogue) -> bool:
     screen, title = Screen.of(sys.stdout), printable(name)
     entry = catalogue.find(name) or catalogue.find(Path(name).name)
     pairs = entry.known if entry else ()
@@ -81,8 +81,9 @@ def _verify(name: str, loader: ModelLoader, catalogue: Catalogue) -> bool:
 
 
 @contextmanager
-def serving(name: str, loader: ModelLoader) -> Iterator[tuple[Reranker, ModelCard]]:
+def serving(name: str, loader: Loader) -> Iterator[tuple[Reranker, ModelCard]]:
     """Loads a model and gives the reranker that a server would answer with; raises ModelLoadError."""
+    from rerank_grpc.registry.warmup import finite_scores
     from rerank_grpc.reranker import build_reranker
 
     reranker = build_reranker(ServerSettings(models=(ModelSpec(name, name),)), loader)
@@ -90,7 +91,7 @@ def serving(name: str, loader: ModelLoader) -> Iterator[tuple[Reranker, ModelCar
     registry.start()
     try:
         registry.wait_until_loaded()
-        with registry.lease(name, Call()) as loaded:
+        with registry.lease(name, Call()) as loaded, finite_scores(loaded.engine, loaded.card):
             yield reranker, loaded.card
     finally:
         registry.close()

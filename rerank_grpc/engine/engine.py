@@ -50,6 +50,7 @@ class Admission:
 
     def submit(self, sequences: Sequence_[Sequence], *, stepwise: bool = False) -> Future:
         """Queues the call's sequences, once; also raises DeadlineUnreachable, DeadlineExceeded, Cancelled."""
+        assert self._future is None, "an admission submits once"
         if sequences:
             self._call.check()
         future = Future(sequences, deadline=self._call.deadline, priority=self._priority, stepwise=stepwise)
@@ -69,7 +70,7 @@ class Admission:
 class Engine:
     """Owns the device thread of one model, and a thread that watches it.
 
-    If the device thread dies or hangs, every waiting request fails at once, and the
+    If the device thread dies or hangs, every waiting future fails at once, and the
     thread that found it calls `on_death` once; the engine does not come back by
     itself. Engines on one device share its `clock`.
     """
@@ -84,6 +85,7 @@ class Engine:
         clock: DeviceClock | None = None,
     ) -> None:
         self.settings = settings
+        self.not_finite = 0  # the number of outputs that were no finite numbers; each failed its calls
         self._runner = runner
         self._name = name
         self._on_death = on_death
@@ -174,7 +176,7 @@ class Engine:
             self._scheduler.discard(future)
 
     def close(self) -> None:
-        """Ends the threads after the batch in progress; waiting requests fail with ShuttingDown."""
+        """Ends the threads after the batch in progress; waiting futures fail with ShuttingDown."""
         with self._lock:
             self._end()
         for thread in self._threads:
@@ -202,7 +204,7 @@ class Engine:
         try:
             while self._fill_up():
                 self._land(self._flights.popleft())
-        except BaseException as error:  # no request may be left waiting, whatever ends this thread
+        except BaseException as error:  # no future may be left waiting, whatever ends this thread
             log.critical("the device thread of %s died: %s", self._name, describe(error))
             self._die(hung=isinstance(error, DeviceLost))
         finally:
@@ -220,7 +222,7 @@ class Engine:
         return bool(self._flights)
 
     def _take_batch(self) -> Batch | None:
-        """Takes the next batch, and fails expired requests; a sleeping thread keeps no reference to them."""
+        """Takes the next batch, and fails expired futures; a sleeping thread keeps no reference to them."""
         now = monotonic()
         with self._lock:
             expired = self._scheduler.expire(now)
@@ -267,16 +269,19 @@ class Engine:
         with self._lock:
             finished = self._scheduler.finish(batch)
         for waiters, result in zip(finished, results, strict=True):
+            if result is None:
+                self.not_finite += 1
+                result = InternalError()
             for future, index in waiters:
-                if result is None or isinstance(result, RerankError):
-                    future.fail(result or InternalError())
+                if isinstance(result, RerankError):
+                    future.fail(result)
                 else:
                     delivered.setdefault(future, []).append((index, result))
         for future, pairs in delivered.items():
             future.deliver(pairs, now)
 
     def _split(self, batch: Batch, error: Exception) -> None:
-        """Runs a failed batch in halves, until the culprit stands alone and fails its requests."""
+        """Runs a failed batch in halves, until the culprit stands alone and fails its futures."""
         items, tokens = batch
         out_of_memory = isinstance(error, OutOfMemory)
         if len(items) == 1:

@@ -50,16 +50,16 @@ class Future:
         self._callbacks: list[Callable[[], None]] = []
 
     def on_done(self, callback: Callable[[], None]) -> None:
-        """Has a function called once, on the thread that ends the request, before the waiting one wakes.
+        """Has a function called once, on the thread that ends the future, before the waiting one wakes.
 
-        A request that is done calls it at once. It must neither wait nor raise.
+        A future that is done calls it at once. It must neither wait nor raise.
         """
         self._callbacks.append(callback)
         if self.done:
             self._end()
 
     def _end(self) -> None:
-        # Popping is atomic: of two threads that end a request at one moment, one runs the callback. None
+        # Popping is atomic: of two threads that end a future at one moment, one runs the callback. None
         # is missed: it is appended before `done` is read, and `done` turns true before this pops.
         self.done = True
         while self._callbacks:

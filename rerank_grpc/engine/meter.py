@@ -145,7 +145,10 @@ class Watchdog:
         self._looked = 0.0
 
     def look(self, started: float | None, now: float) -> bool:
-        """Whether the batch that started then, None for none, hangs."""
+        """Adds the time since the last look to the batch that began at `started`; true if it hangs.
+
+        `started` is None while no batch runs.
+        """
         if started != self._batch:
             self._batch, self._waited = started, 0.0
         if started is not None:

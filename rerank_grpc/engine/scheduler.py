@@ -3,14 +3,14 @@
 The rules, in order:
 
 1. A batch is a budget of tokens. A sequence larger than the budget goes alone.
-2. Nothing is spent on requests that failed, were cancelled or are too late.
+2. Nothing is spent on calls that failed, were cancelled or are too late.
 3. INTERACTIVE goes before BATCH, but BATCH, while it waits, earns an eighth of
    every batch.
-4. Within a class the request that has received least goes first, one sequence at
-   a time, and among equals the earliest deadline. A new request starts at the
-   average of the requests that wait: a small one enters the next batch however
+4. Within a class the call that has received least goes first, one sequence at
+   a time, and among equals the earliest deadline. A new call starts at the
+   average of the calls that wait: a small one enters the next batch however
    large its neighbours are.
-5. Equal sequences, of one request or of several, are run once.
+5. Equal sequences, of one call or of several, are run once.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from rerank_grpc.errors import DeadlineUnreachable, QueueFull
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.types import Priority
 
-BATCH_SHARE = 1 / 8
-# A forecast that exceeds the time left by less than this factor refuses no call: it may be wrong by as
-# much, and only batches correct it. Where nothing waits or runs, a call is let in whatever it says.
-TOLERANCE = 2.0
+BACKGROUND_SHARE = 1 / 8
+# A call is refused if its forecast exceeds the time left by more than this factor: a forecast may be wrong
+# by as much. Only batches correct it. An engine without work admits any call, so batches do run.
+REFUSAL_FACTOR = 2.0
 SHORTEST_RETRY_SECONDS = 0.1  # a shorter delay would invite hammering
 UNKNOWN_SECONDS = 1.0  # the time that a full queue is taken to need where there is no forecast
 
 Forecast: TypeAlias = Callable[[float], float]  # the seconds that tokens will take
-Waiter: TypeAlias = tuple[Future, int]  # a request that waits for a sequence, and the sequence's index there
+Waiter: TypeAlias = tuple[Future, int]  # a future that waits for a sequence, and the sequence's index there
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """A sequence to be run once, and the requests that wait for it."""
+    """A sequence to be run once, and the futures that wait for it."""
 
     sequence: Sequence
     tokens: int  # with those of its prefix if it is the first to bring that
@@ -58,9 +58,9 @@ class Batch(NamedTuple):
 
 @dataclass(slots=True)
 class Queued:
-    """A request in the queue; its pending items have not gone to the device."""
+    """A future in the queue; its pending items have not gone to the device."""
 
-    request: Future
+    future: Future
     items: list[Item]
     received_tokens: float  # those that went to the device, from the average at its arrival
     pending: deque[Item] = field(default_factory=deque)
@@ -80,7 +80,7 @@ class Scheduler:
         self._prefixes: WeakSet[Prefix] = WeakSet()
         self._queued: dict[Future, Queued] = {}  # in the order of arrival
         self._batch_credit = 0.0
-        # The tokens that a request of each class has received if it waited from the beginning.
+        # The tokens that a future of each class has received if it waited from the beginning.
         self._average = dict.fromkeys(Priority, 0.0)
 
     def check_queue(self, tokens: int, forecast: Forecast | None = None) -> None:
@@ -95,33 +95,33 @@ class Scheduler:
                 retry_after=max(SHORTEST_RETRY_SECONDS, seconds),
             )
 
-    def add(self, request: Future, now: float, forecast: Forecast | None = None) -> None:
-        """Lets a request in; raises QueueFull, or DeadlineUnreachable by a forecast."""
-        items, fresh, prefixes = self._items_of(request)
+    def add(self, future: Future, now: float, forecast: Forecast | None = None) -> None:
+        """Lets a future in; raises QueueFull, or DeadlineUnreachable by a forecast."""
+        items, fresh, prefixes = self._items_of(future)
         tokens = sum([item.tokens for item in fresh.values()])
         self.check_queue(tokens, forecast)
-        if forecast and request.deadline != math.inf and (self.queued_tokens or self.running_tokens):
-            self._check_deadline(request, tokens, now, forecast)
+        if forecast and future.deadline != math.inf and (self.queued_tokens or self.running_tokens):
+            self._check_deadline(future, tokens, now, forecast)
         self._items.update(fresh)
         self._prefixes.update(prefixes)
         self.queued_tokens += tokens
-        request.admitted_at = now
-        self._queued[request] = queued = Queued(request, items, self._average[request.priority])
+        future.admitted_at = now
+        self._queued[future] = queued = Queued(future, items, self._average[future.priority])
         for index, item in enumerate(items):
             waiters = item.waiters
             if waiters:
-                request.shared += 1
+                future.shared += 1
             if item.started:
-                request.started_at = now
-            elif not waiters or waiters[-1][0] is not request:
+                future.started_at = now
+            elif not waiters or waiters[-1][0] is not future:
                 queued.pending.append(item)
                 queued.pending_tokens += item.tokens
-            waiters.append((request, index))
+            waiters.append((future, index))
 
-    def _items_of(self, request: Future) -> tuple[list[Item], dict[Sequence, Item], set[Prefix]]:
+    def _items_of(self, future: Future) -> tuple[list[Item], dict[Sequence, Item], set[Prefix]]:
         """One item for each sequence, the new items, and their new prefixes, counted to the first of them."""
         items, fresh, prefixes, known = list[Item](), dict[Sequence, Item](), set[Prefix](), self._items
-        for sequence in request.sequences:
+        for sequence in future.sequences:
             item = known.get(sequence) or fresh.get(sequence)
             if item is None:
                 item = fresh[sequence] = Item(sequence, len(sequence.ids) // TOKEN_BYTES)
@@ -133,56 +133,56 @@ class Scheduler:
             items.append(item)
         return items, fresh, prefixes
 
-    def _check_deadline(self, request: Future, tokens: int, now: float, forecast: Forecast) -> None:
-        remaining, priority = request.deadline - now, request.priority
-        ahead = [queued for queued in self._queued.values() if queued.request.priority <= priority]
+    def _check_deadline(self, future: Future, tokens: int, now: float, forecast: Forecast) -> None:
+        remaining, priority = future.deadline - now, future.priority
+        ahead = [queued for queued in self._queued.values() if queued.future.priority <= priority]
         # Requests of a class get equal shares: by the time that this one has received `tokens`, each of the
         # others has as many, unless it needed less.
         before = sum(
-            min(queued.pending_tokens, tokens if queued.request.priority == priority else math.inf)
+            min(queued.pending_tokens, tokens if queued.future.priority == priority else math.inf)
             for queued in ahead
         )
         needed = forecast(self.running_tokens) + forecast(before + tokens)
-        if needed <= TOLERANCE * remaining:
+        if needed <= REFUSAL_FACTOR * remaining:
             return
         backlog = self.running_tokens + sum(queued.pending_tokens for queued in ahead)
         # The part of the backlog beside which the call is admitted need not drain.
-        wait = forecast(backlog) - max(0.0, TOLERANCE * remaining - forecast(tokens))
+        wait = forecast(backlog) - max(0.0, REFUSAL_FACTOR * remaining - forecast(tokens))
         raise DeadlineUnreachable(
             "the deadline cannot be met at the present load: retry later, or allow more time",
             metadata={"needed_seconds": f"{needed:.3f}", "remaining_seconds": f"{remaining:.3f}"},
             retry_after=max(SHORTEST_RETRY_SECONDS, wait),
         )
 
-    def discard(self, request: Future) -> None:
-        """Forgets a request and frees its tokens; items that other requests wait for stay."""
-        queued = self._queued.pop(request, None)
+    def discard(self, future: Future) -> None:
+        """Forgets a future and frees its tokens; items that other futures wait for stay."""
+        queued = self._queued.pop(future, None)
         if queued is None:
             return
-        for item in dict.fromkeys(queued.items):  # each once: equal sequences of the request share theirs
+        for item in dict.fromkeys(queued.items):  # each once: equal sequences of the future share theirs
             if not item.waiters:
                 continue
-            item.waiters = [waiter for waiter in item.waiters if waiter[0] is not request]
+            item.waiters = [waiter for waiter in item.waiters if waiter[0] is not future]
             if not item.waiters and not item.started:
                 del self._items[item.sequence]
                 self.queued_tokens -= item.tokens
 
     def clear(self) -> list[Future]:
-        """Forgets all requests, and returns them in the order of arrival."""
-        requests = list(self._queued)
-        for request in requests:
-            self.discard(request)
-        return requests
+        """Forgets all futures, and returns them in the order of arrival."""
+        futures = list(self._queued)
+        for future in futures:
+            self.discard(future)
+        return futures
 
     def expire(self, now: float) -> list[Future]:
-        """Forgets the requests that are done, and those that are late, which it returns."""
+        """Forgets the futures that are done, and those that are late, which it returns."""
         late = []
-        for request in list(self._queued):
-            if request.done:
-                self.discard(request)
-            elif request.deadline <= now:
-                self.discard(request)
-                late.append(request)
+        for future in list(self._queued):
+            if future.done:
+                self.discard(future)
+            elif future.deadline <= now:
+                self.discard(future)
+                late.append(future)
         return late
 
     def next_batch(self, now: float) -> Batch | None:
@@ -193,9 +193,9 @@ class Scheduler:
         if self.queued_tokens <= self.max_batch_tokens:
             self._batch_credit = 0.0
             return self._start(_take_all(waiting), now)
-        waiting.sort(key=lambda queued: queued.request.deadline)  # stable: then by arrival
-        interactive = [queued for queued in waiting if queued.request.priority is Priority.INTERACTIVE]
-        background = [queued for queued in waiting if queued.request.priority is Priority.BATCH]
+        waiting.sort(key=lambda queued: queued.future.deadline)  # stable: then by arrival
+        interactive = [queued for queued in waiting if queued.future.priority is Priority.INTERACTIVE]
+        background = [queued for queued in waiting if queued.future.priority is Priority.BATCH]
         batch = _Filling(self.max_batch_tokens)
         shared = self._fill_background(batch, interactive, background) if interactive and background else 0
         taken = batch.fill(interactive)
@@ -209,7 +209,7 @@ class Scheduler:
 
     def _fill_background(self, batch: _Filling, interactive: list[Queued], background: list[Queued]) -> int:
         """Gives BATCH its earnings beside INTERACTIVE; returns the tokens taken."""
-        earned = self._batch_credit + self.max_batch_tokens * BATCH_SHARE
+        earned = self._batch_credit + self.max_batch_tokens * BACKGROUND_SHARE
         self._batch_credit = min(earned, self.max_batch_tokens)
         limit = int(self._batch_credit)
         # An INTERACTIVE sequence too large to go beside BATCH's share goes first, until that is a batch.
@@ -224,20 +224,20 @@ class Scheduler:
         tokens = 0
         for item in items:
             tokens += item.tokens
-            for request, _ in item.waiters:
-                if not request.started_at:
-                    request.started_at = now
+            for future, _ in item.waiters:
+                if not future.started_at:
+                    future.started_at = now
         self.queued_tokens -= tokens
         self.running_tokens += tokens
         return Batch(items, tokens) if items else None
 
     def halves(self, batch: Batch) -> list[Batch]:
-        """Splits a batch that failed, without the items that no request waits for any more."""
+        """Splits a batch that failed, without the items that no future waits for any more."""
         wanted = []
         for item in batch.items:
-            if any(not request.done for request, _ in item.waiters):
+            if any(not future.done for future, _ in item.waiters):
                 wanted.append(item)
-            else:  # a later request runs it again: it cannot join a batch that has ended
+            else:  # a later future runs it again: it cannot join a batch that has ended
                 self.finish(Batch([item], item.tokens))
         middle = len(wanted) // 2
         halves = [half for half in (wanted[:middle], wanted[middle:]) if half]
@@ -275,7 +275,7 @@ class _Filling:
         self.items: list[Item] = []
 
     def fill(self, waiting: list[Queued], limit: int | None = None) -> int:
-        """Takes sequences of the request that has received least, the first among equals; returns the tokens.
+        """Takes sequences of the future that has received least, the first among equals; returns the tokens.
 
         Takes at most `limit` tokens, and then nothing past the first sequence
         that does not fit: else small sequences would for ever spend the tokens
@@ -297,7 +297,7 @@ class _Filling:
         return before - self.free_tokens
 
     def _take(self, queued: Queued, floor: int) -> int:
-        """Takes the next sequence of a request if it fits; returns its tokens."""
+        """Takes the next sequence of a future if it fits; returns its tokens."""
         while queued.pending:
             item = queued.pending[0]
             alone = not self.items and floor == 0

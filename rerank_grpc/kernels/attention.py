@@ -21,12 +21,12 @@ from rerank_grpc.kernels.device import DTYPES
 
 log = logging.getLogger(__name__)
 
-# Of the mean of a few normal values in 16 bits; another mask is off by much more.
-TOLERANCE = 0.05
+# The most that a mean of a few normal values is off in 16 bits; another mask is off by much more.
+KERNEL_ERROR = 0.05
 
 
 class Attention(Enum):
-    """How a model attends; the value is the label that ListModels shows.
+    """The attention of a model; the value is the label that ListModels shows.
 
     PADDED is transformers' own attention over padded sequences; all others
     attend over packed ones: SDPA part by part, VARLEN and FLASH in one call.
@@ -95,7 +95,7 @@ def works(attention: Attention, device: torch.device, precision: str, head_size:
     seen = torch.ones(2, 4, dtype=torch.bool).tril(2)
     q, k, v = (each[1:].transpose(0, 1) for each in (query, key, value))
     second = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1)
-    if torch.allclose(found, torch.cat([value[:1], second]), rtol=0, atol=TOLERANCE):
+    if torch.allclose(found, torch.cat([value[:1], second]), rtol=0, atol=KERNEL_ERROR):
         return True
     log.warning("attention %s computes something else on %s", attention.label, device)
     return False

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The parts of a pass, on its device, so laid out that the host need not wait for the device.
+    """The parts of a pass. Their places are on its device; the host reads their lengths without a wait.
 
     A part may be empty, unless it is the last. Where some parts of a decoder
     continue a prefix, `keys` lays out the keys that the parts see, and

@@ -1,4 +1,4 @@
-"""Where a model runs, and in which precision."""
+"""Chooses the device of a model, and its precision."""
 
 from __future__ import annotations
 

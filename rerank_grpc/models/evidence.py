@@ -23,19 +23,22 @@ POOLING_NAMES = {"cls_token": "first", "mean_tokens": "mean", "cls": "first", "m
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The nature of a checkpoint, as far as its files and the catalogue say it."""
+    """The nature of a checkpoint by its files and, for its limit, by the catalogue."""
 
     kind: Kind
     family: str  # transformers' model_type
     scoring: Scoring
     pooling: str  # the rows that are read: "first", "mean" or "last"
-    max_tokens: int | None  # None without a limit but that of the network's table of positions
+    max_tokens: int | None  # None: the network's table of positions is the only limit
     prompt: Prompt | None = None  # that of a language model
     answers: tuple[int, ...] = ()  # the token ids of the prompt's answers
 
 
 def read_evidence(checkpoint: Checkpoint) -> Evidence:
-    """Reads the nature of a checkpoint; raises ModelLoadError unless it can be served, as catalogued."""
+    """Reads the nature of a checkpoint.
+
+    Raises ModelLoadError if it cannot be served, or if the catalogue describes another model.
+    """
     prompt = PROMPTS.get(architecture_of(checkpoint.config))
     if prompt is not None:
         evidence = _language_model(checkpoint, prompt)
@@ -45,8 +48,14 @@ def read_evidence(checkpoint: Checkpoint) -> Evidence:
         pooling, limit = _read_pooling(checkpoint), _max_tokens(checkpoint)
         evidence = Evidence(Kind.BI_ENCODER, checkpoint.family, Scoring.COSINE, pooling, limit)
     if checkpoint.known is not None:
-        family, directory = checkpoint.family, checkpoint.directory
-        checkpoint.known.check(family=family, pooling=evidence.pooling, directory=directory)
+        # To the catalogue a language model is a cross-encoder: it reads query and document together.
+        kind = Kind.BI_ENCODER if evidence.kind is Kind.BI_ENCODER else Kind.CROSS_ENCODER
+        checkpoint.known.check(
+            kind=kind.value,
+            family=checkpoint.family,
+            pooling=evidence.pooling,
+            directory=checkpoint.directory,
+        )
     return evidence
 
 

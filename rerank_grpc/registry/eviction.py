@@ -112,8 +112,8 @@ def idle(slots: Iterable[Slot], now: float, seconds: float) -> Slot | None:
     return next((slot for slot in unused if slot.last_used + seconds <= now), None)
 
 
-def patience(slots: Sequence[Slot], now: float, idle_seconds: float) -> float:
-    """Returns the seconds until something is due without an event; math.inf for never."""
+def seconds_to_next(slots: Sequence[Slot], now: float, idle_seconds: float) -> float:
+    """Returns the seconds until the next retry, unload or idle model is due; math.inf if none will be."""
     times = [slot.retry_at for slot in slots if slot.state is State.FAILED and not slot.lazy]
     times += [stays_until(slot) for slot in slots if slot.unload_asked and slot.state is State.READY]
     times += [(now if slot.leases else slot.last_used) + idle_seconds for slot in slots if slot.evictable]

@@ -143,8 +143,8 @@ class Keeper:
                 self._retry(now)
                 if self._trimmer.due(now):
                     return self._trimmer.trim
-                patience = eviction.patience(self._slots, now, self._idle_seconds)
-                self._changed.wait(min(patience, memory.TRIM_SECONDS))
+                seconds = eviction.seconds_to_next(self._slots, now, self._idle_seconds)
+                self._changed.wait(min(seconds, memory.TRIM_SECONDS))
         return None
 
     def _retry(self, now: float) -> None:

@@ -18,7 +18,7 @@ from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import load_model
 from rerank_grpc.registry import memory
 from rerank_grpc.registry.slot import LoadedModel
-from rerank_grpc.registry.warmup import warm_up
+from rerank_grpc.registry.warmup import finite_scores, warm_up
 from rerank_grpc.runner.cuda import runner_for
 from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS
 from rerank_grpc.tokenizer.tokenizer import tokenizer_for
@@ -71,7 +71,8 @@ class ModelLoader:
         )
         engine.start()
         try:
-            warm_up(engine, tokenizer, model.card)
+            with finite_scores(engine, model.card):
+                warm_up(engine, tokenizer, model.card)
         except BaseException:
             engine.close()
             raise

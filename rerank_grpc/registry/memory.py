@@ -24,7 +24,7 @@ from rerank_grpc.units import size
 # Of a GPU, for the passes, their captured graphs, and the libraries' own buffers.
 RESERVE_BYTES = 1 << 30
 # The share of the free memory that a batch may be expected to take; the next one differs a little.
-BATCH_SHARE = 0.8
+SHARE_FOR_ONE_BATCH = 0.8
 
 HOST = torch.device("cpu")
 # glibc keeps freed memory; the process may grow by this before it is told to give it back.
@@ -133,7 +133,7 @@ class BatchMemory:
     def fits(self, tokens: int) -> bool:
         """Whether a batch of `tokens` is expected to fit."""
         memory = memory_of(self._device)
-        return memory is None or self._bytes_per_token * tokens <= BATCH_SHARE * memory.free
+        return memory is None or self._bytes_per_token * tokens <= SHARE_FOR_ONE_BATCH * memory.free
 
 
 def give_back(device: torch.device) -> None:

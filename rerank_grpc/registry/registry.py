@@ -222,7 +222,7 @@ class Registry:
             if slot.state is not State.UNLOADED:
                 slot.unload_asked = True
                 self._changed.notify_all()
-            seconds = patience(deadline - monotonic())
+            seconds = seconds_to_wait(deadline - monotonic())
             done = self._changed.wait_for(lambda: not slot.unload_asked or self._keeper.closing, seconds)
             self._check_open()
             if not done:
@@ -259,7 +259,7 @@ class Registry:
 
     def _await(self, slot: Slot, ticket: Ticket, call: Call) -> LoadedModel:
         call.on_cancel(ticket.cancel)
-        ticket.wait(patience(call.deadline - monotonic()))
+        ticket.wait(seconds_to_wait(call.deadline - monotonic()))
         with self._changed:
             if ticket in slot.waiting:
                 slot.waiting.remove(ticket)
@@ -274,9 +274,9 @@ class Registry:
             raise Cancelled("the caller cancelled") if ticket.cancelled else slot.still_loading()
 
 
-def patience(left: float) -> float | None:
-    """Returns how much of its seconds a call may wait, because the answer has to travel; None for ever.
+def seconds_to_wait(left: float) -> float | None:
+    """Returns the seconds that a call may wait, of those left to its deadline; None without a deadline.
 
-    A tenth is left for that, 50 ms to 1 s.
+    The answer gets a tenth to travel back, 50 ms to 1 s.
     """
     return None if left == math.inf else max(0.0, left - min(1.0, max(0.05, left / 10), left / 2))

@@ -89,7 +89,7 @@ class Slot:
         """Whether a call is answered: the model is in memory, or the call brings it there.
 
         A model that is loaded at the start serves after its first warm-up. A
-        failed one serves when it is READY again, so new tries make no flicker.
+        failed model serves when it is READY again, and not while it is retried.
         """
         return self.state is not State.FAILED and not self.failures and (self.was_ready or self.lazy)
 

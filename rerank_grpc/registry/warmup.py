@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 
 import torch
 
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.meter import Counts
+from rerank_grpc.errors import InternalError, ModelLoadError
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry.memory import BatchMemory
 from rerank_grpc.sequence import Sequence
@@ -52,6 +54,17 @@ def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard) -> None:
         engine.max_batch_tokens = best_budget(seconds_of, memory.fits)
     smallest = _cheapest(engine, _sequences(tokenizer, SHORT_TOKENS, count=1))
     engine.calibrate(smallest, full.get(engine.max_batch_tokens) or _full_batches(engine, tokenizer))
+
+
+@contextmanager
+def finite_scores(engine: Engine, card: ModelCard) -> Iterator[None]:
+    """Makes the error of a score that is not finite a ModelLoadError, whose text is the operator's."""
+    try:
+        yield
+    except InternalError as error:
+        if not engine.not_finite:
+            raise
+        raise ModelLoadError(f"{card.source}: a score is not finite: the weights are damaged") from error
 
 
 def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] = lambda _: True) -> int:

@@ -19,8 +19,8 @@ from rerank_grpc.sequence import TOKEN_BYTES, Sequence
 
 log = logging.getLogger(__name__)
 
-# A captured pass costs what its longest sequence and its number of sequences may cost, used or not:
-# each size is captured for few sequences, as passages are, and for many, as titles are.
+# The cost of a captured pass goes by the length and the number of sequences that it has room for, used or
+# not. Each size is captured twice: for few sequences, such as passages, and for many, such as titles.
 TOKENS_A_SEQUENCE = (96, 16)
 LEAST_CAPTURED, MOST_CAPTURED = 8, 4_096
 LONGEST_CAPTURED = 512  # tokens of one sequence: the pass costs as much for any length up to this

@@ -56,7 +56,7 @@ class PrefixCache:
         return found
 
     def keep(self, used: Mapping[Prefix, KeysValues]) -> None:
-        """Takes what a pass has used and computed, and drops the oldest past the limit, but for one."""
+        """Keeps the prefixes of a pass, and past the limit drops the oldest; the newest one always stays."""
         for prefix, computed in used.items():
             self._kept.pop(prefix, None)
             self._kept[prefix] = computed

@@ -108,8 +108,8 @@ class PromptFraming:
         self._prompt = prompt
         self.accepts_instruction = bool(prompt.instruction)
         # In the model's own tokenizer control tokens are recognised, as the prompt's texts need.
-        upstream = tokenizers.Tokenizer.from_file(str(tokenizer_file))
-        system, self._suffix = _ids_of(prompt.system, upstream), _ids_of(prompt.suffix, upstream)
+        original = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+        system, self._suffix = _ids_of(prompt.system, original), _ids_of(prompt.suffix, original)
         self._system = Prefix(system)
         # Tokens between system and suffix, and those of them that the prompt's own words leave free.
         self._inner_tokens = max_tokens - (len(system) + len(self._suffix)) // TOKEN_BYTES
@@ -158,5 +158,5 @@ class PromptFraming:
         return text[: offsets[most - 1][1]], True
 
 
-def _ids_of(texts: tuple[str, ...], upstream: tokenizers.Tokenizer) -> bytes:
-    return b"".join([to_bytes(upstream.encode(text, add_special_tokens=False).ids) for text in texts])
+def _ids_of(texts: tuple[str, ...], original: tokenizers.Tokenizer) -> bytes:
+    return b"".join([to_bytes(original.encode(text, add_special_tokens=False).ids) for text in texts])

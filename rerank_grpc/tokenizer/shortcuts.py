@@ -1,4 +1,8 @@
-"""Shorter ways to the same tokens: a long text is read in part, an ASCII text without its normalizer."""
+"""Shorter ways to the same tokens.
+
+The first half of the file decides whether a long text may be read in part; the
+second half tokenizes ASCII texts without their normalizer.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ Step: TypeAlias = Mapping[str, Any]  # one normalizer or pre-tokenizer of a toke
 CHARACTERWISE = frozenset(
     {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "StripAccents"}
 )
+
+# ---------------- Long texts: may they be read in part?
+
 # Normalizers to which the start of a text is special.
 _AT_START = frozenset({"Strip", "Prepend"})
 # Normalizers whose work on one side of a space between two letters depends on nothing beyond it.
@@ -36,21 +43,22 @@ _SPLIT_PATTERN = (
 
 def cut_safety(data: Mapping[str, Any]) -> tuple[bool, bool]:
     """Returns Vocabulary's cuts_prefix and cuts_suffix for a tokenizer.json; an unknown step is not safe."""
-    normalizers = _steps_of(data.get("normalizer"), "normalizers")
-    pre_tokenizers = _steps_of(data.get("pre_tokenizer"), "pretokenizers")
-    local = all(step["type"] in _LOCAL and keeps_letters(step) for step in normalizers)
-    wordwise = all(step["type"] in _WORDWISE or _splits_words(step) for step in pre_tokenizers)
-    splits = wordwise and any(map(_splits_before_space, pre_tokenizers))
+    normalizing = _steps_in_json(data.get("normalizer"), "normalizers")
+    splitting = _steps_in_json(data.get("pre_tokenizer"), "pretokenizers")
+    local = all(step["type"] in _LOCAL and keeps_letters(step) for step in normalizing)
+    wordwise = all(step["type"] in _WORDWISE or _splits_words(step) for step in splitting)
+    splits = wordwise and any(map(_splits_before_space, splitting))
     spaced = any(" " in token["content"].strip() for token in data["added_tokens"])
     prefix = local and splits and not spaced
-    return prefix, prefix and not any(step["type"] in _AT_START for step in normalizers)
+    return prefix, prefix and not any(step["type"] in _AT_START for step in normalizing)
 
 
-def _steps_of(step: Step | None, inner: str) -> list[Step]:
+def _steps_in_json(step: Step | None, inner: str) -> list[Step]:
+    """Lists the steps of a tokenizer.json's entry; a Sequence has its own under `inner`."""
     if step is None:
         return []
     if step["type"] == "Sequence":
-        return [leaf for child in step[inner] for leaf in _steps_of(child, inner)]
+        return [leaf for child in step[inner] for leaf in _steps_in_json(child, inner)]
     return [step]
 
 
@@ -77,6 +85,8 @@ def _splits_before_space(step: Step) -> bool:
             return True
     return _splits_words(step)
 
+
+# ---------------- ASCII texts: a table in the normalizer's place
 
 # White space to str.split, but not to the tokenizer.
 _SEPARATORS = range(0x1C, 0x20)
@@ -126,7 +136,7 @@ class AsciiTokenizer:
 
 def ascii_tokenizer(tokenizer: Tokenizer) -> AsciiTokenizer:
     """Finds the shorter way of a tokenizer without visible added tokens."""
-    steps = list(_steps(tokenizer.normalizer))
+    steps = list(_normalizers_in(tokenizer.normalizer))
     known = list(takewhile(lambda step: type(step).__name__ in CHARACTERWISE, steps))
     first, rest = normalizers.Sequence(known), steps[len(known) :]
     table = {ord(character): first.normalize_str(character) for character in _ASCII}
@@ -145,10 +155,11 @@ def ascii_tokenizer(tokenizer: Tokenizer) -> AsciiTokenizer:
     return AsciiTokenizer(tokenizer, short, table, spaced=marking is not None)
 
 
-def _steps(normalizer: Any) -> Iterator[Any]:
+def _normalizers_in(normalizer: Any) -> Iterator[Any]:
+    """Yields the normalizers of a tokenizer in memory, out of their Sequences."""
     if isinstance(normalizer, normalizers.Sequence):
         for index in range(len(normalizer)):
-            yield from _steps(normalizer[index])
+            yield from _normalizers_in(normalizer[index])
     elif normalizer is not None:
         yield normalizer
 

@@ -35,7 +35,7 @@ SMALL = 256
 
 
 class Cutting(NamedTuple):
-    """How texts are cut: `free_tokens` of a text fit one chunk, `max_tokens` are used in all its chunks."""
+    """The way to cut texts: `free_tokens` of a text fit one chunk, `max_tokens` are used in all its chunks."""
 
     free_tokens: int
     max_tokens: int
@@ -111,11 +111,11 @@ def to_bytes(ids: list[int]) -> bytes:
 def _read(
     vocabulary: Vocabulary, texts: ListOf[str], cutting: Cutting
 ) -> tuple[ListOf[str], ListOf[Encoding]]:
-    """Tokenizes as much of each text as makes the used tokens exactly those of the whole.
+    """Tokenizes the part of each text that holds the tokens in use, exactly as in the whole text.
 
-    Returns the part of each text that was read, and its encoding. A part that
-    is not the whole text has more tokens than are used. Raises TypeError or
-    UnicodeError for a lone surrogate, wherever in a text it stands.
+    Returns the parts and their encodings. A part that is not the whole text
+    has more tokens than are used. Raises TypeError or UnicodeError for a lone
+    surrogate, wherever in a text it stands.
     """
     encode, enough = vocabulary.batches.encode_batch, cutting.max_tokens + CUT_MARGIN
     limit = enough * CHARACTERS_PER_TOKEN

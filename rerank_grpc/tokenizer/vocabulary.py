@@ -92,17 +92,17 @@ def read_vocabulary(path: Path, family: str) -> Vocabulary:
         ) from error
 
 
-def _vocabulary(upstream: Tokenizer, data: Mapping[str, Any], directory: Path, family: str) -> Vocabulary:
-    upstream.no_truncation()
-    upstream.no_padding()
-    single, pair = _template(upstream.encode("a b"), last=0), _template(upstream.encode("a b", "a b"), last=1)
+def _vocabulary(original: Tokenizer, data: Mapping[str, Any], directory: Path, family: str) -> Vocabulary:
+    original.no_truncation()
+    original.no_padding()
+    single, pair = _template(original.encode("a b"), last=0), _template(original.encode("a b", "a b"), last=1)
     written, ids = _control_tokens(data, directory, family)
     ids |= {*single.prefix, *single.suffix, *pair.prefix, *pair.middle, *pair.suffix}
-    written |= {token for token in map(upstream.id_to_token, ids) if token is not None}
-    ids |= {found for token in written if (found := upstream.token_to_id(token)) is not None}
+    written |= {token for token in map(original.id_to_token, ids) if token is not None}
+    ids |= {found for token in written if (found := original.token_to_id(token)) is not None}
     tokenizer = Tokenizer.from_str(json.dumps(_hide(data, written), ensure_ascii=False))
-    _check_ids(upstream, tokenizer, written)
-    control_ids = frozenset(ids - {upstream.token_to_id(str(_unknown_token(data)))})
+    _check_ids(original, tokenizer, written)
+    control_ids = frozenset(ids - {original.token_to_id(str(_unknown_token(data)))})
     is_control = np.zeros(1 + max(tokenizer.get_vocab().values(), default=0), dtype=np.bool_)
     is_control[list(control_ids)] = True
     hidden = all(token["content"] in written for token in data["added_tokens"])
@@ -181,10 +181,10 @@ def _pieces(merge: str | list[str]) -> tuple[str, str, str]:
     return left, right, left + right
 
 
-def _check_ids(upstream: Tokenizer, tokenizer: Tokenizer, written: set[str]) -> None:
+def _check_ids(original: Tokenizer, tokenizer: Tokenizer, written: set[str]) -> None:
     """Raises ModelLoadError if a token that was left alone has got another id."""
     after = tokenizer.get_vocab(with_added_tokens=True)
-    for token, number in upstream.get_vocab(with_added_tokens=True).items():
+    for token, number in original.get_vocab(with_added_tokens=True).items():
         if token not in written and after.get(token) != number:
             reason = f"token {number} cannot be kept in its place: write the file anew"
             raise ModelLoadError(f"tokenizer.json: {reason}")

@@ -414,3 +414,11 @@ def test_closing_runs_out_the_batch_and_settles_everybody():
             outputs(request)
     with pytest.raises(ShuttingDown):
         submit(engine, sequences(1))
+
+
+def test_an_admission_submits_once():
+    with running(CountingRunner()) as engine, engine.admit(Call()) as admission:
+        outputs(admission.submit(sequences(1)))
+        with pytest.raises(AssertionError, match="once"):
+            admission.submit(sequences(1))
+    assert engine.queued_tokens == 0

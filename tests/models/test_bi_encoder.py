@@ -139,6 +139,14 @@ def test_texts_that_would_be_treated_otherwise_are_refused(
     assert reason in refusal(copied)
 
 
+def test_files_of_another_kind_than_the_catalogues_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "ms-marco-MiniLM-L-6-v2", "bert", "cls")
+    with pytest.raises(
+        ModelLoadError, match=r"its kind is bi-encoder, and cross-encoder/.* has cross-encoder"
+    ):
+        load("ms-marco-MiniLM-L-6-v2", models_dir=tmp_path)
+
+
 def test_another_pooling_is_refused(copied: Path) -> None:
     (path,) = copied.glob("*_Pooling/config.json")
     path.write_text('{"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": false}')

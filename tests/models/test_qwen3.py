@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import causal
-from rerank_grpc.models.base import Model, PackedTokens
+from rerank_grpc.models.base import Kind, Model, PackedTokens
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS, PrefixCache, Prefixes
 from rerank_grpc.runner.runner import CpuRunner
@@ -274,3 +274,10 @@ def test_what_prefixes_may_take_is_counted_in_the_models_memory(directories: dic
         found = loader.prepare(ModelSpec(family, str(path)))
         weights = sum(weight.numel() for weight in load_file(path / "model.safetensors").values())
         assert found == 4 * weights + MAX_KEPT_TOKENS * 2 * 3 * heads * 16 * 4
+
+
+def test_the_catalogue_knows_a_language_model_as_a_cross_encoder(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "Qwen3-Reranker-0.6B").symlink_to(directories["qwen3"])
+    assert load("Qwen3-Reranker-0.6B", models_dir=tmp_path).card.kind is Kind.LANGUAGE_MODEL

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from rerank_grpc import scores
 from rerank_grpc.checkpoints.catalogue import KnownPair
 from rerank_grpc.cli import verify
 from rerank_grpc.cli.terminal import Screen, cells
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.registry.loading import ModelLoader
 from tests.command import run
 from tests.models import test_bi_encoder, test_modernbert
+from tests.support import CountingRunner, ScriptedLoader
 
 LOADER = ModelLoader(ServerSettings(device="cpu", precision="fp32"))
 
@@ -66,6 +70,27 @@ def test_a_known_pair_is_compared_by_logit_or_by_score(directories: dict[str, Pa
         ]
         checks = list(verify.known(reranker, card, pairs))
     assert [check.passed for check in checks] == [True, False, True, False]
+
+
+def test_finite_weights_that_overflow_fail_the_warm_up_in_one_line(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(directories["bert"], tmp_path / "model"))
+    weights = load_file(directory / "model.safetensors")
+    weights["bert.pooler.dense.weight"].zero_()
+    weights["bert.pooler.dense.bias"].fill_(30)
+    weights["classifier.weight"].fill_(1e38)  # times as many ones as the head has inputs
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError) as failure, verify.serving(str(directory), LOADER):
+        pass
+    assert str(failure.value) == f"{directory}: a score is not finite: the weights are damaged"
+
+
+def test_a_score_that_is_not_finite_after_the_warm_up_is_said_in_one_line() -> None:
+    loader = ScriptedLoader(CountingRunner(lambda _: None))
+    text = "test: a score is not finite: the weights are damaged"
+    with pytest.raises(ModelLoadError, match=text), verify.serving("test", loader) as (reranker, _):
+        verify.scored(reranker, "q", ["d"])
 
 
 def test_the_command_says_each_difference_and_its_status_says_the_verdict(

@@ -26,7 +26,7 @@ from rerank_grpc.errors import (
 )
 from rerank_grpc.registry import eviction, keeper, memory
 from rerank_grpc.registry.loading import ModelLoader
-from rerank_grpc.registry.registry import Registry, patience
+from rerank_grpc.registry.registry import Registry, seconds_to_wait
 from rerank_grpc.registry.slot import LoadedModel, Slot
 from rerank_grpc.types import Call, State
 from tests.support import WAIT, ScriptedLoader
@@ -737,10 +737,10 @@ def test_a_model_is_not_unloaded_faster_than_it_is_loaded():
 
 def test_the_keeper_wakes_when_an_unload_is_due():
     slot = in_memory("one", ready=100, took=30)
-    assert eviction.patience([slot], 110, inf) == inf
+    assert eviction.seconds_to_next([slot], 110, inf) == inf
     slot.unload_asked = True
     assert eviction.unloadable([slot], 110) is None
-    assert eviction.patience([slot], 110, inf) == 20
+    assert eviction.seconds_to_next([slot], 110, inf) == 20
     assert eviction.unloadable([slot], 130) is slot
 
 
@@ -763,11 +763,11 @@ def test_an_unload_of_a_model_that_loads_says_that_it_comes_later():
     [(-1, -1), (0.02, 0.01), (0.1, 0.05), (0.3, 0.05), (2, 0.2), (100, 1)],
 )
 def test_the_answer_has_a_tenth_of_the_time_to_travel_and_50_ms_at_least(seconds: float, expected: float):
-    assert patience(seconds) == pytest.approx(seconds - expected)
+    assert seconds_to_wait(seconds) == pytest.approx(seconds - expected)
 
 
 def test_a_call_without_a_deadline_waits_for_ever():
-    assert patience(inf) is None
+    assert seconds_to_wait(inf) is None
 
 
 def is_serving(registry: Registry) -> bool:
