@@ -35,7 +35,7 @@ SMALL = 256
 
 
 class Cutting(NamedTuple):
-    """The way to cut texts: `free_tokens` of a text fit one chunk, `max_tokens` are used in all its chunks."""
+    """Limits of a text: `free_tokens` of a text fit one chunk, `max_tokens` are used in all its chunks."""
 
     free_tokens: int
     max_tokens: int
