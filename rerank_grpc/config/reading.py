@@ -45,10 +45,7 @@ def quiet_libraries() -> None:
 
 
 def read_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ServerSettings:
-    """Reads the server's settings; `flags` maps an option's name to its text, or texts.
-
-    Raises OptionError, naming the flag or variable, for a bad value and for contradictions.
-    """
+    """Reads settings; raises OptionError, naming the flag or variable, for bad values and contradictions."""
     values = _values(SERVER_OPTIONS, flags, environment)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
     if "host" in values:
@@ -86,9 +83,8 @@ def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 def read_client_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ClientSettings:
     """Reads how to reach a server; raises OptionError like :func:`read_settings`.
 
-    Without a target, the server of this machine is meant, with the port and
-    tokens of the environment: a container's health check needs no settings of
-    its own. Those tokens are sent to no other target.
+    Without a target, the server of this machine is meant, with the port and tokens of the environment: a
+    container's health check needs no settings of its own. Those tokens are sent to no other target.
     """
     values = _values(CLIENT_OPTIONS, flags, environment)
     file, token = values.pop("token", None), _token_in(CLIENT_TOKEN_VARIABLE, environment)
