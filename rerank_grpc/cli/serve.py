@@ -189,7 +189,6 @@ def _warnings(settings: ServerSettings, target: str) -> Iterable[str]:
 
 
 def _drain(server: RerankServer, rest_server: RestServer | None, grace: float) -> None:
-    """Stops both servers; calls inside have the grace to finish."""
     end = time.monotonic() + grace
     server.leave()
     if rest_server is None:

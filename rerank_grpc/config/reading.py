@@ -145,7 +145,6 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
 
 
 def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
-    """Takes the models out of the values: the loaded ones, then the lazy ones, each pinned or not."""
     models = values.pop("models", (EMBEDDED,))
     models += tuple(replace(model, lazy=True) for model in values.pop("lazy_models", ()))
     pins, names = values.pop("pins", ()), [model.name for model in models]
@@ -173,7 +172,6 @@ def _with_aliases(
 
 
 def _server_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Reads the tokens of the file and of all variables, each once."""
     tokens = _tokens_of_file(file) if file is not None else []
     listed, *single = SERVER_TOKEN_VARIABLES
     if environment.get(listed):

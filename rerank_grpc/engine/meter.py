@@ -120,7 +120,6 @@ class Meter:
         return weights[0] * of_smallest * exp(deviation[0]), weights[1] * of_full * exp(deviation[1])
 
     def _drifted(self, idle_until: float) -> tuple[float, float]:
-        """The deviation after the idle time since the last batch."""
         kept = 0.5 ** (max(0.0, idle_until - self._ended) / HALF_LIFE_SECONDS)
         smallest, full = self._deviation
         return smallest * kept, full * kept

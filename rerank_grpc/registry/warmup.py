@@ -82,7 +82,6 @@ def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] 
 
 
 def _full_batches(engine: Engine, tokenizer: Tokenizer) -> Counts:
-    """Measures a full batch of passages."""
     count = max(1, engine.max_batch_tokens // PASSAGE_TOKENS)
     return _cheapest(engine, _sequences(tokenizer, PASSAGE_TOKENS, count=count))
 
@@ -103,6 +102,5 @@ def _sequences(tokenizer: Tokenizer, tokens: int, *, count: int) -> tuple[Sequen
 
 
 def _score(engine: Engine, sequences: tuple[Sequence, ...]) -> None:
-    """Runs sequences through the engine."""
     with engine.admit(Call()) as admission:
         admission.submit(sequences).wait()
