@@ -18,8 +18,7 @@ from rerank_grpc.checkpoints.sources import EMBEDDED, EMBEDDED_REVISION, check_e
 from rerank_grpc.errors import ModelLoadError
 
 BLOCK = 1 << 20
-# Larger weights are digested in part, in this many blocks.
-DIGEST_WHOLE_BYTES, DIGEST_BLOCKS = 4 << 30, 256
+DIGEST_WHOLE_BYTES, DIGEST_BLOCKS = 4 << 30, 256  # larger weights are digested in part, in this many blocks
 HEADER_BYTES_MAX = 100 << 20  # the bound of the safetensors format itself
 REMOTE_CODE_KEYS = ("auto_map", "_attn_implementation_internal")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -27,18 +26,14 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A directory that may be loaded, under the operator's name for it.
-
-    `dtype` is that of its stored floats; `revision` is the hub's commit, or
-    "sha256:" and 12 digits of its weights' digest.
-    """
+    """A directory that may be loaded, under the operator's name for it."""
 
     source: str
     directory: Path
     config: Mapping[str, Any]
     weights: tuple[Path, ...]
-    dtype: torch.dtype
-    revision: str
+    dtype: torch.dtype  # of the stored floats
+    revision: str  # the hub's commit, or "sha256:" and 12 digits of the weights' digest
     known: KnownModel | None = None
 
     @property

@@ -22,10 +22,7 @@ SINGLE = "pytorch_model.bin"
 
 
 def convert(directory: Path, say: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Writes model.safetensors and tokenizer.json where they are missing; returns the new files.
-
-    The old files stay. `say` gets a line for each step. Raises ModelLoadError.
-    """
+    """Adds model.safetensors and tokenizer.json where missing; returns them. Raises ModelLoadError."""
     read_config(directory)
     made = []
     if not any(directory.glob("model*.safetensors")):

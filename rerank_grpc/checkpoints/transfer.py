@@ -16,10 +16,8 @@ from rerank_grpc.checkpoints.disk import COMMIT, SHA256, digest_of, written
 from rerank_grpc.errors import ModelLoadError
 
 ETAG = re.compile(r"[\w.-]{1,200}")
-# At most this much is lost with a connection, and a progress bar moves as often.
-CHUNK_BYTES = 64 << 10
-# Connections in a row that may be lost without a single byte, and the pause after each.
-MOST_LOST, PAUSE_SECONDS = 5, 1.0
+CHUNK_BYTES = 64 << 10  # at most this much is lost with a connection, and a progress bar moves as often
+MOST_LOST, PAUSE_SECONDS = 5, 1.0  # connections lost in a row without a byte; the pause after each
 
 
 @dataclass(frozen=True, slots=True)

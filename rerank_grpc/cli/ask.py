@@ -96,7 +96,6 @@ def _json_of(result: ScoredDocument, line: Line) -> dict[str, Any]:
 
 
 def _print(parsed: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:
-    """Prints the JSON value where the caller wants it, else the lines."""
     if parsed.json:
         print(json.dumps(value, ensure_ascii=False, indent=2, default=attrgetter("value")))  # of an enum
     else:

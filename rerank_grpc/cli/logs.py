@@ -16,29 +16,22 @@ from queue import Empty, SimpleQueue
 from typing import TextIO
 
 DELAY_SECONDS, CLOSE_SECONDS = 0.1, 1.0
-# A hundred milliseconds of the busiest server are some hundred records.
-MAX_RECORDS = 10_000
-# Lines that wait for their reader, in characters.
-MAX_WAITING = 1 << 20
+MAX_RECORDS = 10_000  # a hundred milliseconds of the busiest server are some hundred records
+MAX_WAITING = 1 << 20  # lines that wait for their reader, in characters
 
-# Lines of one kind in one window; a record with a traceback counts as all of them.
-MAX_LINES = 10
-# A window is twice as long as the last one while lines are dropped, up to the maximum.
-WINDOW_SECONDS, MAX_WINDOW_SECONDS = 1.0, 10.0
-# Kinds beyond these share one window.
-MAX_KINDS = 256
-# A count quotes this much of the first line that it stands for.
-EXAMPLE_CHARACTERS = 200
+MAX_LINES = 10  # lines of one kind in one window; a record with a traceback counts as all of them
+WINDOW_SECONDS, MAX_WINDOW_SECONDS = 1.0, 10.0  # doubled while lines are dropped, up to the maximum
+MAX_KINDS = 256  # kinds beyond these share one window
+EXAMPLE_CHARACTERS = 200  # a count quotes this much of the first line that it stands for
 
 
 class BackgroundHandler(logging.Handler):
     """Passes lines in their order to `write`, which may block for ever; nothing else here blocks.
 
-    An ordinary handler writes under a lock on the thread that answers the call: all
-    calls would wait for a reader that has stopped reading. Here a caller only appends
-    a record; one thread makes lines of them, and only a second one waits for a full
-    pipe, a slow disk or a stopped terminal. Records, lines and repeats are bounded;
-    the dropped ones are counted.
+    An ordinary handler writes under a lock on the thread that answers the call: all calls would wait for a
+    reader that has stopped reading. Here a caller only appends a record; one thread makes lines of them, and
+    only a second one waits for a full pipe, a slow disk or a stopped terminal. Records, lines and repeats are
+    bounded; the dropped ones are counted.
     """
 
     def __init__(self, write: Callable[[str], object]) -> None:

@@ -123,10 +123,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses a command line; the result's `run` takes it and returns the exit status.
-
-    Its `flags` are the texts given for config's options, by option name.
-    """
+    """Parses a command line; `run` takes the result, returns the exit status; `flags` are texts by option."""
     parser, commands = _build()
     parsed, unknown = parser.parse_known_args(list(arguments))
     if unknown:

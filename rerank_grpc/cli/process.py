@@ -18,20 +18,17 @@ from rerank_grpc.cli.terminal import Screen, error_line
 from rerank_grpc.config import files
 from rerank_grpc.errors import ConfigurationError
 
-# A thread that still hangs this long after the grace is shown in a dump, and the process ends.
-DUMP_SECONDS = 1.0
-# The dump hangs as well where its pipe is full; then the kernel ends the process.
-ALARM_SECONDS = 1.5
+DUMP_SECONDS = 1.0  # a thread that hangs this long after the grace is dumped, and the process ends
+ALARM_SECONDS = 1.5  # the dump hangs as well where its pipe is full; then the kernel ends the process
 
 
 class Process:
     """The log and the end of a server's process; made once, on the main thread.
 
-    The first SIGTERM or SIGINT asks it to stop, the second ends it at once.
-    The main thread waits on a pipe that Python's C handler writes to, not on a
-    threading.Event: a signal just before the thread sleeps would be noticed
-    with the next signal only, and a handler that sets an event hangs where its
-    own thread holds that event's lock.
+    The first SIGTERM or SIGINT asks it to stop, the second ends it at once. The main thread waits on a pipe
+    that Python's C handler writes to, not on a threading.Event: a signal just before the thread sleeps would
+    be noticed with the next signal only, and a handler that sets an event hangs where its own thread holds
+    that event's lock.
     """
 
     def __init__(self, log_level: str, grace_seconds: float) -> None:

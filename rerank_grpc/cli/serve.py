@@ -29,12 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FRAME_SECONDS = 0.1
-# The REST server passes calls on for this long before the gRPC server refuses new ones.
-_REST_SECONDS = 1.0
-# REST calls that are cut off at the end of the grace are told so in this time.
-_REFUSAL_SECONDS = 0.5
-# Calls that a hung device has failed are answered within this time.
-_ANSWER_SECONDS = 1.0
+_REST_SECONDS = 1.0  # the REST server passes calls on for this long before the gRPC server refuses new ones
+_REFUSAL_SECONDS = 0.5  # REST calls that are cut off at the end of the grace are told so in this time
+_ANSWER_SECONDS = 1.0  # calls that a hung device has failed are answered within this time
 
 
 def run(parsed: argparse.Namespace) -> NoReturn:
@@ -126,10 +123,7 @@ def _build_rest(settings: RestSettings, health: Callable[[], Health] | None = No
 
 
 def _load(server: RerankServer, process: Process) -> bool:
-    """Shows progress until the models are loaded; False if a signal came first.
-
-    Raises ConfigurationError if the default model cannot be served.
-    """
+    """Shows progress; False on a signal. Raises ConfigurationError if the default model cannot be served."""
     begin = time.monotonic()
     while not process.stopping:
         if server.wait_until_loaded(_FRAME_SECONDS):
@@ -155,10 +149,7 @@ def summary(
     infos: Sequence[ModelInfo],
     screen: Screen,
 ) -> Iterable[str]:
-    """Says on one screen which models are served, where, and to which callers.
-
-    The ports are gRPC's, the operators' and REST's.
-    """
+    """Says which models are served, to which callers, at the ports of gRPC, of the operators and of REST."""
     port, admin_port, rest_port = ports
     target = address(settings.host, port)
     count = len(settings.access_tokens)
@@ -198,7 +189,6 @@ def _warnings(settings: ServerSettings, target: str) -> Iterable[str]:
 
 
 def _drain(server: RerankServer, rest_server: RestServer | None, grace: float) -> None:
-    """Stops both servers; calls inside have the grace to finish."""
     end = time.monotonic() + grace
     server.leave()
     if rest_server is None:

@@ -26,8 +26,7 @@ PROBE_QUERY = "how does a reranker score a document?"
 SENTENCE = (
     "A cross-encoder reads the query and the document together and gives the pair one number; 熊猫吃竹子。"
 )
-# In words, from one to more than most models take.
-LENGTHS = (1, 3, 9, 20, 45, 90, 180, 350, 700)
+LENGTHS = (1, 3, 9, 20, 45, 90, 180, 350, 700)  # in words, from one to more than most models take
 
 
 class Check(NamedTuple):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 
-# The most that is asked for, and the assumption where a system sets no limit.
-UNLIMITED = 65_536
+UNLIMITED = 65_536  # the most that is asked for, and the assumption where a system sets no limit
 
 
 def raise_limit() -> None:

@@ -32,20 +32,14 @@ class OptionError(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting: its flag `--name`, and the variable of the same meaning.
-
-    `read` turns a text into the value; its ValueError ends a sentence about the
-    text ("is not a port"). `setting` names the attribute of `settings`, where that
-    is not the option's own name. A repeatable option has a `plural`, after which its
-    setting and its variable are named: that one holds values separated by commas.
-    """
+    """One setting: its flag `--name`, and the variable of the same meaning."""
 
     name: str
-    read: Callable[[str], Any]
+    read: Callable[[str], Any]  # its ValueError ends a sentence about the text ("is not a port")
     metavar: str
     help: str
-    setting: str = ""
-    plural: str = ""
+    setting: str = ""  # the attribute of `settings`, where that is not the option's name
+    plural: str = ""  # names a repeatable option's setting, and its variable of values between commas
     variable: str = ""
     settings: type[ServerSettings | RestSettings | ClientSettings] = ServerSettings
 

@@ -45,10 +45,7 @@ def quiet_libraries() -> None:
 
 
 def read_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ServerSettings:
-    """Reads the server's settings; `flags` maps an option's name to its text, or texts.
-
-    Raises OptionError, naming the flag or variable, for a bad value and for contradictions.
-    """
+    """Reads settings; raises OptionError, naming the flag or variable, for bad values and contradictions."""
     values = _values(SERVER_OPTIONS, flags, environment)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
     if "host" in values:
@@ -86,9 +83,8 @@ def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 def read_client_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ClientSettings:
     """Reads how to reach a server; raises OptionError like :func:`read_settings`.
 
-    Without a target, the server of this machine is meant, with the port and
-    tokens of the environment: a container's health check needs no settings of
-    its own. Those tokens are sent to no other target.
+    Without a target, the server of this machine is meant, with the port and tokens of the environment: a
+    container's health check needs no settings of its own. Those tokens are sent to no other target.
     """
     values = _values(CLIENT_OPTIONS, flags, environment)
     file, token = values.pop("token", None), _token_in(CLIENT_TOKEN_VARIABLE, environment)
@@ -149,7 +145,6 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
 
 
 def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
-    """Takes the models out of the values: the loaded ones, then the lazy ones, each pinned or not."""
     models = values.pop("models", (EMBEDDED,))
     models += tuple(replace(model, lazy=True) for model in values.pop("lazy_models", ()))
     pins, names = values.pop("pins", ()), [model.name for model in models]
@@ -177,7 +172,6 @@ def _with_aliases(
 
 
 def _server_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Reads the tokens of the file and of all variables, each once."""
     tokens = _tokens_of_file(file) if file is not None else []
     listed, *single = SERVER_TOKEN_VARIABLES
     if environment.get(listed):

@@ -8,16 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model to serve, by the name that callers use; the source is "embedded", a directory or a hub id.
-
-    A `lazy` one is loaded at its first call; a `pinned` one, once in memory, stays there.
-    """
+    """A model to serve, by the name that callers use; the source is "embedded", a directory or a hub id."""
 
     name: str
     source: str
     aliases: tuple[str, ...] = ()
-    lazy: bool = False
-    pinned: bool = False
+    lazy: bool = False  # loaded at its first call
+    pinned: bool = False  # once in memory, stays there
 
 
 EMBEDDED = ModelSpec("embedded", "embedded")
@@ -25,32 +22,24 @@ EMBEDDED = ModelSpec("embedded", "embedded")
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """The queue and the batches of each model.
+    """The queue and the batches of each model."""
 
-    A batch bound of None is measured at warm-up. A forward pass longer than
-    `hang_seconds` means that its device hangs.
-    """
-
-    max_batch_tokens: int | None = None
+    max_batch_tokens: int | None = None  # None: measured at warm-up
     max_queue_tokens: int = 524_288
-    hang_seconds: float = 120.0
+    hang_seconds: float = 120.0  # a longer forward pass means that its device hangs
 
 
 @dataclass(frozen=True, slots=True)
 class RestSettings:
-    """All settings of `rerank-grpc rest`; beside a gRPC server, targets and access tokens are its own.
-
-    `timeout`, in seconds, is for callers that name none. With `access_tokens`,
-    callers need one of them; without, the gRPC servers decide. The REST server
-    sends `upstream_token` for its own public routes.
-    """
+    """All settings of `rerank-grpc rest`; beside a gRPC server, targets and access tokens are its own."""
 
     host: str = "127.0.0.1"
     port: int | None = 6_006
-    timeout: float = 60.0
+    timeout: float = 60.0  # seconds, for callers that name none
     targets: tuple[str, ...] = ("127.0.0.1:50051",)
+    # Callers need one of them; without any, the gRPC servers decide.
     access_tokens: tuple[str, ...] = field(default=(), repr=False)
-    upstream_token: str | None = field(default=None, repr=False)
+    upstream_token: str | None = field(default=None, repr=False)  # for the REST server's own public routes
     grace_seconds: float = 30.0
     log_level: str = "info"
 

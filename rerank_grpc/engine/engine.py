@@ -70,9 +70,8 @@ class Admission:
 class Engine:
     """Owns the device thread of one model, and a thread that watches it.
 
-    If the device thread dies or hangs, every waiting future fails at once, and the
-    thread that found it calls `on_death` once; the engine does not come back by
-    itself. Engines on one device share its `clock`.
+    If the device thread dies or hangs, every waiting future fails at once, and the thread that found it calls
+    `on_death` once; the engine does not come back by itself. Engines on one device share its `clock`.
     """
 
     def __init__(

@@ -16,15 +16,8 @@ from rerank_grpc.types import Priority
 class Future:
     """The outputs of one call's sequences, None until they are there.
 
-    One thread waits; the device thread delivers; any thread may fail it, from a
-    gRPC callback too, since nothing here takes a lock.
-
-    Attributes:
-        deadline: in the seconds of time.monotonic; math.inf for none.
-        tokens: those of all sequences, equal ones included; a prefix counts once.
-        shared: the number of sequences that cost nothing, because an equal one was there.
-        admitted_at, started_at, finished_at: in the same seconds; 0 until then.
-        done: whether all outputs are there, or it failed.
+    One thread waits; the device thread delivers; any thread may fail it, from a gRPC callback too, since
+    nothing here takes a lock.
     """
 
     def __init__(
@@ -36,13 +29,13 @@ class Future:
         stepwise: bool = False,
     ) -> None:
         self.sequences = sequences
-        self.deadline = deadline
+        self.deadline = deadline  # in the seconds of time.monotonic; math.inf for none
         self.priority = priority
         self.outputs: list[Output | None] = [None] * len(sequences)
-        self.tokens = count_tokens(sequences)
-        self.shared = 0
-        self.admitted_at = self.started_at = self.finished_at = 0.0
-        self.done = not sequences
+        self.tokens = count_tokens(sequences)  # equal ones included; a prefix counts once
+        self.shared = 0  # sequences that cost nothing, because an equal one was there
+        self.admitted_at = self.started_at = self.finished_at = 0.0  # by time.monotonic; 0 until then
+        self.done = not sequences  # all outputs are there, or it failed
         self.error: RerankError | None = None
         self._stepwise = stepwise
         self._missing = len(sequences)

@@ -11,10 +11,8 @@ WORST_ERROR = log(2)  # a batch during which the process was stopped is one amon
 HALF_LIFE_SECONDS = 10.0  # of a correction while nothing runs, which could correct it again
 NO_TIME = 1e-9  # an error is a ratio, which a cost of nothing does not have
 
-# The looks in the time after which a batch counts as hung, and the longest time between two of them.
-LOOKS, LONGEST_INTERVAL = 8, 1.0
-# The most intervals that count between two looks: a longer time means that the process was stopped.
-MOST_INTERVALS = 2
+LOOKS, LONGEST_INTERVAL = 8, 1.0  # looks until a batch counts as hung; the longest time between two
+MOST_INTERVALS = 2  # counted between two looks; a longer time means that the process was stopped
 
 
 class DeviceClock:
@@ -66,14 +64,13 @@ class Counts(NamedTuple):
 class Meter:
     """Estimates the seconds of a batch as fixed + tokens * seconds_per_token.
 
-    The line is kept as its values at two sizes: those of the smallest and of a full
-    batch, as the warm-up ran them. A batch corrects the value that its own size
-    depends on, so any number of small batches leaves the cost of a full one alone;
-    an intercept and a slope would not keep them apart.
+    The line is kept as its values at two sizes: those of the smallest and of a full batch, as the warm-up ran
+    them. A batch corrects the value that its own size depends on, so any number of small batches leaves the
+    cost of a full one alone; an intercept and a slope would not keep them apart.
 
-    The estimate drifts back to the warm-up's while nothing runs. `idle_until` is the
-    time up to which nothing has run since the last batch: the start of the batch in
-    progress, or now. Nothing is predicted before the warm-up has `calibrated`.
+    The estimate drifts back to the warm-up's while nothing runs. `idle_until` is the time up to which nothing
+    has run since the last batch: the start of the batch in progress, or now. Nothing is predicted before the
+    warm-up has `calibrated`.
     """
 
     def __init__(self) -> None:
@@ -123,7 +120,6 @@ class Meter:
         return weights[0] * of_smallest * exp(deviation[0]), weights[1] * of_full * exp(deviation[1])
 
     def _drifted(self, idle_until: float) -> tuple[float, float]:
-        """The deviation after the idle time since the last batch."""
         kept = 0.5 ** (max(0.0, idle_until - self._ended) / HALF_LIFE_SECONDS)
         smallest, full = self._deviation
         return smallest * kept, full * kept
@@ -132,9 +128,8 @@ class Meter:
 class Watchdog:
     """Tells a hung device from a paused process: adds up a batch's time by its own looks.
 
-    A clock goes on while the process is stopped, by SIGSTOP, by `docker pause` or
-    with its virtual machine. Looks, `interval` seconds apart, do not, so a pause
-    counts as hardly more than one of them.
+    A clock goes on while the process is stopped, by SIGSTOP, by `docker pause` or with its virtual machine.
+    Looks, `interval` seconds apart, do not, so a pause counts as hardly more than one of them.
     """
 
     def __init__(self, hang_seconds: float) -> None:
@@ -145,10 +140,7 @@ class Watchdog:
         self._looked = 0.0
 
     def look(self, started: float | None, now: float) -> bool:
-        """Adds the time since the last look to the batch that began at `started`; true if it hangs.
-
-        `started` is None while no batch runs.
-        """
+        """Adds the time since the last look to the batch begun at `started`, if any; true if it hangs."""
         if started != self._batch:
             self._batch, self._waited = started, 0.0
         if started is not None:

@@ -277,9 +277,8 @@ class _Filling:
     def fill(self, waiting: list[Queued], limit: int | None = None) -> int:
         """Takes sequences of the future that has received least, the first among equals; returns the tokens.
 
-        Takes at most `limit` tokens, and then nothing past the first sequence
-        that does not fit: else small sequences would for ever spend the tokens
-        that a larger one waits for.
+        Takes at most `limit` tokens, and then nothing past the first sequence that does not fit: else small
+        sequences would for ever spend the tokens that a larger one waits for.
         """
         before = self.free_tokens
         floor = 0 if limit is None else max(0, self.free_tokens - limit)

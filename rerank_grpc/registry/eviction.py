@@ -13,8 +13,7 @@ from rerank_grpc.types import State
 from rerank_grpc.units import size
 
 LEAST_STAY_SECONDS = 1.0
-# A pause of the whole machine counts as loading, and must not keep a model in memory for as long.
-MOST_STAY_SECONDS = 300.0
+MOST_STAY_SECONDS = 300.0  # a pause of the whole machine counts as loading, and must not count for more
 
 
 @dataclass(frozen=True, slots=True)

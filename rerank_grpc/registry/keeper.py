@@ -27,11 +27,10 @@ log = logging.getLogger("rerank_grpc.registry")
 class Keeper:
     """Owns every change of a model's state; `changed` is the registry's lock.
 
-    Memory is measured before and after a load, and an evicted model has to be gone
-    before the next one takes its place. Files, which can take minutes to fetch, are
-    fetched beforehand on threads of their own. No lock is held during either.
-    `on_change` is called after each change, `on_hang` when a model's device
-    hangs and its calls have failed: both without the lock.
+    Memory is measured before and after a load, and an evicted model has to be gone before the next one takes
+    its place. Files, which can take minutes to fetch, are fetched beforehand on threads of their own. No lock
+    is held during either. `on_change` is called after each change, `on_hang` when a model's device hangs and
+    its calls have failed: both without the lock.
     """
 
     def __init__(
@@ -170,10 +169,7 @@ class Keeper:
             self._fail(slot, error)
 
     def _free_memory(self, slot: Slot) -> bool:
-        """Evicts others until a model fits; False if it is left for its first call.
-
-        Raises ModelLoadError if it can never fit.
-        """
+        """Evicts until a model fits; False: left for its first call. Raises ModelLoadError if too big."""
         while True:
             with self._changed:
                 if self.closing:

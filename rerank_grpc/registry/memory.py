@@ -21,14 +21,11 @@ from rerank_grpc.models.loader import kept_token_bytes
 from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS
 from rerank_grpc.units import size
 
-# Of a GPU, for the passes, their captured graphs, and the libraries' own buffers.
-RESERVE_BYTES = 1 << 30
-# The share of the free memory that a batch may be expected to take; the next one differs a little.
-SHARE_FOR_ONE_BATCH = 0.8
+RESERVE_BYTES = 1 << 30  # of a GPU, for the passes, their captured graphs, and the libraries' own buffers
+SHARE_FOR_ONE_BATCH = 0.8  # of the free memory, expected of a batch; the next one differs a little
 
 HOST = torch.device("cpu")
-# glibc keeps freed memory; the process may grow by this before it is told to give it back.
-MOST_KEPT_BYTES = 64 << 20
+MOST_KEPT_BYTES = 64 << 20  # growth before glibc, which keeps freed memory, is told to give it back
 TRIM_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 640.0
 
 

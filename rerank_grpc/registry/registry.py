@@ -99,10 +99,9 @@ class Lease:
 class Registry:
     """The configured models; the first is the default.
 
-    `budget` bounds the bytes of all models in memory, `max_waiting` the calls
-    that wait for models at once. `on_change` is called when a model has become
-    READY, FAILED or UNLOADED, on the thread that made it so; `on_hang` when a
-    device hangs, after all calls that waited for it have failed.
+    `budget` bounds the bytes of all models in memory, `max_waiting` the calls that wait for models at once.
+    `on_change` is called when a model has become READY, FAILED or UNLOADED, on the thread that made it so;
+    `on_hang` when a device hangs, after all calls that waited for it have failed.
     """
 
     def __init__(
@@ -275,8 +274,5 @@ class Registry:
 
 
 def seconds_to_wait(left: float) -> float | None:
-    """Returns the seconds that a call may wait, of those left to its deadline; None without a deadline.
-
-    The answer gets a tenth to travel back, 50 ms to 1 s.
-    """
+    """Returns the seconds a call may wait: 10% (50 ms to 1 s) go to its answer; None without a deadline."""
     return None if left == math.inf else max(0.0, left - min(1.0, max(0.05, left / 10), left / 2))

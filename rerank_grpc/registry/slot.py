@@ -13,8 +13,7 @@ from rerank_grpc.models.base import ModelCard
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
 from rerank_grpc.types import ModelInfo, State
 
-# The hint when to call again for a model that has never been loaded.
-RETRY_SECONDS = 1.0
+RETRY_SECONDS = 1.0  # the hint when to call again for a model that has never been loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +30,8 @@ class LoadedModel:
 class Ticket:
     """One call's wait for a model.
 
-    A wake-up only wakes. The answer stands on the ticket, under the registry's
-    lock: a model, leased already, or an error. `cancel` takes no lock, because
-    gRPC calls it on threads of its own.
+    A wake-up only wakes. The answer stands on the ticket, under the registry's lock: a model, leased already,
+    or an error. `cancel` takes no lock, because gRPC calls it on threads of its own.
     """
 
     def __init__(self) -> None:

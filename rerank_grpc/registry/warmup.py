@@ -20,13 +20,10 @@ from rerank_grpc.types import Call, Document, RerankRequest
 PROBE_QUERY = "how does a reranker score a document?"
 FILLER = "It reads the query and the document together and gives the pair one number. "
 
-# The gain in tokens per second for which a larger batch is worth the longer wait of other calls.
-WORTHWHILE = 1.05
-# The gain of one doubling for which the next is tried.
-PROMISING = 1.01
+WORTHWHILE = 1.05  # the gain in tokens per second that is worth the longer wait of other calls
+PROMISING = 1.01  # the gain of one doubling for which the next is tried
 RUNS = 3
-# A longer batch makes all calls wait, however well it fills the device.
-LONGEST_BATCH_SECONDS = 1.0
+LONGEST_BATCH_SECONDS = 1.0  # a longer batch makes all calls wait, however well it fills the device
 SMALLEST_BATCH_TOKENS = 512
 LARGEST_BATCH_TOKENS = 131_072
 SHORT_TOKENS = 16
@@ -85,7 +82,6 @@ def best_budget(seconds_of: Callable[[int], float], fits: Callable[[int], bool] 
 
 
 def _full_batches(engine: Engine, tokenizer: Tokenizer) -> Counts:
-    """Measures a full batch of passages."""
     count = max(1, engine.max_batch_tokens // PASSAGE_TOKENS)
     return _cheapest(engine, _sequences(tokenizer, PASSAGE_TOKENS, count=count))
 
@@ -106,6 +102,5 @@ def _sequences(tokenizer: Tokenizer, tokens: int, *, count: int) -> tuple[Sequen
 
 
 def _score(engine: Engine, sequences: tuple[Sequence, ...]) -> None:
-    """Runs sequences through the engine."""
     with engine.admit(Call()) as admission:
         admission.submit(sequences).wait()

@@ -65,7 +65,6 @@ def all_shapes() -> list[GraphShape]:
 
 
 def _shapes(tokens: int) -> list[GraphShape]:
-    """Those of one size, the one for the fewest sequences first."""
     counts = {max(1, tokens // each) + 1 for each in TOKENS_A_SEQUENCE}
     return [GraphShape(tokens, count) for count in sorted(counts)]
 
