@@ -11,11 +11,7 @@ _BEARER = re.compile("bearer ", re.IGNORECASE)
 
 
 class AccessList:
-    """A set of access tokens, false where it is empty.
-
-    Tokens are kept and looked up as digests under a key of this process, so
-    that the time of a look-up tells nothing of them.
-    """
+    """A set of access tokens, kept as keyed digests: the time of a look-up tells nothing of a token."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         self._key = secrets.token_bytes(32)

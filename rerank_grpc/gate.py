@@ -17,8 +17,7 @@ WEIGHT = 0.1
 class Gate:
     """Admits calls before any work is done for them; any thread may call every method.
 
-    A call larger than `max_characters` is admitted where no other is inside,
-    else it could never be served.
+    A call larger than `max_characters` is admitted where no other is inside, else it could never be served.
     """
 
     def __init__(self, max_calls: int, max_characters: int) -> None:
@@ -65,9 +64,9 @@ class Gate:
     def _refuse(self, excess: str, metadata: dict[str, str], share: float, now: float) -> QueueFull:
         """Makes an error with the time until a share of the calls inside has left, if all leave in one stay.
 
-        A stay is at least as long as the calls inside have been there on average.
-        Callers refused before come first: the more they are, the longer the delay,
-        else all would come back for the one permit that is free by then.
+        A stay is at least as long as the calls inside have been there on average. Callers refused before come
+        first: the delay grows with their number, else all would come back for the one permit that is free by
+        then.
         """
         stay = max(self._stay, now - self._entered / self._calls)
         self._refused += 1

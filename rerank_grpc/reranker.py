@@ -24,10 +24,7 @@ from rerank_grpc.types import Call, RerankRequest, RerankResponse, RerankSummary
 
 
 class Reranker:
-    """Answers requests with the models of a registry; called by many threads at once.
-
-    `gate` bounds the calls inside, `lobby` those that wait for a model to be loaded.
-    """
+    """Answers requests, from many threads at once; `lobby` bounds the calls that wait for a model to load."""
 
     def __init__(self, registry: Registry, gate: Gate, lobby: Gate) -> None:
         self.registry = registry
@@ -65,8 +62,7 @@ class Reranker:
     def _admitted(self, request: RerankRequest, call: Call, *, stepwise: bool = False) -> Iterator[_Job]:
         """Takes a request to the device's queue, and out of it when a `with` statement ends.
 
-        The permit is given back as soon as the scores are there, because a
-        stream's caller may read them late or never.
+        The permit goes back as soon as the scores are there: a stream's caller may read late or never.
         """
         lease, permit = self._enter(request, call)
         with permit, lease as model, model.engine.admit(call, request.priority) as admission:
@@ -78,11 +74,7 @@ class Reranker:
             yield _Job(request, model, tokenized, future, seconds)
 
     def _enter(self, request: RerankRequest, call: Call) -> tuple[Lease, Permit]:
-        """Leases the model and passes the gate.
-
-        A call whose model must be loaded waits in the lobby without a permit, so
-        it keeps no calls of other models out.
-        """
+        """Leases the model, then passes the gate: a call that waits for a model to load holds no permit."""
         characters = check_request(request)
         lease = self.registry.lease_now(request.model)
         if lease is None:
@@ -102,11 +94,7 @@ def build_reranker(
     on_change: Callable[[], None] = lambda: None,
     on_hang: Callable[[], None] = lambda: None,
 ) -> Reranker:
-    """Makes the reranker of the settings' models, for a server or a batch; its registry is not started.
-
-    `loader`, `on_change` and `on_hang` are the registry's. Raises ModelLoadError
-    for a catalogue that cannot be read.
-    """
+    """Makes a reranker, its registry not yet started; raises ModelLoadError for an unreadable catalogue."""
     # Calls that wait hold worker threads: half of those stay for models that are READY.
     waiting, characters = max(1, settings.max_calls // 2), LIMITS.characters_inside
     registry = Registry(

@@ -26,8 +26,7 @@ def best_chunks(
 ) -> list[BestChunk]:
     """Finds the best chunk of each document, the first of equal ones.
 
-    `outputs` holds one for each sequence, at least those of the documents and,
-    for a bi-encoder, that of the query, whose index is `query`.
+    `outputs` holds those of the documents and, for a bi-encoder, that of the query, at index `query`.
     """
     own = [outputs[chunk.sequence] for document in documents for chunk in document.chunks]
     logits = cast("list[float]", own)
@@ -45,8 +44,7 @@ def best_chunks(
 def relevance_scores(logits: Iterable[float], scoring: Scoring) -> list[float]:
     """Maps logits to [0, 1], rounded to float32: sigmoid, or (1 + cosine) / 2.
 
-    The softmax of a model that answers "yes" or "no" is the sigmoid of their
-    logits' difference, which is that model's logit.
+    The logit of a model that answers "yes" or "no" is a difference, whose sigmoid is their softmax.
     """
     if scoring is Scoring.COSINE:
         return array("f", [min(max((1 + cosine) / 2, 0.0), 1.0) for cosine in logits]).tolist()

@@ -22,9 +22,8 @@ Output: TypeAlias = float | npt.NDArray[np.float32]
 class Prefix:
     """Tokens that stand before many sequences and see nothing of them, so that they are computed once.
 
-    Equal prefixes are one. Keys and values of a prefix live as long as the
-    object itself: as long as a request or the tokenizer holds it. Its `ids` are
-    int32, without those of the prefix `before` it.
+    Equal prefixes are one. Keys and values live as long as a request or the tokenizer holds their prefix.
+    Its `ids` are int32, without those of the prefix `before` it.
     """
 
     ids: bytes
@@ -43,17 +42,12 @@ class Prefix:
 class Sequence(NamedTuple):
     """One run of tokens to be scored: a pair for a cross-encoder, a text for a bi-encoder.
 
-    Equal sequences of one model score the same, so a sequence is also the key
-    under which identical work is found; bytes hash once and compare fast. Its
-    length is that in tokens, without its prefix.
-
-    Attributes:
-        ids: token ids as int32.
-        segment_start: the token at which the second segment begins; 0 for none.
+    Equal sequences of one model score the same, so a sequence is also the key under which identical work is
+    found; bytes hash once and compare fast. Its length is in tokens, without its prefix.
     """
 
-    ids: bytes
-    segment_start: int = 0
+    ids: bytes  # token ids as int32
+    segment_start: int = 0  # the token at which the second segment begins; 0 for none
     prefix: Prefix | None = None
 
     @classmethod
@@ -82,17 +76,11 @@ def count_tokens(sequences: Iterable[Sequence]) -> int:
 
 
 class Chunk(NamedTuple):
-    """One part of a document that fits the model.
+    """One part of a document that fits the model."""
 
-    Attributes:
-        sequence: the index of its sequence in TokenizedRequest.sequences.
-        tokens: its own, without query and control tokens.
-        span: its place in the document's text; None for an only chunk.
-    """
-
-    sequence: int
-    tokens: int
-    span: Span | None = None
+    sequence: int  # the index in TokenizedRequest.sequences
+    tokens: int  # without query and control tokens
+    span: Span | None = None  # in the document's text; None for an only chunk
 
 
 class TokenizedDocument(NamedTuple):
@@ -104,15 +92,9 @@ class TokenizedDocument(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRequest:
-    """All sequences of one request; documents with equal text share theirs.
-
-    Attributes:
-        query: the index of the query's sequence, for a bi-encoder; None where
-            each sequence holds the query itself.
-        query_truncated: whether a part of the query is left out.
-    """
+    """All sequences of one request; documents with equal text share theirs."""
 
     sequences: tuple[Sequence, ...]
     documents: tuple[TokenizedDocument, ...]
-    query: int | None
+    query: int | None  # the index of a bi-encoder's query; None where each sequence holds the query
     query_truncated: bool

@@ -4,10 +4,9 @@
         for result in client.rerank("query", ["one text", "another"]).results:
             print(result.index, result.relevance_score)
 
-A failed call raises a RerankError, whose `__cause__` is grpc's own error. Where
-the deadline ends the attempts that follow a refusal, the refusal is raised
-(QueueFull, say, with its `retry_after`), not DeadlineExceeded. A value that no
-message can hold (a wrong type, a lone surrogate, a negative count) raises
+A failed call raises a RerankError, whose `__cause__` is grpc's own error. Where the deadline ends the
+attempts that follow a refusal, the refusal is raised (QueueFull, say, with its `retry_after`), not
+DeadlineExceeded. A value that no message can hold (a wrong type, a lone surrogate, a negative count) raises
 TypeError or InvalidRequest before anything is sent.
 """
 

@@ -143,10 +143,7 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
 
 
 class AsyncRerankStream(core.Stream, AsyncIterator[ScoredDocument]):
-    """The results of one stream_rerank call, in the order of scoring.
-
-    Iterate it once; leave early through `async with` or `aclose`.
-    """
+    """The results of a call as they are scored, to be read once; `async with` or `aclose` ends it early."""
 
     def __init__(self, incoming: AsyncGenerator[pb.StreamRerankResponse, None]) -> None:
         super().__init__()

@@ -99,10 +99,9 @@ class BaseClient(Generic[_Stream]):
     ) -> None:
         """Makes a client; raises TypeError or ValueError, naming the argument.
 
-        `timeout` is the deadline of a call in seconds, all its attempts together.
-        `retries` is the number of further attempts that a call may take, 0 to 4.
-        With `root_certificates` (PEM) or `credentials` the channel is TLS.
-        `options` are gRPC channel arguments and win over the client's own.
+        `timeout` is the deadline of a call in seconds, all its attempts together. `retries` is the number of
+        further attempts that a call may take, 0 to 4. With `root_certificates` (PEM) or `credentials` the
+        channel is TLS. `options` are gRPC channel arguments and win over the client's own.
         """
         if not text("target", target) or target.startswith(("http:", "https:", "grpc:", "grpcs:")):
             raise ValueError(f"target: host:port, as in {DEFAULT_TARGET}, without a scheme such as http://")
@@ -129,8 +128,7 @@ class BaseClient(Generic[_Stream]):
     ) -> _Stream:
         """Scores documents and yields each result as it is scored; takes the options of `rerank`.
 
-        The deadline counts from here; the call is sent when the first result is
-        asked for.
+        The deadline counts from here; the call is sent when the first result is asked for.
         """
         request, call = arguments.rerank_request(query, documents, model, top_n, **options)
         return self.stream(request, **call)
@@ -199,12 +197,10 @@ def channel_options(retries: int, options: Sequence[ChannelOption] = ()) -> tupl
 def service_config(retries: int) -> str:
     """Makes gRPC's service config: its choice of a replica, and its own retries.
 
-    The throttle allows 1.5 attempts per call in the long run, and 50 retries in
-    an outage. A call shows the status of gRPC's last attempt alone: a deadline
-    that passes while gRPC waits hides the reason of the attempts before, so the
-    server forbids a retry that has no time. Where no server listens, four
-    attempts take about a second: a shorter deadline is DeadlineExceeded, not
-    ServerUnavailable.
+    The throttle allows 1.5 attempts per call in the long run, and 50 retries in an outage. A call shows the
+    status of gRPC's last attempt alone: a deadline that passes while gRPC waits hides the reason of the
+    attempts before, so the server forbids a retry that has no time. Where no server listens, four attempts
+    take about a second: a shorter deadline is DeadlineExceeded, not ServerUnavailable.
     """
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retries:

@@ -54,16 +54,14 @@ class Client(core.BaseClient["RerankStream"]):
     def serving(self, service: str = "", **call: Unpack[CallOptions]) -> bool:
         """Asks grpc.health.v1, which needs no token, whether the default model can be called.
 
-        `service` names one of the server's services; an unknown one raises
-        UnexpectedStatus.
+        `service` names one of the server's services; an unknown one raises UnexpectedStatus.
         """
         return self._call(core.serving(service), **call)
 
     def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and a call for the model would be answered.
 
-        Raises DeadlineExceeded when the time is over, ModelFailed when waiting
-        does not help.
+        Raises DeadlineExceeded when the time is over, ModelFailed when waiting does not help.
         """
         question = core.health(model)
         attempts = self._attempts(timeout=timeout)
@@ -133,10 +131,9 @@ class Client(core.BaseClient["RerankStream"]):
 
 
 class RerankStream(core.Stream, Iterator[ScoredDocument]):
-    """The results of one stream_rerank call, in the order of scoring.
+    """The results of one stream_rerank call, in the order of scoring, to be read once.
 
-    Iterate it once. Leaving early without `close` (or `with`) cancels the call
-    when the stream is collected.
+    Leaving early without `close` (or `with`) cancels the call when the stream is collected.
     """
 
     def __init__(self, incoming: Generator[pb.StreamRerankResponse, None, None]) -> None:

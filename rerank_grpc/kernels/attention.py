@@ -78,8 +78,7 @@ def installed() -> tuple[Attention, ...]:
 def works(attention: Attention, device: torch.device, precision: str, head_size: int) -> bool:
     """Whether a kernel runs here, and aligns the causal mask to the last key.
 
-    A kernel may have been built without this card in mind, and with more keys
-    than queries some versions align to the first.
+    A kernel may not be built for this card; with more keys than queries, some versions align to the first.
     """
     query, key, value = torch.randn(3, 5, 1, head_size, generator=torch.Generator().manual_seed(0))
     query = query[2:]
@@ -151,10 +150,7 @@ def window_of(*, causal: bool, window: int | None) -> tuple[int, int]:
 
 
 def attend_by_length(query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout) -> Tensor:
-    """Attends both ways as a Kernel does, by one call for neighbours of equal length.
-
-    The layouts must hold the lengths.
-    """
+    """Attends both ways as a Kernel does, by one call per equal length in a row; the layouts need lengths."""
     parts, start, key_start = [], 0, 0
     for (rows, columns), group in groupby(zip(queries.lengths, keys.lengths, strict=True)):
         count = len(list(group))

@@ -17,10 +17,9 @@ CPU = torch.device("cpu")
 class Layout:
     """The parts of a pass. Their places are on its device; the host reads their lengths without a wait.
 
-    A part may be empty, unless it is the last. Where some parts of a decoder
-    continue a prefix, `keys` lays out the keys that the parts see, and
-    `key_rows` lists their rows, part after part, among those that are kept and,
-    behind them, the pass's own.
+    A part may be empty, unless it is the last. Where some parts of a decoder continue a prefix, `keys` lays
+    out the keys that the parts see, and `key_rows` lists their rows, part after part, among those that are
+    kept and, behind them, the pass's own.
     """
 
     starts: Tensor  # where each part begins, and the end  # [num_parts + 1] int32

@@ -25,8 +25,7 @@ def attend_window(
 ) -> Tensor:
     """Attends within one part, both ways  # [1, heads, num_tokens, size].
 
-    With `window`, token i sees token j where |i - j| < window, and the time grows
-    with the length, not its square.
+    With `window`, token i sees token j where |i - j| < window: time grows with the length, not its square.
     """
     length = query.shape[2]
     if window is None or length <= window:
@@ -45,8 +44,7 @@ def attend_window(
 class CausalParts:
     """Attends causally, part by part, behind the prefix of `contexts` that each part continues, if any.
 
-    The first parts leave their keys and values in `prefixes`, where later parts
-    of the same pass find them.
+    The first parts leave their keys and values in `prefixes`, where later parts of the same pass find them.
     """
 
     def __init__(self, contexts: Contexts, prefixes: tuple[KeysValues, ...], layout: Layout) -> None:
@@ -104,10 +102,7 @@ class CausalParts:
 
 
 def _join(kept: Tensor, own: Tensor) -> Tensor:
-    """Puts keys, or values, behind others  # [1, key heads, tokens, size].
-
-    In memory tokens come before heads, and joined this way, whole blocks are copied.
-    """
+    """Joins keys, or values, by blocks: tokens precede heads in memory  # [1, key heads, tokens, size]."""
     return torch.cat((kept.transpose(1, 2), own.transpose(1, 2)), dim=1).transpose(1, 2)
 
 
@@ -140,10 +135,9 @@ def key_ranges(
 class GatheredParts:
     """Attends causally as CausalParts does, by one call of a kernel for all parts.
 
-    `layout.keys` is made of key_ranges, or None if no part continues a prefix. The
-    keys of a prefix are copied before those of each part: a hundredth of a pass,
-    and exact. Two passes merged by the log-sum-exp of their scores would cost two
-    kernels and a merge for each layer, and round the weights to 16 bits twice.
+    `layout.keys` is made of key_ranges, or None if no part continues a prefix. The keys of a prefix are
+    copied before those of each part: a hundredth of a pass, and exact. Two passes merged by the log-sum-exp
+    of their scores would cost two kernels and a merge for each layer, and round the weights to 16 bits twice.
     """
 
     def __init__(

@@ -49,8 +49,7 @@ class ModelCard:
 class PackedTokens:
     """All sequences of a batch laid end to end, without padding, on the model's device.
 
-    In the batch of a language model, the prefixes that are not computed yet
-    come first, as parts of their own, and the sequences after them.
+    In a language model's batch, prefixes that are not computed yet come first, as parts of their own.
     """
 
     input_ids: Tensor  # [num_tokens] int64, on a GPU int32

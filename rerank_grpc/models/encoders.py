@@ -57,8 +57,7 @@ class AnswerHead:
     def of(cls, weight: Tensor, answers: tuple[int, ...]) -> AnswerHead:
         """Picks the rows of the answers' token ids out of the head of a language model.
 
-        With two answers the logit is the first's less the second's, so that its
-        sigmoid is the softmax over both.
+        With two answers the logit is the first's less the second's: its sigmoid is the softmax over both.
         """
         rows = weight[list(answers)].float()  # [num_answers, hidden]
         return cls(rows[0] - rows[1] if len(rows) == 2 else rows[0].clone())

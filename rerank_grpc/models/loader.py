@@ -31,10 +31,7 @@ Builder: TypeAlias = Callable[[Checkpoint, ModelCard], Model]
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> Model:
-    """Reads a checkpoint's weights onto a device; raises ModelLoadError, in one line with the remedy.
-
-    `precision` is one of kernels.device.DTYPES.
-    """
+    """Reads weights onto a device, in a precision of DTYPES; raises ModelLoadError, with the remedy."""
     evidence = read_evidence(checkpoint)
     build = _builder_for(evidence)
     if precision == "int8" and evidence.family not in BERT_FAMILIES:
@@ -149,10 +146,7 @@ def _limited(card: ModelCard, checkpoint: Checkpoint, network: Any) -> ModelCard
 
 
 def _check_vocabulary(checkpoint: Checkpoint, rows: int) -> None:
-    """Raises ModelLoadError if the tokenizer has ids beyond the `rows` of the network's embeddings.
-
-    Such an id would raise in the middle of a batch, and on a GPU end the process.
-    """
+    """Raises ModelLoadError for ids beyond `rows`: one would fail a batch, and on a GPU end the process."""
     path = checkpoint.tokenizer_file
     data = read_json(path)
     try:

@@ -25,8 +25,7 @@ WORTHWHILE_PADDING = 256
 class Padded:
     """Scores pairs with transformers' own forward pass, e.g. DeBERTa-v2.
 
-    Sequences of like length are padded together: the scheduler and the meter take
-    for granted that a batch costs about as much as its tokens do.
+    Like lengths are padded together: scheduler and meter take a batch to cost about as much as its tokens.
     """
 
     def __init__(self, card: ModelCard, network: Any) -> None:
@@ -77,9 +76,8 @@ def by_length(lengths: Sequence[int], padding: int = WORTHWHILE_PADDING) -> list
 def check_plain_encoder(model: Padded, network: Any) -> None:
     """Raises ModelLoadError unless an unknown architecture behaves as an encoder does.
 
-    A decoder sees only tokens to the left and expects a prompt that this path
-    does not write. A model whose score depends on the padding would score
-    differently among other callers' documents.
+    A decoder sees only tokens to the left and expects a prompt that this path does not write. A model whose
+    score depends on the padding would score differently among other callers' documents.
     """
     device = next(network.parameters()).device
     ids = torch.arange(5, 5 + 36, device=device) % network.config.vocab_size

@@ -16,9 +16,8 @@ from rerank_grpc.types import Scoring
 class Prompt:
     """The question that a language model is asked about one query and one document.
 
-    The parts of a tuple are encoded each by itself, and their tokens put
-    together, as the model card's own code does it. Control tokens stand in
-    `system` and `suffix` as they are written.
+    The parts of a tuple are encoded each by itself, and their tokens put together, as the model card's own
+    code does it. Control tokens stand in `system` and `suffix` as they are written.
     """
 
     system: tuple[str, ...]  # the beginning, the same for all requests

@@ -31,8 +31,7 @@ _output = threading.Lock()
 def read_network(auto_class: Any, checkpoint: Checkpoint, *, attention: str | None, **options: Any) -> Any:
     """Loads a checkpoint in its stored precision, on the CPU, in evaluation mode.
 
-    Raises ModelLoadError if transformers cannot build it, or unless all weights
-    are there, of the right shape and finite.
+    Raises ModelLoadError if transformers cannot build it, or a weight is missing, misshapen or not finite.
     """
     options |= SAFE | {"dtype": checkpoint.dtype, "use_safetensors": True, "output_loading_info": True}
     if attention is not None:
@@ -60,8 +59,7 @@ def read_network(auto_class: Any, checkpoint: Checkpoint, *, attention: str | No
 def read_outline(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> tuple[Any, Take]:
     """Builds a network without weights, and a function that reads them, each to be taken once.
 
-    One weight at most is then in memory twice. Files that are not plain are left
-    to read_network, with its errors.
+    One weight at most is then in memory twice. Files that are not plain go to read_network, with its errors.
     """
     try:
         with quiet(), torch.device("meta"):
@@ -88,7 +86,7 @@ class Extent:
 
 
 def reader(checkpoint: Checkpoint, network: torch.nn.Module) -> Take | None:
-    """Makes a function that reads the weights of a network, which is left to transformers if this is None.
+    """Makes a function that reads a network's weights; None leaves them to transformers.
 
     The files must hold every parameter, in its shape, under its own name.
     """

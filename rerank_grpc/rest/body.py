@@ -25,8 +25,7 @@ _NO_MARK = bytes(set(range(256)) - set(b'"[{'))
 class BodyBudget:
     """The bytes that are left for bodies, each taken from its arrival until its call is answered.
 
-    Where they do not suffice, the body that has been arriving longest is given up: a
-    caller that withholds the last byte would otherwise hold its share.
+    Beyond them the longest-arriving body is given up: a caller that withholds a byte would hold its share.
     """
 
     def __init__(self, capacity: int, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -36,9 +36,8 @@ REFUSAL_SECONDS = 0.5
 class RestServer:
     """REST on a port: bound at once, served from `start` to `stop`.
 
-    In the gRPC server's process `health` tells the default model's: a probe's gRPC
-    call may fail while the model is well. Raises ConfigurationError if the port
-    cannot be bound.
+    In the gRPC server's process `health` tells the default model's: a probe's gRPC call may fail while the
+    model is well. Raises ConfigurationError if the port cannot be bound.
     """
 
     def __init__(self, settings: RestSettings, health: Callable[[], Health] | None = None) -> None:

@@ -51,10 +51,7 @@ class Target:
     async def rerank(
         self, request: RerankRequest, deadline: float, metadata: Mapping[str, str]
     ) -> RerankResponse:
-        """Sends a rerank call, to end at a time of the monotonic clock.
-
-        Raises QueueFull where the call might wait for a stream.
-        """
+        """Makes a call with a `deadline` of time.monotonic; raises QueueFull if it may wait for a stream."""
         timeout = deadline - time.monotonic()
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the scores were there")
@@ -76,10 +73,7 @@ class Target:
         return await question(self._probes, timeout=timeout, metadata=authorization(token))
 
     async def probe(self, question: Question[Answer], token: str | None) -> Answer:
-        """Asks for a public route; the callers of one question share the one that is under way.
-
-        A caller that leaves takes the answer from no other.
-        """
+        """Asks for a public route; callers of one question share its answer, and none ends it by leaving."""
         key = question, token
         task: asyncio.Task[Answer] | None = self._asked.get(key)
         if task is None:

@@ -54,9 +54,8 @@ def abort(context: grpc.ServicerContext, error: RerankError) -> None:
 def call_of(context: grpc.ServicerContext) -> Call:
     """Makes the Call of a context, cancelled when the RPC ends; its deadline is within the limit.
 
-    grpcio runs the cancellation after every RPC, on its one serving thread: its
-    callbacks do no I/O and hold no lock for long. An RPC without a deadline
-    reports 9.2e18 seconds or None, by version.
+    grpcio runs the cancellation after every RPC, on its one serving thread: its callbacks do no I/O and hold
+    no lock for long. An RPC without a deadline reports 9.2e18 seconds or None, by version.
     """
     remaining, longest = context.time_remaining(), LIMITS.deadline_seconds
     call = Call(monotonic() + (longest if remaining is None else min(remaining, longest)))

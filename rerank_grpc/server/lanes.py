@@ -1,8 +1,7 @@
 """Lanes: a thread pool for the calls of some methods, with bounds on the wait for their callers.
 
-Every method is registered as one that takes a stream of requests: grpcio then
-leaves the wait for the request and its parsing to the lane's thread, and callers
-see no difference.
+Every method is registered as one that takes a stream of requests: grpcio then leaves the wait for the request
+and its parsing to the lane's thread, and callers see no difference.
 """
 
 from __future__ import annotations
@@ -88,12 +87,11 @@ class Lane:
         drain_seconds: float = DRAIN_SECONDS,
         drains_readers: bool = True,
     ) -> None:
-        """Makes a lane.
+        """Bounds the waits: at most `capacity` calls wait for a request, each at most `seconds`.
 
-        At most `capacity` calls wait for a request, each at most `seconds`. At
-        most `readers` answers wait for their reader, and a stream takes
-        `stream_seconds` in all. A stopping server cuts the wait for a request to
-        `drain_seconds`, and with `drains_readers` that for a reader too.
+        At most `readers` answers wait for their reader, and a stream takes `stream_seconds` in all. A
+        stopping server cuts the wait for a request to `drain_seconds`, and with `drains_readers` that for a
+        reader too.
         """
         self._sinks = sinks
         self._pool = Pool(threads, name)

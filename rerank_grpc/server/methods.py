@@ -98,8 +98,7 @@ def _texts_parser(kind: type[pb.RerankRequest] | type[pb.StreamRerankRequest]) -
 def has_more_than(most: int, number: int, message: bytes) -> bool:
     """Tells whether a serialized message has more than `most` values of a length-delimited field.
 
-    A message of OTHER_FIELDS more fields, or with a field of no known kind,
-    counts as one that has too many; the parser refuses one that is cut off.
+    OTHER_FIELDS more fields, or one of no known kind, count as too many; the parser refuses cut messages.
     """
     if not _may_have_more(most, message, number << 3 | BYTES):
         return False

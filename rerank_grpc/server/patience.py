@@ -43,9 +43,8 @@ class _Wait(NamedTuple):
 class Waiting:
     """The calls that wait for their callers in one way; any thread may call any method.
 
-    No lock is needed: each change is one operation on a dict, which keeps the
-    order in which calls began to wait. `on_crowd` is called when a crowd may have
-    formed; `noun` is the awaited thing, for the log.
+    No lock is needed: each change is one operation on a dict, which keeps the order in which calls began to
+    wait. `on_crowd` is called when a crowd may have formed; `noun` is the awaited thing, for the log.
     """
 
     def __init__(

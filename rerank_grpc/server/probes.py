@@ -35,9 +35,8 @@ _Response = health_pb2.HealthCheckResponse
 class HealthService:
     """One server's health: one state for "" and for every named service; `serving` tells it.
 
-    Each watcher has a thread of its own, and there are at most MOST_WATCHERS. One
-    more is told that there is no Watch. A gRPC client then takes the server for
-    healthy (gRFC A17), so that hostile watchers keep no client out.
+    Each of at most MOST_WATCHERS watchers has a thread. One more is told that there is no Watch: a gRPC
+    client then takes the server for healthy (gRFC A17), so hostile watchers keep no client out.
     """
 
     def __init__(self, services: Iterable[str], serving: Callable[[], bool]) -> None:

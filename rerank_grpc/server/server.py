@@ -41,9 +41,8 @@ DRAIN_LOOK_SECONDS, GOODBYE_SECONDS = 0.1, 0.5
 class RerankServer:
     """The service: the reranker, its registry, and the gRPC servers in front of them.
 
-    `sinks` get the record of each call. `on_hang` is called when a model's device
-    hangs, after its calls have failed: only a restart of the process frees it.
-    Raises ConfigurationError if a port cannot be bound.
+    `sinks` get the record of each call. `on_hang` is called when a model's device hangs, after its calls have
+    failed: only a restart of the process frees it. Raises ConfigurationError if a port cannot be bound.
     """
 
     def __init__(

@@ -24,26 +24,16 @@ LEAST_FREE_TOKENS = 32
 
 
 class Frame(NamedTuple):
-    """The surroundings of every document of one request.
+    """The surroundings of every document of one request."""
 
-    Attributes:
-        free_tokens: the number of a document's tokens that fit.
-        before, after: token ids on both sides of the document, as int32.
-        segment_start: the index at which segment B begins; 0 means nowhere.
-        lead: a text that each document begins with.
-        prefix: the tokens before the sequence, computed once.
-        query: a sequence of the query alone, for models that compare vectors.
-        query_truncated: whether a part of the query or instruction was left out.
-    """
-
-    free_tokens: int
-    before: bytes
+    free_tokens: int  # the number of a document's tokens that fit
+    before: bytes  # the token ids before a document, int32
     after: bytes
-    segment_start: int = 0
-    lead: str = ""
+    segment_start: int = 0  # the index at which segment B begins; 0 means nowhere
+    lead: str = ""  # a text that each document begins with
     prefix: Prefix | None = None
-    query: Sequence | None = None
-    query_truncated: bool = False
+    query: Sequence | None = None  # the query alone, for models that compare vectors
+    query_truncated: bool = False  # whether a part of the query or instruction was left out
 
 
 class Framing(Protocol):
@@ -97,8 +87,7 @@ class PlainFraming:
 class PromptFraming:
     """Frames of language models: a prompt, whose tokens before the document are a shared prefix.
 
-    Of the tokens that the prompt leaves free, the query gets at most a half
-    and the instruction a quarter.
+    Of the tokens that the prompt leaves free, the query gets at most a half and the instruction a quarter.
     """
 
     def __init__(

@@ -1,8 +1,4 @@
-"""Shorter ways to the same tokens.
-
-The first half of the file decides whether a long text may be read in part; the
-second half tokenizes ASCII texts without their normalizer.
-"""
+"""Shorter ways to the same tokens: long texts read in part, ASCII texts without their normalizer."""
 
 from __future__ import annotations
 
@@ -102,10 +98,9 @@ SHORT_TEXT = 128
 class AsciiTokenizer:
     """A tokenizer with a shorter way for ASCII texts, where it has one, and the same tokens.
 
-    `short` is `whole` without the normalizers for whose answers to each ASCII
-    character `table` stands; an answer that is not ASCII sends the text the long
-    way. If `spaced`, it does not split either: one space is to stand between
-    words, and none around them.
+    `short` is `whole` without the normalizers for whose answers to each ASCII character `table` stands; an
+    answer that is not ASCII sends the text the long way. If `spaced`, it does not split either: one space is
+    to stand between words, and none around them.
     """
 
     whole: Tokenizer
@@ -178,10 +173,7 @@ def _keeps_words(normalizer: Any) -> bool:
 
 
 def _marking(pre_tokenizer: Any, table: dict[int, str]) -> pre_tokenizers.PreTokenizer | None:
-    """Finds the Metaspace of a tokenizer that splits at white space and then marks each word.
-
-    Returns None for other tokenizers, and for a mark that an ASCII text may hold.
-    """
+    """Finds the Metaspace that splits at white space, then marks words; None if absent or ASCII."""
     if not isinstance(pre_tokenizer, pre_tokenizers.Sequence):
         return None
     steps = json.loads(pre_tokenizer.__getstate__())["pretokenizers"]

@@ -26,7 +26,7 @@ class Tokenizer:
         """Makes the sequences of a request, at a caller's pace; equal documents share theirs.
 
         Raises UnsupportedOption for an instruction where the model takes none,
-        unless the request says to leave it out, and the errors of `windows.tokenize`.
+        unless the request says to leave it out, and the errors of `truncation.tokenize`.
         """
         instruction = request.instruction
         if instruction and not self._framing.accepts_instruction:

@@ -68,10 +68,7 @@ def _stride(free_tokens: int) -> int:
 
 
 class TokenizedText(NamedTuple):
-    """The tokens of a text that are used, and whether others were left out.
-
-    A chunk is its token ids as int32, and its place in the text unless it is the only one.
-    """
+    """The used tokens of a text; a chunk is its ids as int32 and its place, None if it is the only one."""
 
     chunks: ListOf[tuple[bytes, Span | None]]
     truncated: bool
@@ -113,9 +110,8 @@ def _read(
 ) -> tuple[ListOf[str], ListOf[Encoding]]:
     """Tokenizes the part of each text that holds the tokens in use, exactly as in the whole text.
 
-    Returns the parts and their encodings. A part that is not the whole text
-    has more tokens than are used. Raises TypeError or UnicodeError for a lone
-    surrogate, wherever in a text it stands.
+    Returns the parts and their encodings. A part that is not the whole text has more tokens than are used.
+    Raises TypeError or UnicodeError for a lone surrogate, wherever in a text it stands.
     """
     encode, enough = vocabulary.batches.encode_batch, cutting.max_tokens + CUT_MARGIN
     limit = enough * CHARACTERS_PER_TOKEN

@@ -39,8 +39,7 @@ _NAMED_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "
 class Template:
     """The ids of control tokens around texts: prefix A middle B suffix, or prefix A suffix.
 
-    Segment A ends with the first `segment_start` ids of `middle`; None where
-    there are no segments.
+    Segment A ends with the first `segment_start` ids of `middle`; None where there are no segments.
     """
 
     prefix: array[int]
@@ -56,27 +55,17 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The means to tokenize texts for one model.
+    """The means to tokenize texts for one model."""
 
-    Attributes:
-        tokenizer: adds and recognises no control tokens; neither cuts nor pads.
-        batches: makes the same tokens of batches, without offsets and in less time.
-        single, pair: the templates of one text, and of two.
-        control_ids: ids that no text may become; the unknown id is not one.
-        is_control: the same as a table over all ids  # [num_ids] bool
-        cuts_prefix: whether a text may be cut before a space between two letters,
-            and the part before it has the tokens that it has in the whole.
-        cuts_suffix: the same for the part that begins with the space.
-    """
-
-    tokenizer: Tokenizer
-    batches: AsciiTokenizer
+    tokenizer: Tokenizer  # adds and recognises no control tokens; neither cuts nor pads
+    batches: AsciiTokenizer  # makes the same tokens of batches, without offsets and in less time
     single: Template
     pair: Template
-    control_ids: frozenset[int]
-    is_control: NDArray[np.bool_]
+    control_ids: frozenset[int]  # ids that no text may become; the unknown id is not one
+    is_control: NDArray[np.bool_]  # [num_ids], the same as a table over all ids
+    # Whether a text may be cut before a space between two letters, and the part before it keeps its tokens.
     cuts_prefix: bool
-    cuts_suffix: bool
+    cuts_suffix: bool  # the same for the part that begins with the space
 
 
 def read_vocabulary(path: Path, family: str) -> Vocabulary:

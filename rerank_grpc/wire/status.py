@@ -78,8 +78,7 @@ class CallIds(NamedTuple):
 class Failure:
     """The status of a failed call.
 
-    `described` tells whether it holds an ErrorInfo of this service; `reason` is
-    None where it does not or where the reason is newer than this package.
+    `reason` is None without an ErrorInfo of this service (`described`), or if newer than this package.
     """
 
     code: grpc.StatusCode
@@ -94,10 +93,9 @@ class Failure:
 def trailers_of(error: RerankError, remaining: float | None) -> tuple[tuple[str, str | bytes], ...]:
     """Makes the trailers of an error: its details, and the pushback that gRPC's own retries read.
 
-    `remaining` is the seconds left to the call's deadline; a call without one
-    has None or 9.2e18, by grpcio's version. A pushback of -1 stops gRPC's
-    retries. A deadline without time for another attempt stops them too: gRPC
-    would sleep past it, and report DEADLINE_EXCEEDED in place of the error.
+    `remaining` is the seconds left to the call's deadline; a call without one has None or 9.2e18, by grpcio's
+    version. A pushback of -1 stops gRPC's retries. A deadline without time for another attempt stops them
+    too: gRPC would sleep past it, and report DEADLINE_EXCEEDED in place of the error.
     """
     pushback = -1
     if (delay_ms := _delay_ms(error)) is not None:
