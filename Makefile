@@ -41,7 +41,7 @@ test: $(VENV)/.dev  ## Runs every test, a process on each core.
 
 coverage: $(VENV)/.dev  ## Runs every test, and checks each package's coverage against its floor.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
-	@$(BIN)/python scripts/coverage_floors.py
+	@$(BIN)/python scripts/coverage_floors.py $(if $(CI),--quiet)
 
 lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, dead code, contract and stubs.
 	$(BIN)/ruff format --check .

@@ -12,7 +12,22 @@ import sys
 from collections import Counter
 
 # In percent. A floor is raised when a package has risen, and lowered with a reason.
-FLOORS: dict[str, float] = {}
+FLOORS = {
+    "checkpoints": 88,
+    "cli": 68,
+    "client": 99,
+    "config": 99,
+    "engine": 98,
+    "kernels": 94,
+    "models": 96,
+    "registry": 96,
+    "rerank_grpc": 98,
+    "rest": 96,
+    "runner": 98,
+    "server": 98,
+    "tokenizer": 96,
+    "wire": 99,
+}
 
 
 def measured() -> dict[str, float]:
@@ -30,15 +45,17 @@ def measured() -> dict[str, float]:
 
 
 def main() -> int:
-    """Prints each package's coverage; 1 if one is below its floor."""
-    below = []
-    for package, percent in measured().items():
-        floor = FLOORS.get(package, 0.0)
-        print(f"{package:12} {percent:5.1f} %, floor {floor:g} %")
-        if percent < floor:
-            below.append(package)
+    """Prints each package's coverage, with --quiet only what is below its floor; 1 if one is."""
+    found = measured()
+    below = [
+        package
+        for package in FLOORS.keys() | found.keys()
+        if found.get(package, 0) < FLOORS.get(package, 100)
+    ]
+    for package in sorted(below if "--quiet" in sys.argv[1:] else found):
+        print(f"{package:12} {found.get(package, 0):5.1f} %, floor {FLOORS.get(package, 100)} %")
     if below:
-        print(f"below the floor: {', '.join(below)}", file=sys.stderr)
+        print("a package's coverage is below its floor", file=sys.stderr)
     return 1 if below else 0
 
 
