@@ -14,7 +14,7 @@ import torch
 
 from rerank_grpc.checkpoints.catalogue import KnownModel
 from rerank_grpc.checkpoints.disk import COMMIT, SHA256, digest_of, read_json
-from rerank_grpc.checkpoints.sources import EMBEDDED, EMBEDDED_REVISION, check_embedded
+from rerank_grpc.checkpoints.lookup import EMBEDDED, EMBEDDED_REVISION, check_embedded
 from rerank_grpc.errors import ModelLoadError
 
 BLOCK = 1 << 20

@@ -20,7 +20,7 @@ def download(parsed: argparse.Namespace) -> int:
     settings = read_settings(parsed.flags)
     with needs("download", SERVER_EXTRA):
         from rerank_grpc.checkpoints.catalogue import read_catalogue
-        from rerank_grpc.checkpoints.sources import download as fetch
+        from rerank_grpc.checkpoints.lookup import download as fetch
 
     catalogue, screen = read_catalogue(settings.catalogue), Screen.of(sys.stderr)
     for name in parsed.models:

@@ -8,7 +8,7 @@ import torch
 
 from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.checkpoints.checkpoint import find_weights, open_checkpoint, read_config
-from rerank_grpc.checkpoints.sources import EMBEDDED, Source
+from rerank_grpc.checkpoints.lookup import EMBEDDED, Source
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.meter import DeviceClock

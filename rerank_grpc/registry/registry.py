@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from rerank_grpc import __version__
-from rerank_grpc.checkpoints.sources import HUB_ID
+from rerank_grpc.checkpoints.lookup import HUB_ID
 from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.errors import (
     Cancelled,

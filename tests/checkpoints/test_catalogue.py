@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc.checkpoints.catalogue import builtin, read_catalogue
-from rerank_grpc.checkpoints.sources import Source
+from rerank_grpc.checkpoints.lookup import Source
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
 from rerank_grpc.types import Scoring
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from rerank_grpc.checkpoints.checkpoint import open_checkpoint
-from rerank_grpc.checkpoints.sources import find_package
+from rerank_grpc.checkpoints.lookup import find_package
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import cpu, device, native
 from rerank_grpc.kernels.base import Layout

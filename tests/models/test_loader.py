@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rerank_grpc.checkpoints import checkpoint, sources
+from rerank_grpc.checkpoints import checkpoint, lookup
 from rerank_grpc.checkpoints.disk import digest_of
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import device
@@ -339,7 +339,7 @@ def test_the_embedded_model_with_other_files_names_both_digests(
     (tmp_path / "model.safetensors").write_bytes(b"other")
     monkeypatch.setattr(sources, "find_package", lambda: tmp_path)
     text = refusal("embedded")
-    assert sources.EMBEDDED_DIGESTS["model.safetensors"] in text
+    assert lookup.EMBEDDED_DIGESTS["model.safetensors"] in text
     assert digest_of(tmp_path / "model.safetensors") in text
     assert "reinstall" in text
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from rerank_grpc.checkpoints.sources import find_package
+from rerank_grpc.checkpoints.lookup import find_package
 from rerank_grpc.tokenizer.shortcuts import AsciiTokenizer, ascii_tokenizer
 from rerank_grpc.tokenizer.vocabulary import read_vocabulary
 from tests import random_models as checkpoints

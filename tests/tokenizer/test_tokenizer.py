@@ -17,7 +17,7 @@ import tokenizers
 import transformers
 from tokenizers import models, pre_tokenizers, processors
 
-from rerank_grpc.checkpoints.sources import find_package
+from rerank_grpc.checkpoints.lookup import find_package
 from rerank_grpc.errors import InternalError, InvalidRequest, ModelLoadError, UnsupportedOption
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import Kind, ModelCard
