@@ -23,7 +23,7 @@ ROUNDS = 5
 # W4's documents are so much shorter than W2's: that makes the service's part larger, and the run shorter.
 W4_SCALE = 0.33
 W4_SECONDS = 3.0
-Row = tuple[str, str, str, bool]
+Row = tuple[str, str, str, bool | None]  # None: a figure without a goal
 
 
 def main() -> None:
@@ -233,7 +233,7 @@ def rows_of(data: dict[str, Any]) -> list[Row]:
             "the same, one-document calls per second, 8 callers: no goal, for no real model is that fast",
             "",
             f"{text_of(rate, 0)}; {echo('calls_per_second', 0)}",
-            True,
+            None,
         ),
         (
             "W4 at saturation ÷ engine alone, documents a third as long as W2's",
@@ -265,21 +265,15 @@ def rows_of(data: dict[str, Any]) -> list[Row]:
     ]
 
 
-def write(data: dict[str, Any]) -> None:
-    rows = rows_of(data)
-    found = report.versions("rerank-grpc", "grpcio", "protobuf", "torch", "transformers", "tokenizers")
-    table = report.table(
-        ["figure", "asked", "measured: median (least–most)", "met"],
-        [
-            (name, asked, measured, ("yes" if met else "**no**") if asked else "")
-            for name, asked, measured, met in rows
-        ],
-    )
-    single = report.table(
+def single_table(data: dict[str, Any]) -> str:
+    return report.table(
         ["workload", "tokens", "seconds"],
         [(name, case["tokens"], text_of(case["seconds"], 3)) for name, case in data["single_calls"].items()],
     )
-    loop = report.table(
+
+
+def loop_table(data: dict[str, Any]) -> str:
+    return report.table(
         ["load", "calls", "answers", "p50 s", "longest s"],
         [
             (
@@ -292,9 +286,22 @@ def write(data: dict[str, Any]) -> None:
             for share, case in data["concurrent"]["open_loop"].items()
         ],
     )
+
+
+def page_of(data: dict[str, Any]) -> str:
+    """Lays the figures out as a page."""
+    rows = rows_of(data)
+    found = report.versions("rerank-grpc", "grpcio", "protobuf", "torch", "transformers", "tokenizers")
+    table = report.table(
+        ["figure", "asked", "measured: median (least–most)", "met"],
+        [
+            (name, asked, measured, {True: "yes", False: "**no**", None: ""}[met])
+            for name, asked, measured, met in rows
+        ],
+    )
     import torch
 
-    markdown = f"""# What the service adds, and how calls share it
+    return f"""# What the service adds, and how calls share it
 
 `make bench-quick`, {data["when"]}, {data["seconds"]} s, {ROUNDS} rounds interleaved in one run.
 
@@ -305,24 +312,24 @@ def write(data: dict[str, Any]) -> None:
 - model: {checkpoints.SHAPES[SHAPE].like}'s shape, random weights, {data["single_calls"]["W2"]["precision"]},
   batches of {data["single_calls"]["W2"]["budget"]} tokens as measured at warm-up
 
-Since calls are no longer answered on one CPU
-([018](../../docs/adr/018-calls-are-answered-on-any-cpu.md)), a call of a model that costs nothing
-takes longer than the first two goals ask for; without that binding, the release before took 3 % less.
-
 {table}
 
 ![chart](quick.svg)
 
 ## Through gRPC, one caller
-{single}
+{single_table(data)}
 
 ## W4, open loop: {data["concurrent"]["capacity_calls_per_second"]:.1f} calls per second are 100 %
-{loop}
+{loop_table(data)}
 
 ## W5
 A call of 1,000 documents takes {data["fairness"]["large_alone"]:.2f} s alone and
 {data["fairness"]["large_beside"]:.2f} s beside the one-document calls.
 """
+
+
+def write(data: dict[str, Any]) -> None:
+    markdown = page_of(data)
     report.write("quick", data, markdown)
     cost = data["overhead"]
     bars = [

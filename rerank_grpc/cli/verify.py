@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,11 +53,12 @@ def run(parsed: argparse.Namespace) -> int:
     """Verifies each model: 0 if all are right, else 1; raises ModelLoadError."""
     settings = read_settings(parsed.flags)
     with needs("verify", SERVER_EXTRA):
-        from rerank_grpc.checkpoints.catalogue import read_catalogue
         from rerank_grpc.registry.loading import ModelLoader
 
-        catalogue, loader = read_catalogue(settings.catalogue), ModelLoader(settings)
-    passed = [_verify(name, loader, catalogue) for name in parsed.models]
+        loader = ModelLoader(settings)
+    # The command's own line says why a load failed; without a handler, Python would print the log's too.
+    logging.getLogger("rerank_grpc").addHandler(logging.NullHandler())
+    passed = [_verify(name, loader, loader.catalogue) for name in parsed.models]
     return 0 if all(passed) else 1
 
 

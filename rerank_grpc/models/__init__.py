@@ -1,1 +1,1 @@
-"""Reranker models: one file per family, behind the one seam in base.py."""
+"""A checkpoint becomes a Model."""

@@ -42,19 +42,19 @@ class ModelLoader:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._catalogue = read_catalogue(settings.catalogue)
+        self.catalogue = read_catalogue(settings.catalogue)
         self._clock = DeviceClock()  # all models of a server run on one device
 
     def is_local(self, spec: ModelSpec) -> bool:
         try:
-            return Source.of(spec.source, self._catalogue).find(self._settings.models_dir) is not None
+            return Source.of(spec.source, self.catalogue).find(self._settings.models_dir) is not None
         except ModelLoadError:  # a refused model
             return False
 
     def prepare(self, spec: ModelSpec) -> int:
         """Finds damage before another model is evicted, and a model beyond the budget before its download."""
         _, precision = self._device(spec.source)
-        source = Source.of(spec.source, self._catalogue)
+        source = Source.of(spec.source, self.catalogue)
         expected = memory.known_bytes(source.known, precision)
         memory.check_budget(spec.name, expected, self._settings.model_memory, about="about ")
         directory, _ = source.locate(self._settings.models_dir)
@@ -84,11 +84,11 @@ class ModelLoader:
     def read_model(self, name: str) -> Model:
         """Reads "embedded", a directory, a hub id or a short name of the catalogue, without an engine."""
         device, precision = self._device(name)
-        found = Source.of(name, self._catalogue).locate(self._settings.models_dir)
+        found = Source.of(name, self.catalogue).locate(self._settings.models_dir)
         checkpoint = open_checkpoint(name, *found)
         if device.type == "cuda":
             needed = memory.estimate(checkpoint.weights, checkpoint.config, DTYPES[precision])
-            memory.check_memory(name, needed, precision, device, self._catalogue)
+            memory.check_memory(name, needed, precision, device, self.catalogue)
         model = load_model(checkpoint, device, precision)
         memory.give_back(memory.HOST)  # reading the weights frees as much as they take
         return model

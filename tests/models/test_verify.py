@@ -106,6 +106,13 @@ def test_the_command_says_each_difference_and_its_status_says_the_verdict(
     assert "\x1b" not in wrong.stdout
 
 
+def test_a_model_that_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
+    failed = run("verify", str(tmp_path / "nowhere"), timeout=100)
+    assert failed.returncode == 1
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith(f"rerank-grpc: error: {tmp_path}/nowhere: no such directory")
+
+
 def test_a_terminal_sees_green_and_red() -> None:
     checks = [verify.Check("熊猫 " * 50, 1.0, 1.0, 1e-3), verify.Check("b", 1.0, float("nan"), 1e-3)]
     head, right, wrong = verify.report(checks, Screen(80, color=True))
