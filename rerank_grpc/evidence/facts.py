@@ -1,0 +1,78 @@
+"""The facts of a model, as its files tell them and as its loader and its tokenizer use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rerank_grpc.evidence.prompt import Prompt
+from rerank_grpc.types import Scoring
+
+
+class Kind(Enum):
+    """The content of one sequence, by the names of the catalogue."""
+
+    CROSS_ENCODER = "cross-encoder"  # query and document
+    BI_ENCODER = "bi-encoder"  # one text, which becomes one vector
+    LATE_INTERACTION = "late interaction"  # one text, which becomes a vector for each token
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How texts become tokens, beside what tokenizer.json says."""
+
+    lower_case: bool = False  # whether texts are lower-cased before everything else
+    token_types: bool = True  # whether the network is told which tokens are the second text's
+    query_prefix: str = ""  # the text before each query, which becomes tokens together with it
+    document_prefix: str = ""  # likewise
+    prompt: Prompt | None = None  # in place of the tokenizer's own template for pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """The head is the network's own, of a class …ForSequenceClassification with one label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The score is the logit of one next token, or how much it exceeds that of another."""
+
+    true: int
+    false: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One of sentence-transformers' modules behind the pooling."""
+
+    type: str  # "Dense", "LayerNorm" or "Normalize"
+    directory: Path  # of its config.json and model.safetensors
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The head is a chain of modules over the pooled rows, or over all rows in late interaction."""
+
+    modules: tuple[Module, ...] = ()
+
+
+Head: TypeAlias = Classifier | Answers | Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The nature of a checkpoint by its files and, where those are silent, by the catalogue."""
+
+    kind: Kind
+    family: str  # transformers' model_type
+    scoring: Scoring
+    head: Head
+    pooling: str  # the rows that are read: "first", "mean", "max" or "last"
+    reading: Reading
+    max_tokens: int | None  # None: the network's table of positions is the only limit
+    scale: float = 1.0  # relevance_score = activation(scale · logit + offset)
+    offset: float = 0.0
