@@ -64,6 +64,21 @@ Head: TypeAlias = Classifier | Answers | Chain
 
 
 @dataclass(frozen=True, slots=True)
+class LateInteraction:
+    """How texts of late interaction become rows, and which rows are compared."""
+
+    query_tokens: int | None = (
+        None  # the longest query, control tokens included; None for the model's own limit
+    )
+    document_tokens: int | None = None  # likewise
+    expanded_tokens: int = 0  # a shorter query is filled up to this many with `expansion_token`; 0 for none
+    expansion_token: str | None = None  # None: the tokenizer's mask token, or else its end of text
+    attends_expansion: bool = False  # whether other tokens see those that fill up
+    skipped: tuple[str, ...] = ()  # the tokens whose rows are left out of documents
+    mean: bool = False  # whether the logit is divided by the number of the query's rows
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """The nature of a checkpoint by its files and, where those are silent, by the catalogue."""
 
@@ -76,3 +91,5 @@ class Evidence:
     max_tokens: int | None  # None: the network's table of positions is the only limit
     scale: float = 1.0  # relevance_score = activation(scale · logit + offset)
     offset: float = 0.0
+    activation: str = "sigmoid"  # the function that the files name for the logit
+    late: LateInteraction | None = None  # of that kind only
