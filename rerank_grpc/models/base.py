@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
+from rerank_grpc.evidence.facts import Kind, LateInteraction, Reading
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import KeysValues, Layout
-from rerank_grpc.models.prompts import Prompt
 from rerank_grpc.types import Scoring
-
-
-class Kind(Enum):
-    """The content of one sequence, by the names of the catalogue."""
-
-    CROSS_ENCODER = "cross-encoder"  # query and document
-    BI_ENCODER = "bi-encoder"  # one text
-    LANGUAGE_MODEL = "language model"  # a prompt with query and document
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +28,22 @@ class ModelCard:
     precision: str  # "fp32", "bf16", "fp16" or "int8"
     attention: Attention
     tokenizer_file: Path
-    pooling: str = "first"  # the rows behind its last layer that it reads: "first", "mean" or "last"
-    accepts_instruction: bool = False  # whether the instruction of a request changes its scores
-    prompt: Prompt | None = None  # that of a language model
+    reading: Reading = Reading()
+    pooling: str = "first"  # the rows behind its last layer that it reads: "first", "mean", "max" or "last"
+    activation: str = "sigmoid"  # the function that the files name for the logit
+    scale: float = 1.0  # relevance_score = activation(scale · logit + offset)
+    offset: float = 0.0
+    late: LateInteraction | None = None
+    shares_prefixes: bool = False  # whether tokens before many documents are computed once
     prefix_token_bytes: int = 0  # the memory for the keys and values of one token
     # Whether a pass is the same work for any lengths, so that a CUDA graph of it can be replayed for others
     capturable: bool = False
+
+    @property
+    def accepts_instruction(self) -> bool:
+        """Whether the instruction of a request changes the scores."""
+        prompt = self.reading.prompt
+        return prompt is not None and bool(prompt.instructed)
 
 
 @dataclass(frozen=True, slots=True)

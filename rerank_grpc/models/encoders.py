@@ -36,35 +36,17 @@ class CrossEncoder:
 
 @dataclass(eq=False)
 class BiEncoder:
-    """Turns texts into vectors: the pooled rows, scaled to length 1."""
+    """Turns texts into vectors: what the head, if any, makes of the pooled rows, scaled to length 1."""
 
     card: ModelCard
     body: Body
     pool: Pool
+    head: Head | None = None
 
     @torch.inference_mode()
     def forward(self, packed: PackedTokens) -> Tensor:
-        return normalize(self.pool(self.body(packed), packed))
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerHead:
-    """Scores by the next token: a product with one row  # [hidden] float32."""
-
-    row: Tensor
-
-    @classmethod
-    def of(cls, weight: Tensor, answers: tuple[int, ...]) -> AnswerHead:
-        """Picks the rows of the answers' token ids out of the head of a language model.
-
-        With two answers the logit is the first's less the second's: its sigmoid is the softmax over both.
-        """
-        rows = weight[list(answers)].float()  # [num_answers, hidden]
-        return cls(rows[0] - rows[1] if len(rows) == 2 else rows[0].clone())
-
-    def __call__(self, last: Tensor) -> Tensor:
-        """[num_sequences, hidden] → [num_sequences, 1]."""
-        return (last @ self.row)[:, None]
+        pooled = self.pool(self.body(packed), packed)
+        return normalize(pooled if self.head is None else self.head(pooled))
 
 
 def first_rows(rows: Tensor, packed: PackedTokens) -> Tensor:
@@ -77,6 +59,11 @@ def mean_rows(rows: Tensor, packed: PackedTokens) -> Tensor:
     return torch.stack([own.float().mean(dim=0) for own in rows.split(packed.layout.lengths)])
 
 
+def max_rows(rows: Tensor, packed: PackedTokens) -> Tensor:
+    """Takes the greatest value of each column among the rows of each sequence."""
+    return torch.stack([own.float().amax(dim=0) for own in rows.split(packed.layout.lengths)])
+
+
 def last_rows(rows: Tensor, packed: PackedTokens) -> Tensor:
     """Picks the row of each sequence's last token, and none of the prefixes'."""
     return rows.index_select(0, packed.layout.starts[1 + len(packed.prefixes) :] - 1).float()
@@ -87,4 +74,9 @@ def all_rows(rows: Tensor, packed: PackedTokens) -> Tensor:
     return rows.float()
 
 
-POOLS: Mapping[str, Pool] = {"first": first_rows, "mean": mean_rows, "last": last_rows}
+POOLS: Mapping[str, Pool] = {
+    "first": first_rows,
+    "mean": mean_rows,
+    "max": max_rows,
+    "last": last_rows,
+}

@@ -1,65 +1,70 @@
-"""Loads a model: builds the network that a checkpoint's evidence describes, on its device."""
+"""Loads a model: builds the network that the evidence describes on its device, and checks what it gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import math
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
-from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.config.reading import provide
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.evidence import read_evidence
+from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence, Kind
 from rerank_grpc.kernels import operations_for
 from rerank_grpc.kernels.attention import Attention, choose_attention
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.kernels.native import cache_folder
-from rerank_grpc.models.base import Kind, Model, ModelCard
+from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bert import BERT_FAMILIES, BertBody
-from rerank_grpc.models.encoders import POOLS, AnswerHead, BiEncoder, CrossEncoder, Pool, all_rows
-from rerank_grpc.models.evidence import Evidence, architecture_of, read_evidence
-from rerank_grpc.models.hooked import HOOK, HookedBody
-from rerank_grpc.models.padded import Padded
-from rerank_grpc.models.prompts import PROMPTS
-from rerank_grpc.models.weights import Take, load_parameters, read_network, read_outline
+from rerank_grpc.models.encoders import POOLS, BiEncoder, Body, CrossEncoder, Head, Pool, all_rows
+from rerank_grpc.models.heads import AnswerHead, build_chain
+from rerank_grpc.models.hooked import HOOK, HookedBody, attends_causally
+from rerank_grpc.models.late import LateEncoder
+from rerank_grpc.models.limits import kept_token_bytes, limited
+from rerank_grpc.models.padded import Padded, PaddedBody, check_reads_both_ways, own_attention
+from rerank_grpc.models.selfcheck import (
+    BOUNDS,
+    Agreement,
+    AnswersReference,
+    Reference,
+    check_against_reference,
+    classifier_reference,
+    pooled_reference,
+    streamed,
+)
+from rerank_grpc.models.weights import Take, load_parameters, quiet, read_network, read_outline
 
-Builder: TypeAlias = Callable[[Checkpoint, ModelCard], Model]
+log = logging.getLogger(__name__)
+
+CLASSES: Mapping[type, Any] = {
+    Classifier: AutoModelForSequenceClassification,
+    Answers: AutoModelForCausalLM,
+    Chain: AutoModel,
+}
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> Model:
-    """Reads weights onto a device, in a precision of DTYPES; raises ModelLoadError, with the remedy."""
+    """Reads weights onto a device, in a precision of DTYPES; raises ModelLoadError, with the remedy.
+
+    What the model gives for random sequences equals what transformers' own forward gives.
+    """
     evidence = read_evidence(checkpoint)
-    build = _builder_for(evidence)
-    if precision == "int8" and evidence.family not in BERT_FAMILIES:
+    own = evidence.family in BERT_FAMILIES
+    if precision == "int8" and not own:
         raise ModelLoadError(
             f"{checkpoint.directory}: precision 'int8' is for models of the families bert, roberta "
             "and xlm-roberta: use auto, bf16 or fp32"
         )
     if device.type == "cuda":
         keep_compiled_code()
-    attention = Attention.PADDED
-    if build is not _padded_cross_encoder:
-        attention = choose_attention(device, precision, checkpoint.config)
-    card = ModelCard(
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        family=evidence.family,
-        kind=evidence.kind,
-        scoring=evidence.scoring,
-        max_tokens=evidence.max_tokens or 0,
-        device=str(device),
-        precision=precision,
-        attention=attention,
-        tokenizer_file=checkpoint.tokenizer_file,
-        pooling=evidence.pooling,
-        accepts_instruction=bool(evidence.prompt and evidence.prompt.instruction),
-        prompt=evidence.prompt,
-    )
-    return build(checkpoint, card)
+    card = _card(checkpoint, evidence, device, precision)
+    return _own_bert(checkpoint, evidence, card) if own else _transformers_own(checkpoint, evidence, card)
 
 
 def keep_compiled_code() -> None:
@@ -68,117 +73,180 @@ def keep_compiled_code() -> None:
         provide(variable, str(cache_folder() / name))
 
 
-def _builder_for(evidence: Evidence) -> Builder:
-    """Chooses what builds a model: an own body, a hooked one, or else transformers' padded pass."""
-    if evidence.kind is Kind.LANGUAGE_MODEL:
-        return partial(_language_model, answers=evidence.answers)
-    if evidence.kind is Kind.BI_ENCODER:
-        return _bert_bi_encoder if evidence.family in BERT_FAMILIES else _hooked_bi_encoder
-    if evidence.family in BERT_FAMILIES:
-        return _bert_cross_encoder
-    return _hooked_cross_encoder if evidence.family == "modernbert" else _padded_cross_encoder
+def _card(checkpoint: Checkpoint, evidence: Evidence, device: torch.device, precision: str) -> ModelCard:
+    return ModelCard(
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        family=evidence.family,
+        kind=evidence.kind,
+        scoring=evidence.scoring,
+        max_tokens=evidence.max_tokens or 0,
+        device=str(device),
+        precision=precision,
+        attention=choose_attention(device, precision, checkpoint.config),
+        tokenizer_file=checkpoint.tokenizer_file,
+        reading=evidence.reading,
+        pooling=evidence.pooling,
+        activation=evidence.activation,
+        scale=evidence.scale,
+        offset=evidence.offset,
+        late=evidence.late,
+    )
 
 
-def _bert_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    network, take = read_outline(AutoModelForSequenceClassification, checkpoint)
-    card = _limited(card, checkpoint, network)
-    prefix = f"{network.base_model_prefix}."
+# ---------------- BERT and its like: a body of our own
+
+
+def _own_bert(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Model:
+    """Builds the body of models/bert.py, or transformers' own where that one does not agree with it."""
+    classifier = isinstance(evidence.head, Classifier)
+    options = {} if classifier else {"add_pooling_layer": False}
+    network, take = read_outline(CLASSES[type(evidence.head)], checkpoint, **options)
+    card = limited(card, checkpoint, network)
+    first_only = card.pooling == "first"
+    card = replace(card, capturable=first_only and card.attention is not Attention.SDPA)
+    operations = operations_for(torch.device(card.device), card.precision, card.attention)
+    prefix = f"{network.base_model_prefix}." if classifier else ""
+    body = BertBody(network.config, take, prefix, operations, first_only=first_only)
+    head = _bert_head(card, network, take, prefix) if classifier else _chain(evidence, card, network)
+    model = _assembled(card, body, all_rows if first_only else POOLS[card.pooling], head)
+    reference = _reference(evidence, card, network, head)
+    agreement = check_against_reference(
+        _checkable(model), network, streamed(reference, network, checkpoint), bound=BOUNDS[card.precision]
+    )
+    if agreement.agrees:
+        return model
+    raise _disagrees(card, agreement)
+
+
+def _bert_head(card: ModelCard, network: Any, take: Take, prefix: str) -> Head:
+    """Reads pooler and classifier, which take the first row of  # [num_sequences, num_tokens, hidden]."""
     parts = {f"{prefix}pooler": network.base_model.pooler, "classifier": network.classifier}
     behind = [load_parameters(part, take, name) for name, part in parts.items() if part is not None]
-    # Transformers' heads take the first row of  # [num_sequences, num_tokens, hidden]
-    head = torch.nn.Sequential(torch.nn.Unflatten(1, (1, -1)), *behind).to(card.device).eval()
-    return CrossEncoder(*_bert_body(card, network, take, prefix), head)
+    return torch.nn.Sequential(torch.nn.Unflatten(1, (1, -1)), *behind).to(card.device).eval()
 
 
-def _bert_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    network, take = read_outline(AutoModel, checkpoint, add_pooling_layer=False)
-    return BiEncoder(*_bert_body(_limited(card, checkpoint, network), network, take, ""))
+# ---------------- All others: transformers' own networks, packed if they allow it
 
 
-def _bert_body(card: ModelCard, network: Any, take: Take, prefix: str) -> tuple[ModelCard, BertBody, Pool]:
-    """Builds a body and the pool behind it; the card then says whether a pass of both can be captured."""
-    operations = operations_for(torch.device(card.device), card.precision, card.attention)
-    first_only = card.pooling == "first"
-    body = BertBody(network.config, take, prefix, operations, first_only=first_only)
-    pool = all_rows if first_only else POOLS[card.pooling]
-    return replace(card, capturable=first_only and card.attention is not Attention.SDPA), body, pool
+def _transformers_own(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Model:
+    """Runs a network of transformers packed, by our attention, or else padded, by its own."""
+    network = read_network(CLASSES[type(evidence.head)], checkpoint, attention=None).to(card.device)
+    card = limited(card, checkpoint, network)
+    causal = attends_causally(network.base_model)
+    if isinstance(evidence.head, Classifier):
+        if evidence.reading.prompt is None:
+            check_reads_both_ways(card, network)
+        elif causal:
+            card = replace(card, pooling="last")
+    head = _head(evidence, card, network)
+    reason = f"{card.family} has a head of its own"
+    if head is not None or not isinstance(evidence.head, Classifier):
+        agreement = _packed(evidence, card, network, head, causal=causal)
+        if isinstance(agreement, Agreement):
+            reason = agreement.reason or f"a difference of {agreement.difference:.1e}"
+        else:
+            return agreement
+    log.info("%s runs padded: the packed pass does not compute %s", card.source, reason)
+    return _padded(evidence, card, network, head, causal=causal)
 
 
-def _hooked_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    network, card = _read_limited(AutoModelForSequenceClassification, checkpoint, card)
-    head = torch.nn.Sequential(network.head.float(), network.classifier.float())
-    body = HookedBody(network.model, card.precision, card.attention)
-    return CrossEncoder(card, body, POOLS[card.pooling], head)
-
-
-def _hooked_bi_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    network, card = _read_limited(AutoModel, checkpoint, card)
-    return BiEncoder(card, HookedBody(network, card.precision, card.attention), POOLS[card.pooling])
-
-
-def _language_model(checkpoint: Checkpoint, card: ModelCard, *, answers: tuple[int, ...]) -> Model:
-    network, card = _read_limited(AutoModelForCausalLM, checkpoint, card)
-    head = AnswerHead.of(network.lm_head.weight, answers)
-    body = HookedBody(network.model, card.precision, card.attention, causal=True)
-    card = replace(card, prefix_token_bytes=kept_token_bytes(checkpoint.config, DTYPES[card.precision]))
-    return CrossEncoder(card, body, POOLS[card.pooling], head)
-
-
-def _padded_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
-    network, card = _read_limited(AutoModelForSequenceClassification, checkpoint, card, attention=None)
-    return Padded(card, network)
-
-
-def _read_limited(
-    auto_class: Any, checkpoint: Checkpoint, card: ModelCard, attention: str | None = HOOK
-) -> tuple[Any, ModelCard]:
-    """Reads a network of transformers onto its device, and adds its limits to the card."""
-    network = read_network(auto_class, checkpoint, attention=attention)
-    card = _limited(card, checkpoint, network)
-    return network.to(card.device), card
-
-
-def _limited(card: ModelCard, checkpoint: Checkpoint, network: Any) -> ModelCard:
-    """Adds the limits of the network: its vocabulary, checked, and its table of positions."""
-    _check_vocabulary(checkpoint, network.get_input_embeddings().num_embeddings)
-    positions = _positions_of(network)
-    return replace(card, max_tokens=min(card.max_tokens or positions, positions))
-
-
-def _check_vocabulary(checkpoint: Checkpoint, rows: int) -> None:
-    """Raises ModelLoadError for ids beyond `rows`: one would fail a batch, and on a GPU end the process."""
-    path = checkpoint.tokenizer_file
-    data = read_json(path)
+def _packed(
+    evidence: Evidence, card: ModelCard, network: Any, head: Head | None, *, causal: bool
+) -> Model | Agreement:
+    """Builds a model over packed sequences; returns why it cannot be one if it is none."""
     try:
-        vocabulary = data["model"]["vocab"]
-        ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
-        added = [token["id"] for token in data.get("added_tokens") or () if not token["special"]]
-        highest = max([*added, max(ids, default=0)])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelLoadError(f"{path}: not a tokenizer this version reads: copy it again") from error
-    if highest >= rows:
-        raise ModelLoadError(
-            f"{path}: has token {highest}, but the weights know {rows} tokens: "
-            "use the tokenizer that the model came with"
-        )
+        with quiet():
+            network.set_attn_implementation(HOOK)
+    except ValueError:
+        return Agreement(math.inf, "attention of its own")
+    if causal:
+        kept = kept_token_bytes(network.config, DTYPES[card.precision])
+        card = replace(card, shares_prefixes=True, prefix_token_bytes=kept)
+    body = HookedBody(network.base_model, card.precision, card.attention, causal=causal)
+    model = _assembled(card, body, POOLS.get(card.pooling, all_rows), head)
+    agreement = check_against_reference(
+        _checkable(model), network, _reference(evidence, card, network, head), shares_prefixes=causal
+    )
+    return model if agreement.agrees else agreement
 
 
-def _positions_of(network: Any) -> int:
-    """The longest sequence that the table of positions allows."""
-    limits = [int(getattr(network.config, "max_position_embeddings", None) or 512)]
-    for name, module in network.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa's relatives reserve the rows up to the padding id's.
-            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - reserved)
-    return min(limits)
+def _padded(evidence: Evidence, card: ModelCard, network: Any, head: Head | None, *, causal: bool) -> Model:
+    """Builds a model over padded sequences; raises ModelLoadError if the padding changes its scores."""
+    own_attention(network)
+    card = replace(card, attention=Attention.PADDED)
+    answers = _ids(evidence.head) if isinstance(evidence.head, Answers) else ()
+    if isinstance(evidence.head, Chain):
+        body = PaddedBody(network, card.precision, causal=causal)
+        model = _assembled(card, body, POOLS.get(card.pooling, all_rows), head)
+        reference = _reference(evidence, card, network, head)
+    else:
+        model = Padded(card, network, answers=answers, causal=causal)
+        reference = classifier_reference(network)
+        if answers:  # the network's head has no other rows now
+            reference = AnswersReference(network, tuple(range(len(answers))))
+    agreement = check_against_reference(_checkable(model), network, reference)
+    if not agreement.agrees:
+        raise ModelLoadError(f"{card.source}: {card.family} scores depend on the padding: not supported")
+    return model
 
 
-def kept_token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """Counts the bytes of one token's keys and values in all layers; 0 for a model that keeps no prefixes."""
-    if architecture_of(config) not in PROMPTS:
-        return 0
-    heads = int(config["num_attention_heads"])
-    size = int(config.get("head_dim") or config["hidden_size"] // heads)
-    width = int(config.get("num_key_value_heads") or heads) * size
-    return 2 * int(config["num_hidden_layers"]) * width * dtype.itemsize
+def _head(evidence: Evidence, card: ModelCard, network: Any) -> Head | None:
+    """Builds the head behind the pooled rows; None if there is none, or only the network has it."""
+    match evidence.head:
+        case Chain():
+            return _chain(evidence, card, network)
+        case Answers():
+            return AnswerHead.of(network.get_output_embeddings(), _ids(evidence.head), network.config)
+    if card.family == "modernbert":
+        return torch.nn.Sequential(network.head.float(), network.classifier.float())
+    score = getattr(network, "score", None)  # of all decoders
+    return score.float() if isinstance(score, torch.nn.Linear) else None
+
+
+def _ids(answers: Answers) -> tuple[int, ...]:
+    return (answers.true,) if answers.false is None else (answers.true, answers.false)
+
+
+# ---------------- What both share
+
+
+def _chain(evidence: Evidence, card: ModelCard, network: Any) -> Head | None:
+    assert isinstance(evidence.head, Chain)
+    if not evidence.head.modules:
+        return None
+    return build_chain(evidence.head, int(network.config.hidden_size)).to(card.device)
+
+
+def _assembled(card: ModelCard, body: Body, pool: Pool, head: Head | None) -> Model:
+    match card.kind:
+        case Kind.BI_ENCODER:
+            return BiEncoder(card, body, pool, head)
+        case Kind.LATE_INTERACTION:
+            return LateEncoder(card, body, head)
+    assert head is not None
+    return CrossEncoder(card, body, pool, head)
+
+
+def _checkable(model: Model) -> Model:
+    """Makes one vector for each sequence of a model that gives many; the check is of its body."""
+    return BiEncoder(model.card, model.body, POOLS["mean"]) if isinstance(model, LateEncoder) else model
+
+
+def _reference(evidence: Evidence, card: ModelCard, network: Any, head: Head | None) -> Reference:
+    """Transformers' own pass over one sequence."""
+    match evidence.head:
+        case Classifier():
+            return classifier_reference(network)
+        case Answers():
+            return AnswersReference(network, _ids(evidence.head))
+    if card.kind is Kind.LATE_INTERACTION:
+        return pooled_reference(network, POOLS["mean"], None)
+    return pooled_reference(network, POOLS[card.pooling], head, unit=card.kind is Kind.BI_ENCODER)
+
+
+def _disagrees(card: ModelCard, agreement: Agreement) -> ModelLoadError:
+    return ModelLoadError(
+        f"{card.source}: {card.family} scores differ by {agreement.difference:.1e} from transformers' own: "
+        "not supported; use --precision fp32, or another checkpoint"
+    )
