@@ -82,7 +82,7 @@ def _check_whole(checkpoint: Checkpoint) -> None:
 
 
 def _check_rotation(checkpoint: Checkpoint) -> None:
-    """Raises ModelLoadError if the rotation of a token depends on how long its sequence, or a neighbour, is."""
+    """Raises ModelLoadError if the rotation of a token depends on the length of the batch."""
     config = checkpoint.config
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     nested = [each for each in scaling.values() if isinstance(each, dict)]  # one for each type of layers

@@ -31,6 +31,10 @@ class Reading:
     prompt: Prompt | None = None  # in place of the tokenizer's own template for pairs
 
 
+# That of a checkpoint about which nothing is said beside tokenizer.json.
+AS_WRITTEN = Reading()
+
+
 @dataclass(frozen=True, slots=True)
 class Classifier:
     """The head is the network's own, of a class …ForSequenceClassification with one label."""

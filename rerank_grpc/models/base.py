@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rerank_grpc.evidence.facts import Kind, LateInteraction, Reading
+from rerank_grpc.evidence.facts import AS_WRITTEN, Kind, LateInteraction, Reading
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import KeysValues, Layout
 from rerank_grpc.types import Scoring
@@ -28,7 +28,7 @@ class ModelCard:
     precision: str  # "fp32", "bf16", "fp16" or "int8"
     attention: Attention
     tokenizer_file: Path
-    reading: Reading = Reading()
+    reading: Reading = AS_WRITTEN
     pooling: str = "first"  # the rows behind its last layer that it reads: "first", "mean", "max" or "last"
     activation: str = "sigmoid"  # the function that the files name for the logit
     scale: float = 1.0  # relevance_score = activation(scale · logit + offset)
