@@ -38,15 +38,16 @@ class Pasting(NamedTuple):
     strips: frozenset[Slot]
 
 
-def probes(slots: Sequence[Slot], source: str) -> list[Filling]:
+def probes(slots: Sequence[Slot], source: str, where: str) -> list[Filling]:
     """Makes the fillings to render: first marks, which occur nowhere else, then probes beside marks.
 
     The texts and lengths that the template's code holds are probes too: it may compare with them. There is
-    no empty system message: without an instruction none is sent.
+    no empty system message: without an instruction none is sent. Raises ModelLoadError for more than
+    MOST_CONSTANTS.
     """
     marks = {slot: f"7{secrets.randbelow(10**MARK_DIGITS):0{MARK_DIGITS}}" for slot in slots}
     one = [{**marks, slot: probe} for slot in slots for probe in PROBES]
-    all_at_once = [dict.fromkeys(slots, probe) for probe in _constant_probes(source)]
+    all_at_once = [dict.fromkeys(slots, probe) for probe in _constant_probes(source, where)]
     return [marks, *(each for each in one + all_at_once if each.get(Slot.INSTRUCTION) != "")]
 
 
@@ -76,12 +77,14 @@ def filled(text: Iterable[str | Slot], filling: Filling, strips: frozenset[Slot]
     return "".join(parts)
 
 
-def _constant_probes(source: str) -> list[str]:
+def _constant_probes(source: str, where: str) -> list[str]:
     found = constants(source)
     words = [value for value in found if isinstance(value, str)]
     lengths = {value for value in found if isinstance(value, int) and 1 < value <= LONGEST_CONSTANT}
     near = sorted({length + more for length in lengths for more in (-1, 0, 1)})
-    return (words + ["x" * length for length in near])[:MOST_CONSTANTS]
+    if len(words) + len(near) > MOST_CONSTANTS:
+        raise _refusal(where, f"knows more than {MOST_CONSTANTS} texts and numbers")
+    return words + ["x" * length for length in near]
 
 
 def _split(text: str, marks: Filling, where: str) -> Segment:

@@ -42,7 +42,7 @@ class TemplateSettings:
     family: str = ""  # config.json's model_type
 
 
-class Template(NamedTuple):
+class ChatTemplate(NamedTuple):
     """A template, and the file it stands in."""
 
     source: str
@@ -72,8 +72,8 @@ def read_template(directory: Path, *, settings: TemplateSettings) -> Prompt:
     return prompt
 
 
-def find_templates(directory: Path) -> dict[str, Template]:
-    """Finds the chat templates of a checkpoint by name, as AutoTokenizer does; the only one has none, "".
+def find_templates(directory: Path) -> dict[str, ChatTemplate]:
+    """Finds the chat templates of a checkpoint by name, as AutoTokenizer does; a single one's name is "".
 
     Files of templates take the place of tokenizer_config.json's. Raises ModelLoadError.
     """
@@ -82,7 +82,7 @@ def find_templates(directory: Path) -> dict[str, Template]:
     if main.is_file():
         files = {DEFAULT if files else UNNAMED: main} | files
     if files:
-        return {name: Template(_read(path), path) for name, path in files.items()}
+        return {name: ChatTemplate(_read(path), path) for name, path in files.items()}
     path = directory / "tokenizer_config.json"
     named = read_json(path).get("chat_template") if path.is_file() else None
     try:
@@ -90,7 +90,7 @@ def find_templates(directory: Path) -> dict[str, Template]:
             named = {each["name"]: each["template"] for each in named}
         elif not isinstance(named, dict):
             named = {UNNAMED: named} if named is not None else {}
-        return {str(name): Template("" + source, path) for name, source in named.items()}
+        return {str(name): ChatTemplate("" + source, path) for name, source in named.items()}
     except (KeyError, TypeError):
         raise ModelLoadError(
             f"{path}: its chat_template is neither a text nor a list of texts with names: copy it again"
@@ -106,7 +106,9 @@ def _read(path: Path) -> str:
         raise ModelLoadError(f"{path}: cannot be read ({type(error).__name__}): copy it again") from error
 
 
-def _chosen(templates: Mapping[str, Template], kwargs: Mapping[str, Any], directory: Path) -> Template:
+def _chosen(
+    templates: Mapping[str, ChatTemplate], kwargs: Mapping[str, Any], directory: Path
+) -> ChatTemplate:
     """Chooses as apply_chat_template does; the name may be a whole template itself."""
     settings_file = directory / "sentence_bert_config.json"
     for key in UNSUPPORTED:
@@ -118,7 +120,7 @@ def _chosen(templates: Mapping[str, Template], kwargs: Mapping[str, Any], direct
     elif not isinstance(name, str):
         raise ModelLoadError(f"{settings_file}: chat_template is no name of a template: copy it again")
     elif "{" in name and name not in templates:
-        return Template(name, settings_file)
+        return ChatTemplate(name, settings_file)
     if name not in templates:
         missing = "chat_template.jinja" if name == DEFAULT else f"additional_chat_templates/{name}.jinja"
         raise ModelLoadError(
@@ -128,7 +130,7 @@ def _chosen(templates: Mapping[str, Template], kwargs: Mapping[str, Any], direct
 
 
 def _pastings(
-    template: Template, templates: Mapping[str, Template], settings: TemplateSettings, directory: Path
+    template: ChatTemplate, templates: Mapping[str, ChatTemplate], settings: TemplateSettings, directory: Path
 ) -> tuple[Pasting | None, Pasting | None]:
     """Renders without and with a system message, and returns what each is, None where it serves no request.
 
@@ -136,7 +138,7 @@ def _pastings(
     """
     where = str(template.file)
     structured = _is_structured(settings, templates)
-    variants = [probes(slots, template.source) for slots in (PAIR, INSTRUCTED)]
+    variants = [probes(slots, template.source, where) for slots in (PAIR, INSTRUCTED)]
     groups = [[_conversation(each, structured) for each in variant] for variant in variants]
     variables = _variables(template, settings.kwargs, directory)
     pair, instructed = render(template.source, variables, groups)
@@ -157,7 +159,7 @@ def _optional(
     return found if found.strips - {Slot.INSTRUCTION} == plain.strips else None
 
 
-def _is_structured(settings: TemplateSettings, templates: Mapping[str, Template]) -> bool:
+def _is_structured(settings: TemplateSettings, templates: Mapping[str, ChatTemplate]) -> bool:
     """Whether messages are lists of parts; inferred from the one template, and so for several."""
     if settings.message_format != "auto":
         return settings.message_format == "structured"
@@ -178,7 +180,7 @@ def _conversation(filling: Filling, structured: bool) -> Conversation:
     ]
 
 
-def _variables(template: Template, kwargs: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+def _variables(template: ChatTemplate, kwargs: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """Collects what a template sees beside the messages; raises ModelLoadError for an unknown token."""
     tokens = _special_tokens(directory)
     for name in SPECIAL_TOKENS:

@@ -66,6 +66,7 @@ HONEST = {
     "plain text": (PLAIN_TEXT, {}),
 }
 
+PAIR = QUERY + DOCUMENT
 LOOPS = "{% for a in range(9999) %}" * 3 + "{% set x = 1 %}" + "{% endfor %}" * 3
 RECURSION = "{% macro again(n) %}{{ again(n + 1) }}{% endmacro %}{{ again(0) }}"
 
@@ -81,7 +82,7 @@ HOSTILE = {
     "namespace": ("{% set n = namespace() %}{% set n.__class__ = 1 %}", "SecurityError"),
     "an import": ("{% include '/etc/passwd' %}", "fails (TypeError"),
     "an exception": ("{{ raise_exception('Only user\nroles') }}", "raises 'Only user roles'"),
-    "the date": ("{{ strftime_now('%d') }}" + QUERY + DOCUMENT, "depends on the date"),
+    "the date": ("{{ strftime_now('%d') }}" + PAIR, "depends on the date"),
     "bad syntax": ("{% if %}", "TemplateSyntaxError"),
     "dropped document": (QUERY, "drops the document"),
     "document twice": (QUERY + DOCUMENT + DOCUMENT, "writes the document 2 times"),
@@ -101,6 +102,10 @@ HOSTILE = {
         f"{QUERY}{DOCUMENT}{{% if messages[1].content.startswith('Sec' ~ 'tion') %}}!{{% endif %}}"
         "{% if messages[1].content.startswith('Abstract') %}!{% endif %}",
         "changes its texts ('Abstract' comes out otherwise)",
+    ),
+    "many words": (
+        PAIR + "{% if x in [" + str(list(range(2, 400))) + "] %}{% endif %}",
+        "knows more than 500",
     ),
     "half a surrogate": (QUERY + DOCUMENT + "{{ '\\ud800' }}", "UnicodeEncodeError"),
 }

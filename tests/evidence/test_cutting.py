@@ -66,16 +66,9 @@ def test_metaspace_puts_its_sign_before_the_first_text_alone():
     assert behind.get_vocab() == templates.mistral().get_vocab()
 
 
-@pytest.mark.parametrize(
-    "segments",
-    [
-        (("<|im_start|>user",), ("\n", Q, "\n"), (D, "<|im_end|>")),  # white space that is one token
-        (("<|im_start|>",), (Q,), (D,)),
-    ],
-)
-def test_segments_whose_tokens_reach_into_others_are_refused(segments):
+def test_segments_whose_tokens_reach_into_others_are_refused():
     with pytest.raises(ModelLoadError, match=r"tokenizer.json: joins texts with the control tokens of test"):
-        prove_tokens(Prompt(segments, "test"), templates.qwen(), FILE)
+        prove_tokens(Prompt((("<|im_start|>",), (Q,), (D,)), "test"), templates.qwen(), FILE)
 
 
 def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path):
@@ -87,6 +80,7 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path):
 def test_a_tokenizers_own_limits_are_lifted(tmp_path):
     tokenizer = templates.qwen()
     tokenizer.enable_truncation(2)
-    tokenizer.enable_padding(length=9)
+    tokenizer.enable_padding(length=99)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert len(read_tokenizer(tmp_path / "tokenizer.json").encode("( ) ( ) (").ids) == 5
+    read = read_tokenizer(tmp_path / "tokenizer.json")
+    assert read.encode("a b c d").ids == templates.qwen().encode("a b c d").ids

@@ -19,18 +19,9 @@ from rerank_grpc.evidence.pasting import filled
 from rerank_grpc.evidence.prompt import Prompt, Slot
 from rerank_grpc.evidence.template import TemplateSettings, find_templates, read_template
 from tests.evidence import templates
-from tests.evidence.templates import DOCUMENT, FAMILIES, HONEST, HOSTILE, QUERY, write
+from tests.evidence.templates import DOCUMENT, FAMILIES, HONEST, HOSTILE, PAIR, QUERY, write
 
-TEXTS = (
-    "how?",
-    " spaces  around ",
-    "",
-    "two\nlines\n",
-    "{{ braces }}{% x %}",
-    "深度学习",
-    "👩\u200d🔬 'q'",
-    "\t",
-)
+TEXTS = ("how?", " two  spaces ", "", "two\nlines\n", "{{ x }}{% y %}", "深度学习", "👩\u200d🔬 'q'", "\t")
 IF_SYSTEM = "{% if messages[0].role == 'system' %}"
 CPU_SECONDS = 2
 
