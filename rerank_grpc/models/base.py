@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
+from rerank_grpc.evidence.facts import Reading
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import KeysValues, Layout
 from rerank_grpc.models.prompts import Prompt
@@ -40,6 +41,11 @@ class ModelCard:
     pooling: str = "first"  # the rows behind its last layer that it reads: "first", "mean" or "last"
     accepts_instruction: bool = False  # whether the instruction of a request changes its scores
     prompt: Prompt | None = None  # that of a language model
+    reading: Reading = field(default_factory=Reading)  # how texts become tokens
+    activation: str = ""  # the function of the logit that its files name, e.g. "identity"
+    scale: float = 1.0  # relevance_score = activation(scale · logit + offset)
+    offset: float = 0.0
+    shares_prefixes: bool = False  # whether a packed, causal pass computes common prefixes once
     prefix_token_bytes: int = 0  # the memory for the keys and values of one token
     # Whether a pass is the same work for any lengths, so that a CUDA graph of it can be replayed for others
     capturable: bool = False

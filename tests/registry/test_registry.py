@@ -533,8 +533,9 @@ def test_a_failed_load_says_why_and_is_tried_again():
         assert registry.wait_until_loaded(WAIT)
         info = registry.info("two")
         assert (info.state, info.state_message) == (State.FAILED, "the disk is gone: put it back")
-        with pytest.raises(ModelFailed, match="see ListModels"):
+        with pytest.raises(ModelFailed, match="model two failed: the disk is gone: put it back") as caught:
             use(registry, "two")
+        assert caught.value.metadata == {"model": "two", "state_message": info.state_message}
         assert use(registry, "one") == "one"
         del loads.failing["two"]
         until(registry, lambda: registry._slots[1].state is State.READY)
@@ -550,6 +551,29 @@ def test_an_unexpected_failure_is_told_without_its_text():
         message = registry.info("two").state_message
         assert "RuntimeError" in message
         assert "canary" not in message
+
+
+@pytest.mark.parametrize("letter", ["x", "ß", "熊", "🐼"])
+def test_a_long_reason_reaches_the_caller_with_its_place_and_its_remedy(letter: str):
+    loads = Loads()
+    loads.failing["two"] = ModelLoadError(f"/models/{letter * 5_000}: no tokenizer.json: add it")
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry:
+        with pytest.raises(ModelFailed) as caught:
+            use(registry, "two")
+        assert str(caught.value).startswith(f"model two failed: /models/{letter}")
+        assert str(caught.value).endswith(f"{letter}: no tokenizer.json: add it")
+        assert 490 < len(caught.value.metadata["state_message"].encode()) <= 500
+        assert len(registry.info("two").state_message) > 5_000, "ListModels tells all of it"
+
+
+def test_a_reason_is_one_line_that_a_message_can_hold_whatever_a_file_says():
+    loads = Loads()
+    loads.failing["two"] = ModelLoadError("model_type 'a\nb\x1b[2J' of /models/\udcff is not served")
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry:
+        with pytest.raises(ModelFailed) as caught:
+            use(registry, "two")
+        shown = r"model_type 'a\nb\x1b[2J' of /models/\udcff is not served"
+        assert registry.info("two").state_message == caught.value.metadata["state_message"] == shown
 
 
 def test_an_operator_need_not_wait_for_the_back_off():
