@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from rerank_grpc.scores import best_chunks, count_query_tokens, relevance_scores
@@ -51,9 +52,10 @@ def test_a_bi_encoders_logit_is_the_cosine_with_the_querys_vector():
     assert best.logit == pytest.approx(0.8)
 
 
-def unit_rows(chance: np.random.Generator, rows: int, size: int = 32) -> np.ndarray:
-    matrix = chance.normal(size=(rows, size)).astype(np.float32)
-    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+def unit_rows(chance: np.random.Generator, rows: int, size: int = 32) -> npt.NDArray[np.float32]:
+    matrix = chance.normal(size=(rows, size))
+    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+    return matrix.astype(np.float32)
 
 
 def documents_of(count: int) -> list[TokenizedDocument]:

@@ -24,12 +24,15 @@ from rerank_grpc.errors import (
     ShuttingDown,
     UnknownModel,
 )
+from rerank_grpc.evidence.facts import Reading
+from rerank_grpc.evidence.prompt import Prompt
+from rerank_grpc.evidence.prompt import Slot as Place
 from rerank_grpc.registry import eviction, keeper, memory
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.registry import Registry, seconds_to_wait
 from rerank_grpc.registry.slot import LoadedModel, Slot
 from rerank_grpc.types import Call, State
-from tests.support import WAIT, ScriptedLoader
+from tests.support import CARD, WAIT, ScriptedLoader
 
 SIZES = {"one": 100, "two": 100, "three": 100, "small": 10, "huge": 1_000}
 
@@ -551,6 +554,20 @@ def test_an_unexpected_failure_is_told_without_its_text():
         message = registry.info("two").state_message
         assert "RuntimeError" in message
         assert "canary" not in message
+
+
+def test_a_loaded_model_is_described_by_its_card():
+    with keeping(Loads(), spec("one")) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        slot = registry._slots[0]
+        assert slot.loaded is not None
+        prompt = Prompt(((Place.QUERY, Place.DOCUMENT),), source="chat_template.jinja")
+        card = replace(CARD, reading=Reading(prompt=prompt), activation="identity", pooling="last")
+        assert registry.info("one").prompt_source == "", "it has no prompt"
+        slot.loaded = replace(slot.loaded, card=card)
+        info = registry.info("one")
+        assert (info.activation, info.pooling) == ("identity", "last")
+        assert info.prompt_source == "chat_template.jinja"
 
 
 @pytest.mark.parametrize("letter", ["x", "ß", "熊", "🐼"])
