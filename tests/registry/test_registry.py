@@ -623,7 +623,7 @@ def test_a_model_whose_device_died_is_only_helped_by_an_unload():
         assert registry.wait_until_loaded(WAIT)
         break_device(registry, "one")
         assert not registry.serving
-        with pytest.raises(ModelFailed, match="model one failed: .* unload it, or restart the server"):
+        with pytest.raises(ModelFailed, match=r"model one failed: .* unload it, or restart the server"):
             registry.load("one", Call(monotonic() + WAIT))
         registry._slots[0].load_seconds = 60.0
         assert registry.unload("one", deadline=monotonic() + WAIT).state is State.UNLOADED, "it need not stay"
