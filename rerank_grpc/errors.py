@@ -192,6 +192,23 @@ class ModelLoadError(ConfigurationError):
     """A model directory that cannot be served, and the remedy, in one line."""
 
 
+def one_line(text: str) -> str:
+    """Escapes the characters of a text that a terminal or a log obeys, and those that UTF-8 cannot hold."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, most_bytes: int) -> str:
+    """Leaves out the middle of a text of more bytes of UTF-8: the place stands first, the remedy last."""
+    content = text.encode()
+    if len(content) <= most_bytes:
+        return text
+    kept = most_bytes - len("…".encode())
+    head, tail = content[: kept - kept // 2], content[-(kept // 2) :]
+    return f"{head.decode(errors='ignore')}…{tail.decode(errors='ignore')}"
+
+
 def describe(error: BaseException) -> str:
     """Returns an error's class and place for a log, without its text, which may quote a caller."""
     places = traceback.extract_tb(error.__traceback__)

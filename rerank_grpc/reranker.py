@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
@@ -17,7 +17,7 @@ from rerank_grpc.limits import LIMITS, check_request
 from rerank_grpc.registry.loading import Loader, ModelLoader
 from rerank_grpc.registry.registry import Lease, Registry
 from rerank_grpc.registry.slot import LoadedModel
-from rerank_grpc.scores import best_chunks, relevance_scores
+from rerank_grpc.scores import best_chunks, count_query_tokens, relevance_scores
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.pace import Pace, Turns
 from rerank_grpc.types import Call, RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
@@ -124,7 +124,7 @@ class _Job:
         """Makes the results of scored documents, without those below the request's least score."""
         documents = list(map(self.tokenized.documents.__getitem__, indices))
         best = best_chunks(documents, self.future.outputs, self.tokenized.query)
-        scores = relevance_scores(map(attrgetter("logit"), best), self.model.card.scoring)
+        scores = self._scores(map(attrgetter("logit"), best))
         (least,) = array("f", [self.request.min_relevance_score or 0])  # rounded as the scores are
         results = []
         for index, (chunks, truncated), (position, logit), score in zip(
@@ -137,6 +137,12 @@ class _Job:
                     ScoredDocument(index, score, logit, source.id, document, tokens, truncated, span)
                 )
         return results
+
+    def _scores(self, logits: Iterable[float]) -> list[float]:
+        card, tokens = self.model.card, count_query_tokens(self.future.outputs, self.tokenized.query)
+        return relevance_scores(
+            logits, card.scoring, scale=card.scale, offset=card.offset, query_tokens=tokens
+        )
 
     def summary(self) -> RerankSummary:
         """Makes the part of the response that concerns the whole call."""

@@ -14,7 +14,8 @@ from rerank_grpc.types import Span
 
 TOKEN_BYTES = 4  # token ids travel as int32, native byte order
 
-# The output of a model for a sequence: a logit, or a vector  # [hidden] float32
+# The output of a model for a sequence: a logit, a vector  # [size] float32
+# or, in late interaction, a matrix of one vector for each token  # [tokens, size] float32
 Output: TypeAlias = float | npt.NDArray[np.float32]
 
 

@@ -43,6 +43,8 @@ class Scoring(enum.Enum):
     SIGMOID = "sigmoid"
     COSINE = "cosine"
     SOFTMAX = "softmax"
+    TANH = "tanh"
+    MAXSIM = "maxsim"
 
 
 # Values made for every call or document are named tuples: those cost a fourth of a frozen dataclass.
@@ -145,6 +147,9 @@ class ModelInfo:
     memory_bytes: int = 0
     pinned: bool = False
     serving: bool = False
+    activation: str = ""
+    pooling: str = ""
+    prompt_source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,7 @@ CARD = ModelCard(
     revision="test",
     family="test",
     scoring=Scoring.SIGMOID,
+    activation="sigmoid",
     kind=Kind.CROSS_ENCODER,
     max_tokens=512,
     device="cpu",

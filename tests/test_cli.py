@@ -56,6 +56,14 @@ def test_wide_characters_keep_columns_aligned():
     assert cells(first[: first.index("READY")]) == head.index("state") == second.index("LOADING")
 
 
+def test_models_are_listed_with_how_each_is_read_and_scored():
+    read = ModelInfo("a", State.READY, pooling="last", activation="identity", prompt_source="catalogue.toml")
+    head, first, second = terminal.models([read, ModelInfo("b", State.UNLOADED)], Screen())
+    assert head.split() == ["model", "state", "pooling", "activation", "prompt"]
+    assert first.split() == ["a", "READY", "last", "identity", "catalogue.toml"]
+    assert second.split() == ["b", "UNLOADED"]
+
+
 def test_what_is_not_a_terminal_gets_whole_lines():
     (line,) = ranking([Row(0.5, "1", "word " * 100)], Screen())
     assert line.endswith("word")

@@ -158,6 +158,9 @@ _COLUMNS: tuple[tuple[str, Callable[[ModelInfo], str]], ...] = (
     ("device", lambda model: model.device),
     ("precision", lambda model: model.precision),
     ("attention", lambda model: model.attention),
+    ("pooling", lambda model: model.pooling),
+    ("activation", lambda model: model.activation),
+    ("prompt", lambda model: model.prompt_source),
     ("tokens", lambda model: str(model.max_tokens or "")),
     ("memory", lambda model: size(model.memory_bytes) if model.memory_bytes else ""),
 )

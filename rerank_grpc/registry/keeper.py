@@ -13,7 +13,7 @@ from time import monotonic
 
 import torch
 
-from rerank_grpc.errors import ConfigurationError, ModelLoadError, ShuttingDown, describe
+from rerank_grpc.errors import ConfigurationError, ModelLoadError, ShuttingDown, describe, one_line
 from rerank_grpc.registry import eviction, memory
 from rerank_grpc.registry.eviction import Evict, Wait
 from rerank_grpc.registry.loading import Loader
@@ -91,8 +91,8 @@ class Keeper:
             loaded = slot.loaded
             # The dead engine may be an earlier one of this model, or the model may be leaving anyway.
             if loaded is not None and not loaded.engine.alive and slot.state is State.READY:
-                slot.state, slot.message, slot.dead = State.FAILED, "its device thread died or hangs", True
-                slot.retry_at = math.inf
+                slot.state, slot.dead, slot.retry_at = State.FAILED, True, math.inf
+                slot.message = "its device thread died or hangs: unload it, or restart the server"
                 self._changed.notify_all()
         if hung:  # first, because a probe could hold up the report of the change
             self._on_hang()
@@ -214,7 +214,7 @@ class Keeper:
     def _fail(self, slot: Slot, error: Exception) -> None:
         text = f"model {slot.spec.name} could not be loaded from {slot.spec.source}: {describe(error)}"
         if isinstance(error, ConfigurationError):  # its text is for operators
-            text = str(error)
+            text = one_line(str(error))
         with self._changed:
             if self.closing:
                 return

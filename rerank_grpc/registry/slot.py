@@ -8,12 +8,14 @@ from queue import Empty, SimpleQueue
 
 from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError
+from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError, shortened
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
 from rerank_grpc.types import ModelInfo, State
 
 RETRY_SECONDS = 1.0  # the hint when to call again for a model that has never been loaded
+# The most of a reason that an error carries, three times over: gRPC drops trailers of more than 8 KiB.
+REASON_BYTES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,9 @@ class Slot:
             max_batch_tokens=self.loaded.engine.max_batch_tokens,
             scoring=card.scoring,
             accepts_instruction=card.accepts_instruction,
+            activation=card.activation,
+            pooling=card.pooling,
+            prompt_source=card.reading.prompt.source if card.reading.prompt else "",
         )
 
     def answer(self, answer: LoadedModel | RerankError) -> None:
@@ -133,9 +138,12 @@ class Slot:
         self.waiting.clear()
 
     def failed(self) -> ModelFailed:
-        """Makes the error of a model that cannot be loaded, without the reason, which is for operators."""
-        name = self.spec.name
-        return ModelFailed(f"model {name} failed: see ListModels or the log", metadata={"model": name})
+        """Makes the error of a model that cannot be loaded or broke, with the reason and the remedy."""
+        name, reason = self.spec.name, shortened(self.message, REASON_BYTES)
+        return ModelFailed(
+            f"model {name} failed: {reason.removeprefix(f'model {name} ')}",
+            metadata={"model": name, "state_message": reason},
+        )
 
     def still_loading(self) -> ModelLoading:
         """Makes the error of a call without enough time, with the seconds that loading took last."""

@@ -177,6 +177,9 @@ class Discovery:
             "model_uid": name,
             "loaded": model.state is State.READY,
             "local_available": model.local_available,
+            "activation": model.activation,
+            "pooling": model.pooling,
+            "prompt_source": model.prompt_source,
         }
 
 

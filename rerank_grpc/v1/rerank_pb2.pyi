@@ -38,6 +38,8 @@ class Scoring(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SCORING_SIGMOID: _ClassVar[Scoring]
     SCORING_COSINE: _ClassVar[Scoring]
     SCORING_SOFTMAX: _ClassVar[Scoring]
+    SCORING_TANH: _ClassVar[Scoring]
+    SCORING_MAXSIM: _ClassVar[Scoring]
 
 class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -74,6 +76,8 @@ SCORING_UNSPECIFIED: Scoring
 SCORING_SIGMOID: Scoring
 SCORING_COSINE: Scoring
 SCORING_SOFTMAX: Scoring
+SCORING_TANH: Scoring
+SCORING_MAXSIM: Scoring
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_REQUEST: ErrorReason
 ERROR_REASON_UNKNOWN_MODEL: ErrorReason
@@ -242,7 +246,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "aliases", "state", "state_message", "is_default", "revision", "family", "device", "precision", "attention", "max_tokens", "max_batch_tokens", "scoring", "accepts_instruction", "local_available", "memory_bytes", "pinned", "serving")
+    __slots__ = ("name", "aliases", "state", "state_message", "is_default", "revision", "family", "device", "precision", "attention", "max_tokens", "max_batch_tokens", "scoring", "accepts_instruction", "local_available", "memory_bytes", "pinned", "serving", "activation", "pooling", "prompt_source")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +265,9 @@ class Model(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SOURCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
     state: ModelState
@@ -279,7 +286,10 @@ class Model(_message.Message):
     memory_bytes: int
     pinned: bool
     serving: bool
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: _Optional[bool] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: _Optional[bool] = ..., local_available: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., serving: _Optional[bool] = ...) -> None: ...
+    activation: str
+    pooling: str
+    prompt_source: str
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: _Optional[bool] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: _Optional[bool] = ..., local_available: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., serving: _Optional[bool] = ..., activation: _Optional[str] = ..., pooling: _Optional[str] = ..., prompt_source: _Optional[str] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ("model",)

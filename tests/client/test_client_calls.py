@@ -256,6 +256,9 @@ def test_models_are_listed_with_all_that_the_server_says(client, server):
         scoring=pb.SCORING_COSINE,
         accepts_instruction=True,
         serving=True,
+        activation="cosine",
+        pooling="mean",
+        prompt_source="chat_template.jinja",
     )
     server.script.append(reply(pb.ListModelsResponse(models=[model])))
     (info,) = client.list_models()
@@ -268,6 +271,7 @@ def test_models_are_listed_with_all_that_the_server_says(client, server):
     assert (info.family, info.device, info.precision, info.attention) == ("bert", "cpu", "fp32", "packed")
     assert (info.max_tokens, info.max_batch_tokens, info.revision) == (512, 4096, "r")
     assert info.is_default
+    assert (info.activation, info.pooling, info.prompt_source) == ("cosine", "mean", "chat_template.jinja")
     assert info.accepts_instruction
     assert info.serving
 

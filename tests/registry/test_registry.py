@@ -24,12 +24,15 @@ from rerank_grpc.errors import (
     ShuttingDown,
     UnknownModel,
 )
+from rerank_grpc.evidence.facts import Reading
+from rerank_grpc.evidence.prompt import Prompt
+from rerank_grpc.evidence.prompt import Slot as Place
 from rerank_grpc.registry import eviction, keeper, memory
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.registry import Registry, seconds_to_wait
 from rerank_grpc.registry.slot import LoadedModel, Slot
 from rerank_grpc.types import Call, State
-from tests.support import WAIT, ScriptedLoader
+from tests.support import CARD, WAIT, ScriptedLoader
 
 SIZES = {"one": 100, "two": 100, "three": 100, "small": 10, "huge": 1_000}
 
@@ -533,8 +536,9 @@ def test_a_failed_load_says_why_and_is_tried_again():
         assert registry.wait_until_loaded(WAIT)
         info = registry.info("two")
         assert (info.state, info.state_message) == (State.FAILED, "the disk is gone: put it back")
-        with pytest.raises(ModelFailed, match="see ListModels"):
+        with pytest.raises(ModelFailed, match="model two failed: the disk is gone: put it back") as caught:
             use(registry, "two")
+        assert caught.value.metadata == {"model": "two", "state_message": info.state_message}
         assert use(registry, "one") == "one"
         del loads.failing["two"]
         until(registry, lambda: registry._slots[1].state is State.READY)
@@ -550,6 +554,43 @@ def test_an_unexpected_failure_is_told_without_its_text():
         message = registry.info("two").state_message
         assert "RuntimeError" in message
         assert "canary" not in message
+
+
+def test_a_loaded_model_is_described_by_its_card():
+    with keeping(Loads(), spec("one")) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        slot = registry._slots[0]
+        assert slot.loaded is not None
+        prompt = Prompt(((Place.QUERY, Place.DOCUMENT),), source="chat_template.jinja")
+        card = replace(CARD, reading=Reading(prompt=prompt), activation="identity", pooling="last")
+        assert registry.info("one").prompt_source == "", "it has no prompt"
+        slot.loaded = replace(slot.loaded, card=card)
+        info = registry.info("one")
+        assert (info.activation, info.pooling) == ("identity", "last")
+        assert info.prompt_source == "chat_template.jinja"
+
+
+@pytest.mark.parametrize("letter", ["x", "ß", "熊", "🐼"])
+def test_a_long_reason_reaches_the_caller_with_its_place_and_its_remedy(letter: str):
+    loads = Loads()
+    loads.failing["two"] = ModelLoadError(f"/models/{letter * 5_000}: no tokenizer.json: add it")
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry:
+        with pytest.raises(ModelFailed) as caught:
+            use(registry, "two")
+        assert str(caught.value).startswith(f"model two failed: /models/{letter}")
+        assert str(caught.value).endswith(f"{letter}: no tokenizer.json: add it")
+        assert 490 < len(caught.value.metadata["state_message"].encode()) <= 500
+        assert len(registry.info("two").state_message) > 5_000, "ListModels tells all of it"
+
+
+def test_a_reason_is_one_line_that_a_message_can_hold_whatever_a_file_says():
+    loads = Loads()
+    loads.failing["two"] = ModelLoadError("model_type 'a\nb\x1b[2J' of /models/\udcff is not served")
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry:
+        with pytest.raises(ModelFailed) as caught:
+            use(registry, "two")
+        shown = r"model_type 'a\nb\x1b[2J' of /models/\udcff is not served"
+        assert registry.info("two").state_message == caught.value.metadata["state_message"] == shown
 
 
 def test_an_operator_need_not_wait_for_the_back_off():
@@ -582,7 +623,7 @@ def test_a_model_whose_device_died_is_only_helped_by_an_unload():
         assert registry.wait_until_loaded(WAIT)
         break_device(registry, "one")
         assert not registry.serving
-        with pytest.raises(ModelFailed):
+        with pytest.raises(ModelFailed, match=r"model one failed: .* unload it, or restart the server"):
             registry.load("one", Call(monotonic() + WAIT))
         registry._slots[0].load_seconds = 60.0
         assert registry.unload("one", deadline=monotonic() + WAIT).state is State.UNLOADED, "it need not stay"

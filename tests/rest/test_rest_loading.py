@@ -1,20 +1,24 @@
 """A model that is still loading: REST says so within the caller's time, and when to come back."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rerank_grpc.cli.serve import rest_beside
 from rerank_grpc.client import Client
-from rerank_grpc.config.settings import RestSettings, ServerSettings
+from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health, State
+from tests.random_models import bert
 from tests.rest.support import HOST, get, post, rest_server
 from tests.rest.test_rest_connections import BODY
-from tests.support import LateLoader
+from tests.support import LateLoader, serving
 
 
 @contextlib.contextmanager
@@ -37,6 +41,43 @@ def test_a_call_is_told_within_its_time_that_the_model_is_loading() -> None:
             assert (reply.status, reply.json["error"]["code"]) == (503, "model_loading"), seconds
             assert int(reply.headers["retry-after"]) >= 1
         assert get(port, "/health").status == 503
+
+
+DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere": ("/v2/rerank", {"query": "q", "documents": ["d"]}),
+    "jina": ("/v1/rerank", {"query": "q", "documents": ["d"], "return_documents": True}),
+    "dashscope": (
+        "/api/v1/services/rerank/text-rerank/text-rerank",
+        {"input": {"query": "q", "documents": ["d"]}},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def half_broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """Serves a model, and lazily a directory that says it runs code: the directory, and REST's port."""
+    broken = bert(tmp_path_factory.mktemp("models") / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "code.Model"}}))
+    models = (ModelSpec("embedded", "embedded"), ModelSpec("broken", str(broken), lazy=True))
+    with serving(ServerSettings(models=models)) as server, rest_server(server.port) as port:
+        yield broken, port
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_callers_of_a_refused_model_get_the_reason_while_the_other_is_served(
+    half_broken: tuple[Path, int], dialect: str
+) -> None:
+    directory, port = half_broken
+    path, body = DIALECTS[dialect]
+    refused = post(port, path, {**body, "model": "broken"})
+    assert refused.status == 503
+    text = refused.json["message"]
+    assert text.startswith("model broken failed: ")
+    assert str(directory) in text
+    assert "auto_map" in text
+    assert "\n" not in text
+    assert post(port, path, {**body, "model": "embedded"}).status == 200
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from time import monotonic
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from huggingface_hub import constants
 
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
@@ -180,13 +181,40 @@ def test_r21_r27_a_broken_model_is_failed_with_one_line_and_the_others_serve(
     with serving_models(models) as server, stub_of(server.port) as stub:
         with pytest.raises(grpc.RpcError) as caught:
             stub.Rerank(request_of("q", "d", model="broken"), timeout=WAIT)
-        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         _, info = stub.ListModels(pb.ListModelsRequest()).models
         assert info.state == pb.MODEL_STATE_FAILED
         assert reason in info.state_message
         assert "\n" not in info.state_message
+        check_told(caught.value, info)
         assert stub.Rerank(request_of("q", "d"), timeout=WAIT).model == "good"
         assert not (tmp_path / "ran").exists()
+
+
+def check_told(error: grpc.RpcError, info: pb.Model) -> None:
+    """Checks that the caller of a failed model gets the reason, for people and for programs."""
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert error.details() == f"model {info.name} failed: {info.state_message}"
+    message, _ = details_of(error)
+    told, precondition = error_details_pb2.ErrorInfo(), error_details_pb2.PreconditionFailure()
+    assert message.details[0].Unpack(told)
+    assert message.details[1].Unpack(precondition)
+    assert (told.reason, told.domain) == ("ERROR_REASON_MODEL_FAILED", "rerank.v1")
+    assert dict(told.metadata) == {"model": info.name, "state_message": info.state_message}
+    assert precondition.violations[0].description == error.details()
+
+
+def test_the_longest_reason_still_reaches_a_caller_of_grpc(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of three bytes a letter, each percent-encoded in the status: gRPC drops trailers above 8 KiB."""
+    folder = tmp_path / "/".join(["熊" * 80] * 12)
+    folder.mkdir(parents=True)
+    with serving_models({"good": directories["two"], "broken": folder}) as server:
+        with stub_of(server.port) as stub, pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request_of("q", "d", model="broken"), timeout=WAIT)
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        message, _ = details_of(caught.value)
+        assert "config.json" in message.message
 
 
 def cut(path: Path) -> None:

@@ -87,6 +87,9 @@ def a_model(pick) -> ModelInfo:
         memory_bytes=pick([0, 2**40]),
         pinned=pick([True, False]),
         serving=state is State.READY or pick([True, False]),
+        activation=pick(TEXTS),
+        pooling=pick(TEXTS),
+        prompt_source=pick(TEXTS),
     )
 
 
