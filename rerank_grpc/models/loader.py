@@ -23,8 +23,9 @@ from rerank_grpc.models.bert import BERT_FAMILIES, BertBody
 from rerank_grpc.models.encoders import POOLS, AnswerHead, BiEncoder, CrossEncoder, Pool, all_rows
 from rerank_grpc.models.evidence import Evidence, architecture_of, read_evidence
 from rerank_grpc.models.hooked import HOOK, HookedBody
-from rerank_grpc.models.padded import Padded
+from rerank_grpc.models.padded import Padded, check_reads_both_ways, own_attention
 from rerank_grpc.models.prompts import PROMPTS
+from rerank_grpc.models.selfcheck import check_against_reference, classifier_reference
 from rerank_grpc.models.weights import Take, load_parameters, read_network, read_outline
 
 Builder: TypeAlias = Callable[[Checkpoint, ModelCard], Model]
@@ -126,7 +127,12 @@ def _language_model(checkpoint: Checkpoint, card: ModelCard, *, answers: tuple[i
 
 def _padded_cross_encoder(checkpoint: Checkpoint, card: ModelCard) -> Model:
     network, card = _read_limited(AutoModelForSequenceClassification, checkpoint, card, attention=None)
-    return Padded(card, network)
+    check_reads_both_ways(card, network)
+    own_attention(network)
+    model = Padded(card, network)
+    if not check_against_reference(model, network, classifier_reference(network)).agrees:
+        raise ModelLoadError(f"{card.source}: {card.family} scores depend on the padding: not supported")
+    return model
 
 
 def _read_limited(
