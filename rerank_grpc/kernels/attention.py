@@ -76,7 +76,7 @@ def installed() -> tuple[Attention, ...]:
 
 
 def works(attention: Attention, device: torch.device, precision: str, head_size: int) -> bool:
-    """Whether a kernel runs here, and aligns the causal mask to the last key.
+    """Whether a kernel runs here, aligns the causal mask to the last key, and keeps to a window before it.
 
     A kernel may not be built for this card; with more keys than queries, some versions align to the first.
     """
@@ -87,17 +87,20 @@ def works(attention: Attention, device: torch.device, precision: str, head_size:
         kernel = kernel_for(attention)
         assert kernel is not None
         queries, keys = Layout.of((1, 2), device), Layout.of((1, 4), device)
-        found = kernel(q, k, v, queries, keys, causal=True).float().cpu()
+        found = [
+            kernel(q, k, v, queries, keys, causal=True, window=window).float().cpu() for window in (None, 2)
+        ]
     except Exception as error:
         log.warning("attention %s does not run on %s (%s)", attention.label, device, type(error).__name__)
         return False
-    seen = torch.ones(2, 4, dtype=torch.bool).tril(2)
     q, k, v = (each[1:].transpose(0, 1) for each in (query, key, value))
-    second = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1)
-    if torch.allclose(found, torch.cat([value[:1], second]), rtol=0, atol=KERNEL_ERROR):
-        return True
-    log.warning("attention %s computes something else on %s", attention.label, device)
-    return False
+    for mixed, leftmost in zip(found, (-4, 1), strict=True):
+        seen = torch.ones(2, 4, dtype=torch.bool).tril(2).triu(leftmost)
+        second = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1)
+        if not torch.allclose(mixed, torch.cat([value[:1], second]), rtol=0, atol=KERNEL_ERROR):
+            log.warning("attention %s computes something else on %s", attention.label, device)
+            return False
+    return True
 
 
 @cache
@@ -123,8 +126,7 @@ def _varlen_options(
 def _flash_options(
     *, grouped: bool, causal: bool = False, window: int | None = None, scale: float | None = None
 ) -> dict[str, Any]:
-    wide = (-1, -1) if causal else window_of(causal=False, window=window)
-    return {"softmax_scale": scale, "causal": causal, "window_size": wide}
+    return {"softmax_scale": scale, "causal": causal, "window_size": window_of(causal=causal, window=window)}
 
 
 def _kernel(function: Callable[..., Tensor], options: Callable[..., dict[str, Any]]) -> Kernel:
@@ -144,9 +146,8 @@ def _kernel(function: Callable[..., Tensor], options: Callable[..., dict[str, An
 
 def window_of(*, causal: bool, window: int | None) -> tuple[int, int]:
     """The keys to the left and to the right that a query sees, -1 for all, itself not counted."""
-    if causal:
-        return (-1, 0)
-    return (-1, -1) if window is None else (window - 1, window - 1)
+    left = -1 if window is None else window - 1
+    return (left, 0 if causal else left)
 
 
 def attend_by_length(query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout) -> Tensor:

@@ -15,8 +15,8 @@ Contexts: TypeAlias = tuple[KeysValues | None, ...]
 
 # Query rows per block in a window. Larger blocks compute more scores that the mask discards.
 WINDOW_ROWS = 256
-# Query rows per block where a part continues a prefix. A mask has this many rows, so long documents
-# need no quadratic mask.
+# Query rows per block where a part continues a prefix or exceeds its window. A mask has this many rows,
+# so long documents need no quadratic mask.
 MASK_ROWS = 128
 
 
@@ -51,12 +51,15 @@ class CausalParts:
         self._contexts = contexts
         self._prefixes = prefixes
         self._lengths = layout.lengths
-        self._masks: dict[tuple[int, int, int], Tensor] = {}
+        self._masks: dict[tuple[int, int, int, int | None], Tensor] = {}
 
     def attend_causal(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
     ) -> Tensor:
-        """[1, heads, num_tokens, size], with fewer heads for key and value → [1, num_tokens, heads, size]."""
+        """[1, heads, num_tokens, size], with fewer heads for key and value → [1, num_tokens, heads, size].
+
+        With `window`, token i sees token j where i - window < j <= i; a prefix's tokens count.
+        """
         mixed = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
         q, k, v = (each.split(self._lengths, dim=2) for each in (query, key, value))
         parts = zip(self._contexts, q, k, v, mixed.split(self._lengths, dim=1), strict=True)
@@ -67,37 +70,51 @@ class CausalParts:
             if index < len(self._prefixes):
                 # Copies: a view would keep the keys of the whole batch.
                 self._prefixes[index].layers.append((k.clone(), v.clone()))
-            self._attend_part(q, k, v, scale, out)
+            self._attend_part(q, k, v, scale, window, out)
         return mixed
 
-    def _attend_part(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, out: Tensor) -> None:
+    def _attend_part(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, out: Tensor
+    ) -> None:
         """Attends from one part to its prefix and itself, into `out`  # [1, rows, heads, size]."""
-        heads, rows, size = q.shape[1:]
-        groups, columns = k.shape[1:3]
-        if rows == columns:
-            grouped = heads != groups
+        rows, columns = q.shape[2], k.shape[2]
+        if window is not None and window >= columns:
+            window = None
+        if rows == columns and window is None:
+            grouped = q.shape[1] != k.shape[1]
             mixed = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
             out.copy_(mixed.transpose(1, 2))
             return
         for start in range(0, rows, MASK_ROWS):
             block = q[:, :, start : start + MASK_ROWS]
-            height, repeats = block.shape[2], heads // groups
-            seen = columns - rows + start + height
-            # The query heads that share a key head become rows beside each other: keys are read once.
-            folded = block.reshape(1, groups, repeats * height, size)
-            mask = self._mask(height, seen, repeats, q)
-            keys, values = k[:, :, :seen], v[:, :, :seen]
-            mixed = scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
-            target = out[0, start : start + height].unflatten(1, (groups, repeats))
-            target.copy_(mixed[0].unflatten(1, (repeats, height)).permute(2, 0, 1, 3))
+            end = columns - rows + start + block.shape[2]
+            begin = 0 if window is None else max(0, end - block.shape[2] - window + 1)
+            keys, values = k[:, :, begin:end], v[:, :, begin:end]
+            self._attend_block(block, keys, values, scale, window, out[0, start : start + MASK_ROWS])
 
-    def _mask(self, rows: int, columns: int, repeats: int, like: Tensor) -> Tensor:
+    def _attend_block(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, out: Tensor
+    ) -> None:
+        """Attends from some rows to the keys up to their own, into `out`  # [rows, heads, size]."""
+        heads, rows, size = q.shape[1:]
+        groups, columns = k.shape[1:3]
+        repeats = heads // groups
+        # The query heads that share a key head become rows beside each other: keys are read once.
+        folded = q.reshape(1, groups, repeats * rows, size)
+        mask = self._mask(rows, columns, repeats, window, q)
+        mixed = scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale)
+        target = out.unflatten(1, (groups, repeats))
+        target.copy_(mixed[0].unflatten(1, (repeats, rows)).permute(2, 0, 1, 3))
+
+    def _mask(self, rows: int, columns: int, repeats: int, window: int | None, like: Tensor) -> Tensor:
         """The last rows of a causal mask, made once for all layers  # [repeats * rows, columns]."""
-        mask = self._masks.get((rows, columns, repeats))
+        mask = self._masks.get((rows, columns, repeats, window))
         if mask is None:
             infinite = torch.full((rows, columns), -torch.inf, dtype=like.dtype, device=like.device)
-            mask = infinite.triu(columns - rows + 1).repeat(repeats, 1)
-            self._masks[rows, columns, repeats] = mask
+            mask = infinite.triu(columns - rows + 1)
+            if window is not None:
+                mask += infinite.tril(columns - rows - window)
+            mask = self._masks[rows, columns, repeats, window] = mask.repeat(repeats, 1)
         return mask
 
 
@@ -150,7 +167,7 @@ class GatheredParts:
         self._kernel = kernel
 
     def attend_causal(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
     ) -> Tensor:
         """[1, heads, num_tokens, size], with fewer heads for key and value → [1, num_tokens, heads, size]."""
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [num_tokens, heads, size]
@@ -159,7 +176,7 @@ class GatheredParts:
             k, v = self._gather(layer, 0, k), self._gather(layer, 1, v)
             keys, seen = self._layout.keys, self._layout.keys.lengths
         self._leave(k, v, seen)
-        return self._kernel(q, k, v, self._layout, keys, causal=True, scale=scale)[None]
+        return self._kernel(q, k, v, self._layout, keys, causal=True, window=window, scale=scale)[None]
 
     def _gather(self, layer: int, index: int, own: Tensor) -> Tensor:
         """Lays out the keys, or the values, that each part sees  # [num_keys, key heads, size]."""

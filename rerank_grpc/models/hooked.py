@@ -1,8 +1,12 @@
-"""Transformers' own bodies over packed sequences, with our attention: ModernBERT and decoders."""
+"""Transformers' own bodies over packed sequences, with our attention."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +17,7 @@ from rerank_grpc.kernels.base import Kernel, Layout
 from rerank_grpc.kernels.causal import CausalParts, GatheredParts, attend_window, causal_parts
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models.base import PackedTokens
+from rerank_grpc.models.weights import convert_weights
 
 # The name of our attention in transformers. No mask function may be registered under it: transformers
 # would call it, and it synchronises the device; without one it makes no mask. And it may not contain
@@ -20,12 +25,22 @@ from rerank_grpc.models.base import PackedTokens
 HOOK = "rerank_grpc_packed"
 
 
-class AttentionCall(NamedTuple):
+# What transformers' layers pass to all attention functions alike, and changes nothing in evaluation.
+INDIFFERENT = frozenset({"position_ids", "use_cache", "dropout", "deterministic"})
+
+
+class NotPackable(Exception):
+    """A network asks for what the packed pass does not compute; the message names it."""
+
+
+@dataclass(slots=True)
+class AttentionCall:
     """The attention of all layers in one pass: causal if there are causal parts, else both ways."""
 
     layout: Layout
     kernel: Kernel | None
     causal: CausalParts | GatheredParts | None
+    layers: int = 0  # those that have attended
 
 
 def attend(
@@ -38,12 +53,20 @@ def attend(
     call: AttentionCall,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attends as transformers' functions do: [1, heads, num_tokens, size] → [1, num_tokens, heads, size]."""
-    layout, kernel, causal = call
-    if causal is not None:
-        return causal.attend_causal(module.layer_idx, query, key, value, scaling), None
+    """Attends as transformers' functions do: [1, heads, num_tokens, size] → [1, num_tokens, heads, size].
+
+    Raises NotPackable for a mask, and for arguments whose effect is not known.
+    """
+    _check_arguments(others | {"attention_mask": attention_mask})
+    if is_causal is not None and is_causal != (call.causal is not None):
+        raise NotPackable(f"is_causal={is_causal}")
+    call.layers += 1
+    if call.causal is not None:
+        return call.causal.attend_causal(module.layer_idx, query, key, value, scaling, sliding_window), None
+    layout, kernel = call.layout, call.kernel
     if kernel is not None:
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
         return kernel(q, k, v, layout, layout, window=sliding_window, scale=scaling)[None], None
@@ -52,30 +75,55 @@ def attend(
     return torch.cat(mixed, dim=2).transpose(1, 2).contiguous(), None
 
 
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises NotPackable for soft caps, sinks, biases, masks and whatever else a layer may ask for."""
+    for name, value in arguments.items():
+        if name not in INDIFFERENT and value is not None and value is not False:
+            raise NotPackable(name)
+
+
 AttentionInterface.register(HOOK, attend)
 
 
 class HookedBody:
-    """Runs a body that was read with the attention HOOK, has no segments and rotates by position."""
+    """Runs a body of transformers that attends by the HOOK, where the rest takes each token by itself."""
 
     def __init__(self, body: Any, precision: str, attention: Attention, *, causal: bool = False) -> None:
-        # Not .to(dtype), which would round the frequencies of the rotary embedding as well.
-        for weight in body.parameters():
-            weight.data = weight.data.to(DTYPES[precision])
-        self.body = body
+        self.body = convert_weights(body, DTYPES[precision])
         self._kernel = kernel_for(attention)
         self._causal = causal
-        self._options = {"use_cache": False} if causal else {}
+        self._takes = frozenset(inspect.signature(body.forward).parameters)
+
+    @contextmanager
+    def without_kernel(self) -> Iterator[None]:
+        """Attends part by part, which takes float32 as well."""
+        kernel, self._kernel = self._kernel, None
+        try:
+            yield
+        finally:
+            self._kernel = kernel
 
     def __call__(self, packed: PackedTokens) -> Tensor:
+        """Returns the last rows  # [num_tokens, hidden]; raises NotPackable if a layer asks for more."""
         causal = None
         if self._causal:
             causal = causal_parts(packed.contexts, packed.prefixes, packed.layout, self._kernel)
-        output = self.body(
-            input_ids=packed.input_ids[None],
-            position_ids=packed.position_ids[None],
-            call=AttentionCall(packed.layout, self._kernel, causal),
-            **self._options,
-        )
+        call = AttentionCall(packed.layout, self._kernel, causal)
+        inputs: dict[str, Any] = {"position_ids": packed.position_ids[None]}
+        if "use_cache" in self._takes:
+            inputs["use_cache"] = False
+        if "token_type_ids" in self._takes:
+            inputs["token_type_ids"] = packed.token_type_ids[None]
+        output = self.body(input_ids=packed.input_ids[None], call=call, **inputs)
+        if not call.layers:
+            raise NotPackable("attention of its own")
         rows: Tensor = output.last_hidden_state[0]
         return rows
+
+
+def attends_causally(body: Any) -> bool:
+    """Whether the layers of a body of transformers say that a token sees what stands before it alone."""
+    if not getattr(body.config, "is_causal", True):
+        return False
+    said = [module.is_causal for module in body.modules() if hasattr(module, "is_causal")]
+    return bool(said) and all(said)

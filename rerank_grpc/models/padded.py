@@ -1,9 +1,9 @@
-"""Transformers' own passes over padded sequences: any other encoder, and the reference of `verify`."""
+"""Transformers' own passes over padded sequences: for all that cannot be packed, and for `verify`."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,51 +13,139 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models.base import Kind, ModelCard, PackedTokens
-from rerank_grpc.models.weights import SAFE, quiet
+from rerank_grpc.models.weights import SAFE, convert_weights, quiet
 
 # The tokens of padding that cost about as much as one more pass.
 WORTHWHILE_PADDING = 256
 
 
-class Padded:
-    """Scores pairs with transformers' own forward pass, e.g. DeBERTa-v2.
+class Padding:
+    """Lays sequences of like length side by side, padded on the left for what reads leftward only.
 
     Like lengths are padded together: scheduler and meter take a batch to cost about as much as its tokens.
     """
 
-    def __init__(self, card: ModelCard, network: Any) -> None:
-        self.card = card
-        dtype = DTYPES[card.precision]
-        self._network = network.float()
+    def __init__(self, network: Any, *, left: bool) -> None:
+        takes = inspect.signature(network.forward).parameters
+        self._side = "left" if left else "right"
         self._pad = int(network.config.pad_token_id or 0)
-        self._reads_types = "token_type_ids" in inspect.signature(network.forward).parameters
-        check_plain_encoder(self, network)
-        network.base_model.to(dtype)
-        if dtype is not torch.float32:
-            network.base_model.register_forward_hook(_float_output)
+        # On the right the network counts by itself, as RoBERTa's relatives do in their own way.
+        self._places = left and "position_ids" in takes
+        self._types = "token_type_ids" in takes and bool(getattr(network.config, "type_vocab_size", 0))
+        self._options = {"use_cache": False} if "use_cache" in takes else {}
 
-    @torch.inference_mode()
-    def forward(self, packed: PackedTokens) -> Tensor:
+    def batches(self, packed: PackedTokens) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Yields the indices of some sequences, and what a forward takes  # [num_sequences, longest] each."""
         lengths = packed.layout.lengths
         # int32 on a GPU, which not every network takes
         ids, types = (each.long().split(lengths) for each in (packed.input_ids, packed.token_type_ids))
-        groups = by_length(lengths)
-        logits = [self._pass([ids[each] for each in own], [types[each] for each in own]) for own in groups]
-        order = [index for group in groups for index in group]
-        return torch.cat(logits)[sorted(range(len(order)), key=order.__getitem__)]
+        for group in by_length(lengths):
+            mask = self._together([torch.ones_like(ids[index]) for index in group], 0)
+            inputs = {"attention_mask": mask} | self._options
+            inputs["input_ids"] = self._together([ids[index] for index in group], self._pad)
+            if self._types:
+                inputs["token_type_ids"] = self._together([types[index] for index in group], 0)
+            if self._places:
+                inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            yield group, inputs
 
-    def _pass(self, ids: list[Tensor], types: list[Tensor]) -> Tensor:
-        inputs = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self._pad),
-            "attention_mask": pad_sequence([torch.ones_like(each) for each in ids], batch_first=True),
-        }  # [num_sequences, longest] each
-        if self._reads_types:
-            inputs["token_type_ids"] = pad_sequence(types, batch_first=True)
-        logits: Tensor = self._network(**inputs).logits
-        return logits.float()
+    def _together(self, rows: list[Tensor], value: int) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=self._side)
+
+
+class PaddedBody:
+    """Runs any body of transformers, with its own attention, over padded sequences."""
+
+    def __init__(self, body: Any, precision: str, *, causal: bool = False) -> None:
+        self.body = convert_weights(body, DTYPES[precision])
+        self._padding = Padding(body, left=causal)
+
+    def __call__(self, packed: PackedTokens) -> Tensor:
+        """Returns the last rows  # [num_tokens, hidden] float32, in the order of the packed tokens."""
+        rows: dict[int, Tensor] = {}
+        for group, inputs in self._padding.batches(packed):
+            hidden = self.body(**inputs).last_hidden_state.float()
+            own = [row[mask.bool()] for row, mask in zip(hidden, inputs["attention_mask"], strict=True)]
+            rows.update(zip(group, own, strict=True))
+        return torch.cat([rows[index] for index in range(len(rows))])
+
+
+class Padded:
+    """Scores sequences with transformers' own forward pass, of which the head is a part.
+
+    The score is the one label of a classifier, e.g. DeBERTa-v2; with `answers`, token ids, it is the logit
+    of the first as the next token, less that of the second if there are two.
+    """
+
+    def __init__(
+        self, card: ModelCard, network: Any, *, answers: tuple[int, ...] = (), causal: bool = False
+    ) -> None:
+        self.card = card
+        if answers:
+            narrow_head(network, answers)
+        body, head = network.base_model, dict(network.named_parameters())
+        own = {id(weight) for weight in body.parameters()}
+        for weight in head.values():
+            weight.data = weight.data.to(DTYPES[card.precision] if id(weight) in own else torch.float32)
+        # Behind a body in 16 bits, the head still computes in float32.
+        body.register_forward_hook(_float_output)
+        self._network = network
+        self._answers = bool(answers)
+        self._padding = Padding(network, left=causal)
+        self._options = last_place(network) if answers else {}
+
+    @torch.inference_mode()
+    def forward(self, packed: PackedTokens) -> Tensor:
+        """Runs one pass: a logit for each sequence  # [num_sequences, 1] float32."""
+        found: dict[int, Tensor] = {}
+        for group, inputs in self._padding.batches(packed):
+            logits = self._network(**inputs, **self._options).logits.float()
+            logits = answer_logits(logits[:, -1]) if self._answers else logits
+            found.update(zip(group, logits, strict=True))
+        return torch.stack([found[index] for index in range(len(found))])
+
+
+def narrow_head(network: Any, answers: tuple[int, ...], constants: tuple[float, ...] = ()) -> None:
+    """Leaves the rows of one or two token ids in the head of a language model, in float32.
+
+    What the network does to its logits it does to each by itself: scales and soft caps stay. Behind them
+    stand `constants`, as logits that do not depend on the tokens.
+    """
+    head, rows = network.get_output_embeddings(), list(answers)
+    weight = head.weight[rows].float()
+    bias = weight.new_zeros(len(rows)) if head.bias is None else head.bias[rows].float()
+    narrow = torch.nn.Linear(head.in_features, len(rows) + len(constants), device="meta")
+    told = weight.new_tensor(constants)
+    weight = torch.cat([weight, weight.new_zeros(len(constants), head.in_features)])
+    narrow.weight = torch.nn.Parameter(weight, requires_grad=False)
+    narrow.bias = torch.nn.Parameter(torch.cat([bias, told]), requires_grad=False)
+    network.set_output_embeddings(narrow)
+
+
+def last_place(network: Any) -> dict[str, int]:
+    """The option by which a language model computes the logits of the last place only, if it has one."""
+    takes = inspect.signature(network.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+
+def answer_logits(logits: Tensor) -> Tensor:
+    """[num_sequences, num_answers] → [num_sequences, 1]: a logit, or how much the first exceeds the second."""
+    return logits[:, :1] - logits[:, 1:] if logits.shape[1] == 2 else logits
+
+
+def own_attention(network: Any) -> str:
+    """Gives a network transformers' fastest attention that computes all that its layers ask for.
+
+    Returns its name: "sdpa", or "eager" for soft caps, sinks and architectures without another.
+    """
+    with quiet():
+        try:
+            network.set_attn_implementation("sdpa")
+        except ValueError:
+            network.set_attn_implementation("eager")
+    return str(network.config._attn_implementation)
 
 
 def by_length(lengths: Sequence[int], padding: int = WORTHWHILE_PADDING) -> list[list[int]]:
@@ -73,30 +161,14 @@ def by_length(lengths: Sequence[int], padding: int = WORTHWHILE_PADDING) -> list
     return groups
 
 
-def check_plain_encoder(model: Padded, network: Any) -> None:
-    """Raises ModelLoadError unless an unknown architecture behaves as an encoder does.
-
-    A decoder sees only tokens to the left and expects a prompt that this path does not write. A model whose
-    score depends on the padding would score differently among other callers' documents.
-    """
-    device = next(network.parameters()).device
-    ids = torch.arange(5, 5 + 36, device=device) % network.config.vocab_size
-    together = model.forward(_packed(ids, (4, 32)))
-    alone = [model.forward(_packed(own, (len(own),))) for own in ids.split((4, 32))]
-    if not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-3):
+def check_reads_both_ways(card: ModelCard, network: Any) -> None:
+    """Raises ModelLoadError for a decoder, which expects a prompt; for a classifier that comes without."""
+    ids = torch.arange(5, 17, device=next(network.parameters()).device) % network.config.vocab_size
+    if reads_leftward_only(network, ids):
         raise ModelLoadError(
-            f"{model.card.source}: {model.card.family} scores depend on the padding: not supported"
-        )
-    if reads_leftward_only(network, ids[:12]):
-        raise ModelLoadError(
-            f"{model.card.source}: {model.card.family} is a decoder, which needs a prompt that this version "
+            f"{card.source}: {card.family} is a decoder, which needs a prompt that this version "
             "does not know: use an encoder reranker such as BAAI/bge-reranker-v2-m3"
         )
-
-
-def _packed(ids: Tensor, lengths: tuple[int, ...]) -> PackedTokens:
-    positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths])
-    return PackedTokens(ids, positions, torch.zeros_like(ids), Layout.of(lengths, ids.device))
 
 
 @torch.inference_mode()
@@ -109,7 +181,7 @@ def reads_leftward_only(network: Any, ids: Tensor) -> bool:
 
 
 def _float_output(module: torch.nn.Module, args: object, output: Any) -> Any:
-    """Makes the body's result float32, so that pooler and classifier compute in it."""
+    """Makes a body's result float32, so that pooler and classifier compute in it."""
     for name, value in list(output.items()):
         if isinstance(value, Tensor) and value.is_floating_point():
             output[name] = value.float()

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +22,9 @@ from rerank_grpc.errors import ModelLoadError
 
 # Reads a weight by its name, in fp32.
 Take: TypeAlias = Callable[[str], Tensor]
+
+# Makes another weight of a parameter and its name in the network; None leaves it as it is.
+Swap: TypeAlias = Callable[[Tensor, str], Tensor | None]
 
 # Transformers neither asks the hub nor runs a checkpoint's own code.
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -138,6 +142,57 @@ def load_parameters(module: Any, take: Take, name: str) -> Any:
     state = {key: take(f"{name}.{key}") for key, _ in module.named_parameters()}
     module.load_state_dict(state, assign=True)
     return module.requires_grad_(False)
+
+
+def convert_weights(body: Any, dtype: torch.dtype) -> Any:
+    """Converts the weights of a body, one at a time, where it stands, and gives it back."""
+    # Not .to(dtype), which would round the frequencies of the rotary embedding as well.
+    for weight in body.parameters():
+        weight.data = weight.data.to(dtype)
+    return body
+
+
+def map_weight(extent: Extent) -> Tensor:
+    """Maps a weight from its file, in its stored precision: a page is read when a value of it is."""
+    size = prod(extent.shape) * extent.dtype.itemsize
+    storage = torch.UntypedStorage.from_file(str(extent.path), shared=False, nbytes=extent.offset + size)
+    bytes_ = torch.empty(0, dtype=torch.uint8).set_(storage, extent.offset, (size,))  # type: ignore[call-overload]
+    if extent.offset % extent.dtype.itemsize:
+        bytes_ = bytes_.clone()  # a view would not be aligned
+    weight: Tensor = bytes_.view(extent.dtype).view(extent.shape)
+    return weight
+
+
+@contextmanager
+def swapped_weights(network: Any, swap: Swap) -> Iterator[None]:
+    """Gives each module other weights while it runs; `swap` makes them of a parameter and its name.
+
+    Only those of the module that runs are in memory; the modules inside it have their own turns.
+    """
+    handles = []
+    for path, module in network.named_modules():
+        if module._parameters:
+            handles += _swap_while_running(module, f"{path}." if path else "", swap)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _swap_while_running(module: Any, path: str, swap: Swap) -> list[Any]:
+    own = dict(module._parameters)
+
+    def enter(module: Any, _: object) -> None:
+        for name, parameter in own.items():
+            other = None if parameter is None else swap(parameter, path + name)
+            if other is not None:
+                module._parameters[name] = torch.nn.Parameter(other, requires_grad=False)
+
+    def leave(module: Any, *_: object) -> None:
+        module._parameters.update(own)
+
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
 
 
 @contextmanager

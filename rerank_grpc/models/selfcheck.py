@@ -1,0 +1,288 @@
+"""Checks at load that a model's pass gives what transformers' own forward gives for the same weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
+from rerank_grpc.kernels.base import CPU, KeysValues, Layout
+from rerank_grpc.kernels.causal import key_ranges
+from rerank_grpc.models.base import Model, PackedTokens
+from rerank_grpc.models.encoders import AnswerHead, Head, Pool
+from rerank_grpc.models.hooked import HookedBody, NotPackable
+from rerank_grpc.models.padded import answer_logits, last_place, narrow_head
+from rerank_grpc.models.weights import find_extents, map_weight, quiet, swapped_weights
+
+# From what a forward takes for one sequence to its logit  # [1]  or vector  # [hidden], float32
+Reference: TypeAlias = Callable[[Mapping[str, Tensor]], Tensor]
+
+# The greatest difference of a logit or of a vector, for each 1 of it. Sums of float32 in another order
+# differ by 1e-5; a mask, a scale or a position that is wrong by 1e-1 and more.
+BOUND = 1e-3
+SHORT = 11  # tokens of the one sequence; the other has these beyond the largest window
+BEYOND = 32
+# A larger window is narrowed for the check: the other sequence would take longer than the rest of the load.
+WIDEST = 256
+NARROWED = 64
+# A soft cap changes logits this large, and barely those of random sequences.
+LOGITS = (-100.0, 100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How near a model's pass comes to transformers' own."""
+
+    difference: float  # the greatest, for each 1 of the reference
+    reason: str = ""  # what the pass does not compute, if it said so
+    bound: float = BOUND
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the differences are those of rounding; they are not where one is no number."""
+        return self.difference <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One random sequence."""
+
+    ids: Tensor  # [num_tokens] int64
+    types: Tensor  # likewise
+
+
+def check_against_reference(
+    model: Model, network: Any, reference: Reference, *, shares_prefixes: bool = False, bound: float = BOUND
+) -> Agreement:
+    """Compares a model's pass over two random sequences with `reference`, which runs `network` for each.
+
+    `network` holds the very weights of the model and is set to the model's attention; the reference runs
+    with the eager one. Weights of 16 bits are computed with in float32, a module at a time, so that one bound
+    tells rounding from a fault. With `shares_prefixes`, the second sequence is also run behind a prefix.
+    """
+    with _exact(model, network), narrowed_windows(network) as window, torch.inference_mode():
+        probes = draw_probes(network, window)
+        try:
+            found = [model.forward(each) for each in _passes(model, probes, shares_prefixes)]
+        except NotPackable as asked:
+            return Agreement(math.inf, str(asked), bound)
+        with _defining_attention(network):
+            expected = torch.stack([reference(_inputs(probe, network)) for probe in probes])
+    if isinstance(getattr(model, "head", None), AnswerHead) and getattr(reference, "changes_logits", False):
+        return Agreement(math.inf, "logits that are scaled or capped", bound)
+    return Agreement(max(_difference(each, expected.to(each)) for each in found), bound=bound)
+
+
+def _passes(model: Model, probes: tuple[Probe, Probe], shares_prefixes: bool) -> list[PackedTokens]:
+    device = torch.device(model.card.device)
+    own = tuple(Probe(probe.ids.to(device), probe.types.to(device)) for probe in probes)
+    plain = pack_parts([probe.ids for probe in own], [probe.types for probe in own])
+    return [plain, _behind_prefix(*own)] if shares_prefixes else [plain]
+
+
+def _inputs(probe: Probe, network: Any) -> dict[str, Tensor]:
+    """What the forward of a network takes for one sequence, with a batch of one."""
+    device = next(network.parameters()).device
+    device = CPU if device.type == "meta" else device
+    inputs = {"input_ids": probe.ids[None].to(device)}
+    if reads_types(network):
+        inputs["token_type_ids"] = probe.types[None].to(device)
+    return inputs
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The greatest relative difference of two logits or vectors; of small ones the absolute."""
+    apart = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1)
+    return float(apart.nan_to_num(nan=math.inf).max())
+
+
+def draw_probes(network: Any, window: int | None) -> tuple[Probe, Probe]:
+    """Draws a short sequence, and one that is longer than the window; none has a control token of config."""
+    table = network.get_input_embeddings()
+    allowed = torch.ones(table.num_embeddings, dtype=torch.bool)
+    allowed[[each for each in _named_ids(network) if each < len(allowed)]] = False
+    candidates = allowed.nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(0)
+    probes = []
+    for length in (SHORT, (window or SHORT) + BEYOND):
+        ids = candidates[torch.randint(len(candidates), (length,), generator=generator)]
+        types = (torch.arange(length) * 2 >= length).long() if reads_types(network) else torch.zeros_like(ids)
+        probes.append(Probe(ids, types))
+    return probes[0], probes[1]
+
+
+def reads_types(network: Any) -> bool:
+    """Whether a network distinguishes the tokens of a second text."""
+    return int(getattr(network.config, "type_vocab_size", 0) or 0) > 1
+
+
+def _named_ids(network: Any) -> set[int]:
+    """The token ids that the configs name: padding, ends, places of images."""
+    values = [
+        value
+        for config in _configs(network)
+        for name, value in vars(config).items()
+        if name.endswith("token_id")
+    ]
+    flat = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    return {each for each in flat if isinstance(each, int) and each >= 0}
+
+
+def _configs(network: Any) -> list[Any]:
+    """The configs of a network and its parts, each once."""
+    found = {id(module.config): module.config for module in network.modules() if hasattr(module, "config")}
+    return list(found.values())
+
+
+def pack_parts(ids: list[Tensor], types: list[Tensor]) -> PackedTokens:
+    """Packs parts of which none continues another."""
+    device = ids[0].device
+    places = torch.cat([torch.arange(len(each), device=device) for each in ids])
+    layout = Layout.of(tuple(map(len, ids)), device)
+    return PackedTokens(torch.cat(ids), places, torch.cat(types), layout)
+
+
+def _behind_prefix(first: Probe, second: Probe) -> PackedTokens:
+    """Packs the half of the second sequence as a prefix, the first, and the rest of the second."""
+    half = len(second.ids) // 2
+    ids = [second.ids[:half], first.ids, second.ids[half:]]
+    packed = pack_parts(ids, [torch.zeros_like(each) for each in ids])
+    prefix = KeysValues(half)
+    contexts, prefixes = (None, None, prefix), (prefix,)
+    places = packed.position_ids.clone()
+    places[half + len(first.ids) :] += half
+    ranges = key_ranges(contexts, prefixes, packed.layout.lengths)
+    device = places.device
+    rows = torch.tensor([row for each in ranges for part in each for row in part], dtype=torch.int32)
+    keys = Layout.of(tuple(sum(map(len, each)) for each in ranges), device)
+    layout = Layout(packed.layout.starts, packed.layout.longest, packed.layout.lengths, keys, rows.to(device))
+    return PackedTokens(packed.input_ids, places, packed.token_type_ids, layout, contexts, prefixes)
+
+
+@contextmanager
+def _exact(model: Model, network: Any) -> Iterator[None]:
+    """Lets model and network compute in float32, whatever their weights are stored in."""
+    body = getattr(model, "body", None)
+    with ExitStack() as stack:
+        if isinstance(body, HookedBody):
+            stack.enter_context(body.without_kernel())
+        stack.enter_context(in_float32(network))
+        yield
+
+
+@contextmanager
+def in_float32(network: Any) -> Iterator[None]:
+    """Lets a network compute in float32 with the weights as they are stored, a module's at a time."""
+    tables = [module for module in network.modules() if isinstance(module, torch.nn.Embedding)]
+    in_tables = {id(table.weight) for table in tables}
+
+    def swap(weight: Tensor, name: str) -> Tensor | None:
+        # Of a table, which may be the largest weight, only the rows that were looked up are converted.
+        return None if weight.dtype is torch.float32 or id(weight) in in_tables else weight.float()
+
+    handles = [table.register_forward_hook(lambda _module, _args, rows: rows.float()) for table in tables]
+    try:
+        with swapped_weights(network, swap):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _defining_attention(network: Any) -> Iterator[None]:
+    """Sets a network to the attention that defines its architecture, and back."""
+    before = network.config._attn_implementation
+    with quiet():
+        network.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        with quiet():
+            network.set_attn_implementation(before)
+
+
+@contextmanager
+def narrowed_windows(network: Any) -> Iterator[int | None]:
+    """Narrows windows above WIDEST to NARROWED, in configs and modules; yields the widest, None if none is.
+
+    A module that counts one place more than the config, as ModernBERT's do, still does so.
+    """
+    places = [
+        (holder, name)
+        for holder in (*_configs(network), *network.modules())
+        for name in ("sliding_window", "attention_chunk_size")
+        if isinstance(getattr(holder, name, None), int)
+    ]
+    before = [(holder, name, getattr(holder, name)) for holder, name in places]
+    widest = max((value for _, _, value in before), default=None)
+    surplus = widest - NARROWED if widest is not None and widest > WIDEST else 0
+    try:
+        if surplus:
+            for holder, name, value in before:
+                setattr(holder, name, max(2, value - surplus))
+        yield None if widest is None else widest - surplus
+    finally:
+        for holder, name, value in before if surplus else ():
+            setattr(holder, name, value)
+
+
+def classifier_reference(network: Any) -> Reference:
+    """A classifier's one label, by its own forward."""
+    return lambda inputs: network(**inputs).logits[0].float()
+
+
+class AnswersReference:
+    """A language model's logit of one next token, or how much it exceeds that of another."""
+
+    def __init__(self, network: Any, answers: tuple[int, ...]) -> None:
+        self._network, self._answers = network, answers
+        self._options = {"use_cache": False} | last_place(network)
+        self.changes_logits = False  # whether the network scales or caps what its head gives
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        head = self._network.get_output_embeddings()
+        narrow_head(self._network, self._answers, LOGITS)
+        try:
+            logits = self._network(**inputs, **self._options).logits[:, -1].float()
+        finally:
+            self._network.set_output_embeddings(head)
+        own, constants = logits.split([len(self._answers), len(LOGITS)], dim=1)
+        if not torch.allclose(constants, constants.new_tensor(LOGITS), rtol=BOUND):
+            self.changes_logits = True
+        return answer_logits(own)[0]
+
+
+def pooled_reference(body: Any, pool: Pool, head: Head | None) -> Reference:
+    """What pool and head make of a body's last rows; without a head, a vector of length 1."""
+
+    def reference(inputs: Mapping[str, Tensor]) -> Tensor:
+        ids = inputs["input_ids"][0]
+        rows = body(**inputs).last_hidden_state[0].float()
+        pooled = pool(rows, pack_parts([ids], [torch.zeros_like(ids)]))
+        return normalize(pooled)[0] if head is None else head(pooled)[0]
+
+    return reference
+
+
+def streamed(reference: Reference, network: Any, checkpoint: Checkpoint) -> Reference:
+    """Makes a reference of a network without weights, which maps each module's from the files while it runs.
+
+    A network that has its weights, as read_outline gives where the files are not plain, keeps to them.
+    """
+    if not any(parameter.is_meta for parameter in network.parameters()):
+        return reference
+    extents = find_extents(checkpoint)
+
+    def streaming(inputs: Mapping[str, Tensor]) -> Tensor:
+        with swapped_weights(network, lambda _, name: map_weight(extents[name]).float()):
+            return reference(inputs)
+
+    return streaming
