@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
+from rerank_grpc.evidence.facts import Reading
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import KeysValues, Layout
-from rerank_grpc.models.prompts import Prompt
 from rerank_grpc.types import Scoring
 
 
@@ -39,7 +39,8 @@ class ModelCard:
     tokenizer_file: Path
     pooling: str = "first"  # the rows behind its last layer that it reads: "first", "mean" or "last"
     accepts_instruction: bool = False  # whether the instruction of a request changes its scores
-    prompt: Prompt | None = None  # that of a language model
+    reading: Reading = field(default_factory=Reading)
+    shares_prefixes: bool = False  # whether its pass computes the tokens before documents once
     prefix_token_bytes: int = 0  # the memory for the keys and values of one token
     # Whether a pass is the same work for any lengths, so that a CUDA graph of it can be replayed for others
     capturable: bool = False

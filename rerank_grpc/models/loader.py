@@ -14,6 +14,7 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.config.reading import provide
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Reading
 from rerank_grpc.kernels import operations_for
 from rerank_grpc.kernels.attention import Attention, choose_attention
 from rerank_grpc.kernels.device import DTYPES
@@ -24,7 +25,7 @@ from rerank_grpc.models.encoders import POOLS, AnswerHead, BiEncoder, CrossEncod
 from rerank_grpc.models.evidence import Evidence, architecture_of, read_evidence
 from rerank_grpc.models.hooked import HOOK, HookedBody
 from rerank_grpc.models.padded import Padded
-from rerank_grpc.models.prompts import PROMPTS
+from rerank_grpc.models.prompts import PROMPTS, as_data
 from rerank_grpc.models.weights import Take, load_parameters, read_network, read_outline
 
 Builder: TypeAlias = Callable[[Checkpoint, ModelCard], Model]
@@ -57,7 +58,8 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
         tokenizer_file=checkpoint.tokenizer_file,
         pooling=evidence.pooling,
         accepts_instruction=bool(evidence.prompt and evidence.prompt.instruction),
-        prompt=evidence.prompt,
+        reading=Reading(prompt=as_data(evidence.prompt) if evidence.prompt else None),
+        shares_prefixes=evidence.prompt is not None,
     )
     return build(checkpoint, card)
 

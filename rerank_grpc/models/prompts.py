@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence import prompt as prompts
+from rerank_grpc.evidence.prompt import Slot
 from rerank_grpc.types import Scoring
 
 
@@ -75,6 +78,18 @@ GEMMA = Prompt(
 
 # By architecture: the family of a decoder alone does not say that it answers in words.
 PROMPTS: Mapping[str, Prompt] = {"Qwen3ForCausalLM": QWEN3, "GemmaForCausalLM": GEMMA}
+
+
+def as_data(prompt: Prompt) -> prompts.Prompt:
+    """Writes a prompt as segments."""
+    slots = {"{instruction}": Slot.INSTRUCTION, "{query}": Slot.QUERY, "{document}": Slot.DOCUMENT}
+    texts = [*prompt.before_document[:-1], f"{prompt.before_document[-1]}{prompt.lead}{{document}}"]
+    divided = [re.split("({[a-z]+})", text) for text in texts]
+    asked = [tuple(slots.get(part, part) for part in parts if part) for parts in divided]
+    segments = (*((text,) for text in prompt.system), *asked, *((text,) for text in prompt.suffix))
+    instructed = segments if prompt.instruction else ()
+    return prompts.Prompt(segments, "catalogue.toml", instructed, prompt.instruction)
+
 
 # Beginnings of documents, for a check that the last token before all of them is the same.
 PROBES = ("word", " word", "\nword", "7", "。", "深", "'s", "...", "()", "")
