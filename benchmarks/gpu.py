@@ -140,7 +140,7 @@ class Ours:
     def encode(self, workload: Workload) -> list[Any]:
         """Pairs are cut where the others cut them; a language model's prompt is nowhere cut."""
         room = 0
-        if self.card.prompt is None:
+        if self.card.reading.prompt is None:
             empty = self.tokenizer.tokenize(workloads.request_of(workload.query, [""]))
             room = workload.max_tokens - len(empty.sequences[0])
         request = workloads.request_of(workload.query, workload.documents, room)

@@ -86,8 +86,8 @@ def tokenizing(name: str) -> dict[str, Any]:
 
     path = checkpoints.tokenizer(name)
     library = AutoTokenizer.from_pretrained(path)
-    vocabulary = read_vocabulary(path / "tokenizer.json", checkpoints.SHAPES[name].family)
-    tokenizer = Tokenizer(vocabulary, PlainFraming(vocabulary, 512, pairs=True))
+    vocabulary = read_vocabulary(path / "tokenizer.json")
+    tokenizer = Tokenizer(PlainFraming(vocabulary, 512, pairs=True))
     workload = workloads.passages()
     documents = list(workload.documents)
     ours, theirs = [], []

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import transformers
 
+from rerank_grpc.evidence.facts import Reading
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import Kind, ModelCard
-from rerank_grpc.models.prompts import GEMMA, QWEN3, Prompt
+from rerank_grpc.models.prompts import GEMMA, QWEN3, as_data
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
@@ -30,7 +31,6 @@ TASK = "Given a web search query, retrieve relevant passages that answer the que
 
 
 def card(directory: Path, family: str, max_tokens: int = checkpoints.PROMPT_TOKENS) -> ModelCard:
-    prompt: Prompt = PROMPTS[family]
     return ModelCard(
         source=str(directory),
         revision="",
@@ -42,7 +42,8 @@ def card(directory: Path, family: str, max_tokens: int = checkpoints.PROMPT_TOKE
         precision="fp32",
         attention=Attention.SDPA,
         tokenizer_file=directory / "tokenizer.json",
-        prompt=prompt,
+        reading=Reading(prompt=as_data(PROMPTS[family])),
+        shares_prefixes=True,
     )
 
 

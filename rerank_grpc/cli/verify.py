@@ -114,7 +114,7 @@ def padded(reranker: Reranker, card: ModelCard) -> Iterator[Check]:
     """Compares texts of many lengths, scored in one call, with transformers' padded pass in fp32."""
     from rerank_grpc.models.padded import reference_logits
 
-    if card.prompt is not None:
+    if card.reading.prompt is not None:
         return  # a language model's prompt is its card's own code, which is compared in the tests
     words = SENTENCE.split()
     texts = [" ".join(words[(place + count) % len(words)] for place in range(count)) for count in LENGTHS]

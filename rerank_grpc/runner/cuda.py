@@ -69,7 +69,7 @@ class CudaRunner:
         self._graphs = graphs
         self._prefixes = PrefixCache()
         self._free: list[Buffers] = []  # those whose batch has landed
-        self._gathers = model.card.prompt is not None and kernel_for(model.card.attention) is not None
+        self._gathers = model.card.shares_prefixes and kernel_for(model.card.attention) is not None
 
     @torch.inference_mode()
     def launch(self, sequences: tuple[Sequence, ...]) -> Landing:

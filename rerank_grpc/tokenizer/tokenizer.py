@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as ListOf
 from operator import attrgetter
+from typing import NamedTuple, TypeAlias
 
 from rerank_grpc.errors import UnsupportedOption
 from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.sequence import TOKEN_BYTES, Chunk, Sequence, TokenizedDocument, TokenizedRequest
-from rerank_grpc.tokenizer.frames import Frame, Framing, PlainFraming, PromptFraming
+from rerank_grpc.tokenizer.frames import Frame, Framing, PlainFraming, Yielding
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
-from rerank_grpc.tokenizer.truncation import Cutting, TokenizedText, tokenize
-from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_vocabulary
-from rerank_grpc.types import RerankRequest, Span
+from rerank_grpc.tokenizer.prompts import PromptFraming
+from rerank_grpc.tokenizer.truncation import CUT_MARGIN, UNBOUNDED, Cutting, TokenizedText, tokenize
+from rerank_grpc.tokenizer.vocabulary import read_tokenizer
+from rerank_grpc.types import RerankRequest, Span, Truncation
+
+Positions: TypeAlias = Mapping[str, int]  # each text once, with its first position in the request
+
+
+class Group(NamedTuple):
+    """Documents that have the same frame, and their tokens by their text."""
+
+    frame: Frame
+    documents: Mapping[str, TokenizedText]
 
 
 class Tokenizer:
     """Tokenizes the requests of one model; any number of threads may call it at once."""
 
-    def __init__(self, vocabulary: Vocabulary, framing: Framing) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, framing: Framing) -> None:
         self._framing = framing
 
     def tokenize(self, request: RerankRequest, pace: Pace = UNHURRIED) -> TokenizedRequest:
@@ -34,41 +45,89 @@ class Tokenizer:
                 raise UnsupportedOption.of("instruction", "this model takes no instruction")
             instruction = ""
         frame = self._framing.frame(request.query, instruction, request.truncation, pace)
-        positions: dict[str, int] = {}  # each text once, with its first position
+        positions: dict[str, int] = {}
         for position, document in enumerate(request.documents):
             positions.setdefault(document.text, position)
-        first = list(positions.values())
-        texts = [frame.lead + text for text in positions] if frame.lead else list(positions)
-        cutting = Cutting.of(request, frame.free_tokens)
-
-        def field(index: int) -> str:
-            return f"documents[{first[index]}].text"
-
-        tokenized = tokenize(self._vocabulary, texts, field, cutting, pace)
-        return _framed(request, frame, dict(zip(positions, tokenized, strict=True)))
+        if frame.yielding is None:
+            groups = [_group(frame, positions, Cutting.of(request, frame.room, frame.ends), pace)]
+        else:
+            groups = list(_beside_long_query(request, frame, frame.yielding, positions, pace))
+        return _assembled(request, frame.query, groups)
 
 
-def _framed(request: RerankRequest, frame: Frame, tokenized: Mapping[str, TokenizedText]) -> TokenizedRequest:
-    """Puts the frame around each chunk of each text, and takes its lead off their spans."""
-    _, before, after, segment_start, lead, prefix, query, query_truncated = frame
+def _group(frame: Frame, positions: Positions, cutting: Cutting, pace: Pace) -> Group:
+    """Tokenizes documents that have the same frame."""
+    first, texts = list(positions.values()), list(positions)
+    if frame.strips:
+        texts = [text.strip() for text in texts]
+    if frame.ends.lead or frame.ends.tail:
+        texts = [frame.ends.lead + text + frame.ends.tail for text in texts]
+
+    def field(index: int) -> str:
+        return f"documents[{first[index]}].text"
+
+    tokenized = tokenize(frame.vocabulary, texts, field, cutting, pace)
+    return Group(frame, dict(zip(positions, tokenized, strict=True)))
+
+
+def _beside_long_query(
+    request: RerankRequest, frame: Frame, yielding: Yielding, positions: Positions, pace: Pace
+) -> Iterator[Group]:
+    """Puts each document beside the whole query if it fits there, and beside a part of it otherwise."""
+    # A document that may not be cut is refused only by the frame that it gets.
+    cuts = request.truncation is not Truncation.NONE
+    room = max(frame.room, yielding.count_to) + CUT_MARGIN if cuts else UNBOUNDED
+    counted = Cutting.of(request, room, frame.ends)._replace(max_chunks=1)
+    fitting: dict[str, TokenizedText] = {}
+    others: dict[int, dict[str, int]] = {}
+    for text, found in _group(frame, positions, counted, pace).documents.items():
+        ((ids, _),), _ = found
+        count = len(ids) // TOKEN_BYTES
+        if count <= frame.room:
+            fitting[text] = found
+        else:
+            others.setdefault(min(count, yielding.count_to), {})[text] = positions[text]
+    if fitting or not others:
+        yield Group(frame, fitting)
+    for count, texts in others.items():
+        other = yielding.frame(count)
+        yield _group(other, texts, Cutting.of(request, other.room, other.ends), pace)
+
+
+def _assembled(request: RerankRequest, query: Sequence | None, groups: ListOf[Group]) -> TokenizedRequest:
+    """Puts its frame around each chunk of each text, and lists the documents in the request's order."""
     sequences = [] if query is None else [query]
-    documents = {}
-    for text, (parts, truncated) in tokenized.items():
-        chunks = []
-        for ids, span in parts:
-            own = span and Span(max(0, span.start - len(lead)), span.end - len(lead))
-            chunks.append(Chunk(len(sequences), len(ids) // TOKEN_BYTES, own))
-            sequences.append(Sequence(before + ids + after, segment_start, prefix))
-        documents[text] = TokenizedDocument(tuple(chunks), truncated)
+    documents: dict[str, TokenizedDocument] = {}
+    for frame, tokenized in groups:
+        before, after, segment_start, prefix = frame.before, frame.after, frame.segment_start, frame.prefix
+        ends = frame.ends if frame.ends.tokens else None
+        for text, (parts, truncated) in tokenized.items():
+            chunks = []
+            for ids, span in parts:
+                own = span and _own_span(span, text, frame)
+                tokens = ends.count_own(ids) if ends else len(ids) // TOKEN_BYTES
+                chunks.append(Chunk(len(sequences), tokens, own))
+                sequences.append(Sequence(before + ids + after, segment_start, prefix))
+            documents[text] = TokenizedDocument(tuple(chunks), truncated)
     in_order = tuple(map(documents.__getitem__, map(attrgetter("text"), request.documents)))
+    query_truncated = any(frame.query_truncated for frame, _ in groups)
     return TokenizedRequest(tuple(sequences), in_order, None if query is None else 0, query_truncated)
+
+
+def _own_span(span: Span, text: str, frame: Frame) -> Span:
+    """Moves a span in the tokenized text into the caller's."""
+    moved = (len(text) - len(text.lstrip()) if frame.strips else 0) - len(frame.ends.lead)
+    return Span(max(0, span.start + moved), span.end + moved)
 
 
 def tokenizer_for(card: ModelCard) -> Tokenizer:
     """Makes the tokenizer of a loaded model, or raises ModelLoadError."""
-    vocabulary = read_vocabulary(card.tokenizer_file, card.family)
-    if card.prompt is None:
+    reading = card.reading
+    file = read_tokenizer(card.tokenizer_file, lower_case=reading.lower_case)
+    if reading.prompt is None:
         pairs = card.kind is Kind.CROSS_ENCODER
-        return Tokenizer(vocabulary, PlainFraming(vocabulary, card.max_tokens, pairs=pairs))
-    framing = PromptFraming(vocabulary, card.prompt, card.tokenizer_file, max_tokens=card.max_tokens)
-    return Tokenizer(vocabulary, framing)
+        return Tokenizer(PlainFraming(file.vocabulary(), card.max_tokens, pairs=pairs, reading=reading))
+    prompt = PromptFraming(
+        file, reading.prompt, max_tokens=card.max_tokens, shares_prefixes=card.shares_prefixes
+    )
+    return Tokenizer(prompt)

@@ -6,6 +6,7 @@ import struct
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as ListOf
+from itertools import takewhile
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,32 +35,88 @@ CUT_MARGIN = 8
 SMALL = 256
 
 
-class Cutting(NamedTuple):
-    """Limits of a text: `free_tokens` of a text fit one chunk, `max_tokens` are used in all its chunks."""
+class Ends(NamedTuple):
+    """The texts that stand around each document, and become tokens together with it."""
 
-    free_tokens: int
-    max_tokens: int
-    truncation: Truncation
+    lead: str = ""
+    tail: str = ""
+    # Their tokens beside a text that is cut; the lead's without spaces at its end, which a word brings along
+    lead_ids: tuple[int, ...] = ()
+    tail_ids: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, request: RerankRequest, free_tokens: int) -> Cutting:
+    def of(cls, vocabulary: Vocabulary, lead: str, tail: str = "") -> Ends:
+        """Tokenizes the ends by themselves."""
+        if not lead and not tail:
+            return NO_ENDS
+        first, last = vocabulary.batches.encode_batch([lead.rstrip(" "), tail])
+        return cls(lead, tail, tuple(first.ids), tuple(last.ids))
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens by themselves."""
+        return len(self.lead_ids) + len(self.tail_ids)
+
+    def lead_in(self, ids: ListOf[int]) -> int:
+        """Counts the tokens of the lead alone with which ids begin."""
+        return _count_equal(ids, self.lead_ids)
+
+    def tail_in(self, ids: ListOf[int]) -> int:
+        """Counts the tokens of the tail alone with which ids end."""
+        return _count_equal(reversed(ids), reversed(self.tail_ids))
+
+    def count_own(self, ids: bytes) -> int:
+        """Counts the tokens between those of the ends."""
+        tokens = memoryview(ids).cast("i").tolist()
+        return max(0, len(tokens) - self.lead_in(tokens) - self.tail_in(tokens))
+
+
+def _count_equal(ids: Iterable[int], others: Iterable[int]) -> int:
+    """Counts the places up to the first at which two lists differ, or up to the end of one."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, others, strict=False)))
+
+
+NO_ENDS = Ends()
+
+
+class Cutting(NamedTuple):
+    """Limits of a text: `room` tokens fit beside its frame, its ends included, `most` of its own are used."""
+
+    room: int
+    most: int
+    truncation: Truncation
+    ends: Ends = NO_ENDS
+    max_chunks: int = 1
+
+    @classmethod
+    def of(cls, request: RerankRequest, room: int, ends: Ends) -> Cutting:
         """Reads how a request's documents are cut; 0 tokens per document mean all."""
         most = request.max_tokens_per_document or UNBOUNDED
-        reach = free_tokens = min(free_tokens, most)
-        if request.max_chunks_per_document > 1:
-            reach += (request.max_chunks_per_document - 1) * _stride(free_tokens)
-        return cls(free_tokens, min(most, reach), request.truncation)
+        return cls(room, most, request.truncation, ends, max(1, request.max_chunks_per_document))
 
-    def chunks(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Yields (start, end) of the chunks of tokens `first` to `last`, at most `max_tokens` tokens."""
-        stride = _stride(self.free_tokens)
-        while first + self.free_tokens < last:
-            yield first, first + self.free_tokens
-            first += stride
-        yield first, last
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of the text itself that are used in all its chunks."""
+        return self.limit(self.window(self.ends.tokens))
+
+    def window(self, ends_tokens: int) -> int:
+        """Returns how many tokens of a cut text stand in one chunk."""
+        return max(0, min(self.most, self.room - ends_tokens))
+
+    def limit(self, window: int) -> int:
+        """Returns how many tokens of a text all chunks hold together."""
+        return min(self.most, window + (self.max_chunks - 1) * _stride(window))
 
 
 WHOLE = Cutting(UNBOUNDED, UNBOUNDED, Truncation.END)
+
+
+def _windows(first: int, last: int, window: int) -> Iterator[tuple[int, int]]:
+    """Yields (start, end) of the chunks of tokens `first` to `last`, `window` tokens each at most."""
+    while first + window < last:
+        yield first, first + window
+        first += _stride(window)
+    yield first, last
 
 
 def _stride(free_tokens: int) -> int:
@@ -83,12 +140,13 @@ def tokenize(
     no Unicode text, and InternalError if one became a control token.
     """
     tokenized: list[TokenizedText] = []
+    fits = min(cutting.room, cutting.most)
     try:
         for block in pace.blocks(texts):
             start = len(tokenized)
             for text, part, encoding in zip(block, *_read(vocabulary, block, cutting), strict=True):
                 ids = encoding.ids
-                if len(ids) <= cutting.free_tokens and len(part) == len(text):
+                if len(ids) <= fits and len(part) == len(text):
                     tokenized.append(TokenizedText([(to_bytes(ids), None)], False))
                 else:
                     tokenized.append(_cut(vocabulary, ids, text, part, field(len(tokenized)), cutting))
@@ -113,7 +171,8 @@ def _read(
     Returns the parts and their encodings. A part that is not the whole text has more tokens than are used.
     Raises TypeError or UnicodeError for a lone surrogate, wherever in a text it stands.
     """
-    encode, enough = vocabulary.batches.encode_batch, cutting.max_tokens + CUT_MARGIN
+    encode = vocabulary.batches.encode_batch
+    enough = cutting.max_tokens + cutting.ends.tokens + CUT_MARGIN
     limit = enough * CHARACTERS_PER_TOKEN
     if max(map(len, texts), default=0) <= limit:
         return texts, encode(texts)
@@ -164,22 +223,47 @@ def _cut(
     vocabulary: Vocabulary, ids: list[int], text: str, part: str, field: str, cutting: Cutting
 ) -> TokenizedText:
     """Cuts a text that does not fit one sequence, or of which only a part was read."""
-    used = min(len(ids), cutting.max_tokens)
-    truncated = used < len(ids)
-    if truncated and cutting.truncation is Truncation.NONE:
-        reason = f"has more than the {cutting.max_tokens} tokens that fit"
-        raise InvalidRequest.of(field, reason, metadata={"max_tokens": str(cutting.max_tokens)})
-    from_start = cutting.truncation is not Truncation.START
-    first = 0 if from_start else len(ids) - used
-    if used <= cutting.free_tokens:
-        return TokenizedText([(to_bytes(ids[first : first + used]), None)], truncated)
-    before = 0 if from_start else len(text) - len(part)
-    offsets = vocabulary.tokenizer.encode(part, add_special_tokens=False).offsets
-    chunks = []
-    for start, end in cutting.chunks(first, first + used):
-        span = Span(before + offsets[start][0], before + _end_of_marks(part, offsets[end - 1][1]))
-        chunks.append((to_bytes(ids[start:end]), span))
-    return TokenizedText(chunks, truncated)
+    ends, whole = cutting.ends, len(part) == len(text)
+    at_start = cutting.truncation is not Truncation.START
+    lead = ids[: ends.lead_in(ids)] if whole or at_start else list(ends.lead_ids)
+    behind = ends.tail_in(ids) if whole or not at_start else 0
+    own = len(ids) - (len(lead) if whole or at_start else 0) - behind
+    if whole and len(ids) <= cutting.room and own <= cutting.most:
+        return TokenizedText([(to_bytes(ids), None)], False)
+    window = cutting.window(len(lead) + len(ends.tail_ids))
+    limit = cutting.limit(window)
+    if own > limit and cutting.truncation is Truncation.NONE:
+        reason = f"has more than the {limit} tokens that fit"
+        raise InvalidRequest.of(field, reason, metadata={"max_tokens": str(limit)})
+    used = min(own, limit)
+    if used > window:
+        chunks = _chunks(vocabulary, lead, text, part, window, cutting)
+    elif at_start:
+        chunks = [(to_bytes([*ids[: len(lead) + used], *ends.tail_ids]), None)]
+    else:
+        chunks = [(to_bytes([*lead, *ids[len(ids) - behind - used :]]), None)]
+    return TokenizedText(chunks, own > limit)
+
+
+def _chunks(
+    vocabulary: Vocabulary, lead: list[int], text: str, part: str, window: int, cutting: Cutting
+) -> list[tuple[bytes, Span | None]]:
+    """Divides a text into overlapping windows, each between the ends."""
+    ends, at_start = cutting.ends, cutting.truncation is not Truncation.START
+    before = 0 if at_start else len(text) - len(part)
+    # Only a part from the start of the text may lack the tail, and only one from its end the lead.
+    reaches_end = before + len(part) == len(text)
+    own = part[: len(part) - len(ends.tail)] if reaches_end else part
+    encoding = vocabulary.tokenizer.encode(own, add_special_tokens=False)
+    ids, offsets = encoding.ids, encoding.offsets
+    first = 0 if before else len(lead)
+    used = min(len(ids) - first, cutting.limit(window))
+    first = first if at_start else len(ids) - used
+    chunks: list[tuple[bytes, Span | None]] = []
+    for start, end in _windows(first, first + used, window):
+        span = Span(before + offsets[start][0], before + _end_of_marks(own, offsets[end - 1][1]))
+        chunks.append((to_bytes([*lead, *ids[start:end], *ends.tail_ids]), span))
+    return chunks
 
 
 def _end_of_marks(text: str, end: int) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import string
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,16 +24,6 @@ from tokenizers import Encoding, Tokenizer
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.tokenizer.shortcuts import AsciiTokenizer, ascii_tokenizer, cut_safety
 
-# Control tokens that a model's tokenizer does not mark as special.
-_QWEN = frozenset(
-    {"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"}
-    | {"<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"}
-)
-_GEMMA = frozenset(
-    {"<bos>", "<eos>", "<pad>", "<mask>", "<2mass>", "[@BOS@]", "<start_of_turn>", "<end_of_turn>"}
-    | {f"<unused{number}>" for number in range(99)}
-)
-UNMARKED: Mapping[str, frozenset[str]] = {"qwen2": _QWEN, "qwen3": _QWEN, "gemma": _GEMMA}
 _NAMED_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
@@ -53,7 +45,7 @@ class Template:
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Vocabulary:
     """The means to tokenize texts for one model."""
 
@@ -68,10 +60,51 @@ class Vocabulary:
     cuts_suffix: bool  # the same for the part that begins with the space
 
 
-def read_vocabulary(path: Path, family: str) -> Vocabulary:
-    """Reads a tokenizer.json, or raises ModelLoadError."""
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizerFile:
+    """A tokenizer.json as the model's reference reads it: control tokens are recognised in every text."""
+
+    path: Path
+    data: Mapping[str, Any]
+    tokenizer: Tokenizer  # neither cuts nor pads
+
+    def ids(self, text: str) -> list[int]:
+        """Encodes a text, without a template around it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def inside(self) -> TokenizerFile:
+        """Returns the tokenizer of a text that follows another: nothing is put before its first word."""
+        data = _without_prepending(self.data)
+        return self if data == self.data else _file(self.path, data, _in_memory(data))
+
+    def vocabulary(self, written: Iterable[str] = ()) -> Vocabulary:
+        """Hides the control tokens, those of the texts `written` in a prompt among them."""
+        with _refusal(self.path):
+            added = {each["id"]: each["content"] for each in self.data["added_tokens"]}
+            found = {added[token] for text in written for token in self.ids(text) if token in added}
+            # White space may be an added token as well, and stays text.
+            return _vocabulary(self, {token for token in found if token.strip(f"{string.whitespace}▁")})
+
+
+def read_tokenizer(path: Path, *, lower_case: bool = False) -> TokenizerFile:
+    """Reads a tokenizer.json, for texts in lower case if so told; raises ModelLoadError."""
+    with _refusal(path):
+        data = json.loads(path.read_bytes())
+        lowered = _lower_cased(data) if lower_case else data
+        tokenizer = Tokenizer.from_file(str(path)) if lowered is data else _in_memory(lowered)
+        return _file(path, lowered, tokenizer)
+
+
+def read_vocabulary(path: Path, *, lower_case: bool = False) -> Vocabulary:
+    """Reads the vocabulary of a model without a prompt, or raises ModelLoadError."""
+    return read_tokenizer(path, lower_case=lower_case).vocabulary()
+
+
+@contextmanager
+def _refusal(path: Path) -> Iterator[None]:
+    """Turns the errors of a file that is no tokenizer into a ModelLoadError."""
     try:
-        return _vocabulary(Tokenizer.from_file(str(path)), json.loads(path.read_bytes()), path.parent, family)
+        yield
     except ModelLoadError:
         raise
     except Exception as error:  # the Rust library raises bare Exception
@@ -81,15 +114,60 @@ def read_vocabulary(path: Path, family: str) -> Vocabulary:
         ) from error
 
 
-def _vocabulary(original: Tokenizer, data: Mapping[str, Any], directory: Path, family: str) -> Vocabulary:
-    original.no_truncation()
-    original.no_padding()
+def _file(path: Path, data: Mapping[str, Any], tokenizer: Tokenizer) -> TokenizerFile:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return TokenizerFile(path, data, tokenizer)
+
+
+def _in_memory(data: Mapping[str, Any]) -> Tokenizer:
+    return Tokenizer.from_str(json.dumps(data, ensure_ascii=False))
+
+
+def _lower_cased(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Puts Lowercase before the normalizers, as sentence-transformers does, unless it is one of them."""
+    normalizer = data.get("normalizer")
+    steps = [] if normalizer is None else [normalizer]
+    if normalizer is not None and normalizer["type"] == "Sequence":
+        steps = normalizer["normalizers"]
+    if any(step["type"] == "Lowercase" for step in steps):
+        return data
+    return {**data, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}}
+
+
+def _without_prepending(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes away what puts a space before a text that begins without one."""
+    normalizer, pre_tokenizer = data.get("normalizer"), data.get("pre_tokenizer")
+    return {
+        **data,
+        "normalizer": normalizer and _unprepended(normalizer),
+        "pre_tokenizer": pre_tokenizer and _unprepended(pre_tokenizer),
+    }
+
+
+def _unprepended(step: Mapping[str, Any]) -> dict[str, Any]:
+    match step["type"]:
+        case "Sequence":
+            inner = "normalizers" if "normalizers" in step else "pretokenizers"
+            return {**step, inner: [_unprepended(each) for each in step[inner]]}
+        case "Prepend":
+            return {"type": "Sequence", "normalizers": []}
+        case "Metaspace":
+            never = {"prepend_scheme": "never", "add_prefix_space": False}  # the second in older files
+            return {**step, **{key: value for key, value in never.items() if key in step}}
+        case "ByteLevel" if "add_prefix_space" in step:
+            return {**step, "add_prefix_space": False}
+    return dict(step)
+
+
+def _vocabulary(file: TokenizerFile, written: set[str]) -> Vocabulary:
+    original, data = file.tokenizer, file.data
     single, pair = _template(original.encode("a b"), last=0), _template(original.encode("a b", "a b"), last=1)
-    written, ids = _control_tokens(data, directory, family)
-    ids |= {*single.prefix, *single.suffix, *pair.prefix, *pair.middle, *pair.suffix}
+    ids = {*single.prefix, *single.suffix, *pair.prefix, *pair.middle, *pair.suffix}
+    written = written | _control_tokens(data, file.path.parent)
     written |= {token for token in map(original.id_to_token, ids) if token is not None}
     ids |= {found for token in written if (found := original.token_to_id(token)) is not None}
-    tokenizer = Tokenizer.from_str(json.dumps(_hide(data, written), ensure_ascii=False))
+    tokenizer = _in_memory(_hide(data, written))
     _check_ids(original, tokenizer, written)
     control_ids = frozenset(ids - {original.token_to_id(str(_unknown_token(data)))})
     is_control = np.zeros(1 + max(tokenizer.get_vocab().values(), default=0), dtype=np.bool_)
@@ -118,13 +196,10 @@ def _template(encoding: Encoding, last: int) -> Template:
     )
 
 
-def _control_tokens(data: Mapping[str, Any], directory: Path, family: str) -> tuple[set[str], set[int]]:
-    """Collects control tokens as written, and their ids, from all files that name some."""
-    unmarked = UNMARKED.get(family, frozenset())
-    added = [
-        each for each in data.get("added_tokens") or () if each["special"] or each["content"] in unmarked
-    ]
-    written = {token["content"] for token in added} | {str(_unknown_token(data))}
+def _control_tokens(data: Mapping[str, Any], directory: Path) -> set[str]:
+    """Collects control tokens as written, from all files that name some."""
+    written = {token["content"] for token in data["added_tokens"] if token["special"]}
+    written.add(str(_unknown_token(data)))
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = directory / name
         if file.is_file():
@@ -132,7 +207,7 @@ def _control_tokens(data: Mapping[str, Any], directory: Path, family: str) -> tu
             values = [settings.get(role) for role in _NAMED_TOKENS]
             values += settings.get("additional_special_tokens") or []
             written |= {each["content"] if isinstance(each, dict) else str(each) for each in values if each}
-    return written - {"", "None"}, {token["id"] for token in added}
+    return written - {"", "None"}
 
 
 def _unknown_token(data: Mapping[str, Any]) -> str | None:

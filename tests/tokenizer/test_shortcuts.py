@@ -163,7 +163,7 @@ def test_words_are_split_the_long_way_where_marking_them_does_not_split(
 def test_the_embedded_model_takes_the_short_way() -> None:
     package = find_package()
     assert package is not None
-    batches = read_vocabulary(package / "tokenizer.json", "bert").batches
+    batches = read_vocabulary(package / "tokenizer.json").batches
     assert batches.short is not batches.whole
 
 
@@ -174,5 +174,5 @@ def test_a_tokenizer_with_words_of_its_users_takes_the_long_way(
     tokenizer = checkpoints.wordpiece()
     tokenizer.add_tokens(["RAG"])
     tokenizer.save(str(path))
-    batches = read_vocabulary(path, "bert").batches
+    batches = read_vocabulary(path).batches
     assert batches.short is batches.whole

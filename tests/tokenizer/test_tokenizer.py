@@ -21,10 +21,10 @@ from rerank_grpc.checkpoints.lookup import find_package
 from rerank_grpc.errors import InternalError, InvalidRequest, ModelLoadError, UnsupportedOption
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import Kind, ModelCard
-from rerank_grpc.sequence import TokenizedRequest
+from rerank_grpc.sequence import Chunk, TokenizedRequest
 from rerank_grpc.tokenizer.frames import PlainFraming
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
-from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_vocabulary
+from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_tokenizer, read_vocabulary
 from rerank_grpc.types import Scoring, Truncation
 from tests import random_models as checkpoints
 from tests.support import token_ids
@@ -73,7 +73,7 @@ def text_tokenizer(directory: Path, **changes: Any) -> Tokenizer:
 
 
 def plain_tokenizer(vocabulary: Vocabulary, *, pairs: bool) -> Tokenizer:
-    return Tokenizer(vocabulary, PlainFraming(vocabulary, MAX_TOKENS, pairs=pairs))
+    return Tokenizer(PlainFraming(vocabulary, MAX_TOKENS, pairs=pairs))
 
 
 def ids_of(request: TokenizedRequest) -> list[list[int]]:
@@ -140,7 +140,7 @@ def test_queries_become_the_ids_of_the_models_own_tokenizer(
     upstream = transformers.AutoTokenizer.from_pretrained(directories[family])
     tokenizer = text_tokenizer(directories[family])
     for query in ordinary():
-        expected = upstream(query, truncation=True, max_length=MAX_TOKENS // 2 + 2)["input_ids"]
+        expected = upstream(query, truncation=True, max_length=MAX_TOKENS)["input_ids"]
         assert token_ids(tokenize(tokenizer, query, []).sequences[0]) == expected
 
 
@@ -157,7 +157,7 @@ def control_texts(directory: Path) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_text_becomes_a_control_token(family: str, directories: dict[str, Path]) -> None:
     directory = directories[family]
-    tokenizer, vocabulary = pair_tokenizer(directory), read_vocabulary(directory / "tokenizer.json", family)
+    tokenizer, vocabulary = pair_tokenizer(directory), read_vocabulary(directory / "tokenizer.json")
     hostile = control_texts(directory)
     template = vocabulary.pair
     for query in [QUERY, *hostile]:
@@ -182,22 +182,22 @@ def test_a_piece_of_a_unigram_vocabulary_is_hidden_though_it_is_no_added_token(
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(data))
     assert 2 in tokenizers.Tokenizer.from_file(str(path)).encode("</s>", add_special_tokens=False).ids
-    assert 2 not in read_vocabulary(path, "xlm-roberta").tokenizer.encode("</s>").ids
+    assert 2 not in read_vocabulary(path).tokenizer.encode("</s>").ids
 
 
-def test_unmarked_control_tokens_of_a_family_are_hidden_and_its_users_tokens_kept(tmp_path: Path) -> None:
+def test_a_prompts_control_tokens_are_hidden_and_its_users_tokens_kept(tmp_path: Path) -> None:
     tokenizer = checkpoints.byte_level()
     tokenizer.add_tokens(["<think>", "</think>", "<mine>"])
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
-    vocabulary = read_vocabulary(path, "qwen3")
+    vocabulary = read_tokenizer(path).vocabulary(["<think>    </think>\n"])
     think, mine = tokenizer.token_to_id("<think>"), tokenizer.token_to_id("<mine>")
     ids = vocabulary.tokenizer.encode("<think> <mine>    ").ids
     assert think not in ids
     assert think in vocabulary.control_ids
     assert mine in ids
     assert tokenizer.token_to_id("    ") in ids
-    assert think in read_vocabulary(path, "bert").tokenizer.encode("<think>").ids
+    assert think in read_vocabulary(path).tokenizer.encode("<think>").ids
 
 
 def test_merges_that_spell_a_control_token_are_left_out(tmp_path: Path) -> None:
@@ -209,13 +209,13 @@ def test_merges_that_spell_a_control_token_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
     assert tokenizer.encode("<s>").ids == [4]
-    assert read_vocabulary(path, "gpt2").tokenizer.encode("<s>as").ids == [3, 2, 6]
+    assert read_vocabulary(path).tokenizer.encode("<s>as").ids == [3, 2, 6]
 
 
 def test_a_control_token_in_spite_of_all_is_an_internal_error(
     directories: dict[str, Path],
 ) -> None:
-    vocabulary = read_vocabulary(directories["bert"] / "tokenizer.json", "bert")
+    vocabulary = read_vocabulary(directories["bert"] / "tokenizer.json")
     word = vocabulary.tokenizer.encode("text", add_special_tokens=False).ids[0]
     vocabulary.is_control[word] = True
     tokenizer = plain_tokenizer(replace(vocabulary, control_ids=frozenset([word])), pairs=True)
@@ -273,7 +273,7 @@ def nasty() -> list[str]:
 def test_reading_a_part_of_a_long_text_changes_no_id(
     family: str, truncation: Truncation, directories: dict[str, Path]
 ) -> None:
-    vocabulary = read_vocabulary(directories[family] / "tokenizer.json", family)
+    vocabulary = read_vocabulary(directories[family] / "tokenizer.json")
     tokenizer, whole = plain_tokenizer(vocabulary, pairs=False), vocabulary.tokenizer
     request = tokenize(tokenizer, QUERY, nasty(), truncation=truncation)
     for text, document, found in zip(nasty(), request.documents, ids_of(request), strict=True):
@@ -311,15 +311,92 @@ def test_hostile_texts_cost_time_in_proportion_to_their_length(
         assert long <= 2.5 * short + 0.05
 
 
-def test_a_query_gets_at_most_half_of_the_model(directories: dict[str, Path]) -> None:
+def test_a_long_query_is_cut_only_by_what_the_pair_does_not_fit(directories: dict[str, Path]) -> None:
     tokenizer = pair_tokenizer(directories["bert"])
-    words = [f"{number}" for number in range(300)]
-    request = tokenize(tokenizer, " ".join(words), [" ".join(words)])
-    (ids,) = ids_of(request)
+    words = " ".join(str(number % 10) for number in range(100))
+    room = MAX_TOKENS - 3
+    request = tokenize(tokenizer, words, ["1 " * 10, "1 " * 40, "1 " * 300])
+    assert [chunk.tokens for document in request.documents for chunk in document.chunks] == [10, 40, 63]
+    assert [len(ids) for ids in ids_of(request)] == [113, MAX_TOKENS, MAX_TOKENS]
+    assert [document.truncated for document in request.documents] == [False, False, True]
     assert request.query_truncated
-    assert len(ids) == MAX_TOKENS
-    assert request.documents[0].chunks[0].tokens == MAX_TOKENS // 2 - 3
-    assert not tokenize(tokenizer, QUERY, ["a"]).query_truncated
+    assert not tokenize(tokenizer, words, ["1 " * (room - 100)]).query_truncated
+    assert tokenize(tokenizer, words, ["1 " * (room - 99)]).query_truncated
+
+
+def test_a_query_up_to_half_is_read_once_and_never_cut(directories: dict[str, Path]) -> None:
+    tokenizer = pair_tokenizer(directories["bert"])
+    for count, cut in ((62, False), (63, True)):
+        request = tokenize(tokenizer, "1 " * count, ["1 " * 300])
+        assert request.query_truncated == cut
+        assert request.documents[0].chunks[0].tokens == 63
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("max_tokens", [48, 49])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pairs_are_cut_as_the_tokenizers_library_cuts_the_longest_first(
+    family: str, max_tokens: int, side: str, directories: dict[str, Path]
+) -> None:
+    own = pair_tokenizer(directories[family], max_tokens=max_tokens)
+    upstream = tokenizers.Tokenizer.from_file(str(directories[family] / "tokenizer.json"))
+    upstream.no_padding()
+    upstream.enable_truncation(max_tokens, strategy="longest_first", direction=side)
+    truncation = Truncation.START if side == "left" else Truncation.END
+    chance = random.Random(max_tokens)
+    words = " ".join(checkpoints.texts()[:20]).split()
+    for count in [*range(20, 30), *(chance.randrange(60) for _ in range(20)), 300]:
+        query = " ".join(words[:count])
+        counts = [*range(max(0, count - 4), count + 4), *(chance.randrange(80) for _ in range(8)), 400]
+        documents = [" ".join(words[place : place + number]) for place, number in enumerate(counts)]
+        request = tokenize(own, query, documents, truncation=truncation)
+        expected = [upstream.encode(query, document) for document in documents]
+        assert ids_of(request) == [encoding.ids for encoding in expected]
+        starts = [
+            request.sequences[document.chunks[0].sequence].segment_start for document in request.documents
+        ]
+        assert starts == [
+            encoding.type_ids.index(1) if 1 in encoding.type_ids else 0 for encoding in expected
+        ]
+
+
+def test_a_document_that_does_not_fit_beside_a_long_query_is_windowed_beside_half_of_it(
+    directories: dict[str, Path],
+) -> None:
+    tokenizer = pair_tokenizer(directories["bert"])
+    query, long = "1 " * 100, " ".join(str(number % 7) for number in range(150))
+    request = tokenize(tokenizer, query, ["1 " * 10, long], max_chunks_per_document=8)
+    short, windowed = request.documents
+    assert short.chunks == (Chunk(0, 10),)
+    assert len(request.sequences[0]) == 113
+    assert [chunk.tokens for chunk in windowed.chunks] == [63, 63, 38]
+    assert not windowed.truncated
+    assert span_of(windowed.chunks[0]).start == 0
+    assert span_of(windowed.chunks[-1]).end == len(long)
+    assert [len(request.sequences[chunk.sequence]) for chunk in windowed.chunks] == [128, 128, 103]
+
+
+def test_a_long_query_that_may_not_be_cut_is_refused_only_beside_what_does_not_fit(
+    directories: dict[str, Path],
+) -> None:
+    tokenizer, query = pair_tokenizer(directories["bert"]), "1 " * 100
+    request = tokenize(tokenizer, query, ["1 " * 25], truncation=Truncation.NONE)
+    assert len(request.sequences[0]) == MAX_TOKENS
+    for count in (26, 400):
+        with pytest.raises(InvalidRequest) as caught:
+            tokenize(tokenizer, query, ["1", "1 " * count], truncation=Truncation.NONE)
+        assert caught.value.violations[0].field == "query"
+    with pytest.raises(InvalidRequest, match=r"documents\[1\].text"):
+        tokenize(tokenizer, query, ["1", "1 1 1"], truncation=Truncation.NONE, max_tokens_per_document=2)
+
+
+def test_at_most_so_many_tokens_of_a_document_stand_beside_a_long_query(directories: dict[str, Path]) -> None:
+    request = tokenize(
+        pair_tokenizer(directories["bert"]), "1 " * 120, ["1 " * 9, "1 " * 200], max_tokens_per_document=5
+    )
+    assert [document.chunks[0].tokens for document in request.documents] == [5, 5]
+    assert {len(sequence) for sequence in request.sequences} == {MAX_TOKENS - 3 + 3}
+    assert not request.query_truncated
 
 
 def test_a_text_may_be_cut_from_its_start(directories: dict[str, Path]) -> None:
@@ -501,11 +578,11 @@ def test_a_template_whose_types_do_not_split_at_the_document_is_refused(tmp_path
     )
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ModelLoadError, match="token types"):
-        read_vocabulary(tmp_path / "tokenizer.json", "bert")
+        read_vocabulary(tmp_path / "tokenizer.json")
 
 
 def test_a_pre_tokenizer_nobody_vouched_for_reads_the_whole_text(tmp_path: Path) -> None:
     tokenizer = checkpoints.byte_level()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(use_regex=False)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert not read_vocabulary(tmp_path / "tokenizer.json", "roberta").cuts_prefix
+    assert not read_vocabulary(tmp_path / "tokenizer.json").cuts_prefix

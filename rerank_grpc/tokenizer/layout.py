@@ -1,0 +1,169 @@
+"""The layout of a prompt: what of it becomes tokens once, for a request, and for a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product, takewhile
+from typing import NamedTuple, TypeAlias
+
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.prompt import Prompt, Segment, Slot
+from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
+from rerank_grpc.tokenizer.truncation import WHOLE, to_bytes, tokenize
+from rerank_grpc.tokenizer.vocabulary import TokenizerFile, Vocabulary
+
+Texts: TypeAlias = Mapping[Slot, str]
+
+# Documents whose beginnings and ends a tokenizer could join with what stands beside them.
+DOCUMENTS = ("word", " word", "\nword", "7 words.", "。深度", "'s", "...", '"quoted"', "(a)\n", "éa b ", "")
+# Queries and instructions, likewise.
+QUERIES = ("what is a word?", "words ", "7\n", "深度", "")
+# A prompt that comes from these is encoded in parts on purpose, as its model's own code does it.
+_ENCODED_APART = frozenset({"catalogue.toml"})
+
+
+class Means(NamedTuple):
+    """The means to tokenize segments: fixed ones, and those with a caller's text."""
+
+    file: TokenizerFile
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A segment or a part of one, as ids if they are the same for all requests."""
+
+    ids: bytes = b""
+    segment: Segment = ()
+    vocabulary: Vocabulary | None = None
+
+    def ids_for(self, texts: Texts, pace: Pace) -> bytes:
+        """Returns its token ids for the texts of a request, as int32."""
+        if self.vocabulary is None:
+            return self.ids
+        text = filled(self.segment, texts)
+        (tokenized,) = tokenize(self.vocabulary, [text], lambda _: "query", WHOLE, pace)
+        return tokenized.chunks[0][0]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A prompt, divided by how often its tokens are made."""
+
+    system: bytes  # the ids of its beginning, the same for all requests
+    before: tuple[Piece, ...]  # up to the lead
+    lead: Segment  # what becomes tokens together with each document
+    tail: Segment  # likewise, behind it
+    documents: Vocabulary
+    after: tuple[Piece, ...]
+
+    def before_ids(self, texts: Texts, pace: Pace) -> bytes:
+        """Returns the ids between system and lead for the texts of a request, as int32."""
+        return b"".join([piece.ids_for(texts, pace) for piece in self.before])
+
+    def after_ids(self, texts: Texts, pace: Pace) -> bytes:
+        """Returns the ids behind the tail for the texts of a request, as int32."""
+        return b"".join([piece.ids_for(texts, pace) for piece in self.after])
+
+    def _ids(self, texts: Texts) -> bytes:
+        """Assembles the ids of a request with one document."""
+        own = Piece(b"", (*self.lead, Slot.DOCUMENT, *self.tail), self.documents)
+        parts = (*self.before, own, *self.after)
+        return self.system + b"".join([piece.ids_for(texts, UNHURRIED) for piece in parts])
+
+    def gives_whole_text(self, segments: tuple[Segment, ...], file: TokenizerFile) -> bool:
+        """Tells whether the ids of all parts are those of the whole text, for a number of texts."""
+        return all(
+            self._ids(texts) == to_bytes(file.ids("".join(filled(each, texts) for each in segments)))
+            for texts in _probes()
+        )
+
+
+def filled(segment: Segment, texts: Texts) -> str:
+    """Puts texts into the slots of a segment."""
+    return "".join(texts[part] if isinstance(part, Slot) else part for part in segment)
+
+
+def _probes() -> Iterator[Texts]:
+    for query, document in product(QUERIES, DOCUMENTS):
+        yield {Slot.INSTRUCTION: query[::-1], Slot.QUERY: query, Slot.DOCUMENT: document}
+
+
+def lay_out(prompt: Prompt, segments: tuple[Segment, ...], first: Means, inside: Means) -> Layout:
+    """Divides the segments of a prompt; `inside` tokenizes a text that follows another.
+
+    Raises ModelLoadError if the ids of a template's segments, put together, are not those of the whole text.
+    """
+    if prompt.source in _ENCODED_APART:
+        return _divided(segments, first, first, inside)
+    for others in (first,) if inside is first else (first, inside):
+        layout = _divided(segments, first, others, inside)
+        if layout.gives_whole_text(segments, first.file):
+            return layout
+    raise ModelLoadError(
+        f"{first.file.path}: joins tokens over the control tokens of {prompt.source}: not supported: "
+        "use the tokenizer that the model came with"
+    )
+
+
+def _divided(segments: tuple[Segment, ...], first: Means, others: Means, inside: Means) -> Layout:
+    """Divides segments, of which `first` tokenizes the first one and `others` the rest."""
+    fixed = len(list(takewhile(_is_fixed, segments)))
+    place = next(at for at, segment in enumerate(segments) if Slot.DOCUMENT in segment)
+    means = [first, *[others] * (len(segments) - 1)]
+    pieces = [_piece(segment, own) for segment, own in zip(segments, means, strict=True)]
+    at = segments[place].index(Slot.DOCUMENT)
+    before, tail = segments[place][:at], segments[place][at + 1 :]
+    head, lead = _split(before, tail, means[place].vocabulary, inside.vocabulary)
+    return Layout(
+        system=b"".join([piece.ids for piece in pieces[:fixed]]),
+        before=(*pieces[fixed:place], *([_piece(head, means[place])] if head else [])),
+        lead=lead,
+        tail=tail,
+        documents=inside.vocabulary if head else means[place].vocabulary,
+        after=tuple(pieces[place + 1 :]),
+    )
+
+
+def _is_fixed(segment: Segment) -> bool:
+    return not any(isinstance(part, Slot) for part in segment)
+
+
+def _piece(segment: Segment, means: Means) -> Piece:
+    if _is_fixed(segment):
+        return Piece(to_bytes(means.file.ids(filled(segment, {}))))
+    return Piece(b"", segment, means.vocabulary)
+
+
+def _split(
+    before: Segment, tail: Segment, vocabulary: Vocabulary, inside: Vocabulary
+) -> tuple[Segment, Segment]:
+    """Splits what stands before the document into a head, which can be tokenized apart, and a short lead."""
+    *rest, literal = before or ("",)
+    if isinstance(literal, Slot):
+        return (), before
+    for at in range(len(literal), -1, -1):
+        head: Segment = (*rest, literal[:at]) if at else tuple(rest)
+        lead: Segment = (literal[at:],) if at < len(literal) else ()
+        if not head or _are_apart(head, (*lead, Slot.DOCUMENT, *tail), vocabulary, inside):
+            return head, lead
+    return (), before
+
+
+def _are_apart(head: Segment, end: Segment, vocabulary: Vocabulary, inside: Vocabulary) -> bool:
+    """Tells whether a segment has the same tokens when its head and its end are tokenized apart."""
+    return all(
+        _encoded((*head, *end), texts, vocabulary)
+        == _encoded(head, texts, vocabulary) + _encoded(end, texts, inside)
+        for texts in _probes()
+    )
+
+
+def _encoded(segment: Segment, texts: Texts, vocabulary: Vocabulary) -> list[int]:
+    return list(vocabulary.tokenizer.encode(filled(segment, texts), add_special_tokens=False).ids)
+
+
+def literals(segments: Iterable[Segment]) -> list[str]:
+    """Lists the texts of segments without slots, in which control tokens stand."""
+    return [filled(segment, {}) for segment in segments if _is_fixed(segment)]
