@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Answers
+from rerank_grpc.evidence.prompt import parse_answers
 
 # As the texts of a catalogue's prompt have them.
 CONTROL, SLOT = re.compile(r"<[^<>\s]+>"), re.compile(r"\{(?:instruction|query|document)\}")
@@ -42,7 +43,7 @@ def answers_of(checkpoint: Checkpoint, prompt: Mapping[str, Any]) -> Answers:
     fixed = "".join(segment for segment in prompt["segments"] if not SLOT.search(segment))
     for token in sorted(set(CONTROL.findall(fixed))):
         _id_of(tokenizer, path, token)
-    return Answers(*[_id_of(tokenizer, path, word) for word in prompt["answers"]])
+    return Answers(*[_id_of(tokenizer, path, word) for word in parse_answers(prompt, str(path))])
 
 
 def _id_of(tokenizer: Tokenizer, path: Path, word: str) -> int:

@@ -25,9 +25,10 @@ from rerank_grpc.evidence.late import is_late, read_late
 from rerank_grpc.evidence.modules import SETTINGS, SavedModel, read_saved_model
 from rerank_grpc.evidence.pooling import pooling_of
 from rerank_grpc.evidence.prompt import Prompt, parse_prompt
-from rerank_grpc.evidence.template import TemplateSettings, has_template, read_template
+from rerank_grpc.evidence.template import TemplateSettings, find_templates, read_template
 from rerank_grpc.types import Scoring
 
+CATALOGUE = "catalogue.toml"
 LONGEST = 1 << 30  # tokenizers without a limit state one beyond it
 ROTATIONS = ("default", "linear", "yarn", "llama3")
 # The names of a pooling in a config.json, old and new, and ours.
@@ -122,7 +123,7 @@ def _cross_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
     else:
         head, pooling, prompt = _bare_head(checkpoint, saved)
         # Without a word of its own, sentence-transformers takes the chat template wherever there is one.
-        templated = prompt is None and has_template(checkpoint.directory)
+        templated = prompt is None and bool(find_templates(checkpoint.directory))
     default = _default_prompt(saved) if saved.has_modules else ""
     if templated:
         prompt = read_template(checkpoint.directory, settings=_template_settings(checkpoint, saved, default))
@@ -226,7 +227,8 @@ def _bare_head(checkpoint: Checkpoint, saved: SavedModel) -> tuple[Head, str, Pr
             f"{directory}: {architecture[:60]} in config.json says neither how to ask nor what to read: "
             "add sentence-transformers' files (CrossEncoder.save_pretrained), or its prompt by --catalogue"
         )
-    return answers_of(checkpoint, known.prompt), "last", parse_prompt(known.prompt)
+    prompt = parse_prompt(known.prompt, known.id, CATALOGUE)
+    return answers_of(checkpoint, known.prompt), "last", prompt
 
 
 def _is_classifier(checkpoint: Checkpoint) -> bool:

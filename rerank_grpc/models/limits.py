@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,9 +50,11 @@ def _positions_of(network: Any) -> int:
     return min(limits)
 
 
-def kept_token_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Counts the bytes of one token's keys and values in all layers."""
-    heads = int(config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    width = int(getattr(config, "num_key_value_heads", None) or heads) * size
-    return 2 * int(config.num_hidden_layers) * width * dtype.itemsize
+def kept_token_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """Counts the bytes of one token's keys and values in all layers; 0 for a model that keeps no prefixes."""
+    if "num_key_value_heads" not in config and not str(config.get("architectures")).endswith("CausalLM']"):
+        return 0
+    heads = int(config.get("num_attention_heads") or 0)
+    size = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // max(1, heads))
+    width = int(config.get("num_key_value_heads") or heads) * size
+    return 2 * int(config.get("num_hidden_layers") or 0) * width * dtype.itemsize

@@ -161,7 +161,7 @@ def _packed(
     except ValueError:
         return Agreement(math.inf, "attention of its own")
     if causal:
-        kept = kept_token_bytes(network.config, DTYPES[card.precision])
+        kept = kept_token_bytes(network.config.to_dict(), DTYPES[card.precision])
         card = replace(card, shares_prefixes=True, prefix_token_bytes=kept)
     body = HookedBody(network.base_model, card.precision, card.attention, causal=causal)
     model = _assembled(card, body, POOLS.get(card.pooling, all_rows), head)

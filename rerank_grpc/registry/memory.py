@@ -17,7 +17,7 @@ from rerank_grpc.checkpoints.catalogue import KnownModel
 from rerank_grpc.checkpoints.checkpoint import read_header
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels.device import DTYPES
-from rerank_grpc.models.loader import kept_token_bytes
+from rerank_grpc.models.limits import kept_token_bytes
 from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS
 from rerank_grpc.units import size
 

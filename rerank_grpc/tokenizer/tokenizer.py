@@ -8,7 +8,8 @@ from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from rerank_grpc.errors import UnsupportedOption
-from rerank_grpc.models.base import Kind, ModelCard
+from rerank_grpc.evidence.facts import Kind
+from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import TOKEN_BYTES, Chunk, Sequence, TokenizedDocument, TokenizedRequest
 from rerank_grpc.tokenizer.frames import Frame, Framing, PlainFraming, Yielding
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
