@@ -23,13 +23,13 @@ MASK_ROWS = 128
 def attend_window(
     query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
 ) -> Tensor:
-    """Attends within one part, both ways  # [1, heads, num_tokens, size].
+    """Attends within one part, both ways  # [1, heads, num_tokens, size], with fewer heads for key and value.
 
     With `window`, token i sees token j where |i - j| < window: time grows with the length, not its square.
     """
-    length = query.shape[2]
+    length, grouped = query.shape[2], query.shape[1] != key.shape[1]
     if window is None or length <= window:
-        return scaled_dot_product_attention(query, key, value, scale=scale)
+        return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
     positions = torch.arange(length, device=query.device)
     blocks = []
     for start in range(0, length, WINDOW_ROWS):
@@ -37,7 +37,8 @@ def attend_window(
         low, high = max(0, start - window + 1), min(length, end + window - 1)
         near = (positions[start:end, None] - positions[None, low:high]).abs() < window  # [queries, keys]
         q, k, v = query[:, :, start:end], key[:, :, low:high], value[:, :, low:high]
-        blocks.append(scaled_dot_product_attention(q, k, v, attn_mask=near, scale=scale))
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=near, scale=scale, enable_gqa=grouped)
+        blocks.append(mixed)
     return torch.cat(blocks, dim=2)
 
 

@@ -28,6 +28,9 @@ HOOK = "rerank_grpc_packed"
 # What transformers' layers pass to all attention functions alike, and changes nothing in evaluation.
 INDIFFERENT = frozenset({"position_ids", "use_cache", "dropout", "deterministic"})
 
+# Rotary embeddings that take each position by itself.
+STEADY_ROTATIONS = ("default", "linear", "yarn", "llama3", "proportional")
+
 
 class NotPackable(Exception):
     """A network asks for what the packed pass does not compute; the message names it."""
@@ -86,9 +89,14 @@ AttentionInterface.register(HOOK, attend)
 
 
 class HookedBody:
-    """Runs a body of transformers that attends by the HOOK, where the rest takes each token by itself."""
+    """Runs a body of transformers that attends by the HOOK, where the rest takes each token by itself.
+
+    Raises NotPackable for rotations that depend on the longest sequence of a pass.
+    """
 
     def __init__(self, body: Any, precision: str, attention: Attention, *, causal: bool = False) -> None:
+        if kind := stretching_rotation(body.config):
+            raise NotPackable(f"rotary embedding {kind!r}")
         self.body = convert_weights(body, DTYPES[precision])
         self._kernel = kernel_for(attention)
         self._causal = causal
@@ -119,6 +127,14 @@ class HookedBody:
             raise NotPackable("attention of its own")
         rows: Tensor = output.last_hidden_state[0]
         return rows
+
+
+def stretching_rotation(config: Any) -> str:
+    """Names a rotary embedding by which the longest sequence of a pass changes the others; "" for none."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer = [each for each in parameters.values() if isinstance(each, dict)]
+    kinds = [str(each.get("rope_type", "default")) for each in by_layer or [parameters]]
+    return next((kind for kind in kinds if kind not in STEADY_ROTATIONS), "")
 
 
 def attends_causally(body: Any) -> bool:

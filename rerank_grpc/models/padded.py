@@ -36,13 +36,14 @@ class Padding:
         self._places = left and "position_ids" in takes
         self._types = "token_type_ids" in takes and bool(getattr(network.config, "type_vocab_size", 0))
         self._options = {"use_cache": False} if "use_cache" in takes else {}
+        self._alone = bool(stretching_rotation(network.config))
 
     def batches(self, packed: PackedTokens) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Yields the indices of some sequences, and what a forward takes  # [num_sequences, longest] each."""
         lengths = packed.layout.lengths
         # int32 on a GPU, which not every network takes
         ids, types = (each.long().split(lengths) for each in (packed.input_ids, packed.token_type_ids))
-        for group in by_length(lengths):
+        for group in by_length(lengths, 0 if self._alone else WORTHWHILE_PADDING):
             mask = self._together([torch.ones_like(ids[index]) for index in group], 0)
             inputs = {"attention_mask": mask} | self._options
             inputs["input_ids"] = self._together([ids[index] for index in group], self._pad)
@@ -85,7 +86,7 @@ class Padded:
     ) -> None:
         self.card = card
         if answers:
-            narrow_head(network, answers)
+            network.set_output_embeddings(narrowed_head(network, answers))
         body, head = network.base_model, dict(network.named_parameters())
         own = {id(weight) for weight in body.parameters()}
         for weight in head.values():
@@ -108,21 +109,22 @@ class Padded:
         return torch.stack([found[index] for index in range(len(found))])
 
 
-def narrow_head(network: Any, answers: tuple[int, ...], constants: tuple[float, ...] = ()) -> None:
-    """Leaves the rows of one or two token ids in the head of a language model, in float32.
+def narrowed_head(
+    network: Any, answers: tuple[int, ...], constants: tuple[float, ...] = ()
+) -> torch.nn.Linear:
+    """Copies the rows of one or two token ids out of the head of a language model, in float32.
 
-    What the network does to its logits it does to each by itself: scales and soft caps stay. Behind them
-    stand `constants`, as logits that do not depend on the tokens.
+    In the head's place it serves as well: what the network does to its logits, as scales and soft caps, it
+    does to each by itself. Behind the answers stand `constants`, which do not depend on the tokens.
     """
     head, rows = network.get_output_embeddings(), list(answers)
     weight = head.weight[rows].float()
     bias = weight.new_zeros(len(rows)) if head.bias is None else head.bias[rows].float()
-    narrow = torch.nn.Linear(head.in_features, len(rows) + len(constants), device="meta")
-    told = weight.new_tensor(constants)
     weight = torch.cat([weight, weight.new_zeros(len(constants), head.in_features)])
-    narrow.weight = torch.nn.Parameter(weight, requires_grad=False)
-    narrow.bias = torch.nn.Parameter(torch.cat([bias, told]), requires_grad=False)
-    network.set_output_embeddings(narrow)
+    narrow = torch.nn.Linear(head.in_features, len(weight), device="meta").requires_grad_(False)
+    state = {"weight": weight, "bias": torch.cat([bias, weight.new_tensor(constants)])}
+    narrow.load_state_dict(state, assign=True)
+    return narrow
 
 
 def last_place(network: Any) -> dict[str, int]:
@@ -132,7 +134,7 @@ def last_place(network: Any) -> dict[str, int]:
 
 
 def answer_logits(logits: Tensor) -> Tensor:
-    """[num_sequences, num_answers] → [num_sequences, 1]: a logit, or how much the first exceeds the second."""
+    """[num_sequences, num_answers] → [num_sequences, 1]: a logit, or its excess over a second one."""
     return logits[:, :1] - logits[:, 1:] if logits.shape[1] == 2 else logits
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -152,15 +152,25 @@ def convert_weights(body: Any, dtype: torch.dtype) -> Any:
     return body
 
 
-def map_weight(extent: Extent) -> Tensor:
-    """Maps a weight from its file, in its stored precision: a page is read when a value of it is."""
-    size = prod(extent.shape) * extent.dtype.itemsize
-    storage = torch.UntypedStorage.from_file(str(extent.path), shared=False, nbytes=extent.offset + size)
-    bytes_ = torch.empty(0, dtype=torch.uint8).set_(storage, extent.offset, (size,))  # type: ignore[call-overload]
-    if extent.offset % extent.dtype.itemsize:
-        bytes_ = bytes_.clone()  # a view would not be aligned
-    weight: Tensor = bytes_.view(extent.dtype).view(extent.shape)
-    return weight
+def mapper(extents: Mapping[str, Extent]) -> Take:
+    """Makes a function that maps weights from their files: a page is read when a value of it is.
+
+    Weights that are stored in fp32 are copied nowhere.
+    """
+    files = {
+        path: torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+        for path in {extent.path for extent in extents.values()}
+    }
+
+    def take(name: str) -> Tensor:
+        extent = extents[name]
+        size = prod(extent.shape) * extent.dtype.itemsize
+        bytes_ = files[extent.path][extent.offset : extent.offset + size]
+        if extent.offset % extent.dtype.itemsize:
+            bytes_ = bytes_.clone()  # a view would not be aligned
+        return bytes_.view(extent.dtype).view(extent.shape).float()
+
+    return take
 
 
 @contextmanager

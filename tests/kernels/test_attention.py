@@ -16,7 +16,7 @@ import transformers
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from rerank_grpc.kernels import attention, cuda
+from rerank_grpc.kernels import attention, causal, cuda
 from rerank_grpc.kernels.attention import (
     Attention,
     attend_by_length,
@@ -25,7 +25,7 @@ from rerank_grpc.kernels.attention import (
     window_of,
 )
 from rerank_grpc.kernels.base import KeysValues, Layout, plain_norm
-from rerank_grpc.kernels.causal import CausalParts, GatheredParts, kept_of, key_ranges
+from rerank_grpc.kernels.causal import MASK_ROWS, CausalParts, GatheredParts, kept_of, key_ranges
 from rerank_grpc.kernels.cuda import TorchOperations
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models import loader
@@ -98,8 +98,11 @@ def test_the_labels_are_those_that_list_models_has_always_shown() -> None:
 def test_a_kernel_that_masks_otherwise_is_passed_over(
     precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def without_mask(*tensors: Any, causal: bool) -> torch.Tensor:
+    def without_mask(*tensors: Any, causal: bool, window: int | None) -> torch.Tensor:
         return part_by_part(*tensors)
+
+    def without_window(*tensors: Any, causal: bool, window: int | None) -> torch.Tensor:
+        return part_by_part(*tensors, causal=causal)
 
     def aligned_to_the_first(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Layout, keys: Layout, **_: Any
@@ -107,10 +110,10 @@ def test_a_kernel_that_masks_otherwise_is_passed_over(
         first = torch.cat([key[:1], key[1:3]]), torch.cat([value[:1], value[1:3]])
         return part_by_part(query, *first, queries, queries, causal=True)
 
-    for kernel, right in ((part_by_part, True), (without_mask, False), (aligned_to_the_first, False)):
+    for kernel in (part_by_part, without_mask, without_window, aligned_to_the_first):
         monkeypatch.setattr(attention, "kernel_for", lambda _, kernel=kernel: kernel)
-        assert attention.works(VARLEN, CPU, precision, 32) == right
-    assert caplog.text.count("computes something else") == 2
+        assert attention.works(VARLEN, CPU, precision, 32) == (kernel is part_by_part)
+    assert caplog.text.count("computes something else") == 3
 
 
 def test_the_kernel_of_this_torch_takes_what_is_passed_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +132,16 @@ def test_the_kernel_of_this_torch_takes_what_is_passed_to_it(monkeypatch: pytest
     layout = Layout.of((3, 4))
     assert torch.equal(kernel(query, key, key, layout, layout, causal=True, scale=0.5), query)
     assert torch.equal(kernel(query, query, query, layout, layout, window=4), query)
+    assert torch.equal(kernel(query, key, key, layout, layout, causal=True, window=4), query)
     assert seen[0][4:9] == (4, 4, True, 0.5, [-1, 0])
     assert seen[1][4:9] == (4, 4, False, None, [3, 3])
+    assert seen[2][4:9] == (4, 4, False, None, [3, 0])
+
+
+def test_flash_attention_is_told_window_and_mask_as_its_own_functions_take_them() -> None:
+    asked = attention._flash_options(grouped=True, causal=True, window=4, scale=0.5)
+    assert asked == {"softmax_scale": 0.5, "causal": True, "window_size": (3, 0)}
+    assert attention._flash_options(grouped=False)["window_size"] == (-1, -1)
 
 
 def test_the_hook_does_not_make_transformers_use_its_own_flash_attention() -> None:
@@ -143,6 +154,7 @@ def test_a_window_counts_the_places_on_each_side() -> None:
     assert window_of(causal=False, window=None) == (-1, -1)
     assert window_of(causal=False, window=1) == (0, 0)
     assert window_of(causal=True, window=None) == (-1, 0)
+    assert window_of(causal=True, window=4) == (3, 0)
 
 
 def part_by_part(
@@ -166,7 +178,8 @@ def part_by_part(
         q, k, v = query[start:end], key[key_start:key_end], value[key_start:key_end]
         own = torch.arange(len(k) - len(q), len(k))[:, None]
         places = torch.arange(len(k))
-        seen = places <= own if causal else (own - places).abs() < (window or len(k) + len(q))
+        near = (own - places).abs() < (window or len(k) + len(q))
+        seen = near & (places <= own) if causal else near
         q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
         grouped = query.shape[1] != key.shape[1]
         found = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=grouped)
@@ -323,7 +336,8 @@ def layout_of(
     return Layout(plain.starts, plain.longest, lengths, Layout.of(seen), rows)
 
 
-def test_gathered_keys_give_what_attending_part_by_part_gives() -> None:
+@pytest.mark.parametrize("window", [None, 1, 2, 7, 40, 500])
+def test_gathered_keys_give_what_attending_part_by_part_gives(window: int | None) -> None:
     """Two layers and two passes: the second finds what the first has left."""
     torch.manual_seed(0)
     heads, groups, size, layers = 4, 2, 8, 2
@@ -343,7 +357,7 @@ def test_gathered_keys_give_what_attending_part_by_part_gives() -> None:
                     torch.randn(1, count, sum(lengths), size, generator=generator)
                     for count in (heads, groups, groups)
                 )
-                found.append(parts.attend_causal(layer, query, key, value, 0.3))
+                found.append(parts.attend_causal(layer, query, key, value, 0.3, window))
         return [
             *found,
             *(each for prefix in (system, head, other) for pair in prefix.layers for each in pair),
@@ -361,13 +375,42 @@ def test_gathered_keys_give_what_attending_part_by_part_gives() -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [1, 2, MASK_ROWS - 1, MASK_ROWS, 300, 1_000])
+@pytest.mark.parametrize("length", [1, MASK_ROWS, MASK_ROWS + 1, 3 * MASK_ROWS + 7])
+def test_causal_windows_computed_in_blocks_equal_one_large_mask(length: int, window: int) -> None:
+    torch.manual_seed(length)
+    query, key, value = torch.randn(1, 4, length, 8), *torch.randn(2, 1, 2, length, 8).unbind(0)
+    parts = CausalParts((None,), (), Layout.of((length,)))
+    found = parts.attend_causal(0, query, key, value, None, window)
+    layout = Layout.of((length,))
+    rows = (each[0].transpose(0, 1) for each in (query, key, value))
+    expected = part_by_part(*rows, layout, layout, causal=True, window=window)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_reads_no_more_keys_than_its_window_and_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def counting(query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        read.append(key.shape[2])
+        return scaled_dot_product_attention(query, key, *rest, **options)
+
+    monkeypatch.setattr(causal, "scaled_dot_product_attention", counting)
+    parts = CausalParts((None,), (), Layout.of((2_000,)))
+    query, key, value = torch.randn(3, 1, 2, 2_000, 8).unbind(0)
+    for layer in range(2):
+        parts.attend_causal(layer, query, key, value, None, 16)
+    assert max(read) == MASK_ROWS + 15
+    assert len(parts._masks) == 3, "the first block, those behind it, and the last"
+
+
 def test_parts_that_continue_nothing_gather_nothing() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 9, 8).unbind(0)
     layout = Layout.of((4, 5))
-    expected = CausalParts((None, None), (), layout).attend_causal(0, query, key, value, None)
+    expected = CausalParts((None, None), (), layout).attend_causal(0, query, key, value, None, None)
     found = GatheredParts((None, None), (), layout, part_by_part)
-    torch.testing.assert_close(found.attend_causal(0, query, key, value, None), expected)
+    torch.testing.assert_close(found.attend_causal(0, query, key, value, None, None), expected)
 
 
 def test_a_model_names_its_attention(directories: dict[str, Path]) -> None:
