@@ -1,4 +1,4 @@
-"""Compares a model's tokens with those of its own tokenizer class, which may do more than tokenizer.json says."""
+"""Compares a model's tokens with those of its tokenizer class, which may do more than tokenizer.json says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.facts import Reading
 from rerank_grpc.evidence.prompt import Prompt, Slot
 from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.sequence import Sequence
+from rerank_grpc.tokenizer.layout import ENCODED_APART
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
 from rerank_grpc.types import Document, RerankRequest
 
@@ -100,7 +100,11 @@ def _of_prompt(card: ModelCard, tokenizer: Tokenizer, own: Any) -> Iterator[tupl
     for text, document in zip(DOCUMENTS, request.documents, strict=True):
         sequence = request.sequences[document.chunks[0].sequence]
         if not document.truncated and not request.query_truncated:
-            ids = [number for part in _rendered(prompt, text) for number in own.encode(part, add_special_tokens=False)]
+            ids = [
+                number
+                for part in _rendered(prompt, text)
+                for number in own.encode(part, add_special_tokens=False)
+            ]
             yield text, _read(sequence), Read(ids, [0] * len(ids))
 
 
@@ -112,7 +116,7 @@ def _rendered(prompt: Prompt, text: str) -> list[str]:
         "".join(texts[part] if isinstance(part, Slot) else part for part in segment)
         for segment in prompt.chosen("")
     ]
-    return parts if prompt.encoded_apart else ["".join(parts)]
+    return parts if prompt.source == ENCODED_APART else ["".join(parts)]
 
 
 def _encoded(own: Any, *texts: str, max_tokens: int) -> Read:

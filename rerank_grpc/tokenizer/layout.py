@@ -23,8 +23,8 @@ QUERIES = ("what is a word?", "words ", "7\n", "深度", "")
 _MARKS = str.maketrans({"Ġ": " ", "Ċ": "\n", "ĉ": "\t", "▁": " "})
 # The most characters of a token that can stand before a document and grow together with it.
 LONGEST_BEGINNING = 12
-# A prompt that comes from these is encoded in parts on purpose, as its model's own code does it.
-_ENCODED_APART = frozenset({"catalogue.toml"})
+# A prompt that comes from it is encoded in parts on purpose, as its model's own code does it.
+ENCODED_APART = "catalogue.toml"
 
 
 class Means(NamedTuple):
@@ -99,7 +99,7 @@ def lay_out(prompt: Prompt, segments: tuple[Segment, ...], first: Means, inside:
 
     Raises ModelLoadError if the ids of a template's segments, put together, are not those of the whole text.
     """
-    if prompt.source in _ENCODED_APART:
+    if prompt.source == ENCODED_APART:
         return _divided(segments, first, first, inside)
     recut = _recut(segments, first.file)
     for others in (first,) if inside is first else (first, inside):
