@@ -19,8 +19,12 @@ Texts: TypeAlias = Mapping[Slot, str]
 DOCUMENTS = ("word", " word", "\nword", "7 words.", "。深度", "'s", "...", '"quoted"', "(a)\n", "éa b ", "")
 # Queries and instructions, likewise.
 QUERIES = ("what is a word?", "words ", "7\n", "深度", "")
-# A prompt that comes from these is encoded in parts on purpose, as its model's own code does it.
-_ENCODED_APART = frozenset({"catalogue.toml"})
+# The marks by which vocabularies write white space.
+_MARKS = str.maketrans({"Ġ": " ", "Ċ": "\n", "ĉ": "\t", "▁": " "})
+# The most characters of a token that can stand before a document and grow together with it.
+LONGEST_BEGINNING = 12
+# A prompt that comes from it is encoded in parts on purpose, as its model's own code does it.
+ENCODED_APART = "catalogue.toml"
 
 
 class Means(NamedTuple):
@@ -95,16 +99,43 @@ def lay_out(prompt: Prompt, segments: tuple[Segment, ...], first: Means, inside:
 
     Raises ModelLoadError if the ids of a template's segments, put together, are not those of the whole text.
     """
-    if prompt.source in _ENCODED_APART:
+    if prompt.source == ENCODED_APART:
         return _divided(segments, first, first, inside)
+    recut = _recut(segments, first.file)
     for others in (first,) if inside is first else (first, inside):
-        layout = _divided(segments, first, others, inside)
+        layout = _divided(recut, first, others, inside)
         if layout.gives_whole_text(segments, first.file):
             return layout
     raise ModelLoadError(
-        f"{first.file.path}: joins tokens over the control tokens of {prompt.source}: not supported: "
+        f"{first.file.path}: gives other tokens for the parts of {prompt.source} than for its whole text: "
         "use the tokenizer that the model came with"
     )
+
+
+def _recut(segments: tuple[Segment, ...], file: TokenizerFile) -> tuple[Segment, ...]:
+    """Cuts a template's text anew, so that a segment with slots stands between two control tokens."""
+    found: list[Segment] = []
+    text: Segment = ()
+    for segment in segments:
+        if not _is_fixed(segment):
+            text += segment
+            continue
+        behind, control, ahead = _around_control(filled(segment, {}), file)
+        text += (behind,) if behind else ()
+        if control:
+            found += [text, (control,)] if text else [(control,)]
+            text = (ahead,) if ahead else ()
+    return tuple([*found, text] if text else found)
+
+
+def _around_control(text: str, file: TokenizerFile) -> tuple[str, str, str]:
+    """Returns what stands before the first control token of a text, up to the last one, and after that."""
+    added = {token["id"] for token in file.data["added_tokens"]}
+    encoding = file.tokenizer.encode(text, add_special_tokens=False)
+    places = [place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token in added]
+    if not places:
+        return text, "", ""
+    return text[: places[0][0]], text[places[0][0] : places[-1][1]], text[places[-1][1] :]
 
 
 def _divided(segments: tuple[Segment, ...], first: Means, others: Means, inside: Means) -> Layout:
@@ -146,18 +177,40 @@ def _split(
     for at in range(len(literal), -1, -1):
         head: Segment = (*rest, literal[:at]) if at else tuple(rest)
         lead: Segment = (literal[at:],) if at < len(literal) else ()
-        if not head or _are_apart(head, (*lead, Slot.DOCUMENT, *tail), vocabulary, inside):
+        if not head or _are_apart(head, lead, tail, vocabulary, inside):
             return head, lead
     return (), before
 
 
-def _are_apart(head: Segment, end: Segment, vocabulary: Vocabulary, inside: Vocabulary) -> bool:
-    """Tells whether a segment has the same tokens when its head and its end are tokenized apart."""
-    return all(
-        _encoded((*head, *end), texts, vocabulary)
-        == _encoded(head, texts, vocabulary) + _encoded(end, texts, inside)
-        for texts in _probes()
-    )
+def _are_apart(
+    head: Segment, lead: Segment, tail: Segment, vocabulary: Vocabulary, inside: Vocabulary
+) -> bool:
+    """Tells whether a segment has the same tokens when its head and the rest are tokenized apart."""
+    rest = (*lead, Slot.DOCUMENT, *tail)
+
+    def same(texts: Texts) -> bool:
+        apart = _encoded(head, texts, vocabulary) + _encoded(rest, texts, inside)
+        return _encoded((*head, *rest), texts, vocabulary) == apart
+
+    return all(map(same, _probes())) and all(map(same, _crossings(head, lead, vocabulary)))
+
+
+def _crossings(head: Segment, lead: Segment, vocabulary: Vocabulary) -> Iterator[Texts]:
+    """Yields a document for each token that begins in a head's last literal and ends in a document."""
+    literal = head[-1] if isinstance(head[-1], str) else ""
+    ends = tuple(literal[at:] for at in range(max(0, len(literal) - LONGEST_BEGINNING), len(literal)))
+    start = "".join(map(str, lead))
+    for text in map(_readable, vocabulary.tokenizer.get_vocab()) if ends else ():
+        if text.startswith(ends):
+            for end in ends:
+                if text.startswith(end + start):
+                    document = text[len(end + start) :]
+                    yield {Slot.INSTRUCTION: "", Slot.QUERY: "", Slot.DOCUMENT: document}
+
+
+def _readable(token: str) -> str:
+    """Returns a token's text, as far as it is ASCII."""
+    return token.translate(_MARKS)
 
 
 def _encoded(segment: Segment, texts: Texts, vocabulary: Vocabulary) -> list[int]:

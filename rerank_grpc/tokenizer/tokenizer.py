@@ -117,8 +117,9 @@ def _assembled(request: RerankRequest, query: Sequence | None, groups: ListOf[Gr
 
 def _own_span(span: Span, text: str, frame: Frame) -> Span:
     """Moves a span in the tokenized text into the caller's."""
-    moved = (len(text) - len(text.lstrip()) if frame.strips else 0) - len(frame.ends.lead)
-    return Span(max(0, span.start + moved), span.end + moved)
+    stripped = len(text) - len(text.lstrip()) if frame.strips else 0
+    moved = stripped - len(frame.ends.lead)
+    return Span(max(stripped, span.start + moved), span.end + moved)
 
 
 def tokenizer_for(card: ModelCard) -> Tokenizer:

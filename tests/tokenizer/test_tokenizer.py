@@ -395,7 +395,7 @@ def test_at_most_so_many_tokens_of_a_document_stand_beside_a_long_query(director
         pair_tokenizer(directories["bert"]), "1 " * 120, ["1 " * 9, "1 " * 200], max_tokens_per_document=5
     )
     assert [document.chunks[0].tokens for document in request.documents] == [5, 5]
-    assert {len(sequence) for sequence in request.sequences} == {MAX_TOKENS - 3 + 3}
+    assert {len(sequence) for sequence in request.sequences} == {MAX_TOKENS}
     assert not request.query_truncated
 
 

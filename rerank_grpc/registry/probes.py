@@ -1,0 +1,133 @@
+"""Compares a model's tokens with those of its tokenizer class, which may do more than tokenizer.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tokenizers import normalizers
+from transformers import AutoTokenizer
+
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.prompt import Prompt, Slot
+from rerank_grpc.models.base import Kind, ModelCard
+from rerank_grpc.sequence import Sequence
+from rerank_grpc.tokenizer.layout import ENCODED_APART
+from rerank_grpc.tokenizer.tokenizer import Tokenizer
+from rerank_grpc.types import Document, RerankRequest
+
+# Texts that tokenizers of different settings take apart differently.
+QUERY = "What is a Café, and how MANY?"
+DOCUMENTS = (
+    "plain words, lower case.",
+    "Ünïcödé Àccents e\u0301 and UPPER case",
+    "深度学习 rerank 模型。",
+    "emoji 👩‍👩‍👧 1234567890 3.14 ½",
+    "  white \t space\n\n and   more  ",
+    "it's <b>markup</b> & code_like_this(x) -> y",
+    "long " * 600,
+)
+
+
+class Read(NamedTuple):
+    """The tokens of one sequence, and the segment of each."""
+
+    ids: list[int]
+    types: list[int]
+
+
+def check_reading(card: ModelCard, tokenizer: Tokenizer) -> None:
+    """Checks that probe texts become the tokens that transformers makes of them.
+
+    Raises ModelLoadError if they do not, or if the tokenizer's class cannot be read.
+    """
+    directory = card.tokenizer_file.parent
+    try:
+        own = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # from many libraries
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ModelLoadError(
+            f"{directory}: transformers cannot read its tokenizer ({reason}): "
+            "use the tokenizer files that the model came with"
+        ) from error
+    if card.reading.lower_case:
+        _lower_case(own)
+    pairs = _of_prompt if card.reading.prompt else _of_pairs if card.kind is Kind.CROSS_ENCODER else _of_texts
+    for text, found, expected in pairs(card, tokenizer, own):
+        if found != expected:
+            what = "tokens" if found.ids != expected.ids else "token types"
+            raise ModelLoadError(
+                f"{card.tokenizer_file}: gives other {what} than tokenizer_config.json's class "
+                f"{type(own).__name__} for {text[:40]!r}: use the tokenizer files that the model came with, "
+                "as transformers' save_pretrained writes them"
+            )
+
+
+def _lower_case(own: Any) -> None:
+    """Puts Lowercase first, as sentence-transformers does."""
+    normalizer = own.backend_tokenizer.normalizer
+    inner = isinstance(normalizer, normalizers.Sequence)
+    steps = list(normalizer) if inner else [] if normalizer is None else [normalizer]
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        own.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+
+
+def _of_pairs(card: ModelCard, tokenizer: Tokenizer, own: Any) -> Iterator[tuple[str, Read, Read]]:
+    reading = card.reading
+    request = tokenizer.tokenize(RerankRequest(QUERY, tuple(map(Document, DOCUMENTS))))
+    for text, document in zip(DOCUMENTS, request.documents, strict=True):
+        sequence = request.sequences[document.chunks[0].sequence]
+        pair = reading.query_prefix + QUERY, reading.document_prefix + text
+        yield text, _read(sequence), _encoded(own, *pair, max_tokens=card.max_tokens)
+
+
+def _of_texts(card: ModelCard, tokenizer: Tokenizer, own: Any) -> Iterator[tuple[str, Read, Read]]:
+    reading = card.reading
+    request = tokenizer.tokenize(RerankRequest(QUERY, tuple(map(Document, DOCUMENTS))))
+    found = [request.sequences[document.chunks[0].sequence] for document in request.documents]
+    texts = [reading.document_prefix + text for text in DOCUMENTS]
+    if request.query is not None:
+        found.append(request.sequences[request.query])
+        texts.append(reading.query_prefix + QUERY)
+    for text, sequence in zip(texts, found, strict=True):
+        yield text, _read(sequence), _encoded(own, text, max_tokens=card.max_tokens)
+
+
+def _of_prompt(card: ModelCard, tokenizer: Tokenizer, own: Any) -> Iterator[tuple[str, Read, Read]]:
+    prompt = card.reading.prompt
+    assert prompt is not None
+    request = tokenizer.tokenize(RerankRequest(QUERY, tuple(map(Document, DOCUMENTS))))
+    for text, document in zip(DOCUMENTS, request.documents, strict=True):
+        sequence = request.sequences[document.chunks[0].sequence]
+        if not document.truncated and not request.query_truncated:
+            ids = [
+                number
+                for part in _rendered(prompt, text)
+                for number in own.encode(part, add_special_tokens=False)
+            ]
+            yield text, _read(sequence), Read(ids, [0] * len(ids))
+
+
+def _rendered(prompt: Prompt, text: str) -> list[str]:
+    """Renders the texts that become tokens by themselves."""
+    texts = {Slot.INSTRUCTION: prompt.instruction, Slot.QUERY: QUERY, Slot.DOCUMENT: text}
+    texts |= {slot: texts[slot].strip() for slot in prompt.strips}
+    parts = [
+        "".join(texts[part] if isinstance(part, Slot) else part for part in segment)
+        for segment in prompt.chosen("")
+    ]
+    return parts if prompt.source == ENCODED_APART else ["".join(parts)]
+
+
+def _encoded(own: Any, *texts: str, max_tokens: int) -> Read:
+    found = own(*texts, truncation=True, max_length=max_tokens)
+    ids = found["input_ids"]
+    return Read(ids, found.get("token_type_ids") or [0] * len(ids))
+
+
+def _read(sequence: Sequence) -> Read:
+    """Lists the tokens of a sequence, those of its prefixes first."""
+    before = [] if sequence.prefix is None else list(sequence.prefix.chain())
+    ids = memoryview(b"".join([*(prefix.ids for prefix in before), sequence.ids])).cast("i").tolist()
+    start = sequence.segment_start or len(ids)
+    return Read(ids, [0] * start + [1] * (len(ids) - start))

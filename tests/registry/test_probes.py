@@ -1,0 +1,124 @@
+"""A model whose tokens are not those of its own tokenizer class is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Reading
+from rerank_grpc.evidence.prompt import Prompt, Slot
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.models.base import Kind, ModelCard
+from rerank_grpc.registry.probes import check_reading
+from rerank_grpc.tokenizer.tokenizer import tokenizer_for
+from rerank_grpc.types import Scoring
+from tests import prompts
+from tests import random_models as checkpoints
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "bert": checkpoints.bert,
+    "roberta": checkpoints.roberta,
+    "xlm-roberta": checkpoints.xlm_roberta,
+}
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("probes")
+    writers = WRITERS | prompts.WRITERS
+    return {family: write(root / family) for family, write in writers.items()}
+
+
+def card(directory: Path, **changes: Any) -> ModelCard:
+    plain = ModelCard(
+        source=str(directory),
+        revision="",
+        family="bert",
+        scoring=Scoring.SIGMOID,
+        kind=Kind.CROSS_ENCODER,
+        max_tokens=checkpoints.MAX_TOKENS,
+        device="cpu",
+        precision="fp32",
+        attention=Attention.SDPA,
+        tokenizer_file=directory / "tokenizer.json",
+    )
+    return replace(plain, **changes)
+
+
+def check(card: ModelCard) -> None:
+    check_reading(card, tokenizer_for(card))
+
+
+READINGS = [Reading(), Reading(lower_case=True), Reading(query_prefix="query: ", document_prefix="passage: ")]
+
+
+@pytest.mark.parametrize("kind", [Kind.CROSS_ENCODER, Kind.BI_ENCODER])
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("family", WRITERS)
+def test_tokens_are_those_of_the_tokenizer_class(
+    family: str, reading: Reading, kind: Kind, directories: dict[str, Path]
+) -> None:
+    check(card(directories[family], kind=kind, reading=reading))
+
+
+@pytest.mark.parametrize("family", prompts.WRITERS)
+def test_a_prompts_tokens_are_those_of_the_tokenizer_class(family: str, directories: dict[str, Path]) -> None:
+    check(prompts.card(directories[family], family))
+    segments = (("<|im_start|>user\n",), (Slot.QUERY, "\n", Slot.DOCUMENT), ("<|im_end|>",))
+    if family == "qwen3":
+        prompt = Prompt(segments, "chat_template.jinja", strips=frozenset({Slot.DOCUMENT}))
+        check(card(directories[family], reading=Reading(prompt=prompt)))
+
+
+def changed(directory: Path, tmp_path: Path, name: str, change: Callable[[Any], object]) -> Path:
+    for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        data = json.loads((directory / file).read_text("utf-8"))
+        if file == name:
+            change(data)
+        (tmp_path / file).write_text(json.dumps(data))
+    return tmp_path
+
+
+def test_a_tokenizer_without_token_types_is_read_without_them(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+    path = changed(directories["bert"], tmp_path, "tokenizer_config.json", lambda data: data.update(inputs))
+    check(card(path, reading=Reading(token_types=False)))
+    with pytest.raises(ModelLoadError, match="other token types than"):
+        check(card(path))
+    with pytest.raises(ModelLoadError, match="other token types than"):
+        check(card(directories["bert"], reading=Reading(token_types=False)))
+
+
+def test_a_class_that_reads_texts_in_another_way_is_refused(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    other = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    path = changed(directories["bert"], tmp_path, "tokenizer_config.json", lambda data: data.update(other))
+    with pytest.raises(ModelLoadError, match=r"tokenizer.json: gives other tokens than .*class Bert.*: use"):
+        check(card(path))
+
+
+def test_another_reading_than_the_references_is_noticed(directories: dict[str, Path]) -> None:
+    plain, lowered = card(directories["roberta"]), card(directories["roberta"], reading=READINGS[1])
+    with pytest.raises(ModelLoadError, match="other tokens than"):
+        check_reading(plain, tokenizer_for(lowered))
+
+
+def test_a_class_that_cannot_be_read_is_refused_in_one_line(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    path = changed(directories["bert"], tmp_path, "config.json", lambda data: data.clear())
+    (path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["a.OwnTokenizer", null]}}'
+    )
+    with pytest.raises(ModelLoadError, match="cannot read its tokenizer") as caught:
+        check(card(path))
+    assert "\n" not in str(caught.value)
