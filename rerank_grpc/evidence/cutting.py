@@ -1,0 +1,172 @@
+"""Cuts a template's text at its control tokens, and proves that the pieces' tokens are those of the whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.pasting import Filling, filled
+from rerank_grpc.evidence.prompt import Prompt, Segment, Slot
+
+# Texts whose first or last characters tokenizers join with what stands beside them.
+TOKEN_PROBES = (
+    *("word", " word", "word ", "\nword\n", "  two  ", "\n\n", "\t", "", "7", "42.", "'s", "...", "()", "-"),
+    *("é", "e\u0301", "深度学习", "。", "👩\u200d🔬", "\u00a0x\u3000", "Word\r\n", "a" * 400),
+)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer.json, in which control tokens are recognised; raises ModelLoadError."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise ModelLoadError(
+            f"{path}: not a tokenizer this version reads ({type(error).__name__}): copy it again"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def control_tokens(texts: Iterable[str], tokenizer: Tokenizer) -> list[str]:
+    """Lists the added tokens that stand in texts, special or not, the longest first.
+
+    Added tokens of white space alone, as Gemma has them, are ordinary text.
+    """
+    written = "\0".join(texts)
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    return sorted((each for each in added if each.strip() and each in written), key=len, reverse=True)
+
+
+def cut(text: Segment, tokenizer: Tokenizer) -> tuple[Segment, ...]:
+    """Cuts a text with slots into segments: each slot's runs from control token to control token.
+
+    Everything between two such runs is one segment without slots.
+    """
+    segments: list[Segment] = []
+    fixed, run = "", list[str | Slot]()
+    for part, is_control in _parts(text, tokenizer):
+        if not is_control:
+            run.append(part)
+        elif has_slots(run):
+            segments += [(fixed,), tuple(run)]
+            fixed, run = str(part), []
+        else:
+            fixed, run = fixed + filled(run, {}) + str(part), []
+    if has_slots(run):
+        segments += [(fixed,), tuple(run)]
+    else:
+        segments.append((fixed + filled(run, {}),))
+    return tuple(segment for segment in segments if segment != ("",))
+
+
+def has_slots(parts: Iterable[str | Slot]) -> bool:
+    """Whether a request's text stands among the parts."""
+    return any(isinstance(part, Slot) for part in parts)
+
+
+def inner_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns the tokenizer for a text that stands behind others: without Metaspace's ▁ before the first.
+
+    All else that tokenizers put before a text, they put behind every control token too.
+    """
+    steps = tokenizer.pre_tokenizer
+    if steps is None or '"first"' not in steps.__getstate__().decode():
+        return tokenizer  # a large one is not written out for nothing
+    return Tokenizer.from_str(json.dumps(inner(json.loads(tokenizer.to_str())), ensure_ascii=False))
+
+
+def inner(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns a tokenizer.json's content for texts that stand behind others."""
+    return {**data, "pre_tokenizer": _without_first(data.get("pre_tokenizer"))}
+
+
+def prove_tokens(prompt: Prompt, tokenizer: Tokenizer, where: Path) -> None:
+    """Raises ModelLoadError unless the segments' tokens, put together, are those of the whole text.
+
+    Segments with slots but the first are encoded by the inner tokenizer.
+    """
+    behind = inner_tokenizer(tokenizer)
+    for segments in filter(None, (prompt.segments, prompt.instructed)):
+        for filling in _fillings():
+            texts = [filled(segment, filling, prompt.strips) for segment in segments]
+            apart = [
+                number
+                for index, (segment, text) in enumerate(zip(segments, texts, strict=True))
+                for number in _ids(behind if index and has_slots(segment) else tokenizer, text)
+            ]
+            if apart != _ids(tokenizer, "".join(texts)):
+                raise ModelLoadError(
+                    f"{where}: joins texts with the control tokens of {prompt.source} beside them, "
+                    "which is not supported: use the tokenizer that the model came with"
+                )
+
+
+def check_control_tokens(prompt: Prompt, tokenizer: Tokenizer, where: Path) -> None:
+    """Raises ModelLoadError unless each "<…>" of the segments without slots is one token.
+
+    A prompt that comes with no tokenizer, as a catalogue's, may be written for another one.
+    """
+    for segments in (prompt.segments, prompt.instructed):
+        for segment in segments:
+            written = [] if has_slots(segment) else re.findall(r"<[^<>\s]+>", filled(segment, {}))
+            for token in written:
+                if _ids(tokenizer, token) != [tokenizer.token_to_id(token)]:
+                    raise ModelLoadError(
+                        f"{where}: has no control token {token!r}, which {prompt.source} writes: "
+                        "use the tokenizer that the model came with"
+                    )
+
+
+def answer_ids(words: Iterable[str], tokenizer: Tokenizer, where: Path) -> tuple[int, ...]:
+    """Returns the token id of each answer; raises ModelLoadError for a word that is no token of its own."""
+    found = []
+    for word in words:
+        ids = _ids(tokenizer, word)
+        if len(ids) != 1:
+            raise ModelLoadError(
+                f"{where}: has no token {word!r}, which the model answers with: "
+                "use the tokenizer that the model came with"
+            )
+        found += ids
+    return tuple(found)
+
+
+def _parts(text: Segment, tokenizer: Tokenizer) -> Iterator[tuple[str | Slot, bool]]:
+    """Yields texts, slots and control tokens, and whether they are the last."""
+    tokens = control_tokens((part for part in text if isinstance(part, str)), tokenizer)
+    pattern = re.compile(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})")
+    for part in text:
+        if isinstance(part, Slot):
+            yield part, False
+            continue
+        for index, piece in enumerate(pattern.split(part)):
+            if piece:
+                yield piece, index % 2 == 1
+
+
+def _without_first(steps: Any) -> Any:
+    if isinstance(steps, list):
+        return [_without_first(step) for step in steps]
+    if not isinstance(steps, dict):
+        return steps
+    if steps.get("prepend_scheme") == "first":
+        return {**steps, "prepend_scheme": "never"}
+    return {name: _without_first(value) for name, value in steps.items()}
+
+
+def _fillings() -> Iterator[Filling]:
+    slots = tuple(Slot)
+    for index, probe in enumerate(TOKEN_PROBES):
+        yield dict.fromkeys(slots, probe)
+        yield {slot: TOKEN_PROBES[(index + 5 * more) % len(TOKEN_PROBES)] for more, slot in enumerate(slots)}
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
