@@ -29,7 +29,10 @@ def told() -> Iterator[str]:
     """Yields a row for each way by which served models are told."""
     yield "| models | what tells it | served |"
     yield "|---|---|---|"
-    models = sorted((known for known in builtin() if not known.unsupported), key=lambda known: known.evidence)
+    models = sorted(
+        (known for known in builtin() if not known.unsupported),
+        key=lambda known: (known.evidence, known.served),
+    )
     for (evidence, how), group in groupby(models, lambda known: (known.evidence, known.served)):
         yield f"| {', '.join(known.short for known in group)} | {evidence} | {how} |"
 
