@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.config.options import SERVER_OPTIONS
 from tests.command import environment, served
 
@@ -101,10 +103,39 @@ def test_the_table_of_options_is_the_real_one(page):
         assert [row[-1] for row in rows] == [option.help for option in SERVER_OPTIONS]
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/structures.md"])
+@pytest.mark.parametrize(
+    "page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/structures.md", "docs/models.md"]
+)
 def test_links_lead_to_files_that_exist(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", read(page))
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_tables_of_models_are_the_catalogues():
+    command = [sys.executable, "scripts/models_table.py", "--check"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_table_that_differs_is_written_anew():
+    written = runpy.run_path(str(ROOT / "scripts/models_table.py"))["written"]
+    with pytest.raises(ValueError, match=r"docs/models\.md: no <!-- models: told -->"):
+        written("docs/models.md", "no markers")
+    page = read("README.md")
+    other = page.replace("| `BAAI/bge-reranker-v2-m3` | 568M", "| `BAAI/bge-reranker-v2-m3` | 1M")
+    assert other != page
+    assert written("README.md", other) == page
+
+
+def test_the_example_of_a_catalogue_is_one(tmp_path):
+    (text,) = re.findall(r"<!-- catalogue -->\n```toml\n(.*?)```", read("docs/models.md"), re.DOTALL)
+    (tmp_path / "own.toml").write_text(text)
+    entry = read_catalogue(tmp_path / "own.toml").find("acme/reranker")
+    assert entry is not None
+    assert [piece.count("{") for piece in entry.prompt["segments"]] == [0, 3, 0]
+    assert entry.prompt["answers"] == ["yes", "no"]
 
 
 def test_the_demos_example_is_the_readmes():

@@ -26,8 +26,11 @@ def download(parsed: argparse.Namespace) -> int:
     for name in parsed.models:
         _say(screen.paint(printable(name), "bold"))
         directory = fetch(name, catalogue=catalogue, progress=FileBars())
-        if not any(directory.glob("model*.safetensors")):
+        if not any(directory.glob("model*.safetensors")) or _has_pickled_modules(directory):
             _convert(directory)
+        known = catalogue.find(name.partition("@")[0])
+        if known is not None and known.caution:
+            _say(screen.paint(f"  {known.id}: {known.caution}", "yellow"))
         print(f"{printable(name)} is in {directory}", flush=True)
     return 0
 
@@ -39,6 +42,11 @@ def convert(parsed: argparse.Namespace) -> int:
         how = f": {len(made)} files written, the old ones kept" if made else " as it is: nothing to convert"
         print(f"{printable(name)} can be served{how}")
     return 0
+
+
+def _has_pickled_modules(directory: Path) -> bool:
+    pickles = directory.glob("[1-9]*_*/pytorch_model.bin")
+    return any(not path.with_name("model.safetensors").is_file() for path in pickles)
 
 
 def _convert(directory: Path) -> list[Path]:

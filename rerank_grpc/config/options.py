@@ -111,7 +111,7 @@ SERVER_OPTIONS = (
     ),
     Option("pin", text, "NAME", "a model that stays in memory once it is there", plural="pins"),
     Option("models-dir", Path, "DIR", "where DIR/basename stands for the hub id ORG/basename"),
-    Option("catalogue", Path, "FILE", "a TOML file of further models: see the README"),
+    Option("catalogue", Path, "FILE", "a TOML file of further models: see docs/models.md"),
     Option(
         "model-memory",
         _off(amount),
