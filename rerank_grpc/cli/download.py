@@ -1,4 +1,4 @@
-"""`rerank-grpc download` fetches models from the hub, `convert` makes safetensors of old weights."""
+"""`rerank-grpc download` fetches models from the hub, `convert` rewrites old and foreign forms of them."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ def download(parsed: argparse.Namespace) -> int:
     settings = read_settings(parsed.flags)
     with needs("download", SERVER_EXTRA):
         from rerank_grpc.checkpoints.catalogue import read_catalogue
+        from rerank_grpc.checkpoints.convert import is_needed
         from rerank_grpc.checkpoints.lookup import download as fetch
 
     catalogue, screen = read_catalogue(settings.catalogue), Screen.of(sys.stderr)
     for name in parsed.models:
         _say(screen.paint(printable(name), "bold"))
         directory = fetch(name, catalogue=catalogue, progress=FileBars())
-        if not any(directory.glob("model*.safetensors")):
+        if is_needed(directory):
             _convert(directory)
         print(f"{printable(name)} is in {directory}", flush=True)
     return 0
 
 
 def convert(parsed: argparse.Namespace) -> int:
-    """Makes safetensors and tokenizer.json in each directory; raises ModelLoadError."""
+    """Converts each directory into a form that can be served; raises ModelLoadError."""
     for name in parsed.directories:
-        made = _convert(Path(name))
+        made = _convert(Path(name), parsed.prompt)
         how = f": {len(made)} files written, the old ones kept" if made else " as it is: nothing to convert"
         print(f"{printable(name)} can be served{how}")
     return 0
 
 
-def _convert(directory: Path) -> list[Path]:
+def _convert(directory: Path, prompt: str = "") -> list[Path]:
     with needs("convert", SERVER_EXTRA):
         from rerank_grpc.checkpoints.convert import convert as make
+        from rerank_grpc.checkpoints.described import find_template
 
-    return make(directory, _say)
+    return make(directory, _say, find_template(prompt) if prompt else None)
 
 
 class FileBars(Progress):
