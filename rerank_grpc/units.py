@@ -13,3 +13,8 @@ def size(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def million(count: int) -> str:
+    """Writes millions, of parameters, with a unit: "150M", "1.7B"."""
+    return f"{count}M" if count < 1000 else f"{count / 1000:g}B"

@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.serve import summary
 from rerank_grpc.cli.terminal import Row, Screen, bar, cells, clip, printable, ranking, table
@@ -23,6 +24,7 @@ from tests.command import Served, environment, full_pipe, run, served
 from tests.support import wait_for
 
 QUERY = "How do I reset my password?"
+HEAD = "model served size tokens languages licence good for"
 LINES = "The office is closed.\n\nChoose Forgot password in the settings.\r\n茶はおいしい\x1b[31m\n"
 
 
@@ -99,6 +101,25 @@ def test_a_bar_is_as_long_as_its_score(score):
 def test_a_table_too_wide_becomes_blocks():
     lines = list(table(["name", "value"], [["a", "x" * 50], ["b", ""]], Screen(30)))
     assert lines == ["name   a", "value  " + "x" * 22 + "…", "", "name   b"]
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(80, True), (160, False), (None, False)])
+def test_the_known_models_fit_the_terminal(width, blocks):
+    lines = list(terminal.available(tuple(builtin()), Screen(width)))
+    empty = lines.index("") if not blocks else max(n for n, line in enumerate(lines) if not line)
+    assert max(map(cells, lines[:empty])) <= (width or 1000)
+    assert lines[0].split() == (["model", "BAAI/bge-reranker-base"] if blocks else HEAD.split())
+    refused = [line for line in lines if line.startswith("not served: ")]
+    assert refused == lines[empty + 1 :]
+    assert any(line.startswith("not served: jinaai/jina-reranker-v3: it reads all") for line in refused)
+
+
+def test_a_tables_last_column_gives_way_down_to_a_width():
+    rows = [["a" * 20, "b" * 100]]
+    head, line = table(["first", "last"], rows, Screen(60))
+    assert (head, line) == ("first                 last", "a" * 20 + "  " + "b" * 37 + "…")
+    assert len(list(table(["first", "last"], rows, Screen(51)))) == 2
+    assert list(table([], [], Screen(20))) == [""]
 
 
 def test_a_missing_token_beyond_loopback_is_a_loud_warning():
@@ -218,6 +239,7 @@ def test_a_second_server_on_the_same_port_says_so(server):
         (["serve", "--connection"], "--connection-age"),
         (["rest", "--tar"], "--target"),
         (["completion", ""], "bash zsh"),
+        (["models", "--av"], "--available"),
     ],
 )
 def test_a_shell_completes_commands_and_options(words, completed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -28,18 +29,25 @@ class KnownPair:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """An entry; catalogue.toml explains each field; `languages` and `licence` are for people."""
+    """An entry; catalogue.toml explains each field, and an empty one states nothing."""
 
     id: str
     kind: str = ""
     family: str = ""
     max_tokens: int = 0
     pooling: str = ""
-    scoring: Scoring = Scoring.SIGMOID
+    scoring: Scoring | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    prompt: Mapping[str, Any] = field(default_factory=dict)  # its types are checked here, its meaning is not
     revision: str = NEWEST
     memory_mib: Mapping[str, int] = field(default_factory=dict)
+    parameters: int = 0
     languages: tuple[str, ...] = ()
     licence: str = ""
+    good_for: str = ""
+    served: str = ""
+    evidence: str = ""
     unsupported: str = ""
     known: tuple[KnownPair, ...] = ()
 
@@ -48,11 +56,21 @@ class KnownModel:
         """The part of the id after the slash."""
         return self.id.rpartition("/")[2]
 
+    @property
+    def noncommercial(self) -> bool:
+        """Whether its licence forbids commercial use, by the licence's name."""
+        return re.search(r"\bnc\b|non-?commercial", self.licence, re.IGNORECASE) is not None
+
+    @property
+    def caution(self) -> str:
+        """The warning that its licence calls for; "" if it calls for none."""
+        return f"its licence, {self.licence}, forbids commercial use" if self.noncommercial else ""
+
     def check(self, *, kind: str, family: str, pooling: str, directory: Path) -> None:
-        """Raises ModelLoadError if the files under its name are another model's."""
+        """Raises ModelLoadError if the files under its name are not what the entry states."""
         for what, found in (("family", family), ("pooling", pooling), ("kind", kind)):
             said = getattr(self, what)
-            if said != found:
+            if said and said != found:
                 raise ModelLoadError(
                     f"{directory}: its {what} is {found}, and {self.id} has {said}: "
                     "copy the files of the model again"
@@ -93,13 +111,24 @@ def read_catalogue(path: Path | None) -> Catalogue:
 
 
 KEYS = frozenset(each.name for each in fields(KnownModel))
-REQUIRED = ("kind", "family", "max_tokens", "pooling", "scoring")
-TYPES: Mapping[str, type] = {"max_tokens": int, "memory_mib": dict, "languages": list, "known": list}
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "kind": ("cross-encoder", "bi-encoder"),
-    "pooling": ("first", "mean", "last"),
-    "scoring": tuple(each.value for each in Scoring),
+REQUIRED = ("kind", "family")
+TYPES: Mapping[str, tuple[type, ...]] = {
+    "max_tokens": (int,),
+    "parameters": (int,),
+    "scale": (int, float),
+    "offset": (int, float),
+    "memory_mib": (dict,),
+    "prompt": (dict,),
+    "languages": (list,),
+    "known": (list,),
 }
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "kind": ("cross-encoder", "bi-encoder", "late interaction"),
+    "pooling": ("first", "mean", "max", "last"),
+    "scoring": tuple(each.value for each in Scoring),
+    "served": ("packed", "padded"),
+}
+PROMPT_KEYS = ("segments", "instruction", "answers", "strips")
 
 
 def _models(text: str, origin: str) -> list[KnownModel]:
@@ -115,29 +144,50 @@ def _models(text: str, origin: str) -> list[KnownModel]:
 def _model(table: Mapping[str, Any], origin: str) -> KnownModel:
     where = f"{origin}: model {str(table.get('id', '?'))!r}"
     _check_types(table, where)
-    if table.get("unsupported"):
-        return KnownModel(table["id"], unsupported=table["unsupported"])
-    for key in REQUIRED:
+    for key in () if table.get("unsupported") else REQUIRED:
         if key not in table:
             raise ConfigurationError(f"{where}: {key} is missing")
     for key, choices in CHOICES.items():
-        if table[key] not in choices:
+        if key in table and table[key] not in choices:
             listed = ", ".join(choices)
             raise ConfigurationError(f"{where}: {key} is {table[key]!r}, which is none of {listed}")
-    known = tuple(_pair(pair, where) for pair in table.get("known", ()))
-    languages = tuple(table.get("languages", ()))
-    scoring = Scoring(table["scoring"])
-    return KnownModel(**{**table, "scoring": scoring, "languages": languages, "known": known})
+    if "prompt" in table:
+        _check_prompt(table["prompt"], where)
+    values = dict(table)
+    if "scoring" in table:
+        values["scoring"] = Scoring(table["scoring"])
+    values["known"] = tuple(_pair(pair, where) for pair in table.get("known", ()))
+    values["languages"] = tuple(table.get("languages", ()))
+    return KnownModel(**values)
 
 
 def _check_types(table: Mapping[str, Any], where: str) -> None:
     for key, value in table.items():
         if key not in KEYS:
             raise ConfigurationError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(KEYS))}")
-        if not isinstance(value, TYPES.get(key, str)):
+        if type(value) not in TYPES.get(key, (str,)) or (key == "languages" and not _are_texts(value)):
             raise ConfigurationError(f"{where}: {key} is {value!r}, which is of the wrong type")
     if "id" not in table or table["id"].count("/") != 1:
         raise ConfigurationError(f"{where}: id is not the hub's ORG/NAME")
+
+
+def _check_prompt(prompt: Mapping[str, Any], where: str) -> None:
+    for key, value in prompt.items():
+        if key not in PROMPT_KEYS:
+            known = ", ".join(sorted(PROMPT_KEYS))
+            raise ConfigurationError(f"{where}: unknown key 'prompt.{key}'; known: {known}")
+        if not (isinstance(value, str) if key == "instruction" else _are_texts(value)):
+            raise ConfigurationError(f"{where}: prompt.{key} is {value!r}, which is of the wrong type")
+    if not prompt.get("segments"):
+        raise ConfigurationError(f"{where}: prompt.segments is missing")
+    if len(prompt.get("answers", ("",))) not in (1, 2):
+        raise ConfigurationError(
+            f"{where}: prompt.answers is {prompt['answers']!r}: one word or two are read"
+        )
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _pair(table: object, where: str) -> KnownPair:

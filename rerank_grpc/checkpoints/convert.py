@@ -14,17 +14,18 @@ from typing import Any
 from safetensors import safe_open
 
 from rerank_grpc.checkpoints import pickles
+from rerank_grpc.checkpoints.catalogue import KnownModel
 from rerank_grpc.checkpoints.checkpoint import find_weights, read_config, read_header
 from rerank_grpc.checkpoints.described import (
     DENSE_FOLDER,
     TEMPLATE_FILE,
     Files,
-    Template,
     classifier_files,
     pooled_files,
+    template_of,
 )
 from rerank_grpc.checkpoints.disk import read_json
-from rerank_grpc.checkpoints.native import Native, find_form, renamed
+from rerank_grpc.checkpoints.native import Native, architecture_of, find_form, renamed
 from rerank_grpc.checkpoints.pickles import Say
 from rerank_grpc.errors import ModelLoadError
 
@@ -40,15 +41,15 @@ TOKENIZER_FILES = (
 )
 
 
-def convert(directory: Path, say: Say = lambda _: None, template: Template | None = None) -> list[Path]:
+def convert(directory: Path, say: Say = lambda _: None, prompted: KnownModel | None = None) -> list[Path]:
     """Converts what a checkpoint has in older or other forms; returns the files made.
 
     That is pickled weights, classes with code of their own that transformers has too, and a missing
-    tokenizer.json; with a template, also the files that say how a classifier is asked. Raises ModelLoadError.
+    tokenizer.json; with a model that has a prompt, also the files that say how a classifier made of it is
+    asked. Raises ModelLoadError.
     """
     config = read_json(directory / CONFIG)
-    form = find_form(config)
-    native = _rewrite_of(directory, config) if form else None
+    native = _native_form(directory, config)
     if native is None:
         read_config(directory)
     made = []
@@ -60,8 +61,8 @@ def convert(directory: Path, say: Say = lambda _: None, template: Template | Non
     if not (directory / "tokenizer.json").is_file():
         say("writing tokenizer.json")
         made.append(_convert_tokenizer(directory))
-    if template is not None:
-        made += _describe(directory, template, say)
+    if prompted is not None:
+        made += _describe(directory, prompted, say)
     return made
 
 
@@ -72,12 +73,16 @@ def is_needed(directory: Path) -> bool:
     return find_form(read_json(directory / CONFIG)) is not None
 
 
-def _rewrite_of(directory: Path, config: dict[str, Any]) -> Native | None:
+def _native_form(directory: Path, config: dict[str, Any]) -> Native | None:
+    """Returns the form of transformers' own class; None if it is in one. Raises ModelLoadError."""
     form = find_form(config)
     try:
         return form(config) if form else None
     except ModelLoadError as error:
         raise ModelLoadError(f"{directory / CONFIG}: cannot be converted: {error}") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:80]}"
+        raise ModelLoadError(f"{directory / CONFIG}: cannot be converted ({reason}): copy it again") from None
 
 
 def _rewrite(directory: Path, native: Native, say: Say) -> list[Path]:
@@ -89,8 +94,11 @@ def _rewrite(directory: Path, native: Native, say: Say) -> list[Path]:
             pickles.check_space(directory, list(weights))
             weights = _rename_weights(weights, folder, native, say)
         _check_shapes(directory, weights, native)
-        if native.template:
-            _write(folder, _scored_files(directory, weights, native, folder))
+        if native.prompt is not None:
+            _write_score_row(weights, native.temperature, folder)
+            before, after = _control_tokens(directory, native.config)
+            template = before + template_of(native.prompt) + after
+            _write(folder, pooled_files(template, native.config["hidden_size"]))
         _write(folder, {CONFIG: native.config})
     return made
 
@@ -128,15 +136,13 @@ def _check_shapes(directory: Path, weights: tuple[Path, ...], native: Native) ->
         )
 
 
-def _scored_files(directory: Path, weights: tuple[Path, ...], native: Native, folder: Path) -> Files:
-    """Writes the score row as a module's weights; returns the other files of the modules."""
+def _write_score_row(weights: tuple[Path, ...], temperature: float, folder: Path) -> None:
+    """Writes the score row as the weights of a module, which divides by no temperature."""
     (holder,) = [path for path in weights if "score.weight" in read_header(path)]
     with safe_open(holder, "pt") as file:
-        row = file.get_tensor("score.weight").float() / native.temperature
+        row = file.get_tensor("score.weight").float() / temperature
     (folder / DENSE_FOLDER).mkdir()
     pickles.write_weights(folder / DENSE_FOLDER / pickles.SAFE, {"linear.weight": row})
-    before, after = _control_tokens(directory, native.config)
-    return pooled_files(before + native.template + after, row.shape[1])
 
 
 def _control_tokens(directory: Path, config: dict[str, Any]) -> tuple[str, str]:
@@ -155,15 +161,15 @@ def _control_tokens(directory: Path, config: dict[str, Any]) -> tuple[str, str]:
     return before, after
 
 
-def _describe(directory: Path, template: Template, say: Say) -> list[Path]:
+def _describe(directory: Path, prompted: KnownModel, say: Say) -> list[Path]:
     """Writes the files that say how a classifier made of a language model is asked."""
     config = dict(read_config(directory))
-    architecture = (config.get("architectures") or ["none"])[0]
+    architecture = architecture_of(config)
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
-    if config["model_type"] != template.family or not architecture.endswith("ForSequenceClassification"):
+    if config["model_type"] != prompted.family or not architecture.endswith("ForSequenceClassification"):
         raise ModelLoadError(
-            f"{directory / CONFIG}: {architecture} is no classifier made of a {template.family}, "
-            "which the prompt is for"
+            f"{directory / CONFIG}: {architecture} is no classifier made of a {prompted.family}, "
+            f"which the prompt of {prompted.short} is for"
         )
     if labels != 1:
         raise ModelLoadError(f"{directory / CONFIG}: {labels} labels where a reranker has 1")
@@ -173,7 +179,7 @@ def _describe(directory: Path, template: Template, say: Say) -> list[Path]:
         )
     say(f"writing {TEMPLATE_FILE} and sentence-transformers' files")
     with _staged(directory) as (folder, made):
-        _write(folder, classifier_files(template))
+        _write(folder, classifier_files(prompted.prompt))
         pad = _tokenizer(directory, directory).pad_token_id
         if config.get("pad_token_id") != pad:  # transformers scores the last token that is not this one
             _write(folder, {CONFIG: config | {"pad_token_id": pad}})

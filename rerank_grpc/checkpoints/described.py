@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from rerank_grpc.checkpoints.catalogue import Catalogue, KnownModel
 from rerank_grpc.errors import ConfigurationError
 
 # The text of a file, or what it holds as JSON, by its path in the checkpoint.
@@ -19,51 +21,35 @@ TEMPLATE_FILE = "chat_template.jinja"
 DENSE_FOLDER = "2_Dense"
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
-    """The prompt of a family of rerankers, as the chat template of its messages."""
-
-    family: str  # transformers' model_type
-    text: str
-    instruction: str  # the default system message
+_SLOT = re.compile(r"\{(query|document|instruction)\}")
+_ROLES = {"instruction": "system"}  # the role of a message, where it is not the text's own name
 
 
-_QWEN3_TASK = "Given a web search query, retrieve relevant passages that answer the query"
-# The prompt of the model card, https://huggingface.co/Qwen/Qwen3-Reranker-0.6B.
-QWEN3 = Template(
-    family="qwen3",
-    text=(
-        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
-        'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-        '<Instruct>: {{ messages | selectattr("role", "eq", "system") | map(attribute="content") | first '
-        f'| default("{_QWEN3_TASK}") }}}}\n'
-        '<Query>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\n'
-        '<Document>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
-        '<|im_end|>\n<|im_start|>assistant\n{{ "<think>\\n\\n</think>\\n\\n" }}'
-    ),
-    instruction=_QWEN3_TASK,
-)
-# By the beginning of a model's short name.
-TEMPLATES: Mapping[str, Template] = {"Qwen3-Reranker": QWEN3}
+def find_prompted(name: str, catalogue: Catalogue) -> KnownModel:
+    """Finds a model of the catalogue that has a prompt; raises ConfigurationError."""
+    known = catalogue.find(name)
+    if known is None or not known.prompt:
+        names = ", ".join(each.short for each in catalogue if each.prompt)
+        raise ConfigurationError(f"--prompt: the catalogue has no prompt of {name!r}: name one of {names}")
+    return known
 
 
-def find_template(name: str) -> Template:
-    """Finds the prompt of a model by its hub id or short name, in any case; raises ConfigurationError."""
-    short = name.rpartition("/")[2].lower()
-    for beginning, template in TEMPLATES.items():
-        if short.startswith(beginning.lower()):
-            return template
-    known = ", ".join(f"{beginning}-…" for beginning in TEMPLATES)
-    raise ConfigurationError(f"--prompt: no prompt of {name!r} is known: name one of {known}")
+def template_of(prompt: Mapping[str, Any]) -> str:
+    """Writes a prompt in the catalogue's form as a chat template, with a message for each of its texts."""
+    pieces = _SLOT.split("".join(prompt["segments"]))
+    return "".join(
+        _message(piece, prompt) if place % 2 else _quoted(piece) for place, piece in enumerate(pieces)
+    )
 
 
-def classifier_files(template: Template) -> Files:
+def classifier_files(prompt: Mapping[str, Any]) -> Files:
     """The files of a classifier that reads query and document in a prompt."""
-    files = _files("sequence-classification", "logits", "scores", template.text)
-    files["config_sentence_transformers.json"] |= {
-        "prompts": {"query": template.instruction},
-        "default_prompt_name": "query",
-    }
+    files = _files("sequence-classification", "logits", "scores", template_of(prompt))
+    if instruction := prompt.get("instruction"):
+        files["config_sentence_transformers.json"] |= {
+            "prompts": {"query": instruction},
+            "default_prompt_name": "query",
+        }
     return files
 
 
@@ -108,3 +94,17 @@ def _files(task: str, output: str, name: str, template: str) -> Files:
 
 def _module(place: int, path: str, kind: str) -> dict[str, Any]:
     return {"idx": place, "name": str(place), "path": path, "type": kind}
+
+
+def _message(slot: str, prompt: Mapping[str, Any]) -> str:
+    """The expression of the text of a slot."""
+    role = _ROLES.get(slot, slot)
+    text = f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
+    if slot == "instruction":
+        text += f" | default({json.dumps(prompt.get('instruction', ''))})"
+    return "{{ " + text + (" | trim" if slot in prompt.get("strips", ()) else "") + " }}"
+
+
+def _quoted(literal: str) -> str:
+    """The expression of a literal, of which a template changes neither braces nor line breaks."""
+    return "{{ " + json.dumps(literal) + " }}" if literal else ""

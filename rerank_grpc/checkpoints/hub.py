@@ -14,8 +14,13 @@ from rerank_grpc.units import size
 CONFIG = "config.json"
 NEEDED = ("model*.safetensors", "tokenizer.json")
 KINDS = (".safetensors", ".safetensors.index.json", ".json", ".txt", ".model")
+SINGLE = ("chat_template.jinja", "artifact.metadata")  # a prompt, and Stanford ColBERT's settings
 PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json")
-POOLING = re.compile(r"\d+_\w+/config\.json")  # sentence-transformers' modules
+# Further prompts, and the modules of sentence-transformers. Module 0 is the network, whose weights are above.
+BELOW = re.compile(
+    r"additional_chat_templates/\w[\w.-]*\.jinja|\d+_\w+/config\.json|[1-9]\d*_\w+/model\.safetensors"
+)
+PICKLED_MODULE = re.compile(r"([1-9]\d*_\w+)/pytorch_model\.bin")
 
 
 def cached(hub_id: str, revision: str, *, exact: bool = False) -> Path | None:
@@ -27,6 +32,13 @@ def cached(hub_id: str, revision: str, *, exact: bool = False) -> Path | None:
         if isinstance(found, str) and all(any(Path(found).parent.glob(name)) for name in NEEDED):
             return Path(found).parent
     return None
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    from huggingface_hub import is_offline_mode
+
+    return bool(is_offline_mode())
 
 
 def fetch(hub_id: str, revision: str, *, progress: Progress | None = None, pickled: bool = False) -> Path:
@@ -61,11 +73,24 @@ def _fetch(hub_id: str, revision: str, progress: Progress, *, pickled: bool) -> 
 def _choose(files: list[RemoteFile], *, pickled: bool) -> list[RemoteFile]:
     """Picks a model's files: never code, and pickles only where there are no safetensors."""
     top = [file for file in files if "/" not in file.name]
-    chosen = [file for file in top if file.name.endswith(KINDS) and not PICKLED.fullmatch(file.name)]
-    chosen += [file for file in files if POOLING.fullmatch(file.name)]
-    if pickled and not any(file.name.endswith(".safetensors") for file in chosen):
-        chosen += [file for file in top if PICKLED.fullmatch(file.name)]
+    chosen = [
+        file
+        for file in top
+        if file.name in SINGLE or (file.name.endswith(KINDS) and not PICKLED.fullmatch(file.name))
+    ]
+    has_weights = any(file.name.endswith(".safetensors") for file in chosen)
+    chosen += [file for file in files if BELOW.fullmatch(file.name)]
+    if pickled:
+        chosen += [file for file in top if PICKLED.fullmatch(file.name) and not has_weights]
+        chosen += _pickled_modules(files)
     return chosen
+
+
+def _pickled_modules(files: list[RemoteFile]) -> list[RemoteFile]:
+    """Picks the pickled weights of modules that have no others."""
+    names = {file.name for file in files}
+    found = ((PICKLED_MODULE.fullmatch(file.name), file) for file in files)
+    return [file for match, file in found if match and f"{match[1]}/model.safetensors" not in names]
 
 
 def _check_disk(root: Path, missing: list[RemoteFile]) -> None:
@@ -80,7 +105,7 @@ def _check_disk(root: Path, missing: list[RemoteFile]) -> None:
 
 
 def _check_kinds(hub_id: str, files: list[RemoteFile]) -> None:
-    names = [file.name for file in files]
+    names = [file.name for file in files if "/" not in file.name]
     if CONFIG not in names:
         raise ModelLoadError(f"{hub_id}: has no config.json: it is no model in transformers' format")
     if not any(name.endswith((".safetensors", ".bin")) for name in names):

@@ -87,9 +87,12 @@ def download(name: str, *, catalogue: Catalogue, progress: Progress) -> Path:
     if not source.hub_id:
         shorts = ", ".join(known.short for known in catalogue if not known.unsupported)
         raise ModelLoadError(f"{name}: neither a hub id such as ORG/NAME nor one of {shorts}")
-    fixed = COMMIT.fullmatch(source.revision)
-    here = hub.cached(source.hub_id, source.revision, exact=True) if fixed else None
-    return here or hub.fetch(source.hub_id, source.revision, progress=progress, pickled=True)
+    if hub.is_offline() and COMMIT.fullmatch(source.revision):
+        here = hub.cached(source.hub_id, source.revision, exact=True)
+        if here is not None:
+            return here
+    # An earlier version may have left out files that this one reads.
+    return hub.fetch(source.hub_id, source.revision, progress=progress, pickled=True)
 
 
 def find_package() -> Path | None:

@@ -71,20 +71,20 @@ TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # one function in j
 class Native:
     """A checkpoint in the form of one of transformers' classes.
 
-    With a `template` it is a body without a head: a score row weighs the mean of its rows.
+    With a `prompt` it is a body without a head: a score row weighs the mean of its rows.
     """
 
     config: dict[str, Any]
     names: Names  # {}: the weights stay as they are
-    template: str = ""  # the chat template of its prompt, without the tokenizer's own control tokens
+    prompt: Mapping[str, Any] | None = None  # in the catalogue's form
     temperature: float = 1.0  # what divides its score
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The names and shapes of the weights that transformers' class has; raises ModelLoadError."""
         from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-        auto: Any = AutoModel if self.template else AutoModelForSequenceClassification
-        prefix = "model." if self.template else ""
+        auto: Any = AutoModel if self.prompt else AutoModelForSequenceClassification
+        prefix = "model." if self.prompt else ""
         try:
             with torch.device("meta"):
                 network = auto.from_config(AutoConfig.for_model(**self.config))
@@ -94,15 +94,21 @@ class Native:
                 f"its config.json describes no {self.config['model_type']}: {reason}"
             ) from error
         found = {prefix + name: tuple(weight.shape) for name, weight in network.state_dict().items()}
-        return found | ({"score.weight": (1, self.config["hidden_size"])} if self.template else {})
+        return found | ({"score.weight": (1, self.config["hidden_size"])} if self.prompt else {})
 
 
 Form: TypeAlias = Callable[[Mapping[str, Any]], Native]
 
 
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The class that a config.json names; "none" if it names none."""
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "none"
+
+
 def find_form(config: Mapping[str, Any]) -> Form | None:
     """Finds what rewrites a config.json whose code is known, and which raises ModelLoadError."""
-    architecture = (config.get("architectures") or ["none"])[0]
+    architecture = architecture_of(config)
     auto_map = config.get("auto_map")
     code = auto_map.get("AutoConfig") if isinstance(auto_map, dict) else None
     if architecture == "XLMRobertaForSequenceClassification" and not str(code).endswith(
@@ -116,7 +122,7 @@ def is_native(config: Mapping[str, Any]) -> bool:
     """Tells whether transformers has the class that a config.json names, for its model_type."""
     from transformers.models.auto import modeling_auto
 
-    family, architecture = config.get("model_type"), (config.get("architectures") or ["none"])[0]
+    family, architecture = str(config.get("model_type")), architecture_of(config)
     for table in NATIVE_TABLES:
         names = getattr(modeling_auto, table).get(family, ())
         if architecture in ((names,) if isinstance(names, str) else names):
@@ -178,9 +184,12 @@ def _llama(config: Mapping[str, Any]) -> Native:
     """Rewrites NVIDIA's Llama that attends both ways, as a body behind which the mean is scored."""
     _require(config, "pooling", "avg")
     _require(config, "is_causal", False)
+    temperature = float(config.get("temperature", 1.0))
+    if not temperature > 0:
+        raise ModelLoadError(f"its temperature is {temperature}, which divides nothing")
     own = {"model_type": "llama", "is_causal": False}
     native = _rewritten(config, ("pooling", "temperature", "num_labels"), "LlamaModel", own)
-    return Native(native, {}, NEMOTRON, float(config.get("temperature", 1.0)))
+    return Native(native, {}, NEMOTRON, temperature)
 
 
 def _require(config: Mapping[str, Any], key: str, value: object) -> None:
@@ -198,10 +207,7 @@ def _rewritten(
 
 
 # The prompt of the model card, https://huggingface.co/nvidia/llama-nemotron-rerank-1b-v2: one text.
-NEMOTRON = (
-    'question:{{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }} \n \n '
-    'passage:{{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
-)
+NEMOTRON = {"segments": ["question:{query} \n \n passage:{document}"]}
 FORMS: Mapping[str, Form] = {
     "NewForSequenceClassification": _gte,
     "XLMRobertaForSequenceClassification": _xlm_roberta,

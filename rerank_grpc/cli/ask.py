@@ -1,4 +1,4 @@
-"""Asks a running server: `rerank-grpc rerank`, `models` and `health`."""
+"""Asks a running server: `rerank-grpc rerank`, `models` and `health`; lists the known models without one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.terminal import Row, Screen
-from rerank_grpc.config.reading import read_client_settings
+from rerank_grpc.config.reading import read_catalogue_path, read_client_settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import ScoredDocument
 
 if TYPE_CHECKING:
     from rerank_grpc.client import Client
 
+_KNOWN_FIELDS = (
+    *("id", "kind", "family", "served", "unsupported", "evidence", "parameters", "max_tokens"),
+    *("languages", "licence", "noncommercial", "good_for"),
+)
 _RESULT_FIELDS = ("index", "relevance_score", "logit", "tokens", "truncated")
 
 
@@ -52,7 +57,12 @@ def rerank(parsed: argparse.Namespace) -> int:
 
 
 def models(parsed: argparse.Namespace) -> int:
-    """Lists the models of a server; raises RerankError."""
+    """Lists the models of a server, or those of the catalogue; raises RerankError or ConfigurationError."""
+    if parsed.available:
+        known = tuple(read_catalogue(read_catalogue_path(parsed.flags)))
+        value = {"models": [{name: getattr(each, name) for name in _KNOWN_FIELDS} for each in known]}
+        _print(parsed, value, terminal.available(known, Screen.of(sys.stdout)))
+        return 0
     with _connect(parsed) as client:
         infos = tuple(client.list_models())
     _print(parsed, {"models": list(map(asdict, infos))}, terminal.models(infos, Screen.of(sys.stdout)))

@@ -20,6 +20,7 @@ def download(parsed: argparse.Namespace) -> int:
     settings = read_settings(parsed.flags)
     with needs("download", SERVER_EXTRA):
         from rerank_grpc.checkpoints.catalogue import read_catalogue
+        from rerank_grpc.checkpoints.convert import convert as make
         from rerank_grpc.checkpoints.convert import is_needed
         from rerank_grpc.checkpoints.lookup import download as fetch
 
@@ -28,26 +29,28 @@ def download(parsed: argparse.Namespace) -> int:
         _say(screen.paint(printable(name), "bold"))
         directory = fetch(name, catalogue=catalogue, progress=FileBars())
         if is_needed(directory):
-            _convert(directory)
+            make(directory, _say)
+        known = catalogue.find(name.partition("@")[0])
+        if known is not None and known.caution:
+            _say(screen.paint(f"  {known.id}: {known.caution}", "yellow"))
         print(f"{printable(name)} is in {directory}", flush=True)
     return 0
 
 
 def convert(parsed: argparse.Namespace) -> int:
-    """Converts each directory into a form that can be served; raises ModelLoadError."""
+    """Converts each directory into a form that can be served; raises ModelLoadError, ConfigurationError."""
+    settings = read_settings(parsed.flags)
+    with needs("convert", SERVER_EXTRA):
+        from rerank_grpc.checkpoints.catalogue import read_catalogue
+        from rerank_grpc.checkpoints.convert import convert as make
+        from rerank_grpc.checkpoints.described import find_prompted
+
+    prompted = find_prompted(parsed.prompt, read_catalogue(settings.catalogue)) if parsed.prompt else None
     for name in parsed.directories:
-        made = _convert(Path(name), parsed.prompt)
+        made = make(Path(name), _say, prompted)
         how = f": {len(made)} files written, the old ones kept" if made else " as it is: nothing to convert"
         print(f"{printable(name)} can be served{how}")
     return 0
-
-
-def _convert(directory: Path, prompt: str = "") -> list[Path]:
-    with needs("convert", SERVER_EXTRA):
-        from rerank_grpc.checkpoints.convert import convert as make
-        from rerank_grpc.checkpoints.described import find_template
-
-    return make(directory, _say, find_template(prompt) if prompt else None)
 
 
 class FileBars(Progress):

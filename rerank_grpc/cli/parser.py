@@ -67,8 +67,10 @@ comes from {CLIENT_TOKEN_VARIABLE} or --token-file.
 examples:
   rerank-grpc models
   rerank-grpc models --json --target rerank.internal:50051
+  rerank-grpc models --available
 
-The token to send comes from {CLIENT_TOKEN_VARIABLE} or --token-file.
+--available lists the models that this version knows, and those of --catalogue,
+without a server. The token to send comes from {CLIENT_TOKEN_VARIABLE} or --token-file.
 """,
     "download": """\
 examples:
@@ -220,6 +222,9 @@ QUERY = _argument("query", metavar="QUERY", help="what the documents are to answ
 FILES = _argument("files", metavar="FILE", nargs="+", help="documents, one a line; - is stdin")
 TOP_N = _argument("--top-n", metavar="N", type=_top_n, default=0, help="print only the N best")
 MODEL = _argument("--model", metavar="NAME", help="the model to ask (default: the server's)")
+AVAILABLE = _argument(
+    "--available", action="store_true", help="list the models that are known, without a server"
+)
 JSON = _argument("--json", action="store_true", help="print JSON, for machines")
 FETCHED = _argument("models", metavar="MODEL", nargs="+", help="a hub id, or a name of the catalogue")
 CHECKED = _argument("models", metavar="MODEL", nargs="+", help="embedded, a directory, a hub id or a name")
@@ -243,7 +248,7 @@ def _server_options(*names: str) -> list[Option]:
     return [option for option in SERVER_OPTIONS if option.name in names]
 
 
-DOWNLOAD_OPTIONS = _server_options("catalogue")
+CATALOGUE_OPTION = _server_options("catalogue")
 VERIFY_OPTIONS = _server_options("models-dir", "catalogue", "device", "precision")
 COMMANDS = (
     Command("serve", "serve models", serve.run, (), SERVER_OPTIONS),
@@ -255,14 +260,21 @@ COMMANDS = (
         (QUERY, FILES, TOP_N, MODEL, JSON),
         CLIENT_OPTIONS,
     ),
-    Command("models", "list what a server serves", ask.models, (JSON,), CLIENT_OPTIONS),
+    Command(
+        "models",
+        "list what a server serves, or what can be served",
+        ask.models,
+        (AVAILABLE, JSON),
+        (*CLIENT_OPTIONS, *CATALOGUE_OPTION),
+    ),
     Command("health", "tell whether a model can be called", ask.health, (MODEL, JSON), CLIENT_OPTIONS),
-    Command("download", "fetch models from the hub", download.download, (FETCHED,), DOWNLOAD_OPTIONS),
+    Command("download", "fetch models from the hub", download.download, (FETCHED,), CATALOGUE_OPTION),
     Command(
         "convert",
         "rewrite a model's files into a form that is served",
         download.convert,
         (DIRECTORIES, PROMPT),
+        CATALOGUE_OPTION,
     ),
     Command("verify", "check a model's scores on this machine", verify.run, (CHECKED,), VERIFY_OPTIONS),
     Command("completion", "print a shell's completion of these commands", _print_completion, (SHELL,)),

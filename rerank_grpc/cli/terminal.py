@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TextIO
 
+from rerank_grpc.checkpoints.catalogue import KnownModel
 from rerank_grpc.config.reading import may_color
 from rerank_grpc.types import Health, ModelInfo, State
-from rerank_grpc.units import size
+from rerank_grpc.units import million, size
 
 # Zero-width (non-)joiners shape Persian and emoji; other format characters
 # (the bidirectional overrides) can make a text read as another.
 _JOINERS = "\u200c\u200d"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_NARROWEST_LAST = 30  # the cells that a table's last column is left before its rows become blocks
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
@@ -127,15 +129,21 @@ def ranking(rows: Sequence[Row], screen: Screen) -> Iterable[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) -> Iterable[str]:
-    """Lays out rows under their head; a row becomes a block of lines where the width is too small."""
+    """Lays out rows under their head.
+
+    Where the width is too small the last column is clipped, or else a row becomes a block of lines.
+    """
     clean = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cells, column)) for column in zip(head, *clean, strict=True)]
-    if screen.width is not None and sum(widths) + 2 * (len(widths) - 1) > screen.width:
-        yield from _blocks(head, clean, screen)
-        return
+    if screen.width is not None and widths:
+        left = screen.width - sum(widths[:-1]) - 2 * (len(widths) - 1)
+        if left < min(widths[-1], _NARROWEST_LAST):
+            yield from _blocks(head, clean, screen)
+            return
+        widths[-1] = min(widths[-1], left)
     yield screen.paint("  ".join(map(pad, head, widths)).rstrip(), "dim")
-    for row in clean:
-        yield "  ".join(map(pad, row, widths)).rstrip()
+    for *row, last in clean:
+        yield "  ".join(map(pad, [*row, clip(last, widths[-1])], widths)).rstrip()
 
 
 def _blocks(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) -> Iterable[str]:
@@ -170,6 +178,28 @@ def models(infos: Sequence[ModelInfo], screen: Screen) -> Iterable[str]:
     for info in infos:
         if info.state is State.FAILED and info.state_message:
             yield screen.paint(f"{printable(info.name)}: {printable(info.state_message)}", "red")
+
+
+_KNOWN: tuple[tuple[str, Callable[[KnownModel], str]], ...] = (
+    ("model", lambda known: known.id),
+    ("served", lambda known: known.served),
+    ("size", lambda known: million(known.parameters) if known.parameters else ""),
+    ("tokens", lambda known: str(known.max_tokens or "")),
+    ("languages", lambda known: " ".join(known.languages)),
+    ("licence", lambda known: known.licence),
+    ("good for", lambda known: known.good_for),
+)
+
+
+def available(catalogue: Sequence[KnownModel], screen: Screen) -> Iterable[str]:
+    """Lays out the known models, and under them those that are refused, each with the reason."""
+    rows = [[of(known) for _, of in _KNOWN] for known in catalogue if not known.unsupported]
+    yield from table([name for name, _ in _KNOWN], rows, screen)
+    refused = [known for known in catalogue if known.unsupported]
+    if refused:
+        yield ""
+    for known in refused:
+        yield f"{screen.paint('not served:', 'dim')} {printable(f'{known.id}: {known.unsupported}')}"
 
 
 def health(health: Health) -> Iterable[str]:

@@ -97,6 +97,13 @@ def read_client_settings(flags: Flags, environment: Mapping[str, str] = os.envir
     return ClientSettings(token=token, **values)
 
 
+def read_catalogue_path(flags: Flags, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Reads where the operator's catalogue is; raises OptionError like :func:`read_settings`."""
+    options = [option for option in SERVER_OPTIONS if option.name == "catalogue"]
+    path: Path | None = _values(options, flags, environment).get("catalogue")
+    return path
+
+
 def may_color() -> bool:
     """Tells whether the environment leaves a terminal its colours (no-color.org)."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

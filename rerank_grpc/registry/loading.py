@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 import torch
@@ -22,6 +23,8 @@ from rerank_grpc.registry.warmup import finite_scores, warm_up
 from rerank_grpc.runner.cuda import runner_for
 from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS
 from rerank_grpc.tokenizer.tokenizer import tokenizer_for
+
+log = logging.getLogger("rerank_grpc.registry")
 
 
 class Loader(Protocol):
@@ -76,6 +79,7 @@ class ModelLoader:
         except BaseException:
             engine.close()
             raise
+        self._caution(spec)
         memory.give_back(device)
         grown = max(0, memory.used_bytes(device) - before)
         kept = MAX_KEPT_TOKENS * model.card.prefix_token_bytes
@@ -92,6 +96,11 @@ class ModelLoader:
         model = load_model(checkpoint, device, precision)
         memory.give_back(memory.HOST)  # reading the weights frees as much as they take
         return model
+
+    def _caution(self, spec: ModelSpec) -> None:
+        known = Source.of(spec.source, self.catalogue).known
+        if known is not None and known.caution:
+            log.warning("model %s is %s: %s", spec.name, known.id, known.caution)
 
     def _device(self, name: str) -> tuple[torch.device, str]:
         device, chosen = choose_device(self._settings.device), self._settings.precision

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.checkpoints.catalogue import builtin, read_catalogue
+from rerank_grpc.checkpoints.catalogue import KnownModel, builtin, read_catalogue
 from rerank_grpc.checkpoints.lookup import Source
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
 from rerank_grpc.types import Scoring
@@ -30,10 +30,14 @@ family = "bert"
 max_tokens = 256
 pooling = "first"
 scoring = "sigmoid"
+scale = 2
+offset = -1.5
+prompt = { segments = ["{query} {document}"], answers = ["yes", "no"] }
 
 [[model]]
 id = "BAAI/bge-reranker-base"
 unsupported = "acme forbids it"
+licence = "MIT"
 """
 
 
@@ -49,10 +53,60 @@ def test_what_is_promised_is_there_and_complete(name: str) -> None:
     assert entry.max_tokens in (128, 256, 512, 8192)
 
 
-def test_every_entry_is_complete_or_has_a_reason() -> None:
+def test_every_entry_says_how_it_is_served_and_told_or_why_not() -> None:
     for entry in builtin():
-        assert bool(entry.unsupported) != bool(entry.family)
+        assert bool(entry.unsupported) != bool(entry.served)
+        assert bool(entry.unsupported) != bool(entry.evidence)
+        assert entry.unsupported or (entry.kind and entry.family and entry.good_for and entry.parameters)
         assert len(entry.revision) == 40 or entry.revision == "main"
+
+
+def test_the_fields_rerankers_are_known() -> None:
+    served = [entry for entry in builtin() if not entry.unsupported]
+    assert len(served) >= 30
+    assert len(list(builtin())) == len({entry.id.lower() for entry in builtin()})
+    assert {entry.kind for entry in served} == {"cross-encoder", "bi-encoder", "late interaction"}
+
+
+def test_a_refusal_names_a_model_that_is_served_instead() -> None:
+    for entry in builtin():
+        if entry.unsupported:
+            instead = builtin().find(entry.unsupported.rpartition(": use ")[2])
+            assert instead is not None, entry.id
+            assert not instead.unsupported, entry.id
+
+
+def test_models_of_one_family_are_asked_the_same() -> None:
+    prompts = [entry.prompt for entry in builtin() if entry.id.startswith("Qwen/Qwen3-Reranker")]
+    assert prompts == [prompts[0]] * 3
+    one, small = builtin().find("zerank-1"), builtin().find("zerank-1-small")
+    assert one is not None
+    assert small is not None
+    assert one.prompt == small.prompt
+    assert (one.scale, one.offset, one.noncommercial, small.noncommercial) == (0.2, 0.0, True, False)
+
+
+@pytest.mark.parametrize(
+    ("licence", "noncommercial"),
+    [
+        *(("CC-BY-NC-4.0", True), ("cc-by-nc-sa-4.0", True), ("ACME Non-Commercial", True)),
+        *(("Apache-2.0", False), ("NCSA", False), ("", False)),
+    ],
+)
+def test_a_licence_that_forbids_commercial_use_is_told_by_its_name(licence: str, noncommercial: bool) -> None:
+    entry = KnownModel("acme/reranker", licence=licence)
+    assert entry.noncommercial is noncommercial
+    assert bool(entry.caution) is noncommercial
+
+
+def test_only_what_an_entry_states_is_compared(tmp_path: Path) -> None:
+    found = {"kind": "late interaction", "family": "bert", "pooling": "first", "directory": tmp_path}
+    KnownModel("acme/reranker").check(**found)
+    KnownModel("acme/reranker", kind="late interaction", family="bert").check(**found)
+    with pytest.raises(
+        ModelLoadError, match="its kind is late interaction, and acme/reranker has bi-encoder"
+    ):
+        KnownModel("acme/reranker", kind="bi-encoder").check(**found)
 
 
 def test_the_known_scores_of_the_dialects_are_there() -> None:
@@ -77,6 +131,8 @@ def test_an_operators_file_adds_and_replaces(tmp_path: Path) -> None:
     entry = catalogue.find("reranker")
     assert entry is not None
     assert (entry.max_tokens, entry.scoring) == (256, Scoring.SIGMOID)
+    assert (entry.scale, entry.offset) == (2, -1.5)
+    assert entry.prompt == {"segments": ["{query} {document}"], "answers": ["yes", "no"]}
     assert catalogue.find("bge-reranker-large") is not None
     with pytest.raises(ModelLoadError, match="acme forbids it"):
         Source.of("bge-reranker-base", catalogue)
@@ -92,6 +148,17 @@ def test_an_operators_file_adds_and_replaces(tmp_path: Path) -> None:
         (OWN.replace('family = "bert"', ""), "family is missing"),
         (OWN.replace('"first"', '"middle"'), "none of first, mean"),
         (OWN.replace("256", '"256"'), "wrong type"),
+        (OWN.replace("256", "true"), "max_tokens is True, which is of the wrong type"),
+        (
+            OWN.replace("offset = -1.5", 'served = "fast"'),
+            "served is 'fast', which is none of packed, padded",
+        ),
+        (OWN.replace("offset = -1.5", "languages = [1]"), r"languages is \[1\], which is of the wrong type"),
+        (OWN.replace("answers =", "answer ="), "unknown key 'prompt.answer'"),
+        (OWN.replace('["yes", "no"]', '"yes"'), "prompt.answers is 'yes', which is of the wrong type"),
+        (OWN.replace('["yes", "no"]', '["a", "b", "c"]'), "one word or two"),
+        (OWN.replace('["{query} {document}"]', "[]"), "prompt.segments is missing"),
+        (OWN.replace("segments =", "instruction = 3, segments ="), "prompt.instruction is 3"),
         (OWN.replace('"sigmoid"', '"sigmoid"\nknown = [{query = "q", document = "d"}]'), "known pair"),
     ],
 )

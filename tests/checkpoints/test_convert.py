@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors.torch import load_file, save_file
 
+from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.checkpoints.checkpoint import read_config
 from rerank_grpc.checkpoints.convert import convert, is_needed
-from rerank_grpc.checkpoints.described import find_template
+from rerank_grpc.checkpoints.described import find_prompted, template_of
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
 from tests import random_models
 from tests.checkpoints import remote_models
@@ -249,6 +251,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "weights, 'roberta.encoder.layer.3",
     ),
     "pooling": (lambda path: remote_models.nemotron(path, pooling="last"), "pooling"),
+    "temperature": (lambda path: remote_models.nemotron(path, temperature=0), "divides nothing"),
+    "words": (lambda path: remote_models.nemotron(path, temperature="hot"), "ValueError"),
     "causal": (lambda path: remote_models.nemotron(path, is_causal=True), "is_causal"),
 }
 
@@ -329,9 +333,9 @@ def test_a_classifier_made_of_qwen3_is_scored_as_the_language_model(
 def test_a_prompt_is_not_written_where_another_stands_or_to_another_model(
     causal: Path, directories: dict[str, Path], tmp_path: Path
 ) -> None:
-    template = find_template("Qwen3-Reranker-4B")
+    prompted = find_prompted("Qwen3-Reranker-4B", builtin())
     path = remote_models.qwen3_classifier(tmp_path / "seq-cls", causal)
-    convert(path, template=template)
+    convert(path, prompted=prompted)
     for directory, reason in [
         (path, "says already"),
         (causal, "no classifier"),
@@ -339,7 +343,7 @@ def test_a_prompt_is_not_written_where_another_stands_or_to_another_model(
     ]:
         before = _contents(directory)
         with pytest.raises(ModelLoadError, match=reason):
-            convert(directory, template=template)
+            convert(directory, prompted=prompted)
         assert _contents(directory) == before
 
 
@@ -347,12 +351,20 @@ def test_a_classifier_of_two_labels_gets_no_prompt(causal: Path, tmp_path: Path)
     path = remote_models.qwen3_classifier(tmp_path / "seq-cls", causal)
     _change(path, id2label={"0": "no", "1": "yes"})
     with pytest.raises(ModelLoadError, match="2 labels"):
-        convert(path, template=find_template("Qwen3-Reranker-4B"))
+        convert(path, prompted=find_prompted("Qwen3-Reranker-4B", builtin()))
 
 
 def test_an_unknown_prompt_is_refused_by_its_name() -> None:
     with pytest.raises(ConfigurationError, match=r"'bge-reranker-base'.*Qwen3-Reranker"):
-        find_template("bge-reranker-base")
+        find_prompted("bge-reranker-base", builtin())
+
+
+def test_a_template_pastes_whatever_a_prompt_holds() -> None:
+    """Braces and line breaks, which mean something in templates, and texts that lose their white space."""
+    prompt = {"segments": ["{{ a }}", "{query}{# b #}", "{document}", '\n"\\\n'], "strips": ["query"]}
+    messages = [{"role": "query", "content": " q{{ 1 }} "}, {"role": "document", "content": " d "}]
+    rendered = ImmutableSandboxedEnvironment(trim_blocks=True).from_string(template_of(prompt))
+    assert rendered.render(messages=messages) == '{{ a }}q{{ 1 }}{# b #} d \n"\\\n'
 
 
 def _config(path: Path) -> dict[str, Any]:

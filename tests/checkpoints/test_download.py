@@ -236,6 +236,76 @@ def test_pickles_are_fetched_only_where_nothing_else_is_and_converted(
     assert load(snapshot(tmp_path, "old")).card.revision == COMMIT
 
 
+def with_modules(directory: Path) -> Path:
+    """Adds what sentence-transformers, ColBERT and others keep beside a network."""
+    for name in (
+        *("chat_template.jinja", "additional_chat_templates/reranker.jinja", "artifact.metadata"),
+        *("modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"),
+        *("3_Dense/config.json", "3_Dense/pytorch_model.bin", "2_Dense/pytorch_model.bin"),
+        *("README.md", "0_Transformer/model.safetensors", "onnx/model.safetensors", "2_Dense/evil.py"),
+        *("openvino/config.json", "additional_chat_templates/evil.py", "2_Dense/onnx/config.json"),
+    ):
+        (directory / name).parent.mkdir(exist_ok=True, parents=True)
+        (directory / name).write_bytes(b"[]" if name == "modules.json" else b"{}")
+    return directory
+
+
+def fetched(root: Path, like: Path) -> set[str]:
+    """Lists what a snapshot has more than a model without modules."""
+    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    return names - {path.name for path in like.iterdir()}
+
+
+MODULES = {
+    *("chat_template.jinja", "additional_chat_templates/reranker.jinja", "artifact.metadata"),
+    *("modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"),
+    "3_Dense/config.json",
+}
+
+
+def test_all_that_a_loader_reads_is_fetched_and_no_code(directories: dict[str, Path], tmp_path: Path) -> None:
+    whole = with_modules(Path(shutil.copytree(directories["bert"], tmp_path / "whole")))
+    pickle = "3_Dense/pytorch_model.bin"
+    with hub.running(whole=whole) as served:
+        assert download(served, tmp_path, "org/whole").returncode == 0
+        assert fetched(snapshot(tmp_path, "whole"), directories["bert"]) == MODULES | {pickle}
+        server = tmp_path / "server"
+        code = "from rerank_grpc.checkpoints.hub import fetch; fetch('org/whole', 'main')"
+        variables_ = environment(**variables(served, server))
+        subprocess.run([sys.executable, "-c", code], env=variables_, check=True, timeout=60)
+        assert fetched(snapshot(server, "whole"), directories["bert"]) == MODULES, "a server takes no pickle"
+
+
+def test_weights_of_a_module_alone_make_no_model(directories: dict[str, Path], tmp_path: Path) -> None:
+    lonely = with_modules(Path(shutil.copytree(directories["bert"], tmp_path / "lonely")))
+    (lonely / WEIGHTS).unlink()
+    with hub.running(lonely=lonely) as served:
+        assert "only pickled weights" in complaint(download(served, tmp_path, "org/lonely"))
+
+
+def test_a_model_of_an_earlier_download_is_completed(
+    served: Hub, tmp_path: Path, directories: dict[str, Path]
+) -> None:
+    name = f"org/tiny@{COMMIT}"
+    assert download(served, tmp_path, name).returncode == 0
+    assert download(served, tmp_path, name, HF_HUB_OFFLINE="1").returncode == 0
+    served.models["org/tiny"] = with_modules(Path(shutil.copytree(directories["bert"], tmp_path / "more")))
+    assert download(served, tmp_path, name).returncode == 0
+    assert len(served.transfers(WEIGHTS)) == 2, "the network's once, and a module's"
+    assert (snapshot(tmp_path) / "chat_template.jinja").is_file()
+
+
+def test_a_licence_that_forbids_commercial_use_is_said(served: Hub, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('[[model]]\nid = "org/tiny"\nkind = "cross-encoder"\nfamily = "bert"\n')
+    quiet = download(served, tmp_path, "tiny", RERANK_CATALOGUE=str(own))
+    own.write_text(own.read_text() + 'licence = "CC-BY-NC-4.0"\n')
+    said = download(served, tmp_path, "tiny", RERANK_CATALOGUE=str(own))
+    assert (quiet.returncode, said.returncode) == (0, 0)
+    assert "commercial" not in quiet.stderr
+    assert "  org/tiny: its licence, CC-BY-NC-4.0, forbids commercial use\n" in said.stderr
+
+
 def test_a_terminal_gets_a_bar_with_rate_and_time(served: Hub, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +43,27 @@ def test_health_exits_0_where_a_call_would_be_answered(
     assert capsys.readouterr().out.startswith(says)
     assert main(["health", "--target", server.target, "--json"]) == status
     assert f'"serving": {str(serving).lower()}' in capsys.readouterr().out
+
+
+def test_the_known_models_are_listed_without_a_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('[[model]]\nid = "acme/own"\nkind = "cross-encoder"\nfamily = "bert"\nserved = "packed"\n')
+    arguments = ["models", "--available", "--target", "127.0.0.1:1", "--catalogue", str(own)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("model ")
+    assert any(line.split() == ["acme/own", "packed"] for line in printed)
+    assert main([*arguments, "--json"]) == 0
+    models = {model["id"]: model for model in json.loads(capsys.readouterr().out)["models"]}
+    assert models["acme/own"]["served"] == "packed"
+    assert models["zeroentropy/zerank-2"]["noncommercial"] is True
+    assert models["jinaai/jina-reranker-v3"]["unsupported"]
+
+
+def test_an_unreadable_catalogue_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--available", "--catalogue", str(tmp_path / "none.toml")]) != 0
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert "--catalogue: cannot read" in said.err
