@@ -15,12 +15,14 @@ import torch
 from rerank_grpc.checkpoints.catalogue import KnownModel
 from rerank_grpc.checkpoints.disk import COMMIT, SHA256, digest_of, read_json
 from rerank_grpc.checkpoints.lookup import EMBEDDED, EMBEDDED_REVISION, check_embedded
+from rerank_grpc.checkpoints.native import find_form, is_native
 from rerank_grpc.errors import ModelLoadError
 
 BLOCK = 1 << 20
 DIGEST_WHOLE_BYTES, DIGEST_BLOCKS = 4 << 30, 256  # larger weights are digested in part, in this many blocks
 HEADER_BYTES_MAX = 100 << 20  # the bound of the safetensors format itself
 REMOTE_CODE_KEYS = ("auto_map", "_attn_implementation_internal")
+STOCK_MODULES = ("sentence_transformers.", "pylate.models.Dense")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -63,11 +65,16 @@ def open_checkpoint(source: str, directory: Path, known: KnownModel | None = Non
 
 
 def read_config(directory: Path) -> Mapping[str, Any]:
-    """Reads config.json and refuses one that asks for code of its own; raises ModelLoadError."""
+    """Reads config.json and refuses one that needs code of its own; raises ModelLoadError."""
     path = directory / "config.json"
     config = read_json(path)
+    if find_form(config) is not None:
+        raise ModelLoadError(
+            f"{path}: names a class with code of its own, which is never run: "
+            f"'rerank-grpc convert {directory}' rewrites it as one of transformers' classes"
+        )
     for key in REMOTE_CODE_KEYS:
-        if _has_key(config, key):
+        if _has_key(config, key) and not (key == "auto_map" and _is_left_over(directory, config)):
             raise ModelLoadError(
                 f"{path}: has {key!r}, which runs code from outside: "
                 "use a checkpoint that transformers supports without remote code"
@@ -77,6 +84,16 @@ def read_config(directory: Path) -> Mapping[str, Any]:
     if "quantization_config" in config:
         raise ModelLoadError(f"{path}: quantized weights are not supported: use the original weights")
     return config
+
+
+def _is_left_over(directory: Path, config: Mapping[str, Any]) -> bool:
+    """Tells whether an auto_map is of no use: sentence-transformers' modules, and a class of transformers."""
+    try:
+        modules = json.loads((directory / "modules.json").read_bytes())
+        kinds = [str(module["type"]) for module in modules]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return bool(kinds) and all(kind.startswith(STOCK_MODULES) for kind in kinds) and is_native(config)
 
 
 def find_weights(directory: Path) -> tuple[Path, ...]:

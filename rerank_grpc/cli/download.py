@@ -1,4 +1,4 @@
-"""`rerank-grpc download` fetches models from the hub, `convert` makes safetensors of old weights."""
+"""`rerank-grpc download` fetches models from the hub, `convert` rewrites old and foreign forms of them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ def download(parsed: argparse.Namespace) -> int:
     settings = read_settings(parsed.flags)
     with needs("download", SERVER_EXTRA):
         from rerank_grpc.checkpoints.catalogue import read_catalogue
+        from rerank_grpc.checkpoints.convert import convert as make
+        from rerank_grpc.checkpoints.convert import is_needed
         from rerank_grpc.checkpoints.lookup import download as fetch
 
     catalogue, screen = read_catalogue(settings.catalogue), Screen.of(sys.stderr)
     for name in parsed.models:
         _say(screen.paint(printable(name), "bold"))
         directory = fetch(name, catalogue=catalogue, progress=FileBars())
-        if not any(directory.glob("model*.safetensors")) or _has_pickled_modules(directory):
-            _convert(directory)
+        if is_needed(directory):
+            make(directory, _say)
         known = catalogue.find(name.partition("@")[0])
         if known is not None and known.caution:
             _say(screen.paint(f"  {known.id}: {known.caution}", "yellow"))
@@ -36,24 +38,19 @@ def download(parsed: argparse.Namespace) -> int:
 
 
 def convert(parsed: argparse.Namespace) -> int:
-    """Makes safetensors and tokenizer.json in each directory; raises ModelLoadError."""
+    """Converts each directory into a form that can be served; raises ModelLoadError, ConfigurationError."""
+    settings = read_settings(parsed.flags)
+    with needs("convert", SERVER_EXTRA):
+        from rerank_grpc.checkpoints.catalogue import read_catalogue
+        from rerank_grpc.checkpoints.convert import convert as make
+        from rerank_grpc.checkpoints.described import find_prompted
+
+    prompted = find_prompted(parsed.prompt, read_catalogue(settings.catalogue)) if parsed.prompt else None
     for name in parsed.directories:
-        made = _convert(Path(name))
+        made = make(Path(name), _say, prompted)
         how = f": {len(made)} files written, the old ones kept" if made else " as it is: nothing to convert"
         print(f"{printable(name)} can be served{how}")
     return 0
-
-
-def _has_pickled_modules(directory: Path) -> bool:
-    pickles = directory.glob("[1-9]*_*/pytorch_model.bin")
-    return any(not path.with_name("model.safetensors").is_file() for path in pickles)
-
-
-def _convert(directory: Path) -> list[Path]:
-    with needs("convert", SERVER_EXTRA):
-        from rerank_grpc.checkpoints.convert import convert as make
-
-    return make(directory, _say)
 
 
 class FileBars(Progress):

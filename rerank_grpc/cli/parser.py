@@ -85,9 +85,15 @@ that was cut off goes on where it ended.
     "convert": """\
 examples:
   rerank-grpc convert models/bge-reranker-base
+  rerank-grpc convert models/gte-multilingual-reranker-base
+  rerank-grpc convert --prompt Qwen3-Reranker-0.6B models/qwen3-reranker-seq-cls
 
-For old clones that have only pytorch_model.bin: writes model.safetensors, and
-tokenizer.json if it is missing, offline. The old files stay.
+Works offline and runs nothing of a model's own code:
+  pytorch_model.bin     becomes model.safetensors, and an older tokenizer tokenizer.json
+  gte-multilingual, jina-reranker-v2, llama-nemotron-rerank
+                        become classes of transformers, which need no code of theirs
+  --prompt MODEL        a classifier made of MODEL gets the files that say how it is asked
+Old weights in pickles stay; config.json and others are kept as NAME.original.
 """,
     "verify": """\
 examples:
@@ -222,7 +228,8 @@ AVAILABLE = _argument(
 JSON = _argument("--json", action="store_true", help="print JSON, for machines")
 FETCHED = _argument("models", metavar="MODEL", nargs="+", help="a hub id, or a name of the catalogue")
 CHECKED = _argument("models", metavar="MODEL", nargs="+", help="embedded, a directory, a hub id or a name")
-DIRECTORIES = _argument("directories", metavar="DIR", nargs="+", help="a directory with an old checkpoint")
+DIRECTORIES = _argument("directories", metavar="DIR", nargs="+", help="a directory with a checkpoint")
+PROMPT = _argument("--prompt", metavar="MODEL", default="", help="whose prompt a classifier made of it reads")
 SHELL = _argument("shell", choices=("bash", "zsh"), help="the shell that reads it")
 
 
@@ -262,7 +269,13 @@ COMMANDS = (
     ),
     Command("health", "tell whether a model can be called", ask.health, (MODEL, JSON), CLIENT_OPTIONS),
     Command("download", "fetch models from the hub", download.download, (FETCHED,), CATALOGUE_OPTION),
-    Command("convert", "make safetensors of pickled weights", download.convert, (DIRECTORIES,)),
+    Command(
+        "convert",
+        "rewrite a model's files into a form that is served",
+        download.convert,
+        (DIRECTORIES, PROMPT),
+        CATALOGUE_OPTION,
+    ),
     Command("verify", "check a model's scores on this machine", verify.run, (CHECKED,), VERIFY_OPTIONS),
     Command("completion", "print a shell's completion of these commands", _print_completion, (SHELL,)),
 )
