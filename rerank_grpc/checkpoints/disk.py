@@ -47,13 +47,25 @@ def digest_of(path: Path, digest: Callable[[], hashlib._Hash] = hashlib.sha256) 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads an object from a JSON file; raises ModelLoadError."""
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path}: not a JSON object: copy it again")
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """Reads a list from a JSON file; raises ModelLoadError."""
+    value = _read_json(path)
+    if not isinstance(value, list):
+        raise ModelLoadError(f"{path}: not a JSON list: copy it again")
+    return value
+
+
+def _read_json(path: Path) -> Any:
     try:
-        value = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ModelLoadError(f"{path}: no such file: copy the whole checkpoint") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = type(error).__name__
         raise ModelLoadError(f"{path}: cannot be read as JSON ({reason}): copy it again") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path}: not a JSON object: copy it again")
-    return value

@@ -1,0 +1,87 @@
+"""Reads the files of sentence-transformers: its modules, and how its transformer treats texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rerank_grpc.checkpoints.disk import read_json, read_json_list
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Module
+
+MODULES, SETTINGS, TRANSFORMER = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+)
+# Older releases of sentence-transformers and PyLate had their modules under other paths.
+STOCK = re.compile(r"(?:sentence_transformers(?:\.\w+)*|pylate\.models(?:\.\w+)*)\.(\w+)")
+KNOWN = frozenset(
+    {"Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "LogitScore", "MultiVectorMask", "Dropout"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """The content of a directory that sentence-transformers has saved, or that looks so."""
+
+    directory: Path
+    modules: tuple[Module, ...] = ()  # behind the transformer; () without a modules.json too
+    has_modules: bool = False  # whether there is a modules.json
+    settings: Mapping[str, Any] = field(default_factory=dict)  # config_sentence_transformers.json
+    transformer: Mapping[str, Any] = field(default_factory=dict)  # sentence_bert_config.json
+
+    @property
+    def model_type(self) -> str:
+        """The class that saved it; "SentenceTransformer" where modules.json alone speaks."""
+        return str(self.settings.get("model_type") or ("SentenceTransformer" if self.has_modules else ""))
+
+    def of_type(self, *types: str) -> list[Module]:
+        """Lists the modules of some types, in their order."""
+        return [module for module in self.modules if module.type in types]
+
+
+def read_saved_model(directory: Path) -> SavedModel:
+    """Reads whatever there is of sentence-transformers' files.
+
+    Raises ModelLoadError for a file that cannot be read, and for a module that is not stock.
+    """
+    settings, transformer = _read(directory / SETTINGS), _read(directory / TRANSFORMER)
+    path = directory / MODULES
+    if not path.is_file():
+        return SavedModel(directory, settings=settings, transformer=transformer)
+    return SavedModel(directory, tuple(_read_modules(path)), True, settings, transformer)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _read_modules(path: Path) -> list[Module]:
+    modules = [_read_module(path, entry) for entry in read_json_list(path)]
+    if not modules or modules[0].type != "Transformer":
+        raise ModelLoadError(f"{path}: does not begin with a Transformer: use another checkpoint")
+    if modules[0].directory != path.parent:
+        place = modules[0].directory.name
+        raise ModelLoadError(f"{path}: its Transformer is in {place}/: move the files of {place}/ beside it")
+    return [module for module in modules[1:] if module.type != "Dropout"]  # does nothing but in training
+
+
+def _read_module(path: Path, entry: Any) -> Module:
+    try:
+        name, place = str(entry["type"]), str(entry["path"])
+    except (TypeError, KeyError):
+        raise ModelLoadError(f"{path}: an entry has no type or path: copy it again") from None
+    stock = STOCK.fullmatch(name)
+    if stock is None or stock[1] not in KNOWN:
+        raise ModelLoadError(
+            f"{path}: {name[:100]} is a module which this version cannot score with: use another checkpoint"
+        )
+    if Path(place).name != place:
+        raise ModelLoadError(f"{path}: path {place[:100]!r} leaves the directory: use another checkpoint")
+    directory = path.parent / place if place else path.parent
+    config = {} if stock[1] == "Transformer" else _read(directory / "config.json")
+    return Module(stock[1], directory, config)
