@@ -26,15 +26,16 @@ def attend_window(
     """Attends within one part, both ways  # [1, heads, num_tokens, size].
 
     With `window`, token i sees token j where |i - j| < window: time grows with the length, not its square.
+    Where there are fewer keys, those of the last tokens are missing; to see none gives zeros.
     """
-    length = query.shape[2]
+    length, seen = query.shape[2], key.shape[2]
     if window is None or length <= window:
         return scaled_dot_product_attention(query, key, value, scale=scale)
     positions = torch.arange(length, device=query.device)
     blocks = []
     for start in range(0, length, WINDOW_ROWS):
         end = min(start + WINDOW_ROWS, length)
-        low, high = max(0, start - window + 1), min(length, end + window - 1)
+        low, high = max(0, start - window + 1), min(seen, end + window - 1)
         near = (positions[start:end, None] - positions[None, low:high]).abs() < window  # [queries, keys]
         q, k, v = query[:, :, start:end], key[:, :, low:high], value[:, :, low:high]
         blocks.append(scaled_dot_product_attention(q, k, v, attn_mask=near, scale=scale))

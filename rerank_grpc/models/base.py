@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
+from rerank_grpc.evidence.facts import LateInteraction, Reading
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import KeysValues, Layout
 from rerank_grpc.models.prompts import Prompt
@@ -40,6 +41,9 @@ class ModelCard:
     pooling: str = "first"  # the rows behind its last layer that it reads: "first", "mean" or "last"
     accepts_instruction: bool = False  # whether the instruction of a request changes its scores
     prompt: Prompt | None = None  # that of a language model
+    reading: Reading = field(default_factory=Reading)  # how texts become tokens
+    late: LateInteraction | None = None  # of that kind only
+    skipped_ids: frozenset[int] = frozenset()  # the tokens whose rows are left out of its documents
     prefix_token_bytes: int = 0  # the memory for the keys and values of one token
     # Whether a pass is the same work for any lengths, so that a CUDA graph of it can be replayed for others
     capturable: bool = False
@@ -69,5 +73,6 @@ class Model(Protocol):
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Runs one pass: a logit  # [num_sequences, 1]  or a vector  # [num_sequences, hidden]
-        for each sequence, float32, on the model's device; vectors have length 1.
+        for each sequence, in late interaction a vector for each token  # [num_tokens, size];
+        float32, on the model's device; vectors have length 1.
         """

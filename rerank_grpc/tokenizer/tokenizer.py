@@ -9,6 +9,7 @@ from rerank_grpc.errors import UnsupportedOption
 from rerank_grpc.models.base import Kind, ModelCard
 from rerank_grpc.sequence import TOKEN_BYTES, Chunk, Sequence, TokenizedDocument, TokenizedRequest
 from rerank_grpc.tokenizer.frames import Frame, Framing, PlainFraming, PromptFraming
+from rerank_grpc.tokenizer.late import late_framing
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.truncation import Cutting, TokenizedText, tokenize
 from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_vocabulary
@@ -66,6 +67,9 @@ def _framed(request: RerankRequest, frame: Frame, tokenized: Mapping[str, Tokeni
 
 def tokenizer_for(card: ModelCard) -> Tokenizer:
     """Makes the tokenizer of a loaded model, or raises ModelLoadError."""
+    if card.late is not None:
+        facts = card.reading, card.late, card.max_tokens
+        return Tokenizer(*late_framing(card.tokenizer_file, card.family, *facts))
     vocabulary = read_vocabulary(card.tokenizer_file, card.family)
     if card.prompt is None:
         pairs = card.kind is Kind.CROSS_ENCODER

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from array import array
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -68,10 +68,11 @@ class Vocabulary:
     cuts_suffix: bool  # the same for the part that begins with the space
 
 
-def read_vocabulary(path: Path, family: str) -> Vocabulary:
-    """Reads a tokenizer.json, or raises ModelLoadError."""
+def read_vocabulary(path: Path, family: str, markers: Collection[str] = ()) -> Vocabulary:
+    """Reads a tokenizer.json, or raises ModelLoadError; `markers` are control tokens beside its own."""
     try:
-        return _vocabulary(Tokenizer.from_file(str(path)), json.loads(path.read_bytes()), path.parent, family)
+        original, data = Tokenizer.from_file(str(path)), json.loads(path.read_bytes())
+        return _vocabulary(original, data, path.parent, family, markers)
     except ModelLoadError:
         raise
     except Exception as error:  # the Rust library raises bare Exception
@@ -81,11 +82,14 @@ def read_vocabulary(path: Path, family: str) -> Vocabulary:
         ) from error
 
 
-def _vocabulary(original: Tokenizer, data: Mapping[str, Any], directory: Path, family: str) -> Vocabulary:
+def _vocabulary(
+    original: Tokenizer, data: Mapping[str, Any], directory: Path, family: str, markers: Collection[str]
+) -> Vocabulary:
     original.no_truncation()
     original.no_padding()
     single, pair = _template(original.encode("a b"), last=0), _template(original.encode("a b", "a b"), last=1)
     written, ids = _control_tokens(data, directory, family)
+    written |= {*markers}
     ids |= {*single.prefix, *single.suffix, *pair.prefix, *pair.middle, *pair.suffix}
     written |= {token for token in map(original.id_to_token, ids) if token is not None}
     ids |= {found for token in written if (found := original.token_to_id(token)) is not None}
