@@ -168,3 +168,10 @@ def _dense(path: Path, inputs: int, outputs: int, *, residual: bool = False, **n
 
 def _change(path: Path, **changes: Any) -> None:
     write_json(path, json.loads(path.read_text()) | changes)
+
+
+def drop_weight(path: Path, name: str) -> None:
+    """Takes one weight out of a directory's file."""
+    weights = load_file(path / "model.safetensors")
+    del weights[name]
+    save_file(weights, path / "model.safetensors", {"format": "pt"})

@@ -30,6 +30,7 @@ PYLATE_KEYS = frozenset(PREFIXES) | {
 CLASSIC_LENGTH = 32  # of an expanded query, where the files state none
 LONGEST = 1 << 30  # tokenizers without a limit state one beyond it
 ROWS = "token_embeddings"
+IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +100,11 @@ def _max_tokens(checkpoint: Checkpoint, late: LateInteraction) -> int | None:
 def _saved(checkpoint: Checkpoint, saved: SavedModel) -> tuple[LateInteraction, Reading]:
     _check_transformer(saved)
     settings, where = saved.settings, saved.directory / SETTINGS
-    limit = _declared_limit(checkpoint, saved)
-    expansion = _expansion(saved)
-    # Where queries are expanded by PyLate's settings, its query_length is the length of that.
-    stated = saved.transformer.get("query_length") if _is_classic(saved) else _knob(saved, "query_length")
-    query = _length(stated, saved.directory / TRANSFORMER, "query_length")
-    if expansion is not None and query is not None and query < expansion.length:
-        raise ModelLoadError(
-            f"{saved.directory / TRANSFORMER}: query_length {query} is less than the {expansion.length} "
-            "tokens of query_expansion: correct one of them"
-        )
+    limit, expansion = _declared_limit(checkpoint, saved), _expansion(saved)
+    query = _query_limit(saved, expansion)
     document = _length(_knob(saved, "document_length"), saved.directory / TRANSFORMER, "document_length")
     late = LateInteraction(
-        query_tokens=expansion.length if expansion and expansion.fixed else query or limit,
+        query_tokens=query or limit,
         document_tokens=document or limit,
         expanded_tokens=expansion.length if expansion else 0,
         expansion_token=expansion.token if expansion else None,
@@ -128,37 +121,57 @@ def _saved(checkpoint: Checkpoint, saved: SavedModel) -> tuple[LateInteraction, 
     return late, reading
 
 
+def _query_limit(saved: SavedModel, expansion: Expansion | None) -> int | None:
+    """Reads the longest query; None where only the tokenizer limits it."""
+    where = saved.directory / TRANSFORMER
+    # Where queries are expanded by PyLate's settings, its query_length is the length of that.
+    stated = saved.transformer.get("query_length") if _is_classic(saved) else _knob(saved, "query_length")
+    limit = _length(stated, where, "query_length")
+    if expansion is None:
+        return limit
+    if limit is not None and limit < expansion.length:
+        raise ModelLoadError(
+            f"{where}: query_length {limit} is less than the {expansion.length} tokens of query_expansion: "
+            "correct one of them"
+        )
+    return expansion.length if expansion.fixed else limit
+
+
 def _modules(saved: SavedModel) -> Iterator[Module]:
     """Yields the modules over the rows; PyLate's norm, which its files do not list, is added."""
-    last = None
+    path, last = saved.directory / MODULES, ""
     for module in saved.modules:
-        if module.type == "MultiVectorMask":
-            continue
-        if module.type not in ("Dense", "Normalize"):
+        if module.type != "MultiVectorMask":
+            _check_module(path, module)
+            last = module.type
+            yield module
+    if not _is_native(saved):
+        if last != "Dense":
             raise ModelLoadError(
-                f"{saved.directory / MODULES}: {module.type} is a module which this version does not know "
-                "in late interaction: use another checkpoint"
+                f"{path}: does not end in a Dense, as PyLate's do: copy the whole checkpoint"
             )
-        # Normalize without a name is for pooled rows, of which there are none; a Dense takes what there is.
-        default = ROWS if module.type == "Dense" else "sentence_embedding"
-        names = [module.config.get(key) or default for key in ("module_input_name", "module_output_name")]
-        if names[0] != ROWS or module.config.get("module_output_name", ROWS) not in (ROWS, None):
-            raise ModelLoadError(
-                f"{module.directory / 'config.json'}: reads or writes {str(names[0])[:40]!r}, "
-                f"where late interaction has {ROWS!r}: use another checkpoint"
-            )
-        last = module.type
-        yield module
-    if _is_native(saved):
-        if last != "Normalize":
-            raise ModelLoadError(
-                f"{saved.directory / MODULES}: does not end in Normalize over {ROWS!r}: vectors of other "
-                "lengths than 1 are not supported: use another checkpoint"
-            )
-    elif last is None:
-        raise ModelLoadError(f"{saved.directory / MODULES}: lists no Dense: copy the whole checkpoint")
-    else:
         yield Module("Normalize", saved.directory, {})
+    elif last != "Normalize":
+        raise ModelLoadError(
+            f"{path}: does not end in Normalize: vectors of other lengths than 1 are not supported: "
+            "use another checkpoint"
+        )
+
+
+def _check_module(path: Path, module: Module) -> None:
+    """Raises ModelLoadError unless a module makes rows of rows."""
+    if module.type not in ("Dense", "Normalize"):
+        text = f"{module.type} is a module which this version does not know in late interaction"
+        raise ModelLoadError(f"{path}: {text}: use another checkpoint")
+    # A Normalize without a name is one for pooled rows, of which there are none.
+    default = ROWS if module.type == "Dense" else "sentence_embedding"
+    source = module.config.get("module_input_name") or default
+    target = module.config.get("module_output_name") or source
+    if (source, target) != (ROWS, ROWS):
+        raise ModelLoadError(
+            f"{module.directory / 'config.json'}: makes {str(target)[:40]!r} of {str(source)[:40]!r}, where "
+            f"late interaction has {ROWS!r}: use another checkpoint"
+        )
 
 
 def _is_native(saved: SavedModel) -> bool:
@@ -183,24 +196,26 @@ def _is_classic(saved: SavedModel) -> bool:
 def _expansion(saved: SavedModel) -> Expansion | None:
     """Reads how a query is filled up; None where it is not."""
     if _is_classic(saved):
-        settings, where = saved.settings, saved.directory / SETTINGS
-        attends = settings.get("attend_to_expansion_tokens", settings.get("attend_to_mask_tokens"))
-        stated_length = _length(settings.get("query_length"), where, "query_length")
-        return Expansion(stated_length or CLASSIC_LENGTH, attends=bool(attends))
-    stated = _knob(saved, "query_expansion")
+        return _classic_expansion(saved)
+    stated, where = _knob(saved, "query_expansion"), saved.directory / TRANSFORMER
     if stated is None:
         return None
-    where = saved.directory / TRANSFORMER
     if not isinstance(stated, dict) or set(stated) - {"strategy", "attend", "token", "length"}:
-        raise ModelLoadError(f"{where}: query_expansion is of a form that this version does not know")
+        raise ModelLoadError(f"{where}: query_expansion has settings that this version does not know")
     strategy, attends, token = stated.get("strategy"), stated.get("attend", False), stated.get("token")
     length = _length(stated.get("length"), where, "query_expansion's length")
     known = strategy in ("fixed", "min") and isinstance(attends, bool) and isinstance(token, str | None)
     if not known or length is None:
-        raise ModelLoadError(
-            f"{where}: query_expansion {str(stated)[:80]!r} is incomplete or unknown: copy the file again"
-        )
+        text = f"query_expansion {str(stated)[:80]} is incomplete or unknown"
+        raise ModelLoadError(f"{where}: {text}: copy the file again")
     return Expansion(length, attends, strategy == "fixed", token)
+
+
+def _classic_expansion(saved: SavedModel) -> Expansion:
+    settings = saved.settings
+    attends = settings.get("attend_to_expansion_tokens", settings.get("attend_to_mask_tokens"))
+    length = _length(settings.get("query_length"), saved.directory / SETTINGS, "query_length")
+    return Expansion(length or CLASSIC_LENGTH, attends=bool(attends))
 
 
 def _length(value: Any, where: Path, name: str) -> int | None:
@@ -220,13 +235,11 @@ def _skipped(saved: SavedModel) -> tuple[str, ...]:
             f"{SETTINGS} contradicts: copy the whole checkpoint"
         )
     if not masks:
-        return _words(
-            saved.settings.get("skiplist_words", None), saved.directory / SETTINGS, string.punctuation
-        )
+        return _words(saved.settings.get("skiplist_words"), saved.directory / SETTINGS, string.punctuation)
     config, where = masks[0].config, masks[0].directory / "config.json"
     if config.get("keep_only_token_ids"):
         raise ModelLoadError(f"{where}: keep_only_token_ids, for images, is not supported")
-    tasks = config.get("skiplist_tasks", None)
+    tasks = config.get("skiplist_tasks")
     if tasks not in (None, "document", ["document"]):
         raise ModelLoadError(
             f"{where}: skiplist_tasks {str(tasks)[:60]!r} is not supported: only 'document' is"
@@ -254,24 +267,21 @@ def _prefix(settings: Mapping[str, Any], side: str, where: Path) -> str:
 
 def _check_transformer(saved: SavedModel) -> None:
     """Raises ModelLoadError if the transformer does more than to give its last rows."""
-    transformer, reason = saved.transformer, ""
+    transformer = saved.transformer
     modalities = transformer.get("modality_config") or {}
     text = modalities.get("text") or {}
     output = text.get("method_output_name", "last_hidden_state")
-    if transformer.get("transformer_task", "feature-extraction") != "feature-extraction":
-        reason = f"transformer_task {str(transformer['transformer_task'])[:40]!r}"
-    elif "message" in modalities:
-        reason = "a chat template around its texts"
-    elif text.get("method", "forward") != "forward" or output not in (
-        "last_hidden_state",
-        ["last_hidden_state"],
-    ):
-        reason = f"the output {str(output)[:40]!r} of the network"
-    elif transformer.get("processing_kwargs"):
-        reason = "processing_kwargs"
-    if reason:
+    asked = {
+        "another task": transformer.get("transformer_task", "feature-extraction") != "feature-extraction",
+        "a chat template around its texts": "message" in modalities,
+        "another method of the network": text.get("method", "forward") != "forward",
+        "other rows than the last": output not in ("last_hidden_state", ["last_hidden_state"]),
+        "processing_kwargs": bool(transformer.get("processing_kwargs")),
+    }
+    if reason := next((name for name, found in asked.items() if found), None):
         raise ModelLoadError(
-            f"{saved.directory / TRANSFORMER}: asks for {reason}, which is not supported here"
+            f"{saved.directory / TRANSFORMER}: asks for {reason}, which late interaction does not have here: "
+            "use another checkpoint"
         )
 
 
@@ -311,21 +321,13 @@ def _stanford(checkpoint: Checkpoint) -> tuple[LateInteraction, Reading]:
 
 def _stanford_modules(checkpoint: Checkpoint) -> tuple[Module, ...]:
     """Describes the projection, whose weight stands among the body's, and the norm behind it."""
-    found = [
-        header["linear.weight"]
-        for path in checkpoint.weights
-        if "linear.weight" in (header := read_header(path))
-    ]
-    if len(checkpoint.weights) != 1 or not found or len(found[0]["shape"]) != 2:
-        raise ModelLoadError(
-            f"{checkpoint.directory}: no linear.weight in one model.safetensors: copy the whole checkpoint"
-        )
-    outputs, inputs = found[0]["shape"]
-    config = {
-        "in_features": inputs,
-        "out_features": outputs,
-        "bias": False,
-        "activation_function": "torch.nn.modules.linear.Identity",
-    }
     directory = checkpoint.directory
+    entry = read_header(checkpoint.weights[0]).get("linear.weight")
+    if len(checkpoint.weights) != 1 or entry is None or len(entry["shape"]) != 2:
+        raise ModelLoadError(
+            f"{checkpoint.weights[0]}: has no linear.weight, by which rows are projected: "
+            "copy the whole checkpoint"
+        )
+    outputs, inputs = entry["shape"]
+    config = {"in_features": inputs, "out_features": outputs, "bias": False, "activation_function": IDENTITY}
     return Module("Dense", directory, config), Module("Normalize", directory, {})

@@ -159,9 +159,10 @@ def _expansion_id(original: tokenizers.Tokenizer, late: LateInteraction, tokeniz
     if token is None:
         token = _named(tokenizer_file.parent, "mask_token") or _named(tokenizer_file.parent, "eos_token")
     number = None if token is None else original.token_to_id(token)
-    if number is None:
+    # Some networks give padding no position of its own.
+    if number is None or token == _named(tokenizer_file.parent, "pad_token"):
         raise ModelLoadError(
-            f"{tokenizer_file}: has no token {token or 'mask_token'!r} to fill queries up with: "
+            f"{tokenizer_file}: has no fitting token ({token or 'mask_token'}) to fill queries up with: "
             "use the tokenizer that the model came with"
         )
     return number

@@ -20,6 +20,7 @@ from rerank_grpc.evidence.late import read_late
 from rerank_grpc.evidence.modules import read_saved_model
 from rerank_grpc.kernels import operations_for
 from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.kernels.base import Operations
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.bert import BertBody
 from rerank_grpc.models.hooked import HOOK, HookedBody
@@ -56,7 +57,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
 class Ours:
     """A model of late interaction as the loader makes one, with its tokenizer and its runner."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, operations: Operations | None = None) -> None:
         checkpoint = open_checkpoint(str(directory), directory)
         evidence = read_late(checkpoint, read_saved_model(directory))
         assert evidence.late is not None
@@ -80,8 +81,8 @@ class Ours:
         network = read_network(transformers.AutoModel, checkpoint, attention=HOOK, **_options(evidence))
         if evidence.family == "bert":
             parameters = dict(network.named_parameters())
-            operations = operations_for(CPU, card.precision, card.attention)
-            body: Any = BertBody(network.config, parameters.__getitem__, "", operations, first_only=False)
+            computed = operations or operations_for(CPU, card.precision, card.attention)
+            body: Any = BertBody(network.config, parameters.__getitem__, "", computed, first_only=False)
         else:
             body = HookedBody(network, card.precision, card.attention)
         assert isinstance(evidence.head, Chain)
