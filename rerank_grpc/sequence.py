@@ -41,7 +41,7 @@ class Prefix:
 
 
 class Sequence(NamedTuple):
-    """One run of tokens to be scored: a pair for a cross-encoder, a text for a bi-encoder.
+    """One run of tokens to be scored: a pair for a cross-encoder, a text for the other kinds.
 
     Equal sequences of one model score the same, so a sequence is also the key under which identical work is
     found; bytes hash once and compare fast. Its length is in tokens, without its prefix.
@@ -50,6 +50,8 @@ class Sequence(NamedTuple):
     ids: bytes  # token ids as int32
     segment_start: int = 0  # the token at which the second segment begins; 0 for none
     prefix: Prefix | None = None
+    unseen: int = 0  # the number of its last tokens that see the others and are seen by none
+    is_query: bool = False  # in late interaction, where all rows of a query are kept
 
     @classmethod
     def of(cls, ids: Iterable[int], segment_start: int = 0) -> Sequence:

@@ -79,6 +79,7 @@ class LateInteraction:
     expansion_token: str | None = None  # None: the tokenizer's mask token, or else its end of text
     attends_expansion: bool = False  # whether other tokens see those that fill up
     skipped: tuple[str, ...] = ()  # the tokens whose rows are left out of documents
+    inserts_prefixes: bool = False  # whether a prefix that the vocabulary has as one token becomes that token
     mean: bool = False  # whether the logit is divided by the number of the query's rows
 
 
@@ -90,7 +91,7 @@ class Evidence:
     family: str  # transformers' model_type
     scoring: Scoring
     head: Head
-    pooling: str  # the rows that are read: "first", "mean", "max" or "last"
+    pooling: str  # the rows that are read: "first", "mean", "max", "last", or "all" in late interaction
     reading: Reading
     max_tokens: int | None  # None: the network's table of positions is the only limit
     scale: float = 1.0  # relevance_score = activation(scale · logit + offset)

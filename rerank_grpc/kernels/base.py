@@ -17,9 +17,9 @@ CPU = torch.device("cpu")
 class Layout:
     """The parts of a pass. Their places are on its device; the host reads their lengths without a wait.
 
-    A part may be empty, unless it is the last. Where some parts of a decoder continue a prefix, `keys` lays
-    out the keys that the parts see, and `key_rows` lists their rows, part after part, among those that are
-    kept and, behind them, the pass's own.
+    A part may be empty, unless it is the last. Where some parts of a decoder continue a prefix, or some parts
+    do not see their last tokens, `keys` lays out the keys that the parts see, and `key_rows` lists their
+    rows, part after part, among those that are kept and, behind them, the pass's own.
     """
 
     starts: Tensor  # where each part begins, and the end  # [num_parts + 1] int32
@@ -33,6 +33,12 @@ class Layout:
         """Lays out parts of these lengths, of which none continues a prefix."""
         starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
         return cls(starts, max(lengths), lengths)
+
+    def seen(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Layout]:
+        """Picks the keys and the values that the parts see, and lays them out  # [num_tokens, width] each."""
+        if self.keys is None or self.key_rows is None:
+            return key, value, self
+        return key.index_select(0, self.key_rows), value.index_select(0, self.key_rows), self.keys
 
     @property
     def firsts(self) -> Tensor:

@@ -26,6 +26,7 @@ def attend_window(
     """Attends within one part, both ways  # [1, heads, num_tokens, size], with fewer heads for key and value.
 
     With `window`, token i sees token j where |i - j| < window: time grows with the length, not its square.
+    Where there are fewer keys, those of the last tokens are missing; to see none gives zeros.
     """
     length, grouped = query.shape[2], query.shape[1] != key.shape[1]
     if window is None or length <= window:
@@ -34,7 +35,7 @@ def attend_window(
     blocks = []
     for start in range(0, length, WINDOW_ROWS):
         end = min(start + WINDOW_ROWS, length)
-        low, high = max(0, start - window + 1), min(length, end + window - 1)
+        low, high = max(0, start - window + 1), min(seen, end + window - 1)
         near = (positions[start:end, None] - positions[None, low:high]).abs() < window  # [queries, keys]
         q, k, v = query[:, :, start:end], key[:, :, low:high], value[:, :, low:high]
         mixed = scaled_dot_product_attention(q, k, v, attn_mask=near, scale=scale, enable_gqa=grouped)

@@ -70,5 +70,6 @@ class Model(Protocol):
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Runs one pass: a logit  # [num_sequences, 1]  or a vector  # [num_sequences, hidden]
-        for each sequence, float32, on the model's device; vectors have length 1.
+        for each sequence, in late interaction a vector for each token  # [num_tokens, size];
+        float32, on the model's device; vectors have length 1.
         """

@@ -99,7 +99,8 @@ class Layer:
     def __call__(self, rows: Tensor, layout: Layout) -> Tensor:
         """[num_tokens, hidden] → the same."""
         query, key, value = self._merged(rows).split(self._width, dim=1)
-        return self._feed(self._attend(query, key, value, layout, layout, self._heads), rows)
+        key, value, keys = layout.seen(key, value)
+        return self._feed(self._attend(query, key, value, layout, keys, self._heads), rows)
 
     def _lay_out_attention(self, weights: Weights, name: str) -> None:
         self._merged = weights.linear(f"{name}.query", f"{name}.key", f"{name}.value")
@@ -114,9 +115,9 @@ class FirstRowLayer(Layer):
 
     def __call__(self, rows: Tensor, layout: Layout) -> Tensor:
         """[num_tokens, hidden] → [num_sequences, hidden]."""
-        key, value = self._merged(rows).split(self._width, dim=1)
+        key, value, keys = layout.seen(*self._merged(rows).split(self._width, dim=1))
         rows = rows.index_select(0, layout.firsts)
-        mixed = self._attend(self._query(rows), key, value, layout.singles(), layout, self._heads)
+        mixed = self._attend(self._query(rows), key, value, layout.singles(), keys, self._heads)
         return self._feed(mixed, rows)
 
     def _lay_out_attention(self, weights: Weights, name: str) -> None:

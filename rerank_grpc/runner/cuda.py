@@ -12,9 +12,10 @@ from rerank_grpc.kernels.attention import kernel_for
 from rerank_grpc.models.base import Model
 from rerank_grpc.runner.accelerator import Accelerator, Cuda, Mark
 from rerank_grpc.runner.graphs import Graph, GraphShape, capture_all, filled, shape_for
+from rerank_grpc.runner.outputs import count_rows, outputs_of
 from rerank_grpc.runner.packing import PackedBatch, pack, tensors
 from rerank_grpc.runner.prefixes import PrefixCache
-from rerank_grpc.runner.runner import CpuRunner, Landing, OutOfMemory, Runner, is_out_of_memory, outputs_of
+from rerank_grpc.runner.runner import CpuRunner, Landing, OutOfMemory, Runner, is_out_of_memory
 from rerank_grpc.sequence import Output, Sequence
 
 
@@ -75,28 +76,33 @@ class CudaRunner:
     def launch(self, sequences: tuple[Sequence, ...]) -> Landing:
         prefixes = self._prefixes.take(sequences)
         order = longest_first(sequences)
-        packed = pack([sequences[index] for index in order], prefixes, gathers=self._gathers)
+        ordered = [sequences[index] for index in order]
+        packed = pack(ordered, prefixes, gathers=self._gathers)
         shape = shape_for(sequences) if self._graphs else None
         graph = self._graphs.get(shape) if shape else None
         if graph:
             packed = filled(packed, graph.shape)
         buffers = self._free.pop() if self._free else Buffers(self._device)
+        count = count_rows(ordered, self._model.card)
         try:
             ints, copied = buffers.send(packed)
-            done = self._device.compute(partial(self._pass, packed, graph, buffers, ints, len(order)), copied)
+            done = self._device.compute(partial(self._pass, packed, graph, buffers, ints, count), copied)
         except Exception as error:
             self._recover(buffers, error)
             raise
         self._prefixes.keep(prefixes.used)
-        return partial(self._land, buffers, order, done)
+        return partial(self._land, buffers, ordered, order, done)
 
-    def _land(self, buffers: Buffers, order: list[int], done: Mark) -> list[Output | None]:
+    def _land(
+        self, buffers: Buffers, ordered: list[Sequence], order: list[int], done: Mark
+    ) -> list[Output | None]:
         try:
             self._device.wait(done)
         except Exception as error:
             self._recover(buffers, error)
             raise
-        found = outputs_of(buffers.rows(len(order)))
+        card = self._model.card
+        found = outputs_of(buffers.rows(count_rows(ordered, card)), ordered, card)
         self._free.append(buffers)
         outputs = dict(zip(order, found, strict=True))
         return [outputs[index] for index in range(len(order))]

@@ -53,6 +53,8 @@ def shape_for(sequences: tuple[Sequence, ...]) -> GraphShape | None:
     """The captured pass that a batch fits, if any; one of its sequences is left for filler."""
     lengths = [len(sequence.ids) // TOKEN_BYTES for sequence in sequences]
     tokens, longest = sum(lengths), max(lengths, default=0)
+    if any(sequence.unseen for sequence in sequences):  # which see others' keys, by rows that no graph has
+        return None
     if not LEAST_CAPTURED <= tokens <= MOST_CAPTURED or longest > LONGEST_CAPTURED:
         return None
     return next((shape for shape in _shapes(bucket(tokens)) if len(sequences) < shape.sequences), None)

@@ -42,14 +42,17 @@ class PackedBatch:
 
 
 def pack(sequences: Iterable[Sequence], prefixes: Prefixes, *, gathers: bool = False) -> PackedBatch:
-    """Lays out the missing prefixes and behind them the sequences; `gathers` adds the rows of their keys."""
+    """Lays out the missing prefixes and behind them the sequences; `gathers` adds the rows of their keys.
+
+    The rows of keys are there too where a sequence has tokens that none sees.
+    """
     parts: list[Part] = [*prefixes.missing, *sequences]
     lengths = tuple([len(part.ids) // TOKEN_BYTES for part in parts])
     contexts, made = _contexts(parts, prefixes) if prefixes.used else ((), ())
     starts, seen = _starts(lengths), Lengths()
     columns = [*_rows(parts, starts, contexts), starts]
-    if gathers and contexts:
-        keys, seen = _keys(contexts, made, lengths)
+    if ranges := key_ranges(contexts, made, lengths) if gathers and contexts else _seen_of(parts, starts):
+        keys, seen = _keys(ranges)
         columns += keys
     ints, count = np.concatenate(columns), len(columns[0])
     return PackedBatch(ints, count, len(parts), lengths, max(lengths), contexts, made, seen)
@@ -91,9 +94,17 @@ def _contexts(parts: list[Part], prefixes: Prefixes) -> tuple[Contexts, tuple[Ke
     return contexts, tuple([used[prefix] for prefix in missing])
 
 
-def _keys(contexts: Contexts, made: tuple[KeysValues, ...], lengths: Lengths) -> tuple[list[Ints], Lengths]:
+def _seen_of(parts: list[Part], starts: Ints) -> list[list[range]]:
+    """The rows that the tokens of each part see; [] if all see all of their part."""
+    unseen = [part.unseen if isinstance(part, Sequence) else 0 for part in parts]
+    if not any(unseen):
+        return []
+    ends = (starts[1:] - unseen).tolist()
+    return [[range(start, end)] for start, end in zip(starts.tolist(), ends, strict=False)]
+
+
+def _keys(ranges: list[list[range]]) -> tuple[list[Ints], Lengths]:
     """The rows of each part's keys and where those begin, and their number for each part."""
-    ranges = key_ranges(contexts, made, lengths)
     key_lengths = tuple(sum(map(len, each)) for each in ranges)
     rows = [np.arange(part.start, part.stop, dtype=np.int32) for each in ranges for part in each]
     return [np.concatenate(rows), _starts(key_lengths)], key_lengths

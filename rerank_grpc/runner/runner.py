@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from rerank_grpc.models.base import Model
+from rerank_grpc.runner.outputs import outputs_of
 from rerank_grpc.runner.packing import pack, tensors
 from rerank_grpc.runner.prefixes import PrefixCache
 from rerank_grpc.sequence import Output, Sequence
@@ -69,16 +70,7 @@ class CpuRunner:
             raise OutOfMemory(f"{packed.num_tokens} tokens exceed the device's memory") from None
         if prefixes.used:
             self._prefixes.keep(prefixes.used)
-        return outputs_of(rows)
-
-
-def outputs_of(rows: torch.Tensor) -> list[Output | None]:
-    """Reads a number or a vector from each row on the host; None where it is not finite."""
-    finite = torch.isfinite(rows).all(dim=1).tolist()
-    values = rows[:, 0].tolist() if rows.shape[1] == 1 else list(rows.numpy())
-    if all(finite):
-        return values
-    return [value if usable else None for value, usable in zip(values, finite, strict=True)]
+        return outputs_of(rows, sequences, self._model.card)
 
 
 def is_out_of_memory(error: Exception) -> bool:
