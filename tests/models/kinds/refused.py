@@ -1,0 +1,252 @@
+"""Checkpoints that contradict themselves, lack a part, or ask for what no evidence tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.models.kinds import templates
+from tests.models.kinds.chains import bert_body, chained, dense, layer_norm, pooling, scores
+from tests.models.kinds.decoders import (
+    QWEN3,
+    Family,
+    qwen3_reranker,
+    reranker,
+    saved_classifier,
+    write_decoder,
+)
+from tests.models.kinds.encoders import bert, with_template
+from tests.models.kinds.files import (
+    Part,
+    edit,
+    save_cross_encoder,
+    save_modules,
+    save_settings,
+    save_transformer,
+)
+from tests.models.kinds.kind import Kind
+from tests.models.kinds.networks import drawn
+from tests.models.kinds.templates import save_template
+
+HIDDEN = 64
+
+
+def _changed(build: Callable[[Path], Path], file: str, **changes: Any) -> Callable[[Path], Path]:
+    return lambda path: edit(build(path), file, **changes)
+
+
+def with_adapter(path: Path) -> Path:
+    """Leaves the files of an adapter beside a whole model."""
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "org/base", "task_type": "SEQ_CLS", "r": 8}
+    return edit(bert(path), "adapter_config.json", **adapter)
+
+
+def chat_model(path: Path) -> Path:
+    return write_decoder(path, QWEN3._replace(template=templates.STRUCTURED))
+
+
+def embedding_model(path: Path) -> Path:
+    """Writes a Qwen3-Embedding: a language model with the modules of a bi-encoder."""
+    write_decoder(path, QWEN3)
+    save_modules(path, pooling("lasttoken"), Part("Normalize", {}), old=True)
+    prompts = {"query": "Instruct: Find passages\nQuery:", "document": ""}
+    return save_settings(path, "SentenceTransformer", prompts=prompts, similarity_fn_name="cosine")
+
+
+def bare_embedding_model(path: Path) -> Path:
+    """Writes the same with its network's and tokenizer's files alone."""
+    embedding_model(path)
+    for file in ("modules.json", "config_sentence_transformers.json", "chat_template.jinja"):
+        (path / file).unlink()
+    return path
+
+
+def unknown_module(path: Path) -> Path:
+    return chained(bert_body, pooling("cls"), Part("own_package.modules.Gate", {}), scores())(path)
+
+
+def remote_transformer(path: Path) -> Path:
+    """Names a module of the checkpoint's own code in place of the transformer."""
+    save_cross_encoder(bert(path), "sequence-classification")
+    entries = json.loads((path / "modules.json").read_text())
+    entries[0]["type"] = "modeling_own.OwnTransformer"
+    (path / "modules.json").write_text(json.dumps(entries))
+    return path
+
+
+def sparse_encoder(path: Path) -> Path:
+    save_modules(bert_body(path), pooling("max"))
+    save_transformer(path, "feature-extraction")
+    return save_settings(path, "SparseEncoder", similarity_fn_name="dot")
+
+
+def two_labels(path: Path) -> Path:
+    labels = {"0": "no", "1": "yes"}
+    return edit(bert(path), "config.json", id2label=labels, label2id={"no": 0, "yes": 1})
+
+
+def missing_dense_weights(path: Path) -> Path:
+    chained(bert_body, pooling("cls"), scores())(path)
+    (path / "2_Dense" / "model.safetensors").unlink()
+    return path
+
+
+def pickled_dense_weights(path: Path) -> Path:
+    missing_dense_weights(path)
+    weights = {"linear.weight": drawn(1, HIDDEN), "linear.bias": drawn(1)}
+    torch.save(weights, path / "2_Dense" / "pytorch_model.bin")
+    return path
+
+
+def wrong_dense_weights(path: Path) -> Path:
+    """Has weights of another size than the config of their layer."""
+    part = scores()
+    return chained(bert_body, pooling("cls"), part._replace(weights={"linear.weight": drawn(1, 32)}))(path)
+
+
+def missing_pooling(path: Path) -> Path:
+    chained(bert_body, pooling("cls"), scores())(path)
+    (path / "1_Pooling" / "config.json").unlink()
+    return path
+
+
+def answers_outside(path: Path) -> Path:
+    return _changed(qwen3_reranker, "1_LogitScore/config.json", true_token_id=5_000)(path)
+
+
+def negative_answer(path: Path) -> Path:
+    return _changed(qwen3_reranker, "1_LogitScore/config.json", false_token_id=-1)(path)
+
+
+def missing_answers(path: Path) -> Path:
+    qwen3_reranker(path)
+    (path / "1_LogitScore" / "config.json").unlink()
+    return path
+
+
+def other_tokenizer(path: Path) -> Path:
+    """Has a tokenizer.json that lower-cases; AutoTokenizer follows tokenizer_config.json and does not."""
+    return edit(bert(path), "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=False)
+
+
+def template_missing(path: Path) -> Path:
+    """Says that messages are read, and has no template for them."""
+    qwen3_reranker(path)
+    (path / "chat_template.jinja").unlink()
+    return path
+
+
+def _with_template(template: str) -> Callable[[Path], Path]:
+    family: Family = QWEN3._replace(template=template)
+    return lambda path: reranker(path, family)
+
+
+def _unserved(name: str, build: Callable[[Path], Path], refused: str) -> Kind:
+    return Kind(name, build, None, refused)
+
+
+_TEMPLATE = r"chat_template\.jinja"
+REFUSED = (
+    _unserved("chat-model", chat_model, r"config\.json.*Qwen3ForCausalLM|Qwen3ForCausalLM"),
+    _unserved("embedding-model", embedding_model, r"qwen3|Qwen3ForCausalLM|modules\.json"),
+    _unserved("bare-embedding-model", bare_embedding_model, r"Qwen3ForCausalLM"),
+    _unserved("adapter", with_adapter, r"adapter_config\.json"),
+    _unserved(
+        "quantized",
+        _changed(
+            bert, "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+        ),
+        r"config\.json.*quantization_config",
+    ),
+    _unserved(
+        "relative-positions",
+        _changed(bert, "config.json", position_embedding_type="relative_key"),
+        r"config\.json.*position_embedding_type|relative_key",
+    ),
+    _unserved("unknown-module", unknown_module, r"modules\.json.*Gate"),
+    _unserved("remote-transformer", remote_transformer, r"modules\.json.*OwnTransformer"),
+    _unserved("sparse-encoder", sparse_encoder, r"SparseEncoder"),
+    _unserved(
+        "auto-map",
+        _changed(bert, "config.json", auto_map={"AutoModelForSequenceClassification": "modeling.Own"}),
+        r"config\.json.*(auto_map|code)",
+    ),
+    _unserved("two-labels", two_labels, r"config\.json.*2 labels"),
+    _unserved(
+        "exotic-activation",
+        lambda path: save_cross_encoder(bert(path), "sequence-classification", activation="Softplus"),
+        r"config_sentence_transformers\.json.*Softplus",
+    ),
+    _unserved(
+        "exotic-activation-in-config",
+        _changed(
+            bert, "config.json", sbert_ce_default_activation_function="torch.nn.modules.activation.ReLU"
+        ),
+        r"config\.json.*ReLU",
+    ),
+    _unserved(
+        "remote-activation",
+        lambda path: save_settings(
+            save_modules(bert(path)), activation_fn="own_package.activations.Calibrated"
+        ),
+        r"config_sentence_transformers\.json.*Calibrated",
+    ),
+    _unserved(
+        "default-prompt-missing",
+        lambda path: save_cross_encoder(bert(path), "sequence-classification", default="query"),
+        r"config_sentence_transformers\.json.*query",
+    ),
+    _unserved(
+        "chain-of-other-sizes",
+        chained(bert_body, pooling("cls"), dense(32, 32), scores(32)),
+        r"2_Dense",
+    ),
+    _unserved(
+        "chain-norm-of-another-size",
+        chained(bert_body, pooling("cls"), dense(HIDDEN, 32), layer_norm(HIDDEN), scores(32)),
+        r"3_LayerNorm",
+    ),
+    _unserved("chain-without-scores", chained(bert_body, pooling("cls"), dense(HIDDEN, HIDDEN)), r"scores"),
+    _unserved(
+        "chain-of-two-scores",
+        chained(bert_body, pooling("cls"), dense(HIDDEN, 2, module_output_name="scores")),
+        r"2_Dense",
+    ),
+    _unserved(
+        "chain-remote-activation",
+        chained(bert_body, pooling("cls"), dense(HIDDEN, HIDDEN, "own.Gate"), scores()),
+        r"2_Dense.*own\.Gate",
+    ),
+    _unserved(
+        "pooling-of-two-modes",
+        chained(bert_body, pooling("cls")._replace(config={"pooling_mode": ["cls", "mean"]}), scores(128)),
+        r"1_Pooling",
+    ),
+    _unserved(
+        "pooling-weighted", chained(bert_body, pooling("weightedmean"), scores()), r"1_Pooling.*weightedmean"
+    ),
+    _unserved("missing-dense-weights", missing_dense_weights, r"2_Dense"),
+    _unserved("pickled-dense-weights", pickled_dense_weights, r"2_Dense"),
+    _unserved("wrong-dense-weights", wrong_dense_weights, r"2_Dense"),
+    _unserved("missing-pooling", missing_pooling, r"1_Pooling"),
+    _unserved("answer-outside-the-vocabulary", answers_outside, r"1_LogitScore.*5000"),
+    _unserved("negative-answer", negative_answer, r"1_LogitScore.*-1"),
+    _unserved("missing-answers", missing_answers, r"1_LogitScore"),
+    _unserved("template-missing", template_missing, r"chat_template|template"),
+    _unserved(
+        "template-broken", lambda path: save_template(saved_classifier(path), "{%- for m in %}"), _TEMPLATE
+    ),
+    _unserved("template-reverses-words", _with_template(templates.REVERSED_WORDS), _TEMPLATE),
+    _unserved("template-dated", _with_template(templates.DATED), _TEMPLATE),
+    _unserved("template-huge", _with_template(templates.HUGE), _TEMPLATE),
+    _unserved("template-endless", _with_template(templates.ENDLESS), _TEMPLATE),
+    _unserved("template-raises-for-roles", _with_template(templates.RAISES), _TEMPLATE),
+    _unserved("template-drops-the-document", _with_template(templates.WITHOUT_DOCUMENT), _TEMPLATE),
+    _unserved("template-repeats-the-document", _with_template(templates.TWICE), _TEMPLATE),
+    _unserved("encoder-template-broken", lambda path: save_template(with_template(path), "{{ x"), _TEMPLATE),
+    _unserved("tokenizers-that-differ", other_tokenizer, r"tokenizer\.json|tokenizer_config\.json"),
+)
