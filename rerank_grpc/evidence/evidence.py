@@ -30,7 +30,6 @@ from rerank_grpc.types import Scoring
 
 CATALOGUE = "catalogue.toml"
 LONGEST = 1 << 30  # tokenizers without a limit state one beyond it
-ROTATIONS = ("default", "linear", "yarn", "llama3")
 # The names of a pooling in a config.json, old and new, and ours.
 CLASSIFIER_POOLINGS = {"cls": "first", "mean": "mean"}
 
@@ -42,7 +41,6 @@ def read_evidence(checkpoint: Checkpoint) -> Evidence:
     they say, or if the catalogue describes another model.
     """
     _check_whole(checkpoint)
-    _check_rotation(checkpoint)
     saved = read_saved_model(checkpoint.directory)
     if is_late(checkpoint, saved):
         evidence = read_late(checkpoint, saved)
@@ -80,20 +78,6 @@ def _check_whole(checkpoint: Checkpoint) -> None:
             f"{directory}/config.json: position_embedding_type {str(relative)[:40]!r} is not supported: "
             "use another checkpoint"
         )
-
-
-def _check_rotation(checkpoint: Checkpoint) -> None:
-    """Raises ModelLoadError if the rotation of a token depends on the length of the batch."""
-    config = checkpoint.config
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    nested = [each for each in scaling.values() if isinstance(each, dict)]  # one for each type of layers
-    for each in nested or [scaling]:
-        kind = each.get("rope_type", each.get("type", "default"))
-        if kind not in ROTATIONS:
-            raise ModelLoadError(
-                f"{checkpoint.directory}/config.json: rotary embedding {str(kind)[:40]!r} makes scores "
-                "depend on neighbours: not supported"
-            )
 
 
 def _is_bi_encoder(checkpoint: Checkpoint, saved: SavedModel) -> bool:

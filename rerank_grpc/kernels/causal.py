@@ -28,7 +28,7 @@ def attend_window(
     With `window`, token i sees token j where |i - j| < window: time grows with the length, not its square.
     Where there are fewer keys, those of the last tokens are missing; to see none gives zeros.
     """
-    length, grouped = query.shape[2], query.shape[1] != key.shape[1]
+    length, seen, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
     if window is None or length <= window:
         return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
     positions = torch.arange(length, device=query.device)

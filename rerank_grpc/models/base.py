@@ -34,6 +34,7 @@ class ModelCard:
     scale: float = 1.0  # relevance_score = activation(scale · logit + offset)
     offset: float = 0.0
     late: LateInteraction | None = None
+    skipped_ids: frozenset[int] = frozenset()  # the tokens whose rows are left out of its documents
     shares_prefixes: bool = False  # whether tokens before many documents are computed once
     prefix_token_bytes: int = 0  # the memory for the keys and values of one token
     # Whether a pass is the same work for any lengths, so that a CUDA graph of it can be replayed for others

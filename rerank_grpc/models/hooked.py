@@ -70,10 +70,15 @@ def attend(
     if call.causal is not None:
         return call.causal.attend_causal(module.layer_idx, query, key, value, scaling, sliding_window), None
     layout, kernel = call.layout, call.kernel
-    if kernel is not None:
-        q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-        return kernel(q, k, v, layout, layout, window=sliding_window, scale=scaling)[None], None
-    parts = zip(*(each.split(layout.lengths, dim=2) for each in (query, key, value)), strict=True)
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [num_tokens, heads, size]
+    k, v, keys = layout.seen(k, v)
+    if kernel is not None and _aligned(layout, sliding_window):
+        return kernel(q, k, v, layout, keys, window=sliding_window, scale=scaling)[None], None
+    parts = zip(
+        query.split(layout.lengths, dim=2),
+        *(each.transpose(0, 1)[None].split(keys.lengths, dim=2) for each in (k, v)),
+        strict=True,
+    )
     mixed = [attend_window(q, k, v, scaling, sliding_window) for q, k, v in parts]
     return torch.cat(mixed, dim=2).transpose(1, 2).contiguous(), None
 
@@ -83,6 +88,17 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name not in INDIFFERENT and value is not None and value is not False:
             raise NotPackable(name)
+
+
+def _aligned(layout: Layout, window: int | None) -> bool:
+    """Whether a kernel, to which the last query of a part is the place of its last key, sees the right keys.
+
+    It does where all see all, and where nothing is far enough for the window to hide it.
+    """
+    if window is None or layout.keys is None:
+        return True
+    parts = zip(layout.lengths, layout.keys.lengths, strict=True)
+    return all(rows == keys or rows <= window for rows, keys in parts)
 
 
 AttentionInterface.register(HOOK, attend)

@@ -23,20 +23,19 @@ from rerank_grpc.kernels.native import cache_folder
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bert import BERT_FAMILIES, BertBody
 from rerank_grpc.models.encoders import POOLS, BiEncoder, Body, CrossEncoder, Head, Pool, all_rows
-from rerank_grpc.models.heads import AnswerHead, build_chain
-from rerank_grpc.models.hooked import HOOK, HookedBody, attends_causally
-from rerank_grpc.models.late import LateEncoder
+from rerank_grpc.models.heads import AnswerHead, Unit, build_chain
+from rerank_grpc.models.hooked import HOOK, HookedBody, NotPackable, attends_causally
+from rerank_grpc.models.late import LateEncoder, ids_of
 from rerank_grpc.models.limits import kept_token_bytes, limited
 from rerank_grpc.models.padded import Padded, PaddedBody, check_reads_both_ways, own_attention
 from rerank_grpc.models.selfcheck import (
-    BOUNDS,
     Agreement,
     AnswersReference,
     Reference,
     check_against_reference,
+    check_streamed,
     classifier_reference,
     pooled_reference,
-    streamed,
 )
 from rerank_grpc.models.weights import Take, load_parameters, quiet, read_network, read_outline
 
@@ -91,6 +90,9 @@ def _card(checkpoint: Checkpoint, evidence: Evidence, device: torch.device, prec
         scale=evidence.scale,
         offset=evidence.offset,
         late=evidence.late,
+        skipped_ids=ids_of(evidence.late.skipped, checkpoint.tokenizer_file)
+        if evidence.late
+        else frozenset(),
     )
 
 
@@ -110,13 +112,13 @@ def _own_bert(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Mo
     body = BertBody(network.config, take, prefix, operations, first_only=first_only)
     head = _bert_head(card, network, take, prefix) if classifier else _chain(evidence, card, network)
     model = _assembled(card, body, all_rows if first_only else POOLS[card.pooling], head)
-    reference = _reference(evidence, card, network, head)
-    agreement = check_against_reference(
-        _checkable(model), network, streamed(reference, network, checkpoint), bound=BOUNDS[card.precision]
-    )
+    agreement = check_streamed(_checkable(model), network, checkpoint)
     if agreement.agrees:
         return model
-    raise _disagrees(card, agreement)
+    raise ModelLoadError(
+        f"{card.source}: {card.family} differs by {agreement.difference:.1e} from transformers' own pass: "
+        "not supported; use another checkpoint"
+    )
 
 
 def _bert_head(card: ModelCard, network: Any, take: Take, prefix: str) -> Head:
@@ -163,11 +165,13 @@ def _packed(
     if causal:
         kept = kept_token_bytes(network.config.to_dict(), DTYPES[card.precision])
         card = replace(card, shares_prefixes=True, prefix_token_bytes=kept)
-    body = HookedBody(network.base_model, card.precision, card.attention, causal=causal)
+    reference = _reference(evidence, card, network, head)  # first: the body is converted where it stands
+    try:
+        body = HookedBody(network.base_model, card.precision, card.attention, causal=causal)
+    except NotPackable as asked:
+        return Agreement(math.inf, str(asked))
     model = _assembled(card, body, POOLS.get(card.pooling, all_rows), head)
-    agreement = check_against_reference(
-        _checkable(model), network, _reference(evidence, card, network, head), shares_prefixes=causal
-    )
+    agreement = check_against_reference(_checkable(model), network, reference, shares_prefixes=causal)
     return model if agreement.agrees else agreement
 
 
@@ -175,16 +179,13 @@ def _padded(evidence: Evidence, card: ModelCard, network: Any, head: Head | None
     """Builds a model over padded sequences; raises ModelLoadError if the padding changes its scores."""
     own_attention(network)
     card = replace(card, attention=Attention.PADDED)
-    answers = _ids(evidence.head) if isinstance(evidence.head, Answers) else ()
+    reference = _reference(evidence, card, network, head)  # first: the body is converted where it stands
     if isinstance(evidence.head, Chain):
         body = PaddedBody(network, card.precision, causal=causal)
         model = _assembled(card, body, POOLS.get(card.pooling, all_rows), head)
-        reference = _reference(evidence, card, network, head)
     else:
+        answers = _ids(evidence.head) if isinstance(evidence.head, Answers) else ()
         model = Padded(card, network, answers=answers, causal=causal)
-        reference = classifier_reference(network)
-        if answers:  # the network's head has no other rows now
-            reference = AnswersReference(network, tuple(range(len(answers))))
     agreement = check_against_reference(_checkable(model), network, reference)
     if not agreement.agrees:
         raise ModelLoadError(f"{card.source}: {card.family} scores depend on the padding: not supported")
@@ -223,7 +224,7 @@ def _assembled(card: ModelCard, body: Body, pool: Pool, head: Head | None) -> Mo
         case Kind.BI_ENCODER:
             return BiEncoder(card, body, pool, head)
         case Kind.LATE_INTERACTION:
-            return LateEncoder(card, body, head)
+            return LateEncoder(card, body, head or Unit({}))
     assert head is not None
     return CrossEncoder(card, body, pool, head)
 
@@ -241,12 +242,5 @@ def _reference(evidence: Evidence, card: ModelCard, network: Any, head: Head | N
         case Answers():
             return AnswersReference(network, _ids(evidence.head))
     if card.kind is Kind.LATE_INTERACTION:
-        return pooled_reference(network, POOLS["mean"], None)
+        return pooled_reference(network, POOLS["mean"], None, unit=True)
     return pooled_reference(network, POOLS[card.pooling], head, unit=card.kind is Kind.BI_ENCODER)
-
-
-def _disagrees(card: ModelCard, agreement: Agreement) -> ModelLoadError:
-    return ModelLoadError(
-        f"{card.source}: {card.family} scores differ by {agreement.difference:.1e} from transformers' own: "
-        "not supported; use --precision fp32, or another checkpoint"
-    )

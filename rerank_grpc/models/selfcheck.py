@@ -16,7 +16,8 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.kernels.base import CPU, KeysValues, Layout
 from rerank_grpc.kernels.causal import key_ranges
 from rerank_grpc.models.base import Model, PackedTokens
-from rerank_grpc.models.encoders import AnswerHead, BiEncoder, CrossEncoder, Head, Pool, all_rows, first_rows
+from rerank_grpc.models.encoders import BiEncoder, CrossEncoder, Head, Pool, all_rows, first_rows
+from rerank_grpc.models.heads import AnswerHead
 from rerank_grpc.models.hooked import HookedBody, NotPackable
 from rerank_grpc.models.padded import answer_logits, last_place, narrowed_head
 from rerank_grpc.models.weights import find_extents, mapper, quiet, swapped_weights
@@ -78,7 +79,12 @@ def check_against_reference(
             return Agreement(math.inf, str(asked), bound)
         with _defining_attention(network):
             expected = torch.stack([reference(_inputs(probe, network)) for probe in probes])
-    if isinstance(getattr(model, "head", None), AnswerHead) and getattr(reference, "changes_logits", False):
+    head = getattr(model, "head", None)
+    if (
+        isinstance(head, AnswerHead)
+        and isinstance(reference, AnswersReference)
+        and not reference.bends_as(head)
+    ):
         return Agreement(math.inf, "logits that are scaled or capped", bound)
     return Agreement(max(_difference(each, expected.to(each)) for each in found), bound=bound)
 
@@ -252,7 +258,7 @@ class AnswersReference:
         self._network, self._count = network, len(answers)
         self._head = narrowed_head(network, answers, LOGITS)
         self._options = {"use_cache": False} | last_place(network)
-        self.changes_logits = False  # whether the network scales or caps what its head gives
+        self._bent = torch.tensor(LOGITS)  # what the network makes of these
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         head = self._network.get_output_embeddings()
@@ -261,20 +267,23 @@ class AnswersReference:
             logits = self._network(**inputs, **self._options).logits[:, -1].float()
         finally:
             self._network.set_output_embeddings(head)
-        own, constants = logits.split([self._count, len(LOGITS)], dim=1)
-        if not torch.allclose(constants, constants.new_tensor(LOGITS), rtol=BOUND):
-            self.changes_logits = True
+        own, self._bent = logits.split([self._count, len(LOGITS)], dim=1)
         return answer_logits(own)[0]
 
+    def bends_as(self, head: AnswerHead) -> bool:
+        """Whether a head scales and caps logits as the network did in the last call."""
+        return torch.allclose(self._bent, head.bend(self._bent.new_tensor(LOGITS)), rtol=BOUND)
 
-def pooled_reference(body: Any, pool: Pool, head: Head | None) -> Reference:
-    """What pool and head make of a body's last rows; without a head, a vector of length 1."""
+
+def pooled_reference(body: Any, pool: Pool, head: Head | None, *, unit: bool) -> Reference:
+    """What pool and head, if any, make of a body's last rows; if `unit`, scaled to length 1."""
 
     def reference(inputs: Mapping[str, Tensor]) -> Tensor:
         ids = inputs["input_ids"][0]
         rows = body(**inputs).last_hidden_state[0].float()
         pooled = pool(rows, pack_parts([ids], [torch.zeros_like(ids)]))
-        return normalize(pooled)[0] if head is None else head(pooled)[0]
+        made = pooled if head is None else head(pooled)
+        return normalize(made)[0] if unit else made[0]
 
     return reference
 

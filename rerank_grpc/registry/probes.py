@@ -9,8 +9,9 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.evidence.prompt import Prompt, Slot
-from rerank_grpc.models.base import Kind, ModelCard
+from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.tokenizer.layout import ENCODED_APART
 from rerank_grpc.tokenizer.tokenizer import Tokenizer

@@ -14,8 +14,8 @@ from rerank_grpc.evidence.facts import LateInteraction, Reading
 from rerank_grpc.sequence import TOKEN_BYTES, Sequence
 from rerank_grpc.tokenizer.frames import REMEMBERED_CHARACTERS, REMEMBERED_QUERIES, Frame
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
-from rerank_grpc.tokenizer.truncation import Cutting, to_bytes, tokenize
-from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_vocabulary
+from rerank_grpc.tokenizer.truncation import Cutting, Ends, to_bytes, tokenize
+from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_tokenizer
 from rerank_grpc.types import Truncation
 
 # Texts by which a load proves that a prefix and a text become the tokens that both would become as one.
@@ -38,8 +38,8 @@ class Side(NamedTuple):
 
 
 def late_framing(
-    tokenizer_file: Path, family: str, reading: Reading, late: LateInteraction, max_tokens: int
-) -> tuple[Vocabulary, LateFraming]:
+    tokenizer_file: Path, reading: Reading, late: LateInteraction, max_tokens: int
+) -> LateFraming:
     """Reads a tokenizer.json and makes the framing of its model.
 
     Raises ModelLoadError, also where a prefix would join the text behind it.
@@ -47,8 +47,8 @@ def late_framing(
     prefixes = reading.query_prefix, reading.document_prefix
     original = _original(tokenizer_file, prefixes if late.inserts_prefixes else ())
     markers = [_marker(original, prefix) for prefix in prefixes]
-    control = {marker.token for marker in markers} - {""}
-    vocabulary = read_vocabulary(tokenizer_file, family, control)
+    written = {marker.token for marker in markers} - {""}
+    vocabulary = read_tokenizer(tokenizer_file, lower_case=reading.lower_case).vocabulary(written)
     query, document = (
         _side(vocabulary, original, marker, min(limit or max_tokens, max_tokens))
         for marker, limit in zip(markers, (late.query_tokens, late.document_tokens), strict=True)
@@ -60,7 +60,7 @@ def late_framing(
             )
         _prove(vocabulary, original, side, prefix, tokenizer_file)
     fill = _expansion_id(original, late, tokenizer_file) if late.expanded_tokens else 0
-    return vocabulary, LateFraming(vocabulary, query, document, late, fill)
+    return LateFraming(vocabulary, query, document, late, fill)
 
 
 def _side(vocabulary: Vocabulary, original: tokenizers.Tokenizer, marker: Marker, limit: int) -> Side:
@@ -81,6 +81,7 @@ class LateFraming:
         self._vocabulary = vocabulary
         self._query_side = query
         self._document_side = document
+        self._document_ends = Ends.of(vocabulary, document.text)
         self._after = vocabulary.single.suffix.tobytes()
         self._expanded_tokens = late.expanded_tokens
         self._attends = late.attends_expansion
@@ -93,8 +94,16 @@ class LateFraming:
             alone, truncated = self._remembered(query, truncation)
         else:
             alone, truncated = self._query(query, truncation, pace)
-        before, lead, free_tokens = self._document_side
-        return Frame(free_tokens, before, self._after, lead=lead, query=alone, query_truncated=truncated)
+        before, _, free_tokens = self._document_side
+        return Frame(
+            self._vocabulary,
+            free_tokens,
+            before,
+            self._after,
+            ends=self._document_ends,
+            query=alone,
+            query_truncated=truncated,
+        )
 
     def _query(self, query: str, truncation: Truncation, pace: Pace = UNHURRIED) -> tuple[Sequence, bool]:
         """Makes the query's sequence, and tells whether tokens were left out."""

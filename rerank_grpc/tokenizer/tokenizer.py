@@ -12,6 +12,7 @@ from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import TOKEN_BYTES, Chunk, Sequence, TokenizedDocument, TokenizedRequest
 from rerank_grpc.tokenizer.frames import Frame, Framing, PlainFraming, Yielding
+from rerank_grpc.tokenizer.late import late_framing
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.prompts import PromptFraming
 from rerank_grpc.tokenizer.truncation import CUT_MARGIN, UNBOUNDED, Cutting, TokenizedText, tokenize
@@ -125,6 +126,8 @@ def _own_span(span: Span, text: str, frame: Frame) -> Span:
 def tokenizer_for(card: ModelCard) -> Tokenizer:
     """Makes the tokenizer of a loaded model, or raises ModelLoadError."""
     reading = card.reading
+    if card.late is not None:
+        return Tokenizer(late_framing(card.tokenizer_file, reading, card.late, card.max_tokens))
     file = read_tokenizer(card.tokenizer_file, lower_case=reading.lower_case)
     if reading.prompt is None:
         pairs = card.kind is Kind.CROSS_ENCODER
