@@ -9,15 +9,23 @@ from typing import Any
 import torch
 import transformers
 
-from rerank_grpc.evidence.facts import Reading
+from rerank_grpc.checkpoints.catalogue import builtin
+from rerank_grpc.evidence.facts import Kind, Reading
+from rerank_grpc.evidence.prompt import Prompt, parse_prompt
 from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.models.base import Kind, ModelCard
-from rerank_grpc.models.prompts import GEMMA, QWEN3, as_data
+from rerank_grpc.models.base import ModelCard
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
 
-PROMPTS = {"qwen3": QWEN3, "gemma": GEMMA}
+
+def _prompt(name: str) -> Prompt:
+    known = builtin().find(name)
+    assert known is not None
+    return parse_prompt(known.prompt, name, "catalogue.toml")
+
+
+PROMPTS = {"qwen3": _prompt(checkpoints.QWEN3_NAME), "gemma": _prompt(checkpoints.GEMMA_NAME)}
 WRITERS = {"qwen3": checkpoints.qwen3_reranker, "gemma": checkpoints.gemma_reranker}
 QUERY = "how does a coroutine wait for a future?"
 
@@ -36,13 +44,13 @@ def card(directory: Path, family: str, max_tokens: int = checkpoints.PROMPT_TOKE
         revision="",
         family=family,
         scoring=Scoring.SOFTMAX,
-        kind=Kind.LANGUAGE_MODEL,
+        kind=Kind.CROSS_ENCODER,
         max_tokens=max_tokens,
         device="cpu",
         precision="fp32",
         attention=Attention.SDPA,
         tokenizer_file=directory / "tokenizer.json",
-        reading=Reading(prompt=as_data(PROMPTS[family])),
+        reading=Reading(prompt=PROMPTS[family]),
         shares_prefixes=True,
     )
 

@@ -27,7 +27,7 @@ from tokenizers import (
     trainers,
 )
 
-from rerank_grpc.models.prompts import GEMMA, QWEN3, Prompt
+from rerank_grpc.checkpoints.catalogue import builtin
 
 INITIALIZER_RANGE = 0.3
 HEAD_SCALE = 3.0
@@ -55,6 +55,8 @@ DECODER_SHAPE: dict[str, Any] = {
     "max_position_embeddings": PROMPT_TOKENS,
     "tie_word_embeddings": True,
 }
+# By which the catalogue knows the prompts of models whose files say nothing of them.
+QWEN3_NAME, GEMMA_NAME = "Qwen3-Reranker-0.6B", "bge-reranker-v2-gemma"
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -156,7 +158,11 @@ def qwen3(path: Path) -> Path:
 
 
 def qwen3_reranker(path: Path, **changes: Any) -> Path:
-    """Writes a Qwen3 as Qwen3-Reranker is one: grouped heads, tied embeddings, Qwen's own tokenizer."""
+    """Writes a Qwen3 as Qwen3-Reranker is one: grouped heads, tied embeddings, Qwen's own tokenizer.
+
+    The directory's name, inside `path`, is that by which the catalogue knows its prompt.
+    """
+    path = path / QWEN3_NAME
     config = transformers.Qwen3Config(**DECODER_SHAPE | {"num_key_value_heads": 2} | changes)
     _write_language_model(transformers.Qwen3ForCausalLM, config, path)
     _write_tokenizer(qwen_tokenizer(), path, model_max_length=PROMPT_TOKENS, **_QWEN_NAMES)
@@ -164,7 +170,11 @@ def qwen3_reranker(path: Path, **changes: Any) -> Path:
 
 
 def gemma_reranker(path: Path, **changes: Any) -> Path:
-    """Writes a Gemma as bge-reranker-v2-gemma is one: one key head for all, pieces that begin with ▁."""
+    """Writes a Gemma as bge-reranker-v2-gemma is one: one key head for all, pieces that begin with ▁.
+
+    The directory's name, inside `path`, is that by which the catalogue knows its prompt.
+    """
+    path = path / GEMMA_NAME
     own = {"num_key_value_heads": 1, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     config = transformers.GemmaConfig(**DECODER_SHAPE | own | changes)
     _write_language_model(transformers.GemmaForCausalLM, config, path)
@@ -284,7 +294,7 @@ def qwen_tokenizer() -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(_corpus() + [_asked(QWEN3)] * 300, trainer)
+    tokenizer.train_from_iterator(_corpus() + [_asked(QWEN3_NAME)] * 300, trainer)
     tokenizer.add_special_tokens(QWEN_SPECIAL)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in QWEN_UNMARKED])
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -304,7 +314,7 @@ def gemma_tokenizer() -> Tokenizer:
         special_tokens=GEMMA_SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus() + [_asked(GEMMA)] * 300, trainer)
+    tokenizer.train_from_iterator(_corpus() + [_asked(GEMMA_NAME)] * 300, trainer)
     data = json.loads(tokenizer.to_str())
     data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in GEMMA_SPECIAL]
     data["pre_tokenizer"] = json.loads(Tokenizer(models.BPE()).to_str())["pre_tokenizer"]
@@ -317,11 +327,13 @@ def gemma_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _asked(prompt: Prompt) -> str:
-    """A prompt as a text, with its answers, so that a trained tokenizer knows its words."""
-    return " ".join((*prompt.system, *prompt.filled("", ""), *prompt.suffix, *prompt.answers)).replace(
-        "<|", " "
-    )
+def _asked(name: str) -> str:
+    """A prompt of the catalogue as a text, with its answers, so that a trained tokenizer knows its words."""
+    known = builtin().find(name)
+    assert known is not None
+    prompt = known.prompt
+    words = [*prompt["segments"], prompt.get("instruction", ""), *prompt["answers"]]
+    return " ".join(words).replace("<|", " ")
 
 
 _cache: dict[str, str] = {}

@@ -19,8 +19,9 @@ import grpc
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.future import Future
+from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.models.base import Kind, ModelCard
+from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.runner.runner import Landing, Runner
 from rerank_grpc.sequence import Chunk, Output, Sequence, TokenizedDocument, TokenizedRequest

@@ -14,7 +14,7 @@ import pytest
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.errors import QueueFull
-from rerank_grpc.models.base import Kind
+from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.reranker import Reranker, build_reranker
 from rerank_grpc.sequence import Output, Sequence, TokenizedRequest

@@ -120,6 +120,7 @@ def _cross_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
         pooling=pooling,
         reading=Reading(
             lower_case=bool(saved.transformer.get("do_lower_case")),
+            token_types=_has_token_types(checkpoint),
             query_prefix="" if prompt else default,
             prompt=prompt,
         ),
@@ -267,6 +268,7 @@ def _bi_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
         pooling=pooling_of(saved.modules[0]),
         reading=Reading(
             lower_case=bool(saved.transformer.get("do_lower_case")),
+            token_types=_has_token_types(checkpoint),
             query_prefix=str(query),
             document_prefix=str(document),
         ),
@@ -289,6 +291,13 @@ def _default_prompt(saved: SavedModel) -> str:
             f"{saved.directory}/{SETTINGS}: default_prompt_name {str(name)[:40]!r} is none of its prompts"
         )
     return str(prompts[name] or "")
+
+
+def _has_token_types(checkpoint: Checkpoint) -> bool:
+    """Whether the tokenizer tells its network which tokens are the second text's; most do by default."""
+    path = checkpoint.directory / "tokenizer_config.json"
+    names = read_json(path).get("model_input_names") if path.is_file() else None
+    return names is None or "token_type_ids" in names
 
 
 def _template_settings(checkpoint: Checkpoint, saved: SavedModel, default: str) -> TemplateSettings:

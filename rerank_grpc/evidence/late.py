@@ -71,7 +71,7 @@ def read_late(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
     return Evidence(
         kind=Kind.LATE_INTERACTION,
         family=checkpoint.family,
-        scoring=Scoring.COSINE,
+        scoring=Scoring.MAXSIM,
         head=Chain(modules),
         pooling="all",
         reading=reading,

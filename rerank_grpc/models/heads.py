@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -95,7 +95,8 @@ def _load_weights(made: nn.Module, module: Module) -> None:
             remedy = f"'rerank-grpc convert {module.directory.parent}' makes it of the pickle beside it"
         raise ModelLoadError(f"{path}: no such file: {remedy}")
     try:
-        weights = {name: weight.float() for name, weight in load_file(path).items()}
+        with safe_open(path, "pt") as file:  # which may hold the body's weights too
+            weights = {name: file.get_tensor(name).float() for name in made.state_dict()}
         made.load_state_dict(weights)
     except Exception as error:  # safetensors and torch raise half a dozen classes, some over pages
         reason = " ".join(str(error).split())[:120]

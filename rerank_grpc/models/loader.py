@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -40,6 +40,8 @@ from rerank_grpc.models.selfcheck import (
 from rerank_grpc.models.weights import Take, load_parameters, quiet, read_network, read_outline
 
 log = logging.getLogger(__name__)
+
+Encoder: TypeAlias = CrossEncoder | BiEncoder | LateEncoder
 
 CLASSES: Mapping[type, Any] = {
     Classifier: AutoModelForSequenceClassification,
@@ -180,13 +182,15 @@ def _padded(evidence: Evidence, card: ModelCard, network: Any, head: Head | None
     own_attention(network)
     card = replace(card, attention=Attention.PADDED)
     reference = _reference(evidence, card, network, head)  # first: the body is converted where it stands
+    model: Encoder | Padded
     if isinstance(evidence.head, Chain):
         body = PaddedBody(network, card.precision, causal=causal)
         model = _assembled(card, body, POOLS.get(card.pooling, all_rows), head)
     else:
         answers = _ids(evidence.head) if isinstance(evidence.head, Answers) else ()
         model = Padded(card, network, answers=answers, causal=causal)
-    agreement = check_against_reference(_checkable(model), network, reference)
+    checked = model if isinstance(model, Padded) else _checkable(model)
+    agreement = check_against_reference(checked, network, reference)
     if not agreement.agrees:
         raise ModelLoadError(f"{card.source}: {card.family} scores depend on the padding: not supported")
     return model
@@ -219,7 +223,7 @@ def _chain(evidence: Evidence, card: ModelCard, network: Any) -> Head | None:
     return build_chain(evidence.head, int(network.config.hidden_size)).to(card.device)
 
 
-def _assembled(card: ModelCard, body: Body, pool: Pool, head: Head | None) -> Model:
+def _assembled(card: ModelCard, body: Body, pool: Pool, head: Head | None) -> Encoder:
     match card.kind:
         case Kind.BI_ENCODER:
             return BiEncoder(card, body, pool, head)
@@ -229,7 +233,7 @@ def _assembled(card: ModelCard, body: Body, pool: Pool, head: Head | None) -> Mo
     return CrossEncoder(card, body, pool, head)
 
 
-def _checkable(model: Model) -> Model:
+def _checkable(model: Encoder) -> CrossEncoder | BiEncoder:
     """Makes one vector for each sequence of a model that gives many; the check is of its body."""
     return BiEncoder(model.card, model.body, POOLS["mean"]) if isinstance(model, LateEncoder) else model
 

@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels.device import DTYPES
-from rerank_grpc.models.base import Kind, ModelCard, PackedTokens
+from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.hooked import stretching_rotation
 from rerank_grpc.models.weights import SAFE, convert_weights, quiet
 

@@ -18,6 +18,7 @@ from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import load_model
 from rerank_grpc.registry import memory
+from rerank_grpc.registry.probes import check_reading
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.registry.warmup import finite_scores, warm_up
 from rerank_grpc.runner.cuda import runner_for
@@ -69,6 +70,7 @@ class ModelLoader:
         before = memory.used_bytes(device)
         model = self.read_model(spec.source)
         tokenizer = tokenizer_for(model.card)
+        check_reading(model.card, tokenizer)
         engine = Engine(
             runner_for(model), self._settings.engine, name=spec.name, on_death=on_death, clock=self._clock
         )

@@ -14,10 +14,11 @@ import transformers
 
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
+from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels import attention, cuda
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
-from rerank_grpc.models.base import Kind, Model
+from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import keep_compiled_code
 from rerank_grpc.runner.accelerator import Cuda
 from rerank_grpc.runner.cuda import CudaRunner, runner_for

@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels.device import fast_bf16, fast_int8
-from rerank_grpc.models.base import Kind, Model
+from rerank_grpc.models.base import Model
 from rerank_grpc.models.bert import BertBody
 from rerank_grpc.models.encoders import BiEncoder
 from rerank_grpc.types import Scoring

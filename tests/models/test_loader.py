@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from rerank_grpc.checkpoints import checkpoint, lookup
 from rerank_grpc.checkpoints.disk import digest_of
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels import device
 from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.models.base import Kind
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
 from tests.conftest import load

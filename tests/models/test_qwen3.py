@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels import causal
-from rerank_grpc.models.base import Kind, Model, PackedTokens
+from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS, PrefixCache, Prefixes
 from rerank_grpc.runner.runner import CpuRunner

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.facts import Reading
+from rerank_grpc.evidence.facts import Kind, Reading
 from rerank_grpc.evidence.prompt import Prompt, Slot
 from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.models.base import Kind, ModelCard
+from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry.probes import check_reading
 from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 from rerank_grpc.types import Scoring

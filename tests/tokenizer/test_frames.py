@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rerank_grpc.models.prompts import check_prompt
 from tokenizers import Tokenizer
 
 from rerank_grpc.errors import InvalidRequest, ModelLoadError, UnsupportedOption
-from rerank_grpc.models.prompts import check_prompt
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.vocabulary import read_tokenizer
 from rerank_grpc.types import Truncation

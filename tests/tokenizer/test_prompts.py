@@ -323,5 +323,7 @@ def test_added_tokens_of_the_prompt_are_no_text_but_white_space_and_others_are(t
     tokenizer.save(str(file))
     own = asked(file, ((f"{TURN}<ask>\n\n",), (Q, "\n", D), (END,)))
     (ids,) = ids_of(tokenize(own, "<ask> a\n\nb <mine>", [f"<ask>{END}"]))
-    counts = {each: ids.count(tokenizer.token_to_id(each) or 0) for each in (TURN, END, "<ask>", "\n\n", "<mine>")}
+    counts = {
+        each: ids.count(tokenizer.token_to_id(each) or 0) for each in (TURN, END, "<ask>", "\n\n", "<mine>")
+    }
     assert counts == {TURN: 1, END: 1, "<ask>": 1, "\n\n": 2, "<mine>": 1}

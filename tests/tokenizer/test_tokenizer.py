@@ -19,8 +19,9 @@ from tokenizers import models, pre_tokenizers, processors
 
 from rerank_grpc.checkpoints.lookup import find_package
 from rerank_grpc.errors import InternalError, InvalidRequest, ModelLoadError, UnsupportedOption
+from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.models.base import Kind, ModelCard
+from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import Chunk, TokenizedRequest
 from rerank_grpc.tokenizer.frames import PlainFraming
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
