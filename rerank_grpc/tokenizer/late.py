@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
+from tokenizers import normalizers
 
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
@@ -18,8 +19,8 @@ from rerank_grpc.tokenizer.truncation import Cutting, Ends, to_bytes, tokenize
 from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_tokenizer
 from rerank_grpc.types import Truncation
 
-# Texts by which a load proves that a prefix and a text become the tokens that both would become as one.
-PROBES = ("", "what is a list?", " leading space", "Ünïcode 字", "1", "- item")
+# Texts by which a load proves that a prefix and a text become the tokens of the model's own tokenizer.
+PROBES = ("", "What is a List?", " leading space", "Ünïcode 字", "1", "- item")
 
 
 class Marker(NamedTuple):
@@ -45,7 +46,8 @@ def late_framing(
     Raises ModelLoadError, also where a prefix would join the text behind it.
     """
     prefixes = reading.query_prefix, reading.document_prefix
-    original = _original(tokenizer_file, prefixes if late.inserts_prefixes else ())
+    inserted = prefixes if late.inserts_prefixes else ()
+    original = _original(tokenizer_file, inserted, lower_case=reading.lower_case)
     markers = [_marker(original, prefix) for prefix in prefixes]
     written = {marker.token for marker in markers} - {""}
     vocabulary = read_tokenizer(tokenizer_file, lower_case=reading.lower_case).vocabulary(written)
@@ -117,7 +119,7 @@ class LateFraming:
         return sequence, tokenized.truncated
 
 
-def _original(tokenizer_file: Path, inserted: tuple[str, ...]) -> tokenizers.Tokenizer:
+def _original(tokenizer_file: Path, inserted: tuple[str, ...], *, lower_case: bool) -> tokenizers.Tokenizer:
     """Reads the model's own tokenizer, in which the inserted prefixes that it knows are control tokens.
 
     As in sentence-transformers, a prefix is known as a whole or by its first word.
@@ -130,6 +132,9 @@ def _original(tokenizer_file: Path, inserted: tuple[str, ...]) -> tokenizers.Tok
         raise ModelLoadError(f"{tokenizer_file}: {text}") from error
     original.no_truncation()
     original.no_padding()
+    if lower_case:
+        steps = [normalizers.Lowercase(), original.normalizer]
+        original.normalizer = normalizers.Sequence([step for step in steps if step is not None])
     for prefix in inserted:
         names = [name for name in (prefix, *prefix.split()[:1]) if name.strip()]
         known = next((name for name in names if original.token_to_id(name) is not None), None)
@@ -157,8 +162,8 @@ def _prove(
         ids = vocabulary.tokenizer.encode(side.text + probe, add_special_tokens=False).ids
         if side.before + to_bytes(ids) + after != to_bytes(original.encode(prefix + probe).ids):
             raise ModelLoadError(
-                f"{tokenizer_file}: the prefix {prefix[:40]!r} changes the tokens of the text behind it, "
-                "which is not supported: use another checkpoint"
+                f"{tokenizer_file}: {prefix[:40]!r} and the text behind it become other tokens here than by "
+                "the model's own tokenizer: use another checkpoint"
             )
 
 

@@ -147,11 +147,17 @@ def test_the_last_texts_token_is_named_by_the_files_or_by_its_own_setting(
             tokenizer(directory, PYLATE, replace(LATE, expansion_token=token))
 
 
+def test_texts_that_are_lower_cased_twice_stay_the_same(directories: dict[str, Path]) -> None:
+    lower = tokenizer(directories["pylate"], replace(PYLATE, lower_case=True))
+    request = tokenize(lower, "A List", ["A Text"])
+    assert request == tokenize(tokenizer(directories["pylate"], PYLATE), "a list", ["a text"])
+
+
 def test_limits_that_leave_no_token_to_a_text_are_refused(directories: dict[str, Path]) -> None:
     with pytest.raises(ModelLoadError, match="leave no token to a text"):
         tokenizer(directories["pylate"], PYLATE, replace(LATE, document_tokens=3))
 
 
 def test_a_prefix_that_would_change_the_text_is_refused(directories: dict[str, Path]) -> None:
-    with pytest.raises(ModelLoadError, match="changes the tokens of the text behind it"):
+    with pytest.raises(ModelLoadError, match="and the text behind it become other tokens"):
         tokenizer(directories["modernbert"], Reading(query_prefix="say <mask> "))
