@@ -123,11 +123,11 @@ def load(read: Read) -> Read:
 
 
 class Error(NamedTuple):
-    """The largest differences from the oracle."""
+    """The differences from the oracle, of all requests: the largest ones, and a mean."""
 
     logits: float  # as a share of the spread of the oracle's
     scores: float
-    mean: float  # that of the logits whose square is the mean of all squares, as a share of the spread
+    root_mean_square: float  # of the logits' differences, as a share of the spread
 
 
 def error(kind: Kind, oracle: Oracle, model: Model, card: ModelCard | None = None) -> Error:
@@ -145,8 +145,8 @@ def error(kind: Kind, oracle: Oracle, model: Model, card: ModelCard | None = Non
                 logits.append(abs(found[place] - reference.logits[place]))
                 scores.append(abs(activated[place] - MAPPED[oracle.activation](reference.scores[place])))
     assert all(map(math.isfinite, logits + scores))
-    mean = math.sqrt(sum(difference**2 for difference in logits) / len(logits))
-    return Error(max(logits) / oracle.spread, max(scores), mean / oracle.spread)
+    root = math.sqrt(sum(difference**2 for difference in logits) / len(logits))
+    return Error(max(logits) / oracle.spread, max(scores), root / oracle.spread)
 
 
 def of_kinds(kinds: Sequence[Kind]) -> pytest.MarkDecorator:
@@ -195,7 +195,7 @@ def test_a_kind_in_bf16_scores_almost_as_the_oracle_does(
     kind: Kind, oracles: dict[str, Oracle], read: Read
 ) -> None:
     # Weights this wild amplify the rounding of single texts far beyond a trained model's.
-    assert error(kind, oracles[kind.name], read(kind, "bf16")).mean <= BF16_BOUND
+    assert error(kind, oracles[kind.name], read(kind, "bf16")).root_mean_square <= BF16_BOUND
 
 
 @of_kinds(REFUSED)
