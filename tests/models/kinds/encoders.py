@@ -28,6 +28,7 @@ ROBERTA: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
+ROTARY: dict[str, Any] = {"rope_type": "default", "rope_theta": 160_000.0}
 
 
 def bert(path: Path, *, lower_case: bool = True, inputs: list[str] = TOKEN_TYPES, **settings: Any) -> Path:
@@ -70,6 +71,15 @@ def mpnet(path: Path) -> Path:
     write_network(transformers.MPNetForSequenceClassification, transformers.MPNetConfig(**SHAPE | own), path)
     settings = {"model_max_length": MAX_TOKENS, "model_input_names": NO_TOKEN_TYPES}
     return write_tokenizer(tokenizers.byte_level(), path, ROBERTA_NAMES, **settings)
+
+
+def gte(path: Path) -> Path:
+    """Writes what gte-multilingual-reranker-base becomes in transformers' own form."""
+    positions = {"max_position_embeddings": MAX_TOKENS, "rope_parameters": ROTARY}
+    config = transformers.GteConfig(**SHAPE | ROBERTA | positions)
+    write_network(transformers.GteForSequenceClassification, config, path)
+    settings = {"model_max_length": MAX_TOKENS, "model_input_names": NO_TOKEN_TYPES}
+    return write_tokenizer(tokenizers.unigram(), path, ROBERTA_NAMES, **settings)
 
 
 def modernbert(
@@ -194,6 +204,7 @@ ENCODERS = (
     Kind("distilbert", distilbert, served="padded"),
     Kind("albert", albert, served="padded"),
     Kind("mpnet", mpnet, served="padded"),
+    Kind("gte", gte),
     Kind("modernbert-cls", modernbert, served="packed"),
     Kind("modernbert-mean", lambda path: modernbert(path, "mean"), served="packed"),
     Kind("bert-saved", _saved(), served="packed"),

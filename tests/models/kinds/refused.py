@@ -84,6 +84,11 @@ def sparse_encoder(path: Path) -> Path:
     return save_settings(path, "SparseEncoder", similarity_fn_name="dot")
 
 
+def other_network(architecture: str, model_type: str = "bert", **changes: Any) -> Callable[[Path], Path]:
+    """A builder of a checkpoint whose config names a network that gives no score for a pair."""
+    return _changed(bert_body, "config.json", architectures=[architecture], model_type=model_type, **changes)
+
+
 def two_labels(path: Path) -> Path:
     labels = {"0": "no", "1": "yes"}
     return edit(bert(path), "config.json", id2label=labels, label2id={"no": 0, "yes": 1})
@@ -154,6 +159,14 @@ REFUSED = (
     _unserved("chat-model", chat_model, r"config\.json.*Qwen3ForCausalLM|Qwen3ForCausalLM"),
     _unserved("embedding-model", embedding_model, r"qwen3|Qwen3ForCausalLM|modules\.json"),
     _unserved("bare-embedding-model", bare_embedding_model, r"Qwen3ForCausalLM"),
+    _unserved("mono-t5", other_network("T5ForConditionalGeneration", "t5"), r"T5ForConditionalGeneration"),
+    _unserved("splade", other_network("BertForMaskedLM"), r"BertForMaskedLM"),
+    _unserved("spans", other_network("BertForTokenClassification"), r"BertForTokenClassification"),
+    _unserved(
+        "jina-v3",
+        other_network("JinaForRanking", "qwen3", auto_map={"AutoModel": "modeling.JinaForRanking"}),
+        r"JinaForRanking|auto_map",
+    ),
     _unserved("adapter", with_adapter, r"adapter_config\.json"),
     _unserved(
         "quantized",
