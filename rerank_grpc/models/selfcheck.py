@@ -91,7 +91,7 @@ def _passes(model: Model, probes: tuple[Probe, Probe], shares_prefixes: bool) ->
 
 
 def _inputs(probe: Probe, network: Any) -> dict[str, Tensor]:
-    """What the forward of a network takes for one sequence, with a batch of one."""
+    """One sequence as the forward of a network takes it, in a batch of one."""
     device = next(network.parameters()).device
     device = CPU if device.type == "meta" else device
     inputs = {"input_ids": probe.ids[None].to(device)}
@@ -268,7 +268,7 @@ class AnswersReference:
 
 
 def pooled_reference(body: Any, pool: Pool, head: Head | None) -> Reference:
-    """What pool and head make of a body's last rows; without a head, a vector of length 1."""
+    """Pool and head over a body's last rows; without a head, a vector of length 1."""
 
     def reference(inputs: Mapping[str, Tensor]) -> Tensor:
         ids = inputs["input_ids"][0]
