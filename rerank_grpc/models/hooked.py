@@ -107,7 +107,8 @@ AttentionInterface.register(HOOK, attend)
 class HookedBody:
     """Runs a body of transformers that attends by the HOOK, where the rest takes each token by itself.
 
-    Raises NotPackable for rotations that depend on the longest sequence of a pass.
+    Raises NotPackable for rotations that depend on the longest sequence of a pass, and for a body that takes
+    nothing for its attention.
     """
 
     def __init__(self, body: Any, precision: str, attention: Attention, *, causal: bool = False) -> None:
@@ -116,7 +117,10 @@ class HookedBody:
         self.body = convert_weights(body, DTYPES[precision])
         self._kernel = kernel_for(attention)
         self._causal = causal
-        self._takes = frozenset(inspect.signature(body.forward).parameters)
+        parameters = inspect.signature(body.forward).parameters
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+            raise NotPackable("attention of its own")  # which nothing reaches
+        self._takes = frozenset(parameters)
 
     @contextmanager
     def without_kernel(self) -> Iterator[None]:

@@ -97,7 +97,7 @@ def _passes(model: Model, probes: tuple[Probe, Probe], shares_prefixes: bool) ->
 
 
 def _inputs(probe: Probe, network: Any) -> dict[str, Tensor]:
-    """What the forward of a network takes for one sequence, with a batch of one."""
+    """One sequence as the forward of a network takes it, in a batch of one."""
     device = next(network.parameters()).device
     device = CPU if device.type == "meta" else device
     inputs = {"input_ids": probe.ids[None].to(device)}

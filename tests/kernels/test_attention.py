@@ -383,8 +383,8 @@ def test_causal_windows_computed_in_blocks_equal_one_large_mask(length: int, win
     parts = CausalParts((None,), (), Layout.of((length,)))
     found = parts.attend_causal(0, query, key, value, None, window)
     layout = Layout.of((length,))
-    rows = (each[0].transpose(0, 1) for each in (query, key, value))
-    expected = part_by_part(*rows, layout, layout, causal=True, window=window)
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+    expected = part_by_part(q, k, v, layout, layout, causal=True, window=window)
     torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
 
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from rerank_grpc.kernels import causal
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.causal import CausalParts
@@ -87,9 +88,10 @@ def test_any_decoder_agrees_padded(family: str, precision: str) -> None:
 
 def ignore_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     def attend(self: CausalParts, *given: Any) -> Tensor:
-        return honest(self, *given[:-1], None)
+        rows: Tensor = honest(self, *given[:-1], None)
+        return rows
 
-    honest = CausalParts.attend_causal
+    honest: Any = CausalParts.attend_causal
     monkeypatch.setattr(CausalParts, "attend_causal", attend)
 
 
@@ -139,9 +141,9 @@ def test_an_argument_whose_effect_is_not_known_is_refused(name: str) -> None:
     call = hooked.AttentionCall(Layout.of((3,)), None, None)
     query = torch.randn(1, 2, 3, 8)
     options: dict[str, Any] = {"call": call, "dropout": 0.0, "position_ids": torch.arange(3)[None]}
-    hooked.attend(None, query, query, query, None, **options, **{name: None})
+    hooked.attend(None, query, query, query, None, **options | {name: None})
     with pytest.raises(NotPackable, match=name):
-        hooked.attend(None, query, query, query, None, **options, **{name: torch.ones(1)})
+        hooked.attend(None, query, query, query, None, **options | {name: torch.ones(1)})
     with pytest.raises(NotPackable, match="attention_mask"):
         hooked.attend(None, query, query, query, torch.ones(3, 3), **options)
     with pytest.raises(NotPackable, match="is_causal"):
@@ -185,7 +187,8 @@ def test_a_rotation_that_stretches_cannot_be_packed_and_is_padded_alone() -> Non
 
 def modernbert(**changes: Any) -> Any:
     torch.manual_seed(0)
-    config = transformers.ModernBertConfig(
+    configuration: Any = transformers.ModernBertConfig
+    config = configuration(
         vocab_size=400,
         hidden_size=64,
         num_hidden_layers=6,
@@ -215,7 +218,7 @@ def test_modernbert_agrees_and_an_ignored_window_is_found(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert check_modernbert(precision).difference < HONEST
-    honest = hooked.attend_window
+    honest: Any = causal.attend_window
     monkeypatch.setattr(hooked, "attend_window", lambda *given: honest(*given[:-1], None))
     assert check_modernbert(precision).difference > 10 * BOUND
 
@@ -277,6 +280,28 @@ def test_faults_of_an_own_body_are_found(
         model.body = lambda packed: honest(replace(packed, **{name: change(getattr(packed, name))}))
     found = check_streamed(model, network, checkpoint)
     assert not found.agrees
+
+
+def test_no_more_than_the_weights_of_the_module_that_runs_are_in_memory(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, network, checkpoint = own_body(directories["bert"], "fp32")
+    most: list[int] = []
+
+    def count(*_: object) -> None:
+        most.append(sum(not weight.is_meta for weight in network.parameters()))
+
+    modules = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    for module in modules:
+        monkeypatch.setattr(module, "forward", partial(counted, count, module.forward))
+    assert check_streamed(model, network, checkpoint).agrees
+    assert len(most) == 2 * len(modules)
+    assert max(most) == 2, "a weight and its bias"
+
+
+def counted(count: Callable[[], None], forward: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    count()
+    return forward(rows)
 
 
 def test_a_check_leaves_a_network_as_it_was() -> None:
