@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,7 +101,12 @@ def test_a_licence_that_forbids_commercial_use_is_told_by_its_name(licence: str,
 
 
 def test_only_what_an_entry_states_is_compared(tmp_path: Path) -> None:
-    found = {"kind": "late interaction", "family": "bert", "pooling": "first", "directory": tmp_path}
+    found: dict[str, Any] = {
+        "kind": "late interaction",
+        "family": "bert",
+        "pooling": "first",
+        "directory": tmp_path,
+    }
     KnownModel("acme/reranker").check(**found)
     KnownModel("acme/reranker", kind="late interaction", family="bert").check(**found)
     with pytest.raises(
