@@ -108,6 +108,36 @@ def prove_tokens(prompt: Prompt, tokenizer: Tokenizer, where: Path) -> None:
                 )
 
 
+def check_control_tokens(prompt: Prompt, tokenizer: Tokenizer, where: Path) -> None:
+    """Raises ModelLoadError unless each "<…>" of the segments without slots is one token.
+
+    A prompt that comes with no tokenizer, as a catalogue's, may be written for another one.
+    """
+    for segments in (prompt.segments, prompt.instructed):
+        for segment in segments:
+            written = [] if has_slots(segment) else re.findall(r"<[^<>\s]+>", filled(segment, {}))
+            for token in written:
+                if _ids(tokenizer, token) != [tokenizer.token_to_id(token)]:
+                    raise ModelLoadError(
+                        f"{where}: has no control token {token!r}, which {prompt.source} writes: "
+                        "use the tokenizer that the model came with"
+                    )
+
+
+def answer_ids(words: Iterable[str], tokenizer: Tokenizer, where: Path) -> tuple[int, ...]:
+    """Returns the token id of each answer; raises ModelLoadError for a word that is no token of its own."""
+    found = []
+    for word in words:
+        ids = _ids(tokenizer, word)
+        if len(ids) != 1:
+            raise ModelLoadError(
+                f"{where}: has no token {word!r}, which the model answers with: "
+                "use the tokenizer that the model came with"
+            )
+        found += ids
+    return tuple(found)
+
+
 def _parts(text: Segment, tokenizer: Tokenizer) -> Iterator[tuple[str | Slot, bool]]:
     """Yields texts, slots and control tokens, and whether they are the last."""
     tokens = control_tokens((part for part in text if isinstance(part, str)), tokenizer)

@@ -10,7 +10,7 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence import activations
-from rerank_grpc.evidence.answers import answers_of, check_answer
+from rerank_grpc.evidence.answers import find_answers, stated_answer
 from rerank_grpc.evidence.facts import (
     Answers,
     Chain,
@@ -24,7 +24,7 @@ from rerank_grpc.evidence.facts import (
 from rerank_grpc.evidence.late import is_late, read_late
 from rerank_grpc.evidence.modules import SETTINGS, SavedModel, read_saved_model
 from rerank_grpc.evidence.pooling import pooling_of
-from rerank_grpc.evidence.prompt import Prompt, parse_prompt
+from rerank_grpc.evidence.prompt import Prompt, parse_answers, parse_prompt
 from rerank_grpc.evidence.template import TemplateSettings, find_templates, read_template
 from rerank_grpc.types import Scoring
 
@@ -185,8 +185,8 @@ def _logit_score(checkpoint: Checkpoint, module: Module) -> Answers:
     true, false = module.config.get("true_token_id"), module.config.get("false_token_id")
     where = module.directory / "config.json"
     return Answers(
-        check_answer(checkpoint, true, "true_token_id", where),
-        None if false is None else check_answer(checkpoint, false, "false_token_id", where),
+        stated_answer(checkpoint, true, "true_token_id", where),
+        None if false is None else stated_answer(checkpoint, false, "false_token_id", where),
     )
 
 
@@ -213,7 +213,8 @@ def _bare_head(checkpoint: Checkpoint, saved: SavedModel) -> tuple[Head, str, Pr
             "add sentence-transformers' files (CrossEncoder.save_pretrained), or its prompt by --catalogue"
         )
     prompt = parse_prompt(known.prompt, known.id, CATALOGUE)
-    return answers_of(checkpoint, known.prompt), "last", prompt
+    answers = find_answers(checkpoint, prompt, parse_answers(known.prompt, known.id))
+    return answers, "last", prompt
 
 
 def _is_classifier(checkpoint: Checkpoint) -> bool:

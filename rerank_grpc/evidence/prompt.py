@@ -43,7 +43,7 @@ class Prompt:
         return self.instructed if instruction or self.instruction else self.segments
 
 
-KEYS = ("segments", "instruction", "answers")
+KEYS = ("segments", "instruction", "answers", "strips")
 
 
 def parse_prompt(table: Mapping[str, Any], where: str, source: str) -> Prompt:
@@ -69,7 +69,8 @@ def parse_prompt(table: Mapping[str, Any], where: str, source: str) -> Prompt:
         raise ConfigurationError(
             f"{where}: prompt.instruction and a place for {{instruction}} need each other"
         )
-    return Prompt((), source, segments, instruction) if instruction else Prompt(segments, source)
+    plain, instructed = ((), segments) if instruction else (segments, ())
+    return Prompt(plain, source, instructed, instruction, _strips(table, where))
 
 
 def parse_answers(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -78,6 +79,15 @@ def parse_answers(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if len(words) > 2:
         raise ConfigurationError(f"{where}: prompt.answers: {len(words)} words instead of one or two")
     return words
+
+
+def _strips(table: Mapping[str, Any], where: str) -> frozenset[Slot]:
+    names = _texts(table, "strips", where) if "strips" in table else ()
+    try:
+        return frozenset(map(Slot, names))
+    except ValueError:
+        known = ", ".join(slot.value for slot in Slot)
+        raise ConfigurationError(f"{where}: prompt.strips names another text than {known}") from None
 
 
 def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:

@@ -15,9 +15,7 @@ from transformers import AttentionInterface
 from rerank_grpc.kernels.attention import Attention, kernel_for
 from rerank_grpc.kernels.base import Kernel, Layout
 from rerank_grpc.kernels.causal import CausalParts, GatheredParts, attend_window, causal_parts
-from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models.base import PackedTokens
-from rerank_grpc.models.weights import convert_weights
 
 # The name of our attention in transformers. No mask function may be registered under it: transformers
 # would call it, and it synchronises the device; without one it makes no mask. And it may not contain
@@ -111,10 +109,10 @@ class HookedBody:
     nothing for its attention.
     """
 
-    def __init__(self, body: Any, precision: str, attention: Attention, *, causal: bool = False) -> None:
+    def __init__(self, body: Any, attention: Attention, *, causal: bool = False) -> None:
         if kind := stretching_rotation(body.config):
             raise NotPackable(f"rotary embedding {kind!r}")
-        self.body = convert_weights(body, DTYPES[precision])
+        self.body = body
         self._kernel = kernel_for(attention)
         self._causal = causal
         parameters = inspect.signature(body.forward).parameters

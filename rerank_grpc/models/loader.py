@@ -37,7 +37,14 @@ from rerank_grpc.models.selfcheck import (
     classifier_reference,
     pooled_reference,
 )
-from rerank_grpc.models.weights import Take, load_parameters, quiet, read_network, read_outline
+from rerank_grpc.models.weights import (
+    Take,
+    convert_weights,
+    load_parameters,
+    quiet,
+    read_network,
+    read_outline,
+)
 
 log = logging.getLogger(__name__)
 
@@ -167,24 +174,28 @@ def _packed(
     if causal:
         kept = kept_token_bytes(network.config.to_dict(), DTYPES[card.precision])
         card = replace(card, shares_prefixes=True, prefix_token_bytes=kept)
-    reference = _reference(evidence, card, network, head)  # first: the body is converted where it stands
     try:
-        body = HookedBody(network.base_model, card.precision, card.attention, causal=causal)
+        body = HookedBody(network.base_model, card.attention, causal=causal)
     except NotPackable as asked:
         return Agreement(math.inf, str(asked))
     model = _assembled(card, body, POOLS.get(card.pooling, all_rows), head)
+    reference = _reference(evidence, card, network, head)
     agreement = check_against_reference(_checkable(model), network, reference, shares_prefixes=causal)
-    return model if agreement.agrees else agreement
+    if not agreement.agrees:
+        return agreement
+    # Only now: what comes next, if this is not the model, needs the weights as they are stored.
+    convert_weights(network.base_model, DTYPES[card.precision])
+    return model
 
 
 def _padded(evidence: Evidence, card: ModelCard, network: Any, head: Head | None, *, causal: bool) -> Model:
     """Builds a model over padded sequences; raises ModelLoadError if the padding changes its scores."""
     own_attention(network)
     card = replace(card, attention=Attention.PADDED)
-    reference = _reference(evidence, card, network, head)  # first: the body is converted where it stands
+    reference = _reference(evidence, card, network, head)
     model: Encoder | Padded
     if isinstance(evidence.head, Chain):
-        body = PaddedBody(network, card.precision, causal=causal)
+        body = PaddedBody(network, causal=causal)
         model = _assembled(card, body, POOLS.get(card.pooling, all_rows), head)
     else:
         answers = _ids(evidence.head) if isinstance(evidence.head, Answers) else ()
@@ -193,6 +204,7 @@ def _padded(evidence: Evidence, card: ModelCard, network: Any, head: Head | None
     agreement = check_against_reference(checked, network, reference)
     if not agreement.agrees:
         raise ModelLoadError(f"{card.source}: {card.family} scores depend on the padding: not supported")
+    convert_weights(network.base_model, DTYPES[card.precision])
     return model
 
 

@@ -14,10 +14,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind
-from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.hooked import stretching_rotation
-from rerank_grpc.models.weights import SAFE, convert_weights, quiet
+from rerank_grpc.models.weights import SAFE, quiet
 
 # The tokens of padding that cost about as much as one more pass.
 WORTHWHILE_PADDING = 256
@@ -61,8 +60,8 @@ class Padding:
 class PaddedBody:
     """Runs any body of transformers, with its own attention, over padded sequences."""
 
-    def __init__(self, body: Any, precision: str, *, causal: bool = False) -> None:
-        self.body = convert_weights(body, DTYPES[precision])
+    def __init__(self, body: Any, *, causal: bool = False) -> None:
+        self.body = body
         self._padding = Padding(body, left=causal)
 
     def __call__(self, packed: PackedTokens) -> Tensor:
@@ -88,12 +87,11 @@ class Padded:
         self.card = card
         if answers:
             network.set_output_embeddings(narrowed_head(network, answers))
-        body, head = network.base_model, dict(network.named_parameters())
-        own = {id(weight) for weight in body.parameters()}
-        for weight in head.values():
-            weight.data = weight.data.to(DTYPES[card.precision] if id(weight) in own else torch.float32)
+        own = {id(weight) for weight in network.base_model.parameters()}
+        for weight in network.parameters():
+            weight.data = weight.data if id(weight) in own else weight.data.float()
         # Behind a body in 16 bits, the head still computes in float32.
-        body.register_forward_hook(_float_output)
+        network.base_model.register_forward_hook(_float_output)
         self._network = network
         self._answers = bool(answers)
         self._padding = Padding(network, left=causal)

@@ -88,7 +88,7 @@ HOSTILE = {
     "document twice": (QUERY + DOCUMENT + DOCUMENT, "writes the document 2 times"),
     "chance": (QUERY + DOCUMENT + "{{ range(9999) | random }}", "changes"),
     "upper": (f"{QUERY}\n{DOCUMENT[:-3]} | upper }}}}", "changes the document ('word' comes out otherwise)"),
-    "left strip": (f"{QUERY}\n{DOCUMENT[:-3].removesuffix('')}.lstrip() }}}}", "changes the document"),
+    "left strip": (f"{QUERY}\n{DOCUMENT[:-3]}.lstrip() }}}}", "changes the document"),
     "escape": (f"{QUERY[:-3]} | e }}}}\n{DOCUMENT}", "changes the query"),
     "words": (f"{QUERY}{{% for w in messages[1].content.split() %}}{{{{ w }}}} {{% endfor %}}", "changes"),
     "lines": (f"{QUERY}{{{{ messages[1].content.splitlines() | join('\n') }}}}", "changes"),
@@ -104,7 +104,7 @@ HOSTILE = {
         "changes its texts ('Abstract' comes out otherwise)",
     ),
     "many words": (
-        PAIR + "{% if x in [" + str(list(range(2, 400))) + "] %}{% endif %}",
+        PAIR + "{% if x in [" + str(list(range(2, 999, 3))) + "] %}{% endif %}",
         "knows more than 500",
     ),
     "half a surrogate": (QUERY + DOCUMENT + "{{ '\\ud800' }}", "UnicodeEncodeError"),

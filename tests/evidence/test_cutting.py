@@ -8,7 +8,15 @@ import pytest
 from tokenizers import AddedToken
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.cutting import control_tokens, cut, inner_tokenizer, prove_tokens, read_tokenizer
+from rerank_grpc.evidence.cutting import (
+    answer_ids,
+    check_control_tokens,
+    control_tokens,
+    cut,
+    inner_tokenizer,
+    prove_tokens,
+    read_tokenizer,
+)
 from rerank_grpc.evidence.prompt import Prompt, Slot
 from tests.evidence import templates
 
@@ -69,6 +77,22 @@ def test_metaspace_puts_its_sign_before_the_first_text_alone():
 def test_segments_whose_tokens_reach_into_others_are_refused():
     with pytest.raises(ModelLoadError, match=r"tokenizer.json: joins texts with the control tokens of test"):
         prove_tokens(Prompt((("<|im_start|>",), (Q,), (D,)), "test"), templates.qwen(), FILE)
+
+
+def test_control_tokens_of_a_catalogues_prompt_are_the_tokenizers():
+    prompt = Prompt((("<|im_start|>a <b c>",), ("<x>", Q, D), ("</think>",)), "catalogue.toml")
+    check_control_tokens(prompt, templates.qwen(), FILE)
+    for other in (Prompt((("<bos>",), (Q, D)), "x"), Prompt((), "x", (("<bos>",), (Q, D)), "Judge.")):
+        with pytest.raises(ModelLoadError, match=r"tokenizer.json: has no control token '<bos>'"):
+            check_control_tokens(other, templates.qwen(), FILE)
+
+
+def test_answers_are_tokens_of_their_own():
+    tokenizer = templates.qwen()
+    expected = (tokenizer.token_to_id("yes"), tokenizer.token_to_id("no"))
+    assert answer_ids(["yes", "no"], tokenizer, FILE) == expected
+    with pytest.raises(ModelLoadError, match=r"tokenizer.json: has no token 'yesterdays'"):
+        answer_ids(["yes", "yesterdays"], tokenizer, FILE)
 
 
 def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path):

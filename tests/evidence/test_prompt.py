@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evidence.pasting import filled
 from rerank_grpc.evidence.prompt import Prompt, Slot, parse_answers, parse_prompt
+from rerank_grpc.evidence.template import TemplateSettings, read_template
 from rerank_grpc.models import prompts
+from tests.evidence import templates
 
 QWEN3 = r"""
 segments = [
@@ -28,6 +31,14 @@ segments = [
 ]
 answers = ["Yes"]
 """  # noqa: E501
+ZERANK = r"""
+segments = [
+  "<|im_start|>", "system\n{query}", "<|im_end|>\n<|im_start|>", "user\n{document}",
+  "<|im_end|>\n<|im_start|>assistant\n",
+]
+strips = ["query", "document"]
+answers = ["Yes"]
+"""
 
 
 def parse(table: dict[str, Any]) -> Prompt:
@@ -45,9 +56,21 @@ def test_the_prompts_of_the_cards_are_the_same_segments_as_before(text, before):
     assert parse_answers(table, "") == before.answers
 
 
+def test_a_catalogues_prompt_is_the_one_that_a_template_gives(tmp_path):
+    source = templates.ZERANK.replace("message.content", "(message.content | trim)")
+    settings = TemplateSettings(kwargs={"add_generation_prompt": True})
+    read = read_template(templates.write(tmp_path, source), settings=settings)
+    assert replace(read, source="catalogue.toml") == parse(tomllib.loads(ZERANK))
+
+
 def test_slots_are_named_in_braces_and_braces_are_doubled():
     prompt = parse({"segments": ["{{}} {query}{document}", "{{document}}"]})
     assert prompt == Prompt((("{} ", Slot.QUERY, Slot.DOCUMENT), ("{document}",)), "catalogue.toml")
+
+
+def test_texts_that_are_stripped_are_named():
+    prompt = parse({"segments": ["{query}", "{document}"], "strips": ["document"]})
+    assert prompt.strips == {Slot.DOCUMENT}
 
 
 def test_a_prompt_with_an_instruction_is_never_read_without_one():
@@ -80,6 +103,8 @@ def test_a_prompt_with_an_instruction_is_never_read_without_one():
         ({"segments": ["{query}{document}"], "instruction": 7}, "prompt.instruction is not a text"),
         ({"segments": ["{query}{document}"], "instruction": "x"}, "need each other"),
         ({"segments": ["{query}{document}{instruction}"]}, "need each other"),
+        ({"segments": ["{query}{document}"], "strips": ["text"]}, "prompt.strips names another text than"),
+        ({"segments": ["{query}{document}"], "strips": "query"}, "prompt.strips is not a list of texts"),
         ({"segments": ["{query}{document}"], "system": "x"}, "unknown key prompt.system"),
     ],
 )

@@ -84,7 +84,7 @@ class Ours:
             computed = operations or operations_for(CPU, card.precision, card.attention)
             body: Any = BertBody(network.config, parameters.__getitem__, "", computed, first_only=False)
         else:
-            body = HookedBody(network, card.precision, card.attention)
+            body = HookedBody(network, card.attention)
         assert isinstance(evidence.head, Chain)
         self.evidence = evidence
         self.model = LateEncoder(card, body, chain_of(evidence.head))

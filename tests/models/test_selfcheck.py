@@ -50,7 +50,7 @@ def card(precision: str) -> Any:
 def packed_model(network: Any, precision: str = "fp32", answers: tuple[int, ...] = ANSWERS) -> CrossEncoder:
     network.set_attn_implementation(HOOK)
     head = AnswerHead.of(network.lm_head.weight, answers)
-    body = HookedBody(network.model, precision, Attention.SDPA, causal=attends_causally(network.model))
+    body = HookedBody(network.model, Attention.SDPA, causal=attends_causally(network.model))
     return CrossEncoder(card(precision), body, last_rows, head)
 
 
@@ -153,9 +153,7 @@ def test_an_argument_whose_effect_is_not_known_is_refused(name: str) -> None:
 def test_a_body_that_attends_by_itself_cannot_be_packed(directories: dict[str, Path]) -> None:
     network: Any = transformers.AutoModel.from_pretrained(directories["deberta"]).eval()
     network.set_attn_implementation(HOOK)
-    model = CrossEncoder(
-        card("fp32"), HookedBody(network, "fp32", Attention.SDPA), first_rows, lambda row: row
-    )
+    model = CrossEncoder(card("fp32"), HookedBody(network, Attention.SDPA), first_rows, lambda row: row)
     found = check_against_reference(model, network, pooled_reference(network, first_rows, None))
     assert (found.agrees, found.reason) == (False, "attention of its own")
 
@@ -175,7 +173,7 @@ def test_a_rotation_that_stretches_cannot_be_packed_and_is_padded_alone() -> Non
     own_attention(network)
     model = CrossEncoder(
         card("fp32"),
-        PaddedBody(network.model, "fp32", causal=True),
+        PaddedBody(network.model, causal=True),
         last_rows,
         AnswerHead.of(network.lm_head.weight, ANSWERS),
     )
@@ -208,7 +206,7 @@ def modernbert(**changes: Any) -> Any:
 def check_modernbert(precision: str) -> Agreement:
     network = modernbert(classifier_pooling="cls")
     head = torch.nn.Sequential(network.head, network.classifier)
-    body = HookedBody(network.model, precision, Attention.SDPA, causal=attends_causally(network.model))
+    body = HookedBody(network.model, Attention.SDPA, causal=attends_causally(network.model))
     model = CrossEncoder(card(precision), body, first_rows, head.float())
     return check_against_reference(model, network, classifier_reference(network))
 
