@@ -120,8 +120,11 @@ def _own_bert(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Mo
     prefix = f"{network.base_model_prefix}." if classifier else ""
     body = BertBody(network.config, take, prefix, operations, first_only=first_only)
     head = _bert_head(card, network, take, prefix) if classifier else _chain(evidence, card, network)
-    model = _assembled(card, body, all_rows if first_only else POOLS[card.pooling], head)
-    agreement = check_streamed(_checkable(model), network, checkpoint)
+    pool = all_rows if first_only else POOLS.get(card.pooling, all_rows)
+    model = _assembled(card, body, pool, head)
+    # A chain of modules is no part of the network: its rows are compared.
+    checked = model if isinstance(model, CrossEncoder) and classifier else _rows_of(model)
+    agreement = check_streamed(checked, network, checkpoint)
     if agreement.agrees:
         return model
     raise ModelLoadError(
@@ -245,9 +248,15 @@ def _assembled(card: ModelCard, body: Body, pool: Pool, head: Head | None) -> En
     return CrossEncoder(card, body, pool, head)
 
 
+def _rows_of(model: Encoder) -> BiEncoder:
+    """Makes a model of the body alone, which gives one row for each sequence."""
+    pool = POOLS["mean"] if isinstance(model, LateEncoder) else model.pool
+    return BiEncoder(model.card, model.body, pool)
+
+
 def _checkable(model: Encoder) -> CrossEncoder | BiEncoder:
-    """Makes one vector for each sequence of a model that gives many; the check is of its body."""
-    return BiEncoder(model.card, model.body, POOLS["mean"]) if isinstance(model, LateEncoder) else model
+    """Makes one row for each sequence of a model that gives many."""
+    return _rows_of(model) if isinstance(model, LateEncoder) else model
 
 
 def _reference(evidence: Evidence, card: ModelCard, network: Any, head: Head | None) -> Reference:

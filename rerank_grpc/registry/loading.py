@@ -18,12 +18,11 @@ from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import load_model
 from rerank_grpc.registry import memory
-from rerank_grpc.registry.probes import check_reading
+from rerank_grpc.registry.probes import checked_tokenizer
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.registry.warmup import finite_scores, warm_up
 from rerank_grpc.runner.cuda import runner_for
 from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS
-from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 
 log = logging.getLogger("rerank_grpc.registry")
 
@@ -69,8 +68,7 @@ class ModelLoader:
         memory.give_back(device)
         before = memory.used_bytes(device)
         model = self.read_model(spec.source)
-        tokenizer = tokenizer_for(model.card)
-        check_reading(model.card, tokenizer)
+        tokenizer = checked_tokenizer(model.card)
         engine = Engine(
             runner_for(model), self._settings.engine, name=spec.name, on_death=on_death, clock=self._clock
         )

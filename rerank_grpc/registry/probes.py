@@ -14,7 +14,7 @@ from rerank_grpc.evidence.prompt import Prompt, Slot
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.tokenizer.layout import ENCODED_APART
-from rerank_grpc.tokenizer.tokenizer import Tokenizer
+from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.types import Document, RerankRequest
 
 # Texts that tokenizers of different settings take apart differently.
@@ -35,6 +35,13 @@ class Read(NamedTuple):
 
     ids: list[int]
     types: list[int]
+
+
+def checked_tokenizer(card: ModelCard) -> Tokenizer:
+    """Makes the tokenizer of a loaded model; raises ModelLoadError, also if the reference reads otherwise."""
+    tokenizer = tokenizer_for(card)
+    check_reading(card, tokenizer)
+    return tokenizer
 
 
 def check_reading(card: ModelCard, tokenizer: Tokenizer) -> None:

@@ -20,7 +20,8 @@ from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.causal import CausalParts
 from rerank_grpc.models import hooked
 from rerank_grpc.models.base import PackedTokens
-from rerank_grpc.models.encoders import AnswerHead, CrossEncoder, first_rows, last_rows
+from rerank_grpc.models.encoders import CrossEncoder, first_rows, last_rows
+from rerank_grpc.models.heads import AnswerHead
 from rerank_grpc.models.hooked import HOOK, HookedBody, NotPackable, attends_causally
 from rerank_grpc.models.padded import Padded, PaddedBody, own_attention
 from rerank_grpc.models.selfcheck import (
@@ -49,7 +50,7 @@ def card(precision: str) -> Any:
 
 def packed_model(network: Any, precision: str = "fp32", answers: tuple[int, ...] = ANSWERS) -> CrossEncoder:
     network.set_attn_implementation(HOOK)
-    head = AnswerHead.of(network.lm_head.weight, answers)
+    head = AnswerHead.of(network.lm_head, answers, network.config)
     body = HookedBody(network.model, Attention.SDPA, causal=attends_causally(network.model))
     return CrossEncoder(card(precision), body, last_rows, head)
 
@@ -154,7 +155,7 @@ def test_a_body_that_attends_by_itself_cannot_be_packed(directories: dict[str, P
     network: Any = transformers.AutoModel.from_pretrained(directories["deberta"]).eval()
     network.set_attn_implementation(HOOK)
     model = CrossEncoder(card("fp32"), HookedBody(network, Attention.SDPA), first_rows, lambda row: row)
-    found = check_against_reference(model, network, pooled_reference(network, first_rows, None))
+    found = check_against_reference(model, network, pooled_reference(network, first_rows, None, unit=False))
     assert (found.agrees, found.reason) == (False, "attention of its own")
 
 

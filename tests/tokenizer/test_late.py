@@ -36,7 +36,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def tokenizer(directory: Path, reading: Reading, late: LateInteraction = LATE) -> Tokenizer:
-    return Tokenizer(*late_framing(directory / "tokenizer.json", "bert", reading, late, 128))
+    return Tokenizer(late_framing(directory / "tokenizer.json", reading, late, 128))
 
 
 def query_of(request: TokenizedRequest) -> Sequence:

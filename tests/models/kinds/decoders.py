@@ -10,7 +10,8 @@ import transformers
 from tokenizers import Tokenizer
 
 from tests.models.kinds import templates, tokenizers
-from tests.models.kinds.files import Part, save_cross_encoder
+from tests.models.kinds.chains import pooling
+from tests.models.kinds.files import Part, save_cross_encoder, save_modules, save_settings
 from tests.models.kinds.kind import Kind, Pass
 from tests.models.kinds.networks import write_network, write_tokenizer
 from tests.models.kinds.templates import save_template
@@ -253,7 +254,16 @@ def _of(family: Family, true: str = "yes", false: str | None = "no") -> Callable
     return lambda path: reranker(path, family, true, false)
 
 
+def embedding_model(path: Path) -> Path:
+    """Writes a Qwen3-Embedding: a language model with the modules of a bi-encoder."""
+    write_decoder(path, QWEN3)
+    save_modules(path, pooling("lasttoken"), Part("Normalize", {}), old=True)
+    prompts = {"query": "Instruct: Find passages\nQuery:", "document": ""}
+    return save_settings(path, "SentenceTransformer", prompts=prompts, similarity_fn_name="cosine")
+
+
 DECODERS = (
+    Kind("qwen3-embedding", embedding_model, "sentence-transformer", served="packed"),
     Kind("qwen3-reranker", qwen3_reranker, served="packed", instructed=True),
     Kind("qwen3-own-instruction", own_instruction, served="packed", instructed=True),
     Kind("qwen3-own-head", own_head, served="packed", instructed=True),

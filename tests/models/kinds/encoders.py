@@ -216,7 +216,6 @@ ENCODERS = (
     Kind("bert-contradicting-activations", contradicting_activations),
     Kind("bert-lower-case-by-transformer", lower_case_by_transformer),
     Kind("roberta-lower-case-by-transformer", lower_case_by_transformer_in_bytes),
-    Kind("bert-lower-case-by-tokenizer", lower_case_by_tokenizer),
     Kind("bert-lower-case-said-twice", lower_case_said_twice),
     Kind("bert-no-token-types", no_token_types),
     Kind("bert-default-prompt", _saved(prompts=PROMPTS, default="query")),
