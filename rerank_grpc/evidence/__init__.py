@@ -1,1 +1,1 @@
-"""What a checkpoint's own files say about it: how its texts are read, and how its scores are made."""
+"""The evidence of a checkpoint's own files: how its texts are read, and how its scores are made."""

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.pasting import Filling, filled
-from rerank_grpc.evidence.prompt import Prompt, Segment, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Prompt, Segment
 
 # Texts whose first or last characters tokenizers join with what stands beside them.
 TOKEN_PROBES = (
@@ -50,25 +50,25 @@ def cut(text: Segment, tokenizer: Tokenizer) -> tuple[Segment, ...]:
     Everything between two such runs is one segment without slots.
     """
     segments: list[Segment] = []
-    fixed, run = "", list[str | Slot]()
+    fixed, run = "", list[str | Placeholder]()
     for part, is_control in _parts(text, tokenizer):
         if not is_control:
             run.append(part)
-        elif has_slots(run):
+        elif has_placeholders(run):
             segments += [(fixed,), tuple(run)]
             fixed, run = str(part), []
         else:
             fixed, run = fixed + filled(run, {}) + str(part), []
-    if has_slots(run):
+    if has_placeholders(run):
         segments += [(fixed,), tuple(run)]
     else:
         segments.append((fixed + filled(run, {}),))
     return tuple(segment for segment in segments if segment != ("",))
 
 
-def has_slots(parts: Iterable[str | Slot]) -> bool:
+def has_placeholders(parts: Iterable[str | Placeholder]) -> bool:
     """Whether a request's text stands among the parts."""
-    return any(isinstance(part, Slot) for part in parts)
+    return any(isinstance(part, Placeholder) for part in parts)
 
 
 def inner_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -99,7 +99,7 @@ def prove_tokens(prompt: Prompt, tokenizer: Tokenizer, where: Path) -> None:
             apart = [
                 number
                 for index, (segment, text) in enumerate(zip(segments, texts, strict=True))
-                for number in _ids(behind if index and has_slots(segment) else tokenizer, text)
+                for number in _ids(behind if index and has_placeholders(segment) else tokenizer, text)
             ]
             if apart != _ids(tokenizer, "".join(texts)):
                 raise ModelLoadError(
@@ -115,7 +115,7 @@ def check_control_tokens(prompt: Prompt, tokenizer: Tokenizer, where: Path) -> N
     """
     for segments in (prompt.segments, prompt.instructed):
         for segment in segments:
-            written = [] if has_slots(segment) else re.findall(r"<[^<>\s]+>", filled(segment, {}))
+            written = [] if has_placeholders(segment) else re.findall(r"<[^<>\s]+>", filled(segment, {}))
             for token in written:
                 if _ids(tokenizer, token) != [tokenizer.token_to_id(token)]:
                     raise ModelLoadError(
@@ -138,12 +138,12 @@ def answer_ids(words: Iterable[str], tokenizer: Tokenizer, where: Path) -> tuple
     return tuple(found)
 
 
-def _parts(text: Segment, tokenizer: Tokenizer) -> Iterator[tuple[str | Slot, bool]]:
+def _parts(text: Segment, tokenizer: Tokenizer) -> Iterator[tuple[str | Placeholder, bool]]:
     """Yields texts, slots and control tokens, and whether they are the last."""
     tokens = control_tokens((part for part in text if isinstance(part, str)), tokenizer)
     pattern = re.compile(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})")
     for part in text:
-        if isinstance(part, Slot):
+        if isinstance(part, Placeholder):
             yield part, False
             continue
         for index, piece in enumerate(pattern.split(part)):
@@ -162,7 +162,7 @@ def _without_first(steps: Any) -> Any:
 
 
 def _fillings() -> Iterator[Filling]:
-    slots = tuple(Slot)
+    slots = tuple(Placeholder)
     for index, probe in enumerate(TOKEN_PROBES):
         yield dict.fromkeys(slots, probe)
         yield {slot: TOKEN_PROBES[(index + 5 * more) % len(TOKEN_PROBES)] for more, slot in enumerate(slots)}

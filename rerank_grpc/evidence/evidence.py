@@ -9,8 +9,6 @@ from typing import Any
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence import activations
-from rerank_grpc.evidence.answers import find_answers, stated_answer
 from rerank_grpc.evidence.facts import (
     Answers,
     Chain,
@@ -21,9 +19,9 @@ from rerank_grpc.evidence.facts import (
     Module,
     Reading,
 )
+from rerank_grpc.evidence.heads import activation_of, find_answers, pooling_of, stated_answer
 from rerank_grpc.evidence.late import is_late, read_late
 from rerank_grpc.evidence.modules import SETTINGS, SavedModel, read_saved_model
-from rerank_grpc.evidence.pooling import pooling_of
 from rerank_grpc.evidence.prompt import Prompt, parse_answers, parse_prompt
 from rerank_grpc.evidence.template import TemplateSettings, find_templates, read_template
 from rerank_grpc.types import Scoring
@@ -111,7 +109,7 @@ def _cross_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
     default = _default_prompt(saved) if saved.has_modules else ""
     if templated:
         prompt = read_template(checkpoint.directory, settings=_template_settings(checkpoint, saved, default))
-    activation = activations.name_of(checkpoint, saved)
+    activation = activation_of(checkpoint, saved)
     return Evidence(
         kind=Kind.CROSS_ENCODER,
         family=checkpoint.family,
@@ -120,7 +118,6 @@ def _cross_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
         pooling=pooling,
         reading=Reading(
             lower_case=bool(saved.transformer.get("do_lower_case")),
-            token_types=_has_token_types(checkpoint),
             query_prefix="" if prompt else default,
             prompt=prompt,
         ),
@@ -269,7 +266,6 @@ def _bi_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
         pooling=pooling_of(saved.modules[0]),
         reading=Reading(
             lower_case=bool(saved.transformer.get("do_lower_case")),
-            token_types=_has_token_types(checkpoint),
             query_prefix=str(query),
             document_prefix=str(document),
         ),
@@ -292,13 +288,6 @@ def _default_prompt(saved: SavedModel) -> str:
             f"{saved.directory}/{SETTINGS}: default_prompt_name {str(name)[:40]!r} is none of its prompts"
         )
     return str(prompts[name] or "")
-
-
-def _has_token_types(checkpoint: Checkpoint) -> bool:
-    """Whether the tokenizer tells its network which tokens are the second text's; most do by default."""
-    path = checkpoint.directory / "tokenizer_config.json"
-    names = read_json(path).get("model_input_names") if path.is_file() else None
-    return names is None or "token_type_ids" in names
 
 
 def _template_settings(checkpoint: Checkpoint, saved: SavedModel, default: str) -> TemplateSettings:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.prompt import Segment, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Segment
 from rerank_grpc.evidence.rendering import Rendered, constants
 
-Filling: TypeAlias = Mapping[Slot, str]
+Filling: TypeAlias = Mapping[Placeholder, str]
 
 MARK_DIGITS = 30
 LONGEST_CONSTANT = 100_000  # a length in a template's code that is still probed, in characters
@@ -35,10 +35,10 @@ class Pasting(NamedTuple):
     """A template's text with places for its texts, and which of these lose the white space around them."""
 
     text: Segment
-    strips: frozenset[Slot]
+    strips: frozenset[Placeholder]
 
 
-def probes(slots: Sequence[Slot], source: str, where: str) -> list[Filling]:
+def probes(slots: Sequence[Placeholder], source: str, where: str) -> list[Filling]:
     """Makes the fillings to render: first marks, which occur nowhere else, then probes beside marks.
 
     The texts and lengths that the template's code holds are probes too: it may compare with them. There is
@@ -48,7 +48,7 @@ def probes(slots: Sequence[Slot], source: str, where: str) -> list[Filling]:
     marks = {slot: f"7{secrets.randbelow(10**MARK_DIGITS):0{MARK_DIGITS}}" for slot in slots}
     one = [{**marks, slot: probe} for slot in slots for probe in PROBES]
     all_at_once = [dict.fromkeys(slots, probe) for probe in _constant_probes(source, where)]
-    return [marks, *(each for each in one + all_at_once if each.get(Slot.INSTRUCTION) != "")]
+    return [marks, *(each for each in one + all_at_once if each.get(Placeholder.INSTRUCTION) != "")]
 
 
 def pasting(fillings: Sequence[Filling], rendered: Sequence[Rendered], where: str) -> Pasting:
@@ -68,11 +68,13 @@ def pasting(fillings: Sequence[Filling], rendered: Sequence[Rendered], where: st
     return Pasting(text, strips)
 
 
-def filled(text: Iterable[str | Slot], filling: Filling, strips: frozenset[Slot] = frozenset()) -> str:
+def filled(
+    text: Iterable[str | Placeholder], filling: Filling, strips: frozenset[Placeholder] = frozenset()
+) -> str:
     """Fills texts into their places."""
     parts = []
     for part in text:
-        value = filling[part] if isinstance(part, Slot) else part
+        value = filling[part] if isinstance(part, Placeholder) else part
         parts.append(value.strip() if part in strips else value)
     return "".join(parts)
 
@@ -94,7 +96,7 @@ def _split(text: str, marks: Filling, where: str) -> Segment:
         if count != 1:
             said = f"writes {_name(slot)} {count} times" if count else f"drops {_name(slot)}"
             raise _refusal(where, said)
-    parts: list[str | Slot] = []
+    parts: list[str | Placeholder] = []
     for slot in sorted(marks, key=lambda slot: text.index(marks[slot])):
         before, _, text = text.partition(marks[slot])
         parts += [before, slot]
@@ -108,8 +110,8 @@ def _changed(filling: Filling, marks: Filling) -> str:
     return f"{_name(slots[0]) if len(slots) == 1 else 'its texts'} ({said} comes out otherwise)"
 
 
-def _name(slot: Slot) -> str:
-    return "the system message" if slot is Slot.INSTRUCTION else f"the {slot.value}"
+def _name(slot: Placeholder) -> str:
+    return "the system message" if slot is Placeholder.INSTRUCTION else f"the {slot.value}"
 
 
 def _refusal(where: str, said: str) -> ModelLoadError:

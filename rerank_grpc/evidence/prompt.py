@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from rerank_grpc.errors import ConfigurationError
 
 
-class Slot(Enum):
+class Placeholder(Enum):
     """A place in a prompt that a request's text fills."""
 
     INSTRUCTION = "instruction"
@@ -21,12 +21,12 @@ class Slot(Enum):
 
 # One run of text, of which the tokenizer makes tokens by itself: no token reaches into the next segment.
 # Control tokens stand as they are written, in segments without slots only.
-Segment: TypeAlias = tuple[str | Slot, ...]
+Segment: TypeAlias = tuple[str | Placeholder, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model reads for one query and one document.
+    """The text that a model reads for one query and one document.
 
     The document has one place, the query one; the instruction, which has one in `instructed` only, may
     stand in any segment.
@@ -36,7 +36,7 @@ class Prompt:
     source: str  # where it stands: "chat_template.jinja", "catalogue.toml" …
     instructed: tuple[Segment, ...] = ()  # for an instruction; () if the model takes none
     instruction: str = ""  # the default one
-    strips: frozenset[Slot] = frozenset()  # the texts that lose the white space around them
+    strips: frozenset[Placeholder] = frozenset()  # the texts that lose the white space around them
 
     def chosen(self, instruction: str) -> tuple[Segment, ...]:
         """Returns the segments for a request's instruction, "" for the default one."""
@@ -59,13 +59,13 @@ def parse_prompt(table: Mapping[str, Any], where: str, source: str) -> Prompt:
         raise ConfigurationError(f"{where}: prompt.instruction is not a text")
     texts = _texts(table, "segments", where)
     segments = tuple(_segment(text, f"{where}: prompt.segments[{at}]") for at, text in enumerate(texts))
-    slots = [part for segment in segments for part in segment if isinstance(part, Slot)]
-    for slot in Slot:
-        if slots.count(slot) != 1 and (slot is not Slot.INSTRUCTION or slots.count(slot)):
+    slots = [part for segment in segments for part in segment if isinstance(part, Placeholder)]
+    for slot in Placeholder:
+        if slots.count(slot) != 1 and (slot is not Placeholder.INSTRUCTION or slots.count(slot)):
             raise ConfigurationError(
                 f"{where}: prompt.segments: {{{slot.value}}} stands {slots.count(slot)} times instead of once"
             )
-    if bool(instruction) != (Slot.INSTRUCTION in slots):
+    if bool(instruction) != (Placeholder.INSTRUCTION in slots):
         raise ConfigurationError(
             f"{where}: prompt.instruction and a place for {{instruction}} need each other"
         )
@@ -81,12 +81,12 @@ def parse_answers(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
     return words
 
 
-def _strips(table: Mapping[str, Any], where: str) -> frozenset[Slot]:
+def _strips(table: Mapping[str, Any], where: str) -> frozenset[Placeholder]:
     names = _texts(table, "strips", where) if "strips" in table else ()
     try:
-        return frozenset(map(Slot, names))
+        return frozenset(map(Placeholder, names))
     except ValueError:
-        known = ", ".join(slot.value for slot in Slot)
+        known = ", ".join(slot.value for slot in Placeholder)
         raise ConfigurationError(f"{where}: prompt.strips names another text than {known}") from None
 
 
@@ -99,8 +99,8 @@ def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 def _segment(text: str, where: str) -> Segment:
     """Reads a text with slots in braces; "{{" and "}}" stand for braces."""
-    names = {slot.value: slot for slot in Slot}
-    parts: list[str | Slot] = []
+    names = {slot.value: slot for slot in Placeholder}
+    parts: list[str | Placeholder] = []
     try:
         for literal, name, form, conversion in string.Formatter().parse(text):
             if literal and parts and isinstance(parts[-1], str):

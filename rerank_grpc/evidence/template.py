@@ -11,7 +11,7 @@ from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.cutting import cut, prove_tokens, read_tokenizer
 from rerank_grpc.evidence.pasting import Filling, Pasting, pasting, probes
-from rerank_grpc.evidence.prompt import Prompt, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.evidence.rendering import Conversation, Rendered, render, used_variables
 
 TEMPLATE_BYTES = 1 << 20
@@ -28,8 +28,8 @@ UNSUPPORTED = (
 # As in sentence_transformers/base/modality.py.
 FLAT_FAMILIES = frozenset({"apertus", "deepseek_v3", "gpt_oss", "seed_oss"})
 STRUCTURED_SIGNS = ("content[0]", ".type", "'type'", '"type"', "message.content[")
-PAIR = (Slot.QUERY, Slot.DOCUMENT)
-INSTRUCTED = tuple(Slot)
+PAIR = (Placeholder.QUERY, Placeholder.DOCUMENT)
+INSTRUCTED = tuple(Placeholder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def _optional(
         found = pasting(fillings, rendered, where)
     except ModelLoadError:
         return None
-    return found if found.strips - {Slot.INSTRUCTION} == plain.strips else None
+    return found if found.strips - {Placeholder.INSTRUCTION} == plain.strips else None
 
 
 def _is_structured(settings: TemplateSettings, templates: Mapping[str, ChatTemplate]) -> bool:
@@ -172,7 +172,7 @@ def _is_structured(settings: TemplateSettings, templates: Mapping[str, ChatTempl
 
 def _conversation(filling: Filling, structured: bool) -> Conversation:
     """Makes the messages: the system's, if there is one, then the query and the document."""
-    roles = {Slot.INSTRUCTION: "system", Slot.QUERY: "query", Slot.DOCUMENT: "document"}
+    roles = {Placeholder.INSTRUCTION: "system", Placeholder.QUERY: "query", Placeholder.DOCUMENT: "document"}
     return [
         {"role": role, "content": [{"type": "text", "text": filling[slot]}] if structured else filling[slot]}
         for slot, role in roles.items()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import normalizers
@@ -10,13 +12,17 @@ from transformers import AutoTokenizer
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind
-from rerank_grpc.evidence.prompt import Prompt, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.weights import quiet
+from rerank_grpc.registry.vocabularies import small_vocabulary
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.tokenizer.layout import ENCODED_APART
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.types import Document, RerankRequest
 
+# More than any probe has, in a small vocabulary too.
+MOST_TOKENS = 1 << 16
 # Texts that tokenizers of different settings take apart differently.
 QUERY = "What is a Café, and how MANY?"
 DOCUMENTS = (
@@ -38,34 +44,56 @@ class Read(NamedTuple):
 
 
 def checked_tokenizer(card: ModelCard) -> Tokenizer:
-    """Makes the tokenizer of a loaded model; raises ModelLoadError, also if the reference reads otherwise."""
-    tokenizer = tokenizer_for(card)
-    check_reading(card, tokenizer)
-    return tokenizer
+    """Makes the tokenizer of a loaded model; raises ModelLoadError, also if the reference reads otherwise.
 
-
-def check_reading(card: ModelCard, tokenizer: Tokenizer) -> None:
-    """Checks that probe texts become the tokens that transformers makes of them.
-
-    Raises ModelLoadError if they do not, or if the tokenizer's class cannot be read.
+    All steps of a tokenizer are compared. Of a large vocabulary, which takes seconds to read as the
+    reference reads it, only the first tokens are.
     """
-    directory = card.tokenizer_file.parent
+    with small_vocabulary(card.tokenizer_file) as file:
+        own = _read_by_class(card, file)
+        card = replace(card, reading=replace(card.reading, token_types=_names_types(own)))
+        check_reading(replace(card, tokenizer_file=file), own)
+    return tokenizer_for(card)
+
+
+def _read_by_class(card: ModelCard, file: Path) -> Any:
+    """Reads a tokenizer by the class that its files name."""
     try:
-        own = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        with quiet():
+            own = AutoTokenizer.from_pretrained(
+                str(file.parent), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # from many libraries
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise ModelLoadError(
-            f"{directory}: transformers cannot read its tokenizer ({reason}): "
+            f"{card.tokenizer_file.parent}: transformers cannot read its tokenizer ({reason}): "
             "use the tokenizer files that the model came with"
         ) from error
     if card.reading.lower_case:
         _lower_case(own)
+    return own
+
+
+def _names_types(own: Any) -> bool:
+    return "token_type_ids" in own.model_input_names
+
+
+def check_reading(card: ModelCard, own: Any) -> None:
+    """Checks that probe texts become the tokens that transformers' tokenizer makes of them.
+
+    Raises ModelLoadError if they do not.
+    """
+    card = replace(card, max_tokens=MOST_TOKENS)
+    if card.late is not None:  # whose prefixes late_framing proves
+        plain = replace(card.reading, query_prefix="", document_prefix="")
+        card = replace(card, kind=Kind.BI_ENCODER, late=None, reading=plain)
+    tokenizer = tokenizer_for(card)
     pairs = _of_prompt if card.reading.prompt else _of_pairs if card.kind is Kind.CROSS_ENCODER else _of_texts
     for text, found, expected in pairs(card, tokenizer, own):
         if found != expected:
             what = "tokens" if found.ids != expected.ids else "token types"
             raise ModelLoadError(
-                f"{card.tokenizer_file}: gives other {what} than tokenizer_config.json's class "
+                f"{card.source}: its tokenizer.json gives other {what} than tokenizer_config.json's class "
                 f"{type(own).__name__} for {text[:40]!r}: use the tokenizer files that the model came with, "
                 "as transformers' save_pretrained writes them"
             )
@@ -118,10 +146,14 @@ def _of_prompt(card: ModelCard, tokenizer: Tokenizer, own: Any) -> Iterator[tupl
 
 def _rendered(prompt: Prompt, text: str) -> list[str]:
     """Renders the texts that become tokens by themselves."""
-    texts = {Slot.INSTRUCTION: prompt.instruction, Slot.QUERY: QUERY, Slot.DOCUMENT: text}
+    texts = {
+        Placeholder.INSTRUCTION: prompt.instruction,
+        Placeholder.QUERY: QUERY,
+        Placeholder.DOCUMENT: text,
+    }
     texts |= {slot: texts[slot].strip() for slot in prompt.strips}
     parts = [
-        "".join(texts[part] if isinstance(part, Slot) else part for part in segment)
+        "".join(texts[part] if isinstance(part, Placeholder) else part for part in segment)
         for segment in prompt.chosen("")
     ]
     return parts if prompt.source == ENCODED_APART else ["".join(parts)]

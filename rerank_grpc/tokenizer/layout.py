@@ -8,12 +8,12 @@ from itertools import product, takewhile
 from typing import NamedTuple, TypeAlias
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.prompt import Prompt, Segment, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Prompt, Segment
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.truncation import WHOLE, to_bytes, tokenize
 from rerank_grpc.tokenizer.vocabulary import TokenizerFile, Vocabulary
 
-Texts: TypeAlias = Mapping[Slot, str]
+Texts: TypeAlias = Mapping[Placeholder, str]
 
 # Documents whose beginnings and ends a tokenizer could join with what stands beside them.
 DOCUMENTS = ("word", " word", "\nword", "7 words.", "。深度", "'s", "...", '"quoted"', "(a)\n", "éa b ", "")
@@ -52,7 +52,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PromptLayout:
     """A prompt, divided by how often its tokens are made."""
 
     system: bytes  # the ids of its beginning, the same for all requests
@@ -72,7 +72,7 @@ class Layout:
 
     def _ids(self, texts: Texts) -> bytes:
         """Assembles the ids of a request with one document."""
-        own = Piece(b"", (*self.lead, Slot.DOCUMENT, *self.tail), self.documents)
+        own = Piece(b"", (*self.lead, Placeholder.DOCUMENT, *self.tail), self.documents)
         parts = (*self.before, own, *self.after)
         return self.system + b"".join([piece.ids_for(texts, UNHURRIED) for piece in parts])
 
@@ -86,15 +86,15 @@ class Layout:
 
 def filled(segment: Segment, texts: Texts) -> str:
     """Puts texts into the slots of a segment."""
-    return "".join(texts[part] if isinstance(part, Slot) else part for part in segment)
+    return "".join(texts[part] if isinstance(part, Placeholder) else part for part in segment)
 
 
 def _probes() -> Iterator[Texts]:
     for query, document in product(QUERIES, DOCUMENTS):
-        yield {Slot.INSTRUCTION: query[::-1], Slot.QUERY: query, Slot.DOCUMENT: document}
+        yield {Placeholder.INSTRUCTION: query[::-1], Placeholder.QUERY: query, Placeholder.DOCUMENT: document}
 
 
-def lay_out(prompt: Prompt, segments: tuple[Segment, ...], first: Means, inside: Means) -> Layout:
+def lay_out(prompt: Prompt, segments: tuple[Segment, ...], first: Means, inside: Means) -> PromptLayout:
     """Divides the segments of a prompt; `inside` tokenizes a text that follows another.
 
     Raises ModelLoadError if the ids of a template's segments, put together, are not those of the whole text.
@@ -138,16 +138,16 @@ def _around_control(text: str, file: TokenizerFile) -> tuple[str, str, str]:
     return text[: places[0][0]], text[places[0][0] : places[-1][1]], text[places[-1][1] :]
 
 
-def _divided(segments: tuple[Segment, ...], first: Means, others: Means, inside: Means) -> Layout:
+def _divided(segments: tuple[Segment, ...], first: Means, others: Means, inside: Means) -> PromptLayout:
     """Divides segments, of which `first` tokenizes the first one and `others` the rest."""
     fixed = len(list(takewhile(_is_fixed, segments)))
-    place = next(at for at, segment in enumerate(segments) if Slot.DOCUMENT in segment)
+    place = next(at for at, segment in enumerate(segments) if Placeholder.DOCUMENT in segment)
     means = [first, *[others] * (len(segments) - 1)]
     pieces = [_piece(segment, own) for segment, own in zip(segments, means, strict=True)]
-    at = segments[place].index(Slot.DOCUMENT)
+    at = segments[place].index(Placeholder.DOCUMENT)
     before, tail = segments[place][:at], segments[place][at + 1 :]
     head, lead = _split(before, tail, means[place].vocabulary, inside.vocabulary)
-    return Layout(
+    return PromptLayout(
         system=b"".join([piece.ids for piece in pieces[:fixed]]),
         before=(*pieces[fixed:place], *([_piece(head, means[place])] if head else [])),
         lead=lead,
@@ -158,7 +158,7 @@ def _divided(segments: tuple[Segment, ...], first: Means, others: Means, inside:
 
 
 def _is_fixed(segment: Segment) -> bool:
-    return not any(isinstance(part, Slot) for part in segment)
+    return not any(isinstance(part, Placeholder) for part in segment)
 
 
 def _piece(segment: Segment, means: Means) -> Piece:
@@ -172,7 +172,7 @@ def _split(
 ) -> tuple[Segment, Segment]:
     """Splits what stands before the document into a head, which can be tokenized apart, and a short lead."""
     *rest, literal = before or ("",)
-    if isinstance(literal, Slot):
+    if isinstance(literal, Placeholder):
         return (), before
     for at in range(len(literal), -1, -1):
         head: Segment = (*rest, literal[:at]) if at else tuple(rest)
@@ -186,7 +186,7 @@ def _are_apart(
     head: Segment, lead: Segment, tail: Segment, vocabulary: Vocabulary, inside: Vocabulary
 ) -> bool:
     """Tells whether a segment has the same tokens when its head and the rest are tokenized apart."""
-    rest = (*lead, Slot.DOCUMENT, *tail)
+    rest = (*lead, Placeholder.DOCUMENT, *tail)
 
     def same(texts: Texts) -> bool:
         apart = _encoded(head, texts, vocabulary) + _encoded(rest, texts, inside)
@@ -205,7 +205,7 @@ def _crossings(head: Segment, lead: Segment, vocabulary: Vocabulary) -> Iterator
             for end in ends:
                 if text.startswith(end + start):
                     document = text[len(end + start) :]
-                    yield {Slot.INSTRUCTION: "", Slot.QUERY: "", Slot.DOCUMENT: document}
+                    yield {Placeholder.INSTRUCTION: "", Placeholder.QUERY: "", Placeholder.DOCUMENT: document}
 
 
 def _readable(token: str) -> str:

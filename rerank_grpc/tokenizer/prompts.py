@@ -5,10 +5,10 @@ from __future__ import annotations
 from weakref import WeakValueDictionary
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.prompt import Prompt, Segment, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Prompt, Segment
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix
 from rerank_grpc.tokenizer.frames import Frame, Yielding
-from rerank_grpc.tokenizer.layout import Layout, Means, Texts, filled, lay_out, literals
+from rerank_grpc.tokenizer.layout import Means, PromptLayout, Texts, filled, lay_out, literals
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.truncation import UNBOUNDED, Cutting, Ends, check_unicode, tokenize
 from rerank_grpc.tokenizer.vocabulary import TokenizerFile
@@ -34,7 +34,7 @@ class PromptFraming:
         first = Means(file, file.vocabulary(written))
         inside = first if inner is file else Means(inner, inner.vocabulary(written))
 
-        shortest = {Slot.QUERY: "", Slot.INSTRUCTION: prompt.instruction}
+        shortest = {Placeholder.QUERY: "", Placeholder.INSTRUCTION: prompt.instruction}
 
         def questioned(segments: tuple[Segment, ...]) -> Question:
             layout = lay_out(prompt, segments, first, inside)
@@ -48,17 +48,17 @@ class PromptFraming:
         """Frames a document by the prompt; requests with equal texts at the same time share a prefix."""
         check_unicode(instruction, "instruction")
         question = self._instructed if instruction else self._plain
-        texts = {Slot.QUERY: query, Slot.INSTRUCTION: instruction or self._prompt.instruction}
+        texts = {Placeholder.QUERY: query, Placeholder.INSTRUCTION: instruction or self._prompt.instruction}
         texts |= {slot: texts[slot].strip() for slot in texts if slot in self._prompt.strips}
         frame = question.frame(texts, truncation, pace)
-        return frame._replace(strips=True) if Slot.DOCUMENT in self._prompt.strips else frame
+        return frame._replace(strips=True) if Placeholder.DOCUMENT in self._prompt.strips else frame
 
 
 class Question:
     """A prompt that is laid out, and the tokens that its own words leave free."""
 
     def __init__(
-        self, layout: Layout, means: Means, shortest: Texts, max_tokens: int, *, shares_prefixes: bool
+        self, layout: PromptLayout, means: Means, shortest: Texts, max_tokens: int, *, shares_prefixes: bool
     ) -> None:
         self._layout = layout
         self._vocabulary = means.vocabulary
@@ -77,7 +77,7 @@ class Question:
         whole, free = self._filled(texts, pace), self._free_tokens
         if whole.room - whole.ends.tokens >= free - free // 4:
             return whole
-        shares = {Slot.QUERY: free // 2, Slot.INSTRUCTION: free // 4}
+        shares = {Placeholder.QUERY: free // 2, Placeholder.INSTRUCTION: free // 4}
         if not any(self._cut(texts[slot], most, Truncation.END, slot, pace) for slot, most in shares.items()):
             return whole
 
@@ -103,7 +103,7 @@ class Question:
             prefix = self._prefixes.setdefault(before, Prefix(before, self._system))
         return Frame(layout.documents, room, b"", after, ends=ends, prefix=prefix)
 
-    def _shortened(self, text: str, most: int, truncation: Truncation, slot: Slot, pace: Pace) -> str:
+    def _shortened(self, text: str, most: int, truncation: Truncation, slot: Placeholder, pace: Pace) -> str:
         """Cuts a text to about `most` tokens; raises InvalidRequest if it may not."""
         if not self._cut(text, most, truncation, slot, pace):
             return text
@@ -112,7 +112,7 @@ class Question:
             return text[offsets[-most][0] :]
         return text[: offsets[most - 1][1]]
 
-    def _cut(self, text: str, most: int, truncation: Truncation, slot: Slot, pace: Pace) -> bool:
+    def _cut(self, text: str, most: int, truncation: Truncation, slot: Placeholder, pace: Pace) -> bool:
         """Tells whether a text has more than `most` tokens; raises InvalidRequest if it may not."""
         cutting = Cutting(most, UNBOUNDED, truncation)
         (tokenized,) = tokenize(self._vocabulary, [text], lambda _: slot.value, cutting, pace)

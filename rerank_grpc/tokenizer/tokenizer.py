@@ -7,7 +7,7 @@ from collections.abc import Sequence as ListOf
 from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
-from rerank_grpc.errors import UnsupportedOption
+from rerank_grpc.errors import ModelLoadError, UnsupportedOption
 from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import TOKEN_BYTES, Chunk, Sequence, TokenizedDocument, TokenizedRequest
@@ -130,8 +130,13 @@ def tokenizer_for(card: ModelCard) -> Tokenizer:
         return Tokenizer(late_framing(card.tokenizer_file, reading, card.late, card.max_tokens))
     file = read_tokenizer(card.tokenizer_file, lower_case=reading.lower_case)
     if reading.prompt is None:
-        pairs = card.kind is Kind.CROSS_ENCODER
-        return Tokenizer(PlainFraming(file.vocabulary(), card.max_tokens, pairs=pairs, reading=reading))
+        vocabulary, pairs = file.vocabulary(), card.kind is Kind.CROSS_ENCODER
+        if not pairs and not vocabulary.single.overhead:
+            raise ModelLoadError(
+                f"{card.tokenizer_file}: puts no token around a text, so that an empty one has none: "
+                "not supported; use the tokenizer that the model came with"
+            )
+        return Tokenizer(PlainFraming(vocabulary, card.max_tokens, pairs=pairs, reading=reading))
     prompt = PromptFraming(
         file, reading.prompt, max_tokens=card.max_tokens, shares_prefixes=card.shares_prefixes
     )

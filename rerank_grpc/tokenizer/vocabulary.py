@@ -95,11 +95,6 @@ def read_tokenizer(path: Path, *, lower_case: bool = False) -> TokenizerFile:
         return _file(path, lowered, tokenizer)
 
 
-def read_vocabulary(path: Path, *, lower_case: bool = False) -> Vocabulary:
-    """Reads the vocabulary of a model without a prompt, or raises ModelLoadError."""
-    return read_tokenizer(path, lower_case=lower_case).vocabulary()
-
-
 @contextmanager
 def _refusal(path: Path) -> Iterator[None]:
     """Turns the errors of a file that is no tokenizer into a ModelLoadError."""

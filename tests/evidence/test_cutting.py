@@ -17,10 +17,10 @@ from rerank_grpc.evidence.cutting import (
     prove_tokens,
     read_tokenizer,
 )
-from rerank_grpc.evidence.prompt import Prompt, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from tests.evidence import templates
 
-Q, D = Slot.QUERY, Slot.DOCUMENT
+Q, D = Placeholder.QUERY, Placeholder.DOCUMENT
 FILE = Path("tokenizer.json")
 
 

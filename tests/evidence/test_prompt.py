@@ -10,7 +10,7 @@ import pytest
 
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evidence.pasting import filled
-from rerank_grpc.evidence.prompt import Prompt, Slot, parse_answers, parse_prompt
+from rerank_grpc.evidence.prompt import Placeholder, Prompt, parse_answers, parse_prompt
 from rerank_grpc.evidence.template import TemplateSettings, read_template
 from rerank_grpc.models import prompts
 from tests.evidence import templates
@@ -48,7 +48,11 @@ def parse(table: dict[str, Any]) -> Prompt:
 @pytest.mark.parametrize(("text", "before"), [(QWEN3, prompts.QWEN3), (GEMMA, prompts.GEMMA)])
 def test_the_prompts_of_the_cards_are_the_same_segments_as_before(text, before):
     table = tomllib.loads(text)
-    filling = {Slot.QUERY: "a {q}", Slot.DOCUMENT: " d\n", Slot.INSTRUCTION: before.instruction}
+    filling = {
+        Placeholder.QUERY: "a {q}",
+        Placeholder.DOCUMENT: " d\n",
+        Placeholder.INSTRUCTION: before.instruction,
+    }
     last = before.filled("a {q}", "")[-1] + before.lead + " d\n"
     expected = [*before.system, *before.filled("a {q}", "")[:-1], last, *before.suffix]
     assert [filled(segment, filling) for segment in parse(table).chosen("")] == expected
@@ -65,18 +69,24 @@ def test_a_catalogues_prompt_is_the_one_that_a_template_gives(tmp_path):
 
 def test_slots_are_named_in_braces_and_braces_are_doubled():
     prompt = parse({"segments": ["{{}} {query}{document}", "{{document}}"]})
-    assert prompt == Prompt((("{} ", Slot.QUERY, Slot.DOCUMENT), ("{document}",)), "catalogue.toml")
+    assert prompt == Prompt(
+        (("{} ", Placeholder.QUERY, Placeholder.DOCUMENT), ("{document}",)), "catalogue.toml"
+    )
 
 
 def test_texts_that_are_stripped_are_named():
     prompt = parse({"segments": ["{query}", "{document}"], "strips": ["document"]})
-    assert prompt.strips == {Slot.DOCUMENT}
+    assert prompt.strips == {Placeholder.DOCUMENT}
 
 
 def test_a_prompt_with_an_instruction_is_never_read_without_one():
     prompt = parse({"segments": ["{instruction}{query}{document}"], "instruction": "Judge."})
     assert prompt.segments == ()
-    assert prompt.chosen("") == prompt.chosen("other") == ((Slot.INSTRUCTION, Slot.QUERY, Slot.DOCUMENT),)
+    assert (
+        prompt.chosen("")
+        == prompt.chosen("other")
+        == ((Placeholder.INSTRUCTION, Placeholder.QUERY, Placeholder.DOCUMENT),)
+    )
 
 
 @pytest.mark.parametrize(

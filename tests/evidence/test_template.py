@@ -14,9 +14,9 @@ from sentence_transformers.base.modality import InputFormatter
 from tokenizers import AddedToken, Tokenizer
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.cutting import has_slots, inner_tokenizer, read_tokenizer
+from rerank_grpc.evidence.cutting import has_placeholders, inner_tokenizer, read_tokenizer
 from rerank_grpc.evidence.pasting import filled
-from rerank_grpc.evidence.prompt import Prompt, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.evidence.template import TemplateSettings, find_templates, read_template
 from tests.evidence import templates
 from tests.evidence.templates import DOCUMENT, FAMILIES, HONEST, HOSTILE, PAIR, QUERY, write
@@ -32,9 +32,9 @@ def read(directory: Path, **settings: Any) -> Prompt:
 
 def texts_of(prompt: Prompt, query: str, document: str, instruction: str = "") -> list[str]:
     filling = {
-        Slot.QUERY: query,
-        Slot.DOCUMENT: document,
-        Slot.INSTRUCTION: instruction or prompt.instruction,
+        Placeholder.QUERY: query,
+        Placeholder.DOCUMENT: document,
+        Placeholder.INSTRUCTION: instruction or prompt.instruction,
     }
     return [filled(segment, filling, prompt.strips) for segment in prompt.chosen(instruction)]
 
@@ -46,7 +46,7 @@ def ids_of(
     behind, ids = inner_tokenizer(tokenizer), list[int]()
     texts = texts_of(prompt, query, document, instruction)
     for index, (segment, text) in enumerate(zip(prompt.chosen(instruction), texts, strict=True)):
-        chosen = behind if index and has_slots(segment) else tokenizer
+        chosen = behind if index and has_placeholders(segment) else tokenizer
         ids += chosen.encode(text, add_special_tokens=False).ids
     return ids
 
@@ -117,9 +117,9 @@ def test_the_prompt_is_cut_at_control_tokens(tmp_path):
     assert prompt == Prompt(
         segments=(
             ("<|im_start|>",),
-            ("system\n", Slot.QUERY),
+            ("system\n", Placeholder.QUERY),
             ("<|im_end|>\n<|im_start|>",),
-            ("user\n", Slot.DOCUMENT),
+            ("user\n", Placeholder.DOCUMENT),
             ("<|im_end|>\n<|im_start|>assistant\n",),
         ),
         source="chat_template.jinja",
@@ -130,7 +130,7 @@ def test_a_default_instruction_takes_the_system_messages_place(tmp_path):
     prompt = read(write(tmp_path, templates.QWEN3_ROLES), instruction="Which is right?")
     assert prompt.segments == ()
     assert prompt.instruction == "Which is right?"
-    assert prompt.instructed[1][:2] == ("user\n<Instruct>: ", Slot.INSTRUCTION)
+    assert prompt.instructed[1][:2] == ("user\n<Instruct>: ", Placeholder.INSTRUCTION)
     assert "<Instruct>: Which is right?\n<Query>: q\n" in "".join(texts_of(prompt, "q", "d"))
     assert "<Instruct>: Another\n<Query>: q\n" in "".join(texts_of(prompt, "q", "d", "Another"))
 
@@ -154,9 +154,9 @@ def test_a_template_without_a_place_for_a_system_message_takes_no_instruction(so
 
 
 def test_texts_that_are_stripped_are_told(tmp_path):
-    assert read(write(tmp_path, templates.STRIPPED)).strips == {Slot.QUERY}
+    assert read(write(tmp_path, templates.STRIPPED)).strips == {Placeholder.QUERY}
     write(tmp_path, f"{QUERY[:-3]}.strip() }}}}|{DOCUMENT[:-3]} | trim }}}}")
-    assert read(tmp_path).strips == {Slot.QUERY, Slot.DOCUMENT}
+    assert read(tmp_path).strips == {Placeholder.QUERY, Placeholder.DOCUMENT}
 
 
 def test_stripping_of_other_characters_than_white_space_is_refused(tmp_path):
@@ -287,7 +287,7 @@ def test_a_tokenizer_whose_control_token_swallows_a_texts_space_is_refused(tmp_p
     with pytest.raises(ModelLoadError, match=r"tokenizer.json: joins texts with the control tokens"):
         read(write(tmp_path, f"{QUERY}\n{DOCUMENT}<score>", tokenizer))
     write(tmp_path, f"{QUERY}\nd:{DOCUMENT[:-3]} | trim }}}}<score>", tokenizer)
-    assert read(tmp_path).strips == {Slot.DOCUMENT}
+    assert read(tmp_path).strips == {Placeholder.DOCUMENT}
 
 
 def set_template(directory: Path, value: Any) -> None:

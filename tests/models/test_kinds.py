@@ -134,8 +134,8 @@ class Error(NamedTuple):
 
 def error(kind: Kind, oracle: Oracle, model: Model, card: ModelCard | None = None) -> Error:
     """Compares the answers on the path of a call with the oracle's; `card` in place of the model's own."""
-    card = card or model.card
-    tokenizer, runner = tokenizer_for(card), CpuRunner(model)
+    tokenizer = tokenizer_for(card) if card else checked_tokenizer(model.card)
+    card, runner = card or model.card, CpuRunner(model)
     logits, scores = [], []
     for case, reference in zip(cases(instructed=kind.instructed), oracle.references, strict=False):
         tokens = tokenize(tokenizer, case.query, case.documents, instruction=case.instruction)
@@ -191,7 +191,6 @@ def test_the_oracles_own_scores_tell_queries_documents_and_instructions_apart(
 @of_kinds(SERVED)
 def test_a_kind_scores_as_the_oracle_does(kind: Kind, oracles: dict[str, Oracle], load: Read) -> None:
     oracle, model = oracles[kind.name], load(kind)
-    checked_tokenizer(model.card)
     found = error(kind, oracle, model)
     assert found.logits <= BOUND
     assert found.scores <= BOUND * max(1.0, oracle.spread)

@@ -12,7 +12,7 @@ import pytest
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind, Reading
-from rerank_grpc.evidence.prompt import Prompt, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry.probes import check_reading
@@ -70,9 +70,9 @@ def test_tokens_are_those_of_the_tokenizer_class(
 @pytest.mark.parametrize("family", prompts.WRITERS)
 def test_a_prompts_tokens_are_those_of_the_tokenizer_class(family: str, directories: dict[str, Path]) -> None:
     check(prompts.card(directories[family], family))
-    segments = (("<|im_start|>user\n",), (Slot.QUERY, "\n", Slot.DOCUMENT), ("<|im_end|>",))
+    segments = (("<|im_start|>user\n",), (Placeholder.QUERY, "\n", Placeholder.DOCUMENT), ("<|im_end|>",))
     if family == "qwen3":
-        prompt = Prompt(segments, "chat_template.jinja", strips=frozenset({Slot.DOCUMENT}))
+        prompt = Prompt(segments, "chat_template.jinja", strips=frozenset({Placeholder.DOCUMENT}))
         check(card(directories[family], reading=Reading(prompt=prompt)))
 
 

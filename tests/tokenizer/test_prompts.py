@@ -15,7 +15,7 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Original
 
 from rerank_grpc.errors import InvalidRequest, ModelLoadError
-from rerank_grpc.evidence.prompt import Prompt, Segment, Slot
+from rerank_grpc.evidence.prompt import Placeholder, Prompt, Segment
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.prompts import PromptFraming
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ from tests import random_models as checkpoints
 from tests.support import token_ids, whole
 from tests.texts import span_of, tokenize
 
-Q, D, I = Slot.QUERY, Slot.DOCUMENT, Slot.INSTRUCTION  # noqa: E741
+Q, D, I = Placeholder.QUERY, Placeholder.DOCUMENT, Placeholder.INSTRUCTION  # noqa: E741
 TURN, END = "<|im_start|>", "<|im_end|>"
 TEMPLATES: dict[str, tuple[Segment, ...]] = {
     "a tail": (
@@ -115,7 +115,9 @@ def asked(
 
 def text_of(segments: tuple[Segment, ...], query: str, document: str, instruction: str = "") -> str:
     texts = {Q: query, D: document, I: instruction}
-    return "".join(texts[part] if isinstance(part, Slot) else part for each in segments for part in each)
+    return "".join(
+        texts[part] if isinstance(part, Placeholder) else part for each in segments for part in each
+    )
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from tests.models.kinds import templates, tokenizers
 from tests.models.kinds.chains import pooling
@@ -255,7 +255,19 @@ def _of(family: Family, true: str = "yes", false: str | None = "no") -> Callable
 
 
 def embedding_model(path: Path) -> Path:
-    """Writes a Qwen3-Embedding: a language model with the modules of a bi-encoder."""
+    """Writes a Qwen3-Embedding: a language model with a bi-encoder's modules, whose texts have an end."""
+    open_ended_embedding_model(path)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    end = "<|endoftext|>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+def open_ended_embedding_model(path: Path) -> Path:
+    """Writes the same with a tokenizer that puts nothing behind a text."""
     write_decoder(path, QWEN3)
     save_modules(path, pooling("lasttoken"), Part("Normalize", {}), old=True)
     prompts = {"query": "Instruct: Find passages\nQuery:", "document": ""}

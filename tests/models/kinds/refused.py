@@ -15,6 +15,7 @@ from tests.models.kinds.decoders import (
     QWEN3,
     Family,
     embedding_model,
+    open_ended_embedding_model,
     qwen3_reranker,
     reranker,
     saved_classifier,
@@ -150,6 +151,7 @@ def _unserved(name: str, build: Callable[[Path], Path], refused: str) -> Kind:
 _TEMPLATE = r"chat_template\.jinja"
 REFUSED = (
     _unserved("chat-model", chat_model, r"config\.json.*Qwen3ForCausalLM|Qwen3ForCausalLM"),
+    _unserved("open-ended-embedding-model", open_ended_embedding_model, r"tokenizer\.json: puts no token"),
     _unserved("bare-embedding-model", bare_embedding_model, r"Qwen3ForCausalLM"),
     _unserved("mono-t5", other_network("T5ForConditionalGeneration", "t5"), r"T5ForConditionalGeneration"),
     _unserved("splade", other_network("BertForMaskedLM"), r"BertForMaskedLM"),
