@@ -123,7 +123,7 @@ class _Job:
     def results(self, indices: Sequence[int]) -> list[ScoredDocument]:
         """Makes the results of scored documents, without those below the request's least score."""
         documents = list(map(self.tokenized.documents.__getitem__, indices))
-        best = best_chunks(documents, self.future.outputs, self.tokenized.query)
+        best = best_chunks(documents, self.future.outputs, self.tokenized.query, mean=self._takes_mean)
         scores = self._scores(map(attrgetter("logit"), best))
         (least,) = array("f", [self.request.min_relevance_score or 0])  # rounded as the scores are
         results = []
@@ -138,8 +138,15 @@ class _Job:
                 )
         return results
 
+    @property
+    def _takes_mean(self) -> bool:
+        late = self.model.card.late
+        return late is not None and late.mean
+
     def _scores(self, logits: Iterable[float]) -> list[float]:
-        card, tokens = self.model.card, count_query_tokens(self.future.outputs, self.tokenized.query)
+        card, tokens = self.model.card, 1
+        if not self._takes_mean:
+            tokens = count_query_tokens(self.future.outputs, self.tokenized.query)
         return relevance_scores(
             logits, card.scoring, scale=card.scale, offset=card.offset, query_tokens=tokens
         )

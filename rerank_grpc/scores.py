@@ -28,17 +28,24 @@ class BestChunk(NamedTuple):
 
 
 def best_chunks(
-    documents: Sequence[TokenizedDocument], outputs: Sequence[Output | None], query: int | None
+    documents: Sequence[TokenizedDocument],
+    outputs: Sequence[Output | None],
+    query: int | None,
+    *,
+    mean: bool = False,
 ) -> list[BestChunk]:
     """Finds the best chunk of each document, the first of equal ones.
 
     `outputs` holds those of the documents and, where texts are encoded apart, that of the query, at index
-    `query`: vectors of length 1, whose cosine is the logit, or matrices of them, whose MaxSim is.
+    `query`: vectors of length 1, whose cosine is the logit, or matrices of them, whose MaxSim is; if `mean`,
+    divided by the number of the query's vectors.
     """
     own = [outputs[chunk.sequence] for document in documents for chunk in document.chunks]
     logits = cast("list[float]", own)
     if query is not None:
         logits = _similarities(cast("_Array", outputs[query]), cast("list[_Array]", own))
+        if mean:
+            logits = [logit / count_query_tokens(outputs, query) for logit in logits]
     left, best = iter(logits), []
     for document in documents:
         of_chunks = list(islice(left, len(document.chunks)))

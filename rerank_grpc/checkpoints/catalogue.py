@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -147,6 +148,8 @@ def _model(table: Mapping[str, Any], origin: str) -> KnownModel:
     for key in () if table.get("unsupported") else REQUIRED:
         if key not in table:
             raise ConfigurationError(f"{where}: {key} is missing")
+    if not 0 < table.get("scale", 1) < math.inf or not math.isfinite(table.get("offset", 0)):
+        raise ConfigurationError(f"{where}: scale is a number above 0, and offset any number")
     for key, choices in CHOICES.items():
         if key in table and table[key] not in choices:
             listed = ", ".join(choices)

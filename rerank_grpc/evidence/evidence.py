@@ -9,6 +9,7 @@ from typing import Any
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.cutting import read_tokenizer
 from rerank_grpc.evidence.facts import (
     Answers,
     Chain,
@@ -109,6 +110,8 @@ def _cross_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
     default = _default_prompt(saved) if saved.has_modules else ""
     if templated:
         prompt = read_template(checkpoint.directory, settings=_template_settings(checkpoint, saved, default))
+    if isinstance(head, Classifier) and "num_key_value_heads" in checkpoint.config:
+        _check_end(checkpoint, prompt)
     activation = activation_of(checkpoint, saved)
     return Evidence(
         kind=Kind.CROSS_ENCODER,
@@ -124,6 +127,23 @@ def _cross_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
         max_tokens=_max_tokens(checkpoint, saved),
         activation=activation,
     )
+
+
+def _check_end(checkpoint: Checkpoint, prompt: Prompt | None) -> None:
+    """Raises ModelLoadError if sequences end with the token that pads.
+
+    A classifier of transformers reads the last token that is another, which would be the one before.
+    """
+    tokenizer = read_tokenizer(checkpoint.tokenizer_file)
+    pad, ids = checkpoint.config.get("pad_token_id"), tokenizer.encode("a", "b").ids
+    if prompt is not None:
+        last = prompt.chosen("")[-1][-1]
+        ids = tokenizer.encode(last if isinstance(last, str) else "a", add_special_tokens=False).ids
+    if ids and ids[-1] == pad:
+        raise ModelLoadError(
+            f"{checkpoint.directory}/config.json: pad_token_id {pad} is the token that ends each sequence: "
+            "name the one that the tokenizer pads with"
+        )
 
 
 def _scoring(activation: str, head: Head) -> Scoring:
@@ -233,8 +253,11 @@ def _check_classifier(checkpoint: Checkpoint) -> None:
 
 
 def _classifier_pooling(checkpoint: Checkpoint) -> str:
-    named = str(checkpoint.config.get("classifier_pooling", "cls"))
-    return CLASSIFIER_POOLINGS.get(named, named)  # transformers refuses another name
+    """The rows that config.json says, or else the catalogue; of a decoder the loader takes the last."""
+    named = checkpoint.config.get("classifier_pooling")
+    if named is None:
+        return (checkpoint.known and checkpoint.known.pooling) or "first"
+    return CLASSIFIER_POOLINGS.get(str(named), str(named))  # transformers refuses another name
 
 
 # ---------------- Bi-encoders
