@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.checkpoints.disk import read_json, read_json_list
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Module
@@ -16,6 +17,22 @@ MODULES, SETTINGS, TRANSFORMER = (
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
+)
+LONGEST = 1 << 30  # tokenizers without a limit state one beyond it
+# Options for what reads the tokenizer, the config and the weights, under their old and new names; of those
+# and of the tokenizer's call, these say nothing that changes a score, or are read elsewhere.
+OPTIONS = ("processor_kwargs", "tokenizer_args", "config_kwargs", "config_args", "model_kwargs", "model_args")
+HARMLESS = frozenset(
+    {
+        "max_length",
+        "model_max_length",
+        "truncation",
+        "padding",
+        "padding_side",
+        "return_tensors",
+        "logits_to_keep",
+    }
+    | {"dtype", "torch_dtype", "attn_implementation", "use_fast", "use_safetensors", "trust_remote_code"}
 )
 # Older releases of sentence-transformers and PyLate had their modules under other paths.
 STOCK = re.compile(r"(?:sentence_transformers(?:\.\w+)*|pylate\.models(?:\.\w+)*)\.(\w+)")
@@ -39,6 +56,19 @@ class SavedModel:
         """The class that saved it; "SentenceTransformer" where modules.json alone speaks."""
         return str(self.settings.get("model_type") or ("SentenceTransformer" if self.has_modules else ""))
 
+    @property
+    def default_prompt(self) -> str:
+        """The prompt that sentence-transformers takes where the caller names none; raises ModelLoadError."""
+        name = self.settings.get("default_prompt_name")
+        if not name:
+            return ""
+        prompts = self.settings.get("prompts") or {}
+        if name not in prompts:
+            raise ModelLoadError(
+                f"{self.directory}/{SETTINGS}: default_prompt_name {str(name)[:40]!r} is none of its prompts"
+            )
+        return str(prompts[name] or "")
+
     def of_type(self, *types: str) -> list[Module]:
         """Lists the modules of some types, in their order."""
         return [module for module in self.modules if module.type in types]
@@ -53,7 +83,22 @@ def read_saved_model(directory: Path) -> SavedModel:
     path = directory / MODULES
     if not path.is_file():
         return SavedModel(directory, settings=settings, transformer=transformer)
+    _check_options(transformer, directory / TRANSFORMER)
     return SavedModel(directory, tuple(_read_modules(path)), True, settings, transformer)
+
+
+def _check_options(transformer: Mapping[str, Any], path: Path) -> None:
+    """Raises ModelLoadError for options by which transformers would read texts or weights in another way."""
+    processing = transformer.get("processing_kwargs") or {}
+    asked = {name: processing.get(name) for name in ("text", "common")}
+    asked |= {name: transformer.get(name) for name in OPTIONS}
+    for group, options in asked.items():
+        for name, value in (options or {}).items():
+            if name not in HARMLESS and value is not None:
+                raise ModelLoadError(
+                    f"{path}: {group} has {str(name)[:40]!r}, which this version does not do: "
+                    "use another checkpoint"
+                )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -85,3 +130,20 @@ def _read_module(path: Path, entry: Any) -> Module:
     directory = path.parent / place if place else path.parent
     config = {} if stock[1] == "Transformer" else _read(directory / "config.json")
     return Module(stock[1], directory, config)
+
+
+def max_tokens(checkpoint: Checkpoint, saved: SavedModel) -> int | None:
+    """The lower limit of the catalogue and of the files, of which the first that states one decides."""
+    text = (saved.transformer.get("processing_kwargs") or {}).get("text") or {}
+    options = saved.transformer.get("processor_kwargs") or saved.transformer.get("tokenizer_args") or {}
+    path = checkpoint.directory / "tokenizer_config.json"
+    declared = read_json(path).get("model_max_length") if path.is_file() else None
+    stated: list[Any] = [
+        text.get("max_length"),
+        options.get("model_max_length"),
+        saved.transformer.get("max_seq_length"),
+        declared,
+    ]
+    usable = [int(limit) for limit in stated if isinstance(limit, int | float) and 1 <= limit < LONGEST]
+    known = checkpoint.known.max_tokens if checkpoint.known else 0
+    return min((limit for limit in (known, *usable[:1]) if limit), default=None)
