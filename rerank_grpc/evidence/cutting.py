@@ -78,9 +78,10 @@ def prove_tokens(prompt: Prompt, tokenizer: Tokenizer, where: Path) -> None:
     inner one.
     """
     for segments in filter(None, (prompt.segments, prompt.instructed)):
-        # A large one is not written out for nothing.
-        behind = (each() for each in (lambda: tokenizer, lambda: inner_tokenizer(tokenizer)))
-        if not any(_gives_whole_text(segments, prompt.strips, tokenizer, each) for each in behind):
+        # The inner one, which takes seconds for a large vocabulary, is made only where it is needed.
+        if not any(
+            _gives_whole_text(segments, prompt.strips, tokenizer, behind) for behind in _behind(tokenizer)
+        ):
             raise ModelLoadError(
                 f"{where}: joins texts with the control tokens of {prompt.source} beside them, "
                 "which is not supported: use the tokenizer that the model came with"
@@ -159,6 +160,12 @@ def _unprepended(step: Mapping[str, Any]) -> dict[str, Any]:
         case "ByteLevel" if "add_prefix_space" in step:
             return {**step, "add_prefix_space": False}
     return dict(step)
+
+
+def _behind(tokenizer: Tokenizer) -> Iterator[Tokenizer]:
+    """Yields what may encode texts that stand behind others."""
+    yield tokenizer
+    yield inner_tokenizer(tokenizer)
 
 
 def _gives_whole_text(

@@ -67,14 +67,10 @@ def _cut_model(model: Mapping[str, Any], needed: Set[str]) -> tuple[dict[str, An
         if unknown is not None:
             cut["unk_id"] = kept.index(unknown)
         return cut, {vocabulary[at][0]: number for number, at in enumerate(kept)}
-    needed = needed | {model.get("unk_token")}
-    listed = sorted(vocabulary, key=vocabulary.__getitem__)
-    ids = {
-        token: number
-        for number, token in enumerate(
-            token for at, token in enumerate(listed) if at < KEPT or token in needed
-        )
-    }
+    listed = enumerate(sorted(vocabulary, key=vocabulary.__getitem__))
+    unknown = model.get("unk_token")
+    tokens = (token for at, token in listed if at < KEPT or token == unknown or token in needed)
+    ids = {token: number for number, token in enumerate(tokens)}
     cut = {**model, "vocab": dict(ids)}
     if "merges" in model:
         cut["merges"] = [merge for merge in model["merges"] if ids.keys() >= set(_parts(merge))]

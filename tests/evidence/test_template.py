@@ -12,6 +12,7 @@ import pytest
 import transformers
 from sentence_transformers.base.modality import InputFormatter
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.pre_tokenizers import Metaspace
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.cutting import has_placeholders, inner_tokenizer, read_tokenizer

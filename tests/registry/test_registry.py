@@ -25,8 +25,7 @@ from rerank_grpc.errors import (
     UnknownModel,
 )
 from rerank_grpc.evidence.facts import Reading
-from rerank_grpc.evidence.prompt import Prompt
-from rerank_grpc.evidence.prompt import Placeholder
+from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.registry import eviction, keeper, memory
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.registry import Registry, seconds_to_wait

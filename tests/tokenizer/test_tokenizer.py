@@ -158,7 +158,10 @@ def control_texts(directory: Path) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_text_becomes_a_control_token(family: str, directories: dict[str, Path]) -> None:
     directory = directories[family]
-    tokenizer, vocabulary = pair_tokenizer(directory), read_tokenizer(directory / "tokenizer.json").vocabulary()
+    tokenizer, vocabulary = (
+        pair_tokenizer(directory),
+        read_tokenizer(directory / "tokenizer.json").vocabulary(),
+    )
     hostile = control_texts(directory)
     template = vocabulary.pair
     for query in [QUERY, *hostile]:
