@@ -55,7 +55,7 @@ def bpe() -> dict[str, Any]:
 
 def wordpiece() -> dict[str, Any]:
     """A multilingual BERT's size, its control tokens at the beginning and one of its user's at the end."""
-    data = json.loads(checkpoints.wordpiece().to_str())
+    data: dict[str, Any] = json.loads(checkpoints.wordpiece().to_str())
     vocabulary = data["model"]["vocab"]
     vocabulary |= {f"zq{number}": number for number in range(len(vocabulary), 105_000)}
     vocabulary["[LAST]"] = 105_000

@@ -324,6 +324,7 @@ def test_tokens_that_join_prompt_and_document_are_those_of_the_joint_encoding(
         ]
         for document in documents
     ]
+    assert joined is not None
     assert all(ids.count(joined) > 2 for ids in expected)
     assert ids_of(tokenize(tokenizer_of(tmp_path, "qwen3", PLENTY), QUERY, documents)) == expected
 
