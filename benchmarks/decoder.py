@@ -27,6 +27,7 @@ from benchmarks import checkpoints, report, workloads
 from benchmarks.checkpoints import Shape
 from benchmarks.report import Spread
 
+NAME = "Qwen/Qwen3-Reranker-0.6B"
 SHAPE = "qwen3-0.6b"
 SMALL = Shape("small", "", "qwen3", 4, 256, 8, 512, 16_384, 2048, 0.1, kv_heads=4, head_size=32)
 ROUNDS = 5
@@ -124,14 +125,23 @@ class Theirs:
         self._workload = whole
 
     def _rows(self) -> list[list[int]]:
-        from rerank_grpc.models.prompts import QWEN3
+        from rerank_grpc.checkpoints.catalogue import builtin
+        from rerank_grpc.evidence.pasting import filled
+        from rerank_grpc.evidence.prompt import Placeholder, parse_prompt
 
+        known = builtin().find(NAME)
+        assert known is not None
+        prompt = parse_prompt(known.prompt, NAME, "catalogue.toml")
+        system, question, suffix = prompt.chosen("")
         before, after = (
-            self._tokenizer.encode("".join(texts), add_special_tokens=False)
-            for texts in (QWEN3.system, QWEN3.suffix)
+            self._tokenizer.encode(filled(segment, {}), add_special_tokens=False)
+            for segment in (system, suffix)
         )
-        (head,) = QWEN3.filled(self._workload.query, "")
-        pairs = [f"{head} {document}" for document in self._workload.documents]
+        texts = {Placeholder.QUERY: self._workload.query, Placeholder.INSTRUCTION: prompt.instruction}
+        pairs = [
+            filled(question, texts | {Placeholder.DOCUMENT: document})
+            for document in self._workload.documents
+        ]
         return [before + ids + after for ids in self._tokenizer(pairs)["input_ids"]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ def control_tokens(texts: Iterable[str], tokenizer: Tokenizer) -> list[str]:
 
 
 def cut(text: Segment, tokenizer: Tokenizer) -> tuple[Segment, ...]:
-    """Cuts a text with slots into segments: each slot's runs from control token to control token.
+    """Cuts a text with placeholders into segments: each one's runs from control token to control token.
 
-    Everything between two such runs is one segment without slots.
+    Everything between two such runs is one segment without placeholders.
     """
     segments: list[Segment] = []
     fixed, run = "", list[str | Placeholder]()
@@ -71,45 +71,41 @@ def has_placeholders(parts: Iterable[str | Placeholder]) -> bool:
     return any(isinstance(part, Placeholder) for part in parts)
 
 
-def inner_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    """Returns the tokenizer for a text that stands behind others: without Metaspace's ▁ before the first.
-
-    All else that tokenizers put before a text, they put behind every control token too.
-    """
-    steps = tokenizer.pre_tokenizer
-    if steps is None or '"first"' not in steps.__getstate__().decode():
-        return tokenizer  # a large one is not written out for nothing
-    return Tokenizer.from_str(json.dumps(inner(json.loads(tokenizer.to_str())), ensure_ascii=False))
-
-
-def inner(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns a tokenizer.json's content for texts that stand behind others."""
-    return {**data, "pre_tokenizer": _without_first(data.get("pre_tokenizer"))}
-
-
 def prove_tokens(prompt: Prompt, tokenizer: Tokenizer, where: Path) -> None:
     """Raises ModelLoadError unless the segments' tokens, put together, are those of the whole text.
 
-    Segments with slots but the first are encoded by the inner tokenizer.
+    Segments with placeholders but the first are encoded by the tokenizer itself or, where that fails, by its
+    inner one.
     """
-    behind = inner_tokenizer(tokenizer)
     for segments in filter(None, (prompt.segments, prompt.instructed)):
-        for filling in _fillings():
-            texts = [filled(segment, filling, prompt.strips) for segment in segments]
-            apart = [
-                number
-                for index, (segment, text) in enumerate(zip(segments, texts, strict=True))
-                for number in _ids(behind if index and has_placeholders(segment) else tokenizer, text)
-            ]
-            if apart != _ids(tokenizer, "".join(texts)):
-                raise ModelLoadError(
-                    f"{where}: joins texts with the control tokens of {prompt.source} beside them, "
-                    "which is not supported: use the tokenizer that the model came with"
-                )
+        # The inner one, which takes seconds for a large vocabulary, is made only where it is needed.
+        if not any(
+            _gives_whole_text(segments, prompt.strips, tokenizer, behind) for behind in _behind(tokenizer)
+        ):
+            raise ModelLoadError(
+                f"{where}: joins texts with the control tokens of {prompt.source} beside them, "
+                "which is not supported: use the tokenizer that the model came with"
+            )
+
+
+def inner_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns the tokenizer for a text that follows another: nothing is put before its first word."""
+    data = without_prepending(json.loads(tokenizer.to_str()))
+    return Tokenizer.from_str(json.dumps(data, ensure_ascii=False))
+
+
+def without_prepending(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes out of a tokenizer.json's content what puts a space before a text that begins without one."""
+    normalizer, pre_tokenizer = data.get("normalizer"), data.get("pre_tokenizer")
+    return {
+        **data,
+        "normalizer": normalizer and _unprepended(normalizer),
+        "pre_tokenizer": pre_tokenizer and _unprepended(pre_tokenizer),
+    }
 
 
 def check_control_tokens(prompt: Prompt, tokenizer: Tokenizer, where: Path) -> None:
-    """Raises ModelLoadError unless each "<…>" of the segments without slots is one token.
+    """Raises ModelLoadError unless each "<…>" of the segments without placeholders is one token.
 
     A prompt that comes with no tokenizer, as a catalogue's, may be written for another one.
     """
@@ -139,7 +135,7 @@ def answer_ids(words: Iterable[str], tokenizer: Tokenizer, where: Path) -> tuple
 
 
 def _parts(text: Segment, tokenizer: Tokenizer) -> Iterator[tuple[str | Placeholder, bool]]:
-    """Yields texts, slots and control tokens, and whether they are the last."""
+    """Yields texts, placeholders and control tokens, and whether they are the last."""
     tokens = control_tokens((part for part in text if isinstance(part, str)), tokenizer)
     pattern = re.compile(f"({'|'.join(map(re.escape, tokens)) or '(?!)'})")
     for part in text:
@@ -151,14 +147,40 @@ def _parts(text: Segment, tokenizer: Tokenizer) -> Iterator[tuple[str | Placehol
                 yield piece, index % 2 == 1
 
 
-def _without_first(steps: Any) -> Any:
-    if isinstance(steps, list):
-        return [_without_first(step) for step in steps]
-    if not isinstance(steps, dict):
-        return steps
-    if steps.get("prepend_scheme") == "first":
-        return {**steps, "prepend_scheme": "never"}
-    return {name: _without_first(value) for name, value in steps.items()}
+def _unprepended(step: Mapping[str, Any]) -> dict[str, Any]:
+    match step["type"]:
+        case "Sequence":
+            inner = "normalizers" if "normalizers" in step else "pretokenizers"
+            return {**step, inner: [_unprepended(each) for each in step[inner]]}
+        case "Prepend":
+            return {"type": "Sequence", "normalizers": []}
+        case "Metaspace":
+            never = {"prepend_scheme": "never", "add_prefix_space": False}  # the second in older files
+            return {**step, **{key: value for key, value in never.items() if key in step}}
+        case "ByteLevel" if "add_prefix_space" in step:
+            return {**step, "add_prefix_space": False}
+    return dict(step)
+
+
+def _behind(tokenizer: Tokenizer) -> Iterator[Tokenizer]:
+    """Yields what may encode texts that stand behind others."""
+    yield tokenizer
+    yield inner_tokenizer(tokenizer)
+
+
+def _gives_whole_text(
+    segments: tuple[Segment, ...], strips: frozenset[Placeholder], first: Tokenizer, behind: Tokenizer
+) -> bool:
+    """Whether the ids of segments, put together, are those of the whole text, for a number of fillings."""
+    encoders = [behind if at and has_placeholders(each) else first for at, each in enumerate(segments)]
+    for filling in _fillings():
+        texts = [filled(segment, filling, strips) for segment in segments]
+        apart = [
+            number for encoder, text in zip(encoders, texts, strict=True) for number in _ids(encoder, text)
+        ]
+        if apart != _ids(first, "".join(texts)):
+            return False
+    return True
 
 
 def _fillings() -> Iterator[Filling]:

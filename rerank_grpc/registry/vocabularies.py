@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from tokenizers.pre_tokenizers import ByteLevel
 
 from rerank_grpc.checkpoints.disk import read_json
 
 # A vocabulary up to this size is read in 0.1 s.
 SMALL = 40_000
 KEPT = 4_000
+# The letters of byte-level vocabularies, which may be ordered by frequency: without one of them, a text has
+# unknown tokens, which it never has in the whole vocabulary.
+ALPHABET = frozenset(ByteLevel.alphabet())
 # What decides on a tokenizer's class and its settings; without vocabularies in other formats.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 
@@ -39,28 +44,37 @@ def small_vocabulary(tokenizer_file: Path) -> Iterator[Path]:
 
 
 def cut_down(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Keeps the first KEPT tokens of a tokenizer.json's vocabulary and all added ones, with new ids."""
-    model = dict(data["model"])
-    added = {token["content"] for token in data["added_tokens"]} | {model.get("unk_token")}
-    if isinstance(model["vocab"], list):
-        listed = [piece for piece, _ in model["vocab"]]
-    else:
-        listed = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    kept = [token for at, token in enumerate(listed) if at < KEPT or token in added]
-    ids = {token: number for number, token in enumerate(kept)}
-    if isinstance(model["vocab"], list):
-        own = set(kept)
-        model["vocab"] = [[piece, score] for piece, score in model["vocab"] if piece in own]
-    else:
-        model["vocab"] = dict(ids)
-    if "merges" in model:
-        model["merges"] = [merge for merge in model["merges"] if ids.keys() >= set(_parts(merge))]
+    """Keeps the first KEPT tokens of a tokenizer.json's vocabulary and all that is needed, with new ids."""
+    added = {token["content"] for token in data["added_tokens"]}
+    model, ids = _cut_model(data["model"], added | ALPHABET)
     for token in data["added_tokens"]:
         ids.setdefault(token["content"], len(ids))
     tokens = [{**token, "id": ids[token["content"]]} for token in data["added_tokens"]]
     tokens.sort(key=lambda token: int(token["id"]))
     processor = _renumbered(data.get("post_processor"), ids)
     return {**data, "model": model, "added_tokens": tokens, "post_processor": processor}
+
+
+def _cut_model(model: Mapping[str, Any], needed: Set[str]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Keeps the first KEPT tokens of a model, its unknown token and those needed; returns their ids too."""
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):  # Unigram's, in which an id is a place
+        unknown = model.get("unk_id")
+        kept = [
+            at for at, (piece, _) in enumerate(vocabulary) if at < KEPT or at == unknown or piece in needed
+        ]
+        cut = {**model, "vocab": [vocabulary[at] for at in kept]}
+        if unknown is not None:
+            cut["unk_id"] = kept.index(unknown)
+        return cut, {vocabulary[at][0]: number for number, at in enumerate(kept)}
+    listed = enumerate(sorted(vocabulary, key=vocabulary.__getitem__))
+    unknown = model.get("unk_token")
+    tokens = (token for at, token in listed if at < KEPT or token == unknown or token in needed)
+    ids = {token: number for number, token in enumerate(tokens)}
+    cut = {**model, "vocab": dict(ids)}
+    if "merges" in model:
+        cut["merges"] = [merge for merge in model["merges"] if ids.keys() >= set(_parts(merge))]
+    return cut, ids
 
 
 def _parts(merge: str | list[str]) -> tuple[str, str, str]:

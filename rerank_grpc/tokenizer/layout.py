@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product, takewhile
+from itertools import product
 from typing import NamedTuple, TypeAlias
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.cutting import has_placeholders
+from rerank_grpc.evidence.pasting import filled
 from rerank_grpc.evidence.prompt import Placeholder, Prompt, Segment
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.truncation import WHOLE, to_bytes, tokenize
@@ -84,11 +86,6 @@ class PromptLayout:
         )
 
 
-def filled(segment: Segment, texts: Texts) -> str:
-    """Puts texts into the slots of a segment."""
-    return "".join(texts[part] if isinstance(part, Placeholder) else part for part in segment)
-
-
 def _probes() -> Iterator[Texts]:
     for query, document in product(QUERIES, DOCUMENTS):
         yield {Placeholder.INSTRUCTION: query[::-1], Placeholder.QUERY: query, Placeholder.DOCUMENT: document}
@@ -117,7 +114,7 @@ def _recut(segments: tuple[Segment, ...], file: TokenizerFile) -> tuple[Segment,
     found: list[Segment] = []
     text: Segment = ()
     for segment in segments:
-        if not _is_fixed(segment):
+        if has_placeholders(segment):
             text += segment
             continue
         behind, control, ahead = _around_control(filled(segment, {}), file)
@@ -140,7 +137,7 @@ def _around_control(text: str, file: TokenizerFile) -> tuple[str, str, str]:
 
 def _divided(segments: tuple[Segment, ...], first: Means, others: Means, inside: Means) -> PromptLayout:
     """Divides segments, of which `first` tokenizes the first one and `others` the rest."""
-    fixed = len(list(takewhile(_is_fixed, segments)))
+    fixed = next(at for at, segment in enumerate(segments) if has_placeholders(segment))
     place = next(at for at, segment in enumerate(segments) if Placeholder.DOCUMENT in segment)
     means = [first, *[others] * (len(segments) - 1)]
     pieces = [_piece(segment, own) for segment, own in zip(segments, means, strict=True)]
@@ -157,12 +154,8 @@ def _divided(segments: tuple[Segment, ...], first: Means, others: Means, inside:
     )
 
 
-def _is_fixed(segment: Segment) -> bool:
-    return not any(isinstance(part, Placeholder) for part in segment)
-
-
 def _piece(segment: Segment, means: Means) -> Piece:
-    if _is_fixed(segment):
+    if not has_placeholders(segment):
         return Piece(to_bytes(means.file.ids(filled(segment, {}))))
     return Piece(b"", segment, means.vocabulary)
 
@@ -219,4 +212,4 @@ def _encoded(segment: Segment, texts: Texts, vocabulary: Vocabulary) -> list[int
 
 def literals(segments: Iterable[Segment]) -> list[str]:
     """Lists the texts of segments without slots, in which control tokens stand."""
-    return [filled(segment, {}) for segment in segments if _is_fixed(segment)]
+    return [filled(segment, {}) for segment in segments if not has_placeholders(segment)]

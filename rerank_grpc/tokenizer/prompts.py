@@ -5,10 +5,11 @@ from __future__ import annotations
 from weakref import WeakValueDictionary
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.pasting import filled
 from rerank_grpc.evidence.prompt import Placeholder, Prompt, Segment
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix
 from rerank_grpc.tokenizer.frames import Frame, Yielding
-from rerank_grpc.tokenizer.layout import Means, PromptLayout, Texts, filled, lay_out, literals
+from rerank_grpc.tokenizer.layout import Means, PromptLayout, Texts, lay_out, literals
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.truncation import UNBOUNDED, Cutting, Ends, check_unicode, tokenize
 from rerank_grpc.tokenizer.vocabulary import TokenizerFile

@@ -100,9 +100,11 @@ def _assembled(request: RerankRequest, query: Sequence | None, groups: ListOf[Gr
     """Puts its frame around each chunk of each text, and lists the documents in the request's order."""
     sequences = [] if query is None else [query]
     documents: dict[str, TokenizedDocument] = {}
+    query_truncated = False
     for frame, tokenized in groups:
+        query_truncated |= frame.query_truncated
         before, after, segment_start, prefix = frame.before, frame.after, frame.segment_start, frame.prefix
-        ends = frame.ends if frame.ends.tokens else None
+        ends = frame.ends if frame.ends.lead or frame.ends.tail else None
         for text, (parts, truncated) in tokenized.items():
             chunks = []
             for ids, span in parts:
@@ -112,7 +114,6 @@ def _assembled(request: RerankRequest, query: Sequence | None, groups: ListOf[Gr
                 sequences.append(Sequence(before + ids + after, segment_start, prefix))
             documents[text] = TokenizedDocument(tuple(chunks), truncated)
     in_order = tuple(map(documents.__getitem__, map(attrgetter("text"), request.documents)))
-    query_truncated = any(frame.query_truncated for frame, _ in groups)
     return TokenizedRequest(tuple(sequences), in_order, None if query is None else 0, query_truncated)
 
 

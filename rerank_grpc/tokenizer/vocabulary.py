@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.cutting import without_prepending
 from rerank_grpc.tokenizer.shortcuts import AsciiTokenizer, ascii_tokenizer, cut_safety
 
 _NAMED_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -74,7 +75,7 @@ class TokenizerFile:
 
     def inside(self) -> TokenizerFile:
         """Returns the tokenizer of a text that follows another: nothing is put before its first word."""
-        data = _without_prepending(self.data)
+        data = without_prepending(self.data)
         return self if data == self.data else _file(self.path, data, _in_memory(data))
 
     def vocabulary(self, written: Iterable[str] = ()) -> Vocabulary:
@@ -128,31 +129,6 @@ def _lower_cased(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if any(step["type"] == "Lowercase" for step in steps):
         return data
     return {**data, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}}
-
-
-def _without_prepending(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes away what puts a space before a text that begins without one."""
-    normalizer, pre_tokenizer = data.get("normalizer"), data.get("pre_tokenizer")
-    return {
-        **data,
-        "normalizer": normalizer and _unprepended(normalizer),
-        "pre_tokenizer": pre_tokenizer and _unprepended(pre_tokenizer),
-    }
-
-
-def _unprepended(step: Mapping[str, Any]) -> dict[str, Any]:
-    match step["type"]:
-        case "Sequence":
-            inner = "normalizers" if "normalizers" in step else "pretokenizers"
-            return {**step, inner: [_unprepended(each) for each in step[inner]]}
-        case "Prepend":
-            return {"type": "Sequence", "normalizers": []}
-        case "Metaspace":
-            never = {"prepend_scheme": "never", "add_prefix_space": False}  # the second in older files
-            return {**step, **{key: value for key, value in never.items() if key in step}}
-        case "ByteLevel" if "add_prefix_space" in step:
-            return {**step, "add_prefix_space": False}
-    return dict(step)
 
 
 def _vocabulary(file: TokenizerFile, written: set[str]) -> Vocabulary:

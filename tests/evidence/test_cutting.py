@@ -8,6 +8,7 @@ import pytest
 from tokenizers import AddedToken
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence import cutting
 from rerank_grpc.evidence.cutting import (
     answer_ids,
     check_control_tokens,
@@ -58,9 +59,21 @@ def test_a_text_without_control_tokens_is_one_segment():
 
 
 @pytest.mark.parametrize("name", ["qwen", "gemma", "llama3", "llama2"])
-def test_most_tokenizers_treat_a_text_behind_others_as_a_text(name):
+def test_most_tokenizers_treat_a_text_behind_others_as_a_text(name, monkeypatch):
     tokenizer = getattr(templates, name)()
-    assert inner_tokenizer(tokenizer) is tokenizer
+    control = next(iter(tokenizer.get_added_tokens_decoder().values())).content
+    monkeypatch.delattr(cutting, "inner_tokenizer")  # whose making takes seconds for a large vocabulary
+    prove_tokens(Prompt(((control,), (Q, D), (control,)), "test"), tokenizer, FILE)
+
+
+def test_a_text_that_follows_another_has_no_space_of_its_own():
+    for tokenizer in (templates.llama2(), templates.mistral(), templates.qwen()):
+        behind = inner_tokenizer(tokenizer)
+        for text in ("word", " word", "深度", ""):
+            whole = tokenizer.encode("so" + text, add_special_tokens=False).ids
+            start = tokenizer.encode("so", add_special_tokens=False).ids
+            if whole[: len(start)] == start:
+                assert behind.encode(text, add_special_tokens=False).ids == whole[len(start) :]
 
 
 def test_metaspace_puts_its_sign_before_the_first_text_alone():

@@ -8,29 +8,15 @@ from typing import Any
 
 import pytest
 
+from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evidence.pasting import filled
 from rerank_grpc.evidence.prompt import Placeholder, Prompt, parse_answers, parse_prompt
 from rerank_grpc.evidence.template import TemplateSettings, read_template
-from rerank_grpc.models import prompts
 from tests.evidence import templates
+from tests.prompts import PREFIX, SUFFIX, TASK
+from tests.random_models import GEMMA_NAME, QWEN3_NAME
 
-QWEN3 = r"""
-segments = [
-  "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n",
-  "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}",
-  "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-]
-instruction = "Given a web search query, retrieve relevant passages that answer the query"
-answers = ["yes", "no"]
-"""  # noqa: E501 - as it stands in the catalogue
-GEMMA = r"""
-segments = [
-  "<bos>", "A: {query}", "\n", "B: {document}", "\n",
-  "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a prediction of either 'Yes' or 'No'.",
-]
-answers = ["Yes"]
-"""  # noqa: E501
 ZERANK = r"""
 segments = [
   "<|im_start|>", "system\n{query}", "<|im_end|>\n<|im_start|>", "user\n{document}",
@@ -45,19 +31,28 @@ def parse(table: dict[str, Any]) -> Prompt:
     return parse_prompt(table, "catalogue.toml: model 'a/b'", "catalogue.toml")
 
 
-@pytest.mark.parametrize(("text", "before"), [(QWEN3, prompts.QWEN3), (GEMMA, prompts.GEMMA)])
-def test_the_prompts_of_the_cards_are_the_same_segments_as_before(text, before):
-    table = tomllib.loads(text)
+QUESTION = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by "
+    "providing a prediction of either 'Yes' or 'No'."
+)
+# As the models' own code writes them.
+CARDS = [
+    (QWEN3_NAME, [PREFIX, f"<Instruct>: {TASK}\n<Query>: a {{q}}\n<Document>:  d\n", SUFFIX], ("yes", "no")),
+    (GEMMA_NAME, ["<bos>", "A: a {q}", "\n", "B:  d\n", "\n", QUESTION], ("Yes",)),
+]
+
+
+@pytest.mark.parametrize(("name", "expected", "answers"), CARDS)
+def test_the_catalogues_prompts_are_those_of_the_models_own_code(name, expected, answers):
+    known = builtin().find(name)
+    prompt = parse(known.prompt)
     filling = {
         Placeholder.QUERY: "a {q}",
         Placeholder.DOCUMENT: " d\n",
-        Placeholder.INSTRUCTION: before.instruction,
+        Placeholder.INSTRUCTION: prompt.instruction,
     }
-    last = before.filled("a {q}", "")[-1] + before.lead + " d\n"
-    expected = [*before.system, *before.filled("a {q}", "")[:-1], last, *before.suffix]
-    assert [filled(segment, filling) for segment in parse(table).chosen("")] == expected
-    assert parse(table).instruction == before.instruction
-    assert parse_answers(table, "") == before.answers
+    assert [filled(segment, filling) for segment in prompt.chosen("")] == expected
+    assert parse_answers(known.prompt, "") == answers
 
 
 def test_a_catalogues_prompt_is_the_one_that_a_template_gives(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import transformers
 from sentence_transformers.base.modality import InputFormatter
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.pre_tokenizers import Metaspace
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.cutting import has_placeholders, inner_tokenizer, read_tokenizer
@@ -43,7 +44,8 @@ def ids_of(
     prompt: Prompt, tokenizer: Tokenizer, query: str, document: str, instruction: str = ""
 ) -> list[int]:
     """The ids of the segments, each encoded by itself."""
-    behind, ids = inner_tokenizer(tokenizer), list[int]()
+    is_metaspace = isinstance(tokenizer.pre_tokenizer, Metaspace)
+    behind, ids = inner_tokenizer(tokenizer) if is_metaspace else tokenizer, list[int]()
     texts = texts_of(prompt, query, document, instruction)
     for index, (segment, text) in enumerate(zip(prompt.chosen(instruction), texts, strict=True)):
         chosen = behind if index and has_placeholders(segment) else tokenizer

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind, Reading
 from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.registry.probes import check_reading
-from rerank_grpc.tokenizer.tokenizer import tokenizer_for
-from rerank_grpc.types import Scoring
+from rerank_grpc.registry.probes import check_reading, checked_tokenizer
+from rerank_grpc.types import Document, RerankRequest, Scoring
 from tests import prompts
 from tests import random_models as checkpoints
 
@@ -51,8 +51,12 @@ def card(directory: Path, **changes: Any) -> ModelCard:
     return replace(plain, **changes)
 
 
+def own(directory: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(directory)
+
+
 def check(card: ModelCard) -> None:
-    check_reading(card, tokenizer_for(card))
+    checked_tokenizer(card)
 
 
 READINGS = [Reading(), Reading(lower_case=True), Reading(query_prefix="query: ", document_prefix="passage: ")]
@@ -90,11 +94,12 @@ def test_a_tokenizer_without_token_types_is_read_without_them(
 ) -> None:
     inputs = {"model_input_names": ["input_ids", "attention_mask"]}
     path = changed(directories["bert"], tmp_path, "tokenizer_config.json", lambda data: data.update(inputs))
-    check(card(path, reading=Reading(token_types=False)))
-    with pytest.raises(ModelLoadError, match="other token types than"):
-        check(card(path))
-    with pytest.raises(ModelLoadError, match="other token types than"):
-        check(card(directories["bert"], reading=Reading(token_types=False)))
+    for directory, has_types in ((path, False), (directories["bert"], True)):
+        request = RerankRequest("a query", (Document("a document"),))
+        (sequence,) = checked_tokenizer(card(directory)).tokenize(request).sequences
+        assert bool(sequence.segment_start) == has_types
+        with pytest.raises(ModelLoadError, match="other token types than"):
+            check_reading(card(directory, reading=Reading(token_types=not has_types)), own(directory))
 
 
 def test_a_class_that_reads_texts_in_another_way_is_refused(
@@ -102,14 +107,14 @@ def test_a_class_that_reads_texts_in_another_way_is_refused(
 ) -> None:
     other = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
     path = changed(directories["bert"], tmp_path, "tokenizer_config.json", lambda data: data.update(other))
-    with pytest.raises(ModelLoadError, match=r"tokenizer.json: gives other tokens than .*class Bert.*: use"):
+    with pytest.raises(ModelLoadError, match=r"gives other tokens than .*class BertTokenizer .*: use"):
         check(card(path))
 
 
 def test_another_reading_than_the_references_is_noticed(directories: dict[str, Path]) -> None:
-    plain, lowered = card(directories["roberta"]), card(directories["roberta"], reading=READINGS[1])
+    lowered = card(directories["roberta"], reading=READINGS[1])
     with pytest.raises(ModelLoadError, match="other tokens than"):
-        check_reading(plain, tokenizer_for(lowered))
+        check_reading(lowered, own(directories["roberta"]))
 
 
 def test_a_class_that_cannot_be_read_is_refused_in_one_line(

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rerank_grpc.models.prompts import check_prompt
 from tokenizers import Tokenizer
 
 from rerank_grpc.errors import InvalidRequest, ModelLoadError, UnsupportedOption
+from rerank_grpc.evidence.cutting import answer_ids, check_control_tokens
+from rerank_grpc.evidence.pasting import filled
+from rerank_grpc.evidence.prompt import Placeholder
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.vocabulary import read_tokenizer
 from rerank_grpc.types import Truncation
@@ -285,7 +287,7 @@ def test_a_vocabulary_without_the_answers_is_refused(directories: dict[str, Path
 
     path = change_tokenizer(directories["qwen3"], tmp_path, drop_yes)
     with pytest.raises(ModelLoadError, match="no token 'yes'"):
-        check_prompt(path, PROMPTS["qwen3"])
+        answer_ids(("yes", "no"), Tokenizer.from_file(str(path)), path)
 
 
 def test_a_vocabulary_without_the_prompts_control_tokens_is_refused(
@@ -296,10 +298,10 @@ def test_a_vocabulary_without_the_prompts_control_tokens_is_refused(
 
     path = change_tokenizer(directories["qwen3"], tmp_path, drop_think)
     with pytest.raises(ModelLoadError, match="no control token '<think>'"):
-        check_prompt(path, PROMPTS["qwen3"])
+        check_control_tokens(PROMPTS["qwen3"], Tokenizer.from_file(str(path)), path)
 
 
-def test_a_tokenizer_that_joins_prompt_and_document_is_refused(
+def test_tokens_that_join_prompt_and_document_are_those_of_the_joint_encoding(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
     def join(data: Any) -> None:
@@ -308,8 +310,23 @@ def test_a_tokenizer_that_joins_prompt_and_document_is_refused(
         data["model"]["merges"].insert(0, [":", "Ġ"])
 
     path = change_tokenizer(directories["qwen3"], tmp_path, join)
-    with pytest.raises(ModelLoadError, match="joins the prompt"):
-        check_prompt(path, PROMPTS["qwen3"])
+    own, prompt = Tokenizer.from_file(str(path)), PROMPTS["qwen3"]
+    joined = own.token_to_id(":Ġ")
+    documents = ["word", " word", "", "深度", "\nword"]
+    texts = {Placeholder.INSTRUCTION: prompt.instruction, Placeholder.QUERY: QUERY}
+    expected = [
+        [
+            number
+            for segment in prompt.chosen("")
+            for number in own.encode(
+                filled(segment, {**texts, Placeholder.DOCUMENT: document}), add_special_tokens=False
+            ).ids
+        ]
+        for document in documents
+    ]
+    assert joined is not None
+    assert all(ids.count(joined) > 2 for ids in expected)
+    assert ids_of(tokenize(tokenizer_of(tmp_path, "qwen3", PLENTY), QUERY, documents)) == expected
 
 
 def test_a_model_too_short_for_its_prompt_is_refused(directories: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from rerank_grpc.checkpoints.lookup import find_package
 from rerank_grpc.tokenizer.shortcuts import AsciiTokenizer, ascii_tokenizer
-from rerank_grpc.tokenizer.vocabulary import read_vocabulary
+from rerank_grpc.tokenizer.vocabulary import read_tokenizer
 from tests import random_models as checkpoints
 
 
@@ -163,7 +163,7 @@ def test_words_are_split_the_long_way_where_marking_them_does_not_split(
 def test_the_embedded_model_takes_the_short_way() -> None:
     package = find_package()
     assert package is not None
-    batches = read_vocabulary(package / "tokenizer.json").batches
+    batches = read_tokenizer(package / "tokenizer.json").vocabulary().batches
     assert batches.short is not batches.whole
 
 
@@ -174,5 +174,5 @@ def test_a_tokenizer_with_words_of_its_users_takes_the_long_way(
     tokenizer = checkpoints.wordpiece()
     tokenizer.add_tokens(["RAG"])
     tokenizer.save(str(path))
-    batches = read_vocabulary(path).batches
+    batches = read_tokenizer(path).vocabulary().batches
     assert batches.short is batches.whole

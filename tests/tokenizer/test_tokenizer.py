@@ -25,7 +25,7 @@ from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import Chunk, TokenizedRequest
 from rerank_grpc.tokenizer.frames import PlainFraming
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
-from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_tokenizer, read_vocabulary
+from rerank_grpc.tokenizer.vocabulary import Vocabulary, read_tokenizer
 from rerank_grpc.types import Scoring, Truncation
 from tests import random_models as checkpoints
 from tests.support import token_ids
@@ -158,7 +158,10 @@ def control_texts(directory: Path) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_text_becomes_a_control_token(family: str, directories: dict[str, Path]) -> None:
     directory = directories[family]
-    tokenizer, vocabulary = pair_tokenizer(directory), read_vocabulary(directory / "tokenizer.json")
+    tokenizer, vocabulary = (
+        pair_tokenizer(directory),
+        read_tokenizer(directory / "tokenizer.json").vocabulary(),
+    )
     hostile = control_texts(directory)
     template = vocabulary.pair
     for query in [QUERY, *hostile]:
@@ -183,7 +186,7 @@ def test_a_piece_of_a_unigram_vocabulary_is_hidden_though_it_is_no_added_token(
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(data))
     assert 2 in tokenizers.Tokenizer.from_file(str(path)).encode("</s>", add_special_tokens=False).ids
-    assert 2 not in read_vocabulary(path).tokenizer.encode("</s>").ids
+    assert 2 not in read_tokenizer(path).vocabulary().tokenizer.encode("</s>").ids
 
 
 def test_a_prompts_control_tokens_are_hidden_and_its_users_tokens_kept(tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def test_a_prompts_control_tokens_are_hidden_and_its_users_tokens_kept(tmp_path:
     assert think in vocabulary.control_ids
     assert mine in ids
     assert tokenizer.token_to_id("    ") in ids
-    assert think in read_vocabulary(path).tokenizer.encode("<think>").ids
+    assert think in read_tokenizer(path).vocabulary().tokenizer.encode("<think>").ids
 
 
 def test_merges_that_spell_a_control_token_are_left_out(tmp_path: Path) -> None:
@@ -210,13 +213,13 @@ def test_merges_that_spell_a_control_token_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
     assert tokenizer.encode("<s>").ids == [4]
-    assert read_vocabulary(path).tokenizer.encode("<s>as").ids == [3, 2, 6]
+    assert read_tokenizer(path).vocabulary().tokenizer.encode("<s>as").ids == [3, 2, 6]
 
 
 def test_a_control_token_in_spite_of_all_is_an_internal_error(
     directories: dict[str, Path],
 ) -> None:
-    vocabulary = read_vocabulary(directories["bert"] / "tokenizer.json")
+    vocabulary = read_tokenizer(directories["bert"] / "tokenizer.json").vocabulary()
     word = vocabulary.tokenizer.encode("text", add_special_tokens=False).ids[0]
     vocabulary.is_control[word] = True
     tokenizer = plain_tokenizer(replace(vocabulary, control_ids=frozenset([word])), pairs=True)
@@ -274,7 +277,7 @@ def nasty() -> list[str]:
 def test_reading_a_part_of_a_long_text_changes_no_id(
     family: str, truncation: Truncation, directories: dict[str, Path]
 ) -> None:
-    vocabulary = read_vocabulary(directories[family] / "tokenizer.json")
+    vocabulary = read_tokenizer(directories[family] / "tokenizer.json").vocabulary()
     tokenizer, whole = plain_tokenizer(vocabulary, pairs=False), vocabulary.tokenizer
     request = tokenize(tokenizer, QUERY, nasty(), truncation=truncation)
     for text, document, found in zip(nasty(), request.documents, ids_of(request), strict=True):
@@ -579,11 +582,11 @@ def test_a_template_whose_types_do_not_split_at_the_document_is_refused(tmp_path
     )
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ModelLoadError, match="token types"):
-        read_vocabulary(tmp_path / "tokenizer.json")
+        read_tokenizer(tmp_path / "tokenizer.json").vocabulary()
 
 
 def test_a_pre_tokenizer_nobody_vouched_for_reads_the_whole_text(tmp_path: Path) -> None:
     tokenizer = checkpoints.byte_level()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(use_regex=False)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert not read_vocabulary(tmp_path / "tokenizer.json").cuts_prefix
+    assert not read_tokenizer(tmp_path / "tokenizer.json").vocabulary().cuts_prefix
