@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -62,8 +63,9 @@ def main() -> None:
 def compare() -> dict[str, float]:
     """The largest differences of logits in fp32, as shares of their standard deviation."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints.write(SMALL, Path(folder))
-        ways, _ = ways_of(Path(folder), workloads.passages(24), "fp32")
+        path = Path(folder) / checkpoints.QWEN3_NAME
+        checkpoints.write(SMALL, path)
+        ways, _ = ways_of(path, workloads.passages(24), "fp32")
         logits = {name: torch.tensor(run()) for name, run in ways.items()}
     scale = float(logits[CARD].std())
     found = {name: float((logits[name] - logits[CARD]).abs().max()) / scale for name in (WHOLE, SHARED)}
@@ -124,15 +126,19 @@ class Theirs:
         self._workload = whole
 
     def _rows(self) -> list[list[int]]:
-        from rerank_grpc.models.prompts import QWEN3
+        from rerank_grpc.checkpoints.catalogue import builtin
 
-        before, after = (
-            self._tokenizer.encode("".join(texts), add_special_tokens=False)
-            for texts in (QWEN3.system, QWEN3.suffix)
+        known = builtin().find(checkpoints.QWEN3_NAME)
+        if known is None:
+            raise SystemExit(f"the catalogue has no {checkpoints.QWEN3_NAME}")
+        segments, instruction = known.prompt["segments"], known.prompt["instruction"]
+        before, asked, after = (
+            segment.format(instruction=instruction, query=self._workload.query, document="{document}")
+            for segment in segments
         )
-        (head,) = QWEN3.filled(self._workload.query, "")
-        pairs = [f"{head} {document}" for document in self._workload.documents]
-        return [before + ids + after for ids in self._tokenizer(pairs)["input_ids"]]
+        ids = partial(self._tokenizer.encode, add_special_tokens=False)
+        pairs = [asked.replace("{document}", document) for document in self._workload.documents]
+        return [ids(before) + ids(pair) + ids(after) for pair in pairs]
 
 
 class Ours:

@@ -81,12 +81,12 @@ def tokenizing(name: str) -> dict[str, Any]:
 
     from rerank_grpc.tokenizer.frames import PlainFraming
     from rerank_grpc.tokenizer.tokenizer import Tokenizer
-    from rerank_grpc.tokenizer.vocabulary import read_vocabulary
+    from rerank_grpc.tokenizer.vocabulary import read_tokenizer
     from tests.support import token_ids
 
     path = checkpoints.tokenizer(name)
     library = AutoTokenizer.from_pretrained(path)
-    vocabulary = read_vocabulary(path / "tokenizer.json")
+    vocabulary = read_tokenizer(path / "tokenizer.json").vocabulary()
     tokenizer = Tokenizer(PlainFraming(vocabulary, 512, pairs=True))
     workload = workloads.passages()
     documents = list(workload.documents)

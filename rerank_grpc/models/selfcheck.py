@@ -276,7 +276,7 @@ class AnswersReference:
 
 
 def pooled_reference(body: Any, pool: Pool, head: Head | None, *, unit: bool) -> Reference:
-    """What pool and head, if any, make of a body's last rows; if `unit`, scaled to length 1."""
+    """Makes what pool and head, if any, do of a body's last rows; if `unit`, scaled to length 1."""
 
     def reference(inputs: Mapping[str, Tensor]) -> Tensor:
         ids = inputs["input_ids"][0]

@@ -25,8 +25,7 @@ from rerank_grpc.errors import (
     UnknownModel,
 )
 from rerank_grpc.evidence.facts import Reading
-from rerank_grpc.evidence.prompt import Prompt
-from rerank_grpc.evidence.prompt import Slot as Place
+from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.registry import eviction, keeper, memory
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.registry import Registry, seconds_to_wait
@@ -561,7 +560,7 @@ def test_a_loaded_model_is_described_by_its_card():
         assert registry.wait_until_loaded(WAIT)
         slot = registry._slots[0]
         assert slot.loaded is not None
-        prompt = Prompt(((Place.QUERY, Place.DOCUMENT),), source="chat_template.jinja")
+        prompt = Prompt(((Placeholder.QUERY, Placeholder.DOCUMENT),), source="chat_template.jinja")
         card = replace(CARD, reading=Reading(prompt=prompt), activation="identity", pooling="last")
         assert registry.info("one").prompt_source == "", "it has no prompt"
         slot.loaded = replace(slot.loaded, card=card)
