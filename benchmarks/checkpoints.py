@@ -23,6 +23,8 @@ from benchmarks import workloads
 
 # Not RERANK_…: the server refuses variables of its own that it does not know.
 CACHE_VARIABLE = "BENCH_CACHE"
+# The name of a directory by which the catalogue knows the prompt of a language model without one.
+QWEN3_NAME = "Qwen3-Reranker-0.6B"
 RECIPE = 1  # goes up when what is written changes, so that old files are not used
 
 
@@ -103,6 +105,8 @@ def checkpoint(name: str, device: str = "cpu") -> Path:
     """The directory of a shape's checkpoint, made if it is not there, its weights drawn on `device`."""
     shape = SHAPES[name]
     path = cache_folder() / "checkpoints" / f"{name}-{RECIPE}"
+    if shape.family == "qwen3":
+        path /= QWEN3_NAME
     if not path.is_dir():
         print(f"making {path}", file=sys.stderr, flush=True)
         unfinished = path.with_name(path.name + ".part")

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -27,7 +28,6 @@ from benchmarks import checkpoints, report, workloads
 from benchmarks.checkpoints import Shape
 from benchmarks.report import Spread
 
-NAME = "Qwen/Qwen3-Reranker-0.6B"
 SHAPE = "qwen3-0.6b"
 SMALL = Shape("small", "", "qwen3", 4, 256, 8, 512, 16_384, 2048, 0.1, kv_heads=4, head_size=32)
 ROUNDS = 5
@@ -63,8 +63,9 @@ def main() -> None:
 def compare() -> dict[str, float]:
     """The largest differences of logits in fp32, as shares of their standard deviation."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints.write(SMALL, Path(folder))
-        ways, _ = ways_of(Path(folder), workloads.passages(24), "fp32")
+        path = Path(folder) / checkpoints.QWEN3_NAME
+        checkpoints.write(SMALL, path)
+        ways, _ = ways_of(path, workloads.passages(24), "fp32")
         logits = {name: torch.tensor(run()) for name, run in ways.items()}
     scale = float(logits[CARD].std())
     found = {name: float((logits[name] - logits[CARD]).abs().max()) / scale for name in (WHOLE, SHARED)}
@@ -126,23 +127,18 @@ class Theirs:
 
     def _rows(self) -> list[list[int]]:
         from rerank_grpc.checkpoints.catalogue import builtin
-        from rerank_grpc.evidence.pasting import filled
-        from rerank_grpc.evidence.prompt import Placeholder, parse_prompt
 
-        known = builtin().find(NAME)
-        assert known is not None
-        prompt = parse_prompt(known.prompt, NAME, "catalogue.toml")
-        system, question, suffix = prompt.chosen("")
-        before, after = (
-            self._tokenizer.encode(filled(segment, {}), add_special_tokens=False)
-            for segment in (system, suffix)
+        known = builtin().find(checkpoints.QWEN3_NAME)
+        if known is None:
+            raise SystemExit(f"the catalogue has no {checkpoints.QWEN3_NAME}")
+        segments, instruction = known.prompt["segments"], known.prompt["instruction"]
+        before, asked, after = (
+            segment.format(instruction=instruction, query=self._workload.query, document="{document}")
+            for segment in segments
         )
-        texts = {Placeholder.QUERY: self._workload.query, Placeholder.INSTRUCTION: prompt.instruction}
-        pairs = [
-            filled(question, texts | {Placeholder.DOCUMENT: document})
-            for document in self._workload.documents
-        ]
-        return [before + ids + after for ids in self._tokenizer(pairs)["input_ids"]]
+        ids = partial(self._tokenizer.encode, add_special_tokens=False)
+        pairs = [asked.replace("{document}", document) for document in self._workload.documents]
+        return [ids(before) + ids(pair) + ids(after) for pair in pairs]
 
 
 class Ours:

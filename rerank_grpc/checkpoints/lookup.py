@@ -36,6 +36,7 @@ class Source:
     hub_id: str = ""  # ORG/NAME, of a name that can be one
     revision: str = NEWEST  # a commit, branch or tag
     known: KnownModel | None = None
+    namesake: KnownModel | None = None  # the entry of a directory's own name
     pinned: bool = False  # whether the name ends in @REVISION
 
     @classmethod
@@ -45,12 +46,13 @@ class Source:
         known = catalogue.find(id_)
         if known is not None and known.unsupported:
             raise ModelLoadError(f"{known.id} is not supported: {known.unsupported}")
+        namesake = catalogue.find(Path(name).name)
         if name == EMBEDDED or (known is None and not HUB_ID.fullmatch(id_)):
-            return cls(name)
+            return cls(name, namesake=namesake)
         if at and not REVISION.fullmatch(revision):
             raise ModelLoadError(f"{name}: {revision!r} is no revision: give a commit, branch or tag")
         newest = known.revision if known else NEWEST
-        return cls(name, known.id if known else id_, revision or newest, known, bool(at))
+        return cls(name, known.id if known else id_, revision or newest, known, namesake, bool(at))
 
     def find(self, models_dir: Path) -> tuple[Path, KnownModel | None] | None:
         """Finds the files on this machine, and the entry that must be true of them."""
@@ -63,7 +65,7 @@ class Source:
                 return local, self.known
         directory = Path(self.name).expanduser()
         if directory.is_dir():
-            return directory, None
+            return directory, self.namesake
         cached = hub.cached(self.hub_id, self.revision, exact=self.pinned) if self.hub_id else None
         return (cached, self.known) if cached else None
 

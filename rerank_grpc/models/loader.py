@@ -127,6 +127,8 @@ def _own_bert(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Mo
     agreement = check_streamed(checked, network, checkpoint)
     if agreement.agrees:
         return model
+    if math.isinf(agreement.difference):
+        raise ModelLoadError(f"{card.source}: a score is not finite: the weights are damaged")
     raise ModelLoadError(
         f"{card.source}: {card.family} differs by {agreement.difference:.1e} from transformers' own pass: "
         "not supported; use another checkpoint"

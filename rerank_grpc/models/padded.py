@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.facts import Kind
+from rerank_grpc.evidence.facts import Kind, Reading
+from rerank_grpc.evidence.modules import read_saved_model
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.hooked import stretching_rotation
 from rerank_grpc.models.weights import SAFE, quiet
@@ -190,16 +191,25 @@ def _float_output(module: torch.nn.Module, args: object, output: Any) -> Any:
     return output
 
 
+def has_plain_reference(card: ModelCard) -> bool:
+    """Whether `reference_logits` can score a model: one that reads texts as they are, by a network alone."""
+    plain = Reading(token_types=card.reading.token_types)
+    if card.kind is Kind.LATE_INTERACTION or card.reading != plain:
+        return False
+    modules = read_saved_model(card.tokenizer_file.parent).modules
+    return all(module.type in ("Pooling", "Normalize") for module in modules)
+
+
 def reference_logits(card: ModelCard, query: str, documents: Sequence[str]) -> list[float]:
     """Scores documents as transformers does, in fp32: logits, or cosines for a bi-encoder.
 
-    The packed pass shares nothing with this but the files.
+    The packed pass shares nothing with this but the files. The model has a plain reference.
     """
     pairs = card.kind is Kind.CROSS_ENCODER
     directory = card.tokenizer_file.parent
     auto = AutoModelForSequenceClassification if pairs else AutoModel
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(directory, **SAFE)
+        tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="right", **SAFE)
         network = auto.from_pretrained(directory, dtype=torch.float32, use_safetensors=True, **SAFE)
     network = network.eval().to(card.device)
 
@@ -211,10 +221,18 @@ def reference_logits(card: ModelCard, query: str, documents: Sequence[str]) -> l
         output = network(**batch)
         if pairs:
             return [float(logit) for logit in output.logits[:, 0]]
-        hidden, mask = output.last_hidden_state, batch["attention_mask"]
-        if card.pooling == "first":
-            vectors = hidden[:, 0]
-        else:
-            vectors = (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        vectors = normalize(vectors.float())
+        vectors = normalize(_pooled(output.last_hidden_state, batch["attention_mask"], card.pooling))
         return [float(cosine) for cosine in vectors[1:] @ vectors[0]]
+
+
+def _pooled(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Pools  # [num_texts, longest, hidden]  over each text's own rows, by a name of POOLS."""
+    texts = [rows[own.bool()].float() for rows, own in zip(hidden, mask, strict=True)]
+    match pooling:
+        case "first":
+            return torch.stack([rows[0] for rows in texts])
+        case "last":
+            return torch.stack([rows[-1] for rows in texts])
+        case "max":
+            return torch.stack([rows.amax(dim=0) for rows in texts])
+    return torch.stack([rows.mean(dim=0) for rows in texts])

@@ -191,6 +191,14 @@ def test_a_revision_is_the_catalogues_unless_another_is_named() -> None:
         found = Source.of(source, builtin())
         assert found.hub_id
         assert found.revision == revision
-    assert not Source.of("/srv/models/bge-reranker-base", builtin()).hub_id
     with pytest.raises(ModelLoadError, match="no revision"):
         Source.of("acme/other@../..", builtin())
+
+
+@pytest.mark.parametrize("name", ["bge-reranker-base", "other", "bge-reranker-base-tuned"])
+def test_a_directory_is_known_by_its_own_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    source = Source.of(str(tmp_path / name), builtin())
+    assert not source.hub_id
+    known = builtin().find("bge-reranker-base") if name == "bge-reranker-base" else None
+    assert source.find(tmp_path / "none") == (tmp_path / name, known)

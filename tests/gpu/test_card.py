@@ -14,7 +14,6 @@ import transformers
 
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels import attention, cuda
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
@@ -262,7 +261,7 @@ def test_a_shared_prefix_scores_as_the_whole_text_does(
     torch.testing.assert_close(torch.tensor(exactly.launch(batch)()), expected, rtol=1e-3, atol=5e-3)
     theirs = mean_error(torch.tensor(runner.launch(unshared)()), expected)
     assert mean_error(torch.tensor(runner.launch(batch)()), expected) <= 1.5 * theirs
-    assert model.card.kind is Kind.LANGUAGE_MODEL
+    assert model.card.shares_prefixes
 
 
 def test_the_engine_overlaps_batches_and_answers_everybody(

@@ -13,6 +13,7 @@ import transformers
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind
+from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.device import fast_bf16, fast_int8
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.bert import BertBody
@@ -49,22 +50,27 @@ def write(path: Path, family: str, pooling: str) -> Path:
 
 
 def test_cosines_equal_those_of_sentence_transformers(directory: Path) -> None:
+    model = check_cosines(directory)
+    card = model.card
+    assert (card.scoring, card.kind, card.max_tokens) == (Scoring.COSINE, Kind.BI_ENCODER, 100)
+
+
+def check_cosines(directory: Path) -> Model:
+    """Compares the cosines of a directory's model with those of sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
     texts = [text for text in documents() if text]
     theirs = SentenceTransformer(str(directory), device="cpu")
-    expected = (
-        theirs.encode([QUERY], convert_to_tensor=True) @ theirs.encode(texts, convert_to_tensor=True).T
-    )[0]
+    queries = theirs.encode_query([QUERY], convert_to_tensor=True)
+    expected = (queries @ theirs.encode_document(texts, convert_to_tensor=True).T)[0]
     model = load(directory)
-    card = model.card
-    assert (card.scoring, card.kind, card.max_tokens) == (Scoring.COSINE, Kind.BI_ENCODER, 100)
     request = tokenized(model.card, QUERY, texts)
     vectors = model.forward(pack([(token_ids(sequence), 0) for sequence in request.sequences]))
     places = [document.chunks[0].sequence for document in request.documents]
     found = vectors[places] @ vectors[request.query]
     assert float(expected.std()) > 0.02, "cosines this close together would prove nothing"
     assert float((found - expected).abs().max()) <= 1e-5
+    return model
 
 
 def test_bf16_stays_close(directory: Path) -> None:
@@ -116,27 +122,48 @@ def refusal(directory: Path) -> str:
     return str(caught.value)
 
 
-def test_what_is_done_beyond_pooling_is_refused(copied: Path) -> None:
+def test_a_module_without_its_files_is_refused(copied: Path) -> None:
     modules = json.loads((copied / "modules.json").read_text())
     modules.insert(
         2, {"idx": 9, "name": "9", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     )
     (copied / "modules.json").write_text(json.dumps(modules))
-    assert "Dense" in refusal(copied)
+    assert "2_Dense/config.json: describes no Dense" in refusal(copied)
 
 
 @pytest.mark.parametrize(
-    ("file", "changes", "reason"),
+    ("file", "changes"),
     [
-        ("config_sentence_transformers.json", {"prompts": {"query": "query: "}}, "a prompt before its texts"),
-        ("config_sentence_transformers.json", {"similarity_fn_name": "dot"}, "similarity 'dot'"),
-        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
+        ("config_sentence_transformers.json", {"prompts": {"query": "a query: ", "document": "a text: "}}),
+        ("config_sentence_transformers.json", {"prompts": {"query": "a query: ", "document": ""}}),
+        ("sentence_bert_config.json", {"do_lower_case": True}),
+        ("1_Pooling/config.json", {"pooling_mode": "max"}),
+        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}),
+    ],
+)
+def test_texts_are_treated_and_pooled_as_the_files_say(
+    copied: Path, file: str, changes: dict[str, Any]
+) -> None:
+    before = vectors_of(load(copied))
+    change(copied / file, **changes)
+    model = check_cosines(copied)
+    # WordPiece is in lower case already.
+    same = changes == {"do_lower_case": True} and model.card.family == "bert"
+    assert torch.equal(vectors_of(model), before) == same
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"similarity_fn_name": "dot"}, "similarity 'dot'"),
+        ({"default_prompt_name": "classification"}, "default_prompt_name 'classification'"),
+        ({"default_prompt_name": "a", "prompts": {"a": "A: "}}, "a prompt before its texts"),
     ],
 )
 def test_texts_that_would_be_treated_otherwise_are_refused(
-    copied: Path, file: str, changes: dict[str, Any], reason: str
+    copied: Path, changes: dict[str, Any], reason: str
 ) -> None:
-    change(copied / file, **changes)
+    change(copied / "config_sentence_transformers.json", **changes)
     assert reason in refusal(copied)
 
 
@@ -149,15 +176,22 @@ def test_files_of_another_kind_than_the_catalogues_are_refused(tmp_path: Path) -
 
 
 def test_another_pooling_is_refused(copied: Path) -> None:
-    (path,) = copied.glob("*_Pooling/config.json")
-    path.write_text('{"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": false}')
-    assert "max_tokens" in refusal(copied)
+    path = copied / "1_Pooling" / "config.json"
+    for config, reason in (
+        ({"pooling_mode": "weightedmean"}, "weightedmean"),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, "max_tokens, mean_tokens"),
+        ({"pooling_mode_max_tokens": False}, "pools by nothing"),
+    ):
+        path.write_text(json.dumps(config))
+        assert reason in refusal(copied)
     path.unlink()
     assert "1_Pooling/config.json" in refusal(copied)
 
 
-def test_another_family_is_refused(copied: Path, directories: dict[str, Path]) -> None:
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(directories["deberta"] / name, copied / name)
+def test_another_family_runs_padded_where_it_cannot_be_packed(
+    copied: Path, directories: dict[str, Path]
+) -> None:
+    for file in directories["deberta"].iterdir():
+        shutil.copy(file, copied / file.name)
     change(copied / "config.json", architectures=["DebertaV2Model"])
-    assert "family deberta-v2 is not supported" in refusal(copied)
+    assert check_cosines(copied).card.attention is Attention.PADDED

@@ -10,32 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file
-from torch import nn
 
-from rerank_grpc.checkpoints.checkpoint import open_checkpoint
-from rerank_grpc.evidence.facts import Chain, Evidence
-from rerank_grpc.evidence.late import read_late
-from rerank_grpc.evidence.modules import read_saved_model
-from rerank_grpc.kernels import operations_for
-from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.kernels.base import Operations
-from rerank_grpc.models.base import ModelCard
-from rerank_grpc.models.bert import BertBody
-from rerank_grpc.models.hooked import HOOK, HookedBody
-from rerank_grpc.models.late import LateEncoder, ids_of
-from rerank_grpc.models.weights import read_network
+from rerank_grpc.models.late import LateEncoder
 from rerank_grpc.runner.runner import CpuRunner
 from rerank_grpc.sequence import Sequence, TokenizedRequest
-from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
+from rerank_grpc.tokenizer.tokenizer import tokenizer_for
 from rerank_grpc.types import Document, RerankRequest
 from tests import late_models
 from tests import random_models as checkpoints
+from tests.conftest import load
 from tests.support import token_ids
 
 BOUND = 1e-4
-CPU = torch.device("cpu")
 QUERIES = ["What does a list hold?", "list", "", " ".join(["How are, dictionaries ordered"] * 12)]
 FORMS: dict[str, Callable[[Path], Path]] = {
     "stanford": late_models.stanford,
@@ -57,39 +43,12 @@ FORMS: dict[str, Callable[[Path], Path]] = {
 class Ours:
     """A model of late interaction as the loader makes one, with its tokenizer and its runner."""
 
-    def __init__(self, directory: Path, operations: Operations | None = None) -> None:
-        checkpoint = open_checkpoint(str(directory), directory)
-        evidence = read_late(checkpoint, read_saved_model(directory))
-        assert evidence.late is not None
-        facts: dict[str, Any] = {
-            "source": str(directory),
-            "revision": checkpoint.revision,
-            "family": evidence.family,
-            "kind": evidence.kind,
-            "scoring": evidence.scoring,
-            "max_tokens": min(evidence.max_tokens or checkpoints.MAX_TOKENS, checkpoints.MAX_TOKENS),
-            "device": "cpu",
-            "precision": "fp32",
-            "attention": Attention.SDPA,
-            "tokenizer_file": checkpoint.tokenizer_file,
-            "pooling": evidence.pooling,
-            "reading": evidence.reading,
-            "late": evidence.late,
-            "skipped_ids": ids_of(evidence.late.skipped, checkpoint.tokenizer_file),
-        }
-        card = ModelCard(**facts)
-        network = read_network(transformers.AutoModel, checkpoint, attention=HOOK, **_options(evidence))
-        if evidence.family == "bert":
-            parameters = dict(network.named_parameters())
-            computed = operations or operations_for(CPU, card.precision, card.attention)
-            body: Any = BertBody(network.config, parameters.__getitem__, "", computed, first_only=False)
-        else:
-            body = HookedBody(network, card.attention)
-        assert isinstance(evidence.head, Chain)
-        self.evidence = evidence
-        self.model = LateEncoder(card, body, chain_of(evidence.head))
-        self.tokenizer: Tokenizer = tokenizer_for(card)
-        self.runner = CpuRunner(self.model)
+    def __init__(self, directory: Path) -> None:
+        model = load(directory)
+        assert isinstance(model, LateEncoder)
+        self.model = model
+        self.tokenizer = tokenizer_for(model.card)
+        self.runner = CpuRunner(model)
 
     def tokenize(self, query: str, documents: list[str]) -> TokenizedRequest:
         return self.tokenizer.tokenize(RerankRequest(query, [Document(text) for text in documents]))
@@ -99,37 +58,6 @@ class Ours:
         found = self.runner.launch(sequences)()
         assert all(isinstance(each, np.ndarray) for each in found)
         return [np.asarray(each) for each in found]
-
-
-def _options(evidence: Evidence) -> dict[str, Any]:
-    return {"add_pooling_layer": False} if evidence.family == "bert" else {}
-
-
-def chain_of(head: Chain) -> nn.Module:
-    """The modules over the rows, by torch's own."""
-    steps: list[nn.Module] = []
-    for module in head.modules:
-        if module.type == "Normalize":
-            steps.append(_Unit())
-            continue
-        weight = load_file(module.directory / "model.safetensors")["linear.weight"]
-        steps.append(_Linear(weight, residual=bool(module.config.get("use_residual"))))
-    return nn.Sequential(*steps)
-
-
-class _Unit(nn.Module):
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(rows)
-
-
-class _Linear(nn.Module):
-    def __init__(self, weight: torch.Tensor, *, residual: bool) -> None:
-        super().__init__()
-        self._weight, self._residual = weight, residual
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        made = rows @ self._weight.T
-        return made + rows if self._residual else made
 
 
 def documents() -> list[str]:

@@ -224,12 +224,19 @@ def test_a_config_that_makes_bert_a_decoder_is_refused(directory: Path) -> None:
     assert "decoder" in refusal(directory)
 
 
-def test_modules_that_only_sentence_transformers_knows_are_refused(directory: Path) -> None:
+def test_modules_that_this_version_does_not_know_are_refused(directory: Path) -> None:
     path = directory / "modules.json"
-    path.write_text('[{"type": "sentence_transformers.models.Transformer"}]')
+    transformer = {"path": "", "type": "sentence_transformers.models.Transformer"}
+    path.write_text(json.dumps([transformer]))
     load(directory)
-    path.write_text('[{"type": "sentence_transformers.models.Dense"}]')
-    assert "Dense" in refusal(directory)
+    for modules, reason in (
+        ([transformer | {"type": "sentence_transformers.models.Dense"}], "not begin with a Transformer"),
+        ([transformer, {"path": "1", "type": "own.models.Weighing"}], "own.models.Weighing is a module"),
+        ([transformer, {"path": "../1", "type": "sentence_transformers.models.Dense"}], "leaves the dir"),
+        ([{"type": transformer["type"]}], "no type or path"),
+    ):
+        path.write_text(json.dumps(modules))
+        assert reason in refusal(directory)
 
 
 def test_truncated_weights_are_refused(directory: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.cpu import CpuOperations
 from rerank_grpc.models.base import Model, PackedTokens
@@ -140,8 +141,11 @@ def test_parity_would_notice_neighbours_leaking(
         whole, whole_keys = (Layout.of((sum(layout.lengths),)) for layout in (queries, keys))
         return attend(self, query, key, value, whole, whole_keys, heads)
 
+    model = load(directories[family])
     monkeypatch.setattr(CpuOperations, "attend", leaking)
-    assert error(score(load(directories[family]), documents()), references[family]) > 100 * BOUND
+    assert error(score(model, documents()), references[family]) > 100 * BOUND
+    with pytest.raises(ModelLoadError, match="from transformers' own pass"):
+        load(directories[family])
 
 
 def test_parity_would_notice_padding_leaking(

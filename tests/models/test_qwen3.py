@@ -17,6 +17,7 @@ from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels import causal
+from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS, PrefixCache, Prefixes
@@ -224,7 +225,7 @@ def test_bf16_rounds_neither_the_head_nor_the_positions(
 ) -> None:
     model: Any = load(directories["qwen3"], precision="bf16")
     assert {weight.dtype for weight in model.body.body.parameters()} == {torch.bfloat16}
-    assert model.head.row.dtype is torch.float32
+    assert model.head.rows.dtype is torch.float32
     assert model.body.body.rotary_emb.inv_freq.dtype is torch.float32
     found = score(model, sequences(model))
     # Weights this wild amplify rounding far beyond a trained model's.
@@ -234,7 +235,7 @@ def test_bf16_rounds_neither_the_head_nor_the_positions(
 def test_a_head_of_its_own_is_not_kept_but_for_the_answers(tmp_path: Path) -> None:
     path = prompts.WRITERS["qwen3"](tmp_path, tie_word_embeddings=False)
     model: Any = load(path, precision="fp32")
-    assert model.head.row.shape == (64,)
+    assert model.head.rows.shape == (2, 64)
     expected = prompts.own_logits(path, "qwen3", prompts.own_ids(path, "qwen3", QUERY, documents()))
     assert error(score(model, sequences(model)), expected) <= BOUND
 
@@ -242,29 +243,64 @@ def test_a_head_of_its_own_is_not_kept_but_for_the_answers(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"use_sliding_window": True, "sliding_window": 8}, "attention other than"),
-        ({"layer_types": ["sliding_attention"] * 3}, "attention other than"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary embedding"),
         ({"architectures": ["Qwen3Model"]}, "Qwen3Model"),
-        ({"architectures": ["Qwen3ForSequenceClassification"]}, "missing|decoder|labels"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "2 labels"),
+        (
+            {"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+            "its pooling is first",
+        ),
     ],
 )
-def test_decoders_that_this_pass_does_not_compute_are_refused(
+def test_a_language_model_under_another_name_is_refused(
     changes: dict[str, Any], reason: str, directories: dict[str, Path], tmp_path: Path
 ) -> None:
-    path = Path(shutil.copytree(directories["qwen3"], tmp_path / "model"))
+    with pytest.raises(ModelLoadError, match=reason):
+        load(changed(directories["qwen3"], tmp_path, changes))
+
+
+def changed(directory: Path, tmp_path: Path, changes: dict[str, Any]) -> Path:
+    """A copy with another config, under the name that the catalogue knows."""
+    path = Path(shutil.copytree(directory, tmp_path / checkpoints.QWEN3_NAME))
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | changes))
-    with pytest.raises(ModelLoadError, match=reason):
-        load(path)
+    return path
 
 
-def test_a_language_model_without_its_answers_is_refused_at_load(
+STRETCHED = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+SLIDING = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"] * 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "attention"),
+    [
+        (SLIDING, Attention.SDPA),
+        ({"rope_parameters": STRETCHED, "max_position_embeddings": 128}, Attention.PADDED),
+    ],
+)
+def test_a_window_is_packed_and_a_rotation_that_stretches_is_padded(
+    changes: dict[str, Any],
+    attention: Attention,
+    directories: dict[str, Path],
+    references: dict[str, torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    path = changed(directories["qwen3"], tmp_path, changes)
+    model = load(path)
+    assert model.card.attention is attention
+    fitting = [text for text in documents() if len(text) < 60]
+    rows = prompts.own_ids(path, "qwen3", QUERY, fitting)
+    assert max(map(len, rows)) <= model.card.max_tokens
+    expected = torch.cat([prompts.own_logits(path, "qwen3", [row]) for row in rows])
+    found = score(model, tokenized(model.card, QUERY, fitting).sequences)
+    assert error(found, expected) <= BOUND
+
+
+def test_a_language_model_without_its_control_tokens_is_refused_at_load(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
-    path = Path(shutil.copytree(directories["qwen3"], tmp_path / "model"))
+    path = changed(directories["qwen3"], tmp_path, {})
     checkpoints.byte_level().save(str(path / "tokenizer.json"))
-    with pytest.raises(ModelLoadError, match="no token 'yes'"):
+    with pytest.raises(ModelLoadError, match="has no control token"):
         load(path)
 
 
@@ -281,4 +317,7 @@ def test_the_catalogue_knows_a_language_model_as_a_cross_encoder(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "Qwen3-Reranker-0.6B").symlink_to(directories["qwen3"])
-    assert load("Qwen3-Reranker-0.6B", models_dir=tmp_path).card.kind is Kind.LANGUAGE_MODEL
+    card = load("Qwen3-Reranker-0.6B", models_dir=tmp_path).card
+    assert card.kind is Kind.CROSS_ENCODER
+    assert card.reading.prompt is not None
+    assert card.reading.prompt.source == "catalogue.toml"

@@ -176,7 +176,7 @@ def test_a_rotation_that_stretches_cannot_be_packed_and_is_padded_alone() -> Non
         card("fp32"),
         PaddedBody(network.model, causal=True),
         last_rows,
-        AnswerHead.of(network.lm_head.weight, ANSWERS),
+        AnswerHead.of(network.lm_head, ANSWERS, network.config),
     )
     with narrowed_windows(network):
         lengths = tuple(len(probe.ids) for probe in draw_probes(network, 32))

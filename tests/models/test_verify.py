@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,25 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rerank_grpc import scores
-from rerank_grpc.checkpoints.catalogue import KnownPair
+from rerank_grpc.checkpoints.catalogue import Catalogue, KnownPair
 from rerank_grpc.cli import verify
 from rerank_grpc.cli.terminal import Screen, cells
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.registry.loading import ModelLoader
+from tests import late_models
+from tests import random_models as checkpoints
 from tests.command import run
 from tests.models import test_bi_encoder, test_modernbert
 from tests.support import CountingRunner, ScriptedLoader
+
+
+def bi_encoder(file: str, path: Path, **changes: Any) -> Path:
+    """Writes a bi-encoder of which a file says something else."""
+    test_bi_encoder.write(path, "bert", "mean")
+    test_bi_encoder.change(path / file, **changes)
+    return path
+
 
 LOADER = ModelLoader(ServerSettings(device="cpu", precision="fp32"))
 
@@ -31,6 +43,35 @@ def test_each_family_agrees_with_its_padded_pass(family: str, directories: dict[
     assert len(checks) == len(verify.LENGTHS)
     assert all(check.passed for check in checks)
     assert len({round(check.expected, 3) for check in checks}) >= 5, "texts that score alike prove nothing"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        checkpoints.qwen3_reranker,
+        late_models.native,
+        partial(bi_encoder, "sentence_bert_config.json", do_lower_case=True),
+        partial(bi_encoder, "config_sentence_transformers.json", prompts={"query": "query: "}),
+    ],
+)
+def test_a_model_without_a_plain_reference_was_compared_when_it_was_loaded(
+    write: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write(tmp_path / "model"))
+    assert verify._verify(path, LOADER, Catalogue(()))
+    printed = capsys.readouterr().out
+    assert printed.count("compared with transformers' own pass when it was loaded") == 1
+    assert printed.endswith(f"{path}: right when it was loaded\n\n")
+    assert "WRONG" not in printed
+
+
+@pytest.mark.parametrize("pooling", ["max", "lasttoken"])
+def test_every_pooling_has_its_reference(pooling: str, tmp_path: Path) -> None:
+    source = bi_encoder("1_Pooling/config.json", tmp_path / "model", pooling_mode=pooling)
+    with verify.serving(str(source), LOADER) as (reranker, card):
+        checks = list(verify.padded(reranker, card))
+    assert len(checks) == len(verify.LENGTHS)
+    assert all(check.passed for check in checks)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

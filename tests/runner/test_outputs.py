@@ -14,7 +14,7 @@ import torch
 from rerank_grpc.kernels import cuda as operations
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.cuda import TorchOperations
-from rerank_grpc.models import hooked
+from rerank_grpc.models import hooked, loader
 from rerank_grpc.runner import graphs
 from rerank_grpc.runner.cuda import CudaRunner
 from rerank_grpc.runner.graphs import capture_all, shape_for
@@ -39,7 +39,13 @@ def with_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Ours]:
     for module in (hooked, operations):
         monkeypatch.setattr(module, "kernel_for", lambda _: part_by_part)
     made = TorchOperations(torch.device("cpu"), torch.float32, Attention.VARLEN)
-    return lambda directory: Ours(directory, made)
+
+    def make(directory: Path) -> Ours:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loader, "operations_for", lambda *_: made)
+            return Ours(directory)
+
+    return make
 
 
 @pytest.mark.parametrize("form", WRITERS)
