@@ -2,8 +2,8 @@
 
     python -m benchmarks.ettin
 
-Both read the same files, modules.json and its chain of modules among them, in one process, in turns. Prints the
-seconds of each, their ratios and the largest difference between logits, and writes results/ettin.json.
+Both read the same files, modules.json and its chain of modules among them, in one process, in turns. Prints
+the seconds of each, their ratios and the largest difference between logits, and writes results/ettin.json.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 
 from benchmarks import checkpoints, workloads
 
-ROUNDS = 5
+ROUNDS = 3
 MAX_TOKENS = 512  # where W2 cuts its documents
 RESULT = Path(__file__).parent / "results" / "ettin.json"
 
 
 def write(path: Path) -> Path:
-    """Writes the shape of ettin-reranker-150m as its files are, with random weights; returns the directory."""
+    """Writes ettin-reranker-150m as its files are, with random weights; returns its directory."""
     import transformers
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Dense, Transformer
@@ -111,9 +111,10 @@ def main() -> None:
                 begun = time.perf_counter()
                 score()
                 seconds[name].append(time.perf_counter() - begun)
+                print(f"{name:18} {seconds[name][-1]:6.2f} s", file=sys.stderr, flush=True)
     first, expected = next(iter(seconds.items())), logits["CrossEncoder fp32"]
     spread = max(expected) - min(expected)
-    result = {
+    result: dict[str, dict[str, Any]] = {
         name: {
             "seconds": own,
             "times as fast": round(median(b / a for a, b in zip(own, first[1], strict=True)), 3),
@@ -132,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -169,8 +169,8 @@ def check_reads_both_ways(card: ModelCard, network: Any) -> None:
     ids = torch.arange(5, 17, device=next(network.parameters()).device) % network.config.vocab_size
     if reads_leftward_only(network, ids):
         raise ModelLoadError(
-            f"{card.source}: {card.family} is a decoder, which needs a prompt that this version "
-            "does not know: use an encoder reranker such as BAAI/bge-reranker-v2-m3"
+            f"{card.source}: {card.family} is a decoder, whose files do not say how it is asked: "
+            f"'rerank-grpc convert --prompt MODEL {card.source}' writes it, for the MODEL that it was made of"
         )
 
 

@@ -94,11 +94,6 @@ class Cutting(NamedTuple):
         most = request.max_tokens_per_document or UNBOUNDED
         return cls(room, most, request.truncation, ends, max(1, request.max_chunks_per_document))
 
-    @property
-    def max_tokens(self) -> int:
-        """The most tokens of the text itself that are used in all its chunks."""
-        return self.limit(self.window(self.ends.tokens))
-
     def window(self, ends_tokens: int) -> int:
         """Returns how many tokens of a cut text stand in one chunk."""
         return max(0, min(self.most, self.room - ends_tokens))
@@ -171,8 +166,8 @@ def _read(
     Returns the parts and their encodings. A part that is not the whole text has more tokens than are used.
     Raises TypeError or UnicodeError for a lone surrogate, wherever in a text it stands.
     """
-    encode = vocabulary.batches.encode_batch
-    enough = cutting.max_tokens + cutting.ends.tokens + CUT_MARGIN
+    encode, ends = vocabulary.batches.encode_batch, cutting.ends.tokens
+    enough = cutting.limit(cutting.window(ends)) + ends + CUT_MARGIN
     limit = enough * CHARACTERS_PER_TOKEN
     if max(map(len, texts), default=0) <= limit:
         return texts, encode(texts)

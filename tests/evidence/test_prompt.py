@@ -45,7 +45,8 @@ CARDS = [
 @pytest.mark.parametrize(("name", "expected", "answers"), CARDS)
 def test_the_catalogues_prompts_are_those_of_the_models_own_code(name, expected, answers):
     known = builtin().find(name)
-    prompt = parse(known.prompt)
+    assert known is not None
+    prompt = parse(dict(known.prompt))
     filling = {
         Placeholder.QUERY: "a {q}",
         Placeholder.DOCUMENT: " d\n",
