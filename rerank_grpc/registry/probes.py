@@ -19,6 +19,7 @@ from rerank_grpc.registry.vocabularies import small_vocabulary
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.tokenizer.layout import ENCODED_APART
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
+from rerank_grpc.tokenizer.vocabulary import read_tokenizer
 from rerank_grpc.types import Document, RerankRequest
 
 # More than any probe has, in a small vocabulary too.
@@ -49,11 +50,12 @@ def checked_tokenizer(card: ModelCard) -> Tokenizer:
     All steps of a tokenizer are compared. Of a large vocabulary, which takes seconds to read as the
     reference reads it, only the first tokens are.
     """
-    with small_vocabulary(card.tokenizer_file) as file:
-        own = _read_by_class(card, file)
+    file = read_tokenizer(card.tokenizer_file, lower_case=card.reading.lower_case)
+    with small_vocabulary(file.path, file.data) as small:
+        own = _read_by_class(card, small)
         card = replace(card, reading=replace(card.reading, token_types=_names_types(own)))
-        check_reading(replace(card, tokenizer_file=file), own)
-    return tokenizer_for(card)
+        check_reading(replace(card, tokenizer_file=small), own)
+    return tokenizer_for(card, file)
 
 
 def _read_by_class(card: ModelCard, file: Path) -> Any:

@@ -12,8 +12,6 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from rerank_grpc.checkpoints.disk import read_json
-
 # A vocabulary up to this size is read in 0.1 s.
 SMALL = 40_000
 KEPT = 4_000
@@ -25,12 +23,11 @@ BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json
 
 
 @contextmanager
-def small_vocabulary(tokenizer_file: Path) -> Iterator[Path]:
-    """Yields a tokenizer.json whose vocabulary is small, with the files beside it; the file itself if so."""
-    if tokenizer_file.stat().st_size < SMALL * 16:
-        yield tokenizer_file
-        return
-    data = read_json(tokenizer_file)
+def small_vocabulary(tokenizer_file: Path, data: Mapping[str, Any]) -> Iterator[Path]:
+    """Yields a tokenizer.json whose vocabulary is small, with the files beside it; the file itself if so.
+
+    `data` is the file's content.
+    """
     if len(data["model"]["vocab"]) <= SMALL:
         yield tokenizer_file
         return

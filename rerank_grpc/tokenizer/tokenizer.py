@@ -16,7 +16,7 @@ from rerank_grpc.tokenizer.late import late_framing
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.prompts import PromptFraming
 from rerank_grpc.tokenizer.truncation import CUT_MARGIN, UNBOUNDED, Cutting, TokenizedText, tokenize
-from rerank_grpc.tokenizer.vocabulary import read_tokenizer
+from rerank_grpc.tokenizer.vocabulary import TokenizerFile, read_tokenizer
 from rerank_grpc.types import RerankRequest, Span, Truncation
 
 Positions: TypeAlias = Mapping[str, int]  # each text once, with its first position in the request
@@ -124,12 +124,12 @@ def _own_span(span: Span, text: str, frame: Frame) -> Span:
     return Span(max(stripped, span.start + moved), span.end + moved)
 
 
-def tokenizer_for(card: ModelCard) -> Tokenizer:
-    """Makes the tokenizer of a loaded model, or raises ModelLoadError."""
+def tokenizer_for(card: ModelCard, file: TokenizerFile | None = None) -> Tokenizer:
+    """Makes the tokenizer of a loaded model, of a file that may be read already; raises ModelLoadError."""
     reading = card.reading
     if card.late is not None:
         return Tokenizer(late_framing(card.tokenizer_file, reading, card.late, card.max_tokens))
-    file = read_tokenizer(card.tokenizer_file, lower_case=reading.lower_case)
+    file = file or read_tokenizer(card.tokenizer_file, lower_case=reading.lower_case)
     if reading.prompt is None:
         vocabulary, pairs = file.vocabulary(), card.kind is Kind.CROSS_ENCODER
         if not pairs and not vocabulary.single.overhead:

@@ -148,7 +148,7 @@ def test_texts_have_the_tokens_of_the_tokenizers_class(
     name: str, own: bool, large: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     file = write(large[name], tmp_path, name, CLASSES[name] if own else BACKEND)
-    with small_vocabulary(file) as small:
+    with small_vocabulary(file, read_json(file)) as small:
         assert small != file
         read, reference = Tokenizer.from_file(str(small)), AutoTokenizer.from_pretrained(small.parent)
         for text in TEXTS:
@@ -199,5 +199,5 @@ def test_a_small_vocabulary_is_read_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     checkpoints.wordpiece().save(str(file))
     assert len(json.loads(file.read_bytes())["model"]["vocab"]) < SMALL
-    with small_vocabulary(file) as small:
+    with small_vocabulary(file, read_json(file)) as small:
         assert small == file
