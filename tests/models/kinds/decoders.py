@@ -126,24 +126,9 @@ OTHERS: dict[str, tuple[Family, Pass]] = {
         ),
         "padded",
     ),
-    # Attention that takes no arguments of a pass, layers of another kind, and keys wider than values.
+    # Attention that takes no arguments of a pass, and keys wider than values.
     "stablelm": (
         Family("StableLmForCausalLM", "StableLmConfig", PADDED_IDS | {"num_key_value_heads": 2}),
-        "padded",
-    ),
-    "granite-hybrid": (
-        Family(
-            "GraniteMoeHybridForCausalLM",
-            "GraniteMoeHybridConfig",
-            PADDED_IDS
-            | {
-                "num_key_value_heads": 2,
-                "layer_types": ["mamba", "attention", "attention"],
-                "mamba_n_heads": 4,
-                "mamba_d_head": 32,
-                "shared_intermediate_size": 64,
-            },
-        ),
         "padded",
     ),
     "minicpm3": (
@@ -337,7 +322,7 @@ DECODERS = (
     Kind("qwen3-classifier-of-pairs", classifier_of_pairs, served="packed"),
     *(
         Kind(f"qwen3-{mode}-dense", chained(body, pooling(mode), scores()), served="packed")
-        for mode in ("cls", "mean", "lasttoken")
+        for mode in ("mean", "lasttoken")
     ),
     Kind(
         "qwen3-bi-encoder-mean",
