@@ -81,7 +81,7 @@ def read_config(directory: Path) -> Mapping[str, Any]:
             )
     if not isinstance(config.get("model_type"), str):
         raise ModelLoadError(f"{path}: no model_type: use a checkpoint in transformers' format")
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise ModelLoadError(f"{path}: quantized weights are not supported: use the original weights")
     return config
 

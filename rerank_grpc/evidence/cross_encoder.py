@@ -8,8 +8,8 @@ from typing import Any
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.cutting import read_tokenizer
-from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence, Head, Kind, Module, Reading
-from rerank_grpc.evidence.heads import activation_of, find_answers, pooling_of, stated_answer
+from rerank_grpc.evidence.facts import Answers, Classifier, Evidence, Head, Kind, Module, Reading
+from rerank_grpc.evidence.heads import activation_of, find_answers, pooling_of, read_chain, stated_answer
 from rerank_grpc.evidence.modules import SETTINGS, SavedModel, max_tokens
 from rerank_grpc.evidence.prompt import Prompt, parse_answers, parse_prompt
 from rerank_grpc.evidence.template import TemplateSettings, find_templates, read_template
@@ -91,39 +91,17 @@ def _saved_head(checkpoint: Checkpoint, saved: SavedModel) -> tuple[Head, str]:
     match task, types:
         case "sequence-classification", []:
             _check_classifier(checkpoint)
-            return Classifier(), _classifier_pooling(checkpoint)
+            pairs = "text" in (saved.transformer.get("modality_config") or {})
+            return Classifier(reads_pairs=pairs), _classifier_pooling(checkpoint)
         case "text-generation", ["LogitScore"]:
             return _logit_score(checkpoint, saved.modules[0]), "last"
         case "feature-extraction", ["Pooling", *others] if others and others[-1] == "Dense":
-            head = Chain(saved.modules[1:])
-            _check_chain(head)
-            return head, pooling_of(saved.modules[0])
+            return read_chain(saved.modules[1:], result="scores"), pooling_of(saved.modules[0])
     listed = ", ".join(["Transformer", *types])
     raise ModelLoadError(
         f"{path}/modules.json: {listed} ({task[:40]}) is a reranker that this version cannot score: "
         "use another checkpoint"
     )
-
-
-def _check_chain(head: Chain) -> None:
-    """Raises ModelLoadError unless the last module, and no other, makes the score."""
-    for module in head.modules:
-        where, config = f"{module.directory}/config.json", module.config
-        if module.type not in ("Dense", "LayerNorm", "Normalize"):
-            raise ModelLoadError(f"{where}: {module.type} behind the pooling is not supported")
-        last = module is head.modules[-1]
-        name = config.get("module_output_name") or config.get("module_input_name") or "sentence_embedding"
-        if (name == "scores") is not last or config.get("module_input_name", name) not in (
-            "sentence_embedding",
-            name if not last else "",
-        ):
-            raise ModelLoadError(
-                f"{where}: gives {str(name)[:40]!r} where the chain needs another: not supported"
-            )
-    if (outputs := head.modules[-1].config.get("out_features")) != 1:
-        raise ModelLoadError(
-            f"{where}: gives {outputs} scores where a reranker has 1: use another checkpoint"
-        )
 
 
 def _logit_score(checkpoint: Checkpoint, module: Module) -> Answers:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.cross_encoder import is_classifier, read_cross_encoder
-from rerank_grpc.evidence.facts import Chain, Evidence, Kind, Reading
-from rerank_grpc.evidence.heads import pooling_of
+from rerank_grpc.evidence.facts import Evidence, Kind, Reading
+from rerank_grpc.evidence.heads import POOLED, pooling_of, read_chain
 from rerank_grpc.evidence.late import is_late, read_late
 from rerank_grpc.evidence.modules import SETTINGS, TRANSFORMER, SavedModel, max_tokens, read_saved_model
 from rerank_grpc.types import Scoring
@@ -27,7 +27,9 @@ def read_evidence(checkpoint: Checkpoint) -> Evidence:
     elif _is_bi_encoder(checkpoint, saved):
         evidence = _bi_encoder(checkpoint, saved)
     else:
-        evidence = read_cross_encoder(checkpoint, saved)
+        # As sentence-transformers, which goes by a classifier's own files where another class saved them.
+        foreign = saved.model_type == "SentenceTransformer" and not saved.modules
+        evidence = read_cross_encoder(checkpoint, SavedModel(saved.directory) if foreign else saved)
     if (known := checkpoint.known) is not None:
         evidence = replace(evidence, scale=known.scale, offset=known.offset)
         known.check(
@@ -72,20 +74,9 @@ def _is_bi_encoder(checkpoint: Checkpoint, saved: SavedModel) -> bool:
 
 
 def _bi_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
-    types = [module.type for module in saved.modules]
-    if types[:1] != ["Pooling"] or {*types[1:]} - {"Dense", "LayerNorm", "Normalize"}:
-        raise ModelLoadError(
-            f"{saved.directory}/modules.json: {', '.join(['Transformer', *types])}: "
-            "this version knows a transformer with pooling, dense layers and norms"
-        )
-    task = saved.transformer.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction" or "message" in (saved.transformer.get("modality_config") or {}):
-        text = f"{saved.directory}/{TRANSFORMER}: asks for {str(task)[:40]!r} by messages of a chat"
-        raise ModelLoadError(f"{text}: a bi-encoder that this version cannot ask; use another checkpoint")
-    similarity, prompts = saved.settings.get("similarity_fn_name"), saved.settings.get("prompts") or {}
-    if similarity not in (None, "cosine"):
-        text = f"asks for the similarity {str(similarity)[:40]!r}, which this version does not do"
-        raise ModelLoadError(f"{saved.directory}/{SETTINGS}: {text}")
+    _check_texts(saved)
+    _check_vectors(saved)
+    prompts = saved.settings.get("prompts") or {}
     query = prompts.get("query") or ""
     document = (
         next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), "") or ""
@@ -97,7 +88,7 @@ def _bi_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
         kind=Kind.BI_ENCODER,
         family=checkpoint.family,
         scoring=Scoring.COSINE,
-        head=Chain(saved.modules[1:]),
+        head=read_chain(saved.modules[1:], result=POOLED),
         pooling=pooling_of(saved.modules[0]),
         reading=Reading(
             lower_case=bool(saved.transformer.get("do_lower_case")),
@@ -107,3 +98,33 @@ def _bi_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
         max_tokens=max_tokens(checkpoint, saved),
         activation="cosine",
     )
+
+
+def _check_texts(saved: SavedModel) -> None:
+    """Raises ModelLoadError unless a bi-encoder reads plain texts, in one way and up to one length."""
+    path, transformer = saved.directory / TRANSFORMER, saved.transformer
+    task = transformer.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction" or "message" in (transformer.get("modality_config") or {}):
+        text = f"{path}: asks for {str(task)[:40]!r} by messages of a chat"
+        raise ModelLoadError(f"{text}: a bi-encoder that this version cannot ask; use another checkpoint")
+    for name in ("query_length", "document_length", "query_expansion"):
+        if transformer.get(name) is not None:
+            text = f"{name} is for late interaction, which modules.json does not describe"
+            raise ModelLoadError(f"{path}: {text}: use another checkpoint")
+
+
+def _check_vectors(saved: SavedModel) -> None:
+    """Raises ModelLoadError unless whole vectors of pooled rows are compared by their cosine."""
+    types = [module.type for module in saved.modules]
+    if types[:1] != ["Pooling"] or {*types[1:]} - {"Dense", "LayerNorm", "Normalize"}:
+        raise ModelLoadError(
+            f"{saved.directory}/modules.json: {', '.join(['Transformer', *types])}: "
+            "this version knows a transformer with pooling, dense layers and norms"
+        )
+    path, similarity = saved.directory / SETTINGS, saved.settings.get("similarity_fn_name")
+    if similarity not in (None, "cosine"):
+        text = f"asks for the similarity {str(similarity)[:40]!r}, which this version does not do"
+        raise ModelLoadError(f"{path}: {text}")
+    if saved.settings.get("truncate_dim") is not None:
+        text = "truncate_dim cuts vectors, which this version does not do"
+        raise ModelLoadError(f"{path}: {text}: use another checkpoint")

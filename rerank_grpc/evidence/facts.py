@@ -39,6 +39,8 @@ AS_WRITTEN = Reading()
 class Classifier:
     """The head is the network's own, of a class …ForSequenceClassification with one label."""
 
+    reads_pairs: bool = False  # whether files say that it reads plain pairs, which decoders do not else
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:

@@ -9,7 +9,7 @@ from typing import Any
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.cutting import answer_ids, check_control_tokens, read_tokenizer
-from rerank_grpc.evidence.facts import Answers, Module
+from rerank_grpc.evidence.facts import Answers, Chain, Module
 from rerank_grpc.evidence.modules import SETTINGS, SavedModel
 from rerank_grpc.evidence.prompt import Prompt
 
@@ -48,6 +48,33 @@ def _chosen(config: Mapping[str, Any]) -> list[str]:
         for name, value in config.items()
         if value is True and name.startswith("pooling_mode_")
     ]
+
+
+POOLED = "sentence_embedding"
+
+
+def read_chain(modules: tuple[Module, ...], *, result: str) -> Chain:
+    """Reads the modules behind a pooling, of which each takes what the one before gives.
+
+    Raises ModelLoadError for another module, one that is given nothing, and unless the last one, and no
+    other, gives `result`; "scores" are one number.
+    """
+    for module in modules:
+        where = f"{module.directory}/config.json"
+        if module.type not in ("Dense", "LayerNorm", "Normalize"):
+            raise ModelLoadError(f"{where}: {module.type} behind the pooling is not supported")
+        taken = module.config.get("module_input_name") or POOLED
+        given = module.config.get("module_output_name") or taken
+        if (taken, given) != (POOLED, result if module is modules[-1] else POOLED):
+            raise ModelLoadError(
+                f"{where}: makes {str(given)[:40]!r} of {str(taken)[:40]!r}, where the chain needs another: "
+                "use another checkpoint"
+            )
+    if result == "scores" and (outputs := modules[-1].config.get("out_features")) != 1:
+        raise ModelLoadError(
+            f"{where}: gives {outputs} scores where a reranker has 1: use another checkpoint"
+        )
+    return Chain(modules)
 
 
 def stated_answer(checkpoint: Checkpoint, value: Any, name: str, where: Path) -> int:

@@ -268,14 +268,9 @@ def _prefix(settings: Mapping[str, Any], side: str, where: Path) -> str:
 def _check_transformer(saved: SavedModel) -> None:
     """Raises ModelLoadError if the transformer does more than to give its last rows."""
     transformer = saved.transformer
-    modalities = transformer.get("modality_config") or {}
-    text = modalities.get("text") or {}
-    output = text.get("method_output_name", "last_hidden_state")
     asked = {
         "another task": transformer.get("transformer_task", "feature-extraction") != "feature-extraction",
-        "a chat template around its texts": "message" in modalities,
-        "another method of the network": text.get("method", "forward") != "forward",
-        "other rows than the last": output not in ("last_hidden_state", ["last_hidden_state"]),
+        "a chat template around its texts": "message" in (transformer.get("modality_config") or {}),
         "processing_kwargs": bool(transformer.get("processing_kwargs")),
     }
     if reason := next((name for name, found in asked.items() if found), None):

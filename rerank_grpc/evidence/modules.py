@@ -18,6 +18,11 @@ MODULES, SETTINGS, TRANSFORMER = (
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
 )
+# Names that older releases gave to TRANSFORMER.
+OLDER_TRANSFORMERS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 LONGEST = 1 << 30  # tokenizers without a limit state one beyond it
 # Options for what reads the tokenizer, the config and the weights, under their old and new names; of those
 # and of the tokenizer's call, these say nothing that changes a score, or are read elsewhere.
@@ -26,7 +31,6 @@ HARMLESS = frozenset(
     {
         "max_length",
         "model_max_length",
-        "truncation",
         "padding",
         "padding_side",
         "return_tensors",
@@ -34,6 +38,14 @@ HARMLESS = frozenset(
     }
     | {"dtype", "torch_dtype", "attn_implementation", "use_fast", "use_safetensors", "trust_remote_code"}
 )
+LONGEST_FIRST = (True, False, "longest_first")  # ways of cutting by which a pair that fits stays whole
+# The rows or logits that a transformer gives, by its task.
+OUTPUTS = {
+    "feature-extraction": "last_hidden_state",
+    "sequence-classification": "logits",
+    "text-generation": "logits",
+}
+OBJECTS = ("prompts", "processing_kwargs", "modality_config", *OPTIONS)
 # Older releases of sentence-transformers and PyLate had their modules under other paths.
 STOCK = re.compile(r"(?:sentence_transformers(?:\.\w+)*|pylate\.models(?:\.\w+)*)\.(\w+)")
 KNOWN = frozenset(
@@ -79,12 +91,20 @@ def read_saved_model(directory: Path) -> SavedModel:
 
     Raises ModelLoadError for a file that cannot be read, and for a module that is not stock.
     """
-    settings, transformer = _read(directory / SETTINGS), _read(directory / TRANSFORMER)
-    path = directory / MODULES
-    if not path.is_file():
-        return SavedModel(directory, settings=settings, transformer=transformer)
-    _check_options(transformer, directory / TRANSFORMER)
+    settings, path = _read(directory / SETTINGS), directory / MODULES
+    if not path.is_file():  # sentence-transformers then reads nothing about the transformer either
+        return SavedModel(directory, settings=settings)
+    own = _transformer_file(directory)
+    transformer = _read(own)
+    _check_options(transformer, own)
+    _check_output(transformer, own)
     return SavedModel(directory, tuple(_read_modules(path)), True, settings, transformer)
+
+
+def _transformer_file(directory: Path) -> Path:
+    """Finds the file about the transformer under its name of today, or else an older one."""
+    names = (TRANSFORMER, *OLDER_TRANSFORMERS)
+    return next((directory / name for name in names if (directory / name).is_file()), directory / TRANSFORMER)
 
 
 def _check_options(transformer: Mapping[str, Any], path: Path) -> None:
@@ -94,15 +114,35 @@ def _check_options(transformer: Mapping[str, Any], path: Path) -> None:
     asked |= {name: transformer.get(name) for name in OPTIONS}
     for group, options in asked.items():
         for name, value in (options or {}).items():
-            if name not in HARMLESS and value is not None:
+            harmless = value in LONGEST_FIRST if name == "truncation" else name in HARMLESS
+            if not harmless and value is not None:
                 raise ModelLoadError(
                     f"{path}: {group} has {str(name)[:40]!r}, which this version does not do: "
                     "use another checkpoint"
                 )
 
 
+def _check_output(transformer: Mapping[str, Any], path: Path) -> None:
+    """Raises ModelLoadError unless texts and messages are read by the network's forward, to its end."""
+    usual = OUTPUTS.get(str(transformer.get("transformer_task", "feature-extraction")))
+    for name, asked in (transformer.get("modality_config") or {}).items():
+        method, output = asked.get("method", "forward"), asked.get("method_output_name", usual)
+        if name in ("text", "message") and usual and (method != "forward" or output not in (usual, [usual])):
+            raise ModelLoadError(
+                f"{path}: reads {str(output)[:60]!r} of {str(method)[:40]!r}, where {usual!r} of 'forward' "
+                "is supported: use another checkpoint"
+            )
+
+
 def _read(path: Path) -> Mapping[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    """Reads a file, {} if it is missing; raises ModelLoadError for a part of it that has another form."""
+    found = read_json(path) if path.is_file() else {}
+    for name in OBJECTS:
+        own = found.get(name) or {}
+        nested = name in ("processing_kwargs", "modality_config")
+        if not isinstance(own, dict) or (nested and not all(isinstance(each, dict) for each in own.values())):
+            raise ModelLoadError(f"{path}: {name} is not made of JSON objects: copy it again")
+    return found
 
 
 def _read_modules(path: Path) -> list[Module]:
@@ -134,12 +174,15 @@ def _read_module(path: Path, entry: Any) -> Module:
 
 def max_tokens(checkpoint: Checkpoint, saved: SavedModel) -> int | None:
     """The lower limit of the catalogue and of the files, of which the first that states one decides."""
-    text = (saved.transformer.get("processing_kwargs") or {}).get("text") or {}
+    processing = saved.transformer.get("processing_kwargs") or {}
+    # Options for a template go before those of the call, of which a text's own give way to the common ones.
+    templated = "message" in (saved.transformer.get("modality_config") or {})
+    groups = ("chat_template", "text", "common") if templated else ("common", "text")
     options = saved.transformer.get("processor_kwargs") or saved.transformer.get("tokenizer_args") or {}
     path = checkpoint.directory / "tokenizer_config.json"
     declared = read_json(path).get("model_max_length") if path.is_file() else None
     stated: list[Any] = [
-        text.get("max_length"),
+        *(processing.get(group, {}).get("max_length") for group in groups),
         options.get("model_max_length"),
         saved.transformer.get("max_seq_length"),
         declared,

@@ -34,6 +34,7 @@ class BertBody:
         self._segments: Tensor | None = weights.table(f"{tables}.token_type_embeddings")
         if BERT_FAMILIES[config.model_type]:
             self._positions = self._positions[config.pad_token_id + 1 :]
+        if BERT_FAMILIES[config.model_type] or len(self._segments) == 1:
             self._words += self._segments[0]
             self._segments = None
         self._norm = weights.norm(f"{tables}.LayerNorm")

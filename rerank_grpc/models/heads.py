@@ -79,7 +79,7 @@ def _build(module: Module, width: int) -> nn.Module:
         raise ModelLoadError(f"{where}: takes rows of {expected} numbers, and the one before gives {width}")
     try:
         made = TYPES[module.type](module.config)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}"[:100]
         raise ModelLoadError(f"{where}: describes no {module.type} ({reason}): copy it again") from error
     if any(True for _ in made.parameters()):

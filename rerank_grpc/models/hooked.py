@@ -119,6 +119,7 @@ class HookedBody:
         if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
             raise NotPackable("attention of its own")  # which nothing reaches
         self._takes = frozenset(parameters)
+        self._reads_types = "token_type_ids" in parameters and reads_types(body)
 
     @contextmanager
     def without_kernel(self) -> Iterator[None]:
@@ -138,7 +139,7 @@ class HookedBody:
         inputs: dict[str, Any] = {"position_ids": packed.position_ids[None]}
         if "use_cache" in self._takes:
             inputs["use_cache"] = False
-        if "token_type_ids" in self._takes:
+        if self._reads_types:
             inputs["token_type_ids"] = packed.token_type_ids[None]
         output = self.body(input_ids=packed.input_ids[None], call=call, **inputs)
         if not call.layers:
@@ -153,6 +154,11 @@ def stretching_rotation(config: Any) -> str:
     by_layer = [each for each in parameters.values() if isinstance(each, dict)]
     kinds = [str(each.get("rope_type", "default")) for each in by_layer or [parameters]]
     return next((kind for kind in kinds if kind not in STEADY_ROTATIONS), "")
+
+
+def reads_types(network: Any) -> bool:
+    """Whether a network distinguishes the tokens of a second text."""
+    return int(getattr(network.config, "type_vocab_size", 0) or 0) > 1
 
 
 def attends_causally(body: Any) -> bool:

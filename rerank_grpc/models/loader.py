@@ -151,7 +151,7 @@ def _transformers_own(checkpoint: Checkpoint, evidence: Evidence, card: ModelCar
     card = limited(card, checkpoint, network)
     causal = attends_causally(network.base_model)
     if isinstance(evidence.head, Classifier):
-        if evidence.reading.prompt is None:
+        if evidence.reading.prompt is None and not evidence.head.reads_pairs:
             check_reads_both_ways(card, network)
         elif causal:
             card = replace(card, pooling="last")
@@ -176,7 +176,9 @@ def _packed(
             network.set_attn_implementation(HOOK)
     except ValueError:
         return Agreement(math.inf, "attention of its own")
-    if causal:
+    # Only the last row of a sequence is never among those that documents share.
+    shares = causal and card.pooling == "last"
+    if shares:
         kept = kept_token_bytes(network.config.to_dict(), DTYPES[card.precision])
         card = replace(card, shares_prefixes=True, prefix_token_bytes=kept)
     try:
@@ -185,7 +187,7 @@ def _packed(
         return Agreement(math.inf, str(asked))
     model = _assembled(card, body, POOLS.get(card.pooling, all_rows), head)
     reference = _reference(evidence, card, network, head)
-    agreement = check_against_reference(_checkable(model), network, reference, shares_prefixes=causal)
+    agreement = check_against_reference(_checkable(model), network, reference, shares_prefixes=shares)
     if not agreement.agrees:
         return agreement
     # Only now: what comes next, if this is not the model, needs the weights as they are stored.
@@ -197,6 +199,12 @@ def _padded(evidence: Evidence, card: ModelCard, network: Any, head: Head | None
     """Builds a model over padded sequences; raises ModelLoadError if the padding changes its scores."""
     own_attention(network)
     card = replace(card, attention=Attention.PADDED)
+    # Decoders, whose head is called so, find the last token of a padded sequence by it.
+    if hasattr(network, "score") and network.config.pad_token_id is None:
+        raise ModelLoadError(
+            f"{card.tokenizer_file.parent}/config.json: names no pad_token_id, without which {card.family} "
+            "cannot be padded: name the one that the tokenizer pads with"
+        )
     reference = _reference(evidence, card, network, head)
     model: Encoder | Padded
     if isinstance(evidence.head, Chain):
@@ -208,7 +216,10 @@ def _padded(evidence: Evidence, card: ModelCard, network: Any, head: Head | None
     checked = model if isinstance(model, Padded) else _checkable(model)
     agreement = check_against_reference(checked, network, reference)
     if not agreement.agrees:
-        raise ModelLoadError(f"{card.source}: {card.family} scores depend on the padding: not supported")
+        reason = agreement.reason and f", by {agreement.reason}"
+        raise ModelLoadError(
+            f"{card.source}: {card.family} scores depend on the padding{reason}: not supported"
+        )
     convert_weights(network.base_model, DTYPES[card.precision])
     return model
 

@@ -16,7 +16,7 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind, Reading
 from rerank_grpc.evidence.modules import read_saved_model
 from rerank_grpc.models.base import ModelCard, PackedTokens
-from rerank_grpc.models.hooked import stretching_rotation
+from rerank_grpc.models.hooked import reads_types, stretching_rotation
 from rerank_grpc.models.weights import SAFE, quiet
 
 # The tokens of padding that cost about as much as one more pass.
@@ -35,7 +35,7 @@ class Padding:
         self._pad = int(network.config.pad_token_id or 0)
         # On the right the network counts by itself, as RoBERTa's relatives do in their own way.
         self._places = left and "position_ids" in takes
-        self._types = "token_type_ids" in takes and bool(getattr(network.config, "type_vocab_size", 0))
+        self._types = "token_type_ids" in takes and reads_types(network)
         self._options = {"use_cache": False} if "use_cache" in takes else {}
         self._alone = bool(stretching_rotation(network.config))
 

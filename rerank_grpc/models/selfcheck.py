@@ -18,7 +18,7 @@ from rerank_grpc.kernels.causal import key_ranges
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.models.encoders import BiEncoder, CrossEncoder, Head, Pool, all_rows, first_rows
 from rerank_grpc.models.heads import AnswerHead
-from rerank_grpc.models.hooked import HookedBody, NotPackable
+from rerank_grpc.models.hooked import HookedBody, NotPackable, reads_types
 from rerank_grpc.models.padded import answer_logits, last_place, narrowed_head
 from rerank_grpc.models.weights import find_extents, mapper, quiet, swapped_weights
 
@@ -70,15 +70,20 @@ def check_against_reference(
     `network` holds the very weights of the model and is set to the model's attention; the reference runs
     with the eager one. Weights of 16 bits are computed with in float32, a module at a time, so that one bound
     tells rounding from a fault. With `shares_prefixes`, the second sequence is also run behind a prefix.
+    A pass that fails does not agree, and the reason tells by what.
     """
     with _exact(model, network), narrowed_windows(network) as window, torch.inference_mode():
         probes = draw_probes(network, window)
         try:
             found = [model.forward(each) for each in _passes(model, probes, shares_prefixes)]
+            with _defining_attention(network):
+                expected = torch.stack([reference(_inputs(probe, network)) for probe in probes])
         except NotPackable as asked:
             return Agreement(math.inf, str(asked), bound)
-        with _defining_attention(network):
-            expected = torch.stack([reference(_inputs(probe, network)) for probe in probes])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of code that was not written for such a pass
+            return Agreement(math.inf, f"code of its own ({type(error).__name__})", bound)
     head = getattr(model, "head", None)
     if (
         isinstance(head, AnswerHead)
@@ -125,11 +130,6 @@ def draw_probes(network: Any, window: int | None) -> tuple[Probe, Probe]:
         types = (torch.arange(length) * 2 >= length).long() if reads_types(network) else torch.zeros_like(ids)
         probes.append(Probe(ids, types))
     return probes[0], probes[1]
-
-
-def reads_types(network: Any) -> bool:
-    """Whether a network distinguishes the tokens of a second text."""
-    return int(getattr(network.config, "type_vocab_size", 0) or 0) > 1
 
 
 def _named_ids(network: Any) -> set[int]:

@@ -128,7 +128,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (TRANSFORMER, {"document_length": 0}, "document_length '0' is no number"),
     (TRANSFORMER, {"transformer_task": "fill-mask"}, "another task"),
     (TRANSFORMER, {"modality_config": {"message": {}}}, "a chat template"),
-    (TRANSFORMER, {"modality_config": {"text": {"method_output_name": "pooler_output"}}}, "other rows"),
+    (
+        TRANSFORMER,
+        {"modality_config": {"text": {"method_output_name": "pooler_output"}}},
+        "'pooler_output' of",
+    ),
     (TRANSFORMER, {"processing_kwargs": {"text": {"max_length": 9}}}, "processing_kwargs"),
     (SETTINGS, {"model_type": "ColBERT"}, "does not end in a Dense"),
     (SETTINGS, {"prompts": {"query": 3}}, "is no text"),

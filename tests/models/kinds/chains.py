@@ -12,6 +12,7 @@ from tests.models.kinds.encoders import BERT, TOKEN_TYPES, modernbert
 from tests.models.kinds.files import (
     ACTIVATIONS,
     Part,
+    edit,
     save_cross_encoder,
     save_modules,
     save_settings,
@@ -111,9 +112,14 @@ def old_chain(path: Path) -> Path:
     return save_modules(path, old_pooling("mean_tokens"), scores(), old=True)
 
 
-def bi_encoder(path: Path, *parts: Part, prompts: dict[str, str] | None = None) -> Path:
-    """Writes a BERT that SentenceTransformer saved."""
-    save_modules(bert_body(path), *parts)
+def bi_encoder(
+    path: Path,
+    *parts: Part,
+    prompts: dict[str, str] | None = None,
+    body: Callable[[Path], Path] = bert_body,
+) -> Path:
+    """Writes a network, a BERT by default, that SentenceTransformer saved."""
+    save_modules(body(path), *parts)
     save_transformer(path, "feature-extraction")
     found = {"query": "", "document": ""} | (prompts or {})
     return save_settings(path, "SentenceTransformer", prompts=found, similarity_fn_name="cosine")
@@ -121,6 +127,14 @@ def bi_encoder(path: Path, *parts: Part, prompts: dict[str, str] | None = None) 
 
 def _bi(*parts: Part, **prompts: Any) -> Callable[[Path], Path]:
     return lambda path: bi_encoder(path, *parts, **prompts)
+
+
+def older_settings(path: Path) -> Path:
+    """Writes a bi-encoder whose settings of the transformer have their name of 2020."""
+    bi_encoder(path, pooling("mean"), NORMALIZE)
+    edit(path, "sentence_bert_config.json", max_seq_length=MAX_TOKENS // 4)
+    (path / "sentence_bert_config.json").rename(path / "sentence_roberta_config.json")
+    return path
 
 
 NORMALIZE = Part(
@@ -154,6 +168,7 @@ CHAINS = (
         chained(bert_body, pooling("cls"), scores(), prompts={"query": "search: "}, default="query"),
     ),
     Kind("bi-encoder", _bi(pooling("mean"), NORMALIZE), "sentence-transformer", served="packed"),
+    Kind("bi-encoder-older-settings", older_settings, "sentence-transformer"),
     Kind("bi-encoder-cls", _bi(pooling("cls")), "sentence-transformer", served="packed"),
     Kind("bi-encoder-prompts", _bi(pooling("mean"), NORMALIZE, prompts=ROLES), "sentence-transformer"),
     Kind(

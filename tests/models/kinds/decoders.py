@@ -10,9 +10,10 @@ import transformers
 from tokenizers import Tokenizer, processors
 
 from tests.models.kinds import templates, tokenizers
-from tests.models.kinds.chains import pooling
+from tests.models.kinds.chains import NORMALIZE, bi_encoder, chained, pooling, scores
 from tests.models.kinds.files import Part, save_cross_encoder, save_modules, save_settings
 from tests.models.kinds.kind import Kind, Pass
+from tests.models.kinds.late import native
 from tests.models.kinds.networks import write_network, write_tokenizer
 from tests.models.kinds.templates import save_template
 from tests.random_models import DECODER_SHAPE, PROMPT_TOKENS
@@ -123,6 +124,15 @@ OTHERS: dict[str, tuple[Family, Pass]] = {
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
             },
         ),
+        "padded",
+    ),
+    # Attention that takes no arguments of a pass, and keys wider than values.
+    "stablelm": (
+        Family("StableLmForCausalLM", "StableLmConfig", PADDED_IDS | {"num_key_value_heads": 2}),
+        "padded",
+    ),
+    "minicpm3": (
+        Family("MiniCPM3ForCausalLM", "MiniCPM3Config", PADDED_IDS | {"num_key_value_heads": 4}),
         "padded",
     ),
     "mistral": (MISTRAL, "packed"),
@@ -250,13 +260,29 @@ def saved_classifier(path: Path) -> Path:
     )
 
 
+def classifier_of_pairs(path: Path) -> Path:
+    """Writes one that was trained on plain pairs, as its modality says."""
+    (classifier(path) / "chat_template.jinja").unlink()
+    return save_cross_encoder(path, "sequence-classification", activation="Sigmoid")
+
+
+def body(path: Path) -> Path:
+    """Writes a Qwen3 without a head, whose texts have an end."""
+    write_decoder(path, QWEN3._replace(architecture="Qwen3Model"))
+    (path / "chat_template.jinja").unlink()
+    return _with_ends(path)
+
+
 def _of(family: Family, true: str = "yes", false: str | None = "no") -> Callable[[Path], Path]:
     return lambda path: reranker(path, family, true, false)
 
 
 def embedding_model(path: Path) -> Path:
     """Writes a Qwen3-Embedding: a language model with a bi-encoder's modules, whose texts have an end."""
-    open_ended_embedding_model(path)
+    return _with_ends(open_ended_embedding_model(path))
+
+
+def _with_ends(path: Path) -> Path:
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     end = "<|endoftext|>"
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -293,4 +319,16 @@ DECODERS = (
     *(Kind(name, _of(family), served=served, instructed=True) for name, (family, served) in OTHERS.items()),
     Kind("qwen3-classifier", classifier, instructed=True),
     Kind("qwen3-classifier-saved", saved_classifier, instructed=True),
+    Kind("qwen3-classifier-of-pairs", classifier_of_pairs, served="packed"),
+    *(
+        Kind(f"qwen3-{mode}-dense", chained(body, pooling(mode), scores()), served="packed")
+        for mode in ("mean", "lasttoken")
+    ),
+    Kind(
+        "qwen3-bi-encoder-mean",
+        lambda path: bi_encoder(path, pooling("mean"), NORMALIZE, body=body),
+        "sentence-transformer",
+        served="packed",
+    ),
+    Kind("colbert-native-decoder", native(body), "multi-vector", served="packed"),
 )

@@ -192,6 +192,28 @@ def old_modules(path: Path) -> Path:
 
 
 PLACES = ("config_sentence_transformers", "sentence_transformers", "sbert_ce_default_activation_function")
+
+
+def settings_without_modules(path: Path) -> Path:
+    """Leaves the transformer's settings without modules.json; nothing reads them then."""
+    return edit(
+        bert(path, lower_case=False), "sentence_bert_config.json", max_seq_length=32, do_lower_case=True
+    )
+
+
+def settings_of_another_class(path: Path) -> Path:
+    """Has the modules of a SentenceTransformer, whose settings say nothing about a classifier."""
+    settings_without_modules(path)
+    old = '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'
+    (path / "modules.json").write_text(old)
+    return path
+
+
+def common_max_length(path: Path) -> Path:
+    lengths = {"text": {"max_length": MAX_TOKENS}, "common": {"max_length": MAX_TOKENS // 2}}
+    return save_cross_encoder(bert(path), "sequence-classification", processing_kwargs=lengths)
+
+
 PROMPTS = {"query": "search query: ", "other": "another: "}
 
 ENCODERS = (
@@ -226,4 +248,7 @@ ENCODERS = (
     Kind("bert-smaller-model-max-length", smaller_model_max_length),
     Kind("bert-larger-model-max-length", larger_model_max_length),
     Kind("bert-old-modules", old_modules),
+    Kind("bert-settings-without-modules", settings_without_modules),
+    Kind("bert-settings-of-another-class", settings_of_another_class),
+    Kind("bert-common-max-length", common_max_length),
 )

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from tests.models.kinds import templates
-from tests.models.kinds.chains import bert_body, chained, dense, layer_norm, pooling, scores
+from tests.models.kinds.chains import bert_body, bi_encoder, chained, dense, layer_norm, pooling, scores
 from tests.models.kinds.decoders import (
+    OTHERS,
     QWEN3,
     Family,
     embedding_model,
@@ -35,6 +36,7 @@ from tests.models.kinds.networks import drawn
 from tests.models.kinds.templates import save_template
 
 HIDDEN = 64
+QUERY_TOKENS = 9
 
 
 def _changed(build: Callable[[Path], Path], file: str, **changes: Any) -> Callable[[Path], Path]:
@@ -105,6 +107,23 @@ def wrong_dense_weights(path: Path) -> Path:
     """Has weights of another size than the config of their layer."""
     part = scores()
     return chained(bert_body, pooling("cls"), part._replace(weights={"linear.weight": drawn(1, 32)}))(path)
+
+
+def other_rows(path: Path) -> Path:
+    """Reads the rows behind a layer before the last."""
+    chained(bert_body, pooling("mean"), scores())(path)
+    rows = {"method": "forward", "method_output_name": ["hidden_states", 1]}
+    return edit(path, "sentence_bert_config.json", modality_config={"text": rows})
+
+
+def unpadded_classifier(path: Path) -> Path:
+    """Has a decoder that only runs padded, without the token to do it with."""
+    family = OTHERS["gpt-oss"][0]._replace(architecture="GptOssForSequenceClassification")
+    return write_decoder(path, family, num_labels=1, pad_token_id=None)
+
+
+def _saved_with(file: str, **changes: Any) -> Callable[[Path], Path]:
+    return lambda path: edit(save_cross_encoder(bert(path), "sequence-classification"), file, **changes)
 
 
 def missing_pooling(path: Path) -> Path:
@@ -235,6 +254,58 @@ REFUSED = (
     ),
     _unserved(
         "pooling-weighted", chained(bert_body, pooling("weightedmean"), scores()), r"1_Pooling.*weightedmean"
+    ),
+    _unserved("other-rows", other_rows, r"sentence_bert_config\.json: reads .*hidden_states"),
+    _unserved(
+        "chain-that-forks",
+        chained(bert_body, pooling("mean"), dense(HIDDEN, HIDDEN, "Tanh", module_output_name="x"), scores()),
+        r"2_Dense.*makes 'x'",
+    ),
+    _unserved(
+        "chain-of-tokens",
+        lambda path: bi_encoder(
+            path,
+            pooling("mean"),
+            dense(
+                HIDDEN, HIDDEN, module_input_name="token_embeddings", module_output_name="token_embeddings"
+            ),
+        ),
+        r"2_Dense.*token_embeddings",
+    ),
+    _unserved(
+        "chain-unknown-activation",
+        chained(bert_body, pooling("cls"), dense(HIDDEN, HIDDEN, "torch.nn.functional.relu"), scores()),
+        r"2_Dense.*relu",
+    ),
+    _unserved(
+        "bi-encoder-query-length",
+        lambda path: edit(
+            bi_encoder(path, pooling("mean")), "sentence_bert_config.json", query_length=QUERY_TOKENS
+        ),
+        r"sentence_bert_config\.json: query_length",
+    ),
+    _unserved(
+        "bi-encoder-of-cut-vectors",
+        lambda path: edit(
+            bi_encoder(path, pooling("mean")), "config_sentence_transformers.json", truncate_dim=8
+        ),
+        r"config_sentence_transformers\.json: truncate_dim",
+    ),
+    _unserved("decoder-without-padding", unpadded_classifier, r"config\.json: names no pad_token_id"),
+    _unserved(
+        "cuts-documents-only",
+        _saved_with("sentence_bert_config.json", processing_kwargs={"text": {"truncation": "only_second"}}),
+        r"sentence_bert_config\.json: text has 'truncation'",
+    ),
+    _unserved(
+        "prompts-in-a-list",
+        _saved_with("config_sentence_transformers.json", prompts=["a"], default_prompt_name="a"),
+        r"config_sentence_transformers\.json: prompts",
+    ),
+    _unserved(
+        "options-in-a-list",
+        _saved_with("sentence_bert_config.json", processing_kwargs={"text": ["max_length"]}),
+        r"sentence_bert_config\.json: processing_kwargs",
     ),
     _unserved("missing-dense-weights", missing_dense_weights, r"2_Dense"),
     _unserved("pickled-dense-weights", pickled_dense_weights, r"2_Dense"),
