@@ -7,7 +7,7 @@ from typing import Any
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.cutting import read_tokenizer
+from rerank_grpc.evidence.cutting import original_tokenizer
 from rerank_grpc.evidence.facts import Answers, Classifier, Evidence, Head, Kind, Module, Reading
 from rerank_grpc.evidence.heads import activation_of, find_answers, pooling_of, read_chain, stated_answer
 from rerank_grpc.evidence.modules import SETTINGS, SavedModel, max_tokens
@@ -62,7 +62,7 @@ def _check_end(checkpoint: Checkpoint, prompt: Prompt | None) -> None:
 
     A classifier of transformers reads the last token that is another, which would be the one before.
     """
-    tokenizer = read_tokenizer(checkpoint.tokenizer_file)
+    tokenizer = original_tokenizer(checkpoint.tokenizer_file)
     pad, ids = checkpoint.config.get("pad_token_id"), tokenizer.encode("a", "b").ids
     if prompt is not None:
         last = prompt.chosen("")[-1][-1]

@@ -21,7 +21,7 @@ TOKEN_PROBES = (
 )
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
+def original_tokenizer(path: Path) -> Tokenizer:
     """Reads a tokenizer.json, in which control tokens are recognised; raises ModelLoadError."""
     try:
         tokenizer = Tokenizer.from_file(str(path))

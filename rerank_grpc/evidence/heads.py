@@ -8,7 +8,7 @@ from typing import Any
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.cutting import answer_ids, check_control_tokens, read_tokenizer
+from rerank_grpc.evidence.cutting import answer_ids, check_control_tokens, original_tokenizer
 from rerank_grpc.evidence.facts import Answers, Chain, Module
 from rerank_grpc.evidence.modules import SETTINGS, SavedModel
 from rerank_grpc.evidence.prompt import Prompt
@@ -90,7 +90,7 @@ def stated_answer(checkpoint: Checkpoint, value: Any, name: str, where: Path) ->
 def find_answers(checkpoint: Checkpoint, prompt: Prompt, words: tuple[str, ...]) -> Answers:
     """Finds the answers to a catalogue's prompt; raises ModelLoadError if the tokenizer is another's."""
     path = checkpoint.tokenizer_file
-    tokenizer = read_tokenizer(path)
+    tokenizer = original_tokenizer(path)
     check_control_tokens(prompt, tokenizer, path)
     return Answers(*answer_ids(words, tokenizer, path))
 

@@ -12,7 +12,7 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint, read_header
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Chain, Evidence, Kind, LateInteraction, Module, Reading
-from rerank_grpc.evidence.modules import MODULES, SETTINGS, TRANSFORMER, SavedModel
+from rerank_grpc.evidence.modules import LONGEST, MODULES, SETTINGS, TRANSFORMER, SavedModel
 from rerank_grpc.types import Scoring
 
 STANFORD, METADATA = "HF_ColBERT", "artifact.metadata"
@@ -28,7 +28,6 @@ PYLATE_KEYS = frozenset(PREFIXES) | {
     "skiplist_words",
 }
 CLASSIC_LENGTH = 32  # of an expanded query, where the files state none
-LONGEST = 1 << 30  # tokenizers without a limit state one beyond it
 ROWS = "token_embeddings"
 IDENTITY = "torch.nn.modules.linear.Identity"
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.cutting import cut, prove_tokens, read_tokenizer
+from rerank_grpc.evidence.cutting import cut, original_tokenizer, prove_tokens
 from rerank_grpc.evidence.pasting import Filling, Pasting, pasting, probes
 from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.evidence.rendering import Conversation, Rendered, render, used_variables
@@ -59,7 +59,7 @@ def read_template(directory: Path, *, settings: TemplateSettings) -> Prompt:
     template = _chosen(templates, settings.kwargs, directory)
     plain, instructed = _pastings(template, templates, settings, directory)
     tokenizer_file = directory / "tokenizer.json"
-    tokenizer = read_tokenizer(tokenizer_file)
+    tokenizer = original_tokenizer(tokenizer_file)
     found = [each for each in (plain, instructed) if each]
     prompt = Prompt(
         segments=cut(plain.text, tokenizer) if plain else (),

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from rerank_grpc.evidence.facts import Reading
+from rerank_grpc.evidence.facts import AS_WRITTEN, Reading
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.truncation import NO_ENDS, UNBOUNDED, WHOLE, Cutting, Ends, tokenize
@@ -15,8 +15,6 @@ from rerank_grpc.types import Truncation
 
 # Clients that send few documents per call repeat their query, so recent short ones are kept.
 REMEMBERED_QUERIES, REMEMBERED_CHARACTERS = 128, 2_000
-# That of a model about which its files say nothing beside tokenizer.json.
-READ_AS_WRITTEN = Reading()
 
 
 class Frame(NamedTuple):
@@ -63,7 +61,7 @@ class PlainFraming:
     accepts_instruction = False
 
     def __init__(
-        self, vocabulary: Vocabulary, max_tokens: int, *, pairs: bool, reading: Reading = READ_AS_WRITTEN
+        self, vocabulary: Vocabulary, max_tokens: int, *, pairs: bool, reading: Reading = AS_WRITTEN
     ) -> None:
         self._vocabulary = vocabulary
         self._template = template = vocabulary.pair if pairs else vocabulary.single

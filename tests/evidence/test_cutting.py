@@ -15,8 +15,8 @@ from rerank_grpc.evidence.cutting import (
     control_tokens,
     cut,
     inner_tokenizer,
+    original_tokenizer,
     prove_tokens,
-    read_tokenizer,
 )
 from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from tests.evidence import templates
@@ -111,7 +111,7 @@ def test_answers_are_tokens_of_their_own():
 def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelLoadError, match=r"tokenizer.json: not a tokenizer this version reads"):
-        read_tokenizer(tmp_path / "tokenizer.json")
+        original_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_a_tokenizers_own_limits_are_lifted(tmp_path):
@@ -119,5 +119,5 @@ def test_a_tokenizers_own_limits_are_lifted(tmp_path):
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=99)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    read = read_tokenizer(tmp_path / "tokenizer.json")
+    read = original_tokenizer(tmp_path / "tokenizer.json")
     assert read.encode("a b c d").ids == templates.qwen().encode("a b c d").ids

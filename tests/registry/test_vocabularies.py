@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind, Reading
 from rerank_grpc.kernels.attention import Attention
