@@ -78,6 +78,9 @@ def _bi_encoder(checkpoint: Checkpoint, saved: SavedModel) -> Evidence:
             f"{saved.directory}/modules.json: {', '.join(['Transformer', *types])}: "
             "this version knows a transformer with pooling, dense layers and norms"
         )
+    if saved.modules[-1].config.get("module_output_name") == "scores":
+        text = f"makes scores, as no SentenceTransformer does, and {SETTINGS} names no CrossEncoder"
+        raise ModelLoadError(f"{saved.directory}/modules.json: {text}: copy the whole checkpoint")
     task = saved.transformer.get("transformer_task", "feature-extraction")
     if task != "feature-extraction" or "message" in (saved.transformer.get("modality_config") or {}):
         text = f"{saved.directory}/{TRANSFORMER}: asks for {str(task)[:40]!r} by messages of a chat"

@@ -12,11 +12,10 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint, read_header
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Chain, Evidence, Kind, LateInteraction, Module, Reading
-from rerank_grpc.evidence.modules import MODULES, SETTINGS, TRANSFORMER, SavedModel
+from rerank_grpc.evidence.modules import MODULES, PREFIXES, SETTINGS, TRANSFORMER, SavedModel
 from rerank_grpc.types import Scoring
 
 STANFORD, METADATA = "HF_ColBERT", "artifact.metadata"
-PREFIXES = ("query_prefix", "document_prefix")  # of PyLate, which inserts them as tokens
 # Any of these in the settings tells that PyLate saved them; a query is then expanded unless they say no.
 PYLATE_KEYS = frozenset(PREFIXES) | {
     "query_length",
