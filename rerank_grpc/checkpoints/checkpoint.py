@@ -26,7 +26,9 @@ STOCK_MODULES = ("sentence_transformers.", "pylate.models.Dense")
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 SIZES = (*LAYERS, "hidden_size", "head_dim", "num_attention_heads", "num_key_value_heads")
 CONFIG_TYPES: Mapping[str, type] = {
-    "architectures": list, "id2label": dict, "model_type": str,
+    "architectures": list,
+    "id2label": dict,
+    "model_type": str,
     **dict.fromkeys(SIZES, int),
 }
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -98,7 +98,7 @@ def _max_tokens(checkpoint: Checkpoint, late: LateInteraction) -> int | None:
 
 def _saved(checkpoint: Checkpoint, saved: SavedModel) -> tuple[LateInteraction, Reading]:
     _check_transformer(saved)
-    settings, where = saved.settings, saved.directory / SETTINGS
+    settings = saved.settings
     limit, expansion = _declared_limit(checkpoint, saved), _expansion(saved)
     query = _query_limit(saved, expansion)
     document = _length(_knob(saved, "document_length"), saved.directory / TRANSFORMER, "document_length")
@@ -114,8 +114,8 @@ def _saved(checkpoint: Checkpoint, saved: SavedModel) -> tuple[LateInteraction, 
     )
     reading = Reading(
         lower_case=bool(saved.transformer.get("do_lower_case")),
-        query_prefix=_prefix(settings, "query", where),
-        document_prefix=_prefix(settings, "document", where),
+        query_prefix=_prefix(settings, "query"),
+        document_prefix=_prefix(settings, "document"),
     )
     return late, reading
 
@@ -254,13 +254,10 @@ def _words(value: Any, where: Path, default: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _prefix(settings: Mapping[str, Any], side: str, where: Path) -> str:
+def _prefix(settings: Mapping[str, Any], side: str) -> str:
     """Composes what stands before the texts of one side: PyLate's prefix, and behind it the prompt."""
-    prompts = settings.get("prompts") or {}
-    prompt = (prompts.get(side) if isinstance(prompts, dict) else "?") or ""
-    prefix = settings.get(f"{side}_prefix") or ""
-    if not isinstance(prompt, str) or not isinstance(prefix, str) or not isinstance(prompts, dict):
-        raise ModelLoadError(f"{where}: prompts or {side}_prefix is no text: copy it again")
+    prefix: str = settings.get(f"{side}_prefix") or ""
+    prompt: str = (settings.get("prompts") or {}).get(side) or ""
     return prefix + prompt.removeprefix(prefix)
 
 

@@ -141,6 +141,10 @@ def _strftime_now(_: object) -> None:
     raise Refused("depends on the date")
 
 
+def _random(_: object) -> None:
+    raise Refused("depends on chance")
+
+
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
@@ -158,7 +162,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters |= {"tojson": _to_json, "random": _random}
+    del environment.globals["lipsum"]  # random words
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
     )

@@ -396,6 +396,43 @@ REFUSED = (
     _unserved(
         "template-broken", lambda path: save_template(saved_classifier(path), "{%- for m in %}"), _TEMPLATE
     ),
+    _unserved(
+        "template-of-chance",
+        _with_template(templates.ZERANK + "{{- ['', ''] | random -}}"),
+        _TEMPLATE + ": depends on chance",
+    ),
+    _unserved(
+        "template-of-a-book",
+        _with_template(templates.ZERANK + "{# " + "x" * (1 << 16) + " #}"),
+        _TEMPLATE + ": a template of more",
+    ),
+    _unserved(
+        "template-by-the-megabyte",
+        _with_template(templates.ZERANK + "{# " + "x" * (1 << 20) + " #}"),
+        _TEMPLATE + ": a template of more",
+    ),
+    _unserved(
+        "template-writes-a-book",
+        _with_template(templates.ZERANK + "words " * 6_000),
+        _TEMPLATE + ": writes more",
+    ),
+    _unserved(
+        "template-of-many-lengths",
+        _with_template(
+            templates.ZERANK + "".join(f"{{%- set x = {99_000 - 5 * more} -%}}" for more in range(9))
+        ),
+        _TEMPLATE + ": knows more and larger",
+    ),
+    _unserved(
+        "vocabulary-of-nothing",
+        lambda path: edit(bert(path), "tokenizer.json", model={"vocab": None}),
+        r"tokenizer\.json: not a tokenizer",
+    ),
+    _unserved(
+        "late-vocabulary-of-nothing",
+        lambda path: edit(pylate(bert_body)(path), "tokenizer.json", model={"vocab": None}),
+        r"tokenizer\.json: not a tokenizer",
+    ),
     _unserved("template-reverses-words", _with_template(templates.REVERSED_WORDS), _TEMPLATE),
     _unserved("template-dated", _with_template(templates.DATED), _TEMPLATE),
     _unserved("template-huge", _with_template(templates.HUGE), _TEMPLATE),
