@@ -115,6 +115,10 @@ def _read_settings(path: Path) -> Mapping[str, Any]:
                 f"{path}: its {name} has {len(text):,} characters: more than {PROMPT_CHARACTERS:,} are not "
                 "supported: write a shorter one"
             )
+        if text and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ModelLoadError(
+                f"{path}: its {name} holds a lone surrogate, which is no text: copy it again"
+            )
     return settings
 
 

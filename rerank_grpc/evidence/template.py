@@ -158,7 +158,13 @@ def _pastings(
     variants = [probes(slots, template.source, where) for slots in (PAIR, INSTRUCTED)]
     groups = [[_conversation(each, structured) for each in variant] for variant in variants]
     variables = _variables(template, settings.kwargs, directory)
-    pair, instructed = render(template.source, variables, groups)
+    try:
+        pair, instructed = render(template.source, variables, groups)
+    except (OSError, TypeError, ValueError) as error:
+        raise ModelLoadError(
+            f"{where}: no process can be started to render it ({type(error).__name__}): "
+            "start the server by a Python whose sys.executable runs, with memory and processes to spare"
+        ) from error
     if settings.instruction:
         return None, pasting(variants[1], instructed, where)
     plain = pasting(variants[0], pair, where)

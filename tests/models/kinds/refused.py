@@ -433,6 +433,11 @@ REFUSED = (
         lambda path: edit(pylate(bert_body)(path), "tokenizer.json", model={"vocab": None}),
         r"tokenizer\.json: not a tokenizer",
     ),
+    _unserved(
+        "prefix-of-half-a-character",
+        pylate(bert_body, query_prefix="\ud800"),
+        r"config_sentence_transformers\.json: its query_prefix holds a lone",
+    ),
     _unserved("template-reverses-words", _with_template(templates.REVERSED_WORDS), _TEMPLATE),
     _unserved("template-dated", _with_template(templates.DATED), _TEMPLATE),
     _unserved("template-huge", _with_template(templates.HUGE), _TEMPLATE),
