@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rerank_grpc.checkpoints.catalogue import KnownModel
-from rerank_grpc.checkpoints.disk import COMMIT, SHA256, digest_of, read_json
+from rerank_grpc.checkpoints.disk import COMMIT, SHA256, check_types, digest_of, read_json
 from rerank_grpc.checkpoints.lookup import EMBEDDED, EMBEDDED_REVISION, check_embedded
 from rerank_grpc.checkpoints.native import find_form, is_native
 from rerank_grpc.errors import ModelLoadError
@@ -23,6 +23,14 @@ DIGEST_WHOLE_BYTES, DIGEST_BLOCKS = 4 << 30, 256  # larger weights are digested 
 HEADER_BYTES_MAX = 100 << 20  # the bound of the safetensors format itself
 REMOTE_CODE_KEYS = ("auto_map", "_attn_implementation_internal")
 STOCK_MODULES = ("sentence_transformers.", "pylate.models.Dense")
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+SIZES = (*LAYERS, "hidden_size", "head_dim", "num_attention_heads", "num_key_value_heads")
+CONFIG_TYPES: Mapping[str, type] = {
+    "architectures": list,
+    "id2label": dict,
+    "model_type": str,
+    **dict.fromkeys(SIZES, int),
+}
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -59,6 +67,7 @@ def open_checkpoint(source: str, directory: Path, known: KnownModel | None = Non
             f"{directory}: no tokenizer.json: copy it again, or 'rerank-grpc convert {directory}' "
             "makes it of an older tokenizer"
         )
+    _check_layers(config, weights, directory)
     dtype = _stored_dtype(weights)
     revision = EMBEDDED_REVISION if source == EMBEDDED else revision_of(directory, weights)
     return Checkpoint(source, directory, config, weights, dtype, revision, known)
@@ -68,6 +77,7 @@ def read_config(directory: Path) -> Mapping[str, Any]:
     """Reads config.json and refuses one that needs code of its own; raises ModelLoadError."""
     path = directory / "config.json"
     config = read_json(path)
+    check_types(config, CONFIG_TYPES, path)
     if find_form(config) is not None:
         raise ModelLoadError(
             f"{path}: names a class with code of its own, which is never run: "
@@ -145,6 +155,18 @@ def read_header(path: Path) -> dict[str, Any]:
     if size != expected:
         raise ModelLoadError(f"{path}: has {size:,} bytes where its header says {expected:,}: copy it again")
     return tensors
+
+
+def _check_layers(config: Mapping[str, Any], weights: tuple[Path, ...], directory: Path) -> None:
+    """Raises ModelLoadError for more layers than weights: transformers would build them all first."""
+    stored = sum(len(read_header(path)) for path in weights)
+    for name in LAYERS:
+        layers = config.get(name)
+        if layers is not None and not 0 < layers <= stored:
+            raise ModelLoadError(
+                f"{directory}/config.json: {name} is {layers}, but there are {stored} weights: "
+                "use the config.json that the weights came with"
+            )
 
 
 def _stored_dtype(weights: tuple[Path, ...]) -> torch.dtype:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,26 @@ def read_json_list(path: Path) -> list[Any]:
     if not isinstance(value, list):
         raise ModelLoadError(f"{path}: not a JSON list: copy it again")
     return value
+
+
+def check_types(table: Mapping[str, Any], types: Mapping[str, type], path: Path) -> None:
+    """Raises ModelLoadError for a value of another type than its key has; None is of every type."""
+    for name, expected in types.items():
+        value = table.get(name)
+        # In Python, True is an int too.
+        if value is not None and (
+            not isinstance(value, expected) or isinstance(value, bool) > (expected is bool)
+        ):
+            raise ModelLoadError(
+                f"{path}: {name[:60]!r} is {_shown(value)} where {expected.__name__} is expected: "
+                "copy it again"
+            )
+
+
+def _shown(value: Any) -> str:
+    """Writes the beginning of a value, of which only short ones are written whole."""
+    short = isinstance(value, int | float | None) or (isinstance(value, str) and len(value) <= 40)
+    return repr(value)[:40] if short else f"a {type(value).__name__}"
 
 
 def _read_json(path: Path) -> Any:

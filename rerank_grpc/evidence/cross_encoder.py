@@ -107,6 +107,8 @@ def _saved_head(checkpoint: Checkpoint, saved: SavedModel) -> tuple[Head, str]:
 def _logit_score(checkpoint: Checkpoint, module: Module) -> Answers:
     true, false = module.config.get("true_token_id"), module.config.get("false_token_id")
     where = module.directory / "config.json"
+    if true == false:
+        raise ModelLoadError(f"{where}: compares token {str(true)[:40]} with itself: copy it again")
     return Answers(
         stated_answer(checkpoint, true, "true_token_id", where),
         None if false is None else stated_answer(checkpoint, false, "false_token_id", where),
@@ -164,7 +166,12 @@ def _classifier_pooling(checkpoint: Checkpoint) -> str:
     named = checkpoint.config.get("classifier_pooling")
     if named is None:
         return (checkpoint.known and checkpoint.known.pooling) or "first"
-    return CLASSIFIER_POOLINGS.get(str(named), str(named))  # transformers refuses another name
+    if str(named) not in CLASSIFIER_POOLINGS:
+        raise ModelLoadError(
+            f"{checkpoint.directory}/config.json: classifier_pooling {str(named)[:40]!r} is not supported: "
+            "use a checkpoint with cls or mean"
+        )
+    return CLASSIFIER_POOLINGS[str(named)]
 
 
 def _template_settings(checkpoint: Checkpoint, saved: SavedModel, default: str) -> TemplateSettings:

@@ -121,6 +121,9 @@ def _check_vectors(saved: SavedModel) -> None:
             f"{saved.directory}/modules.json: {', '.join(['Transformer', *types])}: "
             "this version knows a transformer with pooling, dense layers and norms"
         )
+    if saved.modules[-1].config.get("module_output_name") == "scores":
+        text = f"makes scores, as no SentenceTransformer does, and {SETTINGS} names no CrossEncoder"
+        raise ModelLoadError(f"{saved.directory}/modules.json: {text}: copy the whole checkpoint")
     path, similarity = saved.directory / SETTINGS, saved.settings.get("similarity_fn_name")
     if similarity not in (None, "cosine"):
         text = f"asks for the similarity {str(similarity)[:40]!r}, which this version does not do"

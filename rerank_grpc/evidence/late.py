@@ -12,11 +12,10 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint, read_header
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Chain, Evidence, Kind, LateInteraction, Module, Reading
-from rerank_grpc.evidence.modules import LONGEST, MODULES, SETTINGS, TRANSFORMER, SavedModel
+from rerank_grpc.evidence.modules import LONGEST, MODULES, PREFIXES, SETTINGS, TRANSFORMER, SavedModel
 from rerank_grpc.types import Scoring
 
 STANFORD, METADATA = "HF_ColBERT", "artifact.metadata"
-PREFIXES = ("query_prefix", "document_prefix")  # of PyLate, which inserts them as tokens
 # Any of these in the settings tells that PyLate saved them; a query is then expanded unless they say no.
 PYLATE_KEYS = frozenset(PREFIXES) | {
     "query_length",
@@ -98,7 +97,7 @@ def _max_tokens(checkpoint: Checkpoint, late: LateInteraction) -> int | None:
 
 def _saved(checkpoint: Checkpoint, saved: SavedModel) -> tuple[LateInteraction, Reading]:
     _check_transformer(saved)
-    settings, where = saved.settings, saved.directory / SETTINGS
+    settings = saved.settings
     limit, expansion = _declared_limit(checkpoint, saved), _expansion(saved)
     query = _query_limit(saved, expansion)
     document = _length(_knob(saved, "document_length"), saved.directory / TRANSFORMER, "document_length")
@@ -114,8 +113,8 @@ def _saved(checkpoint: Checkpoint, saved: SavedModel) -> tuple[LateInteraction, 
     )
     reading = Reading(
         lower_case=bool(saved.transformer.get("do_lower_case")),
-        query_prefix=_prefix(settings, "query", where),
-        document_prefix=_prefix(settings, "document", where),
+        query_prefix=_prefix(settings, "query"),
+        document_prefix=_prefix(settings, "document"),
     )
     return late, reading
 
@@ -254,13 +253,10 @@ def _words(value: Any, where: Path, default: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _prefix(settings: Mapping[str, Any], side: str, where: Path) -> str:
+def _prefix(settings: Mapping[str, Any], side: str) -> str:
     """Composes what stands before the texts of one side: PyLate's prefix, and behind it the prompt."""
-    prompts = settings.get("prompts") or {}
-    prompt = (prompts.get(side) if isinstance(prompts, dict) else "?") or ""
-    prefix = settings.get(f"{side}_prefix") or ""
-    if not isinstance(prompt, str) or not isinstance(prefix, str) or not isinstance(prompts, dict):
-        raise ModelLoadError(f"{where}: prompts or {side}_prefix is no text: copy it again")
+    prefix: str = settings.get(f"{side}_prefix") or ""
+    prompt: str = (settings.get("prompts") or {}).get(side) or ""
     return prefix + prompt.removeprefix(prefix)
 
 

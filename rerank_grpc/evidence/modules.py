@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
-from rerank_grpc.checkpoints.disk import read_json, read_json_list
+from rerank_grpc.checkpoints.disk import check_types, read_json, read_json_list
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Module
 
@@ -23,10 +23,25 @@ OLDER_TRANSFORMERS = tuple(
     f"sentence_{family}_config.json"
     for family in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+PREFIXES = ("query_prefix", "document_prefix")  # of PyLate, which inserts them as tokens
+# The types of the keys that are read here; null is like a missing key.
+SETTINGS_TYPES: Mapping[str, type] = {
+    "prompts": dict,
+    **dict.fromkeys(("model_type", "default_prompt_name", "activation_fn", "similarity_fn_name"), str),
+    **dict.fromkeys(PREFIXES, str),
+}
+NAME_CHARACTERS = 100  # of a module's folder; file systems end at 255 bytes
+PROMPT_CHARACTERS = 100_000  # as many as a request's own instruction may have
 LONGEST = 1 << 30  # tokenizers without a limit state one beyond it
 # Options for what reads the tokenizer, the config and the weights, under their old and new names; of those
 # and of the tokenizer's call, these say nothing that changes a score, or are read elsewhere.
 OPTIONS = ("processor_kwargs", "tokenizer_args", "config_kwargs", "config_args", "model_kwargs", "model_args")
+TRANSFORMER_TYPES: Mapping[str, type] = {
+    "max_seq_length": int,
+    "do_lower_case": bool,
+    "transformer_task": str,
+    **dict.fromkeys(("modality_config", "processing_kwargs", *OPTIONS), dict),
+}
 HARMLESS = frozenset(
     {
         "max_length",
@@ -91,11 +106,11 @@ def read_saved_model(directory: Path) -> SavedModel:
 
     Raises ModelLoadError for a file that cannot be read, and for a module that is not stock.
     """
-    settings, path = _read(directory / SETTINGS), directory / MODULES
+    settings, path = _read_settings(directory / SETTINGS), directory / MODULES
     if not path.is_file():  # sentence-transformers then reads nothing about the transformer either
         return SavedModel(directory, settings=settings)
     own = _transformer_file(directory)
-    transformer = _read(own)
+    transformer = _read_transformer(own)
     _check_options(transformer, own)
     _check_output(transformer, own)
     return SavedModel(directory, tuple(_read_modules(path)), True, settings, transformer)
@@ -105,6 +120,37 @@ def _transformer_file(directory: Path) -> Path:
     """Finds the file about the transformer under its name of today, or else an older one."""
     names = (TRANSFORMER, *OLDER_TRANSFORMERS)
     return next((directory / name for name in names if (directory / name).is_file()), directory / TRANSFORMER)
+
+
+def _read_settings(path: Path) -> Mapping[str, Any]:
+    settings = _read(path)
+    check_types(settings, SETTINGS_TYPES, path)
+    prompts = settings.get("prompts") or {}
+    check_types(prompts, dict.fromkeys(prompts, str), path)
+    texts = {f"prompt {name[:40]!r}": prompt for name, prompt in prompts.items()}
+    texts |= {name: settings.get(name) for name in PREFIXES}
+    for name, text in texts.items():
+        if text and len(text) > PROMPT_CHARACTERS:
+            raise ModelLoadError(
+                f"{path}: its {name} has {len(text):,} characters: more than {PROMPT_CHARACTERS:,} are not "
+                "supported: write a shorter one"
+            )
+        if text and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ModelLoadError(
+                f"{path}: its {name} holds a lone surrogate, which is no text: copy it again"
+            )
+    return settings
+
+
+def _read_transformer(path: Path) -> Mapping[str, Any]:
+    transformer = _read(path)
+    check_types(transformer, TRANSFORMER_TYPES, path)
+    for name in ("modality_config", "processing_kwargs"):
+        check_types(transformer.get(name) or {}, dict.fromkeys(transformer.get(name) or (), dict), path)
+    longest = transformer.get("max_seq_length")
+    if longest is not None and longest < 1:
+        raise ModelLoadError(f"{path}: max_seq_length is {longest}, which leaves no token: correct it")
+    return transformer
 
 
 def _check_options(transformer: Mapping[str, Any], path: Path) -> None:
@@ -157,15 +203,15 @@ def _read_modules(path: Path) -> list[Module]:
 
 def _read_module(path: Path, entry: Any) -> Module:
     try:
-        name, place = str(entry["type"]), str(entry["path"])
+        name, place = "" + entry["type"], "" + entry["path"]
     except (TypeError, KeyError):
-        raise ModelLoadError(f"{path}: an entry has no type or path: copy it again") from None
+        raise ModelLoadError(f"{path}: an entry has no type or path that is a text: copy it again") from None
     stock = STOCK.fullmatch(name)
     if stock is None or stock[1] not in KNOWN:
         raise ModelLoadError(
             f"{path}: {name[:100]} is a module which this version cannot score with: use another checkpoint"
         )
-    if Path(place).name != place:
+    if place == ".." or Path(place).name != place or len(place) > NAME_CHARACTERS:
         raise ModelLoadError(f"{path}: path {place[:100]!r} leaves the directory: use another checkpoint")
     directory = path.parent / place if place else path.parent
     config = {} if stock[1] == "Transformer" else _read(directory / "config.json")
@@ -181,6 +227,8 @@ def max_tokens(checkpoint: Checkpoint, saved: SavedModel) -> int | None:
     options = saved.transformer.get("processor_kwargs") or saved.transformer.get("tokenizer_args") or {}
     path = checkpoint.directory / "tokenizer_config.json"
     declared = read_json(path).get("model_max_length") if path.is_file() else None
+    if not isinstance(declared, int | float | None):
+        raise ModelLoadError(f"{path}: model_max_length is {str(declared)[:40]!r} where a number is expected")
     stated: list[Any] = [
         *(processing.get(group, {}).get("max_length") for group in groups),
         options.get("model_max_length"),

@@ -15,6 +15,7 @@ Filling: TypeAlias = Mapping[Placeholder, str]
 MARK_DIGITS = 30
 LONGEST_CONSTANT = 100_000  # a length in a template's code that is still probed, in characters
 MOST_CONSTANTS = 500
+MOST_CHARACTERS = 2_000_000  # of all probes that are made of constants
 
 # Texts that templates are known to change: by trim, lower, escape, truncate (at 255), wordwrap (at 79) …
 PROBES = (
@@ -86,6 +87,8 @@ def _constant_probes(source: str, where: str) -> list[str]:
     near = sorted({length + more for length in lengths for more in (-1, 0, 1)})
     if len(words) + len(near) > MOST_CONSTANTS:
         raise _refusal(where, f"knows more than {MOST_CONSTANTS} texts and numbers")
+    if sum(near) > MOST_CHARACTERS:
+        raise _refusal(where, "knows more and larger numbers than can be tried as lengths")
     return words + ["x" * length for length in near]
 
 

@@ -141,6 +141,10 @@ def _strftime_now(_: object) -> None:
     raise Refused("depends on the date")
 
 
+def _by_chance(*_: object, **__: object) -> None:
+    raise Refused("depends on chance")
+
+
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
@@ -158,9 +162,13 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters |= {"tojson": _to_json, "random": _by_chance}
     environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
+        raise_exception=_raise_exception,
+        strftime_now=_strftime_now,
+        lipsum=_by_chance,
+        dict=_Dict(),
+        namespace=_Namespace,
     )
     return environment
 

@@ -14,7 +14,9 @@ from rerank_grpc.evidence.pasting import Filling, Pasting, pasting, probes
 from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.evidence.rendering import Conversation, Rendered, render, used_variables
 
-TEMPLATE_BYTES = 1 << 20
+# Those of rerankers have 3,000 at most; parsing takes a second for each 100,000, and holds up other threads.
+TEMPLATE_CHARACTERS = 1 << 16
+PROMPT_CHARACTERS = 1 << 15  # of what stands around the texts, which is tokenized for each probe
 DEFAULT, UNNAMED = "default", ""
 SPECIAL_TOKENS = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # Keys of processing_kwargs["chat_template"] that are no variables of the template: lengths, and a flag of
@@ -57,10 +59,19 @@ def read_template(directory: Path, *, settings: TemplateSettings) -> Prompt:
     """
     templates = find_templates(directory)
     template = _chosen(templates, settings.kwargs, directory)
+    if len(template.source) > TEMPLATE_CHARACTERS:
+        raise _too_long(template.file)
     plain, instructed = _pastings(template, templates, settings, directory)
     tokenizer_file = directory / "tokenizer.json"
     tokenizer = original_tokenizer(tokenizer_file)
     found = [each for each in (plain, instructed) if each]
+    if any(
+        sum(len(part) for part in each.text if isinstance(part, str)) > PROMPT_CHARACTERS for each in found
+    ):
+        raise ModelLoadError(
+            f"{template.file}: writes more than {PROMPT_CHARACTERS:,} characters around its texts, which is "
+            "not supported: shorten it"
+        )
     prompt = Prompt(
         segments=cut(plain.text, tokenizer) if plain else (),
         source=str(template.file.relative_to(directory)),
@@ -99,11 +110,17 @@ def find_templates(directory: Path) -> dict[str, ChatTemplate]:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > TEMPLATE_BYTES:
-            raise ModelLoadError(f"{path}: larger than {TEMPLATE_BYTES:,} bytes, which is not supported")
+        if path.stat().st_size > 4 * TEMPLATE_CHARACTERS:
+            raise _too_long(path)
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"{path}: cannot be read ({type(error).__name__}): copy it again") from error
+
+
+def _too_long(path: Path) -> ModelLoadError:
+    return ModelLoadError(
+        f"{path}: a template of more than {TEMPLATE_CHARACTERS:,} characters is not supported: shorten it"
+    )
 
 
 def _chosen(
@@ -141,7 +158,13 @@ def _pastings(
     variants = [probes(slots, template.source, where) for slots in (PAIR, INSTRUCTED)]
     groups = [[_conversation(each, structured) for each in variant] for variant in variants]
     variables = _variables(template, settings.kwargs, directory)
-    pair, instructed = render(template.source, variables, groups)
+    try:
+        pair, instructed = render(template.source, variables, groups)
+    except (OSError, TypeError, ValueError) as error:
+        raise ModelLoadError(
+            f"{where}: no process can be started to render it ({type(error).__name__}): "
+            "start the server by a Python whose sys.executable runs, with memory and processes to spare"
+        ) from error
     if settings.instruction:
         return None, pasting(variants[1], instructed, where)
     plain = pasting(variants[0], pair, where)
@@ -183,8 +206,9 @@ def _conversation(filling: Filling, structured: bool) -> Conversation:
 def _variables(template: ChatTemplate, kwargs: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """Collects what a template sees beside the messages; raises ModelLoadError for an unknown token."""
     tokens = _special_tokens(directory)
+    used = used_variables(template.source)
     for name in SPECIAL_TOKENS:
-        if name not in tokens and name not in kwargs and name in used_variables(template.source):
+        if name not in tokens and name not in kwargs and name in used:
             raise ModelLoadError(
                 f"{directory}/tokenizer_config.json: names no {name}, which {template.file.name} writes: "
                 "use the tokenizer that the model came with"

@@ -78,10 +78,14 @@ def _build(module: Module, width: int) -> nn.Module:
     if expected != width:
         raise ModelLoadError(f"{where}: takes rows of {expected} numbers, and the one before gives {width}")
     try:
-        made = TYPES[module.type](module.config)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}"[:100]
+        with torch.device("meta"):  # sizes that a file claims take no memory
+            made = TYPES[module.type](module.config)
+            given = made(torch.empty(1, width)).shape[-1]
+    except Exception as error:  # torch raises half a dozen classes for what is no layer
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
         raise ModelLoadError(f"{where}: describes no {module.type} ({reason}): copy it again") from error
+    if given != _outputs(module, width):
+        raise ModelLoadError(f"{where}: its activation changes the size of rows: use another checkpoint")
     if any(True for _ in made.parameters()):
         _load_weights(made, module)
     return made
@@ -97,7 +101,7 @@ def _load_weights(made: nn.Module, module: Module) -> None:
     try:
         with safe_open(path, "pt") as file:  # which may hold the body's weights too
             weights = {name: file.get_tensor(name).float() for name in made.state_dict()}
-        made.load_state_dict(weights)
+        made.load_state_dict(weights, assign=True)
     except Exception as error:  # safetensors and torch raise half a dozen classes, some over pages
         reason = " ".join(str(error).split())[:120]
         raise ModelLoadError(f"{path}: does not fit its config.json ({reason}): copy both again") from error
@@ -113,11 +117,12 @@ def _activation(name: Any) -> nn.Module:
     """Builds the activation of a Dense by its path in torch; Tanh is what files of old leave out."""
     if name is None:
         return nn.Tanh()
-    if not str(name).startswith("torch.nn."):
+    own = getattr(nn, str(name).rpartition(".")[2], None) if str(name).startswith("torch.nn.") else None
+    if not isinstance(own, type) or not issubclass(own, nn.Module):
         raise ValueError(f"activation {str(name)[:60]!r} is not torch's own")
-    made = getattr(nn, str(name).rpartition(".")[2])()
-    if not isinstance(made, nn.Module) or any(True for _ in made.parameters()):
-        raise ValueError(f"activation {str(name)[:60]!r} is none")
+    made: nn.Module = own()
+    if any(True for _ in made.parameters()):
+        raise ValueError(f"activation {str(name)[:60]!r} has weights")
     return made
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
 import torch
 from torch import Tensor
 
+from rerank_grpc.evidence.cutting import original_tokenizer
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.encoders import Body
 
@@ -32,7 +32,7 @@ class LateEncoder:
 
 
 def ids_of(tokens: Iterable[str], tokenizer_file: Path) -> frozenset[int]:
-    """Looks up tokens, and leaves out those that the vocabulary has not."""
-    vocabulary = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    """Looks up tokens, and leaves out those that the vocabulary has not; raises ModelLoadError."""
+    vocabulary = original_tokenizer(tokenizer_file)
     found = map(vocabulary.token_to_id, tokens)
     return frozenset(number for number in found if number is not None)

@@ -29,8 +29,8 @@ def _check_vocabulary(checkpoint: Checkpoint, rows: int) -> None:
         vocabulary = data["model"]["vocab"]
         ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
         added = [token["id"] for token in data.get("added_tokens") or () if not token["special"]]
-        highest = max([*added, max(ids, default=0)])
-    except (KeyError, TypeError, ValueError) as error:
+        highest = int(max([*added, max(ids, default=0)]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"{path}: not a tokenizer this version reads: copy it again") from error
     if highest >= rows:
         raise ModelLoadError(

@@ -141,7 +141,7 @@ def _of_prompt(card: ModelCard, tokenizer: Tokenizer, own: Any) -> Iterator[tupl
             ids = [
                 number
                 for part in _rendered(prompt, text)
-                for number in own.encode(part, add_special_tokens=False)
+                for number in own.encode(part, add_special_tokens=False, verbose=False)
             ]
             yield text, _read(sequence), Read(ids, [0] * len(ids))
 
@@ -162,7 +162,7 @@ def _rendered(prompt: Prompt, text: str) -> list[str]:
 
 
 def _encoded(own: Any, *texts: str, max_tokens: int) -> Read:
-    found = own(*texts, truncation=True, max_length=max_tokens)
+    found = own(*texts, truncation=True, max_length=max_tokens, verbose=False)
     ids = found["input_ids"]
     return Read(ids, found.get("token_type_ids") or [0] * len(ids))
 

@@ -15,6 +15,8 @@ from rerank_grpc.types import Truncation
 
 # Clients that send few documents per call repeat their query, so recent short ones are kept.
 REMEMBERED_QUERIES, REMEMBERED_CHARACTERS = 128, 2_000
+# A model whose control tokens and prompts leave less to its texts is refused.
+LEAST_FREE_TOKENS = 1
 
 
 class Frame(NamedTuple):
@@ -72,6 +74,12 @@ class PlainFraming:
         self._query_ends = Ends.of(vocabulary, reading.query_prefix)
         self._document_ends = Ends.of(vocabulary, reading.document_prefix)
         self._remembered = functools.lru_cache(REMEMBERED_QUERIES)(self._tokenize)
+
+    @property
+    def free_tokens(self) -> int:
+        """The tokens that a query and a document share, or that each of both has."""
+        ends = self._query_ends.tokens, self._document_ends.tokens
+        return self._room - (sum(ends) if self._pairs else max(ends))
 
     def frame(self, query: str, instruction: str, truncation: Truncation, pace: Pace) -> Frame:
         """Frames a document by control tokens and, in a pair, the query; there is no instruction."""

@@ -45,6 +45,11 @@ def late_framing(
 
     Raises ModelLoadError, also where a prefix would join the text behind it.
     """
+    if late.expanded_tokens > max_tokens:
+        raise ModelLoadError(
+            f"{tokenizer_file.parent}: fills queries up to {late.expanded_tokens} tokens, and the model "
+            f"reads {max_tokens}: correct the length of the expansion"
+        )
     prefixes = reading.query_prefix, reading.document_prefix
     inserted = prefixes if late.inserts_prefixes else ()
     original = _original(tokenizer_file, inserted, lower_case=reading.lower_case)
@@ -56,9 +61,9 @@ def late_framing(
         for marker, limit in zip(markers, (late.query_tokens, late.document_tokens), strict=True)
     )
     for side, prefix in ((query, prefixes[0]), (document, prefixes[1])):
-        if side.free_tokens < 1:
+        if side.free_tokens - Ends.of(vocabulary, side.text).tokens < 1:
             raise ModelLoadError(
-                f"{tokenizer_file.parent}: its limits leave no token to a text: correct them"
+                f"{tokenizer_file.parent}: its limits and prefixes leave no token to a text: correct them"
             )
         _prove(vocabulary, original, side, prefix, tokenizer_file)
     fill = _expansion_id(original, late, tokenizer_file) if late.expanded_tokens else 0

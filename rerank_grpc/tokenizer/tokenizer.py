@@ -11,7 +11,7 @@ from rerank_grpc.errors import ModelLoadError, UnsupportedOption
 from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.sequence import TOKEN_BYTES, Chunk, Sequence, TokenizedDocument, TokenizedRequest
-from rerank_grpc.tokenizer.frames import Frame, Framing, PlainFraming, Yielding
+from rerank_grpc.tokenizer.frames import LEAST_FREE_TOKENS, Frame, Framing, PlainFraming, Yielding
 from rerank_grpc.tokenizer.late import late_framing
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.prompts import PromptFraming
@@ -137,7 +137,13 @@ def tokenizer_for(card: ModelCard, file: TokenizerFile | None = None) -> Tokeniz
                 f"{card.tokenizer_file}: puts no token around a text, so that an empty one has none: "
                 "not supported; use the tokenizer that the model came with"
             )
-        return Tokenizer(PlainFraming(vocabulary, card.max_tokens, pairs=pairs, reading=reading))
+        framing = PlainFraming(vocabulary, card.max_tokens, pairs=pairs, reading=reading)
+        if framing.free_tokens < LEAST_FREE_TOKENS:
+            raise ModelLoadError(
+                f"{card.tokenizer_file.parent}: {card.max_tokens} tokens are too few for its control tokens "
+                "and prompts: correct max_seq_length or model_max_length"
+            )
+        return Tokenizer(framing)
     prompt = PromptFraming(
         file, reading.prompt, max_tokens=card.max_tokens, shares_prefixes=card.shares_prefixes
     )

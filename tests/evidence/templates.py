@@ -86,7 +86,7 @@ HOSTILE = {
     "bad syntax": ("{% if %}", "TemplateSyntaxError"),
     "dropped document": (QUERY, "drops the document"),
     "document twice": (QUERY + DOCUMENT + DOCUMENT, "writes the document 2 times"),
-    "chance": (QUERY + DOCUMENT + "{{ range(9999) | random }}", "changes"),
+    "chance": (QUERY + DOCUMENT + "{{ range(9999) | random }}", "depends on chance"),
     "upper": (f"{QUERY}\n{DOCUMENT[:-3]} | upper }}}}", "changes the document ('word' comes out otherwise)"),
     "left strip": (f"{QUERY}\n{DOCUMENT[:-3]}.lstrip() }}}}", "changes the document"),
     "escape": (f"{QUERY[:-3]} | e }}}}\n{DOCUMENT}", "changes the query"),

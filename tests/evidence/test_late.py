@@ -135,7 +135,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     (TRANSFORMER, {"processing_kwargs": {"text": {"max_length": 9}}}, "processing_kwargs"),
     (SETTINGS, {"model_type": "ColBERT"}, "does not end in a Dense"),
-    (SETTINGS, {"prompts": {"query": 3}}, "is no text"),
+    (SETTINGS, {"prompts": {"query": 3}}, "'query' is 3"),
 ]
 
 

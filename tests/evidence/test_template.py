@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,9 @@ def test_a_damaged_configuration_is_refused(value, tmp_path):
 def test_a_template_file_that_is_no_text_or_too_large_is_refused(data, tmp_path):
     write(tmp_path, "")
     (tmp_path / "chat_template.jinja").write_bytes(data)
-    with pytest.raises(ModelLoadError, match=r"chat_template.jinja: (cannot be read|larger than)"):
+    with pytest.raises(
+        ModelLoadError, match=r"chat_template.jinja: (cannot be read|a template of more than)"
+    ):
         read(tmp_path)
 
 
@@ -295,3 +298,13 @@ def test_a_tokenizer_whose_control_token_swallows_a_texts_space_is_refused(tmp_p
 def set_template(directory: Path, value: Any) -> None:
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": value}))
+
+
+@pytest.mark.parametrize("executable", [None, "", "/nonexistent/python", "/bin/true"])
+def test_a_server_that_cannot_start_a_process_says_so(
+    executable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, templates.MXBAI)
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(ModelLoadError, match=r"chat_template\.jinja: no process can be started"):
+        read(tmp_path)

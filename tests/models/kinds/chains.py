@@ -106,6 +106,13 @@ def ettin(path: Path) -> Path:
     return chained(modernbert_body, pooling("cls"), *head)(path)
 
 
+def without_settings(path: Path) -> Path:
+    """Writes a chain beside which no file says which class has saved it."""
+    chained(bert_body, pooling("cls"), scores())(path)
+    (path / "config_sentence_transformers.json").unlink()
+    return path
+
+
 def old_chain(path: Path) -> Path:
     """Writes a chain with the paths and the pooling of older releases."""
     chained(bert_body)(path)

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 
 from tests.models.kinds import templates
-from tests.models.kinds.chains import bert_body, bi_encoder, chained, dense, layer_norm, pooling, scores
+from tests.models.kinds.chains import (
+    bert_body,
+    bi_encoder,
+    chained,
+    dense,
+    layer_norm,
+    pooling,
+    scores,
+    without_settings,
+)
 from tests.models.kinds.decoders import (
     OTHERS,
     QWEN3,
@@ -32,6 +41,7 @@ from tests.models.kinds.files import (
     save_transformer,
 )
 from tests.models.kinds.kind import Kind
+from tests.models.kinds.late import pylate
 from tests.models.kinds.networks import drawn
 from tests.models.kinds.templates import save_template
 
@@ -140,6 +150,11 @@ def negative_answer(path: Path) -> Path:
     return _changed(qwen3_reranker, "1_LogitScore/config.json", false_token_id=-1)(path)
 
 
+def equal_answers(path: Path) -> Path:
+    """Compares a token with itself."""
+    return _changed(qwen3_reranker, "1_LogitScore/config.json", true_token_id=5, false_token_id=5)(path)
+
+
 def missing_answers(path: Path) -> Path:
     qwen3_reranker(path)
     (path / "1_LogitScore" / "config.json").unlink()
@@ -149,6 +164,33 @@ def missing_answers(path: Path) -> Path:
 def other_tokenizer(path: Path) -> Path:
     """Has a tokenizer.json that lower-cases; AutoTokenizer follows tokenizer_config.json and does not."""
     return edit(bert(path), "tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=False)
+
+
+def moved_module(place: str | None) -> Callable[[Path], Path]:
+    """A builder of a checkpoint that looks for its pooling elsewhere."""
+
+    def build(path: Path) -> Path:
+        chained(bert_body, pooling("cls"), scores())(path)
+        entries = json.loads((path / "modules.json").read_text())
+        entries[1]["path"] = place
+        (path / "modules.json").write_text(json.dumps(entries))
+        return path
+
+    return build
+
+
+def _dense_with(**changes: Any) -> Callable[[Path], Path]:
+    return _changed(
+        chained(bert_body, pooling("cls"), dense(HIDDEN, HIDDEN), scores()), "2_Dense/config.json", **changes
+    )
+
+
+def _in_settings(build: Callable[[Path], Path], **changes: Any) -> Callable[[Path], Path]:
+    return _changed(build, "config_sentence_transformers.json", **changes)
+
+
+def _in_transformer(build: Callable[[Path], Path], **changes: Any) -> Callable[[Path], Path]:
+    return _changed(build, "sentence_bert_config.json", **changes)
 
 
 def template_missing(path: Path) -> Path:
@@ -307,6 +349,122 @@ REFUSED = (
         _saved_with("sentence_bert_config.json", processing_kwargs={"text": ["max_length"]}),
         r"sentence_bert_config\.json: processing_kwargs",
     ),
+    _unserved(
+        "chain-activation-nowhere",
+        _dense_with(activation_function="torch.nn.system"),
+        r"2_Dense.*torch\.nn\.system",
+    ),
+    _unserved("chain-activation-abstract", _dense_with(activation_function="torch.nn.Module"), r"2_Dense"),
+    _unserved(
+        "chain-activation-is-a-loss", _dense_with(activation_function="torch.nn.CrossEntropyLoss"), r"2_Dense"
+    ),
+    _unserved(
+        "chain-activation-halves-rows",
+        _dense_with(activation_function="torch.nn.GLU"),
+        r"2_Dense.*size of rows",
+    ),
+    _unserved("chain-without-settings", without_settings, r"modules\.json: makes scores"),
+    _unserved(
+        "prefix-of-a-book",
+        pylate(bert_body, query_prefix="a b " * 50_000),
+        r"config_sentence_transformers\.json: its query_prefix has 200,000",
+    ),
+    _unserved(
+        "prefix-that-fills-the-window", pylate(bert_body, document_prefix="a b " * 200), r"leave no token"
+    ),
+    _unserved(
+        "layers-below-none",
+        _changed(bert, "config.json", num_hidden_layers=-1),
+        r"config\.json: num_hidden_layers is -1",
+    ),
+    _unserved(
+        "heads-as-a-text",
+        _changed(qwen3_reranker, "config.json", num_key_value_heads="x"),
+        r"config\.json: 'num_key_value_heads' is 'x'",
+    ),
+    _unserved(
+        "classifier-pooling-unknown",
+        _changed(bert, "config.json", classifier_pooling=["cls"]),
+        r"config\.json: classifier_pooling",
+    ),
+    _unserved(
+        "tokenizers-length-as-a-text",
+        _changed(bert, "tokenizer_config.json", model_max_length="x"),
+        r"tokenizer_config\.json: model_max_length is 'x'",
+    ),
+    _unserved("chain-of-claimed-petabytes", _dense_with(out_features=10**12), r"2_Dense"),
+    _unserved("module-above-the-directory", moved_module(".."), r"modules\.json: path '\.\.' leaves"),
+    _unserved("module-of-an-endless-name", moved_module("x" * 5_000), r"modules\.json: path"),
+    _unserved("module-without-a-path", moved_module(None), r"modules\.json: an entry has no type or path"),
+    _unserved("answers-that-are-equal", equal_answers, r"1_LogitScore.*itself"),
+    _unserved(
+        "prompts-as-a-list",
+        _in_settings(qwen3_reranker, prompts=[1]),
+        r"config_sentence_transformers\.json: 'prompts' is a list",
+    ),
+    _unserved(
+        "prompt-as-a-number",
+        _in_settings(qwen3_reranker, prompts={"query": 5}),
+        r"config_sentence_transformers\.json: 'query' is 5",
+    ),
+    _unserved(
+        "default-prompt-name-as-a-list",
+        _in_settings(qwen3_reranker, default_prompt_name=["query"]),
+        r"config_sentence_transformers\.json: 'default_prompt_name'",
+    ),
+    _unserved(
+        "prompt-of-a-book",
+        _in_settings(qwen3_reranker, prompts={"query": "a b " * 50_000}),
+        r"config_sentence_transformers\.json: its prompt 'query' has 200,000",
+    ),
+    _unserved(
+        "length-as-a-text",
+        _in_transformer(saved_classifier, max_seq_length="64"),
+        r"sentence_bert_config\.json: 'max_seq_length' is '64'",
+    ),
+    _unserved(
+        "length-of-nothing",
+        _in_transformer(saved_classifier, max_seq_length=0),
+        r"sentence_bert_config\.json: max_seq_length is 0",
+    ),
+    _unserved(
+        "length-for-control-tokens-alone",
+        _changed(bert, "tokenizer_config.json", model_max_length=3),
+        r"3 tokens are too few",
+    ),
+    _unserved(
+        "lower-case-as-a-text",
+        _in_transformer(saved_classifier, do_lower_case="no"),
+        r"sentence_bert_config\.json: 'do_lower_case' is 'no'",
+    ),
+    _unserved(
+        "modalities-as-a-number",
+        _in_transformer(saved_classifier, modality_config={"message": 5}),
+        r"sentence_bert_config\.json: 'message' is 5",
+    ),
+    _unserved(
+        "processing-as-a-list",
+        _in_transformer(saved_classifier, processing_kwargs={"chat_template": [1]}),
+        r"sentence_bert_config\.json: 'chat_template' is a list",
+    ),
+    _unserved(
+        "architectures-as-a-number",
+        _changed(bert, "config.json", architectures=5),
+        r"config\.json: 'architectures' is 5",
+    ),
+    _unserved(
+        "labels-as-a-number", _changed(bert, "config.json", id2label=5), r"config\.json: 'id2label' is 5"
+    ),
+    _unserved(
+        "layers-beyond-the-weights",
+        _changed(bert, "config.json", num_hidden_layers=10**9),
+        r"config\.json: num_hidden_layers is 1000000000",
+    ),
+    _unserved(
+        "expansion-beyond-the-positions",
+        pylate(bert_body, query_length=10**9),
+        r"fills queries up to 1000000000 tokens",
+    ),
     _unserved("missing-dense-weights", missing_dense_weights, r"2_Dense"),
     _unserved("pickled-dense-weights", pickled_dense_weights, r"2_Dense"),
     _unserved("wrong-dense-weights", wrong_dense_weights, r"2_Dense"),
@@ -317,6 +475,48 @@ REFUSED = (
     _unserved("template-missing", template_missing, r"chat_template|template"),
     _unserved(
         "template-broken", lambda path: save_template(saved_classifier(path), "{%- for m in %}"), _TEMPLATE
+    ),
+    _unserved(
+        "template-of-chance",
+        _with_template(templates.ZERANK + "{{- ['', ''] | random -}}"),
+        _TEMPLATE + ": depends on chance",
+    ),
+    _unserved(
+        "template-of-a-book",
+        _with_template(templates.ZERANK + "{# " + "x" * (1 << 16) + " #}"),
+        _TEMPLATE + ": a template of more",
+    ),
+    _unserved(
+        "template-by-the-megabyte",
+        _with_template(templates.ZERANK + "{# " + "x" * (1 << 20) + " #}"),
+        _TEMPLATE + ": a template of more",
+    ),
+    _unserved(
+        "template-writes-a-book",
+        _with_template(templates.ZERANK + "words " * 6_000),
+        _TEMPLATE + ": writes more",
+    ),
+    _unserved(
+        "template-of-many-lengths",
+        _with_template(
+            templates.ZERANK + "".join(f"{{%- set x = {99_000 - 5 * more} -%}}" for more in range(9))
+        ),
+        _TEMPLATE + ": knows more and larger",
+    ),
+    _unserved(
+        "vocabulary-of-nothing",
+        lambda path: edit(bert(path), "tokenizer.json", model={"vocab": None}),
+        r"tokenizer\.json: not a tokenizer",
+    ),
+    _unserved(
+        "late-vocabulary-of-nothing",
+        lambda path: edit(pylate(bert_body)(path), "tokenizer.json", model={"vocab": None}),
+        r"tokenizer\.json: not a tokenizer",
+    ),
+    _unserved(
+        "prefix-of-half-a-character",
+        pylate(bert_body, query_prefix="\ud800"),
+        r"config_sentence_transformers\.json: its query_prefix holds a lone",
     ),
     _unserved("template-reverses-words", _with_template(templates.REVERSED_WORDS), _TEMPLATE),
     _unserved("template-dated", _with_template(templates.DATED), _TEMPLATE),
