@@ -67,9 +67,14 @@ def _is_bi_encoder(checkpoint: Checkpoint, saved: SavedModel) -> bool:
         raise ModelLoadError(
             f"{saved.directory}/{SETTINGS}: model_type {saved.model_type[:40]!r} is unknown to this version"
         )
+    if saved.model_type == "SentenceTransformer" and saved.of_type("LogitScore"):
+        raise ModelLoadError(
+            f"{saved.directory}/modules.json: LogitScore is a CrossEncoder's, and {SETTINGS} names none: "
+            "copy the whole checkpoint"
+        )
     # A classifier's only module is the transformer; older releases saved it without a model_type.
-    return saved.model_type == "SentenceTransformer" and not (
-        (is_classifier(checkpoint) and not saved.modules) or saved.of_type("LogitScore")
+    return saved.model_type == "SentenceTransformer" and (
+        bool(saved.modules) or not is_classifier(checkpoint)
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint, read_header
-from rerank_grpc.checkpoints.disk import read_json
+from rerank_grpc.checkpoints.disk import check_types, read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Chain, Evidence, Kind, LateInteraction, Module, Reading
 from rerank_grpc.evidence.modules import LONGEST, MODULES, PREFIXES, SETTINGS, TRANSFORMER, SavedModel
@@ -25,6 +25,10 @@ PYLATE_KEYS = frozenset(PREFIXES) | {
     "attend_to_expansion_tokens",
     "attend_to_mask_tokens",
     "skiplist_words",
+}
+METADATA_TYPES: Mapping[str, type] = {
+    **dict.fromkeys(("attend_to_mask_tokens", "mask_punctuation"), bool),
+    **dict.fromkeys(("query_token_id", "doc_token_id"), str),
 }
 CLASSIC_LENGTH = 32  # of an expanded query, where the files state none
 ROWS = "token_embeddings"
@@ -293,6 +297,7 @@ def _declared_limit(checkpoint: Checkpoint, saved: SavedModel) -> int | None:
 def _stanford(checkpoint: Checkpoint) -> tuple[LateInteraction, Reading]:
     path = checkpoint.directory / METADATA
     data = read_json(path) if path.is_file() else {}
+    check_types(data, METADATA_TYPES, path)
     if data.get("similarity", "cosine") != "cosine":
         raise ModelLoadError(f"{path}: similarity {str(data['similarity'])[:40]!r} is not supported")
     length = _length(data.get("query_maxlen"), path, "query_maxlen") or CLASSIC_LENGTH

@@ -127,7 +127,7 @@ def test_the_known_scores_of_the_dialects_are_there() -> None:
 
 def test_a_refused_model_is_refused_before_anything_is_opened() -> None:
     with pytest.raises(ModelLoadError, match="needs code out of its own repository"):
-        Source.of("jina-reranker-v2-base-multilingual", builtin())
+        Source.of("jina-reranker-v1-turbo-en", builtin())
 
 
 def test_an_operators_file_adds_and_replaces(tmp_path: Path) -> None:
