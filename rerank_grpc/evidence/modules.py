@@ -60,7 +60,6 @@ OUTPUTS = {
     "sequence-classification": "logits",
     "text-generation": "logits",
 }
-OBJECTS = ("prompts", "processing_kwargs", "modality_config", *OPTIONS)
 # Older releases of sentence-transformers and PyLate had their modules under other paths.
 STOCK = re.compile(r"(?:sentence_transformers(?:\.\w+)*|pylate\.models(?:\.\w+)*)\.(\w+)")
 KNOWN = frozenset(
@@ -181,14 +180,7 @@ def _check_output(transformer: Mapping[str, Any], path: Path) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """Reads a file, {} if it is missing; raises ModelLoadError for a part of it that has another form."""
-    found = read_json(path) if path.is_file() else {}
-    for name in OBJECTS:
-        own = found.get(name) or {}
-        nested = name in ("processing_kwargs", "modality_config")
-        if not isinstance(own, dict) or (nested and not all(isinstance(each, dict) for each in own.values())):
-            raise ModelLoadError(f"{path}: {name} is not made of JSON objects: copy it again")
-    return found
+    return read_json(path) if path.is_file() else {}
 
 
 def _read_modules(path: Path) -> list[Module]:

@@ -208,7 +208,7 @@ def test_r22_a_limit_on_files_is_a_full_disk_too(served: Hub, tmp_path: Path) ->
         ("org/ti--ny", "neither a hub id"),
         ("org/tiny-", "neither a hub id"),
         ("https://example.com/org/tiny", "neither a hub id"),
-        ("jinaai/jina-reranker-v2-base-multilingual", "not supported: it needs code"),
+        ("jinaai/jina-reranker-v1-turbo-en", "not supported: it needs code"),
     ],
 )
 def test_what_cannot_be_had_is_said_in_one_line(served: Hub, tmp_path: Path, name: str, reason: str) -> None:
@@ -247,6 +247,8 @@ def with_modules(directory: Path) -> Path:
     ):
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
         (directory / name).write_bytes(b"[]" if name == "modules.json" else b"{}")
+        if name.endswith(".bin"):
+            torch.save({"linear.weight": torch.zeros(1, 2)}, directory / name)
     return directory
 
 
@@ -265,10 +267,10 @@ MODULES = {
 
 def test_all_that_a_loader_reads_is_fetched_and_no_code(directories: dict[str, Path], tmp_path: Path) -> None:
     whole = with_modules(Path(shutil.copytree(directories["bert"], tmp_path / "whole")))
-    pickle = "3_Dense/pytorch_model.bin"
+    pickle, made = "3_Dense/pytorch_model.bin", "3_Dense/model.safetensors"
     with hub.running(whole=whole) as served:
         assert download(served, tmp_path, "org/whole").returncode == 0
-        assert fetched(snapshot(tmp_path, "whole"), directories["bert"]) == MODULES | {pickle}
+        assert fetched(snapshot(tmp_path, "whole"), directories["bert"]) == MODULES | {pickle, made}
         server = tmp_path / "server"
         code = "from rerank_grpc.checkpoints.hub import fetch; fetch('org/whole', 'main')"
         variables_ = environment(**variables(served, server))

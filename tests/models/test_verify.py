@@ -91,8 +91,8 @@ def test_a_pass_that_is_wrong_is_noticed(
 ) -> None:
     right = scores.best_chunks
 
-    def wrong(*given: Any) -> list[scores.BestChunk]:
-        return [best._replace(logit=best.logit + 0.01) for best in right(*given)]
+    def wrong(*given: Any, **options: Any) -> list[scores.BestChunk]:
+        return [best._replace(logit=best.logit + 0.01) for best in right(*given, **options)]
 
     monkeypatch.setattr("rerank_grpc.reranker.best_chunks", wrong)
     with verify.serving(str(directories["bert"]), LOADER) as (reranker, card):

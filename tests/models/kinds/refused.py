@@ -342,12 +342,12 @@ REFUSED = (
     _unserved(
         "prompts-in-a-list",
         _saved_with("config_sentence_transformers.json", prompts=["a"], default_prompt_name="a"),
-        r"config_sentence_transformers\.json: prompts",
+        r"config_sentence_transformers\.json: 'prompts' is a list",
     ),
     _unserved(
         "options-in-a-list",
         _saved_with("sentence_bert_config.json", processing_kwargs={"text": ["max_length"]}),
-        r"sentence_bert_config\.json: processing_kwargs",
+        r"sentence_bert_config\.json: 'text' is a list",
     ),
     _unserved(
         "chain-activation-nowhere",
