@@ -18,6 +18,7 @@ FLOORS = {
     "client": 99,
     "config": 99,
     "engine": 98,
+    "evidence": 92,
     "kernels": 94,
     "models": 96,
     "registry": 96,
