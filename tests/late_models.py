@@ -125,16 +125,9 @@ def _modern_body(path: Path, added: list[AddedToken] | None = None) -> None:
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=HIDDEN,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=96,
         max_position_embeddings=checkpoints.MAX_TOKENS,
         local_attention=WINDOW,
-        initializer_range=0.2,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-        cls_token_id=0,
-        sep_token_id=2,
+        **checkpoints.MODERNBERT,
     )
     torch.manual_seed(0)
     transformers.ModernBertModel(config).save_pretrained(path)

@@ -43,6 +43,17 @@ SHAPE: dict[str, Any] = {
 }
 
 
+# A small ModernBERT's, with the control tokens of byte_level().
+MODERNBERT: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "initializer_range": 0.2,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "cls_token_id": 0,
+    "sep_token_id": 2,
+}
 PROMPT_TOKENS = 320
 DECODER_SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY + 64,

@@ -43,15 +43,20 @@ TRANSFORMER_TYPES: Mapping[str, type] = {
     **dict.fromkeys(("modality_config", "processing_kwargs", *OPTIONS), dict),
 }
 HARMLESS = frozenset(
-    {
+    [
         "max_length",
         "model_max_length",
         "padding",
         "padding_side",
         "return_tensors",
         "logits_to_keep",
-    }
-    | {"dtype", "torch_dtype", "attn_implementation", "use_fast", "use_safetensors", "trust_remote_code"}
+        "dtype",
+        "torch_dtype",
+        "attn_implementation",
+        "use_fast",
+        "use_safetensors",
+        "trust_remote_code",
+    ]
 )
 LONGEST_FIRST = (True, False, "longest_first")  # ways of cutting by which a pair that fits stays whole
 # The rows or logits that a transformer gives, by its task.

@@ -109,7 +109,7 @@ def _card(checkpoint: Checkpoint, evidence: Evidence, device: torch.device, prec
 
 
 def _own_bert(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Model:
-    """Builds the body of models/bert.py, or transformers' own where that one does not agree with it."""
+    """Builds the body of models/bert.py; raises ModelLoadError where it differs from transformers' own."""
     classifier = isinstance(evidence.head, Classifier)
     options = {} if classifier else {"add_pooling_layer": False}
     network, take = read_outline(CLASSES[type(evidence.head)], checkpoint, **options)
@@ -156,14 +156,14 @@ def _transformers_own(checkpoint: Checkpoint, evidence: Evidence, card: ModelCar
         elif causal:
             card = replace(card, pooling="last")
     head = _head(evidence, card, network)
-    reason = f"{card.family} has a head of its own"
+    reason = f"the head of {card.family} is known to transformers only"
     if head is not None or not isinstance(evidence.head, Classifier):
-        agreement = _packed(evidence, card, network, head, causal=causal)
-        if isinstance(agreement, Agreement):
-            reason = agreement.reason or f"a difference of {agreement.difference:.1e}"
-        else:
-            return agreement
-    log.info("%s runs padded: the packed pass does not compute %s", card.source, reason)
+        packed = _packed(evidence, card, network, head, causal=causal)
+        if not isinstance(packed, Agreement):
+            return packed
+        reason = f"packed, it does without {packed.reason}" if packed.reason else ""
+        reason = reason or f"packed, it differs by {packed.difference:.1e}"
+    log.info("%s runs padded: %s", card.source, reason)
     return _padded(evidence, card, network, head, causal=causal)
 
 

@@ -11,6 +11,7 @@ from tokenizers import normalizers
 
 from rerank_grpc.checkpoints.disk import read_json
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.cutting import original_tokenizer
 from rerank_grpc.evidence.facts import LateInteraction, Reading
 from rerank_grpc.sequence import TOKEN_BYTES, Sequence
 from rerank_grpc.tokenizer.frames import REMEMBERED_CHARACTERS, REMEMBERED_QUERIES, Frame
@@ -129,14 +130,7 @@ def _original(tokenizer_file: Path, inserted: tuple[str, ...], *, lower_case: bo
 
     As in sentence-transformers, a prefix is known as a whole or by its first word.
     """
-    try:
-        original = tokenizers.Tokenizer.from_file(str(tokenizer_file))
-    except Exception as error:  # the Rust library raises bare Exception
-        reason = " ".join(str(error).split())[:120]
-        text = f"not a tokenizer this version reads ({reason}): copy it again"
-        raise ModelLoadError(f"{tokenizer_file}: {text}") from error
-    original.no_truncation()
-    original.no_padding()
+    original = original_tokenizer(tokenizer_file)
     if lower_case:
         steps = [normalizers.Lowercase(), original.normalizer]
         original.normalizer = normalizers.Sequence([step for step in steps if step is not None])

@@ -98,41 +98,14 @@ def lay_out(prompt: Prompt, segments: tuple[Segment, ...], first: Means, inside:
     """
     if prompt.source == ENCODED_APART:
         return _divided(segments, first, first, inside)
-    recut = _recut(segments, first.file)
     for others in (first,) if inside is first else (first, inside):
-        layout = _divided(recut, first, others, inside)
+        layout = _divided(segments, first, others, inside)
         if layout.gives_whole_text(segments, first.file):
             return layout
     raise ModelLoadError(
         f"{first.file.path}: gives other tokens for the parts of {prompt.source} than for its whole text: "
         "use the tokenizer that the model came with"
     )
-
-
-def _recut(segments: tuple[Segment, ...], file: TokenizerFile) -> tuple[Segment, ...]:
-    """Cuts a template's text anew, so that a segment with slots stands between two control tokens."""
-    found: list[Segment] = []
-    text: Segment = ()
-    for segment in segments:
-        if has_placeholders(segment):
-            text += segment
-            continue
-        behind, control, ahead = _around_control(filled(segment, {}), file)
-        text += (behind,) if behind else ()
-        if control:
-            found += [text, (control,)] if text else [(control,)]
-            text = (ahead,) if ahead else ()
-    return tuple([*found, text] if text else found)
-
-
-def _around_control(text: str, file: TokenizerFile) -> tuple[str, str, str]:
-    """Returns what stands before the first control token of a text, up to the last one, and after that."""
-    added = {token["id"] for token in file.data["added_tokens"]}
-    encoding = file.tokenizer.encode(text, add_special_tokens=False)
-    places = [place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token in added]
-    if not places:
-        return text, "", ""
-    return text[: places[0][0]], text[places[0][0] : places[-1][1]], text[places[-1][1] :]
 
 
 def _divided(segments: tuple[Segment, ...], first: Means, others: Means, inside: Means) -> PromptLayout:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,30 +159,26 @@ GTE: dict[str, dict[str, Any]] = {
 }
 
 
+def _assert_converted(path: Path, logits_of: Callable[..., torch.Tensor]) -> None:
+    """Converts a checkpoint, which then scores as `logits_of`, its own code's way, did before."""
+    config, weights = _config(path), remote_models.weights_of(path)
+    pairs = [remote_models.pair_ids(path, QUERY, text) for text in _few()]
+    expected = torch.cat([logits_of(weights, ids, config) for ids in pairs])
+    convert(path)
+    _assert_close(expected, _logits_by_the_reference(path))
+    _assert_close(expected, score(load(path), _few()).flatten())
+
+
 @pytest.mark.parametrize("case", GTE)
 def test_gte_is_scored_as_its_own_code_does(case: str, tmp_path: Path) -> None:
     path = remote_models.gte(tmp_path / "gte", **GTE[case])
-    config, weights = _config(path), remote_models.weights_of(path)
-    expected = [
-        remote_models.gte_logits(weights, remote_models.pair_ids(path, QUERY, text), config)
-        for text in _few()
-    ]
-    convert(path)
-    _assert_close(torch.cat(expected), _logits_by_the_reference(path))
-    _assert_close(torch.cat(expected), score(load(path), _few()).flatten())
+    _assert_converted(path, remote_models.gte_logits)
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_fast"])
 def test_jina_is_scored_as_its_own_code_does(act: str, tmp_path: Path) -> None:
     path = remote_models.jina(tmp_path / "jina", hidden_act=act)
-    config, weights = _config(path), remote_models.weights_of(path)
-    expected = [
-        remote_models.jina_logits(weights, remote_models.pair_ids(path, QUERY, text), config)
-        for text in _few()
-    ]
-    convert(path)
-    _assert_close(torch.cat(expected), _logits_by_the_reference(path))
-    _assert_close(torch.cat(expected), score(load(path), _few()).flatten())
+    _assert_converted(path, remote_models.jina_logits)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

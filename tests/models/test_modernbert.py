@@ -28,17 +28,9 @@ def write(path: Path, pooling: str, **changes: Any) -> Path:
         vocab_size=checkpoints.VOCABULARY,
         hidden_size=64,
         num_hidden_layers=6,
-        num_attention_heads=4,
-        intermediate_size=96,
         max_position_embeddings=LONGEST,
         local_attention=WINDOW,
-        initializer_range=0.2,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-        cls_token_id=0,
-        sep_token_id=2,
-        **changes | {"classifier_pooling": pooling, "num_labels": 1},
+        **checkpoints.MODERNBERT | changes | {"classifier_pooling": pooling, "num_labels": 1},
     )
     torch.manual_seed(0)
     network = transformers.ModernBertForSequenceClassification(config).eval()

@@ -36,6 +36,7 @@ from rerank_grpc.models.selfcheck import (
     narrowed_windows,
     pooled_reference,
 )
+from tests import random_models
 from tests.conftest import load
 from tests.models.decoders import FAMILIES, LEFT_OUT, PACKED, WINDOWED, decoder
 
@@ -191,13 +192,9 @@ def modernbert(**changes: Any) -> Any:
         vocab_size=400,
         hidden_size=64,
         num_hidden_layers=6,
-        num_attention_heads=4,
-        intermediate_size=96,
         local_attention=32,
-        initializer_range=0.3,
         num_labels=1,
-        pad_token_id=1,
-        **changes,
+        **random_models.MODERNBERT | {"initializer_range": 0.3} | changes,
     )
     network = transformers.ModernBertForSequenceClassification(config).eval().requires_grad_(False)
     network.set_attn_implementation(HOOK)

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Original
 
 from rerank_grpc.errors import InvalidRequest, ModelLoadError
+from rerank_grpc.evidence.cutting import cut
 from rerank_grpc.evidence.prompt import Placeholder, Prompt, Segment
 from rerank_grpc.sequence import TokenizedRequest
 from rerank_grpc.tokenizer.prompts import PromptFraming
@@ -107,8 +108,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def asked(
     file: Path, prompt: Prompt | tuple[Segment, ...], max_tokens: int = 10_000, *, shares: bool = True
 ) -> Tokenizer:
-    if not isinstance(prompt, Prompt):
-        prompt = Prompt(prompt, "chat_template.jinja")
+    if not isinstance(prompt, Prompt):  # the parts of a template, cut as reading it cuts them
+        whole = tuple(part for segment in prompt for part in segment)
+        prompt = Prompt(cut(whole, original(file)), "chat_template.jinja")
     framing = PromptFraming(read_tokenizer(file), prompt, max_tokens=max_tokens, shares_prefixes=shares)
     return Tokenizer(framing)
 
@@ -313,7 +315,7 @@ def test_a_template_whose_parts_are_not_the_whole_text_is_refused_but_the_catalo
 ) -> None:
     segments: tuple[Segment, ...] = ((TURN,), (Q, f"{END} ", D))  # a control token among texts
     with pytest.raises(ModelLoadError, match=r"tokenizer.json: .*chat_template.jinja.*: use the tokenizer"):
-        asked(files["qwen"], segments)
+        asked(files["qwen"], Prompt(segments, "chat_template.jinja"))
     asked(files["qwen"], Prompt(segments, "catalogue.toml"))
 
 
