@@ -11,11 +11,10 @@ from rerank_grpc.evidence.cutting import original_tokenizer
 from rerank_grpc.evidence.facts import Answers, Classifier, Evidence, Head, Kind, Module, Reading
 from rerank_grpc.evidence.heads import activation_of, find_answers, pooling_of, read_chain, stated_answer
 from rerank_grpc.evidence.modules import SETTINGS, SavedModel, max_tokens
-from rerank_grpc.evidence.prompt import Prompt, parse_answers, parse_prompt
+from rerank_grpc.evidence.prompt import CATALOGUE, Prompt, parse_answers, parse_prompt
 from rerank_grpc.evidence.template import TemplateSettings, find_templates, read_template
 from rerank_grpc.types import Scoring
 
-CATALOGUE = "catalogue.toml"
 # The names of a pooling in a config.json, old and new, and ours.
 CLASSIFIER_POOLINGS = {"cls": "first", "mean": "mean"}
 

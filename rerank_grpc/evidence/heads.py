@@ -13,6 +13,8 @@ from rerank_grpc.evidence.facts import Answers, Chain, Module
 from rerank_grpc.evidence.modules import SETTINGS, SavedModel
 from rerank_grpc.evidence.prompt import Prompt
 
+ACTIVATIONS = ("identity", "sigmoid", "tanh")
+POOLED = "sentence_embedding"  # sentence-transformers' name of pooled rows
 # Sentence-transformers' names, old and new, and ours.
 POOLINGS = {
     "cls": "first",
@@ -48,9 +50,6 @@ def _chosen(config: Mapping[str, Any]) -> list[str]:
         for name, value in config.items()
         if value is True and name.startswith("pooling_mode_")
     ]
-
-
-POOLED = "sentence_embedding"
 
 
 def read_chain(modules: tuple[Module, ...], *, result: str) -> Chain:
@@ -95,9 +94,6 @@ def find_answers(checkpoint: Checkpoint, prompt: Prompt, words: tuple[str, ...])
     return Answers(*answer_ids(words, tokenizer, path))
 
 
-ACTIVATIONS = ("identity", "sigmoid", "tanh")
-
-
 def activation_of(checkpoint: Checkpoint, saved: SavedModel) -> str:
     """Returns one of ACTIVATIONS, "sigmoid" where no file states one; raises ModelLoadError for another."""
     for file, value in _stated(checkpoint, saved):
@@ -107,7 +103,7 @@ def activation_of(checkpoint: Checkpoint, saved: SavedModel) -> str:
         if not str(value).startswith("torch.nn.") or name not in ACTIVATIONS:
             raise ModelLoadError(
                 f"{checkpoint.directory}/{file}: the activation {str(value)[:80]!r} is not supported: "
-                f"this version knows torch's Identity, Sigmoid and Tanh"
+                "this version knows torch's Identity, Sigmoid and Tanh"
             )
         return name
     return "sigmoid"

@@ -12,7 +12,7 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint, read_header
 from rerank_grpc.checkpoints.disk import check_types, read_json
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Chain, Evidence, Kind, LateInteraction, Module, Reading
-from rerank_grpc.evidence.modules import LONGEST, MODULES, PREFIXES, SETTINGS, TRANSFORMER, SavedModel
+from rerank_grpc.evidence.modules import MODULES, PREFIXES, SETTINGS, TRANSFORMER, SavedModel, stated_limit
 from rerank_grpc.types import Scoring
 
 STANFORD, METADATA = "HF_ColBERT", "artifact.metadata"
@@ -102,7 +102,7 @@ def _max_tokens(checkpoint: Checkpoint, late: LateInteraction) -> int | None:
 def _saved(checkpoint: Checkpoint, saved: SavedModel) -> tuple[LateInteraction, Reading]:
     _check_transformer(saved)
     settings = saved.settings
-    limit, expansion = _declared_limit(checkpoint, saved), _expansion(saved)
+    limit, expansion = stated_limit(checkpoint, saved), _expansion(saved)
     query = _query_limit(saved, expansion)
     document = _length(_knob(saved, "document_length"), saved.directory / TRANSFORMER, "document_length")
     late = LateInteraction(
@@ -279,18 +279,6 @@ def _check_transformer(saved: SavedModel) -> None:
         )
 
 
-def _declared_limit(checkpoint: Checkpoint, saved: SavedModel) -> int | None:
-    """The limit of a text whose side has none of its own: the first that a file states."""
-    path = checkpoint.directory / "tokenizer_config.json"
-    options = saved.transformer.get("processor_kwargs") or saved.transformer.get("tokenizer_args") or {}
-    stated: list[Any] = [
-        options.get("model_max_length"),
-        saved.transformer.get("max_seq_length"),
-        read_json(path).get("model_max_length") if path.is_file() else None,
-    ]
-    return next((int(each) for each in stated if isinstance(each, int | float) and 1 <= each < LONGEST), None)
-
-
 # ---------------- Stanford's files
 
 
@@ -304,7 +292,7 @@ def _stanford(checkpoint: Checkpoint) -> tuple[LateInteraction, Reading]:
     document = _length(data.get("doc_maxlen"), path, "doc_maxlen")
     late = LateInteraction(
         query_tokens=length,
-        document_tokens=document or _declared_limit(checkpoint, SavedModel(checkpoint.directory)),
+        document_tokens=document or stated_limit(checkpoint, SavedModel(checkpoint.directory)),
         expanded_tokens=length,
         attends_expansion=bool(data.get("attend_to_mask_tokens")),
         skipped=tuple(string.punctuation) if data.get("mask_punctuation", True) else (),

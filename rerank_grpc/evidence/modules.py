@@ -216,7 +216,13 @@ def _read_module(path: Path, entry: Any) -> Module:
 
 
 def max_tokens(checkpoint: Checkpoint, saved: SavedModel) -> int | None:
-    """The lower limit of the catalogue and of the files, of which the first that states one decides."""
+    """The lower limit of the catalogue and of the files; None where neither states one."""
+    known = checkpoint.known.max_tokens if checkpoint.known else 0
+    return min((limit for limit in (known, stated_limit(checkpoint, saved)) if limit), default=None)
+
+
+def stated_limit(checkpoint: Checkpoint, saved: SavedModel) -> int | None:
+    """The longest sequence by the first file that states one; raises ModelLoadError for one of no number."""
     processing = saved.transformer.get("processing_kwargs") or {}
     # Options for a template go before those of the call, of which a text's own give way to the common ones.
     templated = "message" in (saved.transformer.get("modality_config") or {})
@@ -232,6 +238,5 @@ def max_tokens(checkpoint: Checkpoint, saved: SavedModel) -> int | None:
         saved.transformer.get("max_seq_length"),
         declared,
     ]
-    usable = [int(limit) for limit in stated if isinstance(limit, int | float) and 1 <= limit < LONGEST]
-    known = checkpoint.known.max_tokens if checkpoint.known else 0
-    return min((limit for limit in (known, *usable[:1]) if limit), default=None)
+    limits = (int(limit) for limit in stated if isinstance(limit, int | float) and 1 <= limit < LONGEST)
+    return next(limits, None)

@@ -10,6 +10,9 @@ from typing import Any, TypeAlias
 
 from rerank_grpc.errors import ConfigurationError
 
+# The source of prompts that are encoded in parts on purpose, as their models' own code does it.
+CATALOGUE = "catalogue.toml"
+
 
 class Placeholder(Enum):
     """A place in a prompt that a request's text fills."""

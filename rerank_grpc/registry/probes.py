@@ -12,12 +12,11 @@ from transformers import AutoTokenizer
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind
-from rerank_grpc.evidence.prompt import Placeholder, Prompt
+from rerank_grpc.evidence.prompt import CATALOGUE, Placeholder, Prompt
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.weights import quiet
 from rerank_grpc.registry.vocabularies import small_vocabulary
 from rerank_grpc.sequence import Sequence
-from rerank_grpc.tokenizer.layout import ENCODED_APART
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.tokenizer.vocabulary import read_tokenizer
 from rerank_grpc.types import Document, RerankRequest
@@ -158,7 +157,7 @@ def _rendered(prompt: Prompt, text: str) -> list[str]:
         "".join(texts[part] if isinstance(part, Placeholder) else part for part in segment)
         for segment in prompt.chosen("")
     ]
-    return parts if prompt.source == ENCODED_APART else ["".join(parts)]
+    return parts if prompt.source == CATALOGUE else ["".join(parts)]
 
 
 def _encoded(own: Any, *texts: str, max_tokens: int) -> Read:

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.cutting import has_placeholders
 from rerank_grpc.evidence.pasting import filled
-from rerank_grpc.evidence.prompt import Placeholder, Prompt, Segment
+from rerank_grpc.evidence.prompt import CATALOGUE, Placeholder, Prompt, Segment
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.truncation import WHOLE, to_bytes, tokenize
 from rerank_grpc.tokenizer.vocabulary import TokenizerFile, Vocabulary
@@ -25,8 +25,6 @@ QUERIES = ("what is a word?", "words ", "7\n", "深度", "")
 _MARKS = str.maketrans({"Ġ": " ", "Ċ": "\n", "ĉ": "\t", "▁": " "})
 # The most characters of a token that can stand before a document and grow together with it.
 LONGEST_BEGINNING = 12
-# A prompt that comes from it is encoded in parts on purpose, as its model's own code does it.
-ENCODED_APART = "catalogue.toml"
 
 
 class Means(NamedTuple):
@@ -96,7 +94,7 @@ def lay_out(prompt: Prompt, segments: tuple[Segment, ...], first: Means, inside:
 
     Raises ModelLoadError if the ids of a template's segments, put together, are not those of the whole text.
     """
-    if prompt.source == ENCODED_APART:
+    if prompt.source == CATALOGUE:
         return _divided(segments, first, first, inside)
     for others in (first,) if inside is first else (first, inside):
         layout = _divided(segments, first, others, inside)
