@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
@@ -123,8 +123,16 @@ class _Job:
     def results(self, indices: Sequence[int]) -> list[ScoredDocument]:
         """Makes the results of scored documents, without those below the request's least score."""
         documents = list(map(self.tokenized.documents.__getitem__, indices))
-        best = best_chunks(documents, self.future.outputs, self.tokenized.query, mean=self._takes_mean)
-        scores = self._scores(map(attrgetter("logit"), best))
+        card, outputs, query = self.model.card, self.future.outputs, self.tokenized.query
+        mean = card.late is not None and card.late.mean
+        best = best_chunks(documents, outputs, query, mean=mean)
+        scores = relevance_scores(
+            map(attrgetter("logit"), best),
+            card.scoring,
+            scale=card.scale,
+            offset=card.offset,
+            query_tokens=1 if mean else count_query_tokens(outputs, query),
+        )
         (least,) = array("f", [self.request.min_relevance_score or 0])  # rounded as the scores are
         results = []
         for index, (chunks, truncated), (position, logit), score in zip(
@@ -137,19 +145,6 @@ class _Job:
                     ScoredDocument(index, score, logit, source.id, document, tokens, truncated, span)
                 )
         return results
-
-    @property
-    def _takes_mean(self) -> bool:
-        late = self.model.card.late
-        return late is not None and late.mean
-
-    def _scores(self, logits: Iterable[float]) -> list[float]:
-        card, tokens = self.model.card, 1
-        if not self._takes_mean:
-            tokens = count_query_tokens(self.future.outputs, self.tokenized.query)
-        return relevance_scores(
-            logits, card.scoring, scale=card.scale, offset=card.offset, query_tokens=tokens
-        )
 
     def summary(self) -> RerankSummary:
         """Makes the part of the response that concerns the whole call."""

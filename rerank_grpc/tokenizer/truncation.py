@@ -166,10 +166,13 @@ def _read(
     Returns the parts and their encodings. A part that is not the whole text has more tokens than are used.
     Raises TypeError or UnicodeError for a lone surrogate, wherever in a text it stands.
     """
-    encode, ends = vocabulary.batches.encode_batch, cutting.ends.tokens
+    encode, longest = vocabulary.batches.encode_batch, max(map(len, texts), default=0)
+    if longest <= min(cutting.room, cutting.most) * CHARACTERS_PER_TOKEN:  # less than the limit below
+        return texts, encode(texts)
+    ends = cutting.ends.tokens
     enough = cutting.limit(cutting.window(ends)) + ends + CUT_MARGIN
     limit = enough * CHARACTERS_PER_TOKEN
-    if max(map(len, texts), default=0) <= limit:
+    if longest <= limit:
         return texts, encode(texts)
     parts = [_part_of_text(vocabulary, text, limit, cutting.truncation) for text in texts]
     for text in texts:
