@@ -1,4 +1,4 @@
-"""Generates the committed stubs in rerank_grpc/v1 from proto/.
+"""Generates the committed stubs in rerank_grpc/v1 and rerank_grpc/protocols from proto/.
 
 The descriptor is registered as ``rerank/v1/rerank.proto`` (``-Iproto``), the
 path under which every other caller's own stubs register it too, so that both
@@ -14,20 +14,31 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc_tools
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTO = "rerank/v1/rerank.proto"
-TARGET = ROOT / "rerank_grpc" / "v1"
+PACKAGE = ROOT / "rerank_grpc"
 
 
-def generate(out: Path) -> None:
+class Proto(NamedTuple):
+    """A file below proto/, the package of its stubs, and what is generated."""
+
+    file: str
+    package: str
+    kinds: tuple[str, ...]
+
+
+PROTOS = (Proto("rerank/v1/rerank.proto", "v1", ("python", "pyi", "grpc_python")),)
+
+
+def generate(proto: Proto, out: Path) -> None:
     """Runs protoc into `out`; raises SystemExit with protoc's status if it fails."""
     includes = ["-Iproto", f"-I{Path(grpc_tools.__file__).parent / '_proto'}"]
-    outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
-    status = protoc.main(["protoc", *includes, *outputs, PROTO])
+    outputs = [f"--{kind}_out={out}" for kind in proto.kinds]
+    status = protoc.main(["protoc", *includes, *outputs, proto.file])
     if status:
         raise SystemExit(status)
 
@@ -36,15 +47,16 @@ def main() -> None:
     """Writes the stubs, or with --check fails if the committed ones differ."""
     check = "--check" in sys.argv[1:]
     stale = []
-    with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder))
-        for generated in sorted(Path(folder, "rerank", "v1").iterdir()):
-            text = generated.read_text().replace("from rerank.v1 import", "from rerank_grpc.v1 import")
-            target = TARGET / generated.name
-            if check and (not target.exists() or target.read_text() != text):
-                stale.append(target.name)
-            elif not check:
-                target.write_text(text)
+    for proto in PROTOS:
+        with tempfile.TemporaryDirectory() as folder:
+            generate(proto, Path(folder))
+            for generated in sorted(Path(folder, proto.file).parent.iterdir()):
+                text = generated.read_text().replace("from rerank.v1 import", "from rerank_grpc.v1 import")
+                target = PACKAGE / proto.package / generated.name
+                if check and (not target.exists() or target.read_text() != text):
+                    stale.append(target.name)
+                elif not check:
+                    target.write_text(text)
     if stale:
         raise SystemExit(f"stubs are stale ({', '.join(stale)}): run `make proto` and commit")
 

@@ -38,11 +38,16 @@ SAMPLES = {
     "max-batch-tokens": ("8192", 8192),
     "max-queue-tokens": ("1000", 1000),
     "max-calls": ("7", 7),
+    "blank-documents": ("last", "last"),
+    "reflection": ("open", "open"),
     "hang-timeout": ("9", 9.0),
     "log-level": ("debug", "debug"),
     "rest-host": ("0.0.0.0", "0.0.0.0"),
     "rest-port": ("off", None),
     "rest-timeout": ("7.5", 7.5),
+    "rest-keep-alive": ("7.5", 7.5),
+    "rest-documents": ("asked", "asked"),
+    "rest-cors": ("https://a.example", ("https://a.example",)),
 }
 
 
@@ -263,7 +268,7 @@ def test_defaults_are_said_as_one_would_type_them(options, read):
         if text:
             assert read({option.name: [text] if option.repeatable else text}, {}) == read({}, {})
     assert {option.name for option in options if not option.default_text} <= {
-        *("alias", "lazy-model", "pin", "catalogue", "token-file")
+        *("alias", "lazy-model", "pin", "catalogue", "token-file", "rest-cors")
     }
 
 

@@ -90,6 +90,28 @@ _REST_OPTIONS = (
         "how long a REST call may take that names no time itself",
         "rest.timeout",
     ),
+    Option(
+        "rest-keep-alive",
+        seconds,
+        "SECONDS",
+        "how long an idle REST connection stays open: longer than in the pools of callers and proxies",
+        "rest.keep_alive",
+    ),
+    Option(
+        "rest-documents",
+        one_of("on", "asked"),
+        "on|asked",
+        "whether REST results carry their documents where a caller does not say",
+        "rest.documents",
+    ),
+    Option(
+        "rest-cors",
+        text,
+        "ORIGIN",
+        "an origin whose pages may call REST from a browser, or * for all",
+        "rest.cors",
+        plural="rest-cors",
+    ),
 )
 
 SERVER_OPTIONS = (
@@ -161,6 +183,16 @@ SERVER_OPTIONS = (
         "engine.max_queue_tokens",
     ),
     Option("max-calls", count, "CALLS", "how many calls are admitted at once, of all models together"),
+    _choice(
+        "blank-documents",
+        "scored|last",
+        "whether a document without a visible character is scored like others, or put last with score 0",
+    ),
+    _choice(
+        "reflection",
+        "guarded|open",
+        "whether reflection needs a token, where tokens are set, or is open to all, as callers of TEI expect",
+    ),
     Option(
         "hang-timeout",
         seconds,

@@ -36,6 +36,9 @@ class RestSettings:
     host: str = "127.0.0.1"
     port: int | None = 6_006
     timeout: float = 60.0  # seconds, for callers that name none
+    keep_alive: float = 120.0  # seconds that an idle connection stays open
+    documents: str = "on"  # whether results carry documents where the caller does not say: on or asked
+    cors: tuple[str, ...] = ()  # origins whose pages may call
     targets: tuple[str, ...] = ("127.0.0.1:50051",)
     # Callers need one of them; without any, the gRPC servers decide.
     access_tokens: tuple[str, ...] = field(default=(), repr=False)
@@ -63,6 +66,8 @@ class ServerSettings:
     grace_seconds: float = 30.0
     connection_age_seconds: float = 600.0
     max_calls: int = 96
+    blank_documents: str = "scored"  # or last: not scored, and behind all others
+    reflection: str = "guarded"  # or open: it needs no token
     engine: EngineSettings = field(default_factory=EngineSettings)
     rest: RestSettings = field(default_factory=RestSettings)
     log_level: str = "info"

@@ -22,10 +22,10 @@ from rerank_grpc.errors import RerankError, ShuttingDown, describe
 from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.rest import dialects, discovery, docs
 from rerank_grpc.rest.body import BodyBudget, read_json
-from rerank_grpc.rest.dialects.base import Decoded, Dialect, Reply, reply_to
 from rerank_grpc.rest.dialects.superset import SUPERSET
 from rerank_grpc.rest.errors import HttpError, problem_of
 from rerank_grpc.rest.exchange import Exchange
+from rerank_grpc.rest.forms.decoded import Decoded, Dialect, Posted, Reply, reply_to
 from rerank_grpc.rest.target import authorization
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health
@@ -86,7 +86,8 @@ class RerankEndpoint:
             with self._budget.charging() as charge:
                 body = await read_json(exchange.request, LIMITS.body_bytes, charge)
                 dialect = dialects.dialect_of(body, exchange.prefix, exchange.path)
-                decoded = dialect.decode(body, exchange.path)
+                posted = Posted(exchange.path, exchange.prefix, self._settings.documents == "on")
+                decoded = dialect.decode(body, posted)
                 reply = await exchange.while_connected(self._ask(decoded, exchange))
                 response = exchange.answer(decoded.encode(reply))
         except (Exception, asyncio.CancelledError) as error:

@@ -12,9 +12,9 @@ from rerank_grpc.access import AccessList
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Unauthenticated, UnknownModel
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.rest.dialects.base import Json
 from rerank_grpc.rest.dialects.tei import LABEL
 from rerank_grpc.rest.exchange import Exchange
+from rerank_grpc.rest.forms.decoded import Json
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health, ModelInfo, State
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+from google.protobuf.message import Message
 
 from rerank_grpc.limits import LIMITS, too_many_documents
 from rerank_grpc.server.call_log import Sink
@@ -33,14 +36,19 @@ OTHER_FIELDS = 64
 COUNTED_BYTES = 1 << 16
 
 
-def rerank_service(
-    servicer: rerank_pb2_grpc.RerankServiceServicer,
-    patience: Patience,
-    sinks: Sequence[Sink],
-    *,
-    calls: int,
-) -> Service:
-    """Makes RerankService, of which at most `calls` calls are admitted at once."""
+class CallLanes(NamedTuple):
+    """The lanes of calls with texts, with one answer or a stream of them, and of questions without texts.
+
+    All protocols share them: one bound holds for their calls together.
+    """
+
+    answers: Lane
+    streams: Lane
+    probes: Lane
+
+
+def call_lanes(patience: Patience, sinks: Sequence[Sink], *, calls: int) -> CallLanes:
+    """Makes the lanes of a server that admits at most `calls` calls at once."""
     capacity = max(calls, TEXTS_CAPACITY)
 
     def lane(name: str) -> Lane:
@@ -58,17 +66,24 @@ def rerank_service(
             drains_readers=False,
         )
 
-    answers, streams = lane("rerank"), lane("stream")
     probes = Lane("probe", patience, sinks, capacity=PROBES_CAPACITY, threads=2 * PROBES_CAPACITY)
+    return CallLanes(lane("rerank"), lane("stream"), probes)
+
+
+def rerank_service(servicer: rerank_pb2_grpc.RerankServiceServicer, lanes: CallLanes) -> Service:
+    """Makes RerankService."""
+    documents = pb.RerankRequest.DOCUMENTS_FIELD_NUMBER  # of StreamRerankRequest too
+    parse, parse_stream = (
+        texts_parser(pb.RerankRequest, documents),
+        texts_parser(pb.StreamRerankRequest, documents),
+    )
     handlers = {
-        "Rerank": answers.unary("Rerank", servicer.Rerank, _texts_parser(pb.RerankRequest)),
-        "StreamRerank": streams.stream(
-            "StreamRerank", servicer.StreamRerank, _texts_parser(pb.StreamRerankRequest)
-        ),
-        "ListModels": probes.unary("ListModels", servicer.ListModels, parser(pb.ListModelsRequest)),
-        "Health": probes.unary("Health", servicer.Health, parser(pb.HealthRequest)),
+        "Rerank": lanes.answers.unary("Rerank", servicer.Rerank, parse),
+        "StreamRerank": lanes.streams.stream("StreamRerank", servicer.StreamRerank, parse_stream),
+        "ListModels": lanes.probes.unary("ListModels", servicer.ListModels, parser(pb.ListModelsRequest)),
+        "Health": lanes.probes.unary("Health", servicer.Health, parser(pb.HealthRequest)),
     }
-    return Service(RERANK_SERVICE, handlers, [answers, streams, probes])
+    return Service(RERANK_SERVICE, handlers, lanes)
 
 
 def admin_service(
@@ -83,12 +98,12 @@ def admin_service(
     return Service(ADMIN_SERVICE, handlers, [lane])
 
 
-def _texts_parser(kind: type[pb.RerankRequest] | type[pb.StreamRerankRequest]) -> Parse:
-    """Makes the Parse of a request with texts, which counts its documents first: millions fit."""
-    parse, documents = parser(kind, LIMITS.message_bytes), kind.DOCUMENTS_FIELD_NUMBER
+def texts_parser(kind: type[Message], texts: int) -> Parse:
+    """Makes the Parse of a request, which counts its texts first, the field of that number: millions fit."""
+    parse = parser(kind, LIMITS.message_bytes)
 
     def parse_texts(data: bytes) -> object:
-        if has_more_than(LIMITS.documents, documents, data):
+        if has_more_than(LIMITS.documents, texts, data):
             raise too_many_documents()
         return parse(data)
 

@@ -18,7 +18,7 @@ from rerank_grpc.reranker import build_reranker
 from rerank_grpc.server.call_log import Sink, log_call
 from rerank_grpc.server.interceptors import AccessInterceptor
 from rerank_grpc.server.lanes import Lane, Service
-from rerank_grpc.server.methods import RERANK_SERVICE, admin_service, rerank_service
+from rerank_grpc.server.methods import RERANK_SERVICE, admin_service, call_lanes, rerank_service
 from rerank_grpc.server.patience import Patience
 from rerank_grpc.server.probes import HEALTH_SERVICE, HealthService, reflection_services
 from rerank_grpc.server.services import ModelAdminServicer, RerankServicer
@@ -62,11 +62,11 @@ class RerankServer:
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
         servicer = RerankServicer(self.reranker, self.registry, sinks)
-        service = rerank_service(servicer, self._patience, sinks, calls=settings.max_calls)
+        lanes = call_lanes(self._patience, sinks, calls=settings.max_calls)
         # Twice the calls that are admitted: see overload protection below.
         streams = 2 * max(settings.max_calls, LEAST_STREAMS)
         self._main = self._build(streams=streams, connections=MOST_CONNECTIONS)
-        self._lanes = self._register(self._main, service, "main")
+        self._lanes = self._register(self._main, [rerank_service(servicer, lanes)], "main")
         self.port = _bind(self._main, settings.host, settings.port, "--port")
         rest = settings.rest.port is not None
         # A further port for this machine alone, on which no stranger can take REST's last connection.
@@ -138,7 +138,7 @@ class RerankServer:
             return None, None
         server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
         servicer = ModelAdminServicer(self.registry, self._sinks)
-        self._register(server, admin_service(servicer, self._patience, self._sinks), "admin")
+        self._register(server, [admin_service(servicer, self._patience, self._sinks)], "admin")
         return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
 
     def _build(self, *, streams: int, connections: int) -> grpc.Server:
@@ -151,13 +151,13 @@ class RerankServer:
         pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
         return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))
 
-    def _register(self, server: grpc.Server, own: Service, name: str) -> list[Lane]:
-        """Registers a server's own service, health, and reflection of both; returns their lanes."""
-        health = HealthService([RERANK_SERVICE], lambda: self.registry.serving)
+    def _register(self, server: grpc.Server, own: Sequence[Service], name: str) -> list[Lane]:
+        """Registers a server's own services, health, and reflection of all; returns their lanes."""
+        names = [service.name for service in own]
+        health = HealthService([RERANK_SERVICE, *names], lambda: self.registry.serving)
         self._health.append(health)
-        services = [own, health.service(self._patience, self._sinks, name)]
-        listed = [service.name for service in services]
-        services += reflection_services(listed, self._patience, self._sinks, name)
+        services = [*own, health.service(self._patience, self._sinks, name)]
+        services += reflection_services([*names, HEALTH_SERVICE], self._patience, self._sinks, name)
         for service in services:
             # As generated code does: grpcio finds registered methods faster.
             handler = grpc.method_handlers_generic_handler(service.name, service.handlers)

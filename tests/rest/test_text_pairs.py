@@ -5,15 +5,17 @@ import time
 import pytest
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects.text_pairs import TEXT_PAIRS
+from rerank_grpc.rest.dialects.legacy import TEXT_PAIRS
+from rerank_grpc.rest.forms.decoded import Posted
 from tests.rest.support import post
 
 PATH = "/bge-reranker-base/post"
+POSTED = Posted(PATH)
 
 
 def pairs_of(literal: str) -> list[tuple[str, str]]:
     """Reads a literal and returns the pairs in their order."""
-    decoded = TEXT_PAIRS.decode({"text_pairs": literal}, PATH)
+    decoded = TEXT_PAIRS.decode({"text_pairs": literal}, POSTED)
     found: dict[int, tuple[str, str]] = {}
     for request, origins in zip(decoded.requests, decoded.origins, strict=True):
         found |= {o: (request.query, d.text) for o, d in zip(origins, request.documents, strict=True)}
@@ -64,7 +66,7 @@ HOSTILE = {
 def test_what_is_no_list_of_pairs_is_refused_at_once(case: str) -> None:
     begin = time.process_time()
     with pytest.raises(InvalidRequest):
-        TEXT_PAIRS.decode({"text_pairs": HOSTILE[case]}, PATH)
+        TEXT_PAIRS.decode({"text_pairs": HOSTILE[case]}, POSTED)
     assert time.process_time() - begin < 1
 
 

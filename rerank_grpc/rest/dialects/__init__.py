@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects.base import Body, Dialect
-from rerank_grpc.rest.dialects.batch import BATCH
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
+from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, VOYAGE
+from rerank_grpc.rest.dialects.legacy import BATCH, TEXT_PAIRS
 from rerank_grpc.rest.dialects.mixedbread import MIXEDBREAD
 from rerank_grpc.rest.dialects.nim import NIM
-from rerank_grpc.rest.dialects.superset import FASTGPT, INFINITY, SUPERSET, VOYAGE
+from rerank_grpc.rest.dialects.score import SCORE
+from rerank_grpc.rest.dialects.superset import SUPERSET
 from rerank_grpc.rest.dialects.tei import PREDICT, RERANK
-from rerank_grpc.rest.dialects.text_pairs import TEXT_PAIRS
-from rerank_grpc.rest.dialects.vllm import SCORE
+from rerank_grpc.rest.forms.decoded import Body, Dialect
 
 # The fields that show a dialect when all have a value, and the type of `input` where that counts.
 # The first rule that holds wins.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, with_documents
 from rerank_grpc.rest.errors import Problem, common_body
+from rerank_grpc.rest.forms import fields
+from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Posted, Reply, with_documents
 from rerank_grpc.types import Document, RerankRequest
 
 
-def _decode(body: Body, _path: str) -> Decoded:
+def _decode(body: Body, _posted: Posted) -> Decoded:
     given, parameters = fields.nested(body, "input"), fields.nested(body, "parameters")
     texts = fields.texts(given, "documents")
     request = RerankRequest(

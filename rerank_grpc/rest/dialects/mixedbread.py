@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from rerank_grpc.rest.dialects import base, fields
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply
+from rerank_grpc.rest.forms import decoded, fields
+from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Posted, Reply
 from rerank_grpc.types import Document, RerankRequest
 
 
-def _decode(body: Body, _path: str) -> Decoded:
+def _decode(body: Body, _posted: Posted) -> Decoded:
     texts = fields.texts(body, "input")
     request = RerankRequest(
         query=fields.query(body),
@@ -25,9 +25,9 @@ def _decode(body: Body, _path: str) -> Decoded:
 def _encode(shown: Sequence[Json], reply: Reply) -> Json:
     data = [{"index": r.index, "score": r.relevance_score, "object": "rank_result"} for r in reply.results]
     return {
-        "usage": base.usage(reply),
+        "usage": decoded.usage(reply),
         "model": reply.model,
-        "data": base.with_documents(data, "input", shown),
+        "data": decoded.with_documents(data, "input", shown),
         "object": "list",
         "top_k": len(reply.results),
         "return_input": bool(shown),

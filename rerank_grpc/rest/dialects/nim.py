@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, usage
+from rerank_grpc.rest.forms import fields
+from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Posted, Reply, usage
 from rerank_grpc.types import Document, RerankRequest, Truncation
 
 
-def _decode(body: Body, _path: str) -> Decoded:
+def _decode(body: Body, _posted: Posted) -> Decoded:
     request = RerankRequest(
         query=fields.query(body),
         documents=tuple(map(Document, fields.texts(body, "passages"))),

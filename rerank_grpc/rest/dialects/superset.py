@@ -10,14 +10,13 @@ import orjson
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.rest.dialects import base, fields
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score
-from rerank_grpc.rest.errors import Problem, common_body
+from rerank_grpc.rest.forms import decoded, fields
+from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Posted, Reply, Score
 from rerank_grpc.types import Document, RerankRequest, Truncation
 from rerank_grpc.wire.messages import UINT32_MAX
 
 
-def _decode(body: Body, path: str, literal: str = "", plain: bool = False) -> Decoded:
+def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -> Decoded:
     """Reads the superset; some clients check a `literal`, or want documents as `plain` texts."""
     texts = fields.texts(body, "documents")
     request = _request(body, texts)
@@ -26,7 +25,7 @@ def _decode(body: Body, path: str, literal: str = "", plain: bool = False) -> De
     if body.get("return_documents") is not None:
         in_results = shown if plain else [{"text": text} for text in shown]
     if not literal:
-        literal = "rerank" if body.get("raw_scores") is not None or path == "/rerank" else "list"
+        literal = "rerank" if body.get("raw_scores") is not None or posted.path == "/rerank" else "list"
     return Decoded((request,), partial(_encode, literal, score(body), in_results, shown))
 
 
@@ -47,7 +46,7 @@ def _request(body: Body, texts: Sequence[str]) -> RerankRequest:
 def score(body: Body) -> Score:
     """Reads whether a score is the logit: either of two fields asks for it."""
     raw = fields.flag(body, "raw_scores") or not fields.flag(body, "use_activation", True)
-    return base.LOGIT if raw else base.RELEVANCE
+    return decoded.LOGIT if raw else decoded.RELEVANCE
 
 
 def token_limit(body: Body) -> int:
@@ -82,35 +81,15 @@ def _encode(
         "created": int(time.time()),
         "model": reply.model,
         # A document is left out and not null: two clients crash on null.
-        "results": base.with_documents(results, "document", in_results),
-        "usage": base.usage(reply),
+        "results": decoded.with_documents(results, "document", in_results),
+        "usage": decoded.usage(reply),
         "meta": {
             "api_version": {"version": "1"},
             "billed_units": {"search_units": 1, "input_tokens": reply.input_tokens},
             "tokens": {"input_tokens": reply.input_tokens, "output_tokens": 0},
         },
-        "data": base.with_documents(data, "document", in_data),
+        "data": decoded.with_documents(data, "document", in_data),
     }
 
 
-def _decode_fastgpt(body: Body, path: str) -> Decoded:
-    """Reads the superset; no documents are no error, but no results."""
-    if body.get("documents") == []:
-        return Decoded((), lambda _reply: {"results": []})
-    return _decode(body, path)
-
-
-def _fastgpt_error(problem: Problem) -> tuple[int, Json]:
-    """Tells access errors as FastGPT's bge-rerank app does."""
-    if problem.status != 401:
-        return common_body(problem)
-    return (
-        (401, {"detail": "Invalid token"}) if problem.token_sent else (403, {"detail": "Not authenticated"})
-    )
-
-
-SUPERSET = Dialect("superset", _decode)
-# Voyage's clients check the literal "list"; Infinity's raises on it, and wants documents as texts.
-VOYAGE = Dialect("voyage", partial(_decode, literal="list"))
-INFINITY = Dialect("infinity", partial(_decode, literal="rerank", plain=True))
-FASTGPT = Dialect("fastgpt", _decode_fastgpt, _fastgpt_error)
+SUPERSET = Dialect("superset", decode)

@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from functools import partial
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import (
+from rerank_grpc.rest.errors import Problem
+from rerank_grpc.rest.forms import fields
+from rerank_grpc.rest.forms.decoded import (
     Body,
     Decoded,
     Dialect,
     Json,
+    Posted,
     Reply,
     Score,
     decoded_pairs,
     with_documents,
 )
-from rerank_grpc.rest.errors import Problem
 from rerank_grpc.types import Document, RerankRequest, Truncation
 
 LABEL = "LABEL_0"
 
 
-def _decode(body: Body, _path: str) -> Decoded:
+def _decode(body: Body, _posted: Posted) -> Decoded:
     texts = fields.texts(body, "texts")
     request = RerankRequest(
         query=fields.query(body),
@@ -48,7 +49,7 @@ def _encode(shown: Sequence[Json], score: Score, reply: Reply) -> Json:
     return with_documents(results, "text", shown)
 
 
-def _decode_predict(body: Body, _path: str) -> Decoded:
+def _decode_predict(body: Body, _posted: Posted) -> Decoded:
     """Reads a pair, or a list of pairs; a single text has nothing to be scored against."""
     inputs = body.get("inputs")
     # [a, b] is one pair, [[a, b], ...] are several.

@@ -8,7 +8,7 @@ from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import check_count
-from rerank_grpc.rest.dialects.base import LOGIT, RELEVANCE, Body, Pair, Score
+from rerank_grpc.rest.forms.decoded import LOGIT, RELEVANCE, Body, Pair, Score
 
 
 def first(body: Body, name: str, other: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from rerank_grpc.rest.errors import Problem, common_body
 from rerank_grpc.types import Document, RerankRequest, RerankResponse, ScoredDocument
@@ -34,6 +34,25 @@ class Reply:
     device: str = ""
 
 
+class Posted(NamedTuple):
+    """Where a body was posted, and whether documents come back where its caller does not say."""
+
+    path: str
+    prefix: str = ""
+    with_documents: bool = True
+
+
+class Names(NamedTuple):
+    """The caller's own fields, for errors; `{}` stands for the index of a document or pair."""
+
+    query: str = "query"
+    document: str = "documents[{}]"
+    instruction: str = "instruction"
+
+
+OUR_NAMES = Names()
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """One HTTP body, decoded: the requests to be made, and how their reply is encoded.
@@ -46,14 +65,15 @@ class Decoded:
     encode: Callable[[Reply], Json]
     origins: tuple[tuple[int, ...], ...] = ()
     wants_device: bool = False
+    names: Names = OUR_NAMES
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One dialect: its name, how it reads a body posted to a path, and how it tells an error."""
+    """One dialect: its name, how it reads a body posted somewhere, and how it tells an error."""
 
     name: str
-    decode: Callable[[Body, str], Decoded]
+    decode: Callable[[Body, Posted], Decoded]
     error: Callable[[Problem], tuple[int, Json]] = common_body
 
 

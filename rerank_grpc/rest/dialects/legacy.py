@@ -1,19 +1,20 @@
-"""The legacy text pairs, sent as a Python list literal in a text, or as a JSON list."""
+"""The forms of two older services: documents with their ranks, and text pairs in a Python literal."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import check_count
-from rerank_grpc.rest.dialects import fields
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Pair, Reply, decoded_pairs
 from rerank_grpc.rest.errors import Problem, common_body
-from rerank_grpc.types import RerankRequest
+from rerank_grpc.rest.forms import fields
+from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Pair, Posted, Reply, decoded_pairs
+from rerank_grpc.types import Document, RerankRequest
 
 MAX_LITERAL_CHARACTERS = 2_000_000
 # Python's parser takes a second and 100 MB for a quarter of a million brackets. A look in linear time at
@@ -24,14 +25,42 @@ PAIRS = re.compile(rf"[\[(](?:{PAIR}(?:,{PAIR})*+,?)?[\])]")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
-def _decode(body: Body, _path: str) -> Decoded:
+def _decode_batch(body: Body, _posted: Posted) -> Decoded:
+    texts = fields.texts(body, "documents")
+    fields.count(body, "batch_size")  # checked, and without effect: batches are the engine's
+    request = RerankRequest(
+        query=fields.query(body),
+        documents=tuple(map(Document, texts)),
+        model=fields.text(body, "model"),
+        top_n=fields.top_n(body, "top_n", len(texts)),
+    )
+    return Decoded((request,), partial(_encode_batch, texts), wants_device=True)
+
+
+def _encode_batch(texts: Sequence[str], reply: Reply) -> Json:
+    return {
+        "model": reply.model,
+        "device": reply.device,
+        "processing_time_seconds": round(reply.seconds, 6),
+        "documents_processed": len(texts),
+        "results": [
+            {"document": texts[result.index], "score": result.relevance_score, "rank": rank}
+            for rank, result in enumerate(reply.results, 1)
+        ],
+    }
+
+
+BATCH = Dialect("batch", _decode_batch)
+
+
+def _decode_pairs(body: Body, _posted: Posted) -> Decoded:
     listed = body.get("text_pairs")
     if isinstance(listed, str):
         listed = _literal(listed)
     if not isinstance(listed, list):
         raise InvalidRequest.of("text_pairs", "must be a list of pairs")
     pairs = fields.pairs("text_pairs", listed)
-    return decoded_pairs(pairs, partial(_encode, pairs, datetime.now()), RerankRequest("", ()))
+    return decoded_pairs(pairs, partial(_encode_pairs, pairs, datetime.now()), RerankRequest("", ()))
 
 
 def _literal(text: str) -> Any:
@@ -47,18 +76,18 @@ def _literal(text: str) -> Any:
         raise InvalidRequest.of("text_pairs", "is not a list of pairs") from None
 
 
-def _encode(asked: list[Pair], since: datetime, reply: Reply) -> Json:
-    return _body(200, asked, [result.logit for result in reply.results], since)
+def _encode_pairs(asked: list[Pair], since: datetime, reply: Reply) -> Json:
+    return _pairs_body(200, asked, [result.logit for result in reply.results], since)
 
 
-def _error(problem: Problem) -> tuple[int, Json]:
+def _pairs_error(problem: Problem) -> tuple[int, Json]:
     """Tells an unreadable body as these callers expect it: HTTP 200, and -1 in the body."""
     if problem.status == 400:
-        return 200, _body(-1, [], [], datetime.now())
+        return 200, _pairs_body(-1, [], [], datetime.now())
     return common_body(problem)
 
 
-def _body(code: int, asked: list[Pair], scores: list[float], since: datetime) -> Json:
+def _pairs_body(code: int, asked: list[Pair], scores: list[float], since: datetime) -> Json:
     return {
         "text_pairs": asked,
         "rerank_scores": scores,
@@ -68,4 +97,4 @@ def _body(code: int, asked: list[Pair], scores: list[float], since: datetime) ->
     }
 
 
-TEXT_PAIRS = Dialect("text-pairs", _decode, _error)
+TEXT_PAIRS = Dialect("text-pairs", _decode_pairs, _pairs_error)

@@ -6,15 +6,26 @@ import time
 from functools import partial
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.rest.dialects import fields, superset
-from rerank_grpc.rest.dialects.base import Body, Decoded, Dialect, Json, Reply, Score, decoded_pairs, usage
+from rerank_grpc.rest.dialects import superset
+from rerank_grpc.rest.forms import fields
+from rerank_grpc.rest.forms.decoded import (
+    Body,
+    Decoded,
+    Dialect,
+    Json,
+    Posted,
+    Reply,
+    Score,
+    decoded_pairs,
+    usage,
+)
 from rerank_grpc.types import RerankRequest
 
 # The names of the two sides, in each of the form's versions.
 SIDES = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
 
 
-def _decode(body: Body, _path: str) -> Decoded:
+def _decode(body: Body, _posted: Posted) -> Decoded:
     present = (sides for sides in SIDES if all(body.get(side) is not None for side in sides))
     one, two = next(present, SIDES[0])
     left, right = _texts(body, one), _texts(body, two)

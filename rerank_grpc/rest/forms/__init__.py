@@ -1,0 +1,1 @@
+"""The values between JSON bodies and requests: fields read, documents as they were sent, replies."""
