@@ -31,7 +31,11 @@ class Proto(NamedTuple):
     kinds: tuple[str, ...]
 
 
-PROTOS = (Proto("rerank/v1/rerank.proto", "v1", ("python", "pyi", "grpc_python")),)
+# The server registers the handlers of other protocols itself, and calls none of them: messages suffice.
+PROTOS = (
+    Proto("rerank/v1/rerank.proto", "v1", ("python", "pyi", "grpc_python")),
+    Proto("tei/v1/tei.proto", "protocols", ("python", "pyi")),
+)
 
 
 def generate(proto: Proto, out: Path) -> None:

@@ -1,0 +1,1 @@
+"""Messages of other servers' protocols, generated from proto/ by `make proto`; never edited by hand."""
