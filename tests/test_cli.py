@@ -147,6 +147,21 @@ def test_a_missing_token_beyond_loopback_is_a_loud_warning():
     assert "WARNING" not in lines(admin_host="0.0.0.0", admin_port=None)
 
 
+def test_the_banner_says_what_needs_no_token():
+    def access(**settings):
+        lines = summary(ServerSettings(**settings), (50051, 50052, None), (), Screen(80))
+        return next(line for line in lines if line.startswith("authentication")).removeprefix(
+            "authentication  "
+        )
+
+    assert access() == access(reflection="open") == "none: any caller is served"
+    assert access(access_tokens=("canary",)) == "one token"
+    assert access(access_tokens=("a", "b")) == "one of 2 tokens"
+    assert access(access_tokens=("a", "b"), reflection="open") == (
+        "one of 2 tokens, but for health and reflection"
+    )
+
+
 # What is refused
 
 

@@ -51,6 +51,7 @@ PYTHON = {
         "together_sdk.py",
         "dashscope_sdk.py",
     ),
+    "haystack": ("haystack_tei_grpc_sdk.py",),
 }
 NODE = ("cohere-ai.mjs", "ai.mjs")
 
@@ -117,6 +118,7 @@ def serving() -> Iterator[dict[str, str]]:
     """Runs the server; yields the environment that a client's script needs."""
     command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
     command += ["--rest-port", "0", "--alias", "rerank-test=embedded", "--log-level", "warning"]
+    command += ["--reflection", "open"]  # Haystack asks by reflection, and sends no token there
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("RERANK_")}
     ours = {**inherited, "RERANK_TOKENS": TOKEN, "PYTHONPATH": str(ROOT)}
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ours)

@@ -95,6 +95,9 @@ def test_health_is_public_and_reflection_is_not(channel: grpc.Channel):
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
         "rerank.v1.RerankService",
+        "tei.v1.Info",
+        "tei.v1.Predict",
+        "tei.v1.Rerank",
     ]
 
 

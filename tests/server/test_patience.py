@@ -38,6 +38,9 @@ class Context:
     def cancel(self) -> None:
         self.cancelled = True
 
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        raise RuntimeError(f"{code.name} {details}")
+
     def add_callback(self, callback: Callable[[], None]) -> bool:
         self.callback = callback
         return True
@@ -173,6 +176,35 @@ def test_a_request_that_has_come_ends_the_wait():
     assert waiting.receive(iter(()), as_grpcs(context)) is None
     waiting.cancel_late(time.monotonic() + 100)
     assert not context.cancelled
+
+
+def test_all_requests_of_a_call_are_one_wait():
+    waiting, context = Waiting("a request", 5), Context()
+    received = waiting.receive_all(iter([b"one", b"two"]), as_grpcs(context))
+    assert next(received) == b"one"
+    waiting.cancel_late(time.monotonic() + 4.9)
+    assert list(received) == [b"two"]
+    assert len(waiting) == 0
+    assert not context.cancelled
+
+
+def test_a_call_that_was_cancelled_among_its_requests_is_ended():
+    waiting, context = Waiting("a request", 5), Context()
+    received = waiting.receive_all(iter([b"one", b"two"]), as_grpcs(context))
+    assert next(received) == b"one"
+    waiting.cancel_late(time.monotonic() + 5.1)
+    assert context.cancelled
+    assert next(received) == b"two"
+    with pytest.raises(RuntimeError, match="CANCELLED waited too long for a request"):
+        next(received)
+
+
+def test_a_call_whose_requests_are_refused_waits_no_more():
+    waiting = Waiting("a request", 5)
+    received = waiting.receive_all(iter([b"one", b"two"]), as_grpcs(Context()))
+    assert next(received) == b"one"
+    received.close()  # type: ignore[attr-defined]
+    assert len(waiting) == 0
 
 
 def test_a_stream_waits_for_its_reader_from_each_message_until_the_next_is_asked_for():
