@@ -9,9 +9,9 @@ from starlette.types import Message
 
 from rerank_grpc import __version__
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.rest.dialects.tei import LABEL
 from rerank_grpc.rest.docs import document, routes
 from rerank_grpc.rest.errors import STATUSES
+from rerank_grpc.types import LABEL
 from tests.rest.support import call, get, post
 
 
