@@ -42,9 +42,9 @@ def check_count(name: str, number: int) -> None:
         raise InvalidRequest.of(name, f"holds {number:,}, at most {LIMITS.documents:,} are allowed")
 
 
-def too_many_documents() -> InvalidRequest:
+def too_many_documents(name: str = "documents") -> InvalidRequest:
     """Makes the error of a request with too many documents, which need not be counted to the end."""
-    return InvalidRequest.of("documents", f"holds more than the {LIMITS.documents:,} that are allowed")
+    return InvalidRequest.of(name, f"holds more than the {LIMITS.documents:,} that are allowed")
 
 
 def check_request(request: RerankRequest) -> int:

@@ -125,6 +125,13 @@ class RerankResponse(NamedTuple):
     summary: RerankSummary
 
 
+# The label of a reranker's one score, as transformers and other servers name it.
+LABEL = "LABEL_0"
+
+# Precisions as transformers and other servers name them.
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """One configured model; `serving` tells whether a call would be answered."""
@@ -150,6 +157,11 @@ class ModelInfo:
     activation: str = ""
     pooling: str = ""
     prompt_source: str = ""
+
+    @property
+    def dtype(self) -> str:
+        """The precision by its longer name, such as "float32"; "" until loaded."""
+        return _DTYPES.get(self.precision, self.precision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,8 +152,7 @@ def summary(
     """Says which models are served, to which callers, at the ports of gRPC, of the operators and of REST."""
     port, admin_port, rest_port = ports
     target = address(settings.host, port)
-    count = len(settings.access_tokens)
-    access = f"one of {count} tokens" if count > 1 else "one token" if count else "none: any caller is served"
+    access = _access(len(settings.access_tokens), settings.reflection)
     admin = address(settings.admin_host, admin_port) if admin_port is not None else "off"
     url = f"http://{address(settings.rest.host, rest_port)}" if rest_port is not None else "off"
     yield from ("", screen.paint(f"rerank-grpc {__version__} serves rerank.v1 at {target}", "bold"), "")
@@ -165,6 +164,14 @@ def summary(
         yield ""
         yield from (screen.paint(line, "yellow", "bold") for line in warning.splitlines())
     yield from ("", "Ctrl-C stops it.")
+
+
+def _access(count: int, reflection: str) -> str:
+    """Says which tokens open the service, and what needs none."""
+    if not count:
+        return "none: any caller is served"
+    tokens = f"one of {count} tokens" if count > 1 else "one token"
+    return f"{tokens}, but for health and reflection" if reflection == "open" else tokens
 
 
 def _warnings(settings: ServerSettings, target: str) -> Iterable[str]:

@@ -12,13 +12,10 @@ from rerank_grpc.access import AccessList
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Unauthenticated, UnknownModel
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.rest.dialects.tei import LABEL
 from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.forms.decoded import Json
 from rerank_grpc.rest.upstream import Upstream
-from rerank_grpc.types import Health, ModelInfo, State
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from rerank_grpc.types import LABEL, Health, ModelInfo, State
 
 Endpoint = Callable[[Exchange], Awaitable[Json]]
 
@@ -138,7 +135,7 @@ class Discovery:
         return {
             "model_id": model.name,
             "model_sha": model.revision or None,
-            "model_dtype": DTYPES.get(model.precision, model.precision),
+            "model_dtype": model.dtype,
             "served_model_name": model.name,
             "model_type": {"reranker": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
             # No call tells a server's settings: this is the default of --max-calls.

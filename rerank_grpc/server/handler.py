@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
 import grpc
 
-from rerank_grpc.errors import InternalError, RerankError, describe
+from rerank_grpc.errors import InternalError, InvalidRequest, RerankError, describe
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.server.call_log import CallRecord, Sink, deliver, log
 from rerank_grpc.types import Call
@@ -43,6 +43,20 @@ def answering(context: grpc.ServicerContext, method: str, sinks: Sequence[Sink])
     if failure is not None:
         # The frames refer to the failure and to the request, which would stay until a full collection.
         abort(context, failure.with_traceback(None))
+
+
+@contextmanager
+def renaming(name_of: Callable[[str], str]) -> Iterator[None]:
+    """Has errors of a body name a caller's own fields: `name_of` takes a field of rerank.v1.RerankRequest."""
+    try:
+        yield
+        return
+    except InvalidRequest as error:
+        found = error
+    renamed = [each._replace(field=name_of(each.field)) for each in found.violations]
+    if not renamed:
+        raise found
+    raise type(found).of(*renamed[0], metadata=found.metadata)
 
 
 def abort(context: grpc.ServicerContext, error: RerankError) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from operator import methodcaller
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -131,6 +131,29 @@ class Lane:
 
         return grpc.stream_unary_rpc_method_handler(on_pool(run, self._pool))
 
+    def gathering(
+        self, method: str, behaviour: Callable[..., Message], parse: Parse, *, most: int, most_bytes: int
+    ) -> Handler:
+        """Makes the handler of a method with many requests and one answer; `behaviour` takes their list.
+
+        All of them together wait as long as one request may: a caller that sends them bit by bit holds a
+        thread for no longer. More than `most`, or than `most_bytes` in all, are refused as they come.
+        """
+
+        def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            self._inside.add(context)
+            try:
+                received = self._requests.receive_all(requests, context)
+                try:
+                    gathered = _gather(received, parse, most, most_bytes)
+                except InvalidRequest as error:
+                    self._refuse(method, error, context)
+                return self._readers.send_last(behaviour(gathered, context).SerializeToString(), context)
+            finally:
+                self._inside.discard(context)
+
+        return grpc.stream_unary_rpc_method_handler(on_pool(run, self._pool))
+
     def stream(self, method: str, behaviour: Callable[..., Iterator[Message]], parse: Parse) -> Handler:
         """Makes the handler of a method with many answers; the caller has to keep reading them."""
 
@@ -142,9 +165,10 @@ class Lane:
         return self._sending(answers)
 
     def conversation(self, method: str, behaviour: Callable[..., Iterator[Message]], parse: Parse) -> Handler:
-        """Makes the handler of a method with many requests; the wait for each is bounded."""
+        """Makes the handler of a method with many requests and answers; the wait for each is bounded."""
 
         def received(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
+            self._streams.begin(context)
             while (data := self._requests.receive(requests, context)) is not None:
                 yield self._parsed(method, data, context, parse)
 
@@ -167,10 +191,30 @@ class Lane:
             if data is None:
                 raise InvalidRequest("the call ended without a request")
             return parse(data)
-        except InvalidRequest:
-            # Ends the call with INVALID_ARGUMENT.
-            with answering(context, method, self._sinks):
-                raise
+        except InvalidRequest as error:
+            self._refuse(method, error, context)
+
+    def _refuse(self, method: str, error: InvalidRequest, context: grpc.ServicerContext) -> NoReturn:
+        """Ends a call that has no handler yet with INVALID_ARGUMENT."""
+        with answering(context, method, self._sinks):
+            raise error
+        raise AssertionError("answering returned")
+
+
+def _gather(received: Iterable[bytes], parse: Parse, most: int, most_bytes: int) -> list[Any]:
+    """Parses the messages of a call; raises InvalidRequest for none, and at the first that is too much."""
+    gathered: list[Any] = []
+    size = 0
+    for data in received:
+        size += len(data)
+        if len(gathered) == most:
+            raise InvalidRequest(f"the call has more than the {most:,} requests that are allowed")
+        if size > most_bytes:
+            raise InvalidRequest(f"the requests have more than the {most_bytes:,} bytes that are allowed")
+        gathered.append(parse(data))
+    if not gathered:
+        raise InvalidRequest("the call ended without a request")
+    return gathered
 
 
 class Service(NamedTuple):

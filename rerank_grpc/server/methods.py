@@ -100,11 +100,11 @@ def admin_service(
 
 def texts_parser(kind: type[Message], texts: int) -> Parse:
     """Makes the Parse of a request, which counts its texts first, the field of that number: millions fit."""
-    parse = parser(kind, LIMITS.message_bytes)
+    parse, name = parser(kind, LIMITS.message_bytes), kind.DESCRIPTOR.fields_by_number[texts].name
 
     def parse_texts(data: bytes) -> object:
         if has_more_than(LIMITS.documents, texts, data):
-            raise too_many_documents()
+            raise too_many_documents(name)
         return parse(data)
 
     return parse_texts

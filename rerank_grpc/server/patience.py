@@ -145,6 +145,17 @@ class Waiting:
             context.abort(grpc.StatusCode.CANCELLED, f"waited too long for {self.noun}")
         return message
 
+    def receive_all(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Yields all messages of a call, whose wait is one. Ends a call that was cancelled meanwhile."""
+        self.begin(context)
+        waited = True
+        try:
+            yield from requests
+        finally:
+            waited = self.end(context)
+        if not waited:
+            context.abort(grpc.StatusCode.CANCELLED, f"waited too long for {self.noun}")
+
     def send(self, messages: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Passes messages on; after each, the call waits until its reader asks for the next."""
         try:

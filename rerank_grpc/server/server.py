@@ -17,12 +17,18 @@ from rerank_grpc.registry.loading import Loader
 from rerank_grpc.reranker import build_reranker
 from rerank_grpc.server.call_log import Sink, log_call
 from rerank_grpc.server.interceptors import AccessInterceptor
-from rerank_grpc.server.kserve.service import KServeServicer
+from rerank_grpc.server.kserve.service import KServeServicer, kserve_service
 from rerank_grpc.server.lanes import Lane, Service
 from rerank_grpc.server.methods import RERANK_SERVICE, admin_service, call_lanes, rerank_service
 from rerank_grpc.server.patience import Patience
-from rerank_grpc.server.probes import HEALTH_SERVICE, HealthService, reflection_services
+from rerank_grpc.server.probes import (
+    HEALTH_SERVICE,
+    REFLECTION_SERVICES,
+    HealthService,
+    reflection_services,
+)
 from rerank_grpc.server.services import ModelAdminServicer, RerankServicer
+from rerank_grpc.server.tei import TeiServicer, tei_services
 from rerank_grpc.types import Health
 
 # Connections of a port, where the limit of open files allows them.
@@ -68,9 +74,11 @@ class RerankServer:
         # Twice the calls that are admitted: see overload protection below.
         streams = 2 * max(settings.max_calls, LEAST_STREAMS)
         self._main = self._build(streams=streams, connections=MOST_CONNECTIONS)
+        tei = TeiServicer(self.reranker, sinks, max_calls=settings.max_calls)
         kserve = KServeServicer(self.reranker, lambda: self._leaving, sinks)
-        own = [rerank_service(servicer, lanes), kserve.service(lanes)]
-        self._lanes = self._register(self._main, own, "main")
+        services = [rerank_service(servicer, lanes), *tei_services(tei, lanes)]
+        services.append(kserve_service(kserve, lanes, sinks))
+        self._lanes = self._register(self._main, services, "main")
         self.port = _bind(self._main, settings.host, settings.port, "--port")
         rest = settings.rest.port is not None
         # A further port for this machine alone, on which no stranger can take REST's last connection.
@@ -147,11 +155,12 @@ class RerankServer:
         return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
 
     def _build(self, *, streams: int, connections: int) -> grpc.Server:
-        """Makes a server without services; where tokens are set, all but health needs one."""
+        """Makes a server without services; where tokens are set, all but its public ones needs one."""
         settings = self.settings
         interceptors: list[grpc.ServerInterceptor] = []
         if settings.access_tokens:
-            interceptors.append(AccessInterceptor(settings.access_tokens, public=[HEALTH_SERVICE]))
+            public = [HEALTH_SERVICE, *(REFLECTION_SERVICES if settings.reflection == "open" else ())]
+            interceptors.append(AccessInterceptor(settings.access_tokens, public=public))
         # Every method runs in a lane's pool; this thread tells callers that a method is unknown.
         pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
         return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))

@@ -19,9 +19,7 @@ from rerank_grpc.rest.forms.decoded import (
     decoded_pairs,
     with_documents,
 )
-from rerank_grpc.types import Document, RerankRequest, Truncation
-
-LABEL = "LABEL_0"
+from rerank_grpc.types import LABEL, Document, RerankRequest, Truncation
 
 
 def _decode(body: Body, _posted: Posted) -> Decoded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -20,11 +21,11 @@ _TEXTS = (FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING)
 
 def bounded_parser(kind: type[Message]) -> Parse:
     """Makes the Parse of a message type that refuses one with more than MOST_VALUES values, at any depth."""
-    parse = parser(kind, LIMITS.message_bytes)
+    parse, descriptor = parser(kind, LIMITS.message_bytes), cast("Descriptor", kind.DESCRIPTOR)
 
     def parse_bounded(data: bytes) -> object:
         left = MOST_VALUES
-        for path, values in _values(kind.DESCRIPTOR, data, "", 0, len(data)):
+        for path, values in _values(descriptor, data, "", 0, len(data)):
             left -= values
             if left < 0:
                 raise InvalidRequest.of(path, f"the message holds more than {MOST_VALUES:,} values")

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
 from rerank_grpc import __version__
-from rerank_grpc.errors import InvalidRequest, UnknownModel
+from rerank_grpc.errors import UnknownModel
 from rerank_grpc.protocols import inference_pb2 as pb
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.call_log import Sink
-from rerank_grpc.server.handler import answering, call_of
+from rerank_grpc.server.handler import answering, call_of, renaming
 from rerank_grpc.server.kserve import tensors
 from rerank_grpc.server.kserve.bounds import bounded_parser
 from rerank_grpc.server.kserve.tensors import INPUTS, NUMBER, OUTPUTS, TEXT, Inference
 from rerank_grpc.server.lanes import Handler, Service, parser
 from rerank_grpc.server.methods import CallLanes
-from rerank_grpc.types import (
-    Call,
-    ModelInfo,
-    RerankRequest,
-    RerankResponse,
-    RerankSummary,
-    ScoredDocument,
-    Usage,
-)
+from rerank_grpc.types import Call, ModelInfo, RerankSummary, ScoredDocument, Usage
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 NAME = "rerank-grpc"
@@ -45,44 +38,25 @@ class KServeServicer:
         self._leaving = leaving
         self._sinks = sinks
 
-    def service(self, lanes: CallLanes) -> Service:
-        """Makes the service, in the lanes that all protocols share."""
-
-        def question(answer: Callable[[Any], Message], kind: type[Message]) -> Handler:
-            method = f"kserve.{kind.DESCRIPTOR.name.removesuffix('Request')}"
-
-            def behaviour(request: Message, context: grpc.ServicerContext) -> Message:
-                with answering(context, method, self._sinks):
-                    return answer(request)
-
-            return lanes.probes.unary(method, behaviour, parser(kind))
-
-        infer = bounded_parser(pb.ModelInferRequest)
-        handlers = {
-            "ServerLive": question(self._server_live, pb.ServerLiveRequest),
-            "ServerReady": question(self._server_ready, pb.ServerReadyRequest),
-            "ModelReady": question(self._model_ready, pb.ModelReadyRequest),
-            "ServerMetadata": question(self._server_metadata, pb.ServerMetadataRequest),
-            "ModelMetadata": question(self._model_metadata, pb.ModelMetadataRequest),
-            "ModelConfig": question(self._model_config, pb.ModelConfigRequest),
-            "ModelInfer": lanes.answers.unary("kserve.ModelInfer", self._model_infer, infer),
-        }
-        return Service(SERVICE, handlers, lanes)
-
-    def _server_live(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+    def ServerLive(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        """Tells that the server answers."""
         return pb.ServerLiveResponse(live=True)
 
-    def _server_ready(self, _request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+    def ServerReady(self, _request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        """Tells whether a call of the default model would be answered."""
         return pb.ServerReadyResponse(ready=self._registry.serving and not self._leaving())
 
-    def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+    def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        """Tells whether a call of one model would be answered."""
         info = self._model(request.name, request.version)
         return pb.ModelReadyResponse(ready=info.serving and not self._leaving())
 
-    def _server_metadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+    def ServerMetadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        """Describes the server."""
         return pb.ServerMetadataResponse(name=NAME, version=__version__, extensions=EXTENSIONS)
 
-    def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+    def ModelMetadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        """Describes a model's tensors."""
         info = self._model(request.name, request.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
@@ -93,7 +67,8 @@ class KServeServicer:
             outputs=[tensor(name=name, datatype=NUMBER, shape=ANY_SIZE) for name in OUTPUTS],
         )
 
-    def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+    def ModelConfig(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        """Describes them in Triton's form."""
         config = pb.ModelConfig(
             name=self._model(request.name, request.version).name,
             platform=NAME,
@@ -102,9 +77,10 @@ class KServeServicer:
         )
         return pb.ModelConfigResponse(config=config)
 
-    def _model_infer(
+    def ModelInfer(
         self, request: pb.ModelInferRequest, context: grpc.ServicerContext
     ) -> pb.ModelInferResponse:
+        """Scores passages; answers in their order."""
         with answering(context, "kserve.ModelInfer", self._sinks) as record:
             call = call_of(context)
             self._model(request.model_name, request.model_version)
@@ -129,18 +105,36 @@ class KServeServicer:
         found: dict[int, ScoredDocument] = {}
         summaries = []
         for request, places in inference.requests():
-            response = self._rerank(request, places, call)
+            with renaming(partial(tensors.own_name, places)):
+                response = self._reranker.rerank(request, call)
             found.update((places[result.index], result) for result in response.results)
             summaries.append(response.summary)
         return [found[place] for place in sorted(found)], _sum(summaries)
 
-    def _rerank(self, request: RerankRequest, places: Sequence[int], call: Call) -> RerankResponse:
-        """Answers one request; an InvalidRequest names the caller's tensors."""
-        try:
-            return self._reranker.rerank(request, call)
-        except InvalidRequest as error:
-            failure = tensors.in_own_names(error, places)
-        raise failure
+
+def kserve_service(servicer: KServeServicer, lanes: CallLanes, sinks: Sequence[Sink]) -> Service:
+    """Makes GRPCInferenceService, in the lanes of all calls."""
+
+    def question(answer: Callable[[Any], Message], kind: type[Message]) -> Handler:
+        method = f"kserve.{answer.__name__}"
+
+        def behaviour(request: Message, context: grpc.ServicerContext) -> Message:
+            with answering(context, method, sinks):
+                return answer(request)
+
+        return lanes.probes.unary(method, behaviour, parser(kind))
+
+    infer = bounded_parser(pb.ModelInferRequest)
+    handlers = {
+        "ServerLive": question(servicer.ServerLive, pb.ServerLiveRequest),
+        "ServerReady": question(servicer.ServerReady, pb.ServerReadyRequest),
+        "ModelReady": question(servicer.ModelReady, pb.ModelReadyRequest),
+        "ServerMetadata": question(servicer.ServerMetadata, pb.ServerMetadataRequest),
+        "ModelMetadata": question(servicer.ModelMetadata, pb.ModelMetadataRequest),
+        "ModelConfig": question(servicer.ModelConfig, pb.ModelConfigRequest),
+        "ModelInfer": lanes.answers.unary("kserve.ModelInfer", servicer.ModelInfer, infer),
+    }
+    return Service(SERVICE, handlers, [])
 
 
 def _check_version(name: str, revision: str, version: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -23,13 +24,14 @@ TEXT, NUMBER = "BYTES", "FP32"
 UNSERVED = ("classification", "shared_memory_region")
 TRUNCATIONS = {truncation.value: truncation for truncation in Truncation}
 # Options by their names in RerankRequest, with the type of their values. Other parameters are ignored.
-OPTIONS: Mapping[str, tuple[type, str]] = {
+OPTIONS: Mapping[str, tuple[type[object], str]] = {
     "instruction": (str, "a string"),
     "truncation": (Truncation, '"end", "start" or "none"'),
     "max_tokens_per_document": (int, f"an integer from 0 to {UINT32_MAX}"),
     "max_chunks_per_document": (int, f"an integer from 0 to {UINT32_MAX}"),
     "ignore_unsupported_options": (bool, "a boolean"),
 }
+_DOCUMENT = re.compile(r"documents\[(\d+)\]\.text")
 # Names of the caller's own in an error.
 NAME_CHARACTERS = 100
 
@@ -166,27 +168,20 @@ def _option(name: str, parameter: pb.InferParameter) -> Any:
     """Reads an option; raises InvalidRequest for a value of another type or range."""
     kind, noun = OPTIONS[name]
     choice = parameter.WhichOneof("parameter_choice")
-    value = getattr(parameter, choice) if choice else None
-    if kind is Truncation:
-        if value in TRUNCATIONS:
-            return TRUNCATIONS[value]
-    elif type(value) is kind and (kind is not int or 0 <= value <= UINT32_MAX):
+    value: Any = getattr(parameter, choice) if choice else None
+    value = TRUNCATIONS.get(value) if kind is Truncation else value
+    if type(value) is kind and (not isinstance(value, int) or 0 <= value <= UINT32_MAX):
         return value
     raise InvalidRequest.of(f"parameters[{name}]", f"must be {noun}")
 
 
-def in_own_names(error: InvalidRequest, places: Sequence[int]) -> InvalidRequest:
-    """Returns an error of a request that Inference made, in the names of its caller."""
-    if not error.violations:
-        return error
-    field, description = error.violations[0]
+def own_name(places: Sequence[int], field: str) -> str:
+    """Returns what the caller calls a field of a request that holds the passages of some places."""
     if field == "query":
-        field = f"{QUERY}[{places[0]}]"
-    elif field.startswith("documents["):
-        field = f"{PASSAGE}[{places[int(field.removeprefix('documents[').partition(']')[0])]}]"
-    else:
-        field = f"parameters[{field}]"
-    return type(error).of(field, description, metadata=error.metadata)
+        return f"{QUERY}[{places[0]}]"
+    if document := _DOCUMENT.fullmatch(field):
+        return f"{PASSAGE}[{places[int(document[1])]}]"
+    return f"parameters[{field}]"
 
 
 def inference_to(

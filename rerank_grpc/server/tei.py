@@ -1,0 +1,236 @@
+"""tei.v1: the calls of Text Embeddings Inference that a reranker answers, by the default model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
+from time import monotonic
+from typing import NamedTuple
+
+import grpc
+
+from rerank_grpc import __version__
+from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.protocols import tei_pb2 as tei
+from rerank_grpc.reranker import Reranker
+from rerank_grpc.server.call_log import CallRecord, Sink
+from rerank_grpc.server.handler import answering, call_of, renaming
+from rerank_grpc.server.lanes import Service, parser
+from rerank_grpc.server.methods import CallLanes, texts_parser
+from rerank_grpc.types import (
+    LABEL,
+    Document,
+    RerankRequest,
+    RerankSummary,
+    ScoredDocument,
+    Truncation,
+    Usage,
+)
+
+_Options = tei.RerankRequest | tei.RerankStreamRequest | tei.PredictPairRequest
+_RIGHT, _LEFT = tei.TRUNCATION_DIRECTION_RIGHT, tei.TRUNCATION_DIRECTION_LEFT
+
+_DOCUMENT = re.compile(r"documents\[(\d+)\]\.text")
+
+
+class _Names(NamedTuple):
+    """A caller's own fields, for errors; `{}` stands for the place of a text."""
+
+    query: str
+    text: str
+
+    def name(self, places: Sequence[int], field: str) -> str:
+        """Renames a field of a request that holds the texts of some places."""
+        if found := _DOCUMENT.fullmatch(field):
+            return self.text.format(places[int(found[1])])
+        return {"query": self.query, "documents": "texts"}.get(field, field)
+
+
+_OF_RERANK = _Names("query", "texts[{}]")
+_OF_STREAM = _Names("query", "requests[{}].text")
+_OF_PAIR = _Names("inputs[0]", "inputs[1]")
+
+
+class _Asked(NamedTuple):
+    """Texts to be scored; `groups` has the places of those that share a query and a truncation."""
+
+    texts: Sequence[str]
+    groups: Mapping[tuple[str, Truncation], Sequence[int]]
+    names: _Names
+
+    @property
+    def characters(self) -> int:
+        """The characters of all pairs of a query and a text."""
+        queries = sum([len(query) * len(places) for (query, _), places in self.groups.items()])
+        return queries + sum(map(len, self.texts))
+
+
+class TeiServicer:
+    """Serves tei.v1; `max_calls` is the number of calls that the server admits at once."""
+
+    def __init__(self, reranker: Reranker, sinks: Sequence[Sink], *, max_calls: int) -> None:
+        self._reranker = reranker
+        self._sinks = sinks
+        self._max_calls = max_calls
+
+    def Rerank(self, request: tei.RerankRequest, context: grpc.ServicerContext) -> tei.RerankResponse:
+        """Scores all texts and returns them by descending score."""
+        with answering(context, "tei.Rerank", self._sinks) as record:
+            texts = list(request.texts)
+            groups = {(request.query, _truncation(request)): range(len(texts))}
+            return self._rank(_Asked(texts, groups, _OF_RERANK), request, record, context)
+
+    def RerankStream(
+        self, requests: Sequence[tei.RerankStreamRequest], context: grpc.ServicerContext
+    ) -> tei.RerankResponse:
+        """Does the same with a text of each request; the first tells the form of the answer."""
+        with answering(context, "tei.RerankStream", self._sinks) as record:
+            texts, first = [request.text for request in requests], requests[0]
+            groups: dict[tuple[str, Truncation], list[int]] = {}
+            for place, request in enumerate(requests):
+                key = request.query or first.query, _truncation(request)
+                groups.setdefault(key, []).append(place)
+            return self._rank(_Asked(texts, groups, _OF_STREAM), first, record, context)
+
+    def PredictPair(
+        self, request: tei.PredictPairRequest, context: grpc.ServicerContext
+    ) -> tei.PredictResponse:
+        """Scores a pair of a query and a text."""
+        return self._predict("tei.PredictPair", request, context)
+
+    def PredictPairStream(
+        self, requests: Iterable[tei.PredictPairRequest], context: grpc.ServicerContext
+    ) -> Iterator[tei.PredictResponse]:
+        """Scores pairs one after another; each is a call of its own in the log."""
+        for request in requests:
+            yield self._predict("tei.PredictPairStream", request, context)
+
+    def Info(self, _request: tei.InfoRequest, context: grpc.ServicerContext) -> tei.InfoResponse:
+        """Describes the default model and the limits."""
+        with answering(context, "tei.Info", self._sinks):
+            model = self._reranker.registry.info("")
+            return tei.InfoResponse(
+                version=__version__,
+                model_id=model.name,
+                model_sha=model.revision or None,
+                model_dtype=model.dtype,
+                model_type=tei.MODEL_TYPE_RERANKER,
+                max_concurrent_requests=self._max_calls,
+                max_input_length=model.max_tokens,
+                max_batch_tokens=model.max_batch_tokens,
+                max_client_batch_size=LIMITS.documents,
+                tokenization_workers=1,
+            )
+
+    def _rank(
+        self,
+        asked: _Asked,
+        options: tei.RerankRequest | tei.RerankStreamRequest,
+        record: CallRecord,
+        context: grpc.ServicerContext,
+    ) -> tei.RerankResponse:
+        results, metadata = self._score(asked, record, context)
+        score, with_text = _score_of(options.raw_scores), options.return_text
+        results.sort(key=attrgetter("index"))
+        # Scores of 1.0 hide an order that logits have.
+        results.sort(key=attrgetter(score, "logit"), reverse=True)
+        ranks = [
+            tei.Rank(
+                index=result.index,
+                score=getattr(result, score),
+                text=asked.texts[result.index] if with_text else None,
+            )
+            for result in results
+        ]
+        return tei.RerankResponse(ranks=ranks, metadata=metadata)
+
+    def _predict(
+        self, method: str, request: tei.PredictPairRequest, context: grpc.ServicerContext
+    ) -> tei.PredictResponse:
+        with answering(context, method, self._sinks) as record:
+            if len(request.inputs) != 2:
+                text = f"must be a query and a text to score against it, not {len(request.inputs):,} texts"
+                raise InvalidRequest.of("inputs", text)
+            query, text = request.inputs
+            asked = _Asked([text], {(query, _truncation(request)): [0]}, _OF_PAIR)
+            (result,), metadata = self._score(asked, record, context)
+            prediction = tei.Prediction(score=getattr(result, _score_of(request.raw_scores)), label=LABEL)
+            return tei.PredictResponse(predictions=[prediction], metadata=metadata)
+
+    def _score(
+        self, asked: _Asked, record: CallRecord, context: grpc.ServicerContext
+    ) -> tuple[list[ScoredDocument], tei.Metadata]:
+        """Scores the texts, one group after another; returns a result for each."""
+        started, call = monotonic(), call_of(context)
+        record.documents = len(asked.texts)
+        results: list[ScoredDocument] = []
+        summaries: list[RerankSummary] = []
+        for (query, truncation), places in asked.groups.items():
+            documents = [Document(asked.texts[place]) for place in places]
+            with renaming(partial(asked.names.name, places)):
+                response = self._reranker.rerank(RerankRequest(query, documents, truncation=truncation), call)
+            results += [result._replace(index=places[result.index]) for result in response.results]
+            summaries.append(response.summary)
+        usage = Usage(*map(sum, zip(*[summary.usage for summary in summaries], strict=True)))
+        record.summary = summaries[0]._replace(usage=usage)
+        return results, _metadata(asked.characters, usage, monotonic() - started)
+
+
+def tei_services(servicer: TeiServicer, lanes: CallLanes) -> list[Service]:
+    """Makes the services of tei.v1, in the lanes of all calls."""
+    pair = texts_parser(tei.PredictPairRequest, tei.PredictPairRequest.INPUTS_FIELD_NUMBER)
+    ranked = texts_parser(tei.RerankRequest, tei.RerankRequest.TEXTS_FIELD_NUMBER)
+    streamed = lanes.answers.gathering(
+        "tei.RerankStream",
+        servicer.RerankStream,
+        parser(tei.RerankStreamRequest, LIMITS.message_bytes),
+        most=LIMITS.documents,
+        most_bytes=LIMITS.message_bytes,
+    )
+    handlers = {
+        "Rerank": {
+            "Rerank": lanes.answers.unary("tei.Rerank", servicer.Rerank, ranked),
+            "RerankStream": streamed,
+        },
+        "Predict": {
+            "PredictPair": lanes.answers.unary("tei.PredictPair", servicer.PredictPair, pair),
+            "PredictPairStream": lanes.streams.conversation(
+                "tei.PredictPairStream", servicer.PredictPairStream, pair
+            ),
+        },
+        "Info": {"Info": lanes.probes.unary("tei.Info", servicer.Info, parser(tei.InfoRequest))},
+    }
+    names = {name: service.full_name for name, service in tei.DESCRIPTOR.services_by_name.items()}
+    return [Service(names[name], methods, []) for name, methods in handlers.items()]
+
+
+def _truncation(options: _Options) -> Truncation:
+    """Reads how a text that is too long is cut; without `truncate` it is refused."""
+    direction = options.truncation_direction
+    if direction not in (_RIGHT, _LEFT):
+        raise InvalidRequest.of("truncation_direction", f"{direction} is not a TruncationDirection")
+    if not options.truncate:
+        return Truncation.NONE
+    return Truncation.START if direction == _LEFT else Truncation.END
+
+
+def _score_of(raw: bool) -> str:
+    return "logit" if raw else "relevance_score"
+
+
+def _metadata(characters: int, usage: Usage, seconds: float) -> tei.Metadata:
+    return tei.Metadata(
+        compute_chars=characters,
+        compute_tokens=usage.input_tokens,
+        total_time_ns=_nanoseconds(seconds),
+        tokenization_time_ns=_nanoseconds(usage.tokenization_seconds),
+        queue_time_ns=_nanoseconds(usage.queue_seconds),
+        inference_time_ns=_nanoseconds(usage.inference_seconds),
+    )
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
