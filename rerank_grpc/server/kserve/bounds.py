@@ -28,7 +28,8 @@ def bounded_parser(kind: type[Message]) -> Parse:
         for path, values in _values(descriptor, data, "", 0, len(data)):
             left -= values
             if left < 0:
-                raise InvalidRequest.of(path, f"the message holds more than {MOST_VALUES:,} values")
+                text = f"the message holds more than {MOST_VALUES:,} values"
+                raise InvalidRequest.of(path, f"{text}; {LIMITS.documents:,} passages are allowed")
         return parse(data)
 
     return parse_bounded

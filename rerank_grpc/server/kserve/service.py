@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from rerank_grpc import __version__
 from rerank_grpc.errors import UnknownModel
+from rerank_grpc.limits import check_request
 from rerank_grpc.protocols import inference_pb2 as pb
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.call_log import Sink
@@ -102,9 +103,13 @@ class KServeServicer:
 
     def _score(self, inference: Inference, call: Call) -> tuple[list[ScoredDocument], RerankSummary]:
         """Scores each passage against its query, one query after another; results in the passages' order."""
+        requests = list(inference.requests())
+        for request, places in requests:
+            with renaming(partial(tensors.own_name, places)):
+                check_request(request)  # the last one too, before any work on the first
         found: dict[int, ScoredDocument] = {}
         summaries = []
-        for request, places in inference.requests():
+        for request, places in requests:
             with renaming(partial(tensors.own_name, places)):
                 response = self._reranker.rerank(request, call)
             found.update((places[result.index], result) for result in response.results)
