@@ -51,6 +51,7 @@ PYTHON = {
         "together_sdk.py",
         "dashscope_sdk.py",
     ),
+    "triton": ("tritonclient_sdk.py",),
 }
 NODE = ("cohere-ai.mjs", "ai.mjs")
 
