@@ -785,6 +785,7 @@ CUT, GROUP, NO_UTF8 = b"\x0a\x05ab", b"\x0b\x0c", b"\x0a\x02\xff\xfe"
             for data in (CUT, NO_UTF8)
         ),
         *((name, b"\xff\xff") for name in ("ServerLive", "ServerReady", "ServerMetadata", "ModelInfer")),
+        ("ModelInfer", b"\xfa\xff\xff\xff\xff\xff\xff\xff\xff\x01\x00"),
         ("ModelInfer", GROUP),
         ("ModelInfer", b"\x2a\x02" + GROUP),
         ("ModelInfer", b"\x2a\x7f\x0a\x01a"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import grpc
@@ -11,17 +10,17 @@ from google.protobuf.message import Message
 
 from rerank_grpc import __version__
 from rerank_grpc.errors import UnknownModel
-from rerank_grpc.limits import check_request
 from rerank_grpc.protocols import inference_pb2 as pb
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.call_log import Sink
-from rerank_grpc.server.handler import answering, call_of, renaming
+from rerank_grpc.server.handler import answering, call_of
 from rerank_grpc.server.kserve import tensors
 from rerank_grpc.server.kserve.bounds import bounded_parser
-from rerank_grpc.server.kserve.tensors import INPUTS, NUMBER, OUTPUTS, TEXT, Inference
+from rerank_grpc.server.kserve.tensors import INPUTS, NUMBER, OUTPUTS, TEXT
 from rerank_grpc.server.lanes import Handler, Service, parser
 from rerank_grpc.server.methods import CallLanes
-from rerank_grpc.types import Call, ModelInfo, RerankSummary, ScoredDocument, Usage
+from rerank_grpc.server.parts import score_parts
+from rerank_grpc.types import ModelInfo
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 NAME = "rerank-grpc"
@@ -87,7 +86,7 @@ class KServeServicer:
             self._model(request.model_name, request.model_version)
             inference = tensors.inference_from(request)
             record.documents = len(inference.passages)
-            results, summary = self._score(inference, call)
+            results, summary = score_parts(self._reranker, inference.parts(), call, tensors.own_name)
             record.summary = summary
             # A model that was not in memory has told its revision only now.
             _check_version(summary.model, summary.model_revision, request.model_version)
@@ -100,21 +99,6 @@ class KServeServicer:
         info = self._registry.info(name)
         _check_version(info.name, info.revision, version)
         return info
-
-    def _score(self, inference: Inference, call: Call) -> tuple[list[ScoredDocument], RerankSummary]:
-        """Scores each passage against its query, one query after another; results in the passages' order."""
-        requests = list(inference.requests())
-        for request, places in requests:
-            with renaming(partial(tensors.own_name, places)):
-                check_request(request)  # the last one too, before any work on the first
-        found: dict[int, ScoredDocument] = {}
-        summaries = []
-        for request, places in requests:
-            with renaming(partial(tensors.own_name, places)):
-                response = self._reranker.rerank(request, call)
-            found.update((places[result.index], result) for result in response.results)
-            summaries.append(response.summary)
-        return [found[place] for place in sorted(found)], _sum(summaries)
 
 
 def kserve_service(servicer: KServeServicer, lanes: CallLanes, sinks: Sequence[Sink]) -> Service:
@@ -150,10 +134,3 @@ def _check_version(name: str, revision: str, version: str) -> None:
             f"model {name} has no version {shown!r}: leave it empty, or ask for {revision}",
             metadata={"model": name, "known_models": name},
         )
-
-
-def _sum(summaries: Sequence[RerankSummary]) -> RerankSummary:
-    """Adds up what requests to one model have cost."""
-    usage = Usage._make(map(sum, zip(*[summary.usage for summary in summaries], strict=True)))
-    truncated = any(summary.query_truncated for summary in summaries)
-    return summaries[0]._replace(usage=usage, query_truncated=truncated)

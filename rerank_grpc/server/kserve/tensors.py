@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import LIMITS, check_count
 from rerank_grpc.protocols import inference_pb2 as pb
+from rerank_grpc.server.parts import Part
 from rerank_grpc.types import Document, RerankRequest, RerankSummary, ScoredDocument, Truncation
 from rerank_grpc.wire.messages import UINT32_MAX
 
@@ -31,6 +32,7 @@ OPTIONS: Mapping[str, tuple[type[object], str]] = {
     "max_chunks_per_document": (int, f"an integer from 0 to {UINT32_MAX}"),
     "ignore_unsupported_options": (bool, "a boolean"),
 }
+_Tensor: TypeAlias = pb.ModelInferRequest.InferInputTensor | pb.ModelInferRequest.InferRequestedOutputTensor
 _DOCUMENT = re.compile(r"documents\[(\d+)\]\.text")
 # Names of the caller's own in an error.
 NAME_CHARACTERS = 100
@@ -49,14 +51,14 @@ class Inference(NamedTuple):
     outputs: Sequence[str]
     raw: bool
 
-    def requests(self) -> Iterator[tuple[RerankRequest, Sequence[int]]]:
-        """Yields a request for each query that differs, with the places of its passages."""
+    def parts(self) -> Iterator[Part]:
+        """Yields a request for each query that differs."""
         places: dict[str, list[int]] = {}
         for place in range(len(self.passages)):
             places.setdefault(self.queries[place if len(self.queries) > 1 else 0], []).append(place)
         for query, own in places.items():
             documents = [Document(self.passages[place]) for place in own]
-            yield self.options._replace(query=query, documents=documents), own
+            yield Part(self.options._replace(query=query, documents=documents), own)
 
 
 def inference_from(message: pb.ModelInferRequest) -> Inference:
@@ -80,9 +82,7 @@ def inference_from(message: pb.ModelInferRequest) -> Inference:
 
 def _names(
     field: str,
-    tensors: Sequence[
-        pb.ModelInferRequest.InferInputTensor | pb.ModelInferRequest.InferRequestedOutputTensor
-    ],
+    tensors: Iterable[_Tensor],
     known: Sequence[str],
 ) -> list[str]:
     """Returns the names of tensors, each known and there once; none of them asks for what is not served."""
@@ -90,9 +90,8 @@ def _names(
     for index, tensor in enumerate(tensors):
         place = f"{field}[{index}].name"
         if tensor.name not in known:
-            raise InvalidRequest.of(
-                place, f"{tensor.name[:NAME_CHARACTERS]!r} is unknown: {served} are served"
-            )
+            text = f"{tensor.name[:NAME_CHARACTERS]!r} is unknown: {served} are served"
+            raise InvalidRequest.of(place, text)
         if tensor.name in names:
             raise InvalidRequest.of(place, f"{tensor.name} is there twice")
         for unserved in UNSERVED:
@@ -113,9 +112,8 @@ def _contents(message: pb.ModelInferRequest) -> Iterator[tuple[list[str], Sequen
             raise InvalidRequest.of(f"{tensor.name}.datatype", f"must be {TEXT}")
         count = _count(tensor.name, tensor.shape)
         if raw and tensor.contents.ByteSize():
-            raise InvalidRequest.of(
-                f"{tensor.name}.contents", "must be empty where raw_input_contents is not"
-            )
+            text = "must be empty where raw_input_contents is not"
+            raise InvalidRequest.of(f"{tensor.name}.contents", text)
         elements = _unpacked(tensor.name, count, raw[index]) if raw else tensor.contents.bytes_contents
         if len(elements) != count:
             text = f"has {len(elements):,} elements where its shape says {count:,}"
@@ -139,9 +137,8 @@ def _unpacked(name: str, count: int, raw: bytes) -> list[bytes]:
         start = at + 4
         at = start + int.from_bytes(raw[at:start], "little")
         if at > len(raw):
-            raise InvalidRequest.of(
-                f"{name}[{index}]", "is longer than what is left of its raw_input_contents"
-            )
+            text = "is longer than what is left of its raw_input_contents"
+            raise InvalidRequest.of(f"{name}[{index}]", text)
         elements.append(raw[start:at])
     if at < len(raw):
         text = f"its raw_input_contents go on for {len(raw) - at:,} bytes after {count:,} elements"
