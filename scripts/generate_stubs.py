@@ -35,6 +35,7 @@ class Proto(NamedTuple):
 PROTOS = (
     Proto("rerank/v1/rerank.proto", "v1", ("python", "pyi", "grpc_python")),
     Proto("tei/v1/tei.proto", "protocols", ("python", "pyi")),
+    Proto("inference/v2/inference.proto", "protocols", ("python", "pyi")),
 )
 
 

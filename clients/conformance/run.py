@@ -52,6 +52,7 @@ PYTHON = {
         "dashscope_sdk.py",
     ),
     "haystack": ("haystack_tei_grpc_sdk.py",),
+    "triton": ("tritonclient_sdk.py",),
 }
 NODE = ("cohere-ai.mjs", "ai.mjs")
 

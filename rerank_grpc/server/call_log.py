@@ -30,6 +30,9 @@ class CallRecord:
     seconds: float = 0.0
 
 
+# Machines that watch the service call these every few seconds; a line each would drown the calls.
+PROBES = frozenset(("Health", "kserve.ServerLive", "kserve.ServerReady", "kserve.ModelReady"))
+
 # Takes each call's record on the thread that answers it; must not block.
 Sink: TypeAlias = Callable[[CallRecord], None]
 
@@ -48,8 +51,7 @@ def deliver(record: CallRecord, sinks: Iterable[Sink]) -> None:
 def log_call(record: CallRecord) -> None:
     """Writes a call's line to the log; a server's default sink."""
     code, reason = record.code.name, record.reason and record.reason.name
-    # Machines that watch the service call Health every few seconds; a line each would drown the calls.
-    level = logging.DEBUG if reason is None and record.method == "Health" else logging.INFO
+    level = logging.DEBUG if reason is None and record.method in PROBES else logging.INFO
     # The kind bounds repetitions: a refused caller can return at once.
     kind = None if reason is None else {"kind": f"{record.method} {code} {reason}"}
     summary = record.summary

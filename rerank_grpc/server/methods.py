@@ -119,12 +119,12 @@ def has_more_than(most: int, number: int, message: bytes) -> bool:
         return False
     at = fields = found = 0
     while at < len(message):
-        key, at = _varint(message, at)
+        key, at = varint(message, at)
         fields += 1
         found += key >> 3 == number
         if found > most or fields > most + OTHER_FIELDS:
             return True
-        if (end := _skip(message, at, key & 7)) is None:
+        if (end := skip(message, at, key & 7)) is None:
             return True
         at = end
     return False
@@ -141,7 +141,7 @@ def _may_have_more(most: int, message: bytes, tag: int) -> bool:
     return False
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
+def varint(message: bytes, at: int) -> tuple[int, int]:
     """Reads a varint of at most ten bytes; returns it and the position of its end."""
     value = 0
     for shift in range(0, 70, 7):
@@ -155,11 +155,11 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
     return value, at
 
 
-def _skip(message: bytes, at: int, kind: int) -> int | None:
+def skip(message: bytes, at: int, kind: int) -> int | None:
     """Returns the end of a field's value; None for a group, which could hide others, or an unknown kind."""
     if kind == VARINT:
-        return _varint(message, at)[1]
+        return varint(message, at)[1]
     if kind == BYTES:
-        length, at = _varint(message, at)
+        length, at = varint(message, at)
         return at + length
     return at + FIXED_BYTES[kind] if kind in FIXED_BYTES else None

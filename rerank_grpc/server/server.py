@@ -17,6 +17,7 @@ from rerank_grpc.registry.loading import Loader
 from rerank_grpc.reranker import build_reranker
 from rerank_grpc.server.call_log import Sink, log_call
 from rerank_grpc.server.interceptors import AccessInterceptor
+from rerank_grpc.server.kserve.service import KServeServicer, kserve_service
 from rerank_grpc.server.lanes import Lane, Service
 from rerank_grpc.server.methods import RERANK_SERVICE, admin_service, call_lanes, rerank_service
 from rerank_grpc.server.patience import Patience
@@ -62,6 +63,7 @@ class RerankServer:
         self.settings = settings
         self._sinks = sinks
         self._patience = Patience()
+        self._leaving = False
         self._health: list[HealthService] = []
         self.reranker = build_reranker(settings, loader, on_change=self._show_health, on_hang=on_hang)
         self.registry = self.reranker.registry
@@ -73,7 +75,9 @@ class RerankServer:
         streams = 2 * max(settings.max_calls, LEAST_STREAMS)
         self._main = self._build(streams=streams, connections=MOST_CONNECTIONS)
         tei = TeiServicer(self.reranker, sinks, max_calls=settings.max_calls)
+        kserve = KServeServicer(self.reranker, lambda: self._leaving, sinks)
         services = [rerank_service(servicer, lanes), *tei_services(tei, lanes)]
+        services.append(kserve_service(kserve, lanes, sinks))
         self._lanes = self._register(self._main, services, "main")
         self.port = _bind(self._main, settings.host, settings.port, "--port")
         rest = settings.rest.port is not None
@@ -103,6 +107,7 @@ class RerankServer:
 
     def leave(self) -> None:
         """Tells probes that no new calls should come; calls are still answered."""
+        self._leaving = True
         for health in self._health:
             health.shut_down()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from operator import attrgetter
 from time import monotonic
 from typing import NamedTuple
@@ -17,14 +16,14 @@ from rerank_grpc.limits import LIMITS
 from rerank_grpc.protocols import tei_pb2 as tei
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.call_log import CallRecord, Sink
-from rerank_grpc.server.handler import answering, call_of, renaming
+from rerank_grpc.server.handler import answering, call_of
 from rerank_grpc.server.lanes import Service, parser
 from rerank_grpc.server.methods import CallLanes, texts_parser
+from rerank_grpc.server.parts import Part, score_parts
 from rerank_grpc.types import (
     LABEL,
     Document,
     RerankRequest,
-    RerankSummary,
     ScoredDocument,
     Truncation,
     Usage,
@@ -66,6 +65,12 @@ class _Asked(NamedTuple):
         """The characters of all pairs of a query and a text."""
         queries = sum([len(query) * len(places) for (query, _), places in self.groups.items()])
         return queries + sum(map(len, self.texts))
+
+    def parts(self) -> Iterator[Part]:
+        """Yields a request for each group."""
+        for (query, truncation), places in self.groups.items():
+            documents = [Document(self.texts[place]) for place in places]
+            yield Part(RerankRequest(query, documents, truncation=truncation), places)
 
 
 class TeiServicer:
@@ -134,7 +139,6 @@ class TeiServicer:
     ) -> tei.RerankResponse:
         results, metadata = self._score(asked, record, context)
         score, with_text = _score_of(options.raw_scores), options.return_text
-        results.sort(key=attrgetter("index"))
         # Scores of 1.0 hide an order that logits have.
         results.sort(key=attrgetter(score, "logit"), reverse=True)
         ranks = [
@@ -163,20 +167,11 @@ class TeiServicer:
     def _score(
         self, asked: _Asked, record: CallRecord, context: grpc.ServicerContext
     ) -> tuple[list[ScoredDocument], tei.Metadata]:
-        """Scores the texts, one group after another; returns a result for each."""
+        """Scores the texts, one group after another; returns a result for each, in the texts' order."""
         started, call = monotonic(), call_of(context)
         record.documents = len(asked.texts)
-        results: list[ScoredDocument] = []
-        summaries: list[RerankSummary] = []
-        for (query, truncation), places in asked.groups.items():
-            documents = [Document(asked.texts[place]) for place in places]
-            with renaming(partial(asked.names.name, places)):
-                response = self._reranker.rerank(RerankRequest(query, documents, truncation=truncation), call)
-            results += [result._replace(index=places[result.index]) for result in response.results]
-            summaries.append(response.summary)
-        usage = Usage(*map(sum, zip(*[summary.usage for summary in summaries], strict=True)))
-        record.summary = summaries[0]._replace(usage=usage)
-        return results, _metadata(asked.characters, usage, monotonic() - started)
+        results, record.summary = score_parts(self._reranker, asked.parts(), call, asked.names.name)
+        return results, _metadata(asked.characters, record.summary.usage, monotonic() - started)
 
 
 def tei_services(servicer: TeiServicer, lanes: CallLanes) -> list[Service]:

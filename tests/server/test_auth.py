@@ -94,6 +94,7 @@ def test_health_is_public_and_reflection_is_not(channel: grpc.Channel):
     assert [service.name for service in answer[0].list_services_response.service] == [
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
         "rerank.v1.RerankService",
         "tei.v1.Info",
         "tei.v1.Predict",

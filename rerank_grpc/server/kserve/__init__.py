@@ -1,0 +1,1 @@
+"""The Open Inference Protocol v2, which KServe and Triton speak: its service, its tensors, their bounds."""
