@@ -6,7 +6,7 @@ import math
 import threading
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as ListOf
 from contextlib import contextmanager
 from dataclasses import replace
@@ -128,14 +128,17 @@ class WordTokenizer(Tokenizer):
     def __init__(self) -> None:
         """Needs no vocabulary."""
 
-    def tokenize(self, request: RerankRequest, pace: Pace = UNHURRIED) -> TokenizedRequest:
+    def tokenize(
+        self, request: RerankRequest, pace: Pace = UNHURRIED, left_out: Collection[str] = ()
+    ) -> TokenizedRequest:
         head = [_word(word) for word in request.query.split()]
-        bodies = [[_word(word) for word in document.text.split()] for document in request.documents]
+        texts = [document.text for document in request.documents]
+        bodies = [[_word(word) for word in text.split()] for text in texts if text not in left_out]
+        chunks = ((Chunk(index, len(body)),) for index, body in enumerate(bodies))
         return TokenizedRequest(
             sequences=tuple(Sequence.of([0, *head, 1, *body]) for body in bodies),
             documents=tuple(
-                TokenizedDocument((Chunk(index, len(body)),), truncated=False)
-                for index, body in enumerate(bodies)
+                TokenizedDocument(() if text in left_out else next(chunks), truncated=False) for text in texts
             ),
             query=None,
             query_truncated=False,
