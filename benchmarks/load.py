@@ -15,7 +15,11 @@ from benchmarks.servers import METADATA
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
-OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 16 << 20)]
+OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.enable_http_proxy", 0),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -320,7 +320,8 @@ def post(port: int, body: dict[str, Any]) -> Any:
         json.dumps(body).encode(),
         {"content-type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=600) as reply:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine needs no proxy
+    with opener.open(request, timeout=600) as reply:
         return json.load(reply)
 
 

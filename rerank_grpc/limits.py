@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.types import RerankRequest
+from rerank_grpc.types import Document, RerankRequest
 
 MIB = 1 << 20
+# A character that can be seen: no white space, control character, braille cell without dots, nor code point
+# that Unicode has shown as nothing (zero-width and format characters, fillers, variation selectors).
+VISIBLE = re.compile(
+    r"[^\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U00013430-\U0001343f"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +63,10 @@ def check_request(request: RerankRequest) -> int:
         raise InvalidRequest.of("documents", "must not be empty")
     if len(request.documents) > LIMITS.documents:
         raise too_many_documents()
-    if not request.query:
-        raise InvalidRequest.of("query", "must not be empty")
     _check_length("query", request.query, LIMITS.characters)
+    if VISIBLE.search(request.query) is None:
+        blank = ", and this one has no visible character" if request.query else ""
+        raise InvalidRequest.of("query", f"must not be empty{blank}")
     _check_length("instruction", request.instruction, LIMITS.characters)
     texts = [len(document.text) for document in request.documents]
     if max(texts) > LIMITS.characters or max([len(d.id) for d in request.documents]) > LIMITS.id_characters:
@@ -71,6 +81,11 @@ def check_request(request: RerankRequest) -> int:
         text = f"is {chunks:,}, at most {LIMITS.chunks} are allowed"
         raise InvalidRequest.of("max_chunks_per_document", text)
     return sum(texts) + len(request.query) + len(request.instruction)
+
+
+def blank_texts(documents: Iterable[Document]) -> frozenset[str]:
+    """Collects the texts without a visible character, by the rule for queries."""
+    return frozenset(document.text for document in documents if VISIBLE.search(document.text) is None)
 
 
 def _check_length(field: str, text: str, limit: int) -> None:

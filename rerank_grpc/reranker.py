@@ -13,23 +13,29 @@ from time import monotonic
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.engine.future import Future
 from rerank_grpc.gate import Gate, Permit
-from rerank_grpc.limits import LIMITS, check_request
+from rerank_grpc.limits import LIMITS, blank_texts, check_request
 from rerank_grpc.registry.loading import Loader, ModelLoader
 from rerank_grpc.registry.registry import Lease, Registry
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.scores import best_chunks, count_query_tokens, relevance_scores
-from rerank_grpc.sequence import TokenizedRequest
+from rerank_grpc.sequence import Chunk, TokenizedRequest
 from rerank_grpc.tokenizer.pace import Pace, Turns
 from rerank_grpc.types import Call, RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
 
+NO_CHUNK = Chunk(-1, 0)
+
 
 class Reranker:
-    """Answers requests, from many threads at once; `lobby` bounds the calls that wait for a model to load."""
+    """Answers requests, from many threads at once; `lobby` bounds the calls that wait for a model to load.
 
-    def __init__(self, registry: Registry, gate: Gate, lobby: Gate) -> None:
+    With `blanks_last` no model scores a document without a visible character: it comes behind all others.
+    """
+
+    def __init__(self, registry: Registry, gate: Gate, lobby: Gate, *, blanks_last: bool = False) -> None:
         self.registry = registry
         self.gate = gate
         self.lobby = lobby
+        self._blanks_last = blanks_last
         self._turns = Turns()
 
     def rerank(self, request: RerankRequest, call: Call | None = None) -> RerankResponse:
@@ -52,10 +58,10 @@ class Reranker:
         with self._admitted(request, call or Call(), stepwise=True) as job:
             best, unscored = _Best(request.top_n), _Unscored(job.tokenized)
             for sequences in job.future.completed():
-                results = job.results(unscored.complete(sequences))
-                results = [result for result in results if best.admits(result)]
-                if results:
+                if results := best.kept(job.results(unscored.complete(sequences))):
                     yield results
+            if unscored.left_out and (results := best.kept(job.results(unscored.left_out))):
+                yield results
             yield job.summary()
 
     @contextmanager
@@ -67,7 +73,8 @@ class Reranker:
         lease, permit = self._enter(request, call)
         with permit, lease as model, model.engine.admit(call, request.priority) as admission:
             started = monotonic()
-            tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check))
+            left_out = blank_texts(request.documents) if self._blanks_last else ()
+            tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check), left_out)
             seconds = monotonic() - started
             future = admission.submit(tokenized.sequences, stepwise=stepwise)
             future.on_done(permit.leave)
@@ -107,7 +114,7 @@ def build_reranker(
         on_hang=on_hang,
     )
     gate, lobby = Gate(settings.max_calls, characters), Gate(waiting, characters // 4)
-    return Reranker(registry, gate, lobby)
+    return Reranker(registry, gate, lobby, blanks_last=settings.blank_documents == "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,8 @@ class _Job:
             indices, documents, best, scores, strict=True
         ):
             if score >= least:
-                source, (_, tokens, span) = self.request.documents[index], chunks[position]
+                source = self.request.documents[index]
+                _, tokens, span = chunks[position] if chunks else NO_CHUNK
                 document = source if self.request.return_documents else None
                 results.append(
                     ScoredDocument(index, score, logit, source.id, document, tokens, truncated, span)
@@ -164,11 +172,14 @@ class _Job:
 
 
 class _Unscored:
-    """Tells which documents become complete as sequences are scored."""
+    """Tells which documents become complete as sequences are scored, and which are `left_out` of scoring."""
 
     def __init__(self, tokenized: TokenizedRequest) -> None:
         query = set() if tokenized.query is None else {tokenized.query}
         self._needs = [query | {chunk.sequence for chunk in each.chunks} for each in tokenized.documents]
+        self.left_out = [index for index, each in enumerate(tokenized.documents) if not each.chunks]
+        for index in self.left_out:
+            self._needs[index].clear()
         self._documents: dict[int, list[int]] = {}
         for index, needs in enumerate(self._needs):
             for sequence in needs:
@@ -192,10 +203,11 @@ class _Best:
         self._top_n = top_n
         self._logits: list[float] = []
 
-    def admits(self, result: ScoredDocument) -> bool:
-        """Tells whether a result is among the best so far, itself counted in."""
-        if not self._top_n:
-            return True
+    def kept(self, results: list[ScoredDocument]) -> list[ScoredDocument]:
+        """Returns the results that are, one after the other, among the best so far."""
+        return [result for result in results if self._admits(result)] if self._top_n else results
+
+    def _admits(self, result: ScoredDocument) -> bool:
         if len(self._logits) < self._top_n:
             heappush(self._logits, result.logit)
             return True

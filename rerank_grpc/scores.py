@@ -27,6 +27,9 @@ class BestChunk(NamedTuple):
     logit: float
 
 
+UNSCORED = BestChunk(-1, EMPTY_LOGIT)
+
+
 def best_chunks(
     documents: Sequence[TokenizedDocument],
     outputs: Sequence[Output | None],
@@ -34,7 +37,7 @@ def best_chunks(
     *,
     mean: bool = False,
 ) -> list[BestChunk]:
-    """Finds the best chunk of each document, the first of equal ones.
+    """Finds the best chunk of each document, the first of equal ones; UNSCORED for one without chunks.
 
     `outputs` holds those of the documents and, where texts are encoded apart, that of the query, at index
     `query`: vectors of length 1, whose cosine is the logit, or matrices of them, whose MaxSim is; if `mean`,
@@ -48,6 +51,9 @@ def best_chunks(
             logits = [logit / count_query_tokens(outputs, query) for logit in logits]
     left, best = iter(logits), []
     for document in documents:
+        if not document.chunks:
+            best.append(UNSCORED)
+            continue
         of_chunks = list(islice(left, len(document.chunks)))
         highest = max(of_chunks)
         best.append(BestChunk(of_chunks.index(highest), highest))

@@ -87,7 +87,7 @@ class Chunk(NamedTuple):
 
 
 class TokenizedDocument(NamedTuple):
-    """A document's chunks in text order; one, unless the request allows more."""
+    """A document's chunks in text order: one, unless the request allows more; none, if it is not scored."""
 
     chunks: tuple[Chunk, ...]
     truncated: bool

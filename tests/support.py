@@ -6,7 +6,7 @@ import math
 import threading
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as ListOf
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +33,8 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
 WAIT = 20.0  # seconds after which a test that waits for something has failed
+# gRPC itself would call this machine too through a proxy of the environment.
+NO_PROXY = ("grpc.enable_http_proxy", 0)
 
 
 def score_of(sequence: Sequence) -> float:
@@ -126,14 +128,17 @@ class WordTokenizer(Tokenizer):
     def __init__(self) -> None:
         """Needs no vocabulary."""
 
-    def tokenize(self, request: RerankRequest, pace: Pace = UNHURRIED) -> TokenizedRequest:
+    def tokenize(
+        self, request: RerankRequest, pace: Pace = UNHURRIED, left_out: Collection[str] = ()
+    ) -> TokenizedRequest:
         head = [_word(word) for word in request.query.split()]
-        bodies = [[_word(word) for word in document.text.split()] for document in request.documents]
+        texts = [document.text for document in request.documents]
+        bodies = [[_word(word) for word in text.split()] for text in texts if text not in left_out]
+        chunks = ((Chunk(index, len(body)),) for index, body in enumerate(bodies))
         return TokenizedRequest(
             sequences=tuple(Sequence.of([0, *head, 1, *body]) for body in bodies),
             documents=tuple(
-                TokenizedDocument((Chunk(index, len(body)),), truncated=False)
-                for index, body in enumerate(bodies)
+                TokenizedDocument(() if text in left_out else next(chunks), truncated=False) for text in texts
             ),
             query=None,
             query_truncated=False,
@@ -225,10 +230,11 @@ def stub_of(port: int | None) -> Iterator[rerank_pb2_grpc.RerankServiceStub]:
 
 
 @contextmanager
-def channel_of(port: int | None) -> Iterator[grpc.Channel]:
-    """Opens a channel that shares no connection with another."""
+def channel_of(port: int | None, *more: tuple[str, str | int]) -> Iterator[grpc.Channel]:
+    """Opens a channel that shares no connection with another, and goes through no proxy."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 16 << 20)]
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+    options.append(NO_PROXY)
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[*options, *more]) as channel:
         yield channel
 
 

@@ -410,8 +410,9 @@ def hanging_call(target, seconds=10):
     from grpc_health.v1 import health_pb2
 
     from tests.stubs import HealthStub
+    from tests.support import NO_PROXY
 
-    channel = grpc.insecure_channel(target)
+    channel = grpc.insecure_channel(target, [NO_PROXY])
     grpc.channel_ready_future(channel).result(seconds)  # what is called before that may be sent in any order
     method: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(
         "/rerank.v1.RerankService/Rerank"
@@ -428,10 +429,14 @@ def test_a_half_sent_rest_call_does_not_keep_the_server_from_draining():
     from grpc_health.v1 import health_pb2
 
     from tests.stubs import HealthStub
+    from tests.support import NO_PROXY
 
     server = Served("--grace", "10", "--rest-port", "0")
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as half, grpc.insecure_channel(server.target) as channel:
+    with (
+        socket.create_connection((host, int(port))) as half,
+        grpc.insecure_channel(server.target, [NO_PROXY]) as channel,
+    ):
         half.sendall(b"POST /rerank HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{")
         watch = HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -51,8 +51,10 @@ def test_it_answers_with_the_settings_models_and_gives_its_permits_back() -> Non
 class ApartTokenizer(WordTokenizer):
     """Makes a sequence of the query too, behind those of the documents."""
 
-    def tokenize(self, request: RerankRequest, pace: Pace = UNHURRIED) -> TokenizedRequest:
-        tokenized = super().tokenize(request, pace)
+    def tokenize(
+        self, request: RerankRequest, pace: Pace = UNHURRIED, left_out: Collection[str] = ()
+    ) -> TokenizedRequest:
+        tokenized = super().tokenize(request, pace, left_out)
         query = Sequence.of([len(request.query.split())])
         return replace(tokenized, sequences=(*tokenized.sequences, query), query=len(tokenized.sequences))
 

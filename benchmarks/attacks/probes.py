@@ -25,6 +25,7 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
 )
 BYSTANDERS_PRIORITY = -10
 FAILURES = (grpc.RpcError, RerankError, OSError, http.client.HTTPException)

@@ -8,11 +8,12 @@ REST's own. Like run.py it builds an environment of its own under .tools.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from run import ROOT, build_python
+from run import DIRECT, ROOT, build_python
 
 sys.path.insert(0, str(ROOT))
 
@@ -33,7 +34,8 @@ def main() -> int:
             Path(__file__).with_name("schemathesis.toml"),
         ]
         command += ["run", f"http://127.0.0.1:{port}/openapi.json", "--max-examples", str(CASES)]
-        return subprocess.run([*command, "--max-response-time", str(SECONDS)], check=False).returncode
+        command += ["--max-response-time", str(SECONDS)]
+        return subprocess.run(command, env={**os.environ, **DIRECT}, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ request = rerank_pb2.RerankRequest(
 token = os.environ.get("RERANK_TOKEN")
 metadata = [("authorization", f"Bearer {token}")] if token else None
 
-# gRPC takes replies of 4 MiB by default; with documents one can be larger.
+# gRPC takes replies of 4 MiB by default; with documents one can be larger. Where https_proxy is set, gRPC
+# calls this machine too through that proxy, unless no_proxy names it.
 with grpc.insecure_channel(target, [("grpc.max_receive_message_length", 16 << 20)]) as channel:
     stub = rerank_pb2_grpc.RerankServiceStub(channel)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import ipaddress
 import os
 import signal
 import sys
@@ -113,11 +112,3 @@ def needs(purpose: str, remedy: str) -> Iterator[None]:
 def address(host: str, port: int) -> str:
     """Writes host and port as a client dials them."""
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Tells whether only this machine can reach a host."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rerank_grpc import __version__
 from rerank_grpc.cli import terminal
-from rerank_grpc.cli.process import Process, address, is_loopback, needs
+from rerank_grpc.cli.process import Process, address, needs
 from rerank_grpc.cli.terminal import Screen
-from rerank_grpc.config.reading import forgotten_token, read_rest_settings, read_settings
+from rerank_grpc.config.reading import forgotten_token, proxy_of, read_rest_settings, read_settings
 from rerank_grpc.config.settings import RestSettings, ServerSettings
+from rerank_grpc.config.targets import is_loopback
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import Health, ModelInfo, State
 
@@ -70,6 +71,9 @@ def run_rest(parsed: argparse.Namespace) -> NoReturn:
         process.log.say(
             f"NOTE: {here} can be reached from other machines; who may call is up to the servers."
         )
+    for target in settings.targets:
+        if proxy := proxy_of(target):
+            process.log.say(f"NOTE: {target} is called {proxy}.")
     process.log.say("Ctrl-C stops it.")
     process.wait()
     closing = threading.Thread(target=server.stop, args=[settings.grace_seconds], daemon=True)

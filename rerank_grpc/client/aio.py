@@ -12,7 +12,7 @@ import grpc.aio
 
 from rerank_grpc.client import arguments, core
 from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions
-from rerank_grpc.errors import Cancelled, DeadlineExceeded
+from rerank_grpc.errors import Cancelled
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
 
@@ -64,7 +64,7 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
                 if core.is_ready(health):
                     return health
             await asyncio.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))
-        raise DeadlineExceeded("the model was not ready in time")
+        raise self._not_ready()
 
     async def close(self) -> None:
         """Ends the client; calls in progress raise Cancelled."""

@@ -16,6 +16,9 @@ from rerank_grpc import __version__, errors
 from rerank_grpc.client import arguments
 from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions, check_type, text
 from rerank_grpc.client.errors import IncompleteStream, ServerUnavailable, exception_of, retry_delay
+from rerank_grpc.config.reading import proxy_of
+from rerank_grpc.config.settings import DEFAULT_PORT
+from rerank_grpc.config.targets import Proxy, is_local, read_target
 from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.types import (
     Health,
@@ -31,12 +34,12 @@ from rerank_grpc.v1 import rerank_pb2_grpc
 from rerank_grpc.wire import messages
 from rerank_grpc.wire.status import Failure, read_failure
 
-DEFAULT_TARGET = "localhost:50051"
+DEFAULT_TARGET = f"localhost:{DEFAULT_PORT}"
 # gRPC cuts a policy of more than five attempts down to five.
 MAX_RETRIES = 4
 # The interval of wait_until_ready's questions, and the errors after which it asks again.
 READY_POLL_SECONDS = 0.25
-NOT_YET = (ServerUnavailable, errors.ShuttingDown)
+NOT_YET = (ServerUnavailable, errors.ShuttingDown, errors.DeadlineExceeded)
 
 ChannelOption = tuple[str, str | int]
 Metadata = tuple[tuple[str, str], ...]
@@ -99,22 +102,22 @@ class BaseClient(Generic[_Stream]):
     ) -> None:
         """Makes a client; raises TypeError or ValueError, naming the argument.
 
-        `timeout` is the deadline of a call in seconds, all its attempts together. `retries` is the number of
-        further attempts that a call may take, 0 to 4. With `root_certificates` (PEM) or `credentials` the
-        channel is TLS. `options` are gRPC channel arguments and win over the client's own.
+        A `target` without a port has the default one; this machine is called without a proxy. `timeout` is
+        the deadline of a call in seconds, all its attempts together. `retries` is the number of further
+        attempts that a call may take, 0 to 4. With `root_certificates` (PEM) or `credentials` the channel is
+        TLS. `options` are gRPC channel arguments and win over the client's own.
         """
-        if not text("target", target) or target.startswith(("http:", "https:", "grpc:", "grpcs:")):
-            raise ValueError(f"target: host:port, as in {DEFAULT_TARGET}, without a scheme such as http://")
         if not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
             raise ValueError(f"retries: 0 to {MAX_RETRIES}")
-        self._target = target
+        self._target = _target(target)
         self._timeout = seconds(timeout)
         self._retries = retries
         self._credentials = _credentials(root_certificates, credentials)
         own = _metadata(token)
         # A function: the token must not show in a description of the client.
         self._merged: Callable[[Mapping[str, str]], Metadata] = lambda call: tuple({**own, **call}.items())
-        self._options = channel_options(retries, options)
+        self._options = channel_options(self._target, retries, options)
+        self._proxy = _proxy(self._target, dict(self._options))
         self._closed = False
         self._begin()
 
@@ -154,7 +157,12 @@ class BaseClient(Generic[_Stream]):
         self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
     ) -> Attempts:
         timeout = self._timeout if timeout is None else seconds(timeout)
-        return Attempts(self._retries, timeout, self._merged(metadata or {}))
+        return Attempts(self._retries, timeout, self._merged(metadata or {}), self._proxy)
+
+    def _not_ready(self) -> errors.DeadlineExceeded:
+        """Makes the error of a wait in vain, which a proxy may be the reason for."""
+        way = f" ({self._proxy})" if self._proxy else ""
+        return errors.DeadlineExceeded(f"the model was not ready in time{way}")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -169,8 +177,10 @@ def seconds(timeout: float) -> float:
     return float(timeout)
 
 
-def channel_options(retries: int, options: Sequence[ChannelOption] = ()) -> tuple[ChannelOption, ...]:
-    """Makes the options of a channel; the caller's own win."""
+def channel_options(
+    target: str, retries: int, options: Sequence[ChannelOption] = ()
+) -> tuple[ChannelOption, ...]:
+    """Makes the options of a target's channel; the caller's own win."""
     ours: dict[str, str | int] = {
         "grpc.service_config": service_config(retries),
         "grpc.primary_user_agent": f"rerank-grpc-python/{__version__}",
@@ -191,6 +201,8 @@ def channel_options(retries: int, options: Sequence[ChannelOption] = ()) -> tupl
         # Replicas that were replaced have new addresses; the default is 30 s.
         "grpc.dns_min_time_between_resolutions_ms": 5_000,
     }
+    if is_local(target):
+        ours["grpc.enable_http_proxy"] = 0
     return tuple((ours | dict(options)).items())
 
 
@@ -219,8 +231,9 @@ def service_config(retries: int) -> str:
 class Attempts:
     """One call's attempts, all within one deadline and with the same metadata."""
 
-    def __init__(self, retries: int, timeout: float, metadata: Metadata) -> None:
+    def __init__(self, retries: int, timeout: float, metadata: Metadata, proxy: Proxy | None = None) -> None:
         self.metadata = metadata
+        self._proxy = proxy
         self._deadline = time.monotonic() + timeout
         self._retries_left = retries
         self._refusal: Failure | None = None
@@ -247,7 +260,7 @@ class Attempts:
             failure, retries_left=self._retries_left, remaining=self.remaining, jitter=random.random()
         )
         if delay is None:
-            raise exception_of(failure) from error
+            raise exception_of(failure, self._proxy) from error
         self._retries_left -= 1
         self._refusal = failure
         return delay
@@ -282,6 +295,21 @@ def is_ready(health: Health) -> bool:
     if health.state is State.FAILED:
         raise errors.ModelFailed(f"model {health.model!r} has failed", metadata={"model": health.model})
     return health.serving
+
+
+def _target(target: str) -> str:
+    try:
+        return read_target(text("target", target))
+    except ValueError as error:
+        raise ValueError(f"target: {error}") from None
+
+
+def _proxy(target: str, options: Mapping[str, str | int]) -> Proxy | None:
+    """Finds the proxy of a channel with these options."""
+    if not options.get("grpc.enable_http_proxy", 1):
+        return None
+    url = options.get("grpc.http_proxy")
+    return proxy_of(target, None if url is None else str(url))
 
 
 def _credentials(

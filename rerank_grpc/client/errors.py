@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import grpc
 
 from rerank_grpc import errors
+from rerank_grpc.config.targets import Proxy
 from rerank_grpc.errors import RerankError
 from rerank_grpc.wire.status import Failure
 
@@ -72,8 +73,8 @@ _BY_CODE: Mapping[grpc.StatusCode, type[RerankError]] = {
 }
 
 
-def exception_of(failure: Failure) -> RerankError:
-    """Makes the exception of a failure: by its reason, else by its code."""
+def exception_of(failure: Failure, proxy: Proxy | None = None) -> RerankError:
+    """Makes the exception of a failure: by its reason, else by its code; names the proxy of a lost server."""
     code, text = failure.code, failure.text
     if failure.reason is not None:
         return errors.BY_REASON[failure.reason](
@@ -88,6 +89,8 @@ def exception_of(failure: Failure) -> RerankError:
         return MessageTooLarge(text)
     if code is grpc.StatusCode.CANCELLED and not failure.described:
         return UnexpectedStatus(_ENDED_THERE, code=code.name)
+    if code is grpc.StatusCode.UNAVAILABLE and proxy is not None:
+        text = f"{text} ({proxy})"
     if code in _BY_CODE:
         return _BY_CODE[code](text, metadata=failure.metadata, retry_after=failure.retry_after)
     return UnexpectedStatus(text, code=code.name, metadata=failure.metadata, retry_after=failure.retry_after)

@@ -11,7 +11,7 @@ import grpc
 
 from rerank_grpc.client import arguments, core
 from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions
-from rerank_grpc.errors import Cancelled, DeadlineExceeded
+from rerank_grpc.errors import Cancelled
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
 
@@ -70,7 +70,7 @@ class Client(core.BaseClient["RerankStream"]):
                 if core.is_ready(health := self._call(question, timeout=remaining, wait_for_ready=True)):
                     return health
             time.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))
-        raise DeadlineExceeded("the model was not ready in time")
+        raise self._not_ready()
 
     def close(self) -> None:
         """Ends the client; calls in progress raise Cancelled."""

@@ -18,9 +18,11 @@ from rerank_grpc.config.parsing import (
     or_none,
     port,
     seconds,
+    targets,
     text,
 )
 from rerank_grpc.config.settings import ClientSettings, ModelSpec, RestSettings, ServerSettings
+from rerank_grpc.config.targets import read_target
 from rerank_grpc.errors import ConfigurationError
 
 PREFIX = "RERANK_"
@@ -207,7 +209,7 @@ SERVER_OPTIONS = (
 REST_OPTIONS = (
     Option(
         "target",
-        text,
+        targets,
         "HOST:PORT",
         "a gRPC server to pass calls on to; of several, those that are well take turns",
         plural="targets",
@@ -219,7 +221,7 @@ REST_OPTIONS = (
 )
 
 CLIENT_OPTIONS = (
-    Option("target", text, "HOST:PORT", "the server to call", settings=ClientSettings),
+    Option("target", read_target, "HOST:PORT", "the server to call", settings=ClientSettings),
     Option("timeout", seconds, "SECONDS", "how long a call may take", settings=ClientSettings),
     Option(
         "token-file",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.config.targets import read_target
 
 T = TypeVar("T")
 NAME = re.compile(r"[\w.:/@+-]{1,200}")
@@ -25,6 +26,12 @@ def text(text: str) -> str:
     if not text or text != text.strip() or not text.isprintable():
         raise ValueError("is empty, or has spaces around it or control characters in it")
     return text
+
+
+def targets(text: str) -> tuple[str, ...]:
+    """Reads one target of gRPC, or several between commas."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return tuple(map(read_target, parts or [text]))
 
 
 def or_none(word: str, read: Callable[[str], T]) -> Callable[[str], T | None]:

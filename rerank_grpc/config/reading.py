@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rerank_grpc.config.settings import (
     RestSettings,
     ServerSettings,
 )
+from rerank_grpc.config.targets import Proxy, proxy_before
 
 Flags = Mapping[str, str | Sequence[str] | None]
 
@@ -67,7 +69,7 @@ def read_rest_settings(flags: Flags, environment: Mapping[str, str] = os.environ
         raise OptionError("--rest-port: 'off' leaves nothing to run")
     if "targets" in values:
         # A flag may hold several too, as the variable does.
-        values["targets"] = tuple(part for text in values["targets"] for part in text.split(",") if part)
+        values["targets"] = tuple(chain.from_iterable(values["targets"]))
     return RestSettings(
         access_tokens=_server_tokens(values.pop("access_tokens", None), environment),
         upstream_token=_token_in(UPSTREAM_TOKEN_VARIABLE, environment),
@@ -91,16 +93,22 @@ def read_client_settings(flags: Flags, environment: Mapping[str, str] = os.envir
     if file is not None:
         token = _tokens_of_file(file)[0]
     if "target" not in values:
-        port = environment.get("RERANK_PORT") or ServerSettings().port
+        port = _server_value("port", {}, environment) or ServerSettings().port  # 0 is no port to call
         values["target"] = f"127.0.0.1:{port}"
         token = token or next(iter(_server_tokens(None, environment)), None)
     return ClientSettings(token=token, **values)
 
 
+def proxy_of(
+    target: str, option: str | None = None, environment: Mapping[str, str] = os.environ
+) -> Proxy | None:
+    """Finds the proxy that gRPC reaches a target through; see :func:`targets.proxy_before`."""
+    return proxy_before(target, environment, option)
+
+
 def read_catalogue_path(flags: Flags, environment: Mapping[str, str] = os.environ) -> Path | None:
     """Reads where the operator's catalogue is; raises OptionError like :func:`read_settings`."""
-    options = [option for option in SERVER_OPTIONS if option.name == "catalogue"]
-    path: Path | None = _values(options, flags, environment).get("catalogue")
+    path: Path | None = _server_value("catalogue", flags, environment)
     return path
 
 
@@ -112,6 +120,12 @@ def may_color() -> bool:
 def forgotten_token(settings: ServerSettings) -> bool:
     """Tells whether only the client's RERANK_TOKEN is set where the server's is meant."""
     return not settings.access_tokens and bool(os.environ.get(CLIENT_TOKEN_VARIABLE))
+
+
+def _server_value(name: str, flags: Flags, environment: Mapping[str, str]) -> Any:
+    """Reads one of the server's options, whose setting has its name; None where it is not given."""
+    options = [option for option in SERVER_OPTIONS if option.name == name]
+    return _values(options, flags, environment).get(name)
 
 
 def _values(options: Sequence[Option], flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:

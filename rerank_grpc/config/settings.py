@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+DEFAULT_PORT = 50_051  # of a gRPC server, for those who serve and those who call
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -39,7 +41,7 @@ class RestSettings:
     keep_alive: float = 120.0  # seconds that an idle connection stays open
     documents: str = "on"  # whether results carry documents where the caller does not say: on or asked
     cors: tuple[str, ...] = ()  # origins whose pages may call
-    targets: tuple[str, ...] = ("127.0.0.1:50051",)
+    targets: tuple[str, ...] = (f"127.0.0.1:{DEFAULT_PORT}",)
     # Callers need one of them; without any, the gRPC servers decide.
     access_tokens: tuple[str, ...] = field(default=(), repr=False)
     upstream_token: str | None = field(default=None, repr=False)  # for the REST server's own public routes
@@ -59,7 +61,7 @@ class ServerSettings:
     device: str = "auto"
     precision: str = "auto"
     host: str = "127.0.0.1"
-    port: int = 50_051
+    port: int = DEFAULT_PORT
     admin_host: str = "127.0.0.1"
     admin_port: int | None = 50_052
     access_tokens: tuple[str, ...] = field(default=(), repr=False)
@@ -77,6 +79,6 @@ class ServerSettings:
 class ClientSettings:
     """The server that `rerank-grpc rerank | models | health` ask."""
 
-    target: str = "127.0.0.1:50051"
+    target: str = f"127.0.0.1:{DEFAULT_PORT}"
     token: str | None = field(default=None, repr=False)
     timeout: float = 30.0

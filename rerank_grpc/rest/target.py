@@ -19,6 +19,7 @@ from rerank_grpc.errors import (
     ShuttingDown,
     Unauthenticated,
     describe,
+    one_line,
 )
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.types import RerankRequest, RerankResponse
@@ -90,8 +91,8 @@ class Target:
         """Finds out whether the server is well; raises nothing."""
         try:
             self.mark(await self._is_well(token, timeout))
-        except (TransportError, ShuttingDown, DeadlineExceeded):
-            self.mark(False)
+        except (TransportError, ShuttingDown, DeadlineExceeded) as error:
+            self.mark(False, error)
         except RerankError:
             self.mark(True)  # it refuses us, so it is there
         except Exception as error:
@@ -106,9 +107,11 @@ class Target:
                 return await self.ask(AsyncClient.serving, None, timeout)
             raise
 
-    def mark(self, well: bool) -> None:
+    def mark(self, well: bool, error: RerankError | None = None) -> None:
+        """Notes whether the server is well; a change is logged, with the error that told it."""
         if well is not self.well:
-            log.warning("rerank server %s is %s", self._name, "back" if well else "away")
+            reason = f": {one_line(error.message)}" if error else ""
+            log.warning("rerank server %s is %s%s", self._name, "back" if well else "away", reason)
         self.well = well
 
     async def close(self) -> None:

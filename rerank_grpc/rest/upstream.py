@@ -127,7 +127,7 @@ class Upstream:
             # Another server may answer where this one is away, or its model is.
             except (ServerUnavailable, ShuttingDown, ModelLoading, ModelFailed) as error:
                 if isinstance(error, ServerUnavailable | ShuttingDown):
-                    target.mark(False)
+                    target.mark(False, error)
                     self._devices.clear()
                 if target is turn[-1]:
                     raise

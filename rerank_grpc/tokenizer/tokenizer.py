@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Sequence as ListOf
 from operator import attrgetter
 from typing import NamedTuple, TypeAlias
@@ -18,6 +18,8 @@ from rerank_grpc.tokenizer.prompts import PromptFraming
 from rerank_grpc.tokenizer.truncation import CUT_MARGIN, UNBOUNDED, Cutting, TokenizedText, tokenize
 from rerank_grpc.tokenizer.vocabulary import TokenizerFile, read_tokenizer
 from rerank_grpc.types import RerankRequest, Span, Truncation
+
+LEFT_OUT = TokenizedDocument((), False)
 
 Positions: TypeAlias = Mapping[str, int]  # each text once, with its first position in the request
 
@@ -35,9 +37,12 @@ class Tokenizer:
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
 
-    def tokenize(self, request: RerankRequest, pace: Pace = UNHURRIED) -> TokenizedRequest:
+    def tokenize(
+        self, request: RerankRequest, pace: Pace = UNHURRIED, left_out: Collection[str] = ()
+    ) -> TokenizedRequest:
         """Makes the sequences of a request, at a caller's pace; equal documents share theirs.
 
+        Documents whose text is `left_out` get none.
         Raises UnsupportedOption for an instruction where the model takes none,
         unless the request says to leave it out, and the errors of `truncation.tokenize`.
         """
@@ -50,11 +55,13 @@ class Tokenizer:
         positions: dict[str, int] = {}
         for position, document in enumerate(request.documents):
             positions.setdefault(document.text, position)
+        for text in left_out:
+            positions.pop(text, None)
         if frame.yielding is None:
             groups = [_group(frame, positions, Cutting.of(request, frame.room, frame.ends), pace)]
         else:
             groups = list(_beside_long_query(request, frame, frame.yielding, positions, pace))
-        return _assembled(request, frame.query, groups)
+        return _assembled(request, frame.query, groups, left_out)
 
 
 def _group(frame: Frame, positions: Positions, cutting: Cutting, pace: Pace) -> Group:
@@ -96,10 +103,12 @@ def _beside_long_query(
         yield _group(other, texts, Cutting.of(request, other.room, other.ends), pace)
 
 
-def _assembled(request: RerankRequest, query: Sequence | None, groups: ListOf[Group]) -> TokenizedRequest:
+def _assembled(
+    request: RerankRequest, query: Sequence | None, groups: ListOf[Group], left_out: Collection[str]
+) -> TokenizedRequest:
     """Puts its frame around each chunk of each text, and lists the documents in the request's order."""
     sequences = [] if query is None else [query]
-    documents: dict[str, TokenizedDocument] = {}
+    documents = dict.fromkeys(left_out, LEFT_OUT)
     query_truncated = False
     for frame, tokenized in groups:
         query_truncated |= frame.query_truncated

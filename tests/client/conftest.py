@@ -21,9 +21,8 @@ CLIENTS = ("Client", "AsyncClient")
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the processes that a test starts find the package, and keeps loopback off any proxy."""
+    """Lets the processes that a test starts find the package."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    monkeypatch.setenv("no_grpc_proxy", "127.0.0.1,localhost")
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.server.test_errors import delay_ms_of, details_of
-from tests.support import WAIT, HeldRunner, LateLoader, request_of, serving, wait_for
+from tests.support import WAIT, HeldRunner, LateLoader, channel_of, request_of, serving, wait_for
 
 QUERY = "What do pandas eat?"
 DOCUMENTS = ["Paris is the capital of France.", "Bamboo is what pandas eat.", "Pandas live in China."]
@@ -149,10 +149,9 @@ def test_a_model_that_loads_longer_than_the_deadline_is_told_as_loading(connect,
 
 def test_grpcs_own_retries_hand_over_that_a_model_is_loading():
     """A channel with the client's service config, and nothing else of the client."""
-    options = [("grpc.service_config", service_config(3)), ("grpc.use_local_subchannel_pool", 1)]
     with (
         loading() as service,
-        grpc.insecure_channel(f"127.0.0.1:{service.port}", options) as channel,
+        channel_of(service.port, ("grpc.service_config", service_config(3))) as channel,
         pytest.raises(grpc.RpcError) as caught,
     ):
         rerank_pb2_grpc.RerankServiceStub(channel).Rerank(request_of("q", "a"), timeout=0.5)

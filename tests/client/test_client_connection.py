@@ -15,6 +15,7 @@ from rerank_grpc.client.core import channel_options, service_config
 from rerank_grpc.limits import LIMITS
 from tests.client.scripted_server import ScriptedServer, hang
 
+TARGET = "rerank.internal:50051"
 MADE = pytest.mark.parametrize("kind", [Client, AsyncClient])
 
 
@@ -22,8 +23,8 @@ MADE = pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"target": "http://localhost:50051"}, ValueError, "target: host:port"),
-        ({"target": ""}, ValueError, "target: host:port"),
+        ({"target": "http://localhost:50051"}, ValueError, "target: is not HOST:PORT"),
+        ({"target": ""}, ValueError, "target: is not HOST:PORT"),
         ({"target": 50051}, TypeError, "target: a str"),
         ({"token": "with space"}, ValueError, "token: not empty, printable"),
         ({"token": "пароль"}, ValueError, "token: not empty, printable"),
@@ -77,11 +78,11 @@ def certificate(tmp_path):
 
 
 def test_the_channel_takes_what_the_service_may_send_and_keeps_what_a_retry_needs():
-    options: dict[str, Any] = dict(channel_options(3))
+    options: dict[str, Any] = dict(channel_options(TARGET, 3))
     assert options["grpc.max_receive_message_length"] == LIMITS.reply_bytes == 16 << 20
     assert options["grpc.per_rpc_retry_buffer_size"] > LIMITS.message_bytes
     assert options["grpc.keepalive_time_ms"] > 300_000
-    assert dict(channel_options(3, [("grpc.keepalive_time_ms", 1)]))["grpc.keepalive_time_ms"] == 1
+    assert dict(channel_options(TARGET, 3, [("grpc.keepalive_time_ms", 1)]))["grpc.keepalive_time_ms"] == 1
 
 
 def test_only_unavailable_is_retried_by_grpc_and_every_replica_is_used():

@@ -13,11 +13,6 @@ from tests.support import CountingRunner, serving
 ALIASES = ("rerank-v3.5", "BAAI/bge-reranker-base", "rerank-2")
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_grpc_proxy", "127.0.0.1,localhost")
-
-
 @pytest.fixture(scope="session")
 def scripted() -> Iterator[RerankServer]:
     """A server whose scores are any numbers, but always the same."""

@@ -1,7 +1,5 @@
 """What a rerank call over REST means: scores, counts, documents, options, deadlines, traces."""
 
-import json
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -136,10 +134,8 @@ def test_ids_and_traces_pass_through(port: int) -> None:
 
 def test_no_content_type_is_needed(port: int) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        data = json.dumps({"query": "q", "documents": ["d"]}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/rerank", data, {"Content-Type": kind})
-        with urllib.request.urlopen(request) as response:
-            assert response.headers["content-type"] == "application/json"
+        reply = post(port, "/v1/rerank", {"query": "q", "documents": ["d"]}, content_type=kind)
+        assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
 
 
 def test_32_callers_and_1000_requests_see_no_error(scripted: RerankServer, port: int) -> None:

@@ -28,7 +28,7 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 
 documents = [pb.Document(text=f"0 {n} " + "lorem ipsum dolor " * 440) for n in range(900)]
 message = pb.RerankRequest(query="q", documents=documents).SerializeToString()
-channel = grpc.insecure_channel(sys.argv[1])
+channel = grpc.insecure_channel(sys.argv[1], [("grpc.enable_http_proxy", 0)])
 call = channel.unary_unary("/rerank.v1.RerankService/Rerank", lambda data: data, lambda data: data)
 end = time.monotonic() + float(sys.argv[2])
 

@@ -16,7 +16,7 @@ from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.rest.support import post, rest_server
 from tests.server.test_errors import details_of
-from tests.support import CountingRunner, ScriptedLoader, request_of, serving, stub_of, wait_for
+from tests.support import CountingRunner, ScriptedLoader, channel_of, request_of, serving, stub_of, wait_for
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -74,7 +74,7 @@ def test_a_refusals_line_names_the_request_too(server: RerankServer, caplog: pyt
 def test_the_line_of_a_message_that_cannot_be_parsed_names_the_request_too(
     server: RerankServer, caplog: pytest.LogCaptureFixture
 ):
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+    with channel_of(server.port) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             "/rerank.v1.RerankService/Rerank"
         )

@@ -16,6 +16,7 @@ from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.support import (
+    NO_PROXY,
     WAIT,
     CountingRunner,
     HeldRunner,
@@ -131,7 +132,8 @@ def test_r8_killing_the_client_ends_its_call():
         script = (
             "import grpc\n"
             "from rerank_grpc.v1 import rerank_pb2 as pb, rerank_pb2_grpc as g\n"
-            f"stub = g.RerankServiceStub(grpc.insecure_channel('127.0.0.1:{server.port}'))\n"
+            f"channel = grpc.insecure_channel('127.0.0.1:{server.port}', [{NO_PROXY}])\n"
+            "stub = g.RerankServiceStub(channel)\n"
             "documents = [pb.Document(text=f'document {n}') for n in range(1000)]\n"
             "stub.Rerank(pb.RerankRequest(query='q', documents=documents))\n"
         )
