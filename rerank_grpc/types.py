@@ -150,6 +150,7 @@ class ModelInfo:
     activation: str = ""
     pooling: str = ""
     prompt_source: str = ""
+    hub_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ANY_NAME = "*"  # the alias that takes every name that no model has
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
