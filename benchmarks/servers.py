@@ -131,6 +131,9 @@ def free() -> None:
         def is_local(self, spec: ModelSpec) -> bool:
             return True
 
+        def hub_id(self, spec: ModelSpec) -> str:
+            return ""
+
         def prepare(self, spec: ModelSpec) -> int:
             return 0
 

@@ -157,6 +157,7 @@ class ModelInfo:
     activation: str = ""
     pooling: str = ""
     prompt_source: str = ""
+    hub_id: str = ""
 
     @property
     def dtype(self) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 
 import grpc
 
+from rerank_grpc.checkpoints.catalogue import builtin
+from rerank_grpc.checkpoints.lookup import Source
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.future import Future
@@ -173,6 +175,9 @@ class ScriptedLoader:
 
     def is_local(self, spec: ModelSpec) -> bool:
         return True
+
+    def hub_id(self, spec: ModelSpec) -> str:
+        return Source.read(spec.source, builtin()).public_id(Path("no directory"))
 
     def prepare(self, spec: ModelSpec) -> int:
         return 0

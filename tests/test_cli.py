@@ -111,12 +111,35 @@ def test_a_table_too_wide_becomes_blocks():
     assert lines == ["name   a", "value  " + "x" * 22 + "…", "", "name   b"]
 
 
-@pytest.mark.parametrize(("width", "blocks"), [(80, True), (160, False), (None, False)])
-def test_the_known_models_fit_the_terminal(width, blocks):
+@pytest.mark.parametrize(
+    ("width", "begin"),
+    [
+        (None, [HEAD]),
+        (160, [HEAD]),
+        (
+            80,
+            [
+                "BAAI/bge-reranker-base",
+                "  278M, 512 tokens, zh en, licence MIT; Chinese and English on modest hardware",
+                "BAAI/bge-reranker-large",
+            ],
+        ),
+        (
+            50,
+            [
+                "BAAI/bge-reranker-base",
+                "  278M, 512 tokens, zh en, licence MIT; Chinese",
+                "  and English on modest hardware",
+                "BAAI/bge-reranker-large",
+            ],
+        ),
+    ],
+)
+def test_the_known_models_fit_the_terminal(width, begin):
     lines = list(terminal.available(tuple(builtin()), Screen(width)))
-    empty = lines.index("") if not blocks else max(n for n, line in enumerate(lines) if not line)
-    assert max(map(cells, lines[:empty])) <= (width or 1000)
-    assert lines[0].split() == (["model", "BAAI/bge-reranker-base"] if blocks else HEAD.split())
+    empty = lines.index("")
+    assert max(map(cells, lines[:empty])) <= max(width or 1000, 60)
+    assert [line.split() for line in lines[: len(begin)]] == [line.split() for line in begin]
     refused = [line for line in lines if line.startswith("not served: ")]
     assert refused == lines[empty + 1 :]
     assert any(line.startswith("not served: jinaai/jina-reranker-v3: it reads all") for line in refused)

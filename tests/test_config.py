@@ -210,6 +210,11 @@ def test_aliases_belong_to_one_model_and_names_are_unique():
     assert [model.aliases for model in settings.models] == [("c",), ("ORG/b", "d")]
     with pytest.raises(OptionError, match=r"no --model is named 'embeded'; did you mean embedded\?"):
         read_settings({"alias": ["x=embeded"]}, {})
+    for flags in ({"model": ["*=x"]}, {"model": ["a=x"], "alias": ["a*=a"]}, {"alias": ["**=embedded"]}):
+        with pytest.raises(OptionError, match=r"is not (NAME=DIR_OR_HUB_ID|ALIAS=NAME, nor \*=NAME)"):
+            read_settings(flags, {})
+    with pytest.raises(OptionError, match=r"the name '\*' is given twice"):
+        read_settings({"model": ["a=x", "b=y"], "alias": ["*=a", "*=b"]}, {})
     for flags in ({"model": ["a=x", "a=y"]}, {"model": ["a=x", "b=y"], "alias": ["a=b"]}):
         with pytest.raises(OptionError, match="'a' is given twice"):
             read_settings(flags, {})

@@ -216,6 +216,14 @@ def test_compose_passes_on_every_way_to_set_a_token():
     assert [given.get(name, "left out") for name in (*SERVER_TOKEN_VARIABLES, file)] == [None] * 4
 
 
+def test_compose_passes_on_every_option_that_it_does_not_decide():
+    given = compose("compose.yaml")["services"]["rerank"]["environment"]
+    decided = {"host", "port", "admin-host", "admin-port", "rest-host", "rest-port", "models-dir", "grace"}
+    decided |= {"device"}  # compose.gpu.yaml sets it
+    passed = [option for option in SERVER_OPTIONS if option.name not in decided]
+    assert [option.variable for option in passed if given.get(option.variable, "left out") is not None] == []
+
+
 def test_compose_keeps_the_models_and_lets_the_server_drain():
     file = compose("compose.yaml")
     service = file["services"]["rerank"]

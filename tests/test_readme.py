@@ -20,22 +20,25 @@ PAGES = ("README.md", "README.zh-CN.md")
 
 
 @pytest.fixture(scope="module")
-def server():
-    with served("--rest-port", "0") as server:
-        yield server
+def servers():
+    """Serves the embedded model without a token, and with one: by the marker of a block."""
+    with served("--rest-port", "0") as open_, served("--rest-port", "0", RERANK_TOKENS="TOKEN") as locked:
+        yield {"test": open_, "test with a token": locked}
 
 
 def blocks(page):
-    """Reads the fenced blocks that are marked as to be tested: (language, text)."""
-    return re.findall(r"<!-- test -->\n```(\w+)\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    """Reads the fenced blocks that are marked as to be tested: (marker, language, text)."""
+    return re.findall(r"<!-- (test(?: with a token)?) -->\n```(\w+)\n(.*?)```", read(page), re.DOTALL)
 
 
 def as_buf_curl(command):
     """Turns a grpcurl command line into the arguments of buf that do the same."""
     assert command[:2] == ["grpcurl", "-plaintext"]
     arguments, data = command[2:], []
+    if arguments[0] == "-H":
+        data, arguments = ["--header", arguments[1], "--reflect-header", arguments[1]], arguments[2:]
     if arguments[0] == "-d":
-        data, arguments = ["--data", arguments[1]], arguments[2:]
+        data, arguments = [*data, "--data", arguments[1]], arguments[2:]
     target, method = arguments
     curl = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
     if method == "list":
@@ -64,20 +67,26 @@ def execute(language, text, folder):
 
 
 EXPECTED = (
+    r'(?s)"index": ?1.*"relevanceScore".*"relevanceScore"',
+    r'"results":\[\{"index":1,"relevance_score":0\.\d+.*\{"index":0,"relevance_score":0\.\d+',
+    r"(?s)^0\.\d\d  Open Settings[^\n]+\n0\.\d\d  Our office",
     r"(?s)grpc\.health\.v1\.Health.*rerank\.v1\.RerankService",
     r'(?s)"id": ?"faq-17".*"relevanceScore"',
-    r"^0\.\d\d  Open Settings",
+    r"^1 embedded$",
     r"(?s)^(?=.*Open Settings)(?=.*Our office)0\.\d\d  O[^\n]+\n0\.\d\d  O",
     r"(?s)^1 0\.\d+ .*Open Settings.*embedded \(default\).*embedded is READY",
-    r'"results":\[\{"index":1,"relevance_score":0\.\d+,"document":\{"text":"Open Settings',
+    r'"relevanceScore"',
+    r'(?s)embedded \(default\).*"results":\[\{"index":0,"relevance_score":0\.\d+',
+    r"^ScoredDocument\(index=0, relevance_score=0\.\d+",
     r'(?s)^\[\{"index":1,"score":0\.\d+\}.*"id":"embedded".*"status":"healthy"',
 )
 
 
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("number", range(len(EXPECTED)))
-def test_the_pages_commands_do_what_they_say(server, page, number, tmp_path):
-    language, text = blocks(page)[number]
+def test_the_pages_commands_do_what_they_say(servers, page, number, tmp_path):
+    marker, language, text = blocks(page)[number]
+    server = servers[marker]
     ours = text.replace("127.0.0.1:50051", server.target).replace("http://127.0.0.1:6006", server.url)
     if "rerank-grpc" in ours:
         ours = f"export RERANK_TARGET={server.target}\n{ours}"
@@ -87,6 +96,19 @@ def test_the_pages_commands_do_what_they_say(server, page, number, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_marked_block_is_expected(page):
     assert len(blocks(page)) == len(EXPECTED)
+
+
+def test_both_pages_have_the_same_commands():
+    english, chinese = map(blocks, PAGES)
+    assert chinese == english
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_first_screen_shows_how_to_call_it(page):
+    first = read(page).partition("\n## ")[0]
+    shown = re.findall(r"(?m)^<!-- test -->\n```\w+\n(grpcurl|curl|from rerank_grpc)", first)
+    assert shown == ["grpcurl", "curl", "from rerank_grpc"]
+    assert "\n|" not in first
 
 
 @pytest.mark.parametrize("page", PAGES)

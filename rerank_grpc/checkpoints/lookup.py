@@ -42,27 +42,45 @@ class Source:
     @classmethod
     def of(cls, name: str, catalogue: Catalogue) -> Source:
         """Reads a name; raises ModelLoadError for a refused model or a malformed revision."""
+        source = cls.read(name, catalogue)
+        if source.known is not None and source.known.unsupported:
+            raise ModelLoadError(f"{source.known.id} is not supported: {source.known.unsupported}")
+        if source.pinned and not REVISION.fullmatch(source.revision):
+            raise ModelLoadError(f"{name}: {source.revision!r} is no revision: give a commit, branch or tag")
+        return source
+
+    @classmethod
+    def read(cls, name: str, catalogue: Catalogue) -> Source:
+        """Reads a name without judging it."""
         id_, at, revision = name.partition("@")
-        known = catalogue.find(id_)
-        if known is not None and known.unsupported:
-            raise ModelLoadError(f"{known.id} is not supported: {known.unsupported}")
-        namesake = catalogue.find(Path(name).name)
+        known, namesake = catalogue.find(id_), catalogue.find(Path(name).name)
         if name == EMBEDDED or (known is None and not HUB_ID.fullmatch(id_)):
             return cls(name, namesake=namesake)
-        if at and not REVISION.fullmatch(revision):
-            raise ModelLoadError(f"{name}: {revision!r} is no revision: give a commit, branch or tag")
         newest = known.revision if known else NEWEST
-        return cls(name, known.id if known else id_, revision or newest, known, namesake, bool(at))
+        hub_id = known.id if known else id_
+        return cls(name, hub_id, revision if at else newest, known, namesake, bool(at))
+
+    def public_id(self, models_dir: Path) -> str:
+        """Returns the hub id; "" where the name is a directory's, which may have the form of an id.
+
+        A catalogue's short name means the id in any case if the models directory has its files.
+        """
+        if not self.hub_id or ("/" not in self.name and self._kept_in(models_dir)):
+            return self.hub_id
+        return "" if Path(self.name).is_dir() else self.hub_id
+
+    def _kept_in(self, models_dir: Path) -> Path | None:
+        """Finds the directory that stands for the hub id, where no revision is asked for."""
+        local = models_dir / self.hub_id.rpartition("/")[2]
+        return local if self.hub_id and not self.pinned and local.is_dir() else None
 
     def find(self, models_dir: Path) -> tuple[Path, KnownModel | None] | None:
         """Finds the files on this machine, and the entry that must be true of them."""
         if self.name == EMBEDDED:
             package = find_package()
             return (package, None) if package else None
-        if self.hub_id and not self.pinned:
-            local = models_dir / self.hub_id.rpartition("/")[2]
-            if local.is_dir():
-                return local, self.known
+        if kept := self._kept_in(models_dir):
+            return kept, self.known
         directory = Path(self.name).expanduser()
         if directory.is_dir():
             return directory, self.namesake

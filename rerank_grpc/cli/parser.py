@@ -28,6 +28,7 @@ examples:
   rerank-grpc serve                                  the embedded model, on 127.0.0.1:50051
   rerank-grpc rerank "what is a panda?" docs.txt     rank the lines of a file
   rerank-grpc models                                 what is served, and in what state
+  rerank-grpc models --available                     what can be served: size, languages, licence
   rerank-grpc health                                 exit 0 when the model can be called
   rerank-grpc download bge-reranker-v2-m3            fetch a model, so that serving it needs no network
   rerank-grpc verify bge-reranker-v2-m3              check its scores on this machine
@@ -37,8 +38,11 @@ examples:
   rerank-grpc serve
   rerank-grpc serve --model BAAI/bge-reranker-v2-m3 --device cuda
   rerank-grpc serve --model bge=/srv/models/bge-reranker-base --alias bge-reranker-base-local=bge
+  rerank-grpc serve --model bge-reranker-base --alias '*=bge-reranker-base'
+  rerank-grpc serve --lazy-model BAAI/bge-reranker-v2-m3
   RERANK_TOKENS=s3cret,0ther rerank-grpc serve --host 0.0.0.0
 
+Callers name a model by its name (the last part of SOURCE), an alias or its hub id.
 Each option has an environment variable, named in brackets; the option wins.
 Tokens come from --token-file and from {", ".join(SERVER_TOKEN_VARIABLES[:-1])}
 and {SERVER_TOKEN_VARIABLES[-1]}; all of them are accepted. SIGTERM and Ctrl-C let the calls in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -134,16 +135,32 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) ->
     Where the width is too small the last column is clipped, or else a row becomes a block of lines.
     """
     clean = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(cells, column)) for column in zip(head, *clean, strict=True)]
+    if not _fits(head, clean, screen):
+        yield from _blocks(head, clean, screen)
+        return
+    widths = _widths(head, clean)
     if screen.width is not None and widths:
-        left = screen.width - sum(widths[:-1]) - 2 * (len(widths) - 1)
-        if left < min(widths[-1], _NARROWEST_LAST):
-            yield from _blocks(head, clean, screen)
-            return
-        widths[-1] = min(widths[-1], left)
+        widths[-1] = min(widths[-1], _room(widths, screen.width))
     yield screen.paint("  ".join(map(pad, head, widths)).rstrip(), "dim")
     for *row, last in clean:
         yield "  ".join(map(pad, [*row, clip(last, widths[-1])], widths)).rstrip()
+
+
+def _fits(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) -> bool:
+    """Tells whether the last column of a table has room enough to be read."""
+    widths = _widths(head, rows)
+    if screen.width is None or not widths:
+        return True
+    return _room(widths, screen.width) >= min(widths[-1], _NARROWEST_LAST)
+
+
+def _widths(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(cells, column)) for column in zip(head, *rows, strict=True)]
+
+
+def _room(widths: Sequence[int], width: int) -> int:
+    """Counts the cells that the columns before the last one leave to it."""
+    return width - sum(widths[:-1]) - 2 * (len(widths) - 1)
 
 
 def _blocks(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) -> Iterable[str]:
@@ -196,13 +213,33 @@ _KNOWN: tuple[tuple[str, Callable[[KnownModel], str]], ...] = (
 
 def available(catalogue: Sequence[KnownModel], screen: Screen) -> Iterable[str]:
     """Lays out the known models, and under them those that are refused, each with the reason."""
-    rows = [[of(known) for _, of in _KNOWN] for known in catalogue if not known.unsupported]
-    yield from table([name for name, _ in _KNOWN], rows, screen)
+    served = [known for known in catalogue if not known.unsupported]
+    head, rows = [name for name, _ in _KNOWN], [[of(known) for _, of in _KNOWN] for known in served]
+    if _fits(head, rows, screen):
+        yield from table(head, rows, screen)
+    else:
+        for known in served:
+            yield from _paragraph(known, screen)
     refused = [known for known in catalogue if known.unsupported]
     if refused:
         yield ""
     for known in refused:
         yield f"{screen.paint('not served:', 'dim')} {printable(f'{known.id}: {known.unsupported}')}"
+
+
+def _paragraph(known: KnownModel, screen: Screen) -> Iterable[str]:
+    """Lays out a known model in two lines or three, for a screen on which the table has no room."""
+    facts = [
+        million(known.parameters) if known.parameters else "",
+        f"{known.max_tokens} tokens" if known.max_tokens else "",
+        " ".join(known.languages),
+        f"licence {known.licence}" if known.licence else "",
+    ]
+    text = "; ".join(filter(None, [", ".join(filter(None, facts)), known.good_for]))
+    yield screen.paint(printable(known.id), "bold")
+    width = screen.width or 80
+    for line in textwrap.wrap(printable(text), width, initial_indent="  ", subsequent_indent="  "):
+        yield clip(line, width)
 
 
 def health(health: Health) -> Iterable[str]:

@@ -125,7 +125,13 @@ SERVER_OPTIONS = (
         "the first is the default model; without NAME= the last part of SOURCE is the name",
         plural="models",
     ),
-    Option("alias", alias, "ALIAS=NAME", "a further name that callers may use for a model", plural="aliases"),
+    Option(
+        "alias",
+        alias,
+        "ALIAS=NAME",
+        "a further name that callers may use for a model; * is every name that no model has",
+        plural="aliases",
+    ),
     Option(
         "lazy-model",
         model,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.config.settings import ANY_NAME, ModelSpec
 from rerank_grpc.config.targets import read_target
 
 T = TypeVar("T")
@@ -102,8 +102,8 @@ def model(text: str) -> ModelSpec:
 
 
 def alias(text: str) -> tuple[str, str]:
-    """Reads ALIAS=NAME."""
+    """Reads ALIAS=NAME, or *=NAME for every unknown name."""
     alias, equals, name = text.partition("=")
-    if not equals or not name or not NAME.fullmatch(alias):
-        raise ValueError("is not ALIAS=NAME")
+    if not equals or not name or not (alias == ANY_NAME or NAME.fullmatch(alias)):
+        raise ValueError("is not ALIAS=NAME, nor *=NAME for every unknown name")
     return alias, name

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DEFAULT_PORT = 50_051  # of a gRPC server, for those who serve and those who call
+ANY_NAME = "*"  # the alias that takes every name that no model has
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,9 @@ class Loader(Protocol):
     def is_local(self, spec: ModelSpec) -> bool:
         """Whether a model's files are on this machine; never raises."""
 
+    def hub_id(self, spec: ModelSpec) -> str:
+        """Returns the hub's id of a model, "" without one; never raises."""
+
     def prepare(self, spec: ModelSpec) -> int:
         """Brings a model's files here, checks them, and returns the bytes that it will take."""
 
@@ -53,6 +56,9 @@ class ModelLoader:
             return Source.of(spec.source, self.catalogue).find(self._settings.models_dir) is not None
         except ModelLoadError:  # a refused model
             return False
+
+    def hub_id(self, spec: ModelSpec) -> str:
+        return Source.read(spec.source, self.catalogue).public_id(self._settings.models_dir)
 
     def prepare(self, spec: ModelSpec) -> int:
         """Finds damage before another model is evicted, and a model beyond the budget before its download."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 
 from rerank_grpc import __version__
-from rerank_grpc.checkpoints.lookup import HUB_ID
-from rerank_grpc.config.settings import ModelSpec
+from rerank_grpc.config.settings import ANY_NAME, ModelSpec
 from rerank_grpc.errors import (
     Cancelled,
     ConfigurationError,
@@ -25,55 +23,73 @@ from rerank_grpc.registry.loading import Loader
 from rerank_grpc.registry.slot import LoadedModel, Slot, Ticket
 from rerank_grpc.types import Call, Health, ModelInfo, State
 
+# infinity-client sends it where its caller names no model.
+NOT_SPECIFIED = "default/not-specified"
 
-class Names:
+
+class ModelNames:
     """The models' indices by name; "" is the first.
 
-    A source is a name too, with and without its @REVISION, unless another model
-    has that name already. Hub ids are listed among `aliases`, paths never.
+    A source is a name too, with and without its @REVISION, and so is the hub id, unless another
+    model has that name already; a whole source wins over a part. A name that two models would have in
+    this way is no name of either. Hub ids are listed among `aliases`, paths and ANY_NAME never.
     Raises ConfigurationError if two models are configured with one name.
     """
 
-    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+    def __init__(self, specs: Sequence[ModelSpec], hub_ids: Sequence[str]) -> None:
+        self._specs = specs
         self._found = {"": 0}
+        self._shared: dict[str, list[int]] = {}
         for index, spec in enumerate(specs):
             for name in (spec.name, *spec.aliases):
                 if self._found.setdefault(name, index) != index:
                     raise ConfigurationError(f"two models are named {name!r}: rename one")
-        configured = set(self._found)
-        for index, spec in enumerate(specs):
-            self._found.setdefault(spec.source, index)
-        for index, spec in enumerate(specs):
-            self._found.setdefault(_unpinned(spec), index)
-        self.aliases: list[tuple[str, ...]] = []
-        known = []
-        for index, spec in enumerate(specs):
-            id_ = _hub_id(spec)
-            ids = [id_] if id_ not in configured and self._found[id_] == index else []
-            self.aliases.append((*spec.aliases, *ids))
-            known += [spec.name, *self.aliases[-1]]
-        self._known = ", ".join(known)
+        self._any = self._found.pop(ANY_NAME, None)
+        configured = frozenset(self._found)
+        sources = list(zip(specs, hub_ids, strict=True))
+        self._add([_whole_names(spec, id_) for spec, id_ in sources])
+        self._add([{_unpinned(spec), id_} for spec, id_ in sources])
+        self._found.setdefault(NOT_SPECIFIED, 0)
+        listed = [id_ if self._found.get(id_) == index else "" for index, id_ in enumerate(hub_ids)]
+        self.aliases = [
+            (*(alias for alias in spec.aliases if alias != ANY_NAME), *({id_} - configured))
+            for spec, id_ in zip(specs, listed, strict=True)
+        ]
+        names = zip(specs, self.aliases, strict=True)
+        self._known = ", ".join(name for spec, aliases in names for name in (spec.name, *aliases))
+
+    def _add(self, names: Sequence[Collection[str]]) -> None:
+        """Adds names of each model; those that several would have are kept apart."""
+        for name in set().union(*names) - self._found.keys() - self._shared.keys():
+            owners = [index for index, own in enumerate(names) if name in own]
+            if len(owners) == 1:
+                self._found[name] = owners[0]
+            else:
+                self._shared[name] = owners
 
     def find(self, name: str) -> int:
         """Returns a model's index; raises UnknownModel."""
-        index = self._found.get(name)
+        index = self._found.get(name, self._any)
         if index is None:
             # The unknown name is the caller's text: it goes back to the caller, cut, and into no log.
             raise UnknownModel(
-                f"no model is named {name[:100]!r}; known: {self._known}",
-                metadata={"model": name[:100], "known_models": self._known},
+                self._why_unknown(name), metadata={"model": name[:100], "known_models": self._known}
             )
         return index
+
+    def _why_unknown(self, name: str) -> str:
+        if name in self._shared:
+            owners = " or ".join(self._specs[index].name for index in self._shared[name])
+            return f"{name[:100]!r} is the source of several models: name {owners}"
+        return f"no model is named {name[:100]!r}; known: {self._known}"
+
+
+def _whole_names(spec: ModelSpec, hub_id: str) -> Collection[str]:
+    return {spec.source} if "@" in spec.source else {spec.source, hub_id}
 
 
 def _unpinned(spec: ModelSpec) -> str:
     return spec.source.partition("@")[0]
-
-
-def _hub_id(spec: ModelSpec) -> str:
-    """Returns a source's hub id; "" for a path, which may be a relative one of the same form."""
-    id_ = _unpinned(spec)
-    return id_ if HUB_ID.fullmatch(id_) and not Path(spec.source).is_dir() else ""
 
 
 class Lease:
@@ -117,10 +133,11 @@ class Registry:
     ) -> None:
         self._changed = threading.Condition()
         self._started = monotonic()
-        self._names = Names(specs)
+        hub_ids = [loader.hub_id(spec) for spec in specs]
+        self._names = ModelNames(specs, hub_ids)
         self._slots = [
-            Slot(spec, aliases, is_default=spec is specs[0], local=loader.is_local(spec))
-            for spec, aliases in zip(specs, self._names.aliases, strict=True)
+            Slot(spec, aliases, is_default=spec is specs[0], local=loader.is_local(spec), hub_id=hub_id)
+            for spec, aliases, hub_id in zip(specs, self._names.aliases, hub_ids, strict=True)
         ]
         self._max_waiting = max_waiting
         self._keeper = Keeper(

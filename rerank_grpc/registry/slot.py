@@ -63,6 +63,7 @@ class Slot:
     _: KW_ONLY
     is_default: bool = False
     local: bool  # whether its files are on this machine
+    hub_id: str = ""
     lazy: bool = field(init=False)  # only a call loads it: as configured, or because it was left for later
     state: State = State.UNLOADED
     message: str = ""  # ModelInfo.state_message
@@ -109,6 +110,7 @@ class Slot:
             local_available=self.local,
             pinned=self.spec.pinned,
             serving=self.serving,
+            hub_id=self.hub_id,
         )
         if self.loaded is None:
             return info

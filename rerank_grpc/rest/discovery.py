@@ -85,16 +85,21 @@ class Discovery:
         return await self._upstream.needs_token()
 
     async def models(self, exchange: Exchange) -> Json:
-        """Lists the models and their aliases, as OpenAI and Xinference do."""
+        """Lists the models and their further names, as OpenAI and Xinference do."""
         models = await self._upstream.models(exchange.token)
         return {"object": "list", "data": [self._entry(name, m) for m in models for name in _names(m)]}
 
     async def model(self, exchange: Exchange) -> Json:
+        """Describes the model that a call of this name would reach, listed or not; raises UnknownModel."""
         wanted = exchange.request.path_params["model"]
-        for model in await self._upstream.models(exchange.token):
-            if wanted in _names(model):
-                return self._entry(wanted, model)
-        raise UnknownModel("no model has that name: see /v1/models")
+        models = await self._upstream.models(exchange.token)
+        listed = {name: model for model in models for name in _names(model)}
+        called = wanted
+        if wanted not in listed:
+            called = (await self._upstream.health(exchange.token, wanted)).model
+        if called not in listed:  # of several servers, another has answered
+            raise UnknownModel("no model has that name: see /v1/models")
+        return self._entry(wanted, listed[called])
 
     async def infinity_models(self, exchange: Exchange) -> Json:
         models = await self._upstream.models(exchange.token)
@@ -133,7 +138,7 @@ class Discovery:
         """Describes the default model as TEI does."""
         model = (await self._upstream.models(exchange.token))[0]
         return {
-            "model_id": model.name,
+            "model_id": model.hub_id or model.name,
             "model_sha": model.revision or None,
             "model_dtype": model.dtype,
             "served_model_name": model.name,
@@ -163,20 +168,22 @@ class Discovery:
         }
 
     def _entry(self, name: str, model: ModelInfo) -> Json:
+        """Describes a model under one of its names, which Xinference's callers look for in model_name."""
         return {
             "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "rerank-grpc",
-            "root": model.name,
+            "root": model.hub_id or model.name,
             "model_type": "rerank",
-            "model_name": model.name,
+            "model_name": name,
             "model_uid": name,
             "loaded": model.state is State.READY,
             "local_available": model.local_available,
             "activation": model.activation,
             "pooling": model.pooling,
             "prompt_source": model.prompt_source,
+            **({"state_message": model.state_message} if model.state_message else {}),
         }
 
 

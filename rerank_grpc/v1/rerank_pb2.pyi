@@ -246,7 +246,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "aliases", "state", "state_message", "is_default", "revision", "family", "device", "precision", "attention", "max_tokens", "max_batch_tokens", "scoring", "accepts_instruction", "local_available", "memory_bytes", "pinned", "serving", "activation", "pooling", "prompt_source")
+    __slots__ = ("name", "aliases", "state", "state_message", "is_default", "revision", "family", "device", "precision", "attention", "max_tokens", "max_batch_tokens", "scoring", "accepts_instruction", "local_available", "memory_bytes", "pinned", "serving", "activation", "pooling", "prompt_source", "hub_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +268,7 @@ class Model(_message.Message):
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
     PROMPT_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    HUB_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
     state: ModelState
@@ -289,7 +290,8 @@ class Model(_message.Message):
     activation: str
     pooling: str
     prompt_source: str
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: _Optional[bool] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: _Optional[bool] = ..., local_available: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., serving: _Optional[bool] = ..., activation: _Optional[str] = ..., pooling: _Optional[str] = ..., prompt_source: _Optional[str] = ...) -> None: ...
+    hub_id: str
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: _Optional[bool] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: _Optional[bool] = ..., local_available: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., serving: _Optional[bool] = ..., activation: _Optional[str] = ..., pooling: _Optional[str] = ..., prompt_source: _Optional[str] = ..., hub_id: _Optional[str] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ("model",)

@@ -884,7 +884,6 @@ def test_a_configured_name_wins_over_a_source_and_a_whole_source_over_a_part():
     specs = [
         ModelSpec("old", "org/model@v1"),
         ModelSpec("new", "org/model"),
-        ModelSpec("again", "org/model"),
         ModelSpec("org/other", "org/third", aliases=("org/fourth",)),
         ModelSpec("other", "org/other"),
         ModelSpec("fourth", "org/fourth"),
@@ -895,11 +894,51 @@ def test_a_configured_name_wins_over_a_source_and_a_whole_source_over_a_part():
     assert [info.aliases for info in registry.models()] == [
         (),
         ("org/model",),
-        (),
         ("org/fourth", "org/third"),
         (),
         (),
     ]
+
+
+def test_a_source_of_two_models_is_a_name_of_neither():
+    specs = [
+        ModelSpec("one", "org/model@v1", aliases=("eins",)),
+        ModelSpec("two", "org/model@v2"),
+        ModelSpec("three", "org/same"),
+        ModelSpec("four", "org/same"),
+    ]
+    registry = Registry(specs, Loads())
+    assert named(registry, "org/model@v1", "org/model@v2") == ["one", "two"]
+    assert [info.aliases for info in registry.models()] == [("eins",), (), (), ()]
+    for name, owners in (("org/model", "one or two"), ("org/same", "three or four")):
+        with pytest.raises(UnknownModel) as caught:
+            registry.info(name)
+        assert str(caught.value) == f"{name!r} is the source of several models: name {owners}"
+
+
+def test_the_whole_hub_id_of_a_short_name_wins_over_a_pinned_one():
+    specs = [ModelSpec("new", "bge-reranker-base@main"), ModelSpec("short", "bge-reranker-base")]
+    registry = Registry(specs, Loads())
+    assert named(registry, "BAAI/bge-reranker-base", "bge-reranker-base") == ["short", "short"]
+    assert [info.hub_id for info in registry.models()] == ["BAAI/bge-reranker-base"] * 2
+
+
+def test_any_other_name_is_one_models_where_it_has_that_alias():
+    specs = [ModelSpec("one", "org/one"), ModelSpec("two", "org/two", aliases=("*", "zwei"))]
+    registry = Registry(specs, Loads())
+    assert (
+        named(registry, "", "one", "org/one", "zwei", "gpt-4o", "x" * 999, "*") == ["one"] * 3 + ["two"] * 4
+    )
+    assert [info.aliases for info in registry.models()] == [("org/one",), ("zwei", "org/two")]
+
+
+def test_a_caller_that_specifies_no_model_means_the_default_unless_a_model_is_named_so():
+    name = "default/not-specified"
+    assert named(Registry([spec("one"), spec("two")], Loads()), name) == ["one"]
+    for other in (spec(name), spec("two", aliases=(name,)), ModelSpec("two", name)):
+        assert named(Registry([spec("one"), other], Loads()), name) == [other.name]
+    anything = spec("two", aliases=("*",))
+    assert named(Registry([spec("one"), anything], Loads()), name) == ["one"]
 
 
 def test_a_relative_directory_is_told_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
