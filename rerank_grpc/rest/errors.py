@@ -11,6 +11,8 @@ from typing import Any
 from rerank_grpc import client as errors
 from rerank_grpc.client import RerankError
 from rerank_grpc.errors import InternalError
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.units import in_bytes
 
 # 499 is nginx's word for a caller who has left; the standard library has none.
 STATUSES: dict[type[RerankError], int] = {
@@ -49,7 +51,10 @@ class HttpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error on its way to the caller; `empty` tells that nothing was to be scored."""
+    """An error on its way to the caller; `empty` tells that nothing was to be scored.
+
+    `error` is the service's own, None for one of HTTP.
+    """
 
     status: int
     code: str
@@ -57,6 +62,7 @@ class Problem:
     headers: Mapping[str, str]
     empty: bool = False
     token_sent: bool = False
+    error: RerankError | None = None
 
 
 def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
@@ -73,6 +79,7 @@ def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
         headers=_headers(status, error.retry_after),
         empty=any("must not be empty" in violation.description for violation in error.violations),
         token_sent=token_sent,
+        error=error,
     )
 
 
@@ -94,7 +101,8 @@ def _headers(status: int, retry_after: float | None) -> dict[str, str]:
 
 
 _TRANSPORT_TEXTS = {
-    413: "the request or its answer is too large",
+    413: f"the request has more than {in_bytes(LIMITS.message_bytes)}, or the answer more than "
+    f"{in_bytes(LIMITS.reply_bytes)}: send fewer or shorter documents",
     503: "the rerank server cannot be reached at the moment",
 }
 

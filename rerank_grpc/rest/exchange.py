@@ -1,23 +1,37 @@
-"""One HTTP request and its answer: ids, access token, deadline, and the caller's disconnect."""
+"""One HTTP request and its answer: ids, access token, deadline, the caller's disconnect, a refusal."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
+import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from rerank_grpc.access import AccessList, split_bearer
-from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
+from rerank_grpc.errors import (
+    Cancelled,
+    InvalidRequest,
+    RerankError,
+    ShuttingDown,
+    Unauthenticated,
+    describe,
+)
+from rerank_grpc.rest.body import BodyBudget, Charge
+from rerank_grpc.rest.errors import HttpError, Problem, problem_of
 from rerank_grpc.wire.status import CallIds
+
+log = logging.getLogger(__name__)
 
 TOKEN = re.compile(r"[!-~]+")
 MAX_TIMEOUT_SECONDS = 86_400
@@ -25,8 +39,22 @@ MAX_TIMEOUT_SECONDS = 86_400
 _Result = TypeVar("_Result")
 
 
+class Form(Protocol):
+    """The form of a caller's errors, and its name in the log."""
+
+    @property
+    def name(self) -> str: ...
+
+    def error(self, problem: Problem, /) -> tuple[int, Any]: ...
+
+
 class Exchange:
-    """One request, as its line and headers tell it; `token` is None until `authenticate` has read it."""
+    """One request, as its line and headers tell it; `token` is None until `authenticate` has read it.
+
+    `form` is that of its errors, set by whoever answers it.
+    """
+
+    form: Form
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -85,6 +113,59 @@ class Exchange:
     async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
+
+
+class Endpoint:
+    """Answers calls with a body: access, the answer or a refusal, a line in the log."""
+
+    def __init__(self, accepted: AccessList, budget: BodyBudget) -> None:
+        self._accepted = accepted
+        self._budget = budget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(Request(scope, receive, send))
+        exchange.form = self.presumed(exchange)
+        started = time.monotonic()
+        try:
+            exchange.authenticate(self._accepted)
+            with self._budget.charging() as charge:
+                response = await self.respond(exchange, charge)
+        except (Exception, asyncio.CancelledError) as error:
+            response = refusal(exchange, error)
+        await response(scope, receive, send)
+        name, status, milliseconds = (
+            exchange.form.name,
+            response.status_code,
+            (time.monotonic() - started) * 1000,
+        )
+        kind = _kind(exchange.form, status) if status >= 400 else None
+        log.info("%s %d %.1f ms %s", name, status, milliseconds, exchange.request_id, extra=kind)
+
+    def presumed(self, exchange: Exchange) -> Form:
+        """Tells the form of the errors that come before the body is read."""
+        raise NotImplementedError
+
+    async def respond(self, exchange: Exchange, charge: Charge) -> Response:
+        """Reads the body, which `charge` pays for, and answers; the body may show another form."""
+        raise NotImplementedError
+
+
+def refusal(exchange: Exchange, error: Exception | asyncio.CancelledError) -> Response:
+    """Tells an error in the caller's form; one that nobody foresaw is logged, and its text is not told."""
+    if isinstance(error, asyncio.CancelledError):
+        # Only uvicorn cancels a request, when the grace is over.
+        error = ShuttingDown("the server is stopping")
+    if not isinstance(error, RerankError | HttpError):
+        kind = _kind(exchange.form, 500)
+        log.error("request %s: %s", exchange.request_id, describe(error), extra=kind)
+    problem = problem_of(error, token_sent=exchange.token is not None)
+    status, content = exchange.form.error(problem)
+    return exchange.answer(content, status, problem.headers)
+
+
+def _kind(form: Form, status: int) -> dict[str, str]:
+    """Names the kind of a log line: callers cause such lines at will, and the log bounds each kind."""
+    return {"kind": f"rest {form.name} {status}"}
 
 
 def _token_of(headers: Headers) -> str | None:

@@ -237,7 +237,7 @@ def test_what_callers_log_at_will_has_a_kind(port: int, caplog: pytest.LogCaptur
     wanted = [None, "rest superset 400", "rest tei 422", "uvicorn Invalid HTTP request received."]
 
     def kinds() -> list[str | None]:
-        mine = [r for r in caplog.records if r.name in ("rerank_grpc.rest.app", "uvicorn.error")]
+        mine = [r for r in caplog.records if r.name in ("rerank_grpc.rest.exchange", "uvicorn.error")]
         return sorted((getattr(record, "kind", None) for record in mine), key=str)
 
     until(lambda: kinds() == sorted(wanted, key=str))
