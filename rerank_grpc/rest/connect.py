@@ -21,7 +21,7 @@ from rerank_grpc.errors import DeadlineExceeded, InvalidRequest
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.body import BodyBudget, Charge, parse_json, read_bytes
 from rerank_grpc.rest.errors import HttpError, Problem, problem_of
-from rerank_grpc.rest.exchange import MAX_TIMEOUT_SECONDS, Endpoint, Exchange
+from rerank_grpc.rest.exchange import Endpoint, Exchange
 from rerank_grpc.rest.forms.decoded import Json
 from rerank_grpc.rest.forms.messages import json_of, message_of
 from rerank_grpc.rest.target import authorization
@@ -203,10 +203,10 @@ def _check(headers: Headers) -> None:
 
 
 def _timeout(exchange: Exchange, default: float) -> float:
-    """Reads the seconds that the caller waits; one that waits 0 ms has come too late."""
+    """Reads the seconds that the caller waits, cut to the limit of all calls."""
     text = exchange.request.headers.get("connect-timeout-ms")
     if text is None:
         return exchange.timeout(default)
     if not re.fullmatch("[0-9]{1,10}", text):
         raise InvalidRequest.of("Connect-Timeout-Ms", "must be a whole number, of at most 10 digits")
-    return min(int(text) / 1000, MAX_TIMEOUT_SECONDS)
+    return min(int(text) / 1000, LIMITS.deadline_seconds)

@@ -163,7 +163,8 @@ def test_token_ids_and_deadline_go_along() -> None:
             assert 55 < server.calls[-1].time_remaining < 61
             ask(port, GOOD, x_request_timeout="20.5")
             assert 15 < server.calls[-1].time_remaining < 21
-            assert ask(port, GOOD, connect_timeout_ms="9999999999").status == 200
+            ask(port, GOOD, connect_timeout_ms="9999999999")
+            assert 115 < server.calls[-1].time_remaining < 121
     finally:
         server.stop()
 
@@ -373,7 +374,7 @@ def test_the_servers_refusals_keep_code_reason_and_delay(
     step = fail(status, reason=f"ERROR_REASON_{why}", retry_after=delay, pushback_ms=-1)
     with refusing(step) as port:
         reply = ask(port, GOOD)
-    assert told(reply, code) == "refused"
+    assert told(reply, code).startswith("refused")
     assert reason(reply) == f"ERROR_REASON_{why}"
     assert reply.headers.get("retry-after") == header
     if delay is not None:
