@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -46,7 +47,23 @@ def build_app(
     for path, endpoint, public in discovery.Discovery(upstream, accepted, health).routes():
         routes.append(Route(path, _json_route(endpoint, None if public else accepted), methods=["GET"]))
     routes += docs.routes()
-    return NormalPath(Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception}))
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception})
+    return NormalPath(_open_to(settings.cors, app) if settings.cors else app)
+
+
+def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
+    """Lets the pages of these origins call the app and read its answers, also from a public to a private net.
+
+    Browsers send a token only where the page's code has one to set. Credentials of their own stay out.
+    """
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        allow_private_network=True,
+        expose_headers=("x-request-id", "retry-after"),
+    )
 
 
 class NormalPath:

@@ -209,4 +209,8 @@ def _timeout(exchange: Exchange, default: float) -> float:
         return exchange.timeout(default)
     if not re.fullmatch("[0-9]{1,10}", text):
         raise InvalidRequest.of("Connect-Timeout-Ms", "must be a whole number, of at most 10 digits")
-    return min(int(text) / 1000, LIMITS.deadline_seconds)
+    seconds = min(int(text) / 1000, LIMITS.deadline_seconds)
+    exchange.more_time = (
+        f"it had {seconds:g} s, by Connect-Timeout-Ms: send fewer or shorter documents at once"
+    )
+    return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import math
 import re
@@ -27,6 +28,7 @@ from rerank_grpc.errors import (
     Unauthenticated,
     describe,
 )
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.body import BodyBudget, Charge
 from rerank_grpc.rest.errors import HttpError, Problem, problem_of
 from rerank_grpc.wire.status import CallIds
@@ -34,7 +36,6 @@ from rerank_grpc.wire.status import CallIds
 log = logging.getLogger(__name__)
 
 TOKEN = re.compile(r"[!-~]+")
-MAX_TIMEOUT_SECONDS = 86_400
 
 _Result = TypeVar("_Result")
 
@@ -49,9 +50,10 @@ class Form(Protocol):
 
 
 class Exchange:
-    """One request, as its line and headers tell it; `token` is None until `authenticate` has read it.
+    """One request, as its line and headers tell it.
 
-    `form` is that of its errors, set by whoever answers it.
+    `token` is None until `authenticate` has read it, and `more_time`, how a call gets more time than it has,
+    empty until `timeout` has. `form` is that of its errors, set by whoever answers it.
     """
 
     form: Form
@@ -63,6 +65,7 @@ class Exchange:
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
+        self.more_time = ""
         self.ids = {"x-request-id": self.request_id}
         if ids.traceparent:
             self.ids["traceparent"] = ids.traceparent
@@ -78,16 +81,14 @@ class Exchange:
             raise Unauthenticated("the token is wrong")
 
     def timeout(self, default: float) -> float:
-        """Reads the seconds that the caller waits; raises InvalidRequest for any other text."""
-        text = self.request.headers.get("x-request-timeout")
-        if text is None:
-            return default
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
-            raise InvalidRequest.of("X-Request-Timeout", "must be a number of seconds above 0")
+        """Reads the seconds that the caller waits, cut to the limit of all calls; raises InvalidRequest."""
+        text, limit = self.request.headers.get("x-request-timeout"), LIMITS.deadline_seconds
+        seconds = min(default if text is None else _positive(text), limit)
+        source = "--rest-timeout" if text is None else "X-Request-Timeout"
+        more = "send fewer or shorter documents at once"
+        if seconds < limit:
+            more += f", or X-Request-Timeout with more seconds, up to {limit:g}"
+        self.more_time = f"it had {seconds:g} s, by {source}: {more}"
         return seconds
 
     def answer(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -133,13 +134,9 @@ class Endpoint:
         except (Exception, asyncio.CancelledError) as error:
             response = refusal(exchange, error)
         await response(scope, receive, send)
-        name, status, milliseconds = (
-            exchange.form.name,
-            response.status_code,
-            (time.monotonic() - started) * 1000,
-        )
-        kind = _kind(exchange.form, status) if status >= 400 else None
-        log.info("%s %d %.1f ms %s", name, status, milliseconds, exchange.request_id, extra=kind)
+        form, status, milliseconds = exchange.form, response.status_code, (time.monotonic() - started) * 1000
+        kind = _kind(form, status) if status >= 400 else None
+        log.info("%s %d %.1f ms %s", form.name, status, milliseconds, exchange.request_id, extra=kind)
 
     def presumed(self, exchange: Exchange) -> Form:
         """Tells the form of the errors that come before the body is read."""
@@ -158,7 +155,7 @@ def refusal(exchange: Exchange, error: Exception | asyncio.CancelledError) -> Re
     if not isinstance(error, RerankError | HttpError):
         kind = _kind(exchange.form, 500)
         log.error("request %s: %s", exchange.request_id, describe(error), extra=kind)
-    problem = problem_of(error, token_sent=exchange.token is not None)
+    problem = problem_of(error, token_sent=exchange.token is not None, more_time=exchange.more_time)
     status, content = exchange.form.error(problem)
     return exchange.answer(content, status, problem.headers)
 
@@ -168,14 +165,42 @@ def _kind(form: Form, status: int) -> dict[str, str]:
     return {"kind": f"rest {form.name} {status}"}
 
 
+def _positive(text: str) -> float:
+    """Reads a number of seconds, which may be infinite."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise InvalidRequest.of("X-Request-Timeout", "must be a number of seconds above 0, such as 30 or 0.5")
+    return seconds
+
+
 def _token_of(headers: Headers) -> str | None:
-    """Reads an access token, with Bearer before it or alone; None for a text that can be no token."""
+    """Reads an access token, with Bearer before it, alone, or within Basic; None for what can be no token."""
     for name in ("authorization", "api-key", "x-api-key"):
         values = headers.getlist(name)
         if len(values) > 1:
             raise Unauthenticated(f"send one {name}, not several")
         if values:
-            before, _, after = split_bearer(values[0].strip())
-            token = before + after.lstrip(" ")
+            token = _token_in(values[0].strip())
             return token if TOKEN.fullmatch(token) else None
     return None
+
+
+def _token_in(value: str) -> str:
+    scheme, _, credentials = value.partition(" ")
+    if scheme.lower() == "basic":
+        return _token_in_basic(credentials)
+    before, _, after = split_bearer(value)
+    return before + after.lstrip(" ")
+
+
+def _token_in_basic(credentials: str) -> str:
+    """Reads the password, or the user where there is none: some callers send what their URL holds, alone."""
+    try:
+        decoded = base64.b64decode(credentials.strip(), validate=True).decode()
+    except ValueError:
+        return ""
+    user, colon, password = decoded.partition(":")
+    return (password or user) if colon else ""
