@@ -24,8 +24,8 @@ class Limits:
     """The limits of the service; the proto's comments state the same numbers, and no option sets them.
 
     `characters` is of one text, `characters_inside` of all texts that are inside at once, `streams` the calls
-    that the REST server sends over one connection. A REST body may have more bytes than a message, because
-    many callers escape every character that is not ASCII.
+    that the REST server sends over one connection. A REST body may have more bytes than its message,
+    because many callers escape every character that is not ASCII.
     """
 
     message_bytes: int = 8 * MIB

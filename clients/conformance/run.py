@@ -12,6 +12,7 @@ real command, with the embedded model, a token, and REST beside it.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -24,6 +25,11 @@ import venv
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from google.protobuf import duration_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+from rerank_grpc.v1 import rerank_pb2
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -57,7 +63,7 @@ PYTHON = {
     "haystack": ("haystack_tei_grpc_sdk.py",),
     "triton": ("tritonclient_sdk.py",),
 }
-NODE = ("cohere-ai.mjs", "ai.mjs")
+NODE = ("cohere-ai.mjs", "ai.mjs", "connect.mjs")
 
 
 def main() -> int:
@@ -139,6 +145,7 @@ def serving() -> Iterator[dict[str, str]]:
             "CONFORMANCE_QUERY": QUERY,
             "CONFORMANCE_DOCUMENTS": json.dumps(DOCUMENTS),
             "CONFORMANCE_SCORES": json.dumps(scores(url)),
+            "CONFORMANCE_CONTRACT": contract(),
         }
     finally:
         server.terminate()
@@ -154,6 +161,19 @@ def said(lines: Iterable[str], *patterns: str) -> list[str]:
     if None in matches:
         raise SystemExit("the server ended before it served")
     return [match[1] for match in matches if match]
+
+
+def contract() -> str:
+    """Returns the contract's descriptors, for clients without code made of it."""
+    described = FileDescriptorSet()
+    for file in (duration_pb2.DESCRIPTOR, rerank_pb2.DESCRIPTOR):
+        copy = described.file.add()
+        file.CopyToProto(copy)
+        for message in copy.message_type:
+            known = file.message_types_by_name[message.name].fields_by_name
+            for field in message.field:
+                field.json_name = known[field.name].json_name  # which Python's copy leaves out
+    return base64.b64encode(described.SerializeToString()).decode()
 
 
 def scores(url: str) -> list[float]:

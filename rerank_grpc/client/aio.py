@@ -42,6 +42,10 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         """Scores the documents of a request; see Client.send."""
         return await self._call(core.rerank(request), **call)
 
+    async def relay(self, method: str, message: bytes, **call: Unpack[CallOptions]) -> bytes:
+        """Passes a serialized request on as it is; returns the serialized reply."""
+        return await self._call(core.relay(method, message), **call)
+
     async def list_models(self, **call: Unpack[CallOptions]) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
         return await self._call(core.list_models(), **call)

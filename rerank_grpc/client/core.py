@@ -41,6 +41,10 @@ MAX_RETRIES = 4
 READY_POLL_SECONDS = 0.25
 NOT_YET = (ServerUnavailable, errors.ShuttingDown, errors.DeadlineExceeded)
 
+_SERVICE = "rerank.v1.RerankService"
+# The methods with one reply, which also take a request that is serialized already.
+RELAYED = ("Rerank", "ListModels", "Health")
+
 ChannelOption = tuple[str, str | int]
 Metadata = tuple[tuple[str, str], ...]
 Reply = TypeVar("Reply")
@@ -51,7 +55,7 @@ class Rpc(NamedTuple, Generic[Reply]):
     """A call with one reply: the stub's method, the message to send, and the reader of the reply."""
 
     method: str
-    message: Message
+    message: Message | bytes
     read: Callable[[Any], Reply]
 
 
@@ -75,6 +79,11 @@ def serving(service: str) -> Rpc[bool]:
     return Rpc("Check", messages.check_request(text("service", service)), messages.is_serving)
 
 
+def relay(method: str, message: bytes) -> Rpc[bytes]:
+    """Makes a call of RerankService whose request is serialized already; its reply stays so."""
+    return Rpc(f"{method}Bytes", message, bytes)
+
+
 def stub_of(channel: grpc.Channel | grpc.aio.Channel) -> Any:
     """Makes the stub of a channel, with a method for each Rpc."""
     stub: Any = rerank_pb2_grpc.RerankServiceStub(channel)
@@ -83,6 +92,8 @@ def stub_of(channel: grpc.Channel | grpc.aio.Channel) -> Any:
         request_serializer=messages.CheckRequest.SerializeToString,
         response_deserializer=messages.CheckResponse.FromString,
     )
+    for method in RELAYED:
+        setattr(stub, f"{method}Bytes", channel.unary_unary(f"/{_SERVICE}/{method}"))
     return stub
 
 
@@ -223,7 +234,7 @@ def service_config(retries: int) -> str:
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
-        config["methodConfig"] = [{"name": [{"service": "rerank.v1.RerankService"}], "retryPolicy": policy}]
+        config["methodConfig"] = [{"name": [{"service": _SERVICE}], "retryPolicy": policy}]
         config["retryThrottling"] = {"maxTokens": 100, "tokenRatio": 0.5}
     return json.dumps(config)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -18,19 +18,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerank_grpc.access import AccessList
 from rerank_grpc.config.settings import RestSettings
-from rerank_grpc.errors import RerankError, ShuttingDown, describe
-from rerank_grpc.limits import LIMITS, MIB
+from rerank_grpc.limits import MIB
 from rerank_grpc.rest import dialects, discovery, docs
-from rerank_grpc.rest.body import BodyBudget, read_json
+from rerank_grpc.rest.body import BodyBudget, Charge, read_json
+from rerank_grpc.rest.connect import CONNECT_PATH, ConnectEndpoint
 from rerank_grpc.rest.dialects.superset import SUPERSET
-from rerank_grpc.rest.errors import HttpError, problem_of
-from rerank_grpc.rest.exchange import Exchange
+from rerank_grpc.rest.errors import HttpError
+from rerank_grpc.rest.exchange import Endpoint, Exchange, refusal
 from rerank_grpc.rest.forms.decoded import Decoded, Dialect, Posted, Reply, reply_to
 from rerank_grpc.rest.target import authorization
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health
-
-log = logging.getLogger(__name__)
 
 # The bytes of all bodies inside at once: ten of the largest.
 BODIES_BYTES = 128 * MIB
@@ -41,12 +39,31 @@ def build_app(
 ) -> ASGIApp:
     """Makes the app; with access tokens, callers without one of them are refused here already."""
     accepted = AccessList(settings.access_tokens)
-    rerank = RerankEndpoint(settings, upstream, accepted)
+    budget = BodyBudget(BODIES_BYTES)
+    rerank = RerankEndpoint(settings, upstream, accepted, budget)
     routes = [Route(path, rerank, methods=["POST"]) for path in dialects.PATHS]
+    connect = ConnectEndpoint(settings, upstream, accepted, budget)
+    routes.append(Route(CONNECT_PATH, connect, methods=["POST"]))
     for path, endpoint, public in discovery.Discovery(upstream, accepted, health).routes():
         routes.append(Route(path, _json_route(endpoint, None if public else accepted), methods=["GET"]))
     routes += docs.routes()
-    return NormalPath(Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception}))
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception})
+    return NormalPath(_open_to(settings.cors, app) if settings.cors else app)
+
+
+def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
+    """Lets the pages of these origins call the app and read its answers, also from a public to a private net.
+
+    Browsers send a token only where the page's code has one to set. Credentials of their own stay out.
+    """
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        allow_private_network=True,
+        expose_headers=("x-request-id", "retry-after"),
+    )
 
 
 class NormalPath:
@@ -68,34 +85,26 @@ class NormalPath:
             await self._app(scope, receive, send)
 
 
-class RerankEndpoint:
+class RerankEndpoint(Endpoint):
     """Answers a rerank call in any dialect."""
 
-    def __init__(self, settings: RestSettings, upstream: Upstream, accepted: AccessList) -> None:
+    def __init__(
+        self, settings: RestSettings, upstream: Upstream, accepted: AccessList, budget: BodyBudget
+    ) -> None:
+        super().__init__(accepted, budget)
         self._settings = settings
         self._upstream = upstream
-        self._accepted = accepted
-        self._budget = BodyBudget(BODIES_BYTES)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(Request(scope, receive, send))
-        started = time.monotonic()
-        dialect = dialects.presumed(exchange.prefix, exchange.path)
-        try:
-            exchange.authenticate(self._accepted)
-            with self._budget.charging() as charge:
-                body = await read_json(exchange.request, LIMITS.body_bytes, charge)
-                dialect = dialects.dialect_of(body, exchange.prefix, exchange.path)
-                posted = Posted(exchange.path, exchange.prefix, self._settings.documents == "on")
-                decoded = dialect.decode(body, posted)
-                reply = await exchange.while_connected(self._ask(decoded, exchange))
-                response = exchange.answer(decoded.encode(reply))
-        except (Exception, asyncio.CancelledError) as error:
-            response = _refusal(exchange, dialect, error)
-        await response(scope, receive, send)
-        status, milliseconds = response.status_code, (time.monotonic() - started) * 1000
-        kind = _kind(dialect, status) if status >= 400 else None
-        log.info("%s %d %.1f ms %s", dialect.name, status, milliseconds, exchange.request_id, extra=kind)
+    def presumed(self, exchange: Exchange) -> Dialect:
+        return dialects.presumed(exchange.prefix, exchange.path)
+
+    async def respond(self, exchange: Exchange, charge: Charge) -> Response:
+        body = await read_json(exchange.request, charge)
+        dialect = exchange.form = dialects.dialect_of(body, exchange.prefix, exchange.path)
+        posted = Posted(exchange.path, exchange.prefix, self._settings.documents == "on")
+        decoded = dialect.decode(body, posted)
+        reply = await exchange.while_connected(self._ask(decoded, exchange))
+        return exchange.answer(decoded.encode(reply))
 
     async def _ask(self, decoded: Decoded, exchange: Exchange) -> Reply:
         if not decoded.requests:
@@ -116,6 +125,7 @@ def _json_route(
 
     async def route(request: Request) -> Response:
         exchange = Exchange(request)
+        exchange.form = dialects.presumed(exchange.prefix, exchange.path)
         try:
             if accepted is not None:
                 exchange.authenticate(accepted)
@@ -124,25 +134,9 @@ def _json_route(
                 return exchange.answer(content, 503, {"retry-after": "1"})
             return exchange.answer(content)
         except (Exception, asyncio.CancelledError) as error:
-            return _refusal(exchange, dialects.presumed(exchange.prefix, exchange.path), error)
+            return refusal(exchange, error)
 
     return route
-
-
-def _refusal(exchange: Exchange, dialect: Dialect, error: Exception | asyncio.CancelledError) -> Response:
-    if isinstance(error, asyncio.CancelledError):
-        # Only uvicorn cancels a request, when the grace is over.
-        error = ShuttingDown("the server is stopping")
-    if not isinstance(error, RerankError | HttpError):
-        log.error("request %s: %s", exchange.request_id, describe(error), extra=_kind(dialect, 500))
-    problem = problem_of(error, token_sent=exchange.token is not None)
-    status, content = dialect.error(problem)
-    return exchange.answer(content, status, problem.headers)
-
-
-def _kind(dialect: Dialect, status: int) -> dict[str, str]:
-    """Names the kind of a log line: callers cause such lines at will, and the log bounds each kind."""
-    return {"kind": f"rest {dialect.name} {status}"}
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -150,8 +144,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     headers = {"allow": ", ".join(sorted(_methods(request)))} if status == 405 else {}
-    refusal = HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers)
-    return _refusal(Exchange(request), SUPERSET, refusal)
+    exchange = Exchange(request)
+    exchange.form = SUPERSET
+    return refusal(exchange, HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers))
 
 
 def _methods(request: Request) -> set[str]:

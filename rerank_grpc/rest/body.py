@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import json
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,10 +16,19 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from rerank_grpc.errors import Cancelled, InvalidRequest, QueueFull
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.errors import HttpError
+from rerank_grpc.units import in_bytes
 
 # A list in a list costs 64 bytes of memory for 2 of the body: 12 MiB of those would take 400 MiB.
 MAX_BRACKETS = 500_000
+# Cut emojis in one body: two at the ends of each text, and many more.
+MAX_SURROGATES = 100_000
+LONE_SURROGATE = re.compile(
+    rb"\\u[dD](?:"
+    rb"[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"  # a high one without a low one behind it
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"  # a low one without a high one
+)
 # A body that has been arriving for less than this is never given up for another one.
 SAFE_SECONDS = 1.0
 _NO_MARK = bytes(set(range(256)) - set(b'"[{'))
@@ -93,29 +105,19 @@ class Charge:
             raise QueueFull("the body came too slowly: others need its room")
 
 
-async def read_json(request: Request, limit: int, charge: Charge) -> dict[str, Any]:
-    """Reads the body, a JSON object of at most `limit` bytes; `charge` pays for each before it is kept.
+async def read_json(request: Request, charge: Charge) -> dict[str, Any]:
+    """Reads the body, a JSON object; `charge` pays for each byte before it is kept.
 
-    Raises HttpError 413 or 415, InvalidRequest or QueueFull. orjson refuses NaN, lone
-    surrogates, and lists nested more than 1,024 deep.
+    Raises HttpError 413 or 415, InvalidRequest or QueueFull.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
         raise HttpError(415, "send the body without Content-Encoding", {"accept-encoding": "identity"})
-    body = await _read(request, limit, charge)
-    if _has_too_many_brackets(body):
-        raise HttpError(413, f"the body has more than {MAX_BRACKETS:,} lists and objects")
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        # Its text holds a position, and nothing of the body.
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    return value
+    return parse_json(await read_bytes(request, LIMITS.body_bytes, charge))
 
 
-async def _read(request: Request, limit: int, charge: Charge) -> bytearray:
+async def read_bytes(request: Request, limit: int, charge: Charge) -> bytearray:
+    """Reads the body as it is, of at most `limit` bytes; raises HttpError 413 or QueueFull."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
@@ -134,7 +136,58 @@ async def _read(request: Request, limit: int, charge: Charge) -> bytearray:
 
 
 def _too_large(limit: int) -> HttpError:
-    return HttpError(413, f"the body has more than {limit:,} bytes")
+    texts = f"{in_bytes(LIMITS.message_bytes)} of text"
+    return HttpError(413, f"the body has more than {in_bytes(limit)}; send fewer documents, at most {texts}")
+
+
+def parse_json(body: bytearray) -> dict[str, Any]:
+    """Parses a JSON object in UTF-8, whose byte order mark becomes spaces.
+
+    A lone surrogate, half of an emoji that was cut in two, is read as U+FFFD. Raises HttpError 413 or
+    InvalidRequest. orjson refuses NaN, and lists nested more than 1,024 deep.
+    """
+    encoding = json.detect_encoding(body[:4])
+    if encoding.startswith(("utf-16", "utf-32")):
+        raise InvalidRequest(f"the body is in {encoding[:6].upper()}: send JSON in UTF-8")
+    if body.startswith(codecs.BOM_UTF8):
+        body[: len(codecs.BOM_UTF8)] = b"   "  # positions in errors stay those of the body
+    if _has_too_many_brackets(body):
+        raise HttpError(413, f"the body has more than {MAX_BRACKETS:,} lists and objects")
+    value, fault = _try_to_parse(body)
+    if " surrogate in string" in fault:
+        value, fault = _try_to_parse(_without_lone_surrogates(body))
+    if fault:
+        raise _not_json(body, fault)
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return value
+
+
+def _try_to_parse(body: bytearray) -> tuple[Any, str]:
+    """Returns the value, or what is wrong: a position, and nothing of the body."""
+    try:
+        return orjson.loads(body), ""
+    except orjson.JSONDecodeError as error:
+        return None, str(error)
+
+
+def _without_lone_surrogates(body: bytearray) -> bytearray:
+    """Puts U+FFFD in the place of lone surrogates, MAX_SURROGATES at most; each byte keeps its place."""
+    if b"\0" in body:
+        return body  # which no JSON holds
+    # An escaped backslash is out of the way as two zeros.
+    repaired = LONE_SURROGATE.sub(rb"\\ufffd", body.replace(rb"\\", b"\0\0"), MAX_SURROGATES)
+    return bytearray(repaired.replace(b"\0\0", rb"\\"))
+
+
+def _not_json(body: bytearray, fault: str) -> InvalidRequest:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        offset = error.start
+    else:
+        return InvalidRequest(f"the body is not JSON: {fault}")
+    return InvalidRequest(f"the body is not UTF-8: see its byte at offset {offset}; send JSON in UTF-8")
 
 
 def _has_too_many_brackets(body: bytearray) -> bool:

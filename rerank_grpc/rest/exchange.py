@@ -1,32 +1,62 @@
-"""One HTTP request and its answer: ids, access token, deadline, and the caller's disconnect."""
+"""One HTTP request and its answer: ids, access token, deadline, the caller's disconnect, a refusal."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import logging
 import math
 import re
+import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from rerank_grpc.access import AccessList, split_bearer
-from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
+from rerank_grpc.errors import (
+    Cancelled,
+    InvalidRequest,
+    RerankError,
+    ShuttingDown,
+    Unauthenticated,
+    describe,
+)
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.rest.body import BodyBudget, Charge
+from rerank_grpc.rest.errors import HttpError, Problem, problem_of
 from rerank_grpc.wire.status import CallIds
 
+log = logging.getLogger(__name__)
+
 TOKEN = re.compile(r"[!-~]+")
-MAX_TIMEOUT_SECONDS = 86_400
 
 _Result = TypeVar("_Result")
 
 
+class Form(Protocol):
+    """The form of a caller's errors, and its name in the log."""
+
+    @property
+    def name(self) -> str: ...
+
+    def error(self, problem: Problem, /) -> tuple[int, Any]: ...
+
+
 class Exchange:
-    """One request, as its line and headers tell it; `token` is None until `authenticate` has read it."""
+    """One request, as its line and headers tell it.
+
+    `token` is None until `authenticate` has read it, and `more_time`, how a call gets more time than it has,
+    empty until `timeout` has. `form` is that of its errors, set by whoever answers it.
+    """
+
+    form: Form
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -35,6 +65,7 @@ class Exchange:
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
+        self.more_time = ""
         self.ids = {"x-request-id": self.request_id}
         if ids.traceparent:
             self.ids["traceparent"] = ids.traceparent
@@ -50,16 +81,14 @@ class Exchange:
             raise Unauthenticated("the token is wrong")
 
     def timeout(self, default: float) -> float:
-        """Reads the seconds that the caller waits; raises InvalidRequest for any other text."""
-        text = self.request.headers.get("x-request-timeout")
-        if text is None:
-            return default
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
-            raise InvalidRequest.of("X-Request-Timeout", "must be a number of seconds above 0")
+        """Reads the seconds that the caller waits, cut to the limit of all calls; raises InvalidRequest."""
+        text, limit = self.request.headers.get("x-request-timeout"), LIMITS.deadline_seconds
+        seconds = min(default if text is None else _positive(text), limit)
+        source = "--rest-timeout" if text is None else "X-Request-Timeout"
+        more = "send fewer or shorter documents at once"
+        if seconds < limit:
+            more += f", or X-Request-Timeout with more seconds, up to {limit:g}"
+        self.more_time = f"it had {seconds:g} s, by {source}: {more}"
         return seconds
 
     def answer(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -87,14 +116,91 @@ class Exchange:
             pass
 
 
+class Endpoint:
+    """Answers calls with a body: access, the answer or a refusal, a line in the log."""
+
+    def __init__(self, accepted: AccessList, budget: BodyBudget) -> None:
+        self._accepted = accepted
+        self._budget = budget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(Request(scope, receive, send))
+        exchange.form = self.presumed(exchange)
+        started = time.monotonic()
+        try:
+            exchange.authenticate(self._accepted)
+            with self._budget.charging() as charge:
+                response = await self.respond(exchange, charge)
+        except (Exception, asyncio.CancelledError) as error:
+            response = refusal(exchange, error)
+        await response(scope, receive, send)
+        form, status, milliseconds = exchange.form, response.status_code, (time.monotonic() - started) * 1000
+        kind = _kind(form, status) if status >= 400 else None
+        log.info("%s %d %.1f ms %s", form.name, status, milliseconds, exchange.request_id, extra=kind)
+
+    def presumed(self, exchange: Exchange) -> Form:
+        """Tells the form of the errors that come before the body is read."""
+        raise NotImplementedError
+
+    async def respond(self, exchange: Exchange, charge: Charge) -> Response:
+        """Reads the body, which `charge` pays for, and answers; the body may show another form."""
+        raise NotImplementedError
+
+
+def refusal(exchange: Exchange, error: Exception | asyncio.CancelledError) -> Response:
+    """Tells an error in the caller's form; one that nobody foresaw is logged, and its text is not told."""
+    if isinstance(error, asyncio.CancelledError):
+        # Only uvicorn cancels a request, when the grace is over.
+        error = ShuttingDown("the server is stopping")
+    if not isinstance(error, RerankError | HttpError):
+        kind = _kind(exchange.form, 500)
+        log.error("request %s: %s", exchange.request_id, describe(error), extra=kind)
+    problem = problem_of(error, token_sent=exchange.token is not None, more_time=exchange.more_time)
+    status, content = exchange.form.error(problem)
+    return exchange.answer(content, status, problem.headers)
+
+
+def _kind(form: Form, status: int) -> dict[str, str]:
+    """Names the kind of a log line: callers cause such lines at will, and the log bounds each kind."""
+    return {"kind": f"rest {form.name} {status}"}
+
+
+def _positive(text: str) -> float:
+    """Reads a number of seconds, which may be infinite."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise InvalidRequest.of("X-Request-Timeout", "must be a number of seconds above 0, such as 30 or 0.5")
+    return seconds
+
+
 def _token_of(headers: Headers) -> str | None:
-    """Reads an access token, with Bearer before it or alone; None for a text that can be no token."""
+    """Reads an access token, with Bearer before it, alone, or within Basic; None for what can be no token."""
     for name in ("authorization", "api-key", "x-api-key"):
         values = headers.getlist(name)
         if len(values) > 1:
             raise Unauthenticated(f"send one {name}, not several")
         if values:
-            before, _, after = split_bearer(values[0].strip())
-            token = before + after.lstrip(" ")
+            token = _token_in(values[0].strip())
             return token if TOKEN.fullmatch(token) else None
     return None
+
+
+def _token_in(value: str) -> str:
+    scheme, _, credentials = value.partition(" ")
+    if scheme.lower() == "basic":
+        return _token_in_basic(credentials)
+    before, _, after = split_bearer(value)
+    return before + after.lstrip(" ")
+
+
+def _token_in_basic(credentials: str) -> str:
+    """Reads the password, or the user where there is none: some callers send what their URL holds, alone."""
+    try:
+        decoded = base64.b64decode(credentials.strip(), validate=True).decode()
+    except ValueError:
+        return ""
+    user, colon, password = decoded.partition(":")
+    return (password or user) if colon else ""

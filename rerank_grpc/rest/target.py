@@ -22,7 +22,6 @@ from rerank_grpc.errors import (
     one_line,
 )
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.types import RerankRequest, RerankResponse
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +31,10 @@ PROBE_SECONDS = 5.0
 # a server allows are used up, so that the server, and not a full connection, refuses a call too many.
 CALL_CONNECTIONS = 10
 STREAMS = LIMITS.streams
+NO_IDS: Mapping[str, str] = {}
 
 Answer = TypeVar("Answer")
-# A method of the client that needs no more than a time and a token.
+# A method of the client that needs no more than a time and metadata.
 Question = Callable[..., Coroutine[Any, Any, Answer]]
 
 
@@ -49,29 +49,32 @@ class Target:
         self._calls = 0
         self._asked: dict[object, asyncio.Task[Any]] = {}
 
-    async def rerank(
-        self, request: RerankRequest, deadline: float, metadata: Mapping[str, str]
-    ) -> RerankResponse:
-        """Makes a call with a `deadline` of time.monotonic; raises QueueFull if it may wait for a stream."""
+    async def rerank(self, message: bytes, deadline: float, metadata: Mapping[str, str]) -> bytes:
+        """Passes on a RerankRequest with a `deadline` of time.monotonic; returns the RerankResponse.
+
+        Raises QueueFull where the call might wait for a stream.
+        """
         timeout = deadline - time.monotonic()
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the scores were there")
         if self._calls >= CALL_CONNECTIONS * STREAMS:
             raise QueueFull("too many calls are in progress")
-        # Clients of other APIs send an instruction whether or not the model takes one.
-        request = request._replace(ignore_unsupported_options=True)
         self._calls += 1
         try:
-            response = await self._client.send(request, timeout=timeout, metadata=metadata)
+            reply = await self._client.relay("Rerank", message, timeout=timeout, metadata=metadata)
         finally:
             self._calls -= 1
         self.mark(True)
-        return response
+        return reply
 
     async def ask(
-        self, question: Question[Answer], token: str | None, timeout: float = PROBE_SECONDS
+        self,
+        question: Question[Answer],
+        token: str | None,
+        timeout: float = PROBE_SECONDS,
+        ids: Mapping[str, str] = NO_IDS,
     ) -> Answer:
-        return await question(self._probes, timeout=timeout, metadata=authorization(token))
+        return await question(self._probes, timeout=timeout, metadata={**authorization(token), **ids})
 
     async def probe(self, question: Question[Answer], token: str | None) -> Answer:
         """Asks for a public route; callers of one question share its answer, and none ends it by leaving."""

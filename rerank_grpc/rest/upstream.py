@@ -12,8 +12,13 @@ from typing import Concatenate, ParamSpec
 
 from rerank_grpc.client import AsyncClient, ServerUnavailable, UnexpectedStatus
 from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError, ShuttingDown, Unauthenticated
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.rest.errors import HttpError
 from rerank_grpc.rest.target import PROBE_SECONDS, Answer, Target
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
+from rerank_grpc.units import in_bytes
+from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.wire import messages
 
 # The pause between two looks at the health of each of several servers, and the time of one.
 WATCH_SECONDS = 2.0
@@ -58,12 +63,12 @@ class Upstream:
         """Asks several requests at a time, all within `timeout` seconds; the first failure ends them."""
         deadline = time.monotonic() + timeout
         if len(requests) == 1:
-            return [await self._call(Target.rerank, requests[0], deadline, metadata)]
+            return [await self._rerank(requests[0], deadline, metadata)]
         under_way = asyncio.Semaphore(CONCURRENCY)
 
         async def ask(request: RerankRequest) -> RerankResponse:
             async with under_way:
-                return await self._call(Target.rerank, request, deadline, metadata)
+                return await self._rerank(request, deadline, metadata)
 
         tasks = [asyncio.create_task(ask(request)) for request in requests]
         try:
@@ -71,6 +76,33 @@ class Upstream:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _rerank(
+        self, request: RerankRequest, deadline: float, metadata: Mapping[str, str]
+    ) -> RerankResponse:
+        # Clients of other APIs send an instruction whether or not the model takes one.
+        request = request._replace(ignore_unsupported_options=True)
+        message = messages.request_to(pb.RerankRequest, request).SerializeToString()
+        reply = await self.relay_rerank(message, deadline, metadata)
+        return messages.response_from(pb.RerankResponse.FromString(reply))
+
+    async def relay_rerank(self, message: bytes, deadline: float, metadata: Mapping[str, str]) -> bytes:
+        """Passes on a RerankRequest as it is; returns the RerankResponse.
+
+        `deadline` is of time.monotonic. Raises HttpError 413 for a request that no server takes.
+        """
+        if len(message) > LIMITS.message_bytes:
+            most = in_bytes(LIMITS.message_bytes)
+            text = f"the request has {len(message):,} bytes of text in UTF-8, at most {most} are allowed"
+            raise HttpError(413, f"{text}: send fewer or shorter documents")
+        return await self._call(Target.rerank, message, deadline, metadata)
+
+    async def relay_question(
+        self, method: str, message: bytes, timeout: float, token: str | None, ids: Mapping[str, str]
+    ) -> bytes:
+        """Passes on a request of a method without texts; returns the reply."""
+        question = partial(AsyncClient.relay, method=method, message=message)
+        return await self._call(Target.ask, question, token, timeout, ids)
 
     async def device(self, summary: RerankSummary, timeout: float, token: str | None) -> str:
         """Tells the device of a model that has answered, "" where that fails or would be late."""

@@ -18,6 +18,10 @@ VARIABLE = {
     "request_time": "text",
     "response_time": "text",
     "processing_time_seconds": "number",
+    "value": "text",  # of a detail in Connect's errors: protobuf orders maps at will
+    "tokenizationDuration": "text",
+    "queueDuration": "text",
+    "inferenceDuration": "text",
 }
 
 

@@ -56,22 +56,15 @@ BY_PATH = {
     "/api/v1/services/rerank/text-rerank/text-rerank": DASHSCOPE,
 }
 
-# Rerank calls may be posted to all of these; each takes every dialect.
+# Rerank calls may be posted to all of these, and to every path that ends in one of ENDINGS; each takes every
+# dialect.
+ENDINGS = ("/rerank", "/reranking", "/reranks")
 PATHS = (
     *BY_PATH,
+    *ENDINGS,
+    *(f"/{{folder:path}}{ending}" for ending in ENDINGS),
     "/",
-    "/rerank",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/v1/v1/rerank",
-    "/v1/v2/rerank",
-    "/reranking",
-    "/v1/reranking",
-    "/v1/reranks",
-    "/compatible-api/v1/reranks",
-    "/compatible-mode/v1/reranks",
     "/v1/ranking",
-    "/v1/retrieval/{model:path}/reranking",
     "/score",
     "/v1/score",
     "/invocations",

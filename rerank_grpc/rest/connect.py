@@ -1,0 +1,216 @@
+"""Connect's unary protocol: the methods of RerankService with one reply, in JSON or protobuf."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import orjson
+from google.protobuf import any_pb2, json_format
+from google.protobuf.message import Message
+from starlette.datastructures import Headers
+from starlette.responses import Response
+
+from rerank_grpc.access import AccessList
+from rerank_grpc.config.settings import RestSettings
+from rerank_grpc.errors import DeadlineExceeded, InvalidRequest
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.rest.body import BodyBudget, Charge, parse_json, read_bytes
+from rerank_grpc.rest.errors import HttpError, Problem, problem_of
+from rerank_grpc.rest.exchange import Endpoint, Exchange
+from rerank_grpc.rest.forms.decoded import Json
+from rerank_grpc.rest.forms.messages import json_of, message_of
+from rerank_grpc.rest.target import authorization
+from rerank_grpc.rest.upstream import Upstream
+from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.wire.status import CODES, status_of
+
+CONNECT_PATH = "/rerank.v1.{service}/{method}"
+
+# The protocol's codes, with the HTTP status of each; "unknown" goes out with the status that it comes of.
+STATUSES = {
+    "canceled": 499,
+    "invalid_argument": 400,
+    "deadline_exceeded": 504,
+    "not_found": 404,
+    "permission_denied": 403,
+    "resource_exhausted": 429,
+    "failed_precondition": 400,
+    "unimplemented": 501,
+    "internal": 500,
+    "unavailable": 503,
+    "unauthenticated": 401,
+}
+# The code of an error that did not come with one of the service.
+CODE_OF = {
+    408: "deadline_exceeded",
+    413: "resource_exhausted",
+    500: "internal",
+    501: "unimplemented",
+    503: "unavailable",
+}
+
+STREAMING = ("application/connect+json", "application/connect+proto")
+END_OF_STREAM = 2
+
+NOT_OFFERED = (
+    "only Rerank, ListModels and Health of rerank.v1.RerankService are offered over Connect; "
+    "call other methods over gRPC"
+)
+
+
+class Method(NamedTuple):
+    """A method with one reply: its name, and the types of its messages."""
+
+    name: str
+    request: type[Message]
+    reply: type[Message]
+
+
+METHODS = {
+    f"/rerank.v1.RerankService/{method.name}": method
+    for method in (
+        Method("Rerank", pb.RerankRequest, pb.RerankResponse),
+        Method("ListModels", pb.ListModelsRequest, pb.ListModelsResponse),
+        Method("Health", pb.HealthRequest, pb.HealthResponse),
+    )
+}
+
+
+class ConnectForm:
+    """The form of Connect's errors."""
+
+    name = "connect"
+
+    def error(self, problem: Problem) -> tuple[int, Json]:
+        """Writes the code, the text, and the details that gRPC sends in a status."""
+        content: dict[str, Json] = {
+            "code": CODE_OF.get(problem.status, "unknown"),
+            "message": problem.message,
+        }
+        error = problem.error
+        if error is not None and type(error) in CODES:
+            content["code"] = CODES[type(error)].name.lower().replace("cancelled", "canceled")
+            content["details"] = list(map(_detail, status_of(error).details))
+        return STATUSES.get(content["code"], problem.status), content
+
+
+def _detail(packed: any_pb2.Any) -> Json:
+    debug = json_format.MessageToDict(packed)
+    del debug["@type"]
+    value = base64.b64encode(packed.value).decode().rstrip("=")
+    return {"type": packed.TypeName(), "value": value, "debug": debug}
+
+
+class Codec(NamedTuple):
+    """One encoding of messages: its media type, its largest body, the way from and to protobuf's bytes."""
+
+    media_type: str
+    most_bytes: int
+    read: Callable[[bytearray, type[Message]], bytes]
+    write: Callable[[bytes, type[Message]], bytes]
+
+
+def _from_json(body: bytearray, kind: type[Message]) -> bytes:
+    return message_of(parse_json(body or bytearray(b"{}")), kind).SerializeToString()
+
+
+def _to_json(reply: bytes, kind: type[Message]) -> bytes:
+    return orjson.dumps(json_of(kind.FromString(reply)))
+
+
+CODECS = {
+    codec.media_type: codec
+    for codec in (
+        Codec("application/json", LIMITS.body_bytes, _from_json, _to_json),
+        # The gRPC server parses these bytes, within its own bounds.
+        Codec("application/proto", LIMITS.message_bytes, lambda body, _: bytes(body), lambda reply, _: reply),
+    )
+}
+
+
+class ConnectEndpoint(Endpoint):
+    """Passes a call on to the gRPC servers as it is."""
+
+    def __init__(
+        self, settings: RestSettings, upstream: Upstream, accepted: AccessList, budget: BodyBudget
+    ) -> None:
+        super().__init__(accepted, budget)
+        self._timeout = settings.timeout
+        self._upstream = upstream
+
+    def presumed(self, exchange: Exchange) -> ConnectForm:
+        return CONNECT
+
+    async def respond(self, exchange: Exchange, charge: Charge) -> Response:
+        headers = exchange.request.headers
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        method = METHODS.get(exchange.path)
+        if method is None:
+            return _not_offered(exchange, media_type)
+        codec = _codec(media_type)
+        _check(headers)
+        deadline = time.monotonic() + _timeout(exchange, self._timeout)
+        body = await read_bytes(exchange.request, codec.most_bytes, charge)
+        message = codec.read(body, method.request)
+        reply = await exchange.while_connected(self._ask(method, message, deadline, exchange))
+        return Response(codec.write(reply, method.reply), headers=exchange.ids, media_type=codec.media_type)
+
+    async def _ask(self, method: Method, message: bytes, deadline: float, exchange: Exchange) -> bytes:
+        if method.request is pb.RerankRequest:
+            metadata = authorization(exchange.token) | exchange.ids
+            return await self._upstream.relay_rerank(message, deadline, metadata)
+        timeout = deadline - time.monotonic()
+        if timeout <= 0:
+            raise DeadlineExceeded("the deadline passed before the answer was there")
+        return await self._upstream.relay_question(
+            method.name, message, timeout, exchange.token, exchange.ids
+        )
+
+
+CONNECT = ConnectForm()
+
+
+def _not_offered(exchange: Exchange, media_type: str) -> Response:
+    """Refuses a method; the errors of a stream come with status 200, in a message that ends it."""
+    error = HttpError(501, NOT_OFFERED)
+    if media_type not in STREAMING:
+        raise error
+    _, content = CONNECT.error(problem_of(error))
+    end = orjson.dumps({"error": content})
+    envelope = struct.pack(">BI", END_OF_STREAM, len(end))
+    return Response(envelope + end, headers=exchange.ids, media_type=media_type)
+
+
+def _codec(media_type: str) -> Codec:
+    if media_type not in CODECS:
+        accepted = list(CODECS)
+        text = f"send Content-Type: {' or '.join(accepted)}"
+        raise HttpError(415, text, {"accept-post": ", ".join(accepted)})
+    return CODECS[media_type]
+
+
+def _check(headers: Headers) -> None:
+    """Raises HttpError for a compressed body, InvalidRequest for another version of the protocol."""
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise HttpError(501, "the Content-Encoding is not supported; these are: identity")
+    if headers.get("connect-protocol-version", "1") != "1":
+        raise InvalidRequest.of("Connect-Protocol-Version", "must be 1")
+
+
+def _timeout(exchange: Exchange, default: float) -> float:
+    """Reads the seconds that the caller waits, cut to the limit of all calls."""
+    text = exchange.request.headers.get("connect-timeout-ms")
+    if text is None:
+        return exchange.timeout(default)
+    if not re.fullmatch("[0-9]{1,10}", text):
+        raise InvalidRequest.of("Connect-Timeout-Ms", "must be a whole number, of at most 10 digits")
+    seconds = min(int(text) / 1000, LIMITS.deadline_seconds)
+    exchange.more_time = (
+        f"it had {seconds:g} s, by Connect-Timeout-Ms: send fewer or shorter documents at once"
+    )
+    return seconds
