@@ -112,7 +112,10 @@ class PatientProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
-        self.app = self._app  # a bound method would keep this object in a cycle
+        # uvicorn's timer stays where the peer has reset the connection, and a method of its own is a cycle:
+        # either would keep all this for long.
+        self._unset_keepalive_if_required()
+        self.app = self._app
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
