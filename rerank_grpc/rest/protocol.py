@@ -162,6 +162,7 @@ class PatientProtocol(H11Protocol):
                 message["headers"] = [*message["headers"], *self._persistence(scope, message)]
             elif not message.get("more_body") and self._is_early():
                 await send({**message, "more_body": True})
+                self._look()
                 message = {"type": "http.response.body"}
                 with suppress(asyncio.CancelledError):  # the grace is over
                     while (await receive()).get("more_body"):

@@ -107,6 +107,20 @@ def test_a_rest_server_that_stops_answers_those_inside(held) -> None:
         threading.Timer(0.3, runner.let_all).start()
     asking.join(WAIT)
     assert replies[0].status == 200
+    assert replies[0].headers["connection"] == "close"
+    assert "keep-alive" not in replies[0].headers
+
+
+def test_refused_connections_keep_no_server_from_stopping(
+    scripted: RerankServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = request(BODY, "Content-Encoding: gzip")[:-1]
+    with contextlib.ExitStack() as ends:
+        with rest_server(scripted.port) as port:
+            for sent in (b"garbage\r\n\r\n", begun, begun + b"\r\n" * 10):
+                lingering = ends.enter_context(connect(port, sent))
+                assert lingering.recv(65_536).startswith(b"HTTP/1.1 4")
+        assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
 @pytest.mark.parametrize(
