@@ -21,7 +21,7 @@ import sys
 import threading
 import urllib.request
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,22 +122,33 @@ def serving() -> Iterator[dict[str, str]]:
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ours)
     assert server.stderr is not None
     try:
-        said = next((found for line in server.stderr if (found := re.search(r"http://\S+", line))), None)
-        if said is None:
-            raise SystemExit("the server ended before it served")
+        target, url = said(server.stderr, r"serves rerank\.v1 at (\S+)", r"(http://\S+)")
         threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
         yield {
             **inherited,
             "NO_PROXY": "127.0.0.1",
-            "CONFORMANCE_URL": said[0],
+            "no_grpc_proxy": "127.0.0.1",
+            "CONFORMANCE_URL": url,
+            "CONFORMANCE_TARGET": target,
             "CONFORMANCE_TOKEN": TOKEN,
             "CONFORMANCE_QUERY": QUERY,
             "CONFORMANCE_DOCUMENTS": json.dumps(DOCUMENTS),
-            "CONFORMANCE_SCORES": json.dumps(scores(said[0])),
+            "CONFORMANCE_SCORES": json.dumps(scores(url)),
         }
     finally:
         server.terminate()
         server.wait()
+
+
+def said(lines: Iterable[str], *patterns: str) -> list[str]:
+    """Reads the server's lines until all patterns were found, in this order; returns the first groups."""
+    stream = iter(lines)
+    matches = [
+        next(filter(None, (re.search(pattern, line) for line in stream)), None) for pattern in patterns
+    ]
+    if None in matches:
+        raise SystemExit("the server ended before it served")
+    return [match[1] for match in matches if match]
 
 
 def scores(url: str) -> list[float]:
