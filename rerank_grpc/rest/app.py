@@ -122,6 +122,8 @@ def _json_route(
             content = await endpoint(exchange)
             if isinstance(content, discovery.Unready):
                 return exchange.answer(content, 503, {"retry-after": "1"})
+            if content is None:
+                return Response(status_code=204, headers=exchange.ids)
             return exchange.answer(content)
         except (Exception, asyncio.CancelledError) as error:
             return _refusal(exchange, dialects.presumed(exchange.prefix, exchange.path), error)

@@ -18,6 +18,7 @@ VARIABLE = {
     "request_time": "text",
     "response_time": "text",
     "processing_time_seconds": "number",
+    "runtime_ms": "number",
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.dialects import dialect_of, presumed
+from rerank_grpc.rest.forms.decoded import Posted
 
 DOCUMENTS = {"query": "q", "documents": ["d"]}
 
@@ -30,6 +31,23 @@ DOCUMENTS = {"query": "q", "documents": ["d"]}
         ({"queries": "q", "documents": ["d"], "top_k": 1}, "", "/", "vllm-score"),
         ({"documents": ["d"], "raw_scores": False}, "", "/", "infinity"),
         ({"raw_scores": False}, "", "/", "superset"),
+        ({"inputs": ["q", "d"]}, "", "/", "tei-predict"),
+        ({"inputs": [["q", "d"]]}, "", "/predict", "tei-predict"),
+        ({"inputs": [{"text": "q", "text_pair": "d"}]}, "", "/predict", "huggingface"),
+        ({"inputs": {"query": "q", "passages": ["d"]}}, "", "/", "huggingface"),
+        ({"inputs": [["q", "d"]]}, "", "/models/org/name", "huggingface"),
+        ({"inputs": [{"text": "q"}]}, "tei", "/", "tei-predict"),
+        (DOCUMENTS, "", "/hf-inference/models/org/name", "superset"),
+        (DOCUMENTS | {"property": ""}, "", "/rerank", "weaviate"),
+        (DOCUMENTS | {"property": None}, "", "/rerank", "superset"),
+        (DOCUMENTS | {"property": "", "top_k": 1}, "", "/rerank", "weaviate"),
+        (DOCUMENTS | {"property": ""}, "cohere", "/rerank", "superset"),
+        ({"query": "q", "property": "d"}, "", "/rerank", "weaviate"),
+        ({"property": "d"}, "", "/rerank", "superset"),
+        ({"queries": ["q"], "documents": ["d"]}, "", "/v1/inference/org/name", "deepinfra"),
+        ({"queries": ["q"], "documents": ["d"]}, "vllm", "/v1/inference/org/name", "vllm-score"),
+        ({"queries": ["q"], "documents": ["d"]}, "deepinfra", "/score", "deepinfra"),
+        ({"query": "q", "texts": ["d"]}, "", "/v1/inference/org/name", "tei"),
     ],
 )
 def test_fields_then_prefix_then_path_tell_the_dialect(
@@ -47,7 +65,32 @@ def test_a_body_in_two_dialects_at_once_is_refused(prefix: str) -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "path", "name"),
-    [("", "/v1/rerank", "superset"), ("", "/predict", "tei-predict"), ("tei", "/predict", "tei")],
+    [
+        ("", "/v1/rerank", "superset"),
+        ("", "/predict", "tei-predict"),
+        ("tei", "/predict", "tei"),
+        ("", "/models/org/name", "huggingface"),
+        ("", "/v1/inference/org/name", "deepinfra"),
+        ("weaviate", "/rerank", "weaviate"),
+    ],
 )
 def test_before_the_body_prefix_and_path_tell_the_dialect(prefix: str, path: str, name: str) -> None:
     assert presumed(prefix, path).name == name
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/hf-inference/models/org/name", "org/name"),
+        ("/models/name", "name"),
+        ("/models/org/name/pipeline/sentence-similarity", "org/name"),
+        ("/models/org/name/pipeline", "org/name/pipeline"),
+        ("/v1/inference/org/name", "org/name"),
+        ("/inference/org/name", "org/name"),
+        ("/v1/models/name", ""),
+        ("/models", ""),
+        ("/v1/rerank", ""),
+    ],
+)
+def test_a_path_may_name_the_model(path: str, model: str) -> None:
+    assert Posted(path).model == model

@@ -8,10 +8,13 @@ from rerank_grpc.types import Document, RerankRequest, Truncation
 
 
 def _decode(body: Body, _posted: Posted) -> Decoded:
+    texts = fields.texts(body, "passages")
     request = RerankRequest(
         query=fields.query(body),
-        documents=tuple(map(Document, fields.texts(body, "passages"))),
+        documents=tuple(map(Document, texts)),
         model=fields.text(body, "model"),
+        # NVIDIA's own service knows neither name; LiteLLM sends the first.
+        top_n=fields.top_n(body, fields.first(body, "top_k", "top_n"), len(texts)),
         truncation=Truncation[fields.choice(body, "truncate", ("END", "START", "NONE"), "END")],
     )
     return Decoded((request,), _encode)

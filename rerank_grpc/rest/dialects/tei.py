@@ -50,15 +50,19 @@ def _encode(shown: Sequence[Json], score: Score, reply: Reply) -> Json:
 
 
 def _decode_predict(body: Body, _posted: Posted) -> Decoded:
+    return decoded_predict(body)
+
+
+def decoded_predict(body: Body, model: str = "") -> Decoded:
     """Reads a pair, or a list of pairs; a single text has nothing to be scored against."""
     inputs = body.get("inputs")
     # [a, b] is one pair, [[a, b], ...] are several.
-    single = isinstance(inputs, list) and all(isinstance(item, str) for item in inputs)
+    single = isinstance(inputs, list) and inputs != [] and all(isinstance(item, str) for item in inputs)
     listed = [inputs] if single else inputs
     if not isinstance(listed, list):
         raise InvalidRequest.of("inputs", "must be a pair of texts, or a list of pairs")
     pairs, encode = fields.pairs("inputs", listed), partial(_encode_predict, single, fields.score(body))
-    return decoded_pairs(pairs, encode, RerankRequest("", (), truncation=_truncation(body)))
+    return decoded_pairs(pairs, encode, RerankRequest("", (), model, truncation=_truncation(body)))
 
 
 def _encode_predict(single: bool, score: Score, reply: Reply) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -17,6 +18,9 @@ Score = Callable[[ScoredDocument], float]
 
 LOGIT: Score = attrgetter("logit")
 RELEVANCE: Score = attrgetter("relevance_score")
+
+# DeepInfra's paths and Hugging Face's name the model; the latter's may also name a task.
+_MODEL_IN_PATH = re.compile(r"/(?:(?:v1/)?inference|(?:hf-inference/)?models)/(.+?)(?:/pipeline/[^/]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,12 @@ class Posted(NamedTuple):
     path: str
     prefix: str = ""
     with_documents: bool = True
+
+    @property
+    def model(self) -> str:
+        """The model that the path names, "" where it names none."""
+        found = _MODEL_IN_PATH.fullmatch(self.path)
+        return found[1] if found else ""
 
 
 class Names(NamedTuple):
