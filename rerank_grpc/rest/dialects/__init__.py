@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
 from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, VOYAGE
 from rerank_grpc.rest.dialects.legacy import BATCH, TEXT_PAIRS
@@ -18,6 +17,7 @@ from rerank_grpc.rest.forms.decoded import Body, Dialect
 RULES: tuple[tuple[set[str], Dialect, type], ...] = (
     ({"passages"}, NIM, object),
     ({"text_pairs"}, TEXT_PAIRS, object),
+    ({"texts", "documents"}, SUPERSET, object),
     ({"texts"}, RERANK, object),
     ({"inputs"}, PREDICT, object),
     ({"input"}, DASHSCOPE, dict),
@@ -84,10 +84,8 @@ def presumed(prefix: str, path: str) -> Dialect:
 
 
 def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
-    """Tells a body's dialect; raises InvalidRequest for one in two at once."""
+    """Tells a body's dialect."""
     present = {name for name in NAMES if body.get(name) is not None}
-    if present >= {"texts", "documents"}:
-        raise InvalidRequest.of("texts", "not together with documents")
     allowed = PREFIXES.get(prefix)
     for names, dialect, kind in RULES:
         if names <= present and isinstance(body.get("input"), kind) and (not allowed or dialect in allowed):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from rerank_grpc.rest.forms import fields
+from rerank_grpc.rest.forms import documents, fields
 from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Posted, Reply, usage
-from rerank_grpc.types import Document, RerankRequest, Truncation
+from rerank_grpc.types import RerankRequest, Truncation
 
 
 def _decode(body: Body, _posted: Posted) -> Decoded:
+    given = documents.read(body, "passages")
     request = RerankRequest(
         query=fields.query(body),
-        documents=tuple(map(Document, fields.texts(body, "passages"))),
+        documents=given.scored,
         model=fields.text(body, "model"),
         truncation=Truncation[fields.choice(body, "truncate", ("END", "START", "NONE"), "END")],
     )
-    return Decoded((request,), _encode)
+    return Decoded((request,), _encode, names=given.names(body))
 
 
 def _encode(reply: Reply) -> Json:
