@@ -22,7 +22,6 @@ from rerank_grpc.errors import RerankError, ShuttingDown, describe
 from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.rest import dialects, discovery, docs
 from rerank_grpc.rest.body import BodyBudget, read_json
-from rerank_grpc.rest.dialects.superset import SUPERSET
 from rerank_grpc.rest.errors import HttpError, problem_of
 from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.forms.decoded import Decoded, Dialect, Posted, Reply, reply_to
@@ -102,7 +101,7 @@ class RerankEndpoint:
             return Reply((), request_id=exchange.request_id)
         metadata = authorization(exchange.token) | exchange.ids
         timeout, begin = exchange.timeout(self._settings.timeout), time.monotonic()
-        responses = await self._upstream.rerank_all(decoded.requests, timeout, metadata)
+        responses = await self._upstream.rerank_all(decoded, timeout, metadata)
         seconds, device = time.monotonic() - begin, ""
         if decoded.wants_device:
             device = await self._upstream.device(responses[0].summary, timeout - seconds, exchange.token)
@@ -153,7 +152,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code
     headers = {"allow": ", ".join(sorted(_methods(request)))} if status == 405 else {}
     refusal = HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers)
-    return _refusal(Exchange(request), SUPERSET, refusal)
+    exchange = Exchange(request)
+    return _refusal(exchange, dialects.presumed(exchange.prefix, exchange.path), refusal)
 
 
 def _methods(request: Request) -> set[str]:

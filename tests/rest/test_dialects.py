@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.dialects import dialect_of, presumed
 from rerank_grpc.rest.forms.decoded import Posted
 
@@ -24,6 +23,12 @@ DOCUMENTS = {"query": "q", "documents": ["d"]}
         (DOCUMENTS | {"top_k": 1}, "cohere", "/", "superset"),
         (DOCUMENTS | {"passages": []}, "", "/", "nim"),
         (DOCUMENTS | {"passages": None}, "", "/", "superset"),
+        (DOCUMENTS | {"texts": None}, "", "/", "superset"),
+        (DOCUMENTS | {"texts": ["d"]}, "", "/", "superset"),
+        (DOCUMENTS | {"texts": ["d"], "raw_scores": False, "batch_size": 8}, "", "/", "superset"),
+        (DOCUMENTS | {"texts": ["d"]}, "tei", "/", "tei"),
+        (DOCUMENTS | {"texts": ["d"]}, "cohere", "/", "superset"),
+        (DOCUMENTS | {"texts": ["d"]}, "infinity", "/", "infinity"),
         ({"input": {}}, "", "/", "dashscope"),
         ({"input": []}, "", "/", "mixedbread"),
         ({"input": "text"}, "", "/", "superset"),
@@ -54,13 +59,6 @@ def test_fields_then_prefix_then_path_tell_the_dialect(
     body: dict[str, Any], prefix: str, path: str, name: str
 ) -> None:
     assert dialect_of(body, prefix, path).name == name
-
-
-@pytest.mark.parametrize("prefix", ["", "tei", "cohere"])
-def test_a_body_in_two_dialects_at_once_is_refused(prefix: str) -> None:
-    with pytest.raises(InvalidRequest, match="not together with documents"):
-        dialect_of(DOCUMENTS | {"texts": ["d"]}, prefix, "/")
-    assert dialect_of(DOCUMENTS | {"texts": None}, "", "/").name == "superset"
 
 
 @pytest.mark.parametrize(

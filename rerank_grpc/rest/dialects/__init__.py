@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.dialects import huggingface
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
 from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, VOYAGE
@@ -62,6 +61,7 @@ def _input_is(kind: type) -> Shows:
 RULES: tuple[tuple[set[str], Dialect, Shows], ...] = (
     ({"passages"}, NIM, _any),
     ({"text_pairs"}, TEXT_PAIRS, _any),
+    ({"texts", "documents"}, SUPERSET, _any),
     ({"texts"}, RERANK, _any),
     ({"inputs"}, HUGGING_FACE, _at(HUGGING_FACE)),
     ({"inputs"}, HUGGING_FACE, _inputs_are_objects),
@@ -128,10 +128,8 @@ def presumed(prefix: str, path: str) -> Dialect:
 
 
 def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
-    """Tells a body's dialect; raises InvalidRequest for one in two at once."""
+    """Tells a body's dialect."""
     present = {name for name in NAMES if body.get(name) is not None}
-    if present >= {"texts", "documents"}:
-        raise InvalidRequest.of("texts", "not together with documents")
     allowed = PREFIXES.get(prefix)
     for names, dialect, shows in RULES:
         if names <= present and shows(body, path) and (not allowed or dialect in allowed):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from rerank_grpc.rest.errors import Problem
-from rerank_grpc.rest.forms import fields
+from rerank_grpc.rest.forms import documents, fields
 from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Names, Posted, Reply
 from rerank_grpc.types import Document, RerankRequest
 
@@ -13,18 +14,20 @@ from rerank_grpc.types import Document, RerankRequest
 def _decode_weaviate(body: Body, _posted: Posted) -> Decoded:
     """Reads documents, beside which `property` is empty; an older caller sends its one document there."""
     query, text = fields.query(body), fields.text(body, "property")
-    single = bool(text) and body.get("documents") is None
-    texts = [text] if single else fields.texts(body, "documents")
-    request = RerankRequest(query, tuple(map(Document, texts)), fields.text(body, "model"))
-    if single:
-        return Decoded((request,), partial(_encode_property, query, text), names=Names(document="property"))
-    return Decoded((request,), partial(_encode_weaviate, query, texts))
+    model = fields.text(body, "model")
+    if text and body.get("documents") is None:
+        request = RerankRequest(query, (Document(text),), model)
+        encode, names = partial(_encode_property, query, text), Names(document="property".format)
+        return Decoded((request,), encode, names=names)
+    given = documents.read(body, "documents")
+    request = RerankRequest(query, given.scored, model)
+    return Decoded((request,), partial(_encode_weaviate, query, given.texts), names=given.names(body))
 
 
-def _encode_weaviate(query: str, texts: list[str], reply: Reply) -> Json:
+def _encode_weaviate(query: str, texts: Sequence[str], reply: Reply) -> Json:
     scores = {result.index: result.relevance_score for result in reply.results}
-    documents = [{"document": text, "score": scores[index]} for index, text in enumerate(texts)]
-    return {"query": query, "scores": documents}
+    listed = [{"document": text, "score": scores[index]} for index, text in enumerate(texts)]
+    return {"query": query, "scores": listed}
 
 
 def _encode_property(query: str, text: str, reply: Reply) -> Json:
