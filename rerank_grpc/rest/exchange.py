@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from rerank_grpc.access import AccessList, split_bearer
 from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
+from rerank_grpc.rest.dialects import PREFIX_HEADERS
 from rerank_grpc.wire.status import CallIds
 
 TOKEN = re.compile(r"[!-~]+")
@@ -30,7 +31,8 @@ class Exchange:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.prefix: str = request.scope.get("rest.prefix", "")
+        forced = (prefix for header, prefix in PREFIX_HEADERS.items() if header in request.headers)
+        self.prefix: str = request.scope.get("rest.prefix") or next(forced, "")
         self.path: str = request.scope["path"]
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex

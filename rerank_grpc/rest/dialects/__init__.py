@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rerank_grpc.rest.dialects import huggingface
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
-from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, VOYAGE
+from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, SGLANG, VOYAGE
 from rerank_grpc.rest.dialects.huggingface import HUGGING_FACE
 from rerank_grpc.rest.dialects.legacy import BATCH, TEXT_PAIRS
 from rerank_grpc.rest.dialects.mixedbread import MIXEDBREAD
@@ -14,7 +14,7 @@ from rerank_grpc.rest.dialects.nim import NIM
 from rerank_grpc.rest.dialects.score import DEEPINFRA, SCORE
 from rerank_grpc.rest.dialects.superset import SUPERSET
 from rerank_grpc.rest.dialects.tei import PREDICT, RERANK
-from rerank_grpc.rest.dialects.vector_databases import WEAVIATE
+from rerank_grpc.rest.dialects.vector_databases import PINECONE, WEAVIATE
 from rerank_grpc.rest.forms.decoded import Body, Dialect
 
 # The dialect of a body that shows none, by its path.
@@ -73,6 +73,7 @@ RULES: tuple[tuple[set[str], Dialect, Shows], ...] = (
     ({"queries"}, SCORE, _any),
     ({"data_1"}, SCORE, _any),
     ({"query", "property"}, WEAVIATE, _any),
+    ({"documents", "rank_fields", "parameters"}, PINECONE, _any),
     ({"documents", "batch_size"}, BATCH, _any),
     ({"documents", "top_k"}, VOYAGE, _any),
     ({"documents", "truncation"}, VOYAGE, _any),
@@ -93,12 +94,17 @@ PREFIXES: dict[str, tuple[Dialect, ...]] = {
     "mixedbread": (MIXEDBREAD,),
     "nim": (NIM,),
     "nvidia": (NIM,),
+    "pinecone": (PINECONE,),
+    "sglang": (SGLANG,),
     "tei": (PREDICT, RERANK),
     "text-pairs": (TEXT_PAIRS,),
     "vllm": (SCORE, SUPERSET),
     "voyage": (VOYAGE,),
     "weaviate": (WEAVIATE,),
 }
+
+# A header that forces as a prefix does; Pinecone's clients always send theirs.
+PREFIX_HEADERS = {"x-pinecone-api-version": "pinecone"}
 
 # Rerank calls may be posted to all of these; each takes every dialect.
 PATHS = (

@@ -46,7 +46,7 @@ def _decode(body: Body, posted: Posted) -> Decoded:
     if inputs and not has_objects(inputs):
         return tei.decoded_predict(body, model)
     for query, listed, reply in RANKINGS if isinstance(inputs, dict) else ():
-        if fields.value(body, listed) is not None:
+        if fields.value(body, fields.first(body, query, listed)) is not None:
             given = documents.read(body, listed)
             request = RerankRequest(fields.query(body, query), given.scored, model)
             return Decoded((request,), partial(_encode_scores, reply), names=given.names(body, query))

@@ -25,7 +25,7 @@ def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -
     """Reads the superset; some clients check a `literal`, or want documents as `plain` texts."""
     given = documents.read(body, "documents", documents.rank_fields(body))
     given.check_same(body, "texts")
-    request, names = _request(body, given)
+    request, names = read_request(body, given)
     asked = fields.first(body, "return_documents", "return_text")
     in_data = given.texts if fields.flag(body, asked, True) else []
     in_results: Sequence[Json] = ()
@@ -37,7 +37,8 @@ def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -
     return Decoded((request,), partial(_encode, literal, result, in_results, in_data), names=names)
 
 
-def _request(body: Body, given: Documents) -> tuple[RerankRequest, Names]:
+def read_request(body: Body, given: Documents) -> tuple[RerankRequest, Names]:
+    """Reads all but the documents, and how the caller names it."""
     instruction, name = _instruction(body)
     chunks = fields.count(body, "max_chunks_per_doc")
     request = RerankRequest(

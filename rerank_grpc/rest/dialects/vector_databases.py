@@ -7,8 +7,8 @@ from functools import partial
 
 from rerank_grpc.rest.errors import Problem
 from rerank_grpc.rest.forms import documents, fields
-from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Names, Posted, Reply
-from rerank_grpc.types import Document, RerankRequest
+from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Names, Posted, Reply, with_documents
+from rerank_grpc.types import Document, RerankRequest, Truncation
 
 
 def _decode_weaviate(body: Body, _posted: Posted) -> Decoded:
@@ -35,8 +35,47 @@ def _encode_property(query: str, text: str, reply: Reply) -> Json:
 
 
 def _weaviate_error(problem: Problem) -> tuple[int, Json]:
-    """Tells an error as a text: Weaviate cannot read an object there."""
+    """Tells an error as a text, since Weaviate cannot read an object there."""
     return problem.status, {"error": problem.message}
 
 
+def _decode_pinecone(body: Body, _posted: Posted) -> Decoded:
+    given = documents.read(body, "documents", documents.rank_fields(body))
+    cut = fields.choice(body, "parameters.truncate", ("END", "START", "NONE"), "END")
+    request = RerankRequest(
+        query=fields.query(body),
+        documents=given.scored,
+        model=fields.text(body, "model"),
+        top_n=fields.top_n(body, "top_n", len(given.scored)),
+        truncation=Truncation[cut],
+    )
+    shown = given.objects if fields.flag(body, "return_documents", True) else ()
+    return Decoded((request,), partial(_encode_pinecone, shown), names=given.names(body))
+
+
+def _encode_pinecone(shown: Sequence[Json], reply: Reply) -> Json:
+    data = [{"index": result.index, "score": result.relevance_score} for result in reply.results]
+    return {
+        "model": reply.model,
+        "data": with_documents(data, "document", shown),
+        "usage": {"rerank_units": 1},
+    }
+
+
+def _pinecone_error(problem: Problem) -> tuple[int, Json]:
+    code = _PINECONE_CODES.get(problem.status, "UNKNOWN")
+    return problem.status, {"error": {"code": code, "message": problem.message}, "status": problem.status}
+
+
+_PINECONE_CODES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "FORBIDDEN",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
 WEAVIATE = Dialect("weaviate", _decode_weaviate, _weaviate_error)
+PINECONE = Dialect("pinecone", _decode_pinecone, _pinecone_error)
