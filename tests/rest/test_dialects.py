@@ -1,11 +1,14 @@
 """The dialect of a body: fields with a value show it, a prefix forces it, a path is the last resort."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from rerank_grpc.rest.dialects import dialect_of, presumed
 from rerank_grpc.rest.forms.decoded import Posted
+from rerank_grpc.server.server import RerankServer
+from tests.rest.support import call, rest_server
 
 DOCUMENTS = {"query": "q", "documents": ["d"]}
 
@@ -80,6 +83,41 @@ def test_fields_then_prefix_then_path_tell_the_dialect(
 )
 def test_before_the_body_prefix_and_path_tell_the_dialect(prefix: str, path: str, name: str) -> None:
     assert presumed(prefix, path).name == name
+
+
+PINECONE = {"X-Pinecone-Api-Version": "2025-10"}
+FORMS: dict[str, tuple[str, dict[str, str], Callable[[str], Any]]] = {
+    "huggingface": ("/models/org/name", {}, lambda text: {"error": text}),
+    "huggingface's prefix": ("/huggingface", {}, lambda text: {"error": text}),
+    "weaviate": ("/weaviate/rerank", {}, lambda text: {"error": text}),
+    "deepinfra": ("/inference/org/name", {}, lambda text: {"detail": {"error": text}}),
+    "pinecone's header": (
+        "/rerank",
+        PINECONE,
+        lambda text: {"error": {"code": "UNAUTHENTICATED", "message": text}, "status": 401},
+    ),
+    "a prefix before a header": ("/weaviate/rerank", PINECONE, lambda text: {"error": text}),
+    "sglang": (
+        "/sglang/v1/rerank",
+        {},
+        lambda text: {
+            "object": "error",
+            "message": text,
+            "type": "BadRequestError",
+            "param": None,
+            "code": 401,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("caller", FORMS)
+def test_an_error_before_the_body_is_read_has_the_callers_form(scripted: RerankServer, caller: str) -> None:
+    path, headers, form = FORMS[caller]
+    with rest_server(scripted.port, tokens=("secret",)) as port:
+        text = call(port, "POST", "/v1/rerank", {}).json["message"]
+        reply = call(port, "POST", path, {}, headers)
+        assert (reply.status, reply.json) == (401, form(text))
 
 
 @pytest.mark.parametrize(
