@@ -35,6 +35,11 @@ DOCUMENTS = {"query": "q", "documents": ["d"]}
         ({"queries": "q", "documents": ["d"], "top_k": 1}, "", "/", "vllm-score"),
         ({"documents": ["d"], "raw_scores": False}, "", "/", "infinity"),
         ({"raw_scores": False}, "", "/", "superset"),
+        (DOCUMENTS, "", "/api/v1/rerank", "openrouter"),
+        (DOCUMENTS, "cohere", "/api/v1/rerank", "superset"),
+        (DOCUMENTS, "openrouter", "/rerank", "openrouter"),
+        (DOCUMENTS, "", "/api/v1/services/rerank/text-rerank/text-rerank", "superset"),
+        ({}, "", "/api/v1/services/rerank/text-rerank/text-rerank", "dashscope"),
     ],
 )
 def test_fields_then_prefix_then_path_tell_the_dialect(
@@ -45,7 +50,12 @@ def test_fields_then_prefix_then_path_tell_the_dialect(
 
 @pytest.mark.parametrize(
     ("prefix", "path", "name"),
-    [("", "/v1/rerank", "superset"), ("", "/predict", "tei-predict"), ("tei", "/predict", "tei")],
+    [
+        ("", "/v1/rerank", "superset"),
+        ("", "/predict", "tei-predict"),
+        ("tei", "/predict", "tei"),
+        ("", "/api/v1/rerank", "openrouter"),
+    ],
 )
 def test_before_the_body_prefix_and_path_tell_the_dialect(prefix: str, path: str, name: str) -> None:
     assert presumed(prefix, path).name == name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
-from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, VOYAGE
+from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, OPENROUTER, VOYAGE
 from rerank_grpc.rest.dialects.legacy import BATCH, TEXT_PAIRS
 from rerank_grpc.rest.dialects.mixedbread import MIXEDBREAD
 from rerank_grpc.rest.dialects.nim import NIM
@@ -43,11 +43,15 @@ PREFIXES: dict[str, tuple[Dialect, ...]] = {
     "mixedbread": (MIXEDBREAD,),
     "nim": (NIM,),
     "nvidia": (NIM,),
+    "openrouter": (OPENROUTER,),
     "tei": (PREDICT, RERANK),
     "text-pairs": (TEXT_PAIRS,),
     "vllm": (SCORE, SUPERSET),
     "voyage": (VOYAGE,),
 }
+
+# The paths below which a body of the superset is OpenRouter's.
+OPENROUTER_PATHS = "/api/v1/"
 
 # The dialect of a body that shows none, by its path.
 BY_PATH = {
@@ -59,6 +63,7 @@ BY_PATH = {
 # Rerank calls may be posted to all of these; each takes every dialect.
 PATHS = (
     *BY_PATH,
+    f"{OPENROUTER_PATHS}rerank",
     "/",
     "/rerank",
     "/v1/rerank",
@@ -80,7 +85,11 @@ PATHS = (
 
 def presumed(prefix: str, path: str) -> Dialect:
     """Tells the dialect of a call before its body is read, for the errors that come sooner."""
-    return PREFIXES[prefix][-1] if prefix else BY_PATH.get(path, SUPERSET)
+    return PREFIXES[prefix][-1] if prefix else BY_PATH.get(path, _superset(path))
+
+
+def _superset(path: str) -> Dialect:
+    return OPENROUTER if path.startswith(OPENROUTER_PATHS) and path not in BY_PATH else SUPERSET
 
 
 def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
@@ -91,4 +100,4 @@ def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
         if names <= present and isinstance(body.get("input"), kind) and (not allowed or dialect in allowed):
             return dialect
     # Documents say more than the path does.
-    return presumed(prefix, "" if "documents" in present else path)
+    return _superset(path) if "documents" in present and not prefix else presumed(prefix, path)
