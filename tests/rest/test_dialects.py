@@ -62,6 +62,11 @@ DOCUMENTS = {"query": "q", "documents": ["d"]}
         ({"queries": ["q"], "documents": ["d"]}, "vllm", "/v1/inference/org/name", "vllm-score"),
         ({"queries": ["q"], "documents": ["d"]}, "deepinfra", "/score", "deepinfra"),
         ({"query": "q", "texts": ["d"]}, "", "/v1/inference/org/name", "tei"),
+        (DOCUMENTS, "", "/api/v1/rerank", "openrouter"),
+        (DOCUMENTS, "cohere", "/api/v1/rerank", "superset"),
+        (DOCUMENTS, "openrouter", "/rerank", "openrouter"),
+        (DOCUMENTS, "", "/api/v1/services/rerank/text-rerank/text-rerank", "superset"),
+        ({}, "", "/api/v1/services/rerank/text-rerank/text-rerank", "dashscope"),
     ],
 )
 def test_fields_then_prefix_then_path_tell_the_dialect(
@@ -79,6 +84,7 @@ def test_fields_then_prefix_then_path_tell_the_dialect(
         ("", "/models/org/name", "huggingface"),
         ("", "/v1/inference/org/name", "deepinfra"),
         ("weaviate", "/rerank", "weaviate"),
+        ("", "/api/v1/rerank", "openrouter"),
     ],
 )
 def test_before_the_body_prefix_and_path_tell_the_dialect(prefix: str, path: str, name: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rerank_grpc.rest.dialects import huggingface
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
-from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, SGLANG, VOYAGE
+from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, OPENROUTER, SGLANG, VOYAGE
 from rerank_grpc.rest.dialects.huggingface import HUGGING_FACE
 from rerank_grpc.rest.dialects.legacy import BATCH, TEXT_PAIRS
 from rerank_grpc.rest.dialects.mixedbread import MIXEDBREAD
@@ -28,6 +28,9 @@ BY_PATH = {
     "/models/{model:path}": HUGGING_FACE,
 }
 
+# The paths below which a body of the superset is OpenRouter's.
+OPENROUTER_PATHS = "/api/v1/"
+
 Shows = Callable[[Body, str], bool]
 
 
@@ -45,7 +48,11 @@ def _by_path(path: str) -> Dialect:
         fixed, variable, _ = route.partition("{")
         if path == route or (variable and path.startswith(fixed)):
             return dialect
-    return SUPERSET
+    return _superset(path)
+
+
+def _superset(path: str) -> Dialect:
+    return OPENROUTER if path.startswith(OPENROUTER_PATHS) and path not in BY_PATH else SUPERSET
 
 
 def _inputs_are_objects(body: Body, _path: str) -> bool:
@@ -96,6 +103,7 @@ PREFIXES: dict[str, tuple[Dialect, ...]] = {
     "nvidia": (NIM,),
     "pinecone": (PINECONE,),
     "sglang": (SGLANG,),
+    "openrouter": (OPENROUTER,),
     "tei": (PREDICT, RERANK),
     "text-pairs": (TEXT_PAIRS,),
     "vllm": (SCORE, SUPERSET),
@@ -109,6 +117,7 @@ PREFIX_HEADERS = {"x-pinecone-api-version": "pinecone"}
 # Rerank calls may be posted to all of these; each takes every dialect.
 PATHS = (
     *BY_PATH,
+    f"{OPENROUTER_PATHS}rerank",
     "/",
     "/rerank",
     "/v1/rerank",
@@ -141,4 +150,4 @@ def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
         if names <= present and shows(body, path) and (not allowed or dialect in allowed):
             return dialect
     # Documents say more than the path does.
-    return presumed(prefix, "" if "documents" in present else path)
+    return _superset(path) if "documents" in present and not prefix else presumed(prefix, path)

@@ -63,8 +63,15 @@ def _sglang_error(problem: Problem) -> tuple[int, Json]:
     return status, {"object": "error", "message": message, "type": kind, "param": None, "code": status}
 
 
+def _openrouter_error(problem: Problem) -> tuple[int, Json]:
+    """Tells the HTTP status in the place of the code: OpenRouter's SDKs read nothing but a number there."""
+    status, body = common_body(problem)
+    return status, {**body, "error": {**body["error"], "code": status}}
+
+
 # Voyage's clients check the literal "list"; Infinity's raises on it, and wants documents as texts.
 VOYAGE = Dialect("voyage", partial(decode, literal="list"))
 INFINITY = Dialect("infinity", partial(decode, literal="rerank", plain=True))
 FASTGPT = Dialect("fastgpt", _decode_fastgpt, _fastgpt_error)
 SGLANG = Dialect("sglang", _decode_sglang, _sglang_error)
+OPENROUTER = Dialect("openrouter", decode, _openrouter_error)

@@ -8,7 +8,7 @@ from functools import partial
 
 import orjson
 
-from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.errors import InvalidRequest, UnsupportedOption
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects import tei
 from rerank_grpc.rest.forms import decoded, documents, fields
@@ -25,6 +25,7 @@ def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -
     """Reads the superset; some clients check a `literal`, or want documents as `plain` texts."""
     given = documents.read(body, "documents", documents.rank_fields(body))
     given.check_same(body, "texts")
+    _check_spans(body)
     request, names = read_request(body, given)
     asked = fields.first(body, "return_documents", "return_text")
     in_data = given.texts if fields.flag(body, asked, True) else []
@@ -53,6 +54,13 @@ def read_request(body: Body, given: Documents) -> tuple[RerankRequest, Names]:
         truncation=_truncation(body),
     )
     return request, given.names(body, instruction=name)
+
+
+def _check_spans(body: Body) -> None:
+    """Raises UnsupportedOption for Cohere's spans: a reply without any would say that none is relevant."""
+    wanted = fields.choice(body, "relevant_spans.mode", ("enabled", "disabled"), "enabled")
+    if body.get("relevant_spans") is not None and wanted == "enabled":
+        raise UnsupportedOption.of("relevant_spans", "no model here gives spans: leave it out, or disable it")
 
 
 def _truncation(body: Body) -> Truncation:
