@@ -16,6 +16,7 @@ from rerank_grpc.config.parsing import (
     model,
     one_of,
     or_none,
+    origin,
     port,
     seconds,
     text,
@@ -106,7 +107,7 @@ _REST_OPTIONS = (
     ),
     Option(
         "rest-cors",
-        text,
+        origin,
         "ORIGIN",
         "an origin whose pages may call REST from a browser, or * for all",
         "rest.cors",

@@ -27,6 +27,15 @@ def text(text: str) -> str:
     return text
 
 
+def origin(text: str) -> str:
+    """Reads an origin as browsers write it, or * for all; null, which strangers share, is none."""
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", text):
+        raise ValueError(
+            "is no origin such as https://app.example.com (in lower case, without a path), nor *"
+        )
+    return text
+
+
 def or_none(word: str, read: Callable[[str], T]) -> Callable[[str], T | None]:
     """Makes a reader that reads one word ("off", "auto") as None, and any other text as `read` does."""
     return lambda text: None if text == word else read(text)

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -45,7 +46,23 @@ def build_app(
     for path, endpoint, public in discovery.Discovery(upstream, accepted, health).routes():
         routes.append(Route(path, _json_route(endpoint, None if public else accepted), methods=["GET"]))
     routes += docs.routes()
-    return NormalPath(Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception}))
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception})
+    return NormalPath(_open_to(settings.cors, app) if settings.cors else app)
+
+
+def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
+    """Lets the pages of these origins call the app and read its answers, also from a public to a private net.
+
+    Browsers send a token only where the page's code has one to set. Credentials of their own stay out.
+    """
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        allow_private_network=True,
+        expose_headers=("x-request-id", "retry-after"),
+    )
 
 
 class NormalPath:
@@ -136,7 +153,7 @@ def _refusal(exchange: Exchange, dialect: Dialect, error: Exception | asyncio.Ca
         error = ShuttingDown("the server is stopping")
     if not isinstance(error, RerankError | HttpError):
         log.error("request %s: %s", exchange.request_id, describe(error), extra=_kind(dialect, 500))
-    problem = problem_of(error, token_sent=exchange.token is not None)
+    problem = problem_of(error, token_sent=exchange.token is not None, more_time=exchange.more_time)
     status, content = dialect.error(problem)
     return exchange.answer(content, status, problem.headers)
 

@@ -38,10 +38,10 @@ def routes() -> list[Route]:
         return Response(openapi, media_type="application/json")
 
     async def serve_page(request: Request) -> Response:
-        # NormalPath takes the slash off; a browser takes /docs/ for a directory that holds the page.
+        # NormalPath takes every slash off; for a browser each is a directory that the page lies deeper in.
         # Relative links also hold below a prefix or a proxy's path.
-        up = "../" if request.scope["raw_path"].endswith(b"/") else ""
-        return HTMLResponse(page.replace("{up}", up))
+        slashes = request.scope["raw_path"].rpartition(b"docs")[2].count(b"/")
+        return HTMLResponse(page.replace("{up}", "../" * slashes))
 
     return [
         Route("/openapi.json", serve_document, methods=["GET"]),

@@ -20,7 +20,7 @@ STATUSES: dict[type[RerankError], int] = {
     errors.ModelLoading: 503,
     errors.ModelFailed: 503,
     errors.QueueFull: 429,
-    errors.DeadlineUnreachable: 429,
+    errors.DeadlineUnreachable: 504,
     errors.RateLimited: 429,
     errors.DeadlineExceeded: 504,
     errors.Cancelled: 499,
@@ -59,13 +59,18 @@ class Problem:
     token_sent: bool = False
 
 
-def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
-    """Makes a problem of an error; the text of an unforeseen one is fixed."""
+def problem_of(error: Exception, *, token_sent: bool = False, more_time: str = "") -> Problem:
+    """Makes a problem of an error; the text of an unforeseen one is fixed.
+
+    `more_time` tells a call that had too little how it gets more.
+    """
     if isinstance(error, HttpError):
         return Problem(error.status, _code_of(error.status), error.message, error.headers)
     if not isinstance(error, RerankError):
         error = InternalError()
     status, message = _told(error)
+    if status == 504 and more_time:
+        message = f"{message}; {more_time}"
     return Problem(
         status=status,
         code=error.reason.removeprefix("ERROR_REASON_").lower() if error.reason else _code_of(status),
@@ -78,6 +83,9 @@ def problem_of(error: Exception, *, token_sent: bool = False) -> Problem:
 
 def _told(error: RerankError) -> tuple[int, str]:
     status = STATUSES.get(type(error), 500)
+    if isinstance(error, errors.DeadlineExceeded):
+        # Server and client see the deadline pass at the same time, and either may tell it.
+        return status, "the time of the call passed before its answer was there"
     if not isinstance(error, errors.TransportError):
         return status, error.message
     if isinstance(error, errors.UnexpectedStatus) and error.code == "CANCELLED":
@@ -88,7 +96,7 @@ def _told(error: RerankError) -> tuple[int, str]:
 
 
 def _headers(status: int, retry_after: float | None) -> dict[str, str]:
-    if status in (429, 503):
+    if status in (429, 503) or retry_after is not None:
         return {"retry-after": str(max(1, math.ceil(retry_after or 0)))}
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import math
 import re
 import uuid
@@ -17,17 +18,21 @@ from starlette.responses import Response
 
 from rerank_grpc.access import AccessList, split_bearer
 from rerank_grpc.errors import Cancelled, InvalidRequest, Unauthenticated
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.dialects import PREFIX_HEADERS
 from rerank_grpc.wire.status import CallIds
 
 TOKEN = re.compile(r"[!-~]+")
-MAX_TIMEOUT_SECONDS = 86_400
 
 _Result = TypeVar("_Result")
 
 
 class Exchange:
-    """One request, as its line and headers tell it; `token` is None until `authenticate` has read it."""
+    """One request, as its line and headers tell it.
+
+    `token` is None until `authenticate` has read it, and `more_time`, how a call gets more time than it has,
+    empty until `timeout` has.
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -37,6 +42,7 @@ class Exchange:
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
+        self.more_time = ""
         self.ids = {"x-request-id": self.request_id}
         if ids.traceparent:
             self.ids["traceparent"] = ids.traceparent
@@ -52,16 +58,14 @@ class Exchange:
             raise Unauthenticated("the token is wrong")
 
     def timeout(self, default: float) -> float:
-        """Reads the seconds that the caller waits; raises InvalidRequest for any other text."""
-        text = self.request.headers.get("x-request-timeout")
-        if text is None:
-            return default
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
-            raise InvalidRequest.of("X-Request-Timeout", "must be a number of seconds above 0")
+        """Reads the seconds that the caller waits, cut to the limit of all calls; raises InvalidRequest."""
+        text, limit = self.request.headers.get("x-request-timeout"), LIMITS.deadline_seconds
+        seconds = min(default if text is None else _positive(text), limit)
+        source = "--rest-timeout" if text is None else "X-Request-Timeout"
+        more = "send fewer or shorter documents at once"
+        if seconds < limit:
+            more += f", or X-Request-Timeout with more seconds, up to {limit:g}"
+        self.more_time = f"it had {seconds:g} s, by {source}: {more}"
         return seconds
 
     def answer(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -89,14 +93,42 @@ class Exchange:
             pass
 
 
+def _positive(text: str) -> float:
+    """Reads a number of seconds, which may be infinite."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise InvalidRequest.of("X-Request-Timeout", "must be a number of seconds above 0, such as 30 or 0.5")
+    return seconds
+
+
 def _token_of(headers: Headers) -> str | None:
-    """Reads an access token, with Bearer before it or alone; None for a text that can be no token."""
+    """Reads an access token, with Bearer before it, alone, or within Basic; None for what can be no token."""
     for name in ("authorization", "api-key", "x-api-key"):
         values = headers.getlist(name)
         if len(values) > 1:
             raise Unauthenticated(f"send one {name}, not several")
         if values:
-            before, _, after = split_bearer(values[0].strip())
-            token = before + after.lstrip(" ")
+            token = _token_in(values[0].strip())
             return token if TOKEN.fullmatch(token) else None
     return None
+
+
+def _token_in(value: str) -> str:
+    scheme, _, credentials = value.partition(" ")
+    if scheme.lower() == "basic":
+        return _token_in_basic(credentials)
+    before, _, after = split_bearer(value)
+    return before + after.lstrip(" ")
+
+
+def _token_in_basic(credentials: str) -> str:
+    """Reads the password, or the user where there is none: some callers send what their URL holds, alone."""
+    try:
+        decoded = base64.b64decode(credentials.strip(), validate=True).decode()
+    except ValueError:
+        return ""
+    user, colon, password = decoded.partition(":")
+    return (password or user) if colon else ""

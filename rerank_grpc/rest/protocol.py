@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import http
+from contextlib import suppress
 from typing import Any
 
 import h11
 import orjson
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rerank_grpc.rest.errors import HttpError, common_body, problem_of
@@ -22,6 +25,9 @@ WRITE_SECONDS = 15.0  # of a caller who does not read the answer
 # of the body is thrown away for a while.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 16 << 20
+# A connection stays open for longer than its callers are told: one that they use at the last moment is there.
+SPARE_SECONDS = 1
+CLOSE = (b"connection", b"close")
 
 
 class Turn(enum.Enum):
@@ -72,15 +78,25 @@ class _Phase(enum.Enum):
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's h11 protocol, which bounds only how long a connection is idle between two requests."""
+    """uvicorn's h11 protocol, which bounds only how long a connection is idle between two requests.
+
+    An answer tells how long its connection stays. One that comes before the end of its body is finished only
+    when the rest has come and is thrown away: the caller then reads it, where a connection that is closed
+    amid a body is reset.
+    """
 
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(**options)
         self._open = connections
+        self._stays = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
+        self.timeout_keep_alive += SPARE_SECONDS
+        self._app, self.app = self.app, self._answer
         self._phase: _Phase | None = None
         self._since = 0.0
         self._progress = 0.0
         self._received = 0
+        self._refused = False  # nothing that comes is read any more
+        self._refusal: HttpError | None = None  # of a body that came too slowly
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
         self._unread = 0
@@ -96,11 +112,13 @@ class PatientProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        self.app = self._app  # a bound method would keep this object in a cycle
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
         self._progress = self.loop.time()
-        super().data_received(data)
+        if not self._refused:
+            super().data_received(data)
         self._look()
 
     def on_response_complete(self) -> None:
@@ -121,13 +139,62 @@ class PatientProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers bytes that are no HTTP in JSON, where uvicorn does in plain text."""
-        _, content = common_body(problem_of(HttpError(400, "this is no HTTP request that can be read")))
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-            for event in (head, h11.Data(data=orjson.dumps(content)), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self._refuse(HttpError(400, "this is no HTTP request that can be read"))
+
+    def _should_upgrade(self) -> bool:
+        """Declines every offer of another protocol, as HTTP allows; uvicorn would log a warning for each."""
+        return False
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the app, whose body ends in an HttpError where it came too slowly."""
+
+        async def receive_in_time() -> Message:
+            message = await receive()
+            if self._refusal is not None and message["type"] == "http.request":
+                raise self._refusal
+            return message
+
+        async def send_to_the_end(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._persistence(scope, message)]
+            elif not message.get("more_body") and self._is_early():
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}
+                with suppress(asyncio.CancelledError):  # the grace is over
+                    while (await receive()).get("more_body"):
+                        pass
+            await send(message)
+
+        await self._app(scope, receive_in_time, send_to_the_end)
+
+    def _persistence(self, scope: Scope, answer: Message) -> list[tuple[bytes, bytes]]:
+        """Makes the header that tells how long the connection stays, where it does."""
+        if not self.cycle.keep_alive:  # the server is stopping
+            return [CLOSE]
+        asked = [value.lower() for name, value in scope["headers"] if name == b"connection"]
+        closes = scope["http_version"] != "1.1" or CLOSE in answer["headers"] or b"close" in b",".join(asked)
+        return [] if closes or self._is_early() else [self._stays]
+
+    def _is_early(self) -> bool:
+        """Tells whether the body is still on its way, and may go on."""
+        return self.conn.their_state is h11.SEND_BODY and self.cycle.keep_alive
+
+    def _refuse(self, error: HttpError) -> None:
+        """Answers bytes that never became a request; what still comes is thrown away, for a while."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        _, content = common_body(problem_of(error))
+        body, reason = orjson.dumps(content), http.HTTPStatus(error.status).phrase.encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), CLOSE]
+        head = h11.Response(status_code=error.status, headers=headers, reason=reason)
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.write_eof()
+        self._refused = True
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def _look_at_reader(self) -> None:
         before, self._unread = self._unread, self.transport.get_write_buffer_size()
@@ -153,12 +220,21 @@ class PatientProtocol(H11Protocol):
             self._reading = self.loop.call_later(self._time_left(), self._late)
 
     def _present(self) -> _Phase | None:
+        if self._refused:
+            return _Phase.LINGER
         if self.conn.their_state is h11.IDLE:
+            self._forget_request()
             # Between two requests uvicorn's own timer runs until data comes.
             return None if self.timeout_keep_alive_task is not None else _Phase.HEAD
         if self.conn.their_state is h11.SEND_BODY:
-            return _Phase.LINGER if self.cycle.response_complete else _Phase.BODY
+            answered = self.cycle.response_started or self._refusal is not None
+            return _Phase.LINGER if answered else _Phase.BODY
         return None
+
+    def _forget_request(self) -> None:
+        """Lets the last request go: a head of 32 KiB takes 1 MiB, which an idle connection must not cost."""
+        self.cycle = self.scope = None  # type: ignore[assignment]
+        self.headers = []
 
     def _turn(self) -> Turn:
         if self.flow.write_paused:
@@ -170,8 +246,24 @@ class PatientProtocol(H11Protocol):
     def _late(self) -> None:
         if (left := self._time_left()) > 0:  # a body has come fast enough so far
             self._reading = self.loop.call_later(left, self._late)
+        elif self._phase is _Phase.BODY:
+            self._refusal = self._slow_body()
+            self.cycle.message_event.set()
+            self._look()
+        elif self._phase is _Phase.HEAD and self.conn.trailing_data[0]:
+            self._refuse(HttpError(408, f"the head of the request took longer than {HEAD_SECONDS:g} s"))
+            self._look()
         else:
             self.transport.abort()
+
+    def _slow_body(self) -> HttpError:
+        """Makes the answer to a body that came too slowly."""
+        if self.loop.time() - self._progress >= NO_PROGRESS_SECONDS:
+            slow = f"nothing came of the body for {NO_PROGRESS_SECONDS:g} s"
+        else:
+            rate = BODY_BYTES_PER_SECOND // 1_024
+            slow = f"the body took longer than {BODY_SECONDS:g} s, at less than {rate} KiB/s"
+        return HttpError(408, f"{slow}: send it faster, or fewer documents at once", {"connection": "close"})
 
     def _time_left(self) -> float:
         now = self.loop.time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import threading
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class RestServer:
         assert settings.port is not None
         self._upstream = Upstream(settings.targets, token=settings.upstream_token)
         self._app = build_app(settings, self._upstream, health)
+        self._keep_alive = math.ceil(settings.keep_alive)
         self._connections = Connections(files.connections(MAX_CONNECTIONS))
         self._socket = _bind(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]
@@ -84,7 +86,7 @@ class RestServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=10,
+            timeout_keep_alive=self._keep_alive,
             h11_max_incomplete_event_size=32_768,
             backlog=ACCEPTS_PER_ROUND,
         )

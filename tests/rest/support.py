@@ -1,11 +1,15 @@
 """The REST server in this process on a free port, and plain HTTP calls to it."""
 
+import asyncio
 import http.client
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+
+import pytest
 
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.rest.server import RestServer
@@ -54,6 +58,20 @@ def post(port: int, path: str, body: Any, **headers: str) -> Reply:
 def get(port: int, path: str, **headers: str) -> Reply:
     """Gets a path; headers as in `post`."""
     return call(port, "GET", path, None, {name.replace("_", "-"): text for name, text in headers.items()})
+
+
+class Clock:
+    """The clock of asyncio's loops, which a test puts forward in place of waiting."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ahead = 0.0
+        monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _: time.monotonic() + self._ahead)
+
+    def pass_by(self, seconds: float, port: int) -> None:
+        """Lets time pass, and the REST server at a port notice it and all that was sent before."""
+        call(port, "GET", "/docs")
+        self._ahead += seconds
+        call(port, "GET", "/docs")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Who may call: all forms of a token, in front of servers with and without one (R25, R26)."""
 
+import base64
 import http.client
 import json
 import logging
@@ -19,14 +20,26 @@ from tests.rest.support import Reply, call, get, post, read, rest_server
 from tests.rest.test_rest_connections import connect, until
 from tests.support import CountingRunner, serving
 
-TOKENS = ("first-token", "second-token")
+TOKENS = ("first-token", "second-token", "third:to:ken")
 BODY = {"query": "q", "documents": ["d"]}
+
+
+def basic(credentials: str) -> str:
+    """Writes the header that a client makes of http://CREDENTIALS@HOST."""
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+
+
 RIGHT = {
     "Bearer": ("Authorization", "Bearer second-token"),
     "bearer in another case": ("AUTHORIZATION", "bEARER  first-token"),
     "the token alone": ("Authorization", "first-token"),
     "Api-Key": ("Api-Key", "first-token"),
     "x-api-key": ("x-api-key", "second-token"),
+    "Basic, as the password": ("Authorization", basic("anybody:second-token")),
+    "Basic in another case": ("Authorization", basic("x:first-token").replace("Basic ", "bASIC  ")),
+    "Basic, as the user": ("Authorization", basic("first-token:")),
+    "Basic without a user": ("Authorization", basic(":first-token")),
+    "Basic, with colons": ("Authorization", basic("x:third:to:ken")),
 }
 WRONG = {
     "none": [],
@@ -35,7 +48,14 @@ WRONG = {
     "empty": [("Authorization", "")],
     "Bearer alone": [("Authorization", "Bearer ")],
     "not ASCII": [("Authorization", "Bearer first-tokén")],
-    "another scheme": [("Authorization", "Basic first-token")],
+    "another scheme": [("Authorization", "Digest first-token")],
+    "Basic alone": [("Authorization", "Basic")],
+    "Basic and no base64": [("Authorization", "Basic first-token")],
+    "Basic and no UTF-8": [("Authorization", "Basic /////w==")],
+    "Basic without a colon": [("Authorization", basic("first-token"))],
+    "Basic with a colon alone": [("Authorization", basic(":"))],
+    "Basic with a wrong password": [("Authorization", basic("first-token:third-token"))],
+    "Basic with spaces": [("Authorization", basic("x: first-token"))],
     "twice": [("Authorization", "Bearer first-token")] * 2,
     "a cookie": [("Cookie", "token=first-token")],
 }
@@ -100,7 +120,10 @@ def test_without_a_right_token_nothing_is_scored_or_told(
     for method, path in CLOSED:
         reply = send(guarded, method, path, WRONG[case])
         assert reply.status == 401, path
+        # A browser asks its user for a password where this says Basic.
         assert reply.headers["www-authenticate"] == "Bearer"
+        sent = [value.rpartition(" ")[2].encode() for _, value in WRONG[case]]
+        assert not any(part in reply.raw for part in sent if part)
         assert "error" in reply.raw.decode()
     assert runner.sequences == before
 

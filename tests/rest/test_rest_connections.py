@@ -1,6 +1,7 @@
 """Callers who leave, who are slow, who send too much; deadlines, and servers that come and go."""
 
 import contextlib
+import gc
 import json
 import re
 import selectors
@@ -13,10 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from rerank_grpc.client import Client
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.rest import protocol
+from rerank_grpc.rest.protocol import PatientProtocol
 from rerank_grpc.server.server import RerankServer
 from tests.rest.support import HOST, Reply, post, rest_server
 from tests.support import WAIT, CountingRunner, HeldRunner, ScriptedLoader, serving
@@ -208,12 +211,48 @@ def test_a_body_of_which_nothing_comes_loses_its_socket(
     scripted: RerankServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "NO_PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.05)
     # As much time as a body of 12 MiB has, were it for its rate alone.
     monkeypatch.setattr(protocol, "BODY_SECONDS", 202.0)
     with rest_server(scripted.port) as port, connect(port, request(BODY)[:-1]) as stalled:
-        with contextlib.suppress(ConnectionResetError):
-            assert stalled.recv(1) == b""
+        answer = b"".join(iter(lambda: stalled.recv(65_536), b""))
+        assert answer.startswith(b"HTTP/1.1 408 ")
         assert post(port, "/v1/rerank", BODY).status == 200
+
+
+def kept(kind: type) -> list[object]:
+    """Finds the objects of a class that something still refers to."""
+    return [found for found in gc.get_objects() if type(found) is kind]
+
+
+def test_an_idle_connection_keeps_nothing_of_its_last_request(port: int) -> None:
+    with connect(port, request(BODY, *["a: b"] * 5_000)) as idle:
+        assert idle.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        until(lambda: not kept(RequestResponseCycle))
+        assert kept(PatientProtocol)
+
+
+def test_a_closed_connection_is_no_work_for_the_garbage_collector(port: int) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for sent in (b"", b"garbage\r\n\r\n", request(BODY), request(BODY, "Connection: close")):
+            with connect(port, sent) as connection:
+                assert not sent or connection.recv(65_536)
+        until(lambda: not kept(PatientProtocol))
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/rerank", 413), ("/v3", 404)])
+def test_a_caller_who_asks_to_close_reads_why_the_body_was_refused(port: int, path: str, status: int) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 14000000\r\n\r\n"
+    with connect(port, head.encode()) as connection:
+        for _ in range(14):
+            connection.sendall(b" " * 1_000_000)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.endswith(b"}")
 
 
 def restarted(server: RerankServer, runner: CountingRunner) -> RerankServer:

@@ -114,23 +114,15 @@ PREFIXES: dict[str, tuple[Dialect, ...]] = {
 # A header that forces as a prefix does; Pinecone's clients always send theirs.
 PREFIX_HEADERS = {"x-pinecone-api-version": "pinecone"}
 
-# Rerank calls may be posted to all of these; each takes every dialect.
+# Rerank calls may be posted to all of these, and to every path that ends in one of ENDINGS; each takes every
+# dialect.
+ENDINGS = ("/rerank", "/reranking", "/reranks")
 PATHS = (
     *BY_PATH,
-    f"{OPENROUTER_PATHS}rerank",
+    *ENDINGS,
+    *(f"/{{folder:path}}{ending}" for ending in ENDINGS),
     "/",
-    "/rerank",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/v1/v1/rerank",
-    "/v1/v2/rerank",
-    "/reranking",
-    "/v1/reranking",
-    "/v1/reranks",
-    "/compatible-api/v1/reranks",
-    "/compatible-mode/v1/reranks",
     "/v1/ranking",
-    "/v1/retrieval/{model:path}/reranking",
     "/score",
     "/v1/score",
     "/invocations",

@@ -1,4 +1,4 @@
-"""What vector databases speak: Weaviate to its reranker-transformers, and Pinecone's inference."""
+"""The dialects of vector databases: Weaviate's to its reranker-transformers, and Pinecone's inference."""
 
 from __future__ import annotations
 
