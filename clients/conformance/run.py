@@ -50,9 +50,10 @@ PYTHON = {
         "mixedbread_sdk.py",
         "together_sdk.py",
         "dashscope_sdk.py",
+        "openrouter_sdk.py",
     ),
 }
-NODE = ("cohere-ai.mjs", "ai.mjs")
+NODE = ("cohere-ai.mjs", "ai.mjs", "openrouter-sdk.mjs")
 
 
 def main() -> int:

@@ -45,9 +45,9 @@ def test_the_document_states_the_version_and_the_limits_that_hold(port: int) -> 
     rerank, tei = schemas["RerankRequest"]["properties"], schemas["TeiRequest"]["properties"]
     for documents in (rerank["documents"], tei["texts"]):
         assert (documents["minItems"], documents["maxItems"]) == (1, LIMITS.documents)
-    for text in (rerank["query"], tei["query"], rerank["instruction"], tei["texts"]["items"]):
+    for text in (rerank["query"]["anyOf"][0], tei["query"], rerank["instruction"], tei["texts"]["items"]):
         assert text["maxLength"] == LIMITS.characters
-    plain, with_text = rerank["documents"]["items"]["anyOf"]
+    plain, with_text, *_ = rerank["documents"]["items"]["anyOf"]
     assert plain["maxLength"] == with_text["properties"]["text"]["maxLength"] == LIMITS.characters
     labels = schemas["Info"]["properties"]["model_type"]["properties"]["reranker"]["properties"]
     assert labels["label2id"]["examples"] == [{LABEL: 0}]

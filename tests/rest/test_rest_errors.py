@@ -202,3 +202,15 @@ def test_a_fault_of_ours_is_a_fixed_text(
     assert b"CANARY" not in reply.raw
     assert "CANARY" not in caplog.text
     assert "ValueError" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/api/v1/rerank", "/openrouter/rerank", "/openrouter/api/v1/rerank"])
+def test_openrouters_callers_get_the_status_as_the_code(scripted: RerankServer, port: int, path: str) -> None:
+    for body, status in ((GOOD | {"query": ""}, 400), (GOOD | {"model": "none"}, 404), (b"{", 400)):
+        reply = call(port, "POST", path, body)
+        assert reply.status == reply.json["error"]["code"] == status
+        assert reply.json["error"]["message"] == reply.json["message"]
+    with rest_server(scripted.port, tokens=("secret",)) as guarded:
+        for refused in (post(guarded, path, GOOD), get(guarded, path), get(guarded, "/api/v1/nothing")):
+            assert refused.json["error"]["code"] == refused.status in (401, 404, 405)
+        assert post(guarded, "/v1/rerank", GOOD).json["error"]["code"] == "unauthenticated"
