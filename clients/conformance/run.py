@@ -1,6 +1,6 @@
 """Runs real clients against the running REST server and says what each of them made of it.
 
-    python clients/conformance/run.py quick     the six cheapest to install
+    python clients/conformance/run.py quick     the eight cheapest to install
     python clients/conformance/run.py all       every one
     ... --write                                 and writes docs/clients.md's table
 
@@ -43,7 +43,14 @@ DOCUMENTS = (
 # Environment → scripts; None is the one of node.
 PYTHON = {
     "cohere-5.6.2": ("cohere_sdk.py",),
-    "quick": ("cohere_sdk.py", "voyageai_sdk.py", "infinity_sdk.py", "xinference_sdk.py"),
+    "quick": (
+        "cohere_sdk.py",
+        "voyageai_sdk.py",
+        "infinity_sdk.py",
+        "xinference_sdk.py",
+        "pinecone_sdk.py",
+        "huggingface_sdk.py",
+    ),
     "full": (
         "langchain_cohere_sdk.py",
         "llama_index_sdk.py",
@@ -52,6 +59,7 @@ PYTHON = {
         "dashscope_sdk.py",
         "openrouter_sdk.py",
     ),
+    "milvus": ("milvus_model_sdk.py",),
 }
 NODE = ("cohere-ai.mjs", "ai.mjs", "openrouter-sdk.mjs")
 
