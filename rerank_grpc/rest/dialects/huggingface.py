@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.limits import check_count
+from rerank_grpc.limits import LIMITS, check_count
 from rerank_grpc.rest.dialects import tei
 from rerank_grpc.rest.errors import Problem
 from rerank_grpc.rest.forms import documents, fields
@@ -37,7 +37,9 @@ FUNCTIONS = ("default", "sigmoid", "none")
 
 def has_objects(inputs: Any) -> bool:
     """Tells these forms from the pairs of TEI, which are lists."""
-    return isinstance(inputs, dict) or (isinstance(inputs, list) and any(isinstance(i, dict) for i in inputs))
+    # No more items than can be served are looked at.
+    listed = inputs[: LIMITS.documents] if isinstance(inputs, list) else [inputs]
+    return any(isinstance(item, dict) for item in listed)
 
 
 def _decode(body: Body, posted: Posted) -> Decoded:
