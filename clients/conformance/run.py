@@ -1,6 +1,6 @@
 """Runs real clients against the running REST server and says what each of them made of it.
 
-    python clients/conformance/run.py quick     the six cheapest to install
+    python clients/conformance/run.py quick     the eight cheapest to install
     python clients/conformance/run.py all       every one
     ... --write                                 and writes docs/clients.md's table
 
@@ -22,7 +22,7 @@ import sys
 import threading
 import urllib.request
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,16 +49,25 @@ DOCUMENTS = (
 # Environment → scripts; None is the one of node.
 PYTHON = {
     "cohere-5.6.2": ("cohere_sdk.py",),
-    "quick": ("cohere_sdk.py", "voyageai_sdk.py", "infinity_sdk.py", "xinference_sdk.py"),
+    "quick": (
+        "cohere_sdk.py",
+        "voyageai_sdk.py",
+        "infinity_sdk.py",
+        "xinference_sdk.py",
+        "pinecone_sdk.py",
+        "huggingface_sdk.py",
+    ),
     "full": (
         "langchain_cohere_sdk.py",
         "llama_index_sdk.py",
         "mixedbread_sdk.py",
         "together_sdk.py",
         "dashscope_sdk.py",
+        "openrouter_sdk.py",
     ),
+    "milvus": ("milvus_model_sdk.py",),
 }
-NODE = ("cohere-ai.mjs", "ai.mjs", "connect.mjs")
+NODE = ("cohere-ai.mjs", "ai.mjs", "openrouter-sdk.mjs", "connect.mjs")
 
 
 def main() -> int:
@@ -128,18 +137,18 @@ def serving() -> Iterator[dict[str, str]]:
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ours)
     assert server.stderr is not None
     try:
-        said = next((found for line in server.stderr if (found := re.search(r"http://\S+", line))), None)
-        if said is None:
-            raise SystemExit("the server ended before it served")
+        target, url = said(server.stderr, r"serves rerank\.v1 at (\S+)", r"(http://\S+)")
         threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
         yield {
             **inherited,
             "NO_PROXY": "127.0.0.1",
-            "CONFORMANCE_URL": said[0],
+            "no_grpc_proxy": "127.0.0.1",
+            "CONFORMANCE_URL": url,
+            "CONFORMANCE_TARGET": target,
             "CONFORMANCE_TOKEN": TOKEN,
             "CONFORMANCE_QUERY": QUERY,
             "CONFORMANCE_DOCUMENTS": json.dumps(DOCUMENTS),
-            "CONFORMANCE_SCORES": json.dumps(scores(said[0])),
+            "CONFORMANCE_SCORES": json.dumps(scores(url)),
             "CONFORMANCE_CONTRACT": contract(),
         }
     finally:
@@ -158,6 +167,17 @@ def contract() -> str:
             for field in message.field:
                 field.json_name = known[field.name].json_name  # which Python's copy leaves out
     return base64.b64encode(described.SerializeToString()).decode()
+
+
+def said(lines: Iterable[str], *patterns: str) -> list[str]:
+    """Reads the server's lines until all patterns were found, in this order; returns the first groups."""
+    stream = iter(lines)
+    matches = [
+        next(filter(None, (re.search(pattern, line) for line in stream)), None) for pattern in patterns
+    ]
+    if None in matches:
+        raise SystemExit("the server ended before it served")
+    return [match[1] for match in matches if match]
 
 
 def scores(url: str) -> list[float]:

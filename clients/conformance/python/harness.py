@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 URL = os.environ["CONFORMANCE_URL"]
+TARGET = os.environ["CONFORMANCE_TARGET"]  # host:port of gRPC
 TOKEN = os.environ["CONFORMANCE_TOKEN"]
 QUERY = os.environ["CONFORMANCE_QUERY"]
 DOCUMENTS: list[str] = json.loads(os.environ["CONFORMANCE_DOCUMENTS"])
