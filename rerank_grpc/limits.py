@@ -63,16 +63,16 @@ def check_request(request: RerankRequest) -> int:
         raise InvalidRequest.of("documents", "must not be empty")
     if len(request.documents) > LIMITS.documents:
         raise too_many_documents()
-    _check_length("query", request.query, LIMITS.characters)
+    check_length("query", request.query, LIMITS.characters)
     if VISIBLE.search(request.query) is None:
         blank = ", and this one has no visible character" if request.query else ""
         raise InvalidRequest.of("query", f"must not be empty{blank}")
-    _check_length("instruction", request.instruction, LIMITS.characters)
+    check_length("instruction", request.instruction, LIMITS.characters)
     texts = [len(document.text) for document in request.documents]
     if max(texts) > LIMITS.characters or max([len(d.id) for d in request.documents]) > LIMITS.id_characters:
         for index, document in enumerate(request.documents):
-            _check_length(f"documents[{index}].text", document.text, LIMITS.characters)
-            _check_length(f"documents[{index}].id", document.id, LIMITS.id_characters)
+            check_length(f"documents[{index}].text", document.text, LIMITS.characters)
+            check_length(f"documents[{index}].id", document.id, LIMITS.id_characters)
     score = request.min_relevance_score
     if score is not None and not 0 <= score <= 1:
         raise InvalidRequest.of("min_relevance_score", f"is {score:g}, must be from 0 to 1")
@@ -88,6 +88,7 @@ def blank_texts(documents: Iterable[Document]) -> frozenset[str]:
     return frozenset(document.text for document in documents if VISIBLE.search(document.text) is None)
 
 
-def _check_length(field: str, text: str, limit: int) -> None:
+def check_length(field: str, text: str, limit: int) -> None:
+    """Raises InvalidRequest for a text of more characters."""
     if len(text) > limit:
         raise InvalidRequest.of(field, f"has {len(text):,} characters, at most {limit:,} are allowed")

@@ -1,6 +1,6 @@
 """Runs real clients against the running REST server and says what each of them made of it.
 
-    python clients/conformance/run.py quick     the six cheapest to install
+    python clients/conformance/run.py quick     the eight cheapest to install
     python clients/conformance/run.py all       every one
     ... --write                                 and writes docs/clients.md's table
 
@@ -52,18 +52,27 @@ DIRECT = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 # Environment → scripts; None is the one of node.
 PYTHON = {
     "cohere-5.6.2": ("cohere_sdk.py",),
-    "quick": ("cohere_sdk.py", "voyageai_sdk.py", "infinity_sdk.py", "xinference_sdk.py"),
+    "quick": (
+        "cohere_sdk.py",
+        "voyageai_sdk.py",
+        "infinity_sdk.py",
+        "xinference_sdk.py",
+        "pinecone_sdk.py",
+        "huggingface_sdk.py",
+    ),
     "full": (
         "langchain_cohere_sdk.py",
         "llama_index_sdk.py",
         "mixedbread_sdk.py",
         "together_sdk.py",
         "dashscope_sdk.py",
+        "openrouter_sdk.py",
     ),
+    "milvus": ("milvus_model_sdk.py",),
     "haystack": ("haystack_tei_grpc_sdk.py",),
     "triton": ("tritonclient_sdk.py",),
 }
-NODE = ("cohere-ai.mjs", "ai.mjs", "connect.mjs")
+NODE = ("cohere-ai.mjs", "ai.mjs", "openrouter-sdk.mjs", "connect.mjs")
 
 
 def main() -> int:
@@ -152,17 +161,6 @@ def serving() -> Iterator[dict[str, str]]:
         server.wait()
 
 
-def said(lines: Iterable[str], *patterns: str) -> list[str]:
-    """Reads the server's lines until all patterns were found, in this order; returns the first groups."""
-    stream = iter(lines)
-    matches = [
-        next(filter(None, (re.search(pattern, line) for line in stream)), None) for pattern in patterns
-    ]
-    if None in matches:
-        raise SystemExit("the server ended before it served")
-    return [match[1] for match in matches if match]
-
-
 def contract() -> str:
     """Returns the contract's descriptors, for clients without code made of it."""
     described = FileDescriptorSet()
@@ -174,6 +172,17 @@ def contract() -> str:
             for field in message.field:
                 field.json_name = known[field.name].json_name  # which Python's copy leaves out
     return base64.b64encode(described.SerializeToString()).decode()
+
+
+def said(lines: Iterable[str], *patterns: str) -> list[str]:
+    """Reads the server's lines until all patterns were found, in this order; returns the first groups."""
+    stream = iter(lines)
+    matches = [
+        next(filter(None, (re.search(pattern, line) for line in stream)), None) for pattern in patterns
+    ]
+    if None in matches:
+        raise SystemExit("the server ended before it served")
+    return [match[1] for match in matches if match]
 
 
 def scores(url: str) -> list[float]:

@@ -22,7 +22,6 @@ from rerank_grpc.limits import MIB
 from rerank_grpc.rest import dialects, discovery, docs
 from rerank_grpc.rest.body import BodyBudget, Charge, read_json
 from rerank_grpc.rest.connect import CONNECT_PATH, ConnectEndpoint
-from rerank_grpc.rest.dialects.superset import SUPERSET
 from rerank_grpc.rest.errors import HttpError
 from rerank_grpc.rest.exchange import Endpoint, Exchange, refusal
 from rerank_grpc.rest.forms.decoded import Decoded, Dialect, Posted, Reply, reply_to
@@ -111,7 +110,7 @@ class RerankEndpoint(Endpoint):
             return Reply((), request_id=exchange.request_id)
         metadata = authorization(exchange.token) | exchange.ids
         timeout, begin = exchange.timeout(self._settings.timeout), time.monotonic()
-        responses = await self._upstream.rerank_all(decoded.requests, timeout, metadata)
+        responses = await self._upstream.rerank_all(decoded, timeout, metadata)
         seconds, device = time.monotonic() - begin, ""
         if decoded.wants_device:
             device = await self._upstream.device(responses[0].summary, timeout - seconds, exchange.token)
@@ -132,6 +131,8 @@ def _json_route(
             content = await endpoint(exchange)
             if isinstance(content, discovery.Unready):
                 return exchange.answer(content, 503, {"retry-after": "1"})
+            if content is None:
+                return Response(status_code=204, headers=exchange.ids)
             return exchange.answer(content)
         except (Exception, asyncio.CancelledError) as error:
             return refusal(exchange, error)
@@ -145,7 +146,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code
     headers = {"allow": ", ".join(sorted(_methods(request)))} if status == 405 else {}
     exchange = Exchange(request)
-    exchange.form = SUPERSET
+    exchange.form = dialects.presumed(exchange.prefix, exchange.path)
     return refusal(exchange, HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers))
 
 

@@ -17,7 +17,7 @@ from rerank_grpc.rest.forms.decoded import Json
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import LABEL, Health, ModelInfo, State
 
-Endpoint = Callable[[Exchange], Awaitable[Json]]
+Endpoint = Callable[[Exchange], Awaitable[Json]]  # None has no body
 
 
 class Unready(dict[str, Any]):
@@ -44,6 +44,9 @@ class Discovery:
         yield "/models", self.infinity_models, False
         yield "/info", self.info, False
         yield "/model-info", self.model_info, False
+        yield "/.well-known/live", self.live, True
+        yield "/.well-known/ready", self.ready, True
+        yield "/meta", self.model_info, False
 
     async def root(self, _exchange: Exchange) -> Json:
         """Tells the models, where REST's own token lets it."""
@@ -74,6 +77,14 @@ class Discovery:
         if not health.serving:
             return Unready(status="unhealthy", model=health.model, model_loaded=loaded)
         return {"status": "healthy", "model": health.model, "model_loaded": loaded, "version": health.version}
+
+    async def live(self, _exchange: Exchange) -> Json:
+        """Says nothing, in Weaviate's form, which is enough of this process."""
+
+    async def ready(self, exchange: Exchange) -> Json:
+        """Says nothing where the default model can be called, and else as `health` does."""
+        health = await self.health(exchange)
+        return health if isinstance(health, Unready) else None
 
     async def cluster_auth(self, _exchange: Exchange) -> Json:
         """Tells Xinference's clients whether to send their key."""
@@ -157,7 +168,7 @@ class Discovery:
         }
 
     async def model_info(self, exchange: Exchange) -> Json:
-        """Describes the default model for callers of the legacy batch form."""
+        """Describes the default model for callers of the legacy batch form, and for Weaviate."""
         model = (await self._upstream.models(exchange.token))[0]
         return {
             "model": model.name,

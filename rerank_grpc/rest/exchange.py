@@ -30,6 +30,7 @@ from rerank_grpc.errors import (
 )
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.body import BodyBudget, Charge
+from rerank_grpc.rest.dialects import PREFIX_HEADERS
 from rerank_grpc.rest.errors import HttpError, Problem, problem_of
 from rerank_grpc.wire.status import CallIds
 
@@ -60,7 +61,8 @@ class Exchange:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.prefix: str = request.scope.get("rest.prefix", "")
+        forced = (prefix for header, prefix in PREFIX_HEADERS.items() if header in request.headers)
+        self.prefix: str = request.scope.get("rest.prefix") or next(forced, "")
         self.path: str = request.scope["path"]
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex

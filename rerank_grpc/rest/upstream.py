@@ -11,9 +11,17 @@ from operator import attrgetter
 from typing import Concatenate, ParamSpec
 
 from rerank_grpc.client import AsyncClient, ServerUnavailable, UnexpectedStatus
-from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError, ShuttingDown, Unauthenticated
+from rerank_grpc.errors import (
+    InvalidRequest,
+    ModelFailed,
+    ModelLoading,
+    RerankError,
+    ShuttingDown,
+    Unauthenticated,
+)
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.errors import HttpError
+from rerank_grpc.rest.forms.decoded import Decoded
 from rerank_grpc.rest.target import PROBE_SECONDS, Answer, Target
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
 from rerank_grpc.units import in_bytes
@@ -58,19 +66,25 @@ class Upstream:
             await target.close()
 
     async def rerank_all(
-        self, requests: Sequence[RerankRequest], timeout: float, metadata: Mapping[str, str]
+        self, decoded: Decoded, timeout: float, metadata: Mapping[str, str]
     ) -> list[RerankResponse]:
-        """Asks several requests at a time, all within `timeout` seconds; the first failure ends them."""
+        """Asks a body's requests, several at a time, all within `timeout` seconds.
+
+        The first failure ends them; an InvalidRequest names the fields of the body.
+        """
         deadline = time.monotonic() + timeout
-        if len(requests) == 1:
-            return [await self._rerank(requests[0], deadline, metadata)]
         under_way = asyncio.Semaphore(CONCURRENCY)
 
-        async def ask(request: RerankRequest) -> RerankResponse:
+        async def ask(index: int, request: RerankRequest) -> RerankResponse:
             async with under_way:
-                return await self._rerank(request, deadline, metadata)
+                try:
+                    return await self._rerank(request, deadline, metadata)
+                except InvalidRequest as error:
+                    raise decoded.in_own_words(error, index) from None
 
-        tasks = [asyncio.create_task(ask(request)) for request in requests]
+        if len(decoded.requests) == 1:
+            return [await ask(0, decoded.requests[0])]
+        tasks = [asyncio.create_task(ask(*numbered)) for numbered in enumerate(decoded.requests)]
         try:
             return await asyncio.gather(*tasks)
         finally:

@@ -22,6 +22,7 @@ VARIABLE = {
     "tokenizationDuration": "text",
     "queueDuration": "text",
     "inferenceDuration": "text",
+    "runtime_ms": "number",
 }
 
 

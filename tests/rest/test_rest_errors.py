@@ -80,7 +80,9 @@ WRONG: dict[str, Any] = {
     "documents a text": {"query": "q", "documents": "d"},
     "documents an object": {"query": "q", "documents": {"text": "d"}},
     "a document that is a number": {"query": "q", "documents": ["d", 1]},
-    "a document without text": {"query": "q", "documents": [{"title": "d"}]},
+    "a document null": {"query": "q", "documents": ["d", None]},
+    "a document without text": {"query": "q", "documents": [{}]},
+    "a document of lists alone": {"query": "q", "documents": [{"vector": [1]}]},
     "too many documents": {"query": "q", "documents": ["d"] * 1001},
     "a document too long": {"query": "q", "documents": ["d" * 100_001]},
     "top_n negative": GOOD | {"top_n": -1},
@@ -90,7 +92,7 @@ WRONG: dict[str, Any] = {
     "return_documents a number": GOOD | {"return_documents": 1},
     "model a list": GOOD | {"model": ["m"]},
     "kwargs no JSON": GOOD | {"kwargs": "{"},
-    "texts and documents": GOOD | {"texts": ["d"]},
+    "texts and documents": GOOD | {"texts": ["e"]},
     "input a text": {"query": "q", "input": "d"},
     "parameters a list": {"input": {"query": "q", "documents": ["d"]}, "parameters": []},
     "an instruction too long": GOOD | {"instruction": "i" * 100_001},
@@ -198,3 +200,15 @@ def test_a_fault_of_ours_is_a_fixed_text(
     assert b"CANARY" not in reply.raw
     assert "CANARY" not in caplog.text
     assert "ValueError" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/api/v1/rerank", "/openrouter/rerank", "/openrouter/api/v1/rerank"])
+def test_openrouters_callers_get_the_status_as_the_code(scripted: RerankServer, port: int, path: str) -> None:
+    for body, status in ((GOOD | {"query": ""}, 400), (GOOD | {"model": "none"}, 404), (b"{", 400)):
+        reply = call(port, "POST", path, body)
+        assert reply.status == reply.json["error"]["code"] == status
+        assert reply.json["error"]["message"] == reply.json["message"]
+    with rest_server(scripted.port, tokens=("secret",)) as guarded:
+        for refused in (post(guarded, path, GOOD), get(guarded, path), get(guarded, "/api/v1/nothing")):
+            assert refused.json["error"]["code"] == refused.status in (401, 404, 405)
+        assert post(guarded, "/v1/rerank", GOOD).json["error"]["code"] == "unauthenticated"

@@ -102,6 +102,10 @@ def test_health_is_whether_a_call_would_be_answered(
         assert reply.status == status
         assert reply.json["status"] == word
         assert reply.json["model_loaded"] is (state is State.READY)
+    ready = get(port, "/.well-known/ready")
+    assert ready.status == (204 if status == 200 else 503)
+    assert ready.raw == (b"" if status == 200 else reply.raw)
+    assert get(port, "/.well-known/live").status == 204
 
 
 @pytest.mark.parametrize("tokens", [(), ("token",)])

@@ -1,5 +1,7 @@
 """cohere: Client and ClientV2; runs with 5.6.2 and with the newest."""
 
+import inspect
+
 import cohere
 from harness import DOCUMENTS, MODEL, NO_MODEL, QUERY, TOKEN, URL, main, raises, ranks
 
@@ -26,11 +28,21 @@ def checks(client, wrong):
     def top_n():
         ranks([(r.index, r.relevance_score) for r in rerank(top_n=2).results], 2)
 
+    def spans():
+        ranks([(r.index, r.relevance_score) for r in ask_spans("disabled", priority=1).results])
+        raises(cohere.errors.BadRequestError, lambda: ask_spans("enabled"), "relevant_spans")
+
+    def ask_spans(mode, **fields):
+        wanted = cohere.RerankRelevantSpans(mode=mode, threshold=0.1, max_spans=3)
+        return rerank(relevant_spans=wanted, max_tokens_per_doc=4096, **fields)
+
+    has_spans = "relevant_spans" in inspect.signature(client.rerank).parameters
     return {
         "reranks": lambda: ranks([(r.index, r.relevance_score) for r in rerank().results]),
         "documents": documents,
         "top_n": top_n,
         "error": lambda: raises(NotFoundError, lambda: rerank(model=NO_MODEL), NO_MODEL),
+        **({"spans": spans} if has_spans else {}),
         "wrong token": lambda: raises(
             UnauthorizedError, lambda: wrong.rerank(model=MODEL, query=QUERY, documents=DOCUMENTS), "token"
         ),

@@ -2,33 +2,89 @@
 
 from __future__ import annotations
 
-from rerank_grpc.errors import InvalidRequest
+from collections.abc import Callable
+
+from rerank_grpc.rest.dialects import huggingface
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
-from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, VOYAGE
+from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, OPENROUTER, SGLANG, VOYAGE
+from rerank_grpc.rest.dialects.huggingface import HUGGING_FACE
 from rerank_grpc.rest.dialects.legacy import BATCH, TEXT_PAIRS
 from rerank_grpc.rest.dialects.mixedbread import MIXEDBREAD
 from rerank_grpc.rest.dialects.nim import NIM
-from rerank_grpc.rest.dialects.score import SCORE
+from rerank_grpc.rest.dialects.score import DEEPINFRA, SCORE
 from rerank_grpc.rest.dialects.superset import SUPERSET
 from rerank_grpc.rest.dialects.tei import PREDICT, RERANK
+from rerank_grpc.rest.dialects.vector_databases import PINECONE, WEAVIATE
 from rerank_grpc.rest.forms.decoded import Body, Dialect
 
-# The fields that show a dialect when all have a value, and the type of `input` where that counts.
+# The dialect of a body that shows none, by its path.
+BY_PATH = {
+    "/predict": PREDICT,
+    "/bge-reranker-base/post": TEXT_PAIRS,
+    "/api/v1/services/rerank/text-rerank/text-rerank": DASHSCOPE,
+    "/v1/inference/{model:path}": DEEPINFRA,
+    "/inference/{model:path}": DEEPINFRA,
+    "/hf-inference/models/{model:path}": HUGGING_FACE,
+    "/models/{model:path}": HUGGING_FACE,
+}
+
+# The paths below which a body of the superset is OpenRouter's.
+OPENROUTER_PATHS = "/api/v1/"
+
+Shows = Callable[[Body, str], bool]
+
+
+def _any(_body: Body, _path: str) -> bool:
+    return True
+
+
+def _at(own: Dialect) -> Shows:
+    """Makes a rule of the paths that are a dialect's own."""
+    return lambda _body, path: _by_path(path) is own
+
+
+def _by_path(path: str) -> Dialect:
+    for route, dialect in BY_PATH.items():
+        fixed, variable, _ = route.partition("{")
+        if path == route or (variable and path.startswith(fixed)):
+            return dialect
+    return _superset(path)
+
+
+def _superset(path: str) -> Dialect:
+    return OPENROUTER if path.startswith(OPENROUTER_PATHS) and path not in BY_PATH else SUPERSET
+
+
+def _inputs_are_objects(body: Body, _path: str) -> bool:
+    return huggingface.has_objects(body["inputs"])
+
+
+def _input_is(kind: type) -> Shows:
+    return lambda body, _path: isinstance(body["input"], kind)
+
+
+# The fields that show a dialect when all have a value, and what else must hold of body and path.
 # The first rule that holds wins.
-RULES: tuple[tuple[set[str], Dialect, type], ...] = (
-    ({"passages"}, NIM, object),
-    ({"text_pairs"}, TEXT_PAIRS, object),
-    ({"texts"}, RERANK, object),
-    ({"inputs"}, PREDICT, object),
-    ({"input"}, DASHSCOPE, dict),
-    ({"input"}, MIXEDBREAD, list),
-    ({"text_1"}, SCORE, object),
-    ({"queries"}, SCORE, object),
-    ({"data_1"}, SCORE, object),
-    ({"documents", "batch_size"}, BATCH, object),
-    ({"documents", "top_k"}, VOYAGE, object),
-    ({"documents", "truncation"}, VOYAGE, object),
-    ({"documents", "raw_scores"}, INFINITY, object),
+RULES: tuple[tuple[set[str], Dialect, Shows], ...] = (
+    ({"passages"}, NIM, _any),
+    ({"text_pairs"}, TEXT_PAIRS, _any),
+    ({"texts", "documents"}, SUPERSET, _any),
+    ({"texts"}, RERANK, _any),
+    ({"inputs"}, HUGGING_FACE, _at(HUGGING_FACE)),
+    ({"inputs"}, HUGGING_FACE, _inputs_are_objects),
+    ({"inputs"}, PREDICT, _any),
+    ({"input"}, DASHSCOPE, _input_is(dict)),
+    ({"input"}, MIXEDBREAD, _input_is(list)),
+    ({"text_1"}, SCORE, _any),
+    ({"queries"}, DEEPINFRA, _at(DEEPINFRA)),
+    ({"queries"}, SCORE, _any),
+    ({"data_1"}, SCORE, _any),
+    ({"query", "property"}, WEAVIATE, _any),
+    ({"documents", "rank_fields", "parameters"}, PINECONE, _any),
+    ({"documents", "batch_size"}, BATCH, _any),
+    ({"documents", "top_k"}, VOYAGE, _any),
+    ({"documents", "truncation"}, VOYAGE, _any),
+    ({"documents", "raw_scores"}, INFINITY, _any),
 )
 NAMES = set[str]().union(*(names for names, _, _ in RULES))
 
@@ -38,23 +94,25 @@ PREFIXES: dict[str, tuple[Dialect, ...]] = {
     **dict.fromkeys(SUPERSETS, (SUPERSET,)),
     "batch": (BATCH,),
     "dashscope": (DASHSCOPE, SUPERSET),
+    "deepinfra": (DEEPINFRA,),
     "fastgpt": (FASTGPT,),
+    "huggingface": (HUGGING_FACE,),
     "infinity": (INFINITY,),
     "mixedbread": (MIXEDBREAD,),
     "nim": (NIM,),
     "nvidia": (NIM,),
+    "pinecone": (PINECONE,),
+    "sglang": (SGLANG,),
+    "openrouter": (OPENROUTER,),
     "tei": (PREDICT, RERANK),
     "text-pairs": (TEXT_PAIRS,),
     "vllm": (SCORE, SUPERSET),
     "voyage": (VOYAGE,),
+    "weaviate": (WEAVIATE,),
 }
 
-# The dialect of a body that shows none, by its path.
-BY_PATH = {
-    "/predict": PREDICT,
-    "/bge-reranker-base/post": TEXT_PAIRS,
-    "/api/v1/services/rerank/text-rerank/text-rerank": DASHSCOPE,
-}
+# A header that forces as a prefix does; Pinecone's clients always send theirs.
+PREFIX_HEADERS = {"x-pinecone-api-version": "pinecone"}
 
 # Rerank calls may be posted to all of these, and to every path that ends in one of ENDINGS; each takes every
 # dialect.
@@ -73,17 +131,15 @@ PATHS = (
 
 def presumed(prefix: str, path: str) -> Dialect:
     """Tells the dialect of a call before its body is read, for the errors that come sooner."""
-    return PREFIXES[prefix][-1] if prefix else BY_PATH.get(path, SUPERSET)
+    return PREFIXES[prefix][-1] if prefix else _by_path(path)
 
 
 def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
-    """Tells a body's dialect; raises InvalidRequest for one in two at once."""
+    """Tells a body's dialect."""
     present = {name for name in NAMES if body.get(name) is not None}
-    if present >= {"texts", "documents"}:
-        raise InvalidRequest.of("texts", "not together with documents")
     allowed = PREFIXES.get(prefix)
-    for names, dialect, kind in RULES:
-        if names <= present and isinstance(body.get("input"), kind) and (not allowed or dialect in allowed):
+    for names, dialect, shows in RULES:
+        if names <= present and shows(body, path) and (not allowed or dialect in allowed):
             return dialect
     # Documents say more than the path does.
-    return presumed(prefix, "" if "documents" in present else path)
+    return _superset(path) if "documents" in present and not prefix else presumed(prefix, path)

@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from functools import partial
 
 from rerank_grpc.rest.errors import Problem, common_body
-from rerank_grpc.rest.forms import fields
+from rerank_grpc.rest.forms import documents, fields
 from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Posted, Reply, with_documents
-from rerank_grpc.types import Document, RerankRequest
+from rerank_grpc.types import RerankRequest
 
 
 def _decode(body: Body, _posted: Posted) -> Decoded:
-    given, parameters = fields.nested(body, "input"), fields.nested(body, "parameters")
-    texts = fields.texts(given, "documents")
+    given = documents.read(body, "input.documents")
+    instruction = fields.first(body, "parameters.instruct", "parameters.instruction")
     request = RerankRequest(
-        query=fields.query(given),
-        documents=tuple(map(Document, texts)),
+        query=fields.query(body, "input.query"),
+        documents=given.scored,
         model=fields.text(body, "model"),
-        top_n=fields.top_n(parameters, "top_n", len(texts)),
-        instruction=fields.text(parameters, fields.first(parameters, "instruct", "instruction")),
+        top_n=fields.top_n(body, "parameters.top_n", len(given.scored)),
+        instruction=fields.text(body, instruction),
     )
-    shown = texts if fields.flag(parameters, "return_documents") else ()
-    return Decoded((request,), partial(_encode, [{"text": text} for text in shown]))
+    shown = given.texts if fields.flag(body, "parameters.return_documents") else ()
+    encode = partial(_encode, [{"text": text} for text in shown])
+    return Decoded((request,), encode, names=given.names(body, "input.query", instruction))
 
 
 def _encode(shown: Sequence[Json], reply: Reply) -> Json:

@@ -12,9 +12,19 @@ from typing import Any
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import check_count
 from rerank_grpc.rest.errors import Problem, common_body
-from rerank_grpc.rest.forms import fields
-from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Pair, Posted, Reply, decoded_pairs
-from rerank_grpc.types import Document, RerankRequest
+from rerank_grpc.rest.forms import documents, fields
+from rerank_grpc.rest.forms.decoded import (
+    Body,
+    Decoded,
+    Dialect,
+    Json,
+    Pair,
+    Posted,
+    Reply,
+    decoded_pairs,
+    names_of_pairs,
+)
+from rerank_grpc.types import RerankRequest
 
 MAX_LITERAL_CHARACTERS = 2_000_000
 # Python's parser takes a second and 100 MB for a quarter of a million brackets. A look in linear time at
@@ -26,15 +36,16 @@ TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
 def _decode_batch(body: Body, _posted: Posted) -> Decoded:
-    texts = fields.texts(body, "documents")
+    given = documents.read(body, "documents")
     fields.count(body, "batch_size")  # checked, and without effect: batches are the engine's
     request = RerankRequest(
         query=fields.query(body),
-        documents=tuple(map(Document, texts)),
+        documents=given.scored,
         model=fields.text(body, "model"),
-        top_n=fields.top_n(body, "top_n", len(texts)),
+        top_n=fields.top_n(body, "top_n", len(given.scored)),
     )
-    return Decoded((request,), partial(_encode_batch, texts), wants_device=True)
+    encode = partial(_encode_batch, given.texts)
+    return Decoded((request,), encode, wants_device=True, names=given.names(body))
 
 
 def _encode_batch(texts: Sequence[str], reply: Reply) -> Json:
@@ -60,7 +71,8 @@ def _decode_pairs(body: Body, _posted: Posted) -> Decoded:
     if not isinstance(listed, list):
         raise InvalidRequest.of("text_pairs", "must be a list of pairs")
     pairs = fields.pairs("text_pairs", listed)
-    return decoded_pairs(pairs, partial(_encode_pairs, pairs, datetime.now()), RerankRequest("", ()))
+    encode = partial(_encode_pairs, pairs, datetime.now())
+    return decoded_pairs(pairs, encode, RerankRequest("", ()), names_of_pairs("text_pairs"))
 
 
 def _literal(text: str) -> Any:

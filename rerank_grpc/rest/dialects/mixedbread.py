@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from rerank_grpc.rest.forms import decoded, fields
+from rerank_grpc.rest.forms import decoded, documents, fields
 from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Posted, Reply
-from rerank_grpc.types import Document, RerankRequest
+from rerank_grpc.types import RerankRequest
 
 
 def _decode(body: Body, _posted: Posted) -> Decoded:
-    texts = fields.texts(body, "input")
+    given = documents.read(body, "input", documents.rank_fields(body))
     request = RerankRequest(
         query=fields.query(body),
-        documents=tuple(map(Document, texts)),
+        documents=given.scored,
         model=fields.text(body, "model"),
-        top_n=fields.top_n(body, "top_k", len(texts)),
+        top_n=fields.top_n(body, "top_k", len(given.scored)),
         instruction=fields.text(body, "instruction"),
     )
-    return Decoded((request,), partial(_encode, texts if fields.flag(body, "return_input") else ()))
+    shown = given.sent if fields.flag(body, "return_input") else ()
+    return Decoded((request,), partial(_encode, shown), names=given.names(body))
 
 
 def _encode(shown: Sequence[Json], reply: Reply) -> Json:

@@ -3,44 +3,72 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import orjson
 
-from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.errors import InvalidRequest, UnsupportedOption
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.rest.forms import decoded, fields
-from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Posted, Reply, Score
-from rerank_grpc.types import Document, RerankRequest, Truncation
+from rerank_grpc.rest.dialects import tei
+from rerank_grpc.rest.forms import decoded, documents, fields
+from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Names, Posted, Reply, Score
+from rerank_grpc.rest.forms.documents import Documents
+from rerank_grpc.types import RerankRequest, ScoredDocument, Truncation
 from rerank_grpc.wire.messages import UINT32_MAX
+
+# What refuses a text that is too long, and the side that is cut off one.
+TRUNCATION = "truncation", "truncation_side"
 
 
 def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -> Decoded:
     """Reads the superset; some clients check a `literal`, or want documents as `plain` texts."""
-    texts = fields.texts(body, "documents")
-    request = _request(body, texts)
-    shown = texts if fields.flag(body, "return_documents", True) else []
+    given = documents.read(body, "documents", documents.rank_fields(body))
+    given.check_same(body, "texts")
+    _check_spans(body)
+    request, names = read_request(body, given)
+    asked = fields.first(body, "return_documents", "return_text")
+    in_data = given.texts if fields.flag(body, asked, True) else []
     in_results: Sequence[Json] = ()
-    if body.get("return_documents") is not None:
-        in_results = shown if plain else [{"text": text} for text in shown]
+    if in_data and (posted.with_documents or body.get(asked) is not None):
+        in_results = in_data if plain else given.objects
     if not literal:
         literal = "rerank" if body.get("raw_scores") is not None or posted.path == "/rerank" else "list"
-    return Decoded((request,), partial(_encode, literal, score(body), in_results, shown))
+    result = partial(_result, given, score(body))
+    return Decoded((request,), partial(_encode, literal, result, in_results, in_data), names=names)
 
 
-def _request(body: Body, texts: Sequence[str]) -> RerankRequest:
+def read_request(body: Body, given: Documents) -> tuple[RerankRequest, Names]:
+    """Reads all but the documents, and how the caller names it."""
+    instruction, name = _instruction(body)
     chunks = fields.count(body, "max_chunks_per_doc")
-    return RerankRequest(
+    request = RerankRequest(
         query=fields.query(body),
-        documents=tuple(map(Document, texts)),
+        documents=given.scored,
         model=fields.text(body, "model"),
-        top_n=fields.top_n(body, fields.first(body, "top_n", "top_k"), len(texts)),
-        instruction=_instruction(body),
+        top_n=fields.top_n(body, fields.first(body, "top_n", "top_k"), len(given.scored)),
+        min_relevance_score=fields.number(body, "min_relevance_score"),
+        instruction=instruction,
         max_tokens_per_document=token_limit(body),
         max_chunks_per_document=min(max(chunks, 1), LIMITS.chunks),
-        truncation=Truncation.END if fields.flag(body, "truncation", True) else Truncation.NONE,
+        truncation=_truncation(body),
     )
+    return request, given.names(body, instruction=name)
+
+
+def _check_spans(body: Body) -> None:
+    """Raises UnsupportedOption for Cohere's spans: a reply without any would say that none is relevant."""
+    wanted = fields.choice(body, "relevant_spans.mode", ("enabled", "disabled"), "enabled")
+    if body.get("relevant_spans") is not None and wanted == "enabled":
+        raise UnsupportedOption.of("relevant_spans", "no model here gives spans: leave it out, or disable it")
+
+
+def _truncation(body: Body) -> Truncation:
+    """Reads what is cut off a text that is too long; with `texts`, TEI's words for it count too."""
+    cuts, side = TRUNCATION
+    if body.get("texts") is not None:
+        cuts, side = fields.first(body, cuts, tei.TRUNCATION[0]), fields.first(body, side, tei.TRUNCATION[1])
+    return fields.truncation(body, cuts, side)
 
 
 def score(body: Body) -> Score:
@@ -51,30 +79,45 @@ def score(body: Body) -> Score:
 
 def token_limit(body: Body) -> int:
     """Reads how many tokens of a document count; vLLM's -1 means as many as fit."""
-    if body.get("truncate_prompt_tokens") == -1:
+    if fields.whole(body, "truncate_prompt_tokens") == -1:
         return fields.count(body, "max_tokens_per_doc")
     name = fields.first(body, "max_tokens_per_doc", "truncate_prompt_tokens")
     return min(fields.count(body, name), UINT32_MAX)
 
 
-def _instruction(body: Body) -> str:
-    """Reads the instruction, which Xinference's clients put into a JSON text of their own."""
-    kwargs = body.get("kwargs")
-    try:
-        kwargs = orjson.loads(kwargs) if isinstance(kwargs, str) else kwargs
-    except orjson.JSONDecodeError:
-        raise InvalidRequest.of("kwargs", "is not JSON") from None
-    if isinstance(kwargs, dict):
-        body = {**kwargs, **{name: value for name, value in body.items() if value is not None}}
-    return fields.text(body, fields.first(body, "instruction", "instruct"))
+def _instruction(body: Body) -> tuple[str, str]:
+    """Reads the instruction and names its field; Xinference's clients put it into a JSON text."""
+    name, kwargs = fields.first(body, "instruction", "instruct"), body.get("kwargs")
+    if body.get(name) is None and kwargs is not None:
+        try:
+            body = {"kwargs": orjson.loads(kwargs) if isinstance(kwargs, str) else kwargs}
+        except orjson.JSONDecodeError:
+            raise InvalidRequest.of("kwargs", "is not JSON") from None
+        name = fields.first(body, "kwargs.instruction", "kwargs.instruct")
+    return fields.text(body, name), name
+
+
+def _result(given: Documents, score: Score, result: ScoredDocument) -> dict[str, Json]:
+    """Writes a result; an id is there where the caller gave one, `truncated` where it is true."""
+    index = result.index
+    written: dict[str, Json] = {"index": index, "relevance_score": score(result)}
+    if given.scored[index].id:
+        written["id"] = given.sent[index]["id"]
+    if result.truncated:
+        written["truncated"] = True
+    return written
 
 
 def _encode(
-    literal: str, score: Score, in_results: Sequence[Json], in_data: Sequence[Json], reply: Reply
+    literal: str,
+    result: Callable[[ScoredDocument], dict[str, Json]],
+    in_results: Sequence[Json],
+    in_data: Sequence[Json],
+    reply: Reply,
 ) -> Json:
     """Writes `results`, the older list `data` with the same scores, and the documents asked for."""
-    results = [{"index": result.index, "relevance_score": score(result)} for result in reply.results]
-    data = [{"index": result["index"], "score": result["relevance_score"], **result} for result in results]
+    results = list(map(result, reply.results))
+    data = [{"index": each["index"], "score": each["relevance_score"], **each} for each in results]
     return {
         "id": reply.request_id,
         "object": literal,

@@ -7,39 +7,37 @@ from functools import partial
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.errors import Problem
-from rerank_grpc.rest.forms import fields
+from rerank_grpc.rest.forms import documents, fields
 from rerank_grpc.rest.forms.decoded import (
     Body,
     Decoded,
     Dialect,
     Json,
+    Names,
     Posted,
     Reply,
     Score,
     decoded_pairs,
+    names_of_pairs,
     with_documents,
 )
-from rerank_grpc.types import LABEL, Document, RerankRequest, Truncation
+from rerank_grpc.types import LABEL, RerankRequest
+
+TRUNCATION = "truncate", "truncation_direction"
 
 
 def _decode(body: Body, _posted: Posted) -> Decoded:
-    texts = fields.texts(body, "texts")
+    given = documents.read(body, "texts")
+    given.check_same(body, "documents")
     request = RerankRequest(
         query=fields.query(body),
-        documents=tuple(map(Document, texts)),
-        top_n=fields.top_n(body, "top_n", len(texts)),
-        truncation=_truncation(body),
+        documents=given.scored,
+        top_n=fields.top_n(body, "top_n", len(given.scored)),
+        truncation=fields.truncation(body, *TRUNCATION),
     )
-    shown = texts if fields.flag(body, "return_text") else ()
-    return Decoded((request,), partial(_encode, shown, fields.score(body)))
-
-
-def _truncation(body: Body) -> Truncation:
-    """Reads how a text that is too long is cut; only an explicit false refuses it."""
-    direction = fields.choice(body, "truncation_direction", ("right", "left"), "right")
-    if not fields.flag(body, "truncate", True):
-        return Truncation.NONE
-    return Truncation.END if direction == "right" else Truncation.START
+    shown = given.texts if fields.flag(body, "return_text") else ()
+    encode = partial(_encode, shown, fields.score(body))
+    return Decoded((request,), encode, names=given.names(body))
 
 
 def _encode(shown: Sequence[Json], score: Score, reply: Reply) -> Json:
@@ -48,15 +46,20 @@ def _encode(shown: Sequence[Json], score: Score, reply: Reply) -> Json:
 
 
 def _decode_predict(body: Body, _posted: Posted) -> Decoded:
+    return decoded_predict(body)
+
+
+def decoded_predict(body: Body, model: str = "") -> Decoded:
     """Reads a pair, or a list of pairs; a single text has nothing to be scored against."""
     inputs = body.get("inputs")
-    # [a, b] is one pair, [[a, b], ...] are several.
-    single = isinstance(inputs, list) and all(isinstance(item, str) for item in inputs)
-    listed = [inputs] if single else inputs
-    if not isinstance(listed, list):
+    if not isinstance(inputs, list):
         raise InvalidRequest.of("inputs", "must be a pair of texts, or a list of pairs")
-    pairs, encode = fields.pairs("inputs", listed), partial(_encode_predict, single, fields.score(body))
-    return decoded_pairs(pairs, encode, RerankRequest("", (), truncation=_truncation(body)))
+    # [a, b] is one pair, [[a, b], ...] are several.
+    single = bool(inputs) and all(isinstance(item, str) for item in inputs)
+    pairs = [fields.pair("inputs", inputs)] if single else fields.pairs("inputs", inputs)
+    names = Names("inputs[0]".format, "inputs[1]".format) if single else names_of_pairs("inputs")
+    like = RerankRequest("", (), model, truncation=fields.truncation(body, *TRUNCATION))
+    return decoded_pairs(pairs, partial(_encode_predict, single, fields.score(body)), like, names)
 
 
 def _encode_predict(single: bool, score: Score, reply: Reply) -> Json:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.rest.errors import Problem, common_body
 from rerank_grpc.types import Document, RerankRequest, RerankResponse, ScoredDocument
 
@@ -17,6 +19,12 @@ Score = Callable[[ScoredDocument], float]
 
 LOGIT: Score = attrgetter("logit")
 RELEVANCE: Score = attrgetter("relevance_score")
+
+# DeepInfra's paths and Hugging Face's name the model; the latter's may also name a task.
+_MODEL_IN_PATH = re.compile(r"/(?:(?:v1/)?inference|(?:hf-inference/)?models)/(.+?)(?:/pipeline/[^/]+)?")
+
+# The fields of a gRPC request whose names in a body differ from dialect to dialect.
+_FIELD = re.compile(r"(query)|(instruction)|documents\[(\d+)\]\.text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +49,42 @@ class Posted(NamedTuple):
     prefix: str = ""
     with_documents: bool = True
 
+    @property
+    def model(self) -> str:
+        """The model that the path names, "" where it names none."""
+        found = _MODEL_IN_PATH.fullmatch(self.path)
+        return found[1] if found else ""
+
 
 class Names(NamedTuple):
-    """The caller's own fields, for errors; `{}` stands for the index of a document or pair."""
+    """The caller's own fields, for errors: of the query and the document at an index, or of that pair.
 
-    query: str = "query"
-    document: str = "documents[{}]"
+    A method of a text does for most: `"passages[{}].text".format`, `"query.text".format`.
+    """
+
+    query: Callable[[int], str] = "query".format
+    document: Callable[[int], str] = "documents[{}]".format
     instruction: str = "instruction"
+
+    def own(self, field: str, origin: Sequence[int]) -> str:
+        """Translates a field of a gRPC request; `origin` holds the pairs that its documents came from."""
+        found = _FIELD.fullmatch(field)
+        if found is None:
+            return field
+        query, instruction, number = found.groups()
+        if instruction:
+            return self.instruction
+        index = 0 if query else int(number)
+        name = self.query if query else self.document
+        return name(origin[index] if origin else index)
 
 
 OUR_NAMES = Names()
+
+
+def names_of_pairs(listed: str) -> Names:
+    """Makes the names of a list of pairs, each a query and its document."""
+    return Names(f"{listed}[{{}}][0]".format, f"{listed}[{{}}][1]".format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +101,19 @@ class Decoded:
     wants_device: bool = False
     names: Names = OUR_NAMES
 
+    def in_own_words(self, error: InvalidRequest, index: int) -> InvalidRequest:
+        """Makes an error of the request at `index` name the fields as the caller does."""
+        origin = self.origins[index] if self.origins else ()
+        message, violations = error.message, []
+        for violation in error.violations:
+            own = violation._replace(field=self.names.own(violation.field, origin))
+            if message.startswith(f"{violation.field}: "):
+                message = own.field + message.removeprefix(violation.field)
+            violations.append(own)
+        return type(error)(
+            message, metadata=error.metadata, retry_after=error.retry_after, violations=violations
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
@@ -77,7 +124,9 @@ class Dialect:
     error: Callable[[Problem], tuple[int, Json]] = common_body
 
 
-def decoded_pairs(pairs: Iterable[Pair], encode: Callable[[Reply], Json], like: RerankRequest) -> Decoded:
+def decoded_pairs(
+    pairs: Iterable[Pair], encode: Callable[[Reply], Json], like: RerankRequest, names: Names
+) -> Decoded:
     """Makes one request for each query that differs, with the options of `like`."""
     origins: dict[str, list[int]] = {}
     documents: dict[str, list[Document]] = {}
@@ -85,7 +134,7 @@ def decoded_pairs(pairs: Iterable[Pair], encode: Callable[[Reply], Json], like: 
         origins.setdefault(query, []).append(index)
         documents.setdefault(query, []).append(Document(text))
     requests = tuple(like._replace(query=query, documents=own) for query, own in documents.items())
-    return Decoded(requests, encode, tuple(map(tuple, origins.values())))
+    return Decoded(requests, encode, tuple(map(tuple, origins.values())), names=names)
 
 
 def reply_to(
