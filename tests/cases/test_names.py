@@ -139,6 +139,9 @@ def test_a_path_is_in_no_listing(here: Path, monkeypatch: pytest.MonkeyPatch, so
         ]
         told.append(str(stub.ListModels(pb.ListModelsRequest())))
         told.append(post(port, "/v1/rerank", {**DOCUMENTS, "model": "none"}).json["message"])
+        unknown = get(port, "/v1/models/none")
+        assert unknown.status == 404
+        told.append(unknown.json["message"])
         assert [text for text in told if "private" in text or str(here) in text] == []
 
 
