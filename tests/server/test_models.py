@@ -258,7 +258,6 @@ def test_a_lazy_model_is_fetched_by_the_first_call_and_nobody_else_waits_for_tha
     models = (ModelSpec("one", str(directories["one"])), ModelSpec("two", "org/two", lazy=True))
     settings = ServerSettings(models=models, models_dir=tmp_path, precision="fp32", engine=ENGINE)
     with hub.running(two=directories["two"]) as served, monkeypatch.context() as patched:
-        patched.setenv("NO_PROXY", "localhost")  # in capitals: the hub's client reads it, and gRPC does not
         for name, value in (
             ("ENDPOINT", served.endpoint),
             ("HUGGINGFACE_CO_URL_TEMPLATE", served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"),
