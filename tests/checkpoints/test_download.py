@@ -34,6 +34,7 @@ def variables(served: Hub, home: Path, **more: str) -> dict[str, str]:
     """The user's own variables: all of them are the hub's client's."""
     return {
         "HF_ENDPOINT": served.endpoint,
+        "NO_PROXY": "localhost",  # in capitals: the hub's client reads it, and gRPC does not
         "HF_HOME": str(home),
         "HF_HUB_CACHE": str(home / "hub"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
