@@ -85,9 +85,11 @@ PATHS = (
 
 def presumed(prefix: str, path: str) -> Dialect:
     """Tells the dialect of a call before its body is read, for the errors that come sooner."""
-    if prefix:
-        return PREFIXES[prefix][-1]
-    return BY_PATH.get(path) or (OPENROUTER if path.startswith(OPENROUTER_PATHS) else SUPERSET)
+    return PREFIXES[prefix][-1] if prefix else BY_PATH.get(path, _superset(path))
+
+
+def _superset(path: str) -> Dialect:
+    return OPENROUTER if path.startswith(OPENROUTER_PATHS) and path not in BY_PATH else SUPERSET
 
 
 def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
@@ -97,5 +99,5 @@ def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
     for names, dialect, kind in RULES:
         if names <= present and isinstance(body.get("input"), kind) and (not allowed or dialect in allowed):
             return dialect
-    # Documents say more than the path of another form does.
-    return presumed(prefix, "" if "documents" in present and path in BY_PATH else path)
+    # Documents say more than the path does.
+    return _superset(path) if "documents" in present and not prefix else presumed(prefix, path)
