@@ -59,6 +59,7 @@ PYTHON = {
         "dashscope_sdk.py",
         "openrouter_sdk.py",
     ),
+    "litellm": ("litellm_sdk.py",),
     "milvus": ("milvus_model_sdk.py",),
 }
 NODE = ("cohere-ai.mjs", "ai.mjs", "openrouter-sdk.mjs")

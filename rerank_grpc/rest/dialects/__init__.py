@@ -141,5 +141,5 @@ def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
     for names, dialect, shows in RULES:
         if names <= present and shows(body, path) and (not allowed or dialect in allowed):
             return dialect
-    # Documents say more than the path does.
-    return _superset(path) if "documents" in present and not prefix else presumed(prefix, path)
+    # A query with documents says more than the path does.
+    return _superset(path) if present >= {"query", "documents"} and not prefix else presumed(prefix, path)
