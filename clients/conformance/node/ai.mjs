@@ -12,6 +12,12 @@ const providers = {
   "voyage-ai-provider": [createVoyage, `${url}/v1`],
 };
 
+// Who takes records, and with which options: the field that is named has the scores of the plain texts.
+const objects = {
+  "@ai-sdk/cohere": {},
+  "@ai-sdk/togetherai": { providerOptions: { togetherai: { rankFields: ["body"] } } },
+};
+
 for (const [name, [create, baseURL]] of Object.entries(providers)) {
   const provider = create({ apiKey: token, baseURL });
   const wrong = create({ apiKey: "wrong", baseURL });
@@ -24,6 +30,14 @@ for (const [name, [create, baseURL]] of Object.entries(providers)) {
       const { rerankedDocuments, ranking } = await ask();
       assert.deepEqual(rerankedDocuments, ranking.map((result) => documents[result.originalIndex]));
     },
+    ...(objects[name] && {
+      objects: async () => {
+        const records = documents.map((body, page) => ({ page, body }));
+        const { ranking } = await ask({ documents: records, ...objects[name] });
+        assert.deepEqual(ranking.map((result) => result.document), ranking.map((result) => records[result.originalIndex]));
+        if (objects[name].providerOptions) ranks(ranking.map((result) => [result.originalIndex, result.score]));
+      },
+    }),
     top_n: async () => ranks(pairs(await ask({ topN: 2 })), 2),
     error: () => throws(APICallError.isInstance, () => ask({}, provider, noModel), noModel),
     "wrong token": () => throws(APICallError.isInstance, () => ask({}, wrong), "token"),

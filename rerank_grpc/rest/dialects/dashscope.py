@@ -12,6 +12,7 @@ from rerank_grpc.types import RerankRequest
 
 
 def _decode(body: Body, _posted: Posted) -> Decoded:
+    body = fields.Nested(body)
     given = documents.read(body, "input.documents")
     instruction = fields.first(body, "parameters.instruct", "parameters.instruction")
     request = RerankRequest(

@@ -58,8 +58,10 @@ def read_request(body: Body, given: Documents) -> tuple[RerankRequest, Names]:
 
 def _check_spans(body: Body) -> None:
     """Raises UnsupportedOption for Cohere's spans: a reply without any would say that none is relevant."""
-    wanted = fields.choice(body, "relevant_spans.mode", ("enabled", "disabled"), "enabled")
-    if body.get("relevant_spans") is not None and wanted == "enabled":
+    if body.get("relevant_spans") is None:
+        return
+    modes = "enabled", "disabled"
+    if fields.choice(fields.Nested(body), "relevant_spans.mode", modes, modes[0]) == modes[0]:
         raise UnsupportedOption.of("relevant_spans", "no model here gives spans: leave it out, or disable it")
 
 
@@ -90,7 +92,7 @@ def _instruction(body: Body) -> tuple[str, str]:
     name, kwargs = fields.first(body, "instruction", "instruct"), body.get("kwargs")
     if body.get(name) is None and kwargs is not None:
         try:
-            body = {"kwargs": orjson.loads(kwargs) if isinstance(kwargs, str) else kwargs}
+            body = fields.Nested({"kwargs": orjson.loads(kwargs) if isinstance(kwargs, str) else kwargs})
         except orjson.JSONDecodeError:
             raise InvalidRequest.of("kwargs", "is not JSON") from None
         name = fields.first(body, "kwargs.instruction", "kwargs.instruct")

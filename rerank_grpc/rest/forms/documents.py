@@ -47,11 +47,11 @@ class Documents(NamedTuple):
 
     def names(self, body: Body, query: str = "query", instruction: str = "instruction") -> Names:
         """Makes the names of a ranking, whose query is in another field of the body."""
-        return Names(fields.text_name(query, fields.value(body, query)).format, self.field, instruction)
+        return Names(fields.text_name(query, body.get(query)).format, self.field, instruction)
 
     def check_same(self, body: Body, name: str) -> None:
         """Raises InvalidRequest where another list is there and holds other texts; names the first place."""
-        if fields.value(body, name) is None:
+        if body.get(name) is None:
             return
         other = read(body, name, self.rank_fields)
         for index, (theirs, ours) in enumerate(zip(other.scored, self.scored, strict=False)):
@@ -68,7 +68,7 @@ def read(body: Body, name: str, rank_fields: Sequence[str] = ()) -> Documents:
     The text of an object is its `rank_fields`; without those its `text`, else its
     `content`, else its own fields. Raises InvalidRequest.
     """
-    listed = fields.value(body, name)
+    listed = body.get(name)
     if listed is None:
         raise InvalidRequest.of(name, "is missing")
     if not isinstance(listed, list):
@@ -83,7 +83,7 @@ def read(body: Body, name: str, rank_fields: Sequence[str] = ()) -> Documents:
 
 def rank_fields(body: Body, name: str = "rank_fields") -> list[str]:
     """Reads the names of the fields that are scored of an object, each once, in the caller's order."""
-    listed = fields.value(body, name)
+    listed = body.get(name)
     if listed is None:
         return []
     if not isinstance(listed, list) or not all(isinstance(field, str) for field in listed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rerank_grpc.errors import InvalidRequest
@@ -33,27 +33,39 @@ MEDIA = {
 }
 
 
-def value(body: Body, name: str) -> Any:
-    """Finds a field, None where it is absent; "input.query" is the field `query` of the object `input`."""
-    *outer, last = name.split(".")
-    for depth, part in enumerate(outer, 1):
-        inner = body.get(part)
-        if inner is None:
-            return None
-        if not isinstance(inner, dict):
-            raise wrong(".".join(outer[:depth]), "an object", inner)
-        body = inner
-    return body.get(last)
+class Nested(Mapping[str, Any]):
+    """A body that is read through its objects: "input.query" is the field `query` of the object `input`."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+
+    def __getitem__(self, name: str) -> Any:
+        """Finds a field; raises KeyError where it is absent, InvalidRequest where it is in no object."""
+        outer, dot, inner = name.partition(".")
+        found = self._body[outer]
+        if not dot:
+            return found
+        if found is None:
+            raise KeyError(name)
+        if not isinstance(found, dict):
+            raise wrong(outer, "an object", found)
+        return found[inner]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._body)
+
+    def __len__(self) -> int:
+        return len(self._body)
 
 
 def first(body: Body, name: str, other: str) -> str:
     """Tells which of two names for the same thing has a value; where none has, the first."""
-    return other if value(body, name) is None and value(body, other) is not None else name
+    return other if body.get(name) is None and body.get(other) is not None else name
 
 
 def text(body: Body, name: str, default: str = "") -> str:
     """Reads a text."""
-    found = value(body, name)
+    found = body.get(name)
     if found is None:
         return default
     if not isinstance(found, str):
@@ -63,7 +75,7 @@ def text(body: Body, name: str, default: str = "") -> str:
 
 def query(body: Body, name: str = "query") -> str:
     """Reads the query, which must be there: a text, an object with one, or content parts."""
-    found = value(body, name)
+    found = body.get(name)
     if found is None:
         raise InvalidRequest.of(name, "is missing")
     read = content(name, found)
@@ -136,7 +148,7 @@ def pair(name: str, found: Any) -> Pair:
 
 def whole(body: Body, name: str) -> int:
     """Reads a whole number, which some callers send as a text; absent is 0."""
-    found = value(body, name)
+    found = body.get(name)
     if found is None:
         return 0
     if isinstance(found, str) and len(found) <= MAX_DIGITS and WHOLE.fullmatch(found):
@@ -158,7 +170,7 @@ def count(body: Body, name: str) -> int:
 
 def number(body: Body, name: str) -> float | None:
     """Reads a number, which some callers send as a text."""
-    found = value(body, name)
+    found = body.get(name)
     if isinstance(found, str) and len(found) <= MAX_DIGITS and DECIMAL.fullmatch(found):
         return float(found)
     if isinstance(found, bool) or not isinstance(found, int | float | None):
@@ -174,7 +186,7 @@ def top_n(body: Body, name: str, available: int) -> int:
 
 def flag(body: Body, name: str, default: bool = False) -> bool:
     """Reads true or false, which some callers send as a text."""
-    found = value(body, name)
+    found = body.get(name)
     if found is None:
         return default
     if isinstance(found, str) and found.lower() in ("true", "false"):
