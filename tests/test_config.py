@@ -163,6 +163,8 @@ def test_the_rest_server_alone_reads_its_own_settings():
         ("model-memory", "0GiB"),
         ("model-memory", "lots"),
         ("idle-timeout", "0"),
+        *(("rest-cors", text) for text in ("app.example", "https://a.example/", "https://A.example", "null")),
+        *(("rest-cors", text) for text in ("https://*.a.example", "https://", "a b")),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_it_came_under(name, text):

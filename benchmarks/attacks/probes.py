@@ -156,7 +156,7 @@ def rest(port: int, path: str = "/health", body: Mapping[str, object] | None = N
         answer.read()
     finally:
         connection.close()
-    if answer.status in (429, 503) and (told := answer.getheader("Retry-After")):
+    if answer.status in (429, 503, 504) and (told := answer.getheader("Retry-After")):
         raise Refused(answer.status, float(told))
     if answer.status != 200:
         raise OSError(f"status {answer.status}")

@@ -112,7 +112,10 @@ class PatientProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
-        self.app = self._app  # a bound method would keep this object in a cycle
+        # uvicorn's timer stays where the peer has reset the connection, and a method of its own is a cycle:
+        # either would keep all this for long.
+        self._unset_keepalive_if_required()
+        self.app = self._app
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
@@ -159,6 +162,7 @@ class PatientProtocol(H11Protocol):
                 message["headers"] = [*message["headers"], *self._persistence(scope, message)]
             elif not message.get("more_body") and self._is_early():
                 await send({**message, "more_body": True})
+                self._look()
                 message = {"type": "http.response.body"}
                 with suppress(asyncio.CancelledError):  # the grace is over
                     while (await receive()).get("more_body"):

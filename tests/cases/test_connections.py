@@ -186,6 +186,18 @@ def test_a_refused_body_that_ends_leaves_its_connection_in_peace(port: int, cloc
 
 
 @pytest.mark.case(17)
+@pytest.mark.parametrize("asked", ["Connection: close", "Connection: keep-alive"])
+def test_a_refused_body_that_does_not_end_has_two_seconds(port: int, clock: Clock, asked: str) -> None:
+    with connect(port, request(BODY, "Content-Encoding: gzip", asked)[:-1]) as slow:
+        reply = answer_on(slow)
+        assert (reply.status, "keep-alive" in reply.headers) == (415, False)
+        clock.pass_by(protocol.LINGER_SECONDS - 0.5, port)
+        assert not is_closed(slow)
+        clock.pass_by(1, port)
+        assert is_closed(slow)
+
+
+@pytest.mark.case(17)
 @pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
 def test_a_head_that_does_not_end_is_408(port: int, clock: Clock, used: bool) -> None:
     with connect(port, request(BODY) if used else b"") as slow:

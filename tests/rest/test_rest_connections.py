@@ -7,6 +7,7 @@ import re
 import selectors
 import socket
 import statistics
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,6 +107,20 @@ def test_a_rest_server_that_stops_answers_those_inside(held) -> None:
         threading.Timer(0.3, runner.let_all).start()
     asking.join(WAIT)
     assert replies[0].status == 200
+    assert replies[0].headers["connection"] == "close"
+    assert "keep-alive" not in replies[0].headers
+
+
+def test_refused_connections_keep_no_server_from_stopping(
+    scripted: RerankServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = request(BODY, "Content-Encoding: gzip")[:-1]
+    with contextlib.ExitStack() as ends:
+        with rest_server(scripted.port) as port:
+            for sent in (b"garbage\r\n\r\n", begun, begun + b"\r\n" * 10):
+                lingering = ends.enter_context(connect(port, sent))
+                assert lingering.recv(65_536).startswith(b"HTTP/1.1 4")
+        assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 
 @pytest.mark.parametrize(
@@ -220,28 +235,39 @@ def test_a_body_of_which_nothing_comes_loses_its_socket(
         assert post(port, "/v1/rerank", BODY).status == 200
 
 
-def kept(kind: type) -> list[object]:
-    """Finds the objects of a class that something still refers to."""
-    return [found for found in gc.get_objects() if type(found) is kind]
+def kept(kind: type) -> set[int]:
+    """Finds the objects of a class that something still refers to, by id."""
+    return {id(found) for found in gc.get_objects() if type(found) is kind}
 
 
-def test_an_idle_connection_keeps_nothing_of_its_last_request(port: int) -> None:
-    with connect(port, request(BODY, *["a: b"] * 5_000)) as idle:
-        assert idle.recv(65_536).startswith(b"HTTP/1.1 200 ")
-        until(lambda: not kept(RequestResponseCycle))
-        assert kept(PatientProtocol)
-
-
-def test_a_closed_connection_is_no_work_for_the_garbage_collector(port: int) -> None:
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Has objects go by their references alone."""
     gc.collect()
     gc.disable()
-    try:
-        for sent in (b"", b"garbage\r\n\r\n", request(BODY), request(BODY, "Connection: close")):
-            with connect(port, sent) as connection:
-                assert not sent or connection.recv(65_536)
-        until(lambda: not kept(PatientProtocol))
-    finally:
-        gc.enable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_an_idle_connection_keeps_nothing_of_its_last_request(port: int) -> None:
+    before, open_before = kept(RequestResponseCycle), kept(PatientProtocol)
+    with connect(port, request(BODY, *["a: b"] * 5_000)) as idle:
+        assert idle.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        until(lambda: kept(RequestResponseCycle) <= before)
+        assert len(kept(PatientProtocol) - open_before) == 1
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_a_connection_that_has_ended_leaves_nothing_behind(port: int, reset: bool) -> None:
+    before = kept(PatientProtocol)
+    for sent in (b"", request(BODY), request(BODY, "Connection: close")):
+        with connect(port, sent) as connection:
+            assert not sent or connection.recv(65_536)
+            if reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(lambda: kept(PatientProtocol) <= before)
 
 
 @pytest.mark.parametrize(("path", "status"), [("/v1/rerank", 413), ("/v3", 404)])
