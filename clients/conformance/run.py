@@ -68,6 +68,7 @@ PYTHON = {
         "dashscope_sdk.py",
         "openrouter_sdk.py",
     ),
+    "litellm": ("litellm_sdk.py",),
     "milvus": ("milvus_model_sdk.py",),
     "haystack": ("haystack_tei_grpc_sdk.py",),
     "triton": ("tritonclient_sdk.py",),

@@ -40,19 +40,15 @@ def _any(_body: Body, _path: str) -> bool:
 
 def _at(own: Dialect) -> Shows:
     """Makes a rule of the paths that are a dialect's own."""
-    return lambda _body, path: _by_path(path) is own
+    return lambda _body, path: _own(path) is own
 
 
-def _by_path(path: str) -> Dialect:
+def _own(path: str) -> Dialect | None:
     for route, dialect in BY_PATH.items():
         fixed, variable, _ = route.partition("{")
         if path == route or (variable and path.startswith(fixed)):
             return dialect
-    return _superset(path)
-
-
-def _superset(path: str) -> Dialect:
-    return OPENROUTER if path.startswith(OPENROUTER_PATHS) and path not in BY_PATH else SUPERSET
+    return None
 
 
 def _inputs_are_objects(body: Body, _path: str) -> bool:
@@ -131,7 +127,9 @@ PATHS = (
 
 def presumed(prefix: str, path: str) -> Dialect:
     """Tells the dialect of a call before its body is read, for the errors that come sooner."""
-    return PREFIXES[prefix][-1] if prefix else _by_path(path)
+    if prefix:
+        return PREFIXES[prefix][-1]
+    return _own(path) or (OPENROUTER if path.startswith(OPENROUTER_PATHS) else SUPERSET)
 
 
 def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
@@ -141,5 +139,5 @@ def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
     for names, dialect, shows in RULES:
         if names <= present and shows(body, path) and (not allowed or dialect in allowed):
             return dialect
-    # Documents say more than the path does.
-    return _superset(path) if "documents" in present and not prefix else presumed(prefix, path)
+    # A query with documents says more than the path of another form does.
+    return presumed(prefix, "" if present >= {"query", "documents"} and _own(path) else path)

@@ -44,11 +44,12 @@ def has_objects(inputs: Any) -> bool:
 
 def _decode(body: Body, posted: Posted) -> Decoded:
     """Reads `inputs`; the model is the path's."""
+    body = fields.Nested(body)
     inputs, model = body.get("inputs"), posted.model or fields.text(body, "model")
     if inputs and not has_objects(inputs):
         return tei.decoded_predict(body, model)
     for query, listed, reply in RANKINGS if isinstance(inputs, dict) else ():
-        if fields.value(body, fields.first(body, query, listed)) is not None:
+        if body.get(fields.first(body, query, listed)) is not None:
             given = documents.read(body, listed)
             request = RerankRequest(fields.query(body, query), given.scored, model)
             return Decoded((request,), partial(_encode_scores, reply), names=given.names(body, query))

@@ -40,6 +40,7 @@ def _weaviate_error(problem: Problem) -> tuple[int, Json]:
 
 
 def _decode_pinecone(body: Body, _posted: Posted) -> Decoded:
+    body = fields.Nested(body)
     given = documents.read(body, "documents", documents.rank_fields(body))
     cut = fields.choice(body, "parameters.truncate", ("END", "START", "NONE"), "END")
     request = RerankRequest(
