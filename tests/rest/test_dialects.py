@@ -91,6 +91,17 @@ def test_before_the_body_prefix_and_path_tell_the_dialect(prefix: str, path: str
     assert presumed(prefix, path).name == name
 
 
+@pytest.mark.parametrize(("path", "results"), [("/sglang/v1/rerank", None), ("/pinecone/rerank", "data")])
+def test_a_server_may_send_documents_to_those_alone_who_ask(
+    scripted: RerankServer, path: str, results: str | None
+) -> None:
+    with rest_server(scripted.port, documents="asked") as port:
+        for asked in (True, False, None):
+            reply = call(port, "POST", path, DOCUMENTS | {"return_documents": asked}).json
+            (result,) = reply[results] if results else reply
+            assert ("document" in result) is bool(asked)
+
+
 PINECONE = {"X-Pinecone-Api-Version": "2025-10"}
 FORMS: dict[str, tuple[str, dict[str, str], Callable[[str], Any]]] = {
     "huggingface": ("/models/org/name", {}, lambda text: {"error": text}),

@@ -39,7 +39,7 @@ def _weaviate_error(problem: Problem) -> tuple[int, Json]:
     return problem.status, {"error": problem.message}
 
 
-def _decode_pinecone(body: Body, _posted: Posted) -> Decoded:
+def _decode_pinecone(body: Body, posted: Posted) -> Decoded:
     body = fields.Nested(body)
     given = documents.read(body, "documents", documents.rank_fields(body))
     cut = fields.choice(body, "parameters.truncate", ("END", "START", "NONE"), "END")
@@ -50,7 +50,7 @@ def _decode_pinecone(body: Body, _posted: Posted) -> Decoded:
         top_n=fields.top_n(body, "top_n", len(given.scored)),
         truncation=Truncation[cut],
     )
-    shown = given.objects if fields.flag(body, "return_documents", True) else ()
+    shown = given.objects if fields.flag(body, "return_documents", posted.with_documents) else ()
     return Decoded((request,), partial(_encode_pinecone, shown), names=given.names(body))
 
 
