@@ -61,8 +61,10 @@ class Exchange:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        forced = (prefix for header, prefix in PREFIX_HEADERS.items() if header in request.headers)
-        self.prefix: str = request.scope.get("rest.prefix") or next(forced, "")
+        self.prefix: str = request.scope.get("rest.prefix", "")
+        for header, prefix in PREFIX_HEADERS.items():
+            if header in request.headers:
+                self.prefix = self.prefix or prefix
         self.path: str = request.scope["path"]
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex

@@ -76,11 +76,15 @@ class Upstream:
         under_way = asyncio.Semaphore(CONCURRENCY)
 
         async def ask(index: int, request: RerankRequest) -> RerankResponse:
+            # Clients of other APIs send an instruction whether or not the model takes one.
+            request = request._replace(ignore_unsupported_options=True)
             async with under_way:
                 try:
-                    return await self._rerank(request, deadline, metadata)
+                    message = messages.request_to(pb.RerankRequest, request).SerializeToString()
+                    reply = await self.relay_rerank(message, deadline, metadata)
                 except InvalidRequest as error:
                     raise decoded.in_own_words(error, index) from None
+            return messages.response_from(pb.RerankResponse.FromString(reply))
 
         if len(decoded.requests) == 1:
             return [await ask(0, decoded.requests[0])]
@@ -90,15 +94,6 @@ class Upstream:
         finally:
             for task in tasks:
                 task.cancel()
-
-    async def _rerank(
-        self, request: RerankRequest, deadline: float, metadata: Mapping[str, str]
-    ) -> RerankResponse:
-        # Clients of other APIs send an instruction whether or not the model takes one.
-        request = request._replace(ignore_unsupported_options=True)
-        message = messages.request_to(pb.RerankRequest, request).SerializeToString()
-        reply = await self.relay_rerank(message, deadline, metadata)
-        return messages.response_from(pb.RerankResponse.FromString(reply))
 
     async def relay_rerank(self, message: bytes, deadline: float, metadata: Mapping[str, str]) -> bytes:
         """Passes on a RerankRequest as it is; returns the RerankResponse.

@@ -28,8 +28,9 @@ BY_PATH = {
     "/models/{model:path}": HUGGING_FACE,
 }
 
-# The paths below which a body of the superset is OpenRouter's.
-OPENROUTER_PATHS = "/api/v1/"
+# The same, of every path that begins so.
+BY_BEGINNING = {route.partition("{")[0]: dialect for route, dialect in BY_PATH.items() if "{" in route}
+BY_BEGINNING["/api/v1/"] = OPENROUTER
 
 Shows = Callable[[Body, str], bool]
 
@@ -40,15 +41,7 @@ def _any(_body: Body, _path: str) -> bool:
 
 def _at(own: Dialect) -> Shows:
     """Makes a rule of the paths that are a dialect's own."""
-    return lambda _body, path: _own(path) is own
-
-
-def _own(path: str) -> Dialect | None:
-    for route, dialect in BY_PATH.items():
-        fixed, variable, _ = route.partition("{")
-        if path == route or (variable and path.startswith(fixed)):
-            return dialect
-    return None
+    return lambda _body, path: presumed("", path) is own
 
 
 def _inputs_are_objects(body: Body, _path: str) -> bool:
@@ -129,7 +122,12 @@ def presumed(prefix: str, path: str) -> Dialect:
     """Tells the dialect of a call before its body is read, for the errors that come sooner."""
     if prefix:
         return PREFIXES[prefix][-1]
-    return _own(path) or (OPENROUTER if path.startswith(OPENROUTER_PATHS) else SUPERSET)
+    if path in BY_PATH:
+        return BY_PATH[path]
+    for beginning, dialect in BY_BEGINNING.items():
+        if path.startswith(beginning):
+            return dialect
+    return SUPERSET
 
 
 def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
@@ -139,5 +137,8 @@ def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
     for names, dialect, shows in RULES:
         if names <= present and shows(body, path) and (not allowed or dialect in allowed):
             return dialect
+    dialect = presumed(prefix, path)
     # A query with documents says more than the path of another form does.
-    return presumed(prefix, "" if present >= {"query", "documents"} and _own(path) else path)
+    if not prefix and dialect is not OPENROUTER and present >= {"query", "documents"}:
+        return SUPERSET
+    return dialect

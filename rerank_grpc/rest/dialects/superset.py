@@ -81,9 +81,9 @@ def score(body: Body) -> Score:
 
 def token_limit(body: Body) -> int:
     """Reads how many tokens of a document count; vLLM's -1 means as many as fit."""
-    if fields.whole(body, "truncate_prompt_tokens") == -1:
-        return fields.count(body, "max_tokens_per_doc")
     name = fields.first(body, "max_tokens_per_doc", "truncate_prompt_tokens")
+    if name == "truncate_prompt_tokens" and fields.whole(body, name) == -1:
+        return 0
     return min(fields.count(body, name), UINT32_MAX)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -30,7 +31,7 @@ class Documents(NamedTuple):
     @property
     def texts(self) -> list[str]:
         """The texts that are scored."""
-        return [document.text for document in self.scored]
+        return list(map(attrgetter("text"), self.scored))
 
     @property
     def objects(self) -> list[Json]:

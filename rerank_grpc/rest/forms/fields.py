@@ -203,6 +203,8 @@ def score(body: Body) -> Score:
 
 def truncation(body: Body, cuts: str, side: str) -> Truncation:
     """Reads from two fields whether a text that is too long is cut, and on which side; else it is refused."""
+    if body.get(cuts) is None and body.get(side) is None:
+        return Truncation.END
     wanted = choice(body, side, ("right", "left"), "right")
     if not flag(body, cuts, True):
         return Truncation.NONE
