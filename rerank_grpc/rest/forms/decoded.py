@@ -49,7 +49,6 @@ class Posted(NamedTuple):
     """Where a body was posted, and whether documents come back where its caller does not say."""
 
     path: str
-    prefix: str = ""
     with_documents: bool = True
 
     @property

@@ -37,9 +37,13 @@ class Documents(NamedTuple):
     def objects(self) -> list[Json]:
         """The documents as objects: those that were sent as one, and the other texts under `text`."""
         return [
-            sent if isinstance(sent, dict) else {"text": document.text}
-            for sent, document in zip(self.sent, self.scored, strict=True)
+            {"text": sent} if isinstance(sent, str) else self._object(index)
+            for index, sent in enumerate(self.sent)
         ]
+
+    def _object(self, index: int) -> Json:
+        sent = self.sent[index]
+        return sent if isinstance(sent, dict) else {"text": self.scored[index].text}
 
     @property
     def ids(self) -> dict[int, Json]:
@@ -88,8 +92,9 @@ def read(body: Body, name: str, rank_fields: Sequence[str] = ()) -> Documents:
     return Documents(tuple(scored), listed, name, rank_fields)
 
 
-def rank_fields(body: Body, name: str = "rank_fields") -> list[str]:
+def rank_fields(body: Body) -> list[str]:
     """Reads the names of the fields that are scored of an object, each once, in the caller's order."""
+    name = "rank_fields"
     listed = body.get(name)
     if listed is None:
         return []
