@@ -165,6 +165,8 @@ def whole(body: Body, name: str) -> int:
 
 def count(body: Body, name: str) -> int:
     """Reads a whole number from 0; absent is 0."""
+    if body.get(name) is None:
+        return 0
     number = whole(body, name)
     if number < 0:
         raise InvalidRequest.of(name, "must not be below 0")
