@@ -27,8 +27,10 @@ TRUNCATION = "truncation", "truncation_side"
 def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -> Decoded:
     """Reads the superset; some clients check a `literal`, or want documents as `plain` texts."""
     given = documents.read(body, "documents", documents.rank_fields(body))
-    given.check_same(body, "texts")
-    _check_spans(body)
+    if body.get("texts") is not None:
+        given.check_same(body, "texts")
+    if body.get("relevant_spans") is not None:
+        _check_spans(body)
     request, names = read_request(body, given, posted)
     asked = fields.first(body, "return_documents", "return_text")
     in_data = given.texts if fields.flag(body, asked, True) else []
@@ -61,8 +63,6 @@ def read_request(body: Body, given: Documents, posted: Posted) -> tuple[RerankRe
 
 def _check_spans(body: Body) -> None:
     """Raises UnsupportedOption for Cohere's spans: a reply without any would say that none is relevant."""
-    if body.get("relevant_spans") is None:
-        return
     modes = "enabled", "disabled"
     if fields.choice(fields.Nested(body), "relevant_spans.mode", modes, modes[0]) == modes[0]:
         raise UnsupportedOption.of("relevant_spans", "no model here gives spans: leave it out, or disable it")

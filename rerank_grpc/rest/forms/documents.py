@@ -61,9 +61,7 @@ class Documents(NamedTuple):
         return Names(fields.text_name(query, body.get(query)).format, self.field, instruction)
 
     def check_same(self, body: Body, name: str) -> None:
-        """Raises InvalidRequest where another list is there and holds other texts; names the first place."""
-        if body.get(name) is None:
-            return
+        """Raises InvalidRequest where another list holds other texts; names the first place."""
         other = read(body, name, self.rank_fields)
         for index, (theirs, ours) in enumerate(zip(other.scored, self.scored, strict=False)):
             if theirs.text != ours.text:
