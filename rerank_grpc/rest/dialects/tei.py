@@ -28,7 +28,8 @@ TRUNCATION = "truncate", "truncation_direction"
 
 def _decode(body: Body, posted: Posted) -> Decoded:
     given = documents.read(body, "texts")
-    given.check_same(body, "documents")
+    if body.get("documents") is not None:
+        given.check_same(body, "documents")
     request = RerankRequest(
         query=fields.query(body),
         documents=given.scored,
