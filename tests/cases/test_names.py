@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import huggingface_hub
@@ -130,7 +130,7 @@ def test_a_model_is_called_listed_and_described_by_its_hub_id(
         assert (info["model_id"], info["served_model_name"]) == (configured.root, own)
         assert get(port, "/").json["supported_models"] == [*configured.listed]
         with channel_of(server.port) as channel:
-            describe = channel.unary_unary("/tei.v1.Info/Info", None, tei.InfoResponse.FromString)
+            describe: Any = channel.unary_unary("/tei.v1.Info/Info", None, tei.InfoResponse.FromString)
             assert describe(b"", timeout=WAIT).model_id == configured.root
 
 
