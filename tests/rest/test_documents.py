@@ -83,6 +83,16 @@ def test_an_object_nested_too_deeply_to_come_back_is_refused(port: int, levels: 
     assert wanted in reply.raw
 
 
+@pytest.mark.parametrize(("levels", "status"), [(200, 200), (260, 400)])
+def test_content_parts_nested_too_deeply_to_come_back_are_refused(
+    port: int, levels: int, status: int
+) -> None:
+    parts = b'[{"text":"t","deep":%s1%s}]' % (b"[" * levels, b"]" * levels)
+    reply = post(port, "/mixedbread/rerank", b'{"query": "q", "input": [%s], "return_input": true}' % parts)
+    assert reply.status == status
+    assert (b'"input":%s' % parts if status == 200 else b'"input[0]: is nested too deeply"') in reply.raw
+
+
 @pytest.mark.parametrize(
     "document",
     [

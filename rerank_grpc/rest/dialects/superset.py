@@ -9,7 +9,7 @@ from functools import partial
 import orjson
 
 from rerank_grpc.errors import InvalidRequest, UnsupportedOption
-from rerank_grpc.limits import LIMITS
+from rerank_grpc.limits import LIMITS, check_length
 from rerank_grpc.rest.dialects import tei
 from rerank_grpc.rest.forms import decoded, documents, fields
 from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Names, Posted, Reply, Score
@@ -19,6 +19,8 @@ from rerank_grpc.wire.messages import UINT32_MAX
 
 # What refuses a text that is too long, and the side that is cut off one.
 TRUNCATION = "truncation", "truncation_side"
+# The longest instruction, each of its characters escaped.
+MAX_KWARGS_CHARACTERS = 6 * LIMITS.characters + 1_000
 
 
 def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -> Decoded:
@@ -91,12 +93,18 @@ def _instruction(body: Body) -> tuple[str, str]:
     """Reads the instruction and names its field; Xinference's clients put it into a JSON text."""
     name, kwargs = fields.first(body, "instruction", "instruct"), body.get("kwargs")
     if body.get(name) is None and kwargs is not None:
-        try:
-            body = fields.Nested({"kwargs": orjson.loads(kwargs) if isinstance(kwargs, str) else kwargs})
-        except orjson.JSONDecodeError:
-            raise InvalidRequest.of("kwargs", "is not JSON") from None
+        body = fields.Nested({"kwargs": _parsed(kwargs) if isinstance(kwargs, str) else kwargs})
         name = fields.first(body, "kwargs.instruction", "kwargs.instruct")
     return fields.text(body, name), name
+
+
+def _parsed(kwargs: str) -> Json:
+    """Parses a JSON text within the body, whose brackets are not among those that the body may have."""
+    check_length("kwargs", kwargs, MAX_KWARGS_CHARACTERS)
+    try:
+        return orjson.loads(kwargs)
+    except orjson.JSONDecodeError:
+        raise InvalidRequest.of("kwargs", "is not JSON") from None
 
 
 def _result(given: Documents, score: Score, result: ScoredDocument) -> dict[str, Json]:
