@@ -7,6 +7,8 @@ import re
 import secrets
 from collections.abc import Iterable
 
+# What an HTTP header and gRPC's metadata, of 8 KiB, can carry beside what else they hold.
+TOKEN = re.compile(r"[!-~]{1,4096}")
 _BEARER = re.compile("bearer ", re.IGNORECASE)
 
 

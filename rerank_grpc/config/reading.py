@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rerank_grpc.access import TOKEN
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
@@ -220,6 +221,6 @@ def _token_in(variable: str, environment: Mapping[str, str]) -> str | None:
 
 def _token(text: str, origin: str) -> str:
     """Checks one token, and never repeats it: an HTTP header carries it."""
-    if not re.fullmatch(r"[!-~]+", text):
-        raise OptionError(f"{origin}: a token is empty, or has characters beyond visible ASCII")
+    if not TOKEN.fullmatch(text):
+        raise OptionError(f"{origin}: a token is empty, too long, or has characters beyond visible ASCII")
     return text

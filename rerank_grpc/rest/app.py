@@ -47,6 +47,8 @@ def build_app(
         routes.append(Route(path, _json_route(endpoint, None if public else accepted), methods=["GET"]))
     routes += docs.routes()
     app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception})
+    # NormalPath takes the slash off that a redirect puts on, and the caller's Host would say where it leads.
+    app.router.redirect_slashes = False
     return NormalPath(_open_to(settings.cors, app) if settings.cors else app)
 
 

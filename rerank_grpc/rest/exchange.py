@@ -6,7 +6,6 @@ import asyncio
 import base64
 import logging
 import math
-import re
 import time
 import uuid
 from collections.abc import Coroutine, Mapping
@@ -19,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rerank_grpc.access import AccessList, split_bearer
+from rerank_grpc.access import TOKEN, AccessList, split_bearer
 from rerank_grpc.errors import (
     Cancelled,
     InvalidRequest,
@@ -35,8 +34,6 @@ from rerank_grpc.rest.errors import HttpError, Problem, problem_of
 from rerank_grpc.wire.status import CallIds
 
 log = logging.getLogger(__name__)
-
-TOKEN = re.compile(r"[!-~]+")
 
 _Result = TypeVar("_Result")
 

@@ -263,6 +263,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "returnDocuments a text": (GOOD | {"returnDocuments": CANARY}, "returnDocuments"),
     "a score beyond float32": (GOOD | {"minRelevanceScore": 1e300}, "minRelevanceScore"),
     "a score that is none": (GOOD | {"minRelevanceScore": "NaN"}, "min_relevance_score"),
+    "a score by both names": (GOOD | {"min_relevance_score": 0, "minRelevanceScore": 1}, "minRelevanceScore"),
+    "topN by both names": (GOOD | {"topN": 1, "top_n": 1}, "topN"),
     "an unknown truncation": (GOOD | {"truncation": CANARY}, "truncation"),
     "an unknown number of one": (GOOD | {"truncation": 9}, "truncation"),
     "a model that is an object": (GOOD | {"model": {CANARY: 1}}, "model"),

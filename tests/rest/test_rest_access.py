@@ -238,6 +238,13 @@ def test_an_open_server_takes_any_token(port: int) -> None:
         assert send(port, "POST", "/v1/rerank", headers).status == 200
 
 
+def test_a_token_longer_than_any_is_none(port: int, guarded: int) -> None:
+    # gRPC refuses metadata of 16 KiB, and would blame the size of the request.
+    long = [("Authorization", "Bearer " + "t" * 20_000)]
+    assert send(port, "POST", "/v1/rerank", long).status == 200
+    assert send(guarded, "POST", "/v1/rerank", long).status == 401
+
+
 def test_fastgpts_prefix_says_access_errors_as_its_app_does() -> None:
     settings = replace(ServerSettings(), access_tokens=TOKENS)
     with (

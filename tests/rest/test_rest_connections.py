@@ -1,5 +1,6 @@
 """Callers who leave, who are slow, who send too much; deadlines, and servers that come and go."""
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -150,6 +151,24 @@ def test_one_connection_takes_many_requests_also_ahead_of_their_answers(port: in
     with connect(port, request(BODY) * 3 + request(BODY, "Connection: close")) as connection:
         answer = b"".join(iter(lambda: connection.recv(65_536), b""))
     assert len(re.findall(rb"HTTP/1\.1 200 ", answer)) == 4
+
+
+def test_the_body_of_an_answer_does_not_wait_for_its_head_to_be_acknowledged(
+    scripted: RerankServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = PatientProtocol.connection_made
+    no_delay: list[int] = []
+
+    def spy(self: PatientProtocol, transport: asyncio.Transport) -> None:
+        made(self, transport)
+        accepted = transport.get_extra_info("socket")
+        no_delay.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(PatientProtocol, "connection_made", spy)
+    with rest_server(scripted.port) as port:
+        assert post(port, "/v1/rerank", BODY).status == 200
+    assert no_delay
+    assert all(no_delay)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,11 @@ def test_a_wrong_body_is_400_in_every_shape_at_once(port: int, case: str) -> Non
     assert post(port, "/v1/rerank", GOOD).status == 200
 
 
+def test_kwargs_are_bounded_before_they_are_parsed(port: int) -> None:
+    reply = post(port, "/v1/rerank", GOOD | {"kwargs": "[" * 700_000})
+    assert reply.json["detail"] == "kwargs: has 700,000 characters, at most 601,000 are allowed"
+
+
 @pytest.mark.parametrize("body", [{"query": "q\0", "documents": ["\0"]}, GOOD | {"top_n": 10**30}])
 def test_what_is_odd_but_right_is_answered(port: int, body: Any) -> None:
     assert post(port, "/v1/rerank", body).status == 200

@@ -63,6 +63,12 @@ def test_a_path_that_ends_otherwise_is_unknown(port: int, path: str) -> None:
     assert post(port, path, BODY).status == 404
 
 
+@pytest.mark.parametrize("path", ["/v1/inference/", "/inference", "/hf-inference/models"])
+def test_a_path_without_its_model_leads_nowhere_else(port: int, path: str) -> None:
+    reply = post(port, path, BODY, host="elsewhere.example")
+    assert (reply.status, "location" in reply.headers) == (404, False)
+
+
 def test_no_path_that_tells_something_is_hidden(port: int) -> None:
     unknown = get(port, "/v1/models/acme/rerank")
     assert (unknown.status, unknown.json["error"]["code"]) == (404, "unknown_model")

@@ -92,7 +92,7 @@ def content(name: str, found: Any) -> str | None:
     if isinstance(found, str):
         return found
     if isinstance(found, list) and found:
-        return "\n".join([_part(f"{name}[{index}]", part) for index, part in enumerate(found)])
+        return "\n".join([_part(name, index, part) for index, part in enumerate(found)])
     if (key := text_key(found)) is None:
         return None
     name, inner = f"{name}.{key}", found[key]
@@ -126,13 +126,13 @@ def no_text(name: str, found: Any) -> InvalidRequest:
     return InvalidRequest.of(name, "has no text: send a text, or an object with a text")
 
 
-def _part(name: str, part: Any) -> str:
-    """Reads one content part, an object of type text."""
+def _part(name: str, index: int, part: Any) -> str:
+    """Reads one content part of a list, an object of type text."""
     if not isinstance(part, dict):
-        raise wrong(name, "a part of type text", part)
+        raise wrong(f"{name}[{index}]", "a part of type text", part)
     read = part.get("text") if part.get("type", "text") in TEXT_TYPES else None
     if not isinstance(read, str):
-        raise no_text(name, part)
+        raise no_text(f"{name}[{index}]", part)
     return read
 
 

@@ -32,7 +32,7 @@ def message_of(value: Body, kind: type[Message]) -> Message:
 
     Documents are read here: the library takes a text for an object without known fields.
     """
-    given = {name: part for name, part in value.items() if part is not None and _field(kind, name)}
+    given = _given(value, kind)
     documents = _documents(given.pop("documents", []))
     try:
         message = json_format.ParseDict(given, kind())
@@ -43,6 +43,18 @@ def message_of(value: Body, kind: type[Message]) -> Message:
     if documents:
         message.MergeFrom(kind(documents=documents))
     return message
+
+
+def _given(value: Body, kind: type[Message]) -> dict[str, Json]:
+    """Picks the known fields, each under the one of its two names that came; refuses both at once."""
+    given: dict[str, Json] = {}
+    for field in kind.DESCRIPTOR.fields:
+        spellings = dict.fromkeys((field.name, field.camelcase_name))
+        present = [name for name in spellings if value.get(name) is not None]
+        if len(present) > 1:
+            raise InvalidRequest.of(present[1], f"is the same field as {present[0]}: send one of them")
+        given.update({name: value[name] for name in present})
+    return given
 
 
 def _field(kind: type[Message], name: str) -> Any:
