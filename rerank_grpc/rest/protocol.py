@@ -21,6 +21,9 @@ BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 65_536
 NO_PROGRESS_SECONDS = 5.0  # without a further byte of a body
 WRITE_SECONDS = 15.0  # of a caller who does not read the answer
+# The bytes of all answers that wait for their readers. Beyond them the oldest are given up, but none that has
+# waited for less than these seconds.
+UNREAD_BYTES, UNREAD_SECONDS = 128 << 20, 1.0
 # After a refusal, closing at once would reset the connection before the caller has read why. The rest
 # of the body is thrown away for a while.
 LINGER_SECONDS = 2.0
@@ -49,14 +52,13 @@ class Connections:
         self._bound = bound
         # In the order in which their turns came.
         self._turns: dict[asyncio.Transport, Turn] = {}
+        # Those whose caller has not read the answer yet, and since when, the oldest first.
+        self._unread: dict[asyncio.Transport, float] = {}
 
     def make_room(self, connection: asyncio.Transport) -> None:
         """Closes the oldest idle connection, or else the new one, where there are too many."""
         if len(self._turns) >= self._bound:
-            closed = self._oldest(Turn.IDLE) or self._oldest(Turn.CALLER) or connection
-            # Not `close`, which waits until the peer has read the rest.
-            closed.abort()
-            self.forget(closed)
+            self._close(self._oldest(Turn.IDLE) or self._oldest(Turn.CALLER) or connection)
 
     def note(self, connection: asyncio.Transport, turn: Turn) -> None:
         """Notes a connection's turn; one that is being closed does not count any more."""
@@ -64,8 +66,27 @@ class Connections:
             self._turns.pop(connection, None)
             self._turns[connection] = turn
 
+    def wait_for_reader(self, connection: asyncio.Transport, now: float) -> None:
+        """Notes an answer that is not read at once; closes the oldest such where their bytes are too many."""
+        self._unread[connection] = now
+        kept = sum([each.get_write_buffer_size() for each in self._unread])
+        for oldest, since in list(self._unread.items()):
+            if kept <= UNREAD_BYTES or oldest is connection or now - since < UNREAD_SECONDS:
+                return
+            kept -= oldest.get_write_buffer_size()
+            self._close(oldest)
+
+    def has_read(self, connection: asyncio.Transport) -> None:
+        self._unread.pop(connection, None)
+
     def forget(self, connection: asyncio.Transport) -> None:
         self._turns.pop(connection, None)
+        self._unread.pop(connection, None)
+
+    def _close(self, connection: asyncio.Transport) -> None:
+        # Not `close`, which waits until the peer has read the rest.
+        connection.abort()
+        self.forget(connection)
 
     def _oldest(self, turn: Turn) -> asyncio.Transport | None:
         return next((connection for connection, its in self._turns.items() if its is turn), None)
@@ -133,9 +154,11 @@ class PatientProtocol(H11Protocol):
         self._unread = self.transport.get_write_buffer_size()
         self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
         self._open.note(self.transport, self._turn())
+        self._open.wait_for_reader(self.transport, self.loop.time())
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._open.has_read(self.transport)
         if self._writing is not None:
             self._writing.cancel()
         self._open.note(self.transport, self._turn())

@@ -254,6 +254,25 @@ def test_a_body_of_which_nothing_comes_loses_its_socket(
         assert post(port, "/v1/rerank", BODY).status == 200
 
 
+def test_of_answers_that_nobody_reads_the_oldest_goes_where_their_bytes_are_too_many(
+    scripted: RerankServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "UNREAD_BYTES", 1 << 20)
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.0)
+    # Far more than the kernel keeps for a connection.
+    size = 11 << 20
+    big = request({"query": "q", "documents": [{"text": "d", "pad": "x" * size}]}, "Connection: close")
+
+    def rest_of(connection: socket.socket) -> int:
+        return sum(map(len, iter(lambda: connection.recv(1 << 20), b"")))
+
+    with rest_server(scripted.port) as port, connect(port, big) as first:
+        assert first.recv(100).startswith(b"HTTP/1.1 200 ")
+        with connect(port, big) as second:
+            assert second.recv(100).startswith(b"HTTP/1.1 200 ")
+            assert rest_of(first) < size < rest_of(second)
+
+
 def kept(kind: type) -> set[int]:
     """Finds the objects of a class that something still refers to, by id."""
     return {id(found) for found in gc.get_objects() if type(found) is kind}
