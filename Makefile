@@ -60,7 +60,7 @@ format: $(VENV)/.dev  ## Formats the code and sorts its imports.
 test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs against the REST server.
 	@$(BIN)/python clients/conformance/run.py all
 
-test-clients-quick: $(VENV)/.demo  ## The same with the eight that install fastest.
+test-clients-quick: $(VENV)/.demo  ## The same with those that install fastest, in a minute.
 	@$(BIN)/python clients/conformance/run.py quick
 
 test-openapi: $(VENV)/.dev  ## Runs schemathesis against the REST server's OpenAPI document.

@@ -317,10 +317,10 @@ def test_another_bound_is_refused(port: int, bound: Any, problem: str) -> None:
 
 @pytest.mark.case(10)
 def test_ids_come_back_as_they_were_sent(port: int) -> None:
-    ids: list[Any] = ["a", 7, 2**60, None, ""]
+    ids: list[Any] = ["a", 7, 2**60, None, "", 7.0, 2.0**70]
     documents = [{"id": own, "text": f"text {at}"} for at, own in enumerate(ids)]
     reply = post(port, "/v1/rerank", {"query": QUERY, "documents": [*documents, "plain"]}).json
-    expected = {0: "a", 1: 7, 2: 2**60}
+    expected = {0: "a", 1: 7, 2: 2**60, 5: 7.0, 6: 2.0**70}
     for name in ("results", "data"):
         assert {r["index"]: r["id"] for r in reply[name] if "id" in r} == expected
 

@@ -25,7 +25,6 @@ def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -
     """Reads the superset; some clients check a `literal`, or want documents as `plain` texts."""
     given = documents.read(body, "documents", documents.rank_fields(body))
     given.check_same(body, "texts")
-    _check_spans(body)
     request, names = read_request(body, given)
     asked = fields.first(body, "return_documents", "return_text")
     in_data = given.texts if fields.flag(body, asked, True) else []
@@ -40,6 +39,7 @@ def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -
 
 def read_request(body: Body, given: Documents) -> tuple[RerankRequest, Names]:
     """Reads all but the documents, and how the caller names it."""
+    _check_spans(body)
     instruction, name = _instruction(body)
     chunks = fields.count(body, "max_chunks_per_doc")
     request = RerankRequest(

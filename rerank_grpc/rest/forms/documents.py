@@ -146,6 +146,8 @@ def _id(document: str, found: Any) -> str:
     if found is None:
         return ""
     name = f"{document}.id"
+    if isinstance(found, float) and found.is_integer():
+        found = int(found)
     if isinstance(found, bool) or not isinstance(found, str | int):
         raise fields.wrong(name, "a text or a whole number", found)
     check_length(name, str(found), LIMITS.id_characters)
