@@ -38,9 +38,12 @@ class Reranker:
         self._blanks_last = blanks_last
         self._turns = Turns()
 
-    def rerank(self, request: RerankRequest, call: Call | None = None) -> RerankResponse:
-        """Scores all documents and returns them by descending relevance; raises a RerankError."""
-        with self._admitted(request, call or Call()) as job:
+    def rerank(self, request: RerankRequest, call: Call | None = None, *, kept: int = 0) -> RerankResponse:
+        """Scores all documents and returns them by descending relevance; raises a RerankError.
+
+        `kept` is the number of characters that the caller keeps in memory besides.
+        """
+        with self._admitted(request, call or Call(), kept=kept) as job:
             job.future.wait()
             results = job.results(range(len(request.documents)))
             results.sort(key=attrgetter("logit"), reverse=True)  # stable: ties keep the caller's order
@@ -65,12 +68,14 @@ class Reranker:
             yield job.summary()
 
     @contextmanager
-    def _admitted(self, request: RerankRequest, call: Call, *, stepwise: bool = False) -> Iterator[_Job]:
+    def _admitted(
+        self, request: RerankRequest, call: Call, *, stepwise: bool = False, kept: int = 0
+    ) -> Iterator[_Job]:
         """Takes a request to the device's queue, and out of it when a `with` statement ends.
 
         The permit goes back as soon as the scores are there: a stream's caller may read late or never.
         """
-        lease, permit = self._enter(request, call)
+        lease, permit = self._enter(request, call, kept)
         with permit, lease as model, model.engine.admit(call, request.priority) as admission:
             started = monotonic()
             left_out = blank_texts(request.documents) if self._blanks_last else ()
@@ -80,9 +85,9 @@ class Reranker:
             future.on_done(permit.leave)
             yield _Job(request, model, tokenized, future, seconds)
 
-    def _enter(self, request: RerankRequest, call: Call) -> tuple[Lease, Permit]:
+    def _enter(self, request: RerankRequest, call: Call, kept: int) -> tuple[Lease, Permit]:
         """Leases the model, then passes the gate: a call that waits for a model to load holds no permit."""
-        characters = check_request(request)
+        characters = check_request(request) + kept
         lease = self.registry.lease_now(request.model)
         if lease is None:
             with self.lobby.enter(characters):

@@ -195,8 +195,14 @@ class Call:
     def cancel(self) -> None:
         """Ends the call because its caller has left; harmless once the call is over."""
         self._cancelled = True
-        while self._callbacks:
-            self._callbacks.pop()()
+        callbacks = self._callbacks
+        while callbacks:
+            callbacks.pop()()
+
+    def forget(self) -> None:
+        """Drops what a cancellation would end, because all of it is over; other work may follow."""
+        # Another list: `cancel` may be at work on the old one.
+        self._callbacks = []
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Has a function called when the call is cancelled, at once if it is; perhaps twice."""

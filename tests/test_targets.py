@@ -48,6 +48,7 @@ REFUSING = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"
         ("::1", "[::1]:50051"),
         ("[::1]", "[::1]:50051"),
         ("fe80::1%eth0", "[fe80::1%eth0]:50051"),
+        ("::ffff:127.0.0.1", "[::ffff:127.0.0.1]:50051"),
         ("host:1", "host:1"),
         ("[::1]:65535", "[::1]:65535"),
         ("unix:/run/rerank.sock", "unix:/run/rerank.sock"),

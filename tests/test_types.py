@@ -24,3 +24,13 @@ def test_whoever_wants_to_know_is_told_of_the_cancellation():
     call.cancel()
     call.on_cancel(lambda: told.append("after"))
     assert told == ["before", "after"]
+
+
+def test_work_that_is_over_is_not_ended_by_a_cancellation():
+    told: list[str] = []
+    call = Call()
+    call.on_cancel(lambda: told.append("over"))
+    call.forget()
+    call.on_cancel(lambda: told.append("in progress"))
+    call.cancel()
+    assert told == ["in progress"]

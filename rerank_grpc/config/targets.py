@@ -49,7 +49,7 @@ def read_target(text: str) -> str:
     """
     if SCHEME.match(text):
         return text
-    if isinstance(_address_of(text), ipaddress.IPv6Address):
+    if ":" in text and _address_of(text) is not None:  # of IPv6, which may hold one of IPv4
         return f"[{text}]:{DEFAULT_PORT}"
     match = PLAIN.fullmatch(text)
     if match is None or (match[1][0] == "[" and _address_of(match[1].strip("[]")) is None):

@@ -67,9 +67,9 @@ class ModelNames:
             else:
                 self._shared[name] = owners
 
-    def find(self, name: str) -> int:
-        """Returns a model's index; raises UnknownModel."""
-        index = self._found.get(name, self._any)
+    def find(self, name: str, *, exact: bool = False) -> int:
+        """Returns a model's index; raises UnknownModel. If `exact`, ANY_NAME takes no name."""
+        index = self._found.get(name, None if exact else self._any)
         if index is None:
             # The unknown name is the caller's text: it goes back to the caller, cut, and into no log.
             raise UnknownModel(
@@ -224,7 +224,11 @@ class Registry:
                 self._changed.notify_all()
 
     def load(self, name: str, call: Call) -> ModelInfo:
-        """Brings a model into memory, despite earlier failures; raises like `lease`."""
+        """Brings a model into memory, despite earlier failures; raises like `lease`.
+
+        Neither here nor in `unload` does a name mean a model by ANY_NAME: a slip would move another one.
+        """
+        self._names.find(name, exact=True)
         with self.lease(name, call, force=True):
             return self.info(name)
 
@@ -234,7 +238,7 @@ class Registry:
         Raises UnknownModel, DeadlineExceeded (it is unloaded nevertheless) or ShuttingDown.
         """
         with self._changed:
-            slot = self._find(name)
+            slot = self._slots[self._names.find(name, exact=True)]
             if slot.state is not State.UNLOADED:
                 slot.unload_asked = True
                 self._changed.notify_all()

@@ -100,7 +100,7 @@ class RerankEndpoint(Endpoint):
     async def respond(self, exchange: Exchange, charge: Charge) -> Response:
         body = await read_json(exchange.request, charge)
         dialect = exchange.form = dialects.dialect_of(body, exchange.prefix, exchange.path)
-        posted = Posted(exchange.path, exchange.prefix, self._settings.documents == "on")
+        posted = Posted(exchange.path, self._settings.documents == "on")
         decoded = dialect.decode(body, posted)
         reply = await exchange.while_connected(self._ask(decoded, exchange))
         return exchange.answer(decoded.encode(reply))

@@ -238,6 +238,6 @@ def parser(kind: type[Message], most_bytes: int = SMALL_BYTES) -> Parse:
             # Each implementation of protobuf has an exception of its own for this, and says it in the text.
             if "utf-8" in str(error).lower():
                 raise InvalidRequest(f"a text of the {name} is not UTF-8: encode it so") from None
-            raise InvalidRequest(f"the message is not a {name}, or was cut") from None
+            raise InvalidRequest(f"the message is no {name}, or was cut") from None
 
     return parse

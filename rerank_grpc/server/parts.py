@@ -35,13 +35,15 @@ def score_parts(
     for part in parts:
         # The last part too, before any work on the first.
         with renaming(partial(name_of, part.places)):
-            check_request(part.request)
-        checked.append(part)
+            checked.append((part, check_request(part.request)))
+    characters = sum([size for _, size in checked])
     results: list[ScoredDocument] = []
     summaries = []
-    for request, places in checked:
+    for (request, places), size in checked:
         with renaming(partial(name_of, places)):
-            response = reranker.rerank(request, call)
+            response = reranker.rerank(request, call, kept=characters - size)
+        # A stream of pairs is one call, which would refer to the tokens of all of them.
+        call.forget()
         results += [result._replace(index=places[result.index]) for result in response.results]
         summaries.append(response.summary)
     results.sort(key=attrgetter("index"))

@@ -22,6 +22,7 @@ from rerank_grpc.server.methods import CallLanes, texts_parser
 from rerank_grpc.server.parts import Part, score_parts
 from rerank_grpc.types import (
     LABEL,
+    Call,
     Document,
     RerankRequest,
     ScoredDocument,
@@ -36,7 +37,7 @@ _DOCUMENT = re.compile(r"documents\[(\d+)\]\.text")
 
 
 class _Names(NamedTuple):
-    """A caller's own fields, for errors; `{}` stands for the place of a text."""
+    """A caller's own fields, for errors; `{}` stands for the place of a text, or of a query's first text."""
 
     query: str
     text: str
@@ -45,11 +46,13 @@ class _Names(NamedTuple):
         """Renames a field of a request that holds the texts of some places."""
         if found := _DOCUMENT.fullmatch(field):
             return self.text.format(places[int(found[1])])
-        return {"query": self.query, "documents": "texts"}.get(field, field)
+        if field == "query":
+            return self.query.format(places[0])
+        return "texts" if field == "documents" else field
 
 
 _OF_RERANK = _Names("query", "texts[{}]")
-_OF_STREAM = _Names("query", "requests[{}].text")
+_OF_STREAM = _Names("requests[{}].query", "requests[{}].text")
 _OF_PAIR = _Names("inputs[0]", "inputs[1]")
 
 
@@ -86,7 +89,7 @@ class TeiServicer:
         with answering(context, "tei.Rerank", self._sinks) as record:
             texts = list(request.texts)
             groups = {(request.query, _truncation(request)): range(len(texts))}
-            return self._rank(_Asked(texts, groups, _OF_RERANK), request, record, context)
+            return self._rank(_Asked(texts, groups, _OF_RERANK), request, record, call_of(context))
 
     def RerankStream(
         self, requests: Sequence[tei.RerankStreamRequest], context: grpc.ServicerContext
@@ -96,22 +99,23 @@ class TeiServicer:
             texts, first = [request.text for request in requests], requests[0]
             groups: dict[tuple[str, Truncation], list[int]] = {}
             for place, request in enumerate(requests):
-                key = request.query or first.query, _truncation(request)
+                key = request.query or first.query, _truncation(request, f"requests[{place}].")
                 groups.setdefault(key, []).append(place)
-            return self._rank(_Asked(texts, groups, _OF_STREAM), first, record, context)
+            return self._rank(_Asked(texts, groups, _OF_STREAM), first, record, call_of(context))
 
     def PredictPair(
         self, request: tei.PredictPairRequest, context: grpc.ServicerContext
     ) -> tei.PredictResponse:
         """Scores a pair of a query and a text."""
-        return self._predict("tei.PredictPair", request, context)
+        return self._predict("tei.PredictPair", request, call_of(context), context)
 
     def PredictPairStream(
         self, requests: Iterable[tei.PredictPairRequest], context: grpc.ServicerContext
     ) -> Iterator[tei.PredictResponse]:
-        """Scores pairs one after another; each is a call of its own in the log."""
+        """Scores pairs one after another, within one deadline; each is a call of its own in the log."""
+        call = call_of(context)
         for request in requests:
-            yield self._predict("tei.PredictPairStream", request, context)
+            yield self._predict("tei.PredictPairStream", request, call, context)
 
     def Info(self, _request: tei.InfoRequest, context: grpc.ServicerContext) -> tei.InfoResponse:
         """Describes the default model and the limits."""
@@ -119,7 +123,7 @@ class TeiServicer:
             model = self._reranker.registry.info("")
             return tei.InfoResponse(
                 version=__version__,
-                model_id=model.name,
+                model_id=model.hub_id or model.name,
                 model_sha=model.revision or None,
                 model_dtype=model.dtype,
                 model_type=tei.MODEL_TYPE_RERANKER,
@@ -135,9 +139,9 @@ class TeiServicer:
         asked: _Asked,
         options: tei.RerankRequest | tei.RerankStreamRequest,
         record: CallRecord,
-        context: grpc.ServicerContext,
+        call: Call,
     ) -> tei.RerankResponse:
-        results, metadata = self._score(asked, record, context)
+        results, metadata = self._score(asked, record, call)
         score, with_text = _score_of(options.raw_scores), options.return_text
         # Scores of 1.0 hide an order that logits have.
         results.sort(key=attrgetter(score, "logit"), reverse=True)
@@ -152,7 +156,7 @@ class TeiServicer:
         return tei.RerankResponse(ranks=ranks, metadata=metadata)
 
     def _predict(
-        self, method: str, request: tei.PredictPairRequest, context: grpc.ServicerContext
+        self, method: str, request: tei.PredictPairRequest, call: Call, context: grpc.ServicerContext
     ) -> tei.PredictResponse:
         with answering(context, method, self._sinks) as record:
             if len(request.inputs) != 2:
@@ -160,15 +164,15 @@ class TeiServicer:
                 raise InvalidRequest.of("inputs", text)
             query, text = request.inputs
             asked = _Asked([text], {(query, _truncation(request)): [0]}, _OF_PAIR)
-            (result,), metadata = self._score(asked, record, context)
+            (result,), metadata = self._score(asked, record, call)
             prediction = tei.Prediction(score=getattr(result, _score_of(request.raw_scores)), label=LABEL)
             return tei.PredictResponse(predictions=[prediction], metadata=metadata)
 
     def _score(
-        self, asked: _Asked, record: CallRecord, context: grpc.ServicerContext
+        self, asked: _Asked, record: CallRecord, call: Call
     ) -> tuple[list[ScoredDocument], tei.Metadata]:
         """Scores the texts, one group after another; returns a result for each, in the texts' order."""
-        started, call = monotonic(), call_of(context)
+        started = monotonic()
         record.documents = len(asked.texts)
         results, record.summary = score_parts(self._reranker, asked.parts(), call, asked.names.name)
         return results, _metadata(asked.characters, record.summary.usage, monotonic() - started)
@@ -202,11 +206,14 @@ def tei_services(servicer: TeiServicer, lanes: CallLanes) -> list[Service]:
     return [Service(names[name], methods, []) for name, methods in handlers.items()]
 
 
-def _truncation(options: _Options) -> Truncation:
-    """Reads how a text that is too long is cut; without `truncate` it is refused."""
+def _truncation(options: _Options, path: str = "") -> Truncation:
+    """Reads how a text that is too long is cut; without `truncate` it is refused.
+
+    An error's field stands behind `path`.
+    """
     direction = options.truncation_direction
     if direction not in (_RIGHT, _LEFT):
-        raise InvalidRequest.of("truncation_direction", f"{direction} is not a TruncationDirection")
+        raise InvalidRequest.of(f"{path}truncation_direction", f"{direction} is not a TruncationDirection")
     if not options.truncate:
         return Truncation.NONE
     return Truncation.START if direction == _LEFT else Truncation.END

@@ -198,6 +198,40 @@ def test_all_of_them_blank_is_an_answer_too(last: RerankServer, model: str, meth
 
 
 @pytest.mark.case(25)
+@pytest.mark.parametrize("method", ["Rerank", "StreamRerank"])
+@pytest.mark.parametrize("fields", [{}, {"max_chunks_per_document": 4, "max_tokens_per_document": 8}])
+def test_the_results_of_the_others_stay_the_same_in_chunks_and_in_streams(
+    last: RerankServer, fields: dict[str, Any], method: str
+) -> None:
+    long = " ".join(f"Bamboo number {number} is eaten." for number in range(40))
+    texts = ["", "Pandas eat bamboo.", long, " ", "Pandas eat bamboo.", "", "Paris is in France."]
+
+    def results(server: RerankServer) -> list[pb.RerankResult]:
+        request = pb.StreamRerankRequest(
+            query="What do pandas eat?", documents=[pb.Document(text=text) for text in texts], **fields
+        )
+        with stub_of(server.port) as stub:
+            if method == "StreamRerank":
+                return [result for part in stub.StreamRerank(request, timeout=10) for result in part.results]
+            whole = pb.RerankRequest.FromString(request.SerializeToString())
+            return list(stub.Rerank(whole, timeout=10).results)
+
+    with serving() as scoring:
+        scored = {result.index: result for result in results(scoring)}
+    left = results(last)
+    assert places(left[-3:]) == [0, 3, 5]
+    assert len(left) == len(texts)
+    for result in left[:-3]:
+        whole = scored[result.index]
+        # A batch of another size may change the last bit.
+        assert result.logit == pytest.approx(whole.logit, rel=1e-5)
+        assert (result.tokens, result.truncated) == (whole.tokens, whole.truncated)
+        assert result.best_chunk == whole.best_chunk
+    same = {result.index: result.logit for result in left}
+    assert same[1] == same[4]
+
+
+@pytest.mark.case(25)
 def test_a_real_models_other_scores_stay_the_same_and_every_dialect_follows(last: RerankServer) -> None:
     texts = ["Bamboo is what pandas eat.", "", "Paris is in France.", " "]
     query = "What do pandas eat?"

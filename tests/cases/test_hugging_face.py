@@ -54,12 +54,25 @@ def test_one_query_with_its_texts_gets_bare_scores(port: int, inputs: Any, reply
 
 
 @pytest.mark.case(12)
-@pytest.mark.parametrize("inputs", [PAIRS, [[QUERY, TEXTS[0]]], {"query": QUERY, "passages": TEXTS}])
-def test_the_path_names_the_model(port: int, inputs: Any) -> None:
-    reply = post(port, "/hf-inference/models/no/such-model", {"inputs": inputs})
-    assert reply.status == 404
-    assert reply.json.keys() == {"error"}
-    assert "no/such-model" in reply.json["error"]
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": PAIRS},
+        {"inputs": [[QUERY, TEXTS[0]]]},
+        {"inputs": {"query": QUERY, "passages": TEXTS}},
+        {"query": QUERY, "texts": TEXTS},
+        {"query": QUERY, "documents": TEXTS, "model": "embedded"},
+    ],
+)
+def test_the_path_names_the_model_of_any_form(port: int, body: Any) -> None:
+    for path in ("/hf-inference/models/no/such-model", "/v1/inference/no/such-model"):
+        reply = post(port, path, body)
+        assert reply.status == 404
+        assert (
+            "no model is named 'no/such-model'"
+            in reply.json["message" if "message" in reply.json else "error"]
+        )
+    assert post(port, "/models/no/such-model/rerank", body).status == 200
 
 
 @pytest.mark.case(12)

@@ -6,18 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import huggingface_hub
 import pytest
 
 from rerank_grpc.config.reading import read_settings
+from rerank_grpc.protocols import tei_pb2 as tei
+from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests import random_models as checkpoints
 from tests.rest.support import get, post, rest_server
-from tests.support import WAIT, request_of, serving, stub_of
+from tests.support import WAIT, channel_of, request_of, serving, stub_of
 
 COMMIT = "0123456789" * 4
 DOCUMENTS = {"query": "q", "documents": ["d", "e"]}
@@ -93,14 +95,14 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def served(
     here: Path, monkeypatch: pytest.MonkeyPatch, **flags: list[str]
-) -> Iterator[tuple[rerank_pb2_grpc.RerankServiceStub, int]]:
-    """Serves what these flags say: the gRPC stub, and REST's port."""
+) -> Iterator[tuple[RerankServer, rerank_pb2_grpc.RerankServiceStub, int]]:
+    """Serves what these flags say: the server, the gRPC stub, and REST's port."""
     monkeypatch.chdir(here)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(here / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     settings = replace(read_settings(flags, {}), models_dir=here, precision="fp32")
     with serving(settings) as server, rest_server(server.port) as port, stub_of(server.port) as stub:
-        yield stub, port
+        yield server, stub, port
 
 
 @pytest.mark.case(2)
@@ -109,7 +111,7 @@ def test_a_model_is_called_listed_and_described_by_its_hub_id(
     here: Path, monkeypatch: pytest.MonkeyPatch, configured: Configured
 ) -> None:
     own = configured.names[0]
-    with served(here, monkeypatch, model=[configured.source]) as (stub, port):
+    with served(here, monkeypatch, model=[configured.source]) as (server, stub, port):
         for name in configured.names:
             assert stub.Rerank(request_of("q", "d", model=name), timeout=WAIT).model == own
             reply = post(port, "/v1/rerank", {**DOCUMENTS, "model": name})
@@ -127,12 +129,15 @@ def test_a_model_is_called_listed_and_described_by_its_hub_id(
         info = get(port, "/info").json
         assert (info["model_id"], info["served_model_name"]) == (configured.root, own)
         assert get(port, "/").json["supported_models"] == [*configured.listed]
+        with channel_of(server.port) as channel:
+            describe: Any = channel.unary_unary("/tei.v1.Info/Info", None, tei.InfoResponse.FromString)
+            assert describe(b"", timeout=WAIT).model_id == configured.root
 
 
 @pytest.mark.case(2)
 @pytest.mark.parametrize("source", ["private/model", "{}/private/model"])
 def test_a_path_is_in_no_listing(here: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    with served(here, monkeypatch, model=[source.format(here)]) as (stub, port):
+    with served(here, monkeypatch, model=[source.format(here)]) as (_, stub, port):
         told = [
             json.dumps(get(port, path).json)
             for path in ("/", "/v1/models", "/models", "/info", "/model-info")
@@ -150,7 +155,7 @@ def test_the_hub_id_of_two_models_is_refused_with_their_names(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = [f"old=acme/cached@{COMMIT}", "new=acme/cached@main"]
-    with served(here, monkeypatch, model=models) as (stub, port):
+    with served(here, monkeypatch, model=models) as (_, stub, port):
         right = "'acme/cached' is the source of several models: name old or new"
         with pytest.raises(grpc.RpcError) as refused:
             stub.Rerank(request_of("q", "d", model="acme/cached"), timeout=WAIT)
@@ -174,7 +179,7 @@ def test_a_call_loads_a_lazy_model_by_its_hub_id(
 ) -> None:
     hub_id = "BAAI/bge-reranker-base"
     flags = {"model": ["acme/tiny-reranker"], "lazy-model": [hub_id]}
-    with served(here, monkeypatch, **flags) as (stub, port):
+    with served(here, monkeypatch, **flags) as (_, stub, port):
         assert get(port, f"/v1/models/{hub_id}").json["loaded"] is False
         if over == "gRPC":
             assert stub.Rerank(request_of("q", "d", model=hub_id), timeout=WAIT).model == "bge-reranker-base"

@@ -462,6 +462,22 @@ def test_who_calls_a_model_that_is_leaving_gets_it_when_it_is_back():
         assert loads.names == ["one", "two", "one"]
 
 
+def test_the_alias_of_every_name_moves_no_model():
+    loads = Loads()
+    with keeping(loads, spec("one"), spec("two", aliases=("second", "*"), lazy=True)) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        for move in (
+            lambda name: registry.load(name, Call(monotonic() + WAIT)),
+            lambda name: registry.unload(name, deadline=monotonic() + WAIT),
+        ):
+            with pytest.raises(UnknownModel, match="no model is named 'tow'; known: one, two, second"):
+                move("tow")
+        assert states(registry) == {"one": State.READY, "two": State.UNLOADED}
+        assert use(registry, "tow") == "two"
+        let_leave(registry, 1)
+        assert registry.unload("second", deadline=monotonic() + WAIT).state is State.UNLOADED
+
+
 def test_a_model_larger_than_the_budget_is_refused_with_both_sizes():
     loads = Loads(lambda _: 0)
     with keeping(loads, spec("one"), spec("huge", lazy=True), budget=500) as registry:

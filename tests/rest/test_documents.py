@@ -83,6 +83,12 @@ def test_an_object_nested_too_deeply_to_come_back_is_refused(port: int, levels: 
     assert wanted in reply.raw
 
 
+def test_a_content_part_nested_too_deeply_to_come_back_is_refused(port: int) -> None:
+    parts = b'[{"type":"text","text":"a","deep":%s1%s}]' % (b"[" * 300, b"]" * 300)
+    reply = post(port, "/v1/reranking", b'{"query": "q", "input": [%s], "return_input": true}' % parts)
+    assert (reply.status, reply.json["message"]) == (400, "input[0]: is nested too deeply")
+
+
 @pytest.mark.parametrize(
     "document",
     [

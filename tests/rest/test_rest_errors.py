@@ -92,6 +92,7 @@ WRONG: dict[str, Any] = {
     "return_documents a number": GOOD | {"return_documents": 1},
     "model a list": GOOD | {"model": ["m"]},
     "kwargs no JSON": GOOD | {"kwargs": "{"},
+    "kwargs of lists without end": GOOD | {"kwargs": f'{{"x": [{"[]," * 1_000_000}[]]}}'},
     "texts and documents": GOOD | {"texts": ["e"]},
     "input a text": {"query": "q", "input": "d"},
     "parameters a list": {"input": {"query": "q", "documents": ["d"]}, "parameters": []},

@@ -801,7 +801,8 @@ def test_bytes_that_are_no_message_are_invalid_with_an_error_info(
     info = error_details_pb2.ErrorInfo.FromString(status.details[0].value)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert info.reason == "ERROR_REASON_INVALID_REQUEST"
-    assert f"the message is not a inference.{method}" in message_of(caught.value)
+    what = "a text of the inference.{} is not UTF-8" if data == NO_UTF8 else "the message is no inference.{}"
+    assert message_of(caught.value).startswith(what.format(f"{method}Request"))
 
 
 @pytest.mark.parametrize("method", ["RepositoryIndex", "ModelStatistics", "ModelStreamInfer"])

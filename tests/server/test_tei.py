@@ -1,5 +1,6 @@
 """tei.v1: callers of Text Embeddings Inference change only their address."""
 
+import gc
 import json
 import logging
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -22,6 +24,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from rerank_grpc import __version__
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.engine.future import Future
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.protocols import tei_pb2 as tei
 from rerank_grpc.server import lanes
@@ -338,14 +341,23 @@ WRONG: dict[str, tuple[list[str], Callable[[TeiStub], Any]]] = {
         [],
         lambda stub: stub.RerankStream(iter(streamed("q", *["x" * 99_000] * 85, truncate=True))),
     ),
-    "a stream without a query": (["query"], lambda stub: stub.RerankStream(iter(streamed("", "d")))),
+    "a stream without a query": (
+        ["requests[0].query"],
+        lambda stub: stub.RerankStream(iter(streamed("", "d"))),
+    ),
+    "a stream with a later query too long": (
+        ["requests[1].query"],
+        lambda stub: stub.RerankStream(iter([*streamed("q", "d"), *streamed(OVER_LONG, "d", "e")])),
+    ),
     "a stream with a text too long": (
         ["requests[1].text"],
         lambda stub: stub.RerankStream(iter(streamed("q", "d", OVER_LONG, truncate=True))),
     ),
     "a stream with no such direction": (
-        ["truncation_direction"],
-        lambda stub: stub.RerankStream(iter(streamed("q", "d", truncation_direction=-1))),
+        ["requests[1].truncation_direction"],
+        lambda stub: stub.RerankStream(
+            iter([*streamed("q", "d"), *streamed("q", "d", truncation_direction=-1)])
+        ),
     ),
     "a pair without a query": (["inputs[0]"], lambda stub: stub.PredictPair(pair("", "d"))),
     "a pair too long": (["inputs[1]"], lambda stub: stub.PredictPair(pair("q", OVER_LONG, truncate=True))),
@@ -550,6 +562,45 @@ def test_pairs_end_with_the_time_of_a_stream(monkeypatch: pytest.MonkeyPatch):
         assert status_code(caught.value) is grpc.StatusCode.CANCELLED
         sent.put(None)
         wait_for(lambda: all(lane.idle for lane in server._lanes))
+
+
+def test_all_pairs_of_a_stream_have_the_deadline_of_one_call(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.5))
+    pairs = (pair("q", f"text {number}") for number in count())
+    with scripted() as (_, stub):
+        started = time.monotonic()
+        code, reason, _ = refusal(lambda: list(stub.PredictPairStream(pairs, timeout=WAIT)))
+        assert (code, reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+        assert 0.4 < time.monotonic() - started < 5
+
+
+def test_nothing_is_kept_of_the_pairs_that_are_answered():
+    sent: SimpleQueue[Any] = SimpleQueue()
+    with scripted() as (_, stub):
+        answers = stub.PredictPairStream(iter(sent.get, None), timeout=WAIT)
+        gc.collect()
+        before = sum(type(each) is Future for each in gc.get_objects())
+        for number in range(50):
+            sent.put(pair("q", f"text {number}"))
+            next(answers)
+        gc.collect()
+        assert sum(type(each) is Future for each in gc.get_objects()) - before < 5
+        sent.put(None)
+        assert list(answers) == []
+
+
+def test_the_texts_of_all_queries_are_inside_while_one_is_scored(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rerank_grpc.reranker.LIMITS", replace(LIMITS, characters_inside=1_000))
+    runner = HeldRunner()
+    with serving(runner=runner) as server, tei_stub(server) as stub:
+        sender = Sender(stub.RerankStream, *streamed("q", "short"), *streamed("r", "word " * 150))
+        sender.end()
+        runner.await_batch()
+        code, reason, _ = refusal(lambda: stub.Rerank(ranking("q", "word " * 100), timeout=WAIT))
+        assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        runner.let_all()
+        assert len(sender.call.result(timeout=WAIT).ranks) == 2
+        assert server.reranker.gate.calls == 0
 
 
 @pytest.mark.parametrize("method", [RERANK_STREAM, PAIR_STREAM])

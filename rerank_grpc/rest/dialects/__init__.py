@@ -15,11 +15,14 @@ from rerank_grpc.rest.dialects.score import DEEPINFRA, SCORE
 from rerank_grpc.rest.dialects.superset import SUPERSET
 from rerank_grpc.rest.dialects.tei import PREDICT, RERANK
 from rerank_grpc.rest.dialects.vector_databases import PINECONE, WEAVIATE
-from rerank_grpc.rest.forms.decoded import Body, Dialect
+from rerank_grpc.rest.forms.decoded import ENDINGS, Body, Dialect
 
 # The dialect of a body that shows none, by its path.
 BY_PATH = {
     "/predict": PREDICT,
+    "/score": SCORE,
+    "/v1/score": SCORE,
+    "/v1/ranking": NIM,
     "/bge-reranker-base/post": TEXT_PAIRS,
     "/api/rerank": OLLAMA,
     "/api/v1/services/rerank/text-rerank/text-rerank": DASHSCOPE,
@@ -107,15 +110,11 @@ PREFIX_HEADERS = {"x-pinecone-api-version": "pinecone"}
 
 # Rerank calls may be posted to all of these, and to every path that ends in one of ENDINGS; each takes every
 # dialect.
-ENDINGS = ("/rerank", "/reranking", "/reranks")
 PATHS = (
     *BY_PATH,
     *ENDINGS,
     *(f"/{{folder:path}}{ending}" for ending in ENDINGS),
     "/",
-    "/v1/ranking",
-    "/score",
-    "/v1/score",
     "/invocations",
 )
 

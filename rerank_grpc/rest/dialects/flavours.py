@@ -40,7 +40,7 @@ def _fastgpt_error(problem: Problem) -> tuple[int, Json]:
 def _decode_sglang(body: Body, posted: Posted) -> Decoded:
     """Reads the superset for a caller that wants a bare list."""
     given = documents.read(body, "documents", documents.rank_fields(body))
-    request, names = superset.read_request(body, given)
+    request, names = superset.read_request(body, given, posted)
     shown = given.texts if fields.flag(body, "return_documents", posted.with_documents) else ()
     return Decoded((request,), partial(_encode_sglang, superset.score(body), shown), names=names)
 

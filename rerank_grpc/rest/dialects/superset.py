@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import orjson
 
 from rerank_grpc.errors import InvalidRequest, UnsupportedOption
-from rerank_grpc.limits import LIMITS
+from rerank_grpc.limits import LIMITS, check_length
 from rerank_grpc.rest.dialects import tei
 from rerank_grpc.rest.forms import decoded, documents, fields
 from rerank_grpc.rest.forms.decoded import Body, Decoded, Dialect, Json, Names, Posted, Reply, Score
 from rerank_grpc.rest.forms.documents import Documents
-from rerank_grpc.types import RerankRequest, ScoredDocument, Truncation
+from rerank_grpc.types import RerankRequest, Truncation
 from rerank_grpc.wire.messages import UINT32_MAX
 
+# The longest instruction, each of its characters escaped. A longer text may hold millions of lists, which the
+# limit of the body's own does not count.
+MAX_KWARGS = 6 * LIMITS.characters + 1_000
 # What refuses a text that is too long, and the side that is cut off one.
 TRUNCATION = "truncation", "truncation_side"
 
@@ -24,8 +27,9 @@ TRUNCATION = "truncation", "truncation_side"
 def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -> Decoded:
     """Reads the superset; some clients check a `literal`, or want documents as `plain` texts."""
     given = documents.read(body, "documents", documents.rank_fields(body))
-    given.check_same(body, "texts")
-    request, names = read_request(body, given)
+    if body.get("texts") is not None:
+        given.check_same(body, "texts")
+    request, names = read_request(body, given, posted)
     asked = fields.first(body, "return_documents", "return_text")
     in_data = given.texts if fields.flag(body, asked, True) else []
     in_results: Sequence[Json] = ()
@@ -33,19 +37,20 @@ def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -
         in_results = in_data if plain else given.objects
     if not literal:
         literal = "rerank" if body.get("raw_scores") is not None or posted.path == "/rerank" else "list"
-    result = partial(_result, given, score(body))
-    return Decoded((request,), partial(_encode, literal, result, in_results, in_data), names=names)
+    encode = partial(_encode, literal, given.ids, score(body), in_results, in_data)
+    return Decoded((request,), encode, names=names)
 
 
-def read_request(body: Body, given: Documents) -> tuple[RerankRequest, Names]:
+def read_request(body: Body, given: Documents, posted: Posted) -> tuple[RerankRequest, Names]:
     """Reads all but the documents, and how the caller names it."""
-    _check_spans(body)
+    if body.get("relevant_spans") is not None:
+        _check_spans(body)
     instruction, name = _instruction(body)
     chunks = fields.count(body, "max_chunks_per_doc")
     request = RerankRequest(
         query=fields.query(body),
         documents=given.scored,
-        model=fields.text(body, "model"),
+        model=posted.model or fields.text(body, "model"),
         top_n=fields.top_n(body, fields.first(body, "top_n", "top_k"), len(given.scored)),
         min_relevance_score=fields.number(body, "min_relevance_score"),
         instruction=instruction,
@@ -58,8 +63,6 @@ def read_request(body: Body, given: Documents) -> tuple[RerankRequest, Names]:
 
 def _check_spans(body: Body) -> None:
     """Raises UnsupportedOption for Cohere's spans: a reply without any would say that none is relevant."""
-    if body.get("relevant_spans") is None:
-        return
     modes = "enabled", "disabled"
     if fields.choice(fields.Nested(body), "relevant_spans.mode", modes, modes[0]) == modes[0]:
         raise UnsupportedOption.of("relevant_spans", "no model here gives spans: leave it out, or disable it")
@@ -91,34 +94,40 @@ def _instruction(body: Body) -> tuple[str, str]:
     """Reads the instruction and names its field; Xinference's clients put it into a JSON text."""
     name, kwargs = fields.first(body, "instruction", "instruct"), body.get("kwargs")
     if body.get(name) is None and kwargs is not None:
-        try:
-            body = fields.Nested({"kwargs": orjson.loads(kwargs) if isinstance(kwargs, str) else kwargs})
-        except orjson.JSONDecodeError:
-            raise InvalidRequest.of("kwargs", "is not JSON") from None
+        body = fields.Nested({"kwargs": _parsed(kwargs) if isinstance(kwargs, str) else kwargs})
         name = fields.first(body, "kwargs.instruction", "kwargs.instruct")
     return fields.text(body, name), name
 
 
-def _result(given: Documents, score: Score, result: ScoredDocument) -> dict[str, Json]:
-    """Writes a result; an id is there where the caller gave one, `truncated` where it is true."""
-    index = result.index
-    written: dict[str, Json] = {"index": index, "relevance_score": score(result)}
-    if given.scored[index].id:
-        written["id"] = given.sent[index]["id"]
-    if result.truncated:
-        written["truncated"] = True
-    return written
+def _parsed(kwargs: str) -> Json:
+    check_length("kwargs", kwargs, MAX_KWARGS)
+    try:
+        return orjson.loads(kwargs)
+    except orjson.JSONDecodeError:
+        raise InvalidRequest.of("kwargs", "is not JSON") from None
+
+
+def _results(ids: Mapping[int, Json], score: Score, reply: Reply) -> list[dict[str, Json]]:
+    """Writes results; an id is there where the caller gave one, `truncated` where it is true."""
+    results = [{"index": result.index, "relevance_score": score(result)} for result in reply.results]
+    for written, result in zip(results, reply.results, strict=True):
+        if result.index in ids:
+            written["id"] = ids[result.index]
+        if result.truncated:
+            written["truncated"] = True
+    return results
 
 
 def _encode(
     literal: str,
-    result: Callable[[ScoredDocument], dict[str, Json]],
+    ids: Mapping[int, Json],
+    score: Score,
     in_results: Sequence[Json],
     in_data: Sequence[Json],
     reply: Reply,
 ) -> Json:
     """Writes `results`, the older list `data` with the same scores, and the documents asked for."""
-    results = list(map(result, reply.results))
+    results = _results(ids, score, reply)
     data = [{"index": each["index"], "score": each["relevance_score"], **each} for each in results]
     return {
         "id": reply.request_id,

@@ -26,12 +26,14 @@ from rerank_grpc.types import LABEL, RerankRequest
 TRUNCATION = "truncate", "truncation_direction"
 
 
-def _decode(body: Body, _posted: Posted) -> Decoded:
+def _decode(body: Body, posted: Posted) -> Decoded:
     given = documents.read(body, "texts")
-    given.check_same(body, "documents")
+    if body.get("documents") is not None:
+        given.check_same(body, "documents")
     request = RerankRequest(
         query=fields.query(body),
         documents=given.scored,
+        model=posted.model,
         top_n=fields.top_n(body, "top_n", len(given.scored)),
         truncation=fields.truncation(body, *TRUNCATION),
     )
@@ -45,11 +47,11 @@ def _encode(shown: Sequence[Json], score: Score, reply: Reply) -> Json:
     return with_documents(results, "text", shown)
 
 
-def _decode_predict(body: Body, _posted: Posted) -> Decoded:
-    return decoded_predict(body)
+def _decode_predict(body: Body, posted: Posted) -> Decoded:
+    return decoded_predict(body, posted.model)
 
 
-def decoded_predict(body: Body, model: str = "") -> Decoded:
+def decoded_predict(body: Body, model: str) -> Decoded:
     """Reads a pair, or a list of pairs; a single text has nothing to be scored against."""
     inputs = body.get("inputs")
     if not isinstance(inputs, list):

@@ -23,6 +23,9 @@ RELEVANCE: Score = attrgetter("relevance_score")
 # DeepInfra's paths and Hugging Face's name the model; the latter's may also name a task.
 _MODEL_IN_PATH = re.compile(r"/(?:(?:v1/)?inference|(?:hf-inference/)?models)/(.+?)(?:/pipeline/[^/]+)?")
 
+# A path that ends in one of these is a rerank path, whatever is before it.
+ENDINGS = ("/rerank", "/reranking", "/reranks")
+
 # The fields of a gRPC request whose names in a body differ from dialect to dialect.
 _FIELD = re.compile(r"(query)|(instruction)|documents\[(\d+)\]\.text")
 
@@ -46,13 +49,12 @@ class Posted(NamedTuple):
     """Where a body was posted, and whether documents come back where its caller does not say."""
 
     path: str
-    prefix: str = ""
     with_documents: bool = True
 
     @property
     def model(self) -> str:
         """The model that the path names, "" where it names none."""
-        found = _MODEL_IN_PATH.fullmatch(self.path)
+        found = None if self.path.endswith(ENDINGS) else _MODEL_IN_PATH.fullmatch(self.path)
         return found[1] if found else ""
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.limits import LIMITS, check_count, check_length
+from rerank_grpc.limits import LIMITS, check_count
 from rerank_grpc.rest.forms import fields
 from rerank_grpc.rest.forms.decoded import Body, Json, Names
 from rerank_grpc.types import Document
@@ -37,23 +37,31 @@ class Documents(NamedTuple):
     def objects(self) -> list[Json]:
         """The documents as objects: those that were sent as one, and the other texts under `text`."""
         return [
-            sent if isinstance(sent, dict) else {"text": document.text}
-            for sent, document in zip(self.sent, self.scored, strict=True)
+            {"text": sent} if isinstance(sent, str) else self._object(index)
+            for index, sent in enumerate(self.sent)
         ]
+
+    def _object(self, index: int) -> Json:
+        sent = self.sent[index]
+        return sent if isinstance(sent, dict) else {"text": self.scored[index].text}
+
+    @property
+    def ids(self) -> dict[int, Json]:
+        """The callers' own ids, as they were sent, by the place of their documents."""
+        return {index: self.sent[index]["id"] for index, document in enumerate(self.scored) if document.id}
 
     def field(self, index: int) -> str:
         """Names the caller's own field that holds a document's text."""
         name = f"{self.name}[{index}]"
-        return name if self.rank_fields else fields.text_name(name, self.sent[index])
+        composed = [*self.rank_fields] not in ([], ["text"])
+        return name if composed else fields.text_name(name, self.sent[index])
 
     def names(self, body: Body, query: str = "query", instruction: str = "instruction") -> Names:
         """Makes the names of a ranking, whose query is in another field of the body."""
         return Names(fields.text_name(query, body.get(query)).format, self.field, instruction)
 
     def check_same(self, body: Body, name: str) -> None:
-        """Raises InvalidRequest where another list is there and holds other texts; names the first place."""
-        if body.get(name) is None:
-            return
+        """Raises InvalidRequest where another list holds other texts; names the first place."""
         other = read(body, name, self.rank_fields)
         for index, (theirs, ours) in enumerate(zip(other.scored, self.scored, strict=False)):
             if theirs.text != ours.text:
@@ -82,8 +90,9 @@ def read(body: Body, name: str, rank_fields: Sequence[str] = ()) -> Documents:
     return Documents(tuple(scored), listed, name, rank_fields)
 
 
-def rank_fields(body: Body, name: str = "rank_fields") -> list[str]:
+def rank_fields(body: Body) -> list[str]:
     """Reads the names of the fields that are scored of an object, each once, in the caller's order."""
+    name = "rank_fields"
     listed = body.get(name)
     if listed is None:
         return []
@@ -95,10 +104,10 @@ def rank_fields(body: Body, name: str = "rank_fields") -> list[str]:
 
 
 def _document(name: str, item: Any, rank_fields: Sequence[str]) -> Document:
+    _check_depth(name, item)
     if isinstance(item, dict):
-        _check_depth(name, item)
         text = _ranked(name, item, rank_fields) if rank_fields else fields.content(name, item)
-        return Document(_own_fields(name, item) if text is None else text, _id(name, item.get("id")))
+        return Document(_own_fields(name, item) if text is None else text, _id(item.get("id")))
     text = fields.content(name, item)
     if text is None:
         raise fields.no_text(name, item)
@@ -118,12 +127,12 @@ def _own_fields(name: str, item: Mapping[str, Any]) -> str:
 
     The id says nothing about relevance, and objects and lists (vectors, metadata) would drown the rest.
     """
-    left_out = {"id", "type"} if item.get("type") in tuple(fields.MEDIA) else {"id"}
-    left_out |= fields.MEDIA.keys()
+    of_a_part = item.get("type") in (*fields.TEXT_TYPES, *fields.MEDIA)
+    left_out = fields.MEDIA.keys() | ({"id", "type"} if of_a_part else {"id"})
     found = {
         field: value
         for field, value in item.items()
-        if isinstance(value, str | int | float) and field not in left_out
+        if isinstance(value, (str, int, float)) and field not in left_out
     }
     if not found:
         raise fields.no_text(name, item)
@@ -141,22 +150,18 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
-def _id(document: str, found: Any) -> str:
-    """Reads the caller's own id of a document, a text or a whole number."""
-    if found is None:
+def _id(found: Any) -> str:
+    """Reads the caller's own id of a document, a short text or a whole number; else it is a mere field."""
+    if isinstance(found, bool) or not isinstance(found, (str, int)):
         return ""
-    name = f"{document}.id"
-    if isinstance(found, float) and found.is_integer():
-        found = int(found)
-    if isinstance(found, bool) or not isinstance(found, str | int):
-        raise fields.wrong(name, "a text or a whole number", found)
-    check_length(name, str(found), LIMITS.id_characters)
-    return str(found)
+    own = str(found)
+    return own if len(own) <= LIMITS.id_characters else ""
 
 
-def _check_depth(name: str, item: Mapping[str, Any]) -> None:
-    """Raises InvalidRequest for an object that orjson reads, but does not write as deep within a reply."""
-    if any(isinstance(value, dict | list) for value in item.values()):
+def _check_depth(name: str, item: Any) -> None:
+    """Raises InvalidRequest for a document that orjson reads, but does not write as deep within a reply."""
+    values = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    if any(isinstance(value, (dict, list)) for value in values):
         try:
             orjson.dumps({"results": [{"document": item}]})
         except orjson.JSONEncodeError:

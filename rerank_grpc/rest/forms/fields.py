@@ -16,6 +16,9 @@ MAX_DIGITS = 40
 WHOLE = re.compile(r"\s*[+-]?[0-9]+(\.0*)?\s*")
 DECIMAL = re.compile(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*")
 
+# The types of a content part that hold text.
+TEXT_TYPES = ("text", "input_text")
+
 # The fields of an object, and the types of a content part, that hold no text.
 MEDIA = {
     "audio": "sounds",
@@ -127,7 +130,7 @@ def _part(name: str, part: Any) -> str:
     """Reads one content part, an object of type text."""
     if not isinstance(part, dict):
         raise wrong(name, "a part of type text", part)
-    read = part.get("text") if part.get("type", "text") in ("text", "input_text") else None
+    read = part.get("text") if part.get("type", "text") in TEXT_TYPES else None
     if not isinstance(read, str):
         raise no_text(name, part)
     return read
@@ -162,6 +165,8 @@ def whole(body: Body, name: str) -> int:
 
 def count(body: Body, name: str) -> int:
     """Reads a whole number from 0; absent is 0."""
+    if body.get(name) is None:
+        return 0
     number = whole(body, name)
     if number < 0:
         raise InvalidRequest.of(name, "must not be below 0")

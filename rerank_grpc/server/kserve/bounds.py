@@ -46,7 +46,7 @@ def _values(kind: Descriptor, data: bytes, path: str, at: int, end: int) -> Iter
         number, wire = key >> 3, key & 7
         stop = skip(data, at, wire)
         if stop is None:
-            raise InvalidRequest(f"the message is not a {kind.full_name}")
+            raise InvalidRequest(f"the message is no {kind.full_name}")
         field = kind.fields_by_number.get(number)
         name = path + (_name(field, seen[number]) if field else f"field {number}")
         seen[number] += 1
