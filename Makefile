@@ -60,7 +60,7 @@ format: $(VENV)/.dev  ## Formats the code and sorts its imports.
 test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs against the REST server.
 	@$(BIN)/python clients/conformance/run.py all
 
-test-clients-quick: $(VENV)/.demo  ## The same with the eight that install fastest.
+test-clients-quick: $(VENV)/.demo  ## The same with those that install fastest, in a minute.
 	@$(BIN)/python clients/conformance/run.py quick
 
 test-openapi: $(VENV)/.dev  ## Runs schemathesis against the REST server's OpenAPI document.
@@ -87,7 +87,7 @@ image:  ## Builds the container image: for CPUs, or with the torch of TORCH_INDE
 	@ENGINE='$(ENGINE)' scripts/image.sh -t $(IMAGE) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(IMAGE_ARGS)
 
 clean:  ## Removes what the targets above have installed and cached.
-	rm -rf $(VENV) tools/buf/node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	rm -rf $(VENV) .tools/conformance tools/buf/node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -18,7 +18,7 @@ from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.serve import summary
 from rerank_grpc.cli.terminal import Row, Screen, bar, cells, clip, printable, ranking, table
-from rerank_grpc.config.settings import RestSettings, ServerSettings
+from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.types import ModelInfo, State
 from tests.command import Served, environment, full_pipe, run, served
 from tests.support import wait_for
@@ -138,11 +138,14 @@ def test_a_table_too_wide_becomes_blocks():
 def test_the_known_models_fit_the_terminal(width, begin):
     lines = list(terminal.available(tuple(builtin()), Screen(width)))
     empty = lines.index("")
-    assert max(map(cells, lines[:empty])) <= max(width or 1000, 60)
+    longest_id = max(len(known.id) for known in builtin())
+    assert max(map(cells, lines)) <= max(width or 1000, longest_id + 2)
     assert [line.split() for line in lines[: len(begin)]] == [line.split() for line in begin]
-    refused = [line for line in lines if line.startswith("not served: ")]
-    assert refused == lines[empty + 1 :]
-    assert any(line.startswith("not served: jinaai/jina-reranker-v3: it reads all") for line in refused)
+    refused = [line for line in lines if line.startswith("not served:")]
+    assert refused == [line for line in lines[empty + 1 :] if not line.startswith("  ")]
+    assert len(refused) == sum(bool(known.unsupported) for known in builtin())
+    assert any(line.startswith("not served: jinaai/jina-reranker-v3: it reads ") for line in refused)
+    assert any("use Qwen/Qwen3-Reranker-0.6B" in line for line in lines[empty:])
 
 
 def test_a_tables_last_column_gives_way_down_to_a_width():
@@ -183,6 +186,20 @@ def test_the_banner_says_what_needs_no_token():
     assert access(access_tokens=("a", "b"), reflection="open") == (
         "one of 2 tokens, but for health and reflection"
     )
+
+
+def test_the_banner_says_which_pages_may_call_and_who_takes_other_names():
+    def lines(*aliases, **rest):
+        model = ModelSpec("a", "embedded", aliases)
+        settings = ServerSettings(models=(model,), rest=RestSettings(**rest))
+        return list(summary(settings, (50051, 50052, 6006), (), Screen(80)))
+
+    assert "REST            http://127.0.0.1:6006" in lines()
+    own = "REST            http://127.0.0.1:6006, for pages of https://a.example, https://b.example too"
+    assert own in lines(cors=("https://a.example", "https://b.example"))
+    assert "REST            http://127.0.0.1:6006, for pages of every origin too" in lines(cors=("*",))
+    assert "other names     a" in lines("b", "*")
+    assert not any(line.startswith("other names") for line in lines("b"))
 
 
 # What is refused

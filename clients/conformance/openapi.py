@@ -1,6 +1,7 @@
 """Runs schemathesis against REST: 500 cases an operation, and what it must not find.
 
     python clients/conformance/openapi.py
+    python clients/conformance/openapi.py --include-path /v1/rerank     or other options of `schemathesis run`
 
 The server's model costs nothing, so that an answer that takes a second is the
 REST's own. Like run.py it builds an environment of its own under .tools.
@@ -34,7 +35,7 @@ def main() -> int:
             Path(__file__).with_name("schemathesis.toml"),
         ]
         command += ["run", f"http://127.0.0.1:{port}/openapi.json", "--max-examples", str(CASES)]
-        command += ["--max-response-time", str(SECONDS)]
+        command += ["--max-response-time", str(SECONDS), *sys.argv[1:]]
         return subprocess.run(command, env={**os.environ, **DIRECT}, check=False).returncode
 
 

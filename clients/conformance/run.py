@@ -1,7 +1,7 @@
 """Runs real clients against the running REST server and says what each of them made of it.
 
-    python clients/conformance/run.py quick     the eight cheapest to install
-    python clients/conformance/run.py all       every one
+    python clients/conformance/run.py quick     those that install fastest, in a minute
+    python clients/conformance/run.py all       every one, in ten minutes
     ... --write                                 and writes docs/clients.md's table
 
 Each client lives in an environment of its own under .tools/conformance, built

@@ -25,13 +25,13 @@ from rerank_grpc.config.parsing import suggestion
 EXAMPLES = {
     "": """\
 examples:
-  rerank-grpc serve                                  the embedded model, on 127.0.0.1:50051
-  rerank-grpc rerank "what is a panda?" docs.txt     rank the lines of a file
-  rerank-grpc models                                 what is served, and in what state
-  rerank-grpc models --available                     what can be served: size, languages, licence
-  rerank-grpc health                                 exit 0 when the model can be called
-  rerank-grpc download bge-reranker-v2-m3            fetch a model, so that serving it needs no network
-  rerank-grpc verify bge-reranker-v2-m3              check its scores on this machine
+  rerank-grpc serve                               the embedded model
+  rerank-grpc rerank "what is a panda?" docs.txt  rank the lines of a file
+  rerank-grpc models                              what is served, in what state
+  rerank-grpc models --available                  what can be served
+  rerank-grpc health                              exit 0 when it can be called
+  rerank-grpc download bge-reranker-v2-m3         fetch a model beforehand
+  rerank-grpc verify bge-reranker-v2-m3           check its scores here
 """,
     "serve": f"""\
 examples:

@@ -18,7 +18,7 @@ from rerank_grpc.cli import terminal
 from rerank_grpc.cli.process import Process, address, needs
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config.reading import forgotten_token, proxy_of, read_rest_settings, read_settings
-from rerank_grpc.config.settings import RestSettings, ServerSettings
+from rerank_grpc.config.settings import ANY_NAME, RestSettings, ServerSettings
 from rerank_grpc.config.targets import is_loopback
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.types import Health, ModelInfo, State
@@ -158,16 +158,26 @@ def summary(
     target = address(settings.host, port)
     access = _access(len(settings.access_tokens), settings.reflection)
     admin = address(settings.admin_host, admin_port) if admin_port is not None else "off"
-    url = f"http://{address(settings.rest.host, rest_port)}" if rest_port is not None else "off"
+    rest = _rest(settings.rest, rest_port) if rest_port is not None else "off"
     yield from ("", screen.paint(f"rerank-grpc {__version__} serves rerank.v1 at {target}", "bold"), "")
     yield from terminal.models(infos, screen)
     yield ""
-    for name, text in (("admin port", admin), ("REST", url), ("authentication", access)):
+    others = [("other names", model.name) for model in settings.models if ANY_NAME in model.aliases]
+    for name, text in (*others, ("admin port", admin), ("REST", rest), ("authentication", access)):
         yield f"{screen.paint(name, 'dim')}{' ' * (16 - len(name))}{text}"
     for warning in _warnings(settings, target):
         yield ""
         yield from (screen.paint(line, "yellow", "bold") for line in warning.splitlines())
     yield from ("", "Ctrl-C stops it.")
+
+
+def _rest(settings: RestSettings, port: int) -> str:
+    """Says where REST is, and which pages in a browser may call it."""
+    url = f"http://{address(settings.host, port)}"
+    if not settings.cors:
+        return url
+    origins = "every origin" if "*" in settings.cors else ", ".join(settings.cors)
+    return f"{url}, for pages of {origins} too"
 
 
 def _access(count: int, reflection: str) -> str:

@@ -224,7 +224,7 @@ def available(catalogue: Sequence[KnownModel], screen: Screen) -> Iterable[str]:
     if refused:
         yield ""
     for known in refused:
-        yield f"{screen.paint('not served:', 'dim')} {printable(f'{known.id}: {known.unsupported}')}"
+        yield from _refusal(known, screen)
 
 
 def _paragraph(known: KnownModel, screen: Screen) -> Iterable[str]:
@@ -240,6 +240,18 @@ def _paragraph(known: KnownModel, screen: Screen) -> Iterable[str]:
     width = screen.width or 80
     for line in textwrap.wrap(printable(text), width, initial_indent="  ", subsequent_indent="  "):
         yield clip(line, width)
+
+
+def _refusal(known: KnownModel, screen: Screen) -> Iterable[str]:
+    """Says why a known model is not served, in as many lines as the screen needs; none of them cuts an id."""
+    mark = "not served:"
+    text = f"{mark} {printable(f'{known.id}: {known.unsupported}')}"
+    wrap = textwrap.TextWrapper(
+        screen.width or len(text), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    lines = wrap.wrap(text)
+    yield screen.paint(mark, "dim") + lines[0].removeprefix(mark)
+    yield from lines[1:]
 
 
 def health(health: Health) -> Iterable[str]:

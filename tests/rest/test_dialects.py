@@ -8,7 +8,7 @@ import pytest
 from rerank_grpc.rest.dialects import dialect_of, presumed
 from rerank_grpc.rest.forms.decoded import Posted
 from rerank_grpc.server.server import RerankServer
-from tests.rest.support import call, rest_server
+from tests.rest.support import call, post, rest_server
 
 DOCUMENTS = {"query": "q", "documents": ["d"]}
 
@@ -67,6 +67,10 @@ DOCUMENTS = {"query": "q", "documents": ["d"]}
         ({"query": "q", "texts": ["d"]}, "", "/v1/inference/org/name", "tei"),
         (DOCUMENTS, "", "/api/v1/rerank", "openrouter"),
         (DOCUMENTS, "cohere", "/api/v1/rerank", "superset"),
+        (DOCUMENTS, "", "/api/rerank", "ollama"),
+        (DOCUMENTS | {"top_k": 1}, "", "/api/rerank", "voyage"),
+        (DOCUMENTS, "ollama", "/v1/rerank", "ollama"),
+        (DOCUMENTS, "", "/acme/api/rerank", "superset"),
         (DOCUMENTS, "openrouter", "/rerank", "openrouter"),
         (DOCUMENTS, "", "/api/v1/services/rerank/text-rerank/text-rerank", "superset"),
         ({}, "", "/api/v1/services/rerank/text-rerank/text-rerank", "dashscope"),
@@ -103,6 +107,13 @@ def test_a_server_may_send_documents_to_those_alone_who_ask(
             reply = call(port, "POST", path, DOCUMENTS | {"return_documents": asked}).json
             (result,) = reply[results] if results else reply
             assert ("document" in result) is bool(asked)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/api/v1/rerank", "/sglang/v1/rerank"])
+def test_spans_are_refused_in_every_flavour_of_the_common_form(port: int, path: str) -> None:
+    for spans in ({}, {"mode": "enabled"}):
+        assert "relevant_spans" in post(port, path, DOCUMENTS | {"relevant_spans": spans}).raw.decode()
+    assert post(port, path, DOCUMENTS | {"relevant_spans": {"mode": "disabled"}}).status == 200
 
 
 PINECONE = {"X-Pinecone-Api-Version": "2025-10"}

@@ -8,7 +8,7 @@ import pytest
 from starlette.types import Message
 
 from rerank_grpc import __version__
-from rerank_grpc.limits import LIMITS
+from rerank_grpc.limits import LIMITS, VISIBLE
 from rerank_grpc.rest.docs import document, routes
 from rerank_grpc.rest.errors import STATUSES
 from rerank_grpc.types import LABEL
@@ -45,8 +45,11 @@ def test_the_document_states_the_version_and_the_limits_that_hold(port: int) -> 
     rerank, tei = schemas["RerankRequest"]["properties"], schemas["TeiRequest"]["properties"]
     for documents in (rerank["documents"], tei["texts"]):
         assert (documents["minItems"], documents["maxItems"]) == (1, LIMITS.documents)
-    for text in (rerank["query"]["anyOf"][0], tei["query"], rerank["instruction"], tei["texts"]["items"]):
+    for text in (schemas["Query"], rerank["instruction"], tei["texts"]["items"]):
         assert text["maxLength"] == LIMITS.characters
+    assert rerank["query"]["anyOf"][0] == tei["query"] == {"$ref": "#/components/schemas/Query"}
+    visible = re.sub(r"\\U(\w{8})", lambda found: chr(int(found[1], 16)), VISIBLE.pattern)
+    assert schemas["Query"]["pattern"] == visible
     plain, with_text, *_ = rerank["documents"]["items"]["anyOf"]
     assert plain["maxLength"] == with_text["properties"]["text"]["maxLength"] == LIMITS.characters
     labels = schemas["Info"]["properties"]["model_type"]["properties"]["reranker"]["properties"]

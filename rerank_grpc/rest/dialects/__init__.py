@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rerank_grpc.rest.dialects import huggingface
 from rerank_grpc.rest.dialects.dashscope import DASHSCOPE
-from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, OPENROUTER, SGLANG, VOYAGE
+from rerank_grpc.rest.dialects.flavours import FASTGPT, INFINITY, OLLAMA, OPENROUTER, SGLANG, VOYAGE
 from rerank_grpc.rest.dialects.huggingface import HUGGING_FACE
 from rerank_grpc.rest.dialects.legacy import BATCH, TEXT_PAIRS
 from rerank_grpc.rest.dialects.mixedbread import MIXEDBREAD
@@ -24,6 +24,7 @@ BY_PATH = {
     "/v1/score": SCORE,
     "/v1/ranking": NIM,
     "/bge-reranker-base/post": TEXT_PAIRS,
+    "/api/rerank": OLLAMA,
     "/api/v1/services/rerank/text-rerank/text-rerank": DASHSCOPE,
     "/v1/inference/{model:path}": DEEPINFRA,
     "/inference/{model:path}": DEEPINFRA,
@@ -95,6 +96,7 @@ PREFIXES: dict[str, tuple[Dialect, ...]] = {
     "nvidia": (NIM,),
     "pinecone": (PINECONE,),
     "sglang": (SGLANG,),
+    "ollama": (OLLAMA,),
     "openrouter": (OPENROUTER,),
     "tei": (PREDICT, RERANK),
     "text-pairs": (TEXT_PAIRS,),
@@ -138,6 +140,6 @@ def dialect_of(body: Body, prefix: str, path: str) -> Dialect:
             return dialect
     dialect = presumed(prefix, path)
     # A query with documents says more than the path of another form does.
-    if not prefix and dialect is not OPENROUTER and present >= {"query", "documents"}:
+    if not prefix and dialect not in (OLLAMA, OPENROUTER) and present >= {"query", "documents"}:
         return SUPERSET
     return dialect

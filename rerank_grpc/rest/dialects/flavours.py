@@ -69,9 +69,11 @@ def _openrouter_error(problem: Problem) -> tuple[int, Json]:
     return status, {**body, "error": {**body["error"], "code": status}}
 
 
-# Voyage's clients check the literal "list"; Infinity's raises on it, and wants documents as texts.
+# Voyage's clients check the literal "list"; Infinity's raises on it, and wants documents as texts,
+# as Dify's plugin for Ollama does.
 VOYAGE = Dialect("voyage", partial(decode, literal="list"))
 INFINITY = Dialect("infinity", partial(decode, literal="rerank", plain=True))
+OLLAMA = Dialect("ollama", partial(decode, plain=True))
 FASTGPT = Dialect("fastgpt", _decode_fastgpt, _fastgpt_error)
 SGLANG = Dialect("sglang", _decode_sglang, _sglang_error)
 OPENROUTER = Dialect("openrouter", decode, _openrouter_error)

@@ -29,8 +29,6 @@ def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -
     given = documents.read(body, "documents", documents.rank_fields(body))
     if body.get("texts") is not None:
         given.check_same(body, "texts")
-    if body.get("relevant_spans") is not None:
-        _check_spans(body)
     request, names = read_request(body, given, posted)
     asked = fields.first(body, "return_documents", "return_text")
     in_data = given.texts if fields.flag(body, asked, True) else []
@@ -45,6 +43,8 @@ def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -
 
 def read_request(body: Body, given: Documents, posted: Posted) -> tuple[RerankRequest, Names]:
     """Reads all but the documents, and how the caller names it."""
+    if body.get("relevant_spans") is not None:
+        _check_spans(body)
     instruction, name = _instruction(body)
     chunks = fields.count(body, "max_chunks_per_doc")
     request = RerankRequest(
