@@ -17,6 +17,9 @@ from rerank_grpc.rest.forms.decoded import Json
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import LABEL, Health, ModelInfo, State
 
+# A longer name is no model's, and fits no message that asks for its health.
+LONGEST_NAME = 1_000
+
 Endpoint = Callable[[Exchange], Awaitable[Json]]  # None has no body
 
 
@@ -106,9 +109,9 @@ class Discovery:
         models = await self._upstream.models(exchange.token)
         listed = {name: model for model in models for name in _names(model)}
         called = wanted
-        if wanted not in listed:
+        if wanted not in listed and len(wanted) <= LONGEST_NAME:
             called = (await self._upstream.health(exchange.token, wanted)).model
-        if called not in listed:  # of several servers, another has answered
+        if called not in listed:  # also where, of several servers, another has answered
             raise UnknownModel("no model has that name: see /v1/models")
         return self._entry(wanted, listed[called])
 

@@ -145,6 +145,8 @@ def test_a_path_is_in_no_listing(here: Path, monkeypatch: pytest.MonkeyPatch, so
         told.append(str(stub.ListModels(pb.ListModelsRequest())))
         told.append(post(port, "/v1/rerank", {**DOCUMENTS, "model": "none"}).json["message"])
         unknown = get(port, "/v1/models/none")
+        too_long = get(port, f"/v1/models/{'n' * 20_000}")
+        assert (too_long.status, too_long.json["message"]) == (404, "no model has that name: see /v1/models")
         assert unknown.status == 404
         told.append(unknown.json["message"])
         assert [text for text in told if "private" in text or str(here) in text] == []
