@@ -57,7 +57,7 @@ format: $(VENV)/.dev  ## Formats the code and sorts its imports.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs against the REST server.
+test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs against the server.
 	@$(BIN)/python clients/conformance/run.py all
 
 test-clients-quick: $(VENV)/.demo  ## The same with those that install fastest, in a minute.

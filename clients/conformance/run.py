@@ -1,4 +1,4 @@
-"""Runs real clients against the running REST server and says what each of them made of it.
+"""Runs real clients against the running server and says what each of them made of it.
 
     python clients/conformance/run.py quick     those that install fastest, in a minute
     python clients/conformance/run.py all       every one, in ten minutes
