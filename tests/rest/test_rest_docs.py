@@ -50,7 +50,7 @@ def test_the_document_states_the_version_and_the_limits_that_hold(port: int) -> 
     assert rerank["query"]["anyOf"][0] == tei["query"] == {"$ref": "#/components/schemas/Query"}
     visible = re.sub(r"\\U(\w{8})", lambda found: chr(int(found[1], 16)), VISIBLE.pattern)
     assert schemas["Query"]["pattern"] == visible
-    plain, with_text, *_ = rerank["documents"]["items"]["anyOf"]
+    plain, with_text, *_ = schemas["Document"]["anyOf"]
     assert plain["maxLength"] == with_text["properties"]["text"]["maxLength"] == LIMITS.characters
     labels = schemas["Info"]["properties"]["model_type"]["properties"]["reranker"]["properties"]
     assert labels["label2id"]["examples"] == [{LABEL: 0}]
