@@ -1,14 +1,30 @@
 """The base install is light: the contract, the Python client and the command line."""
 
+import os
+import socket
 import subprocess
 import sys
 import venv
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LIGHT = {"rerank-grpc", "grpcio", "protobuf", "googleapis-common-protos", "typing-extensions"}
+
+
+def environment_of_pip():
+    """Makes an environment without a proxy at which nothing listens: packages may be found without it."""
+    kept = dict(os.environ)
+    for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"):
+        proxy = urlsplit(kept.get(name, ""))
+        if proxy.hostname and proxy.port:
+            with socket.socket() as probe:
+                probe.settimeout(5)
+                if probe.connect_ex((proxy.hostname, proxy.port)):
+                    del kept[name]
+    return kept
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +41,15 @@ def bare(tmp_path_factory):
             (source / name).write_bytes((ROOT / name).read_bytes())
     wheels = folder / "wheels"
     pip = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, source], check=True, timeout=100)
+    environment = environment_of_pip()
+    command = [*pip, "wheel", "--no-deps", "-w", wheels, source]
+    subprocess.run(command, check=True, timeout=100, env=environment)
     venv.create(folder / "venv", with_pip=False)
     (wheel,) = wheels.glob("*.whl")
     python = folder / "venv" / "bin" / "python"
     constraints: list[str | Path] = ["-c", ROOT / "constraints.txt"]
-    subprocess.run([*pip, "--python", python, "install", *constraints, wheel], check=True, timeout=100)
+    command = [*pip, "--python", python, "install", *constraints, wheel]
+    subprocess.run(command, check=True, timeout=100, env=environment)
     return python.parent
 
 
