@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import enum
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 
@@ -90,6 +90,18 @@ class InvalidRequest(RerankError):
         """Makes the error for one field; the message is "field: description"."""
         violation = FieldViolation(field, description)
         return cls(f"{field}: {description}", metadata=metadata, violations=[violation])
+
+    def renamed(self, name_of: Callable[[str], str]) -> InvalidRequest:
+        """Makes the same error in a caller's own names; `name_of` takes a field of the request."""
+        message, violations = self.message, []
+        for violation in self.violations:
+            own = violation._replace(field=name_of(violation.field))
+            if message.startswith(f"{violation.field}: "):
+                message = own.field + message.removeprefix(violation.field)
+            violations.append(own)
+        return type(self)(
+            message, metadata=self.metadata, retry_after=self.retry_after, violations=violations
+        )
 
 
 class UnsupportedOption(InvalidRequest):

@@ -17,6 +17,8 @@ VISIBLE = re.compile(
     r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U00013430-\U0001343f"
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+# The field that holds a document's text, as errors name it.
+DOCUMENT_TEXT = re.compile(r"documents\[(\d+)\]\.text")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,10 +53,7 @@ def renaming(name_of: Callable[[str], str]) -> Iterator[None]:
         return
     except InvalidRequest as error:
         found = error
-    renamed = [each._replace(field=name_of(each.field)) for each in found.violations]
-    if not renamed:
-        raise found
-    raise type(found).of(*renamed[0], metadata=found.metadata)
+    raise found.renamed(name_of)
 
 
 def abort(context: grpc.ServicerContext, error: RerankError) -> None:

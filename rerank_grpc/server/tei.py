@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from time import monotonic
@@ -19,7 +18,7 @@ from rerank_grpc.server.call_log import CallRecord, Sink
 from rerank_grpc.server.handler import answering, call_of
 from rerank_grpc.server.lanes import Service, parser
 from rerank_grpc.server.methods import CallLanes, texts_parser
-from rerank_grpc.server.parts import Part, score_parts
+from rerank_grpc.server.parts import FieldNames, Part, score_parts
 from rerank_grpc.types import (
     LABEL,
     Call,
@@ -33,27 +32,14 @@ from rerank_grpc.types import (
 _Options = tei.RerankRequest | tei.RerankStreamRequest | tei.PredictPairRequest
 _RIGHT, _LEFT = tei.TRUNCATION_DIRECTION_RIGHT, tei.TRUNCATION_DIRECTION_LEFT
 
-_DOCUMENT = re.compile(r"documents\[(\d+)\]\.text")
+
+def _other(field: str) -> str:
+    return "texts" if field == "documents" else field
 
 
-class _Names(NamedTuple):
-    """A caller's own fields, for errors; `{}` stands for the place of a text, or of a query's first text."""
-
-    query: str
-    text: str
-
-    def name(self, places: Sequence[int], field: str) -> str:
-        """Renames a field of a request that holds the texts of some places."""
-        if found := _DOCUMENT.fullmatch(field):
-            return self.text.format(places[int(found[1])])
-        if field == "query":
-            return self.query.format(places[0])
-        return "texts" if field == "documents" else field
-
-
-_OF_RERANK = _Names("query", "texts[{}]")
-_OF_STREAM = _Names("requests[{}].query", "requests[{}].text")
-_OF_PAIR = _Names("inputs[0]", "inputs[1]")
+_OF_RERANK = FieldNames("query", "texts[{}]", _other)
+_OF_STREAM = FieldNames("requests[{}].query", "requests[{}].text", _other)
+_OF_PAIR = FieldNames("inputs[0]", "inputs[1]", _other)
 
 
 class _Asked(NamedTuple):
@@ -61,7 +47,7 @@ class _Asked(NamedTuple):
 
     texts: Sequence[str]
     groups: Mapping[tuple[str, Truncation], Sequence[int]]
-    names: _Names
+    names: FieldNames
 
     @property
     def characters(self) -> int:
@@ -174,7 +160,7 @@ class TeiServicer:
         """Scores the texts, one group after another; returns a result for each, in the texts' order."""
         started = monotonic()
         record.documents = len(asked.texts)
-        results, record.summary = score_parts(self._reranker, asked.parts(), call, asked.names.name)
+        results, record.summary = score_parts(self._reranker, asked.parts(), call, asked.names)
         return results, _metadata(asked.characters, record.summary.usage, monotonic() - started)
 
 

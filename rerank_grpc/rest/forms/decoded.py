@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.limits import DOCUMENT_TEXT
 from rerank_grpc.rest.errors import Problem, common_body
 from rerank_grpc.types import Document, RerankRequest, RerankResponse, ScoredDocument
 
@@ -25,9 +26,6 @@ _MODEL_IN_PATH = re.compile(r"/(?:(?:v1/)?inference|(?:hf-inference/)?models)/(.
 
 # A path that ends in one of these is a rerank path, whatever is before it.
 ENDINGS = ("/rerank", "/reranking", "/reranks")
-
-# The fields of a gRPC request whose names in a body differ from dialect to dialect.
-_FIELD = re.compile(r"(query)|(instruction)|documents\[(\d+)\]\.text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +68,12 @@ class Names(NamedTuple):
 
     def own(self, field: str, origin: Sequence[int]) -> str:
         """Translates a field of a gRPC request; `origin` holds the pairs that its documents came from."""
-        found = _FIELD.fullmatch(field)
-        if found is None:
-            return field
-        query, instruction, number = found.groups()
-        if instruction:
+        if field == "instruction":
             return self.instruction
-        index = 0 if query else int(number)
-        name = self.query if query else self.document
+        found = DOCUMENT_TEXT.fullmatch(field)
+        if found is None and field != "query":
+            return field
+        index, name = (int(found[1]), self.document) if found else (0, self.query)
         return name(origin[index] if origin else index)
 
 
@@ -106,15 +102,7 @@ class Decoded:
     def in_own_words(self, error: InvalidRequest, index: int) -> InvalidRequest:
         """Makes an error of the request at `index` name the fields as the caller does."""
         origin = self.origins[index] if self.origins else ()
-        message, violations = error.message, []
-        for violation in error.violations:
-            own = violation._replace(field=self.names.own(violation.field, origin))
-            if message.startswith(f"{violation.field}: "):
-                message = own.field + message.removeprefix(violation.field)
-            violations.append(own)
-        return type(error)(
-            message, metadata=error.metadata, retry_after=error.retry_after, violations=violations
-        )
+        return error.renamed(lambda field: self.names.own(field, origin))
 
 
 @dataclass(frozen=True, slots=True)

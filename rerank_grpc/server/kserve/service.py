@@ -86,7 +86,7 @@ class KServeServicer:
             self._model(request.model_name, request.model_version)
             inference = tensors.inference_from(request)
             record.documents = len(inference.passages)
-            results, summary = score_parts(self._reranker, inference.parts(), call, tensors.own_name)
+            results, summary = score_parts(self._reranker, inference.parts(), call, tensors.NAMES)
             record.summary = summary
             # A model that was not in memory has told its revision only now.
             _check_version(summary.model, summary.model_revision, request.model_version)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import LIMITS, check_count
 from rerank_grpc.protocols import inference_pb2 as pb
-from rerank_grpc.server.parts import Part
+from rerank_grpc.server.parts import FieldNames, Part
 from rerank_grpc.types import Document, RerankRequest, RerankSummary, ScoredDocument, Truncation
 from rerank_grpc.wire.messages import UINT32_MAX
 
@@ -33,7 +32,7 @@ OPTIONS: Mapping[str, tuple[type[object], str]] = {
     "ignore_unsupported_options": (bool, "a boolean"),
 }
 _Tensor: TypeAlias = pb.ModelInferRequest.InferInputTensor | pb.ModelInferRequest.InferRequestedOutputTensor
-_DOCUMENT = re.compile(r"documents\[(\d+)\]\.text")
+NAMES = FieldNames(f"{QUERY}[{{}}]", f"{PASSAGE}[{{}}]", "parameters[{}]".format)
 # Names of the caller's own in an error.
 NAME_CHARACTERS = 100
 
@@ -170,15 +169,6 @@ def _option(name: str, parameter: pb.InferParameter) -> Any:
     if type(value) is kind and (not isinstance(value, int) or 0 <= value <= UINT32_MAX):
         return value
     raise InvalidRequest.of(f"parameters[{name}]", f"must be {noun}")
-
-
-def own_name(places: Sequence[int], field: str) -> str:
-    """Returns what the caller calls a field of a request that holds the passages of some places."""
-    if field == "query":
-        return f"{QUERY}[{places[0]}]"
-    if document := _DOCUMENT.fullmatch(field):
-        return f"{PASSAGE}[{places[int(document[1])]}]"
-    return f"parameters[{field}]"
 
 
 def inference_to(
