@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import pydoc_data.topics
 from pathlib import Path
 from typing import Any
@@ -252,8 +253,15 @@ def wordpiece() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
-    return _trained("wordpiece", tokenizer, trainer, ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"))
+    # The trainer numbers the pieces inside words in an order that each process draws anew: they stand first.
+    inside = ["##" + letter for letter in sorted({*tokenizer.normalizer.normalize_str("".join(_corpus()))})]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY, special_tokens=special + inside, show_progress=False
+    )
+    tokenizer = _trained("wordpiece", tokenizer, trainer, ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"))
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in special]
+    return Tokenizer.from_str(json.dumps(data))
 
 
 def byte_level() -> Tokenizer:
@@ -274,21 +282,28 @@ def byte_level() -> Tokenizer:
 
 def unigram() -> Tokenizer:
     """A tokenizer like XLM-RoBERTa's, with its control tokens among the pieces, at score 0."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    )
+    return Tokenizer.from_str(_unigram())
+
+
+@functools.cache
+def _unigram() -> str:
+    normalizer = normalizers.NFKC()
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    # Unigram's own trainer finds other pieces in each process, so those of a BPE are taken, in its order.
+    pairs = Tokenizer(models.BPE())
+    pairs.normalizer, pairs.pre_tokenizer = normalizer, splitter
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - 1, special_tokens=special, show_progress=False)
+    pairs.train_from_iterator(_corpus(), trainer)
+    vocabulary = pairs.get_vocab()
+    pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
+    scores = [0.0 if piece in special else -math.log(place) for place, piece in enumerate(pieces)]
+    tokenizer = Tokenizer(models.Unigram([*zip(pieces, scores, strict=True)], unk_id=special.index("<unk>")))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY - 1,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
-        unk_token="<unk>",
-        show_progress=False,
-    )
-    trained = _trained("unigram", tokenizer, trainer, ("<s> $A </s>", "<s> $A </s> </s> $B </s>"))
-    trained.add_special_tokens([AddedToken("<mask>", lstrip=True)])
-    return trained
+    tokenizer.add_special_tokens([*special, AddedToken("<mask>", lstrip=True)])
+    text: str = _with_template(tokenizer, ("<s> $A </s>", "<s> $A </s> </s> $B </s>")).to_str()
+    return text
 
 
 def qwen_tokenizer() -> Tokenizer:
@@ -354,14 +369,18 @@ def _trained(name: str, tokenizer: Tokenizer, trainer: Any, templates: tuple[str
     """Trains a tokenizer, once for all tests, and gives it its template."""
     if name not in _cache:
         tokenizer.train_from_iterator(_corpus(), trainer)
-        special = sorted({word.split(":")[0] for word in templates[1].split() if word[0] != "$"})
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=templates[0],
-            pair=templates[1],
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in special],
-        )
-        _cache[name] = tokenizer.to_str()
+        _cache[name] = _with_template(tokenizer, templates).to_str()
     return Tokenizer.from_str(_cache[name])
+
+
+def _with_template(tokenizer: Tokenizer, templates: tuple[str, str]) -> Tokenizer:
+    special = sorted({word.split(":")[0] for word in templates[1].split() if word[0] != "$"})
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=templates[0],
+        pair=templates[1],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in special],
+    )
+    return tokenizer
 
 
 @functools.cache
