@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rerank_grpc.kept import cache_folder
+
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -73,18 +75,6 @@ def _compiled(compiler: str) -> Path:
 
 def _run(*command: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS).stdout
-
-
-def cache_folder() -> Path:
-    """A folder that only this user can write to: the code in it is run."""
-    try:
-        folder = Path.home() / ".cache" / "rerank-grpc"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK) and not folder.stat().st_mode & 0o022:
-            return folder
-    except (OSError, RuntimeError):  # no home
-        pass
-    return Path(tempfile.mkdtemp(prefix="rerank-grpc-"))
 
 
 class Kernels:

@@ -16,10 +16,10 @@ from rerank_grpc.config.reading import provide
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.evidence import read_evidence
 from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence, Kind
+from rerank_grpc.kept import cache_folder
 from rerank_grpc.kernels import operations_for
 from rerank_grpc.kernels.attention import Attention, choose_attention
 from rerank_grpc.kernels.device import DTYPES
-from rerank_grpc.kernels.native import cache_folder
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bert import BERT_FAMILIES, BertBody
 from rerank_grpc.models.encoders import POOLS, BiEncoder, Body, CrossEncoder, Head, Pool, all_rows
