@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
 CPU = torch.device("cpu")
 
@@ -45,10 +44,15 @@ class Layout:
         """The first row of each part; 0 for empty parts at the beginning  # [num_parts]."""
         return self.starts[:-1]
 
-    def singles(self) -> Layout:
-        """Lays out as many parts with one token each: the queries of the first rows."""
+    def lasts(self, prefixes: int) -> Tensor:
+        """The last row of each part behind the first `prefixes` parts  # [num_parts - prefixes]."""
+        return self.starts[1 + prefixes :] - 1
+
+    def singles(self, prefixes: int = 0) -> Layout:
+        """Lays out as many parts with one token each, the first `prefixes` of them with none."""
         places = torch.arange(len(self.starts), dtype=self.starts.dtype, device=self.starts.device)
-        return Layout(places, 1, (1,) * len(self.lengths))
+        lengths = (0,) * prefixes + (1,) * (len(self.lengths) - prefixes)
+        return Layout((places - prefixes).clamp_(min=0) if prefixes else places, 1, lengths)
 
 
 @dataclass(slots=True)
@@ -83,8 +87,43 @@ class Kernel(Protocol):
         """
 
 
+Activation: TypeAlias = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The attention heads of a layer; `count / groups` query heads share the keys and values of one."""
+
+    count: int
+    groups: int
+    size: int
+    scale: float
+    window: int | None = None  # the distance from which on keys are not seen; None for all keys
+
+    @property
+    def width(self) -> int:
+        """The columns of the queries."""
+        return self.count * self.size
+
+    @property
+    def key_width(self) -> int:
+        """The columns of the keys, and of the values."""
+        return self.groups * self.size
+
+
+class Turns(NamedTuple):
+    """The angles by which the halves of each head are turned, a row for each token."""
+
+    cosines: Tensor  # [num_rows, size / 2] float32
+    sines: Tensor  # likewise
+
+    def rows(self, picked: Tensor) -> Turns:
+        """Picks some rows  # [num_picked] → [num_picked, size / 2] each."""
+        return Turns(self.cosines.index_select(0, picked), self.sines.index_select(0, picked))
+
+
 class Linear(Protocol):
-    """Multiplies rows by a weight, adds a bias, and perhaps applies GELU."""
+    """Multiplies rows by a weight, adds a bias if it has one, and perhaps applies GELU."""
 
     def __call__(self, rows: Tensor, /) -> Tensor:
         """[num_rows, inputs] → [num_rows, outputs], in the type of the rows."""
@@ -93,8 +132,39 @@ class Linear(Protocol):
 class AddNorm(Protocol):
     """Adds two matrices and normalizes the rows of the sum."""
 
-    def __call__(self, rows: Tensor, residual: Tensor, /) -> Tensor:
-        """[num_rows, hidden] twice → [num_rows, hidden]."""
+    def __call__(self, added: Tensor | None, residual: Tensor, /) -> tuple[Tensor, Tensor]:
+        """[num_rows, hidden] twice → the normalized rows, and what the next sum adds to.
+
+        The latter are the normalized rows themselves or, of a norm that keeps the sum,
+        the sum. `residual` is the caller's own no more: it may be overwritten.
+        """
+
+
+class Gate(Protocol):
+    """Multiplies one half of the columns, activated, by the other half."""
+
+    def __call__(self, rows: Tensor, /) -> Tensor:
+        """[num_rows, 2 · width] → [num_rows, width]."""
+
+
+class Turn(Protocol):
+    """Normalizes each head of each row, if it has a weight for that, and turns it."""
+
+    def __call__(self, rows: Tensor, turns: Turns, /) -> Tensor:
+        """[num_rows, heads · size] → the same; `rows` may be overwritten, and be a part of columns."""
+
+
+class Causal(Protocol):
+    """Attends causally in all layers of one pass, behind the prefixes that its parts continue."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, last_only: bool
+    ) -> Tensor:
+        """[num_rows, heads · size] → the same; `key` and `value` are  # [num_tokens, groups · size].
+
+        With `last_only` the queries are those of the last token of each part that is no prefix.
+        The pass's prefixes get the keys and values that they leave for others.
+        """
 
 
 class Operations(Protocol):
@@ -103,19 +173,39 @@ class Operations(Protocol):
     def table(self, weight: Tensor) -> Tensor:
         """Lays out a table of embeddings, as a tensor of the caller's own."""
 
-    def linear(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Linear:
-        """Lays out a linear layer, with GELU behind it if `gelu`."""
+    def linear(
+        self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, exact: bool = False
+    ) -> Linear:
+        """Lays out a linear layer, with GELU behind it if `gelu`; one that is `exact` is never int8."""
 
-    def norm(self, weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
-        """Lays out a norm and the sum before it."""
+    def norm(
+        self, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool, keeps_sum: bool
+    ) -> AddNorm:
+        """Lays out a norm and the sum before it; `rms` divides by the root mean square alone."""
+
+    def gate(self, activation: Activation) -> Gate:
+        """Makes the product of two halves of columns."""
+
+    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Turn:
+        """Makes the rotation of so many heads, behind an RMS norm of each if there is a weight  # [size]."""
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout, heads: int
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        queries: Layout,
+        keys: Layout,
+        heads: Heads,
+        turns: tuple[Turns, Turns] | None = None,
     ) -> Tensor:
-        """Attends within each part, both ways; all are  # [num_rows, heads · size]."""
+        """Attends within each part, both ways; query is  # [num_rows, heads · size], as is the result.
 
+        Key and value are  # [num_keys, groups · size]. Query r of a part stands at the place of its key r.
+        Queries and keys are turned by `turns` before.
+        """
 
-def plain_norm(weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
-    """Makes an AddNorm of torch's operations, which rounds the sum to the type of the rows."""
-    shape = weight.shape
-    return lambda rows, residual: layer_norm(rows + residual, shape, weight, bias, epsilon)
+    def causal(
+        self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
+    ) -> Causal:
+        """Makes the attention of one causal pass."""

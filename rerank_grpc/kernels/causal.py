@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from rerank_grpc.kernels.base import Kernel, KeysValues, Layout
+from rerank_grpc.kernels.base import Heads, Kernel, KeysValues, Layout
 
 Contexts: TypeAlias = tuple[KeysValues | None, ...]
 
@@ -26,12 +26,13 @@ def attend_window(
     """Attends within one part, both ways  # [1, heads, num_tokens, size], with fewer heads for key and value.
 
     With `window`, token i sees token j where |i - j| < window: time grows with the length, not its square.
-    Where there are fewer keys, those of the last tokens are missing; to see none gives zeros.
+    Where there are fewer keys, those of the last tokens are missing; where there are fewer queries, those
+    of the last tokens are; to see none gives zeros.
     """
     length, seen, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
-    if window is None or length <= window:
+    if window is None or max(length, seen) <= window:
         return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
-    positions = torch.arange(length, device=query.device)
+    positions = torch.arange(max(length, seen), device=query.device)
     blocks = []
     for start in range(0, length, WINDOW_ROWS):
         end = min(start + WINDOW_ROWS, length)
@@ -43,7 +44,34 @@ def attend_window(
     return torch.cat(blocks, dim=2)
 
 
-class CausalParts:
+class ByHeads:
+    """Attends as an own body asks, whose heads lie side by side, by a pass that takes them one by one."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, last_only: bool
+    ) -> Tensor:
+        """[num_rows, heads · size] → the same."""
+        q, k, v = (rows.unflatten(1, (-1, heads.size)).transpose(0, 1)[None] for rows in (query, key, value))
+        return self.attend_causal(layer, q, k, v, heads.scale, heads.window, last_only=last_only)[0].flatten(
+            1
+        )
+
+    def attend_causal(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        window: int | None,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """[1, heads, num_rows, size], with fewer heads for key and value → [1, num_rows, heads, size]."""
+        raise NotImplementedError
+
+
+class CausalParts(ByHeads):
     """Attends causally, part by part, behind the prefix of `contexts` that each part continues, if any.
 
     The first parts leave their keys and values in `prefixes`, where later parts of the same pass find them.
@@ -52,19 +80,29 @@ class CausalParts:
     def __init__(self, contexts: Contexts, prefixes: tuple[KeysValues, ...], layout: Layout) -> None:
         self._contexts = contexts
         self._prefixes = prefixes
-        self._lengths = layout.lengths
+        self._layout = layout
         self._masks: dict[tuple[int, int, int, int | None], Tensor] = {}
 
     def attend_causal(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        window: int | None,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
-        """[1, heads, num_tokens, size], with fewer heads for key and value → [1, num_tokens, heads, size].
+        """[1, heads, num_rows, size], with fewer heads for key and value → [1, num_rows, heads, size].
 
         With `window`, token i sees token j where i - window < j <= i; a prefix's tokens count.
         """
         mixed = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
-        q, k, v = (each.split(self._lengths, dim=2) for each in (query, key, value))
-        parts = zip(self._contexts, q, k, v, mixed.split(self._lengths, dim=1), strict=True)
+        queries = self._layout.singles(len(self._prefixes)) if last_only else self._layout
+        q = query.split(queries.lengths, dim=2)
+        k, v = (each.split(self._layout.lengths, dim=2) for each in (key, value))
+        parts = zip(self._contexts, q, k, v, mixed.split(queries.lengths, dim=1), strict=True)
         for index, (context, q, k, v, out) in enumerate(parts):
             if context is not None:
                 kept_k, kept_v = context.layers[layer]
@@ -151,7 +189,7 @@ def key_ranges(
     return ranges
 
 
-class GatheredParts:
+class GatheredParts(ByHeads):
     """Attends causally as CausalParts does, by one call of a kernel for all parts.
 
     `layout.keys` is made of key_ranges, or None if no part continues a prefix. The keys of a prefix are
@@ -169,16 +207,25 @@ class GatheredParts:
         self._kernel = kernel
 
     def attend_causal(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        window: int | None,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
-        """[1, heads, num_tokens, size], with fewer heads for key and value → [1, num_tokens, heads, size]."""
+        """[1, heads, num_rows, size], with fewer heads for key and value → [1, num_rows, heads, size]."""
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [num_tokens, heads, size]
         keys, seen = self._layout, self._layout.lengths
         if self._layout.keys is not None:
             k, v = self._gather(layer, 0, k), self._gather(layer, 1, v)
             keys, seen = self._layout.keys, self._layout.keys.lengths
         self._leave(k, v, seen)
-        return self._kernel(q, k, v, self._layout, keys, causal=True, window=window, scale=scale)[None]
+        queries = self._layout.singles(len(self._prefixes)) if last_only else self._layout
+        return self._kernel(q, k, v, queries, keys, causal=True, window=window, scale=scale)[None]
 
     def _gather(self, layer: int, index: int, own: Tensor) -> Tensor:
         """Lays out the keys, or the values, that each part sees  # [num_keys, key heads, size]."""

@@ -7,62 +7,77 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu as activate
-from torch.nn.functional import scaled_dot_product_attention
 
-from rerank_grpc.kernels.base import AddNorm, Layout, Linear, plain_norm
+from rerank_grpc.kernels.base import CPU, AddNorm, Heads, Layout, Linear, Turns
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.kernels.native import Kernels, kernels
+from rerank_grpc.kernels.plain import PlainOperations
 
 LEVELS = 127
 ZERO = 128
 
 
-class CpuOperations:
+class CpuOperations(PlainOperations):
     """Computes in fp32 or bf16; with int8 only the products of linear layers are int8."""
 
     def __init__(self, precision: str) -> None:
+        super().__init__(CPU, DTYPES[precision])
         self._precision = precision
-        self._dtype = DTYPES[precision]
         self._native = kernels() if self._dtype is torch.bfloat16 else None
 
-    def table(self, weight: Tensor) -> Tensor:
-        return weight.to(self._dtype)
-
-    def linear(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Linear:
-        if self._precision != "int8":
+    def linear(
+        self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, exact: bool = False
+    ) -> Linear:
+        if self._precision != "int8" or exact:
             return plain_linear(weight, bias, self._dtype, gelu=gelu)
         quantized, scales = quantize_weight(weight)
+        added = torch.zeros(len(weight)) if bias is None else bias
         outputs, inputs = weight.shape
         if self._native is not None and outputs % 64 == 0 and inputs % 16 == 0:
-            return native_int8_linear(self._native, quantized, scales, bias, gelu=gelu)
-        return Int8Linear(quantized, scales, bias, gelu=gelu)
+            return native_int8_linear(self._native, quantized, scales, added, gelu=gelu)
+        return Int8Linear(quantized, scales, added, gelu=gelu)
 
-    def norm(self, weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
-        if self._native is not None and len(weight) % 16 == 0:
-            return partial(self._native.add_norm, weight=weight, bias=bias, epsilon=epsilon)
-        # torch takes bf16 rows with weights in fp32, and then computes in fp32
-        return plain_norm(weight, bias, epsilon)
+    def norm(
+        self, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool, keeps_sum: bool
+    ) -> AddNorm:
+        if self._native is not None and len(weight) % 16 == 0 and bias is not None and not (rms or keeps_sum):
+            return native_add_norm(self._native, weight, bias, epsilon)
+        return super().norm(weight, bias, epsilon, rms=rms, keeps_sum=keeps_sum)
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout, heads: int
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        queries: Layout,
+        keys: Layout,
+        heads: Heads,
+        turns: tuple[Turns, Turns] | None = None,
     ) -> Tensor:
-        size = query.shape[1] // heads
-        if self._native is not None and size in (16, 32, 48, 64):
-            return self._native.attention(query, key, value, queries.starts, keys.starts, heads)
-        # Part by part, so that no score depends on the neighbours: torch may add in another order otherwise.
-        q = query.unflatten(1, (heads, size)).transpose(0, 1)[None].split(queries.lengths, dim=2)
-        k = key.unflatten(1, (heads, size)).transpose(0, 1)[None].split(keys.lengths, dim=2)
-        v = value.unflatten(1, (heads, size)).transpose(0, 1)[None].split(keys.lengths, dim=2)
-        mixed = [scaled_dot_product_attention(*part).transpose(1, 2) for part in zip(q, k, v, strict=True)]
-        return torch.cat(mixed, dim=1).flatten(2)[0]
+        plain = turns is None and heads.window is None and heads.groups == heads.count
+        if self._native is not None and plain and heads.size in (16, 32, 48, 64):
+            return self._native.attention(query, key, value, queries.starts, keys.starts, heads.count)
+        return super().attend(query, key, value, queries, keys, heads, turns)
 
 
-def plain_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, gelu: bool) -> Linear:
+def native_add_norm(native: Kernels, weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
+    """Lays out the sum and norm of kernels.c."""
+    normalize = partial(native.add_norm, weight=weight, bias=bias, epsilon=epsilon)
+
+    def add_norm(added: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        rows = normalize(torch.zeros_like(residual) if added is None else added, residual)
+        return rows, rows
+
+    return add_norm
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, gelu: bool) -> Linear:
     """Lays out oneDNN's product in fp32 or bf16, with bias and GELU in the same pass."""
     # Laid out for this number of rows; any other works too.
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 2048)
     after = {"attr": "gelu", "algorithm": "none"} if gelu else {"attr": "none", "algorithm": ""}
-    return partial(torch.ops.mkldnn._linear_pointwise, W=packed, B=bias.to(dtype), scalars=[], **after)
+    added = None if bias is None else bias.to(dtype)
+    return partial(torch.ops.mkldnn._linear_pointwise, W=packed, B=added, scalars=[], **after)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

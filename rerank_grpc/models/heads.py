@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -140,6 +140,10 @@ class AnswerHead:
         rows = head.weight[list(answers)].detach().float().clone()
         bias = rows.new_zeros(len(rows)) if head.bias is None else head.bias[list(answers)].detach().float()
         return cls(rows, bias, getattr(config, "final_logit_softcapping", None))
+
+    def to(self, device: torch.device) -> AnswerHead:
+        """Brings its rows to a device."""
+        return replace(self, rows=self.rows.to(device), bias=self.bias.to(device))
 
     def bend(self, logits: Tensor) -> Tensor:
         """Applies the soft cap."""

@@ -14,10 +14,9 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.base import ModelCard
 
 
-def limited(card: ModelCard, checkpoint: Checkpoint, network: Any) -> ModelCard:
-    """Adds the limits of the network: its vocabulary, checked, and its table of positions."""
-    _check_vocabulary(checkpoint, network.get_input_embeddings().num_embeddings)
-    positions = _positions_of(network)
+def limited(card: ModelCard, checkpoint: Checkpoint, vocabulary: int, positions: int) -> ModelCard:
+    """Adds the limits of a network: the rows of its vocabulary, checked, and its positions."""
+    _check_vocabulary(checkpoint, vocabulary)
     return replace(card, max_tokens=min(card.max_tokens or positions, positions))
 
 
@@ -39,7 +38,7 @@ def _check_vocabulary(checkpoint: Checkpoint, rows: int) -> None:
         )
 
 
-def _positions_of(network: Any) -> int:
+def positions_of(network: Any) -> int:
     """The longest sequence that the table of positions allows."""
     limits = [int(getattr(network.config, "max_position_embeddings", None) or 512)]
     for name, module in network.named_modules():

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,14 +25,12 @@ from rerank_grpc.evidence.facts import Answers, Evidence
 from rerank_grpc.kept import Kept, Key
 from rerank_grpc.kernels.base import KeysValues, Layout
 from rerank_grpc.kernels.causal import key_ranges
+from rerank_grpc.models.assembly import Encoder, rows_of
 from rerank_grpc.models.base import Model, ModelCard, PackedTokens
-from rerank_grpc.models.encoders import POOLS, BiEncoder, CrossEncoder
+from rerank_grpc.models.encoders import CrossEncoder
 from rerank_grpc.models.heads import AnswerHead
-from rerank_grpc.models.late import LateEncoder
 
 Answer = TypeVar("Answer")
-OwnModel: TypeAlias = CrossEncoder | BiEncoder | LateEncoder
-
 RECIPE = 1  # goes up when answers are made in another way, so that older ones are not used
 # The greatest difference of a logit or of a vector, for each 1 of it. Sums of float32 in another order
 # differ by 1e-5; a mask, a scale or a position that is wrong by 1e-1 and more.
@@ -76,7 +74,6 @@ class ReferenceAnswers:
     rows: Tensor  # behind the body, pooled  # [2, hidden]
     logits: Tensor | None = None  # behind the head  # [2, 1]; None where the network has none
     bent: Tensor | None = None  # what a language model makes of LOGITS  # [2]
-    surplus: int = 0  # the tokens by which each of the windows was narrower
 
     def to_json(self) -> dict[str, Any]:
         """Writes the numbers as lists, which hold each float32 exactly."""
@@ -84,7 +81,6 @@ class ReferenceAnswers:
             "ids": [probe.ids.tolist() for probe in self.probes],
             "types": [probe.types.tolist() for probe in self.probes],
             "rows": self.rows.tolist(),
-            "surplus": self.surplus,
         }
         further = {"logits": self.logits, "bent": self.bent}
         return found | {name: each.tolist() for name, each in further.items() if each is not None}
@@ -101,10 +97,10 @@ class ReferenceAnswers:
             for name in ("rows", "logits", "bent")
             if name in found
         }
-        return cls((first, second), **numbers, surplus=int(found["surplus"]))
+        return cls((first, second), **numbers)
 
 
-def check_own(model: OwnModel, checkpoint: Checkpoint, evidence: Evidence) -> Agreement:
+def check_own(model: Encoder, checkpoint: Checkpoint, evidence: Evidence) -> Agreement:
     """Compares an own body, and the head behind it, with transformers' layers for the same weights.
 
     The answers of these are kept for the next load once a model agrees. Answers that were kept decide only
@@ -143,33 +139,25 @@ def _key(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Key:
     }
 
 
-def _agreement(model: OwnModel, answers: ReferenceAnswers) -> Agreement:
+def _agreement(model: Encoder, answers: ReferenceAnswers) -> Agreement:
     """Compares the pooled rows, which may differ by the rounding of the precision, and the head.
 
     The head, which is float32 in any precision, is compared by itself: it must make the reference's logits
     of the reference's rows.
     """
-    pool = POOLS["mean"] if isinstance(model, LateEncoder) else model.pool
-    bound = ROUNDING[model.card.precision]
     with torch.inference_mode():
-        for packed in passes(model, answers.probes, model.card.shares_prefixes):
-            pooled = pool(model.body(packed), packed)
-            rows = answers.rows.to(pooled)
-            agreement = Agreement(difference(normalize(pooled), normalize(rows)), bound=bound)
-            if not agreement.agrees:
-                return agreement
-        if answers.logits is None or not isinstance(model, CrossEncoder):
-            return agreement
-        if isinstance(model.head, AnswerHead) and not bends_as(model.head, answers.bent):
-            return Agreement(math.inf, "logits that are scaled or capped")
-        head = Agreement(difference(model.head(rows), answers.logits.to(pooled)))
-    return agreement if head.agrees else head
-
-
-def bends_as(head: AnswerHead, bent: Tensor | None) -> bool:
-    """Whether a head scales and caps logits as a language model has bent LOGITS."""
-    plain = torch.tensor(LOGITS)
-    return torch.allclose(plain if bent is None else bent.to(plain), head.bend(plain), rtol=BOUND)
+        own, bound = rows_of(model), ROUNDING[model.card.precision]
+        found = [own.forward(each) for each in passes(model, answers.probes, model.card.shares_prefixes)]
+        wanted = normalize(answers.rows).to(found[0])
+        rows = Agreement(max(difference(each, wanted) for each in found), bound=bound)
+        if not isinstance(model, CrossEncoder) or answers.logits is None or not rows.agrees:
+            return rows
+        logits = model.head(answers.rows.to(found[0]))
+        apart = difference(logits, answers.logits.to(logits))
+        if isinstance(model.head, AnswerHead) and answers.bent is not None:
+            plain = torch.tensor(LOGITS)
+            apart = max(apart, difference(model.head.bend(plain)[None], answers.bent[None]))
+    return rows if apart <= BOUND else Agreement(apart)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
@@ -181,7 +169,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 # ---------------- The passes of a model over two probes
 
 
-def passes(model: Model | OwnModel, probes: tuple[Probe, Probe], shares_prefixes: bool) -> list[PackedTokens]:
+def passes(model: Model, probes: tuple[Probe, Probe], shares_prefixes: bool) -> list[PackedTokens]:
     """Packs both probes, and again with half of the second as a prefix, if the model shares prefixes."""
     device = torch.device(model.card.device)
     own = tuple(Probe(probe.ids.to(device), probe.types.to(device)) for probe in probes)

@@ -12,56 +12,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.kernels.base import CPU, KeysValues, Layout
 from rerank_grpc.kernels.causal import key_ranges
 from rerank_grpc.models.base import Model, PackedTokens
-from rerank_grpc.models.encoders import BiEncoder, CrossEncoder, Head, Pool, all_rows, first_rows
+from rerank_grpc.models.encoders import Head, Pool
 from rerank_grpc.models.heads import AnswerHead
 from rerank_grpc.models.hooked import HookedBody, NotPackable, reads_types
 from rerank_grpc.models.padded import answer_logits, last_place, narrowed_head
-from rerank_grpc.models.weights import find_extents, mapper, quiet, swapped_weights
+from rerank_grpc.models.weights import quiet, swapped_weights
 
 # From what a forward takes for one sequence to its logit  # [1]  or vector  # [hidden], float32
 Reference: TypeAlias = Callable[[Mapping[str, Tensor]], Tensor]
 
-# The greatest difference of a logit or of a vector, for each 1 of it. Sums of float32 in another order
-# differ by 1e-5; a mask, a scale or a position that is wrong by 1e-1 and more.
-BOUND = 1e-3
 SHORT, LONG = 11, 24  # tokens of the two sequences where there is no window
 BEYOND = 32  # the longer one's tokens beyond the widest window
 # A larger window is narrowed for the check: the other sequence would take longer than the rest of the load.
 WIDEST = 256
 NARROWED = 64
-# The share of a pooled row by which a pass in few bits may be off. Random weights, which amplify rounding,
-# measured 0.06 in bf16 and 0.15 in int8; leaking neighbours, shifted places and lost segments 0.36 and more.
-ROUNDING = {"fp32": BOUND, "fp16": 0.2, "bf16": 0.2, "int8": 0.25}
-# A soft cap changes logits this large, and barely those of random sequences.
-LOGITS = (-100.0, 100.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How near a model's pass comes to transformers' own."""
-
-    difference: float  # the greatest, for each 1 of the reference
-    reason: str = ""  # what the pass does not compute, if it said so
-    bound: float = BOUND
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the differences are those of rounding; they are not where one is no number."""
-        return self.difference <= self.bound
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One random sequence."""
-
-    ids: Tensor  # [num_tokens] int64
-    types: Tensor  # likewise
-
-
 def check_against_reference(
     model: Model, network: Any, reference: Reference, *, shares_prefixes: bool = False, bound: float = BOUND
 ) -> Agreement:
@@ -75,9 +42,9 @@ def check_against_reference(
     with _exact(model, network), narrowed_windows(network) as window, torch.inference_mode():
         probes = draw_probes(network, window)
         try:
-            found = [model.forward(each) for each in _passes(model, probes, shares_prefixes)]
-            with _defining_attention(network):
-                expected = torch.stack([reference(_inputs(probe, network)) for probe in probes])
+            found = [model.forward(each) for each in passes(model, probes, shares_prefixes)]
+            with defining_attention(network):
+                expected = torch.stack([reference(inputs_of(probe, network)) for probe in probes])
         except NotPackable as asked:
             return Agreement(math.inf, str(asked), bound)
         except torch.OutOfMemoryError:
@@ -91,17 +58,10 @@ def check_against_reference(
         and not reference.bends_as(head)
     ):
         return Agreement(math.inf, "logits that are scaled or capped", bound)
-    return Agreement(max(_difference(each, expected.to(each)) for each in found), bound=bound)
+    return Agreement(max(difference(each, expected.to(each)) for each in found), bound=bound)
 
 
-def _passes(model: Model, probes: tuple[Probe, Probe], shares_prefixes: bool) -> list[PackedTokens]:
-    device = torch.device(model.card.device)
-    own = tuple(Probe(probe.ids.to(device), probe.types.to(device)) for probe in probes)
-    plain = pack_parts([probe.ids for probe in own], [probe.types for probe in own])
-    return [plain, _behind_prefix(*own)] if shares_prefixes else [plain]
-
-
-def _inputs(probe: Probe, network: Any) -> dict[str, Tensor]:
+def inputs_of(probe: Probe, network: Any) -> dict[str, Tensor]:
     """One sequence as the forward of a network takes it, in a batch of one."""
     device = next(network.parameters()).device
     device = CPU if device.type == "meta" else device
@@ -109,12 +69,6 @@ def _inputs(probe: Probe, network: Any) -> dict[str, Tensor]:
     if reads_types(network):
         inputs["token_type_ids"] = probe.types[None].to(device)
     return inputs
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """The greatest relative difference of two logits or vectors; of small ones the absolute."""
-    apart = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1)
-    return float(apart.nan_to_num(nan=math.inf).max())
 
 
 def draw_probes(network: Any, window: int | None) -> tuple[Probe, Probe]:
@@ -150,31 +104,6 @@ def _configs(network: Any) -> list[Any]:
     return list(found.values())
 
 
-def pack_parts(ids: list[Tensor], types: list[Tensor]) -> PackedTokens:
-    """Packs parts of which none continues another."""
-    device = ids[0].device
-    places = torch.cat([torch.arange(len(each), device=device) for each in ids])
-    layout = Layout.of(tuple(map(len, ids)), device)
-    return PackedTokens(torch.cat(ids), places, torch.cat(types), layout)
-
-
-def _behind_prefix(first: Probe, second: Probe) -> PackedTokens:
-    """Packs the half of the second sequence as a prefix, the first, and the rest of the second."""
-    half = len(second.ids) // 2
-    ids = [second.ids[:half], first.ids, second.ids[half:]]
-    packed = pack_parts(ids, [torch.zeros_like(each) for each in ids])
-    prefix = KeysValues(half)
-    contexts, prefixes = (None, None, prefix), (prefix,)
-    places = packed.position_ids.clone()
-    places[half + len(first.ids) :] += half
-    ranges = key_ranges(contexts, prefixes, packed.layout.lengths)
-    device = places.device
-    rows = torch.tensor([row for each in ranges for part in each for row in part], dtype=torch.int32)
-    keys = Layout.of(tuple(sum(map(len, each)) for each in ranges), device)
-    layout = Layout(packed.layout.starts, packed.layout.longest, packed.layout.lengths, keys, rows.to(device))
-    return PackedTokens(packed.input_ids, places, packed.token_type_ids, layout, contexts, prefixes)
-
-
 @contextmanager
 def _exact(model: Model, network: Any) -> Iterator[None]:
     """Lets model and network compute in float32, whatever their weights are stored in."""
@@ -206,7 +135,7 @@ def in_float32(network: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _defining_attention(network: Any) -> Iterator[None]:
+def defining_attention(network: Any) -> Iterator[None]:
     """Sets a network to the attention that defines its architecture, and back."""
     before = network.config._attn_implementation
     with quiet():
@@ -286,68 +215,3 @@ def pooled_reference(body: Any, pool: Pool, head: Head | None, *, unit: bool) ->
         return normalize(made)[0] if unit else made[0]
 
     return reference
-
-
-def check_streamed(model: CrossEncoder | BiEncoder, network: Any, checkpoint: Checkpoint) -> Agreement:
-    """Compares a model whose body is a BertBody with transformers' own layers, run one after another.
-
-    `network` is read_outline's: each module's weights are mapped from the files while it runs. The pooled
-    rows may differ by the rounding of the model's precision. The head, which is float32 in any, is compared
-    by itself: over the reference's rows it must give the reference's logits.
-    """
-    probes = draw_probes(network, None)
-    pool = first_rows if model.pool is all_rows else model.pool
-    with torch.inference_mode():
-        expected, logits = _streamed_reference(network, checkpoint, probes, pool)
-        (packed,) = _passes(model, probes, shares_prefixes=False)
-        pooled = model.pool(model.body(packed), packed)
-        expected = expected.to(pooled)
-        bound = ROUNDING[model.card.precision]
-        rows = Agreement(_difference(normalize(pooled), normalize(expected)), bound=bound)
-        if isinstance(model, BiEncoder) or not rows.agrees:
-            return rows
-        head = Agreement(_difference(model.head(expected), logits.to(pooled)))
-    return rows if head.agrees else head
-
-
-def _streamed_reference(
-    network: Any, checkpoint: Checkpoint, probes: tuple[Probe, Probe], pool: Pool
-) -> tuple[Tensor, Tensor]:
-    """The pooled rows  # [2, hidden]  and what the network gives, as logits  # [2, 1]  or again rows."""
-    hidden: list[Tensor] = []
-    handle = network.base_model.register_forward_hook(
-        lambda *seen: hidden.append(seen[2].last_hidden_state[0])
-    )
-    with streamed_weights(network, checkpoint), _defining_attention(network):
-        found = [network(**_inputs(probe, network)) for probe in probes]
-    handle.remove()
-    packed = [pack_parts([probe.ids], [probe.types]) for probe in probes]
-    rows = [pool(own, each) for own, each in zip(hidden, packed, strict=True)]
-    logits = [
-        output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0] for output in found
-    ]
-    return torch.cat(rows).float(), torch.cat(logits).float()
-
-
-@contextmanager
-def streamed_weights(network: Any, checkpoint: Checkpoint) -> Iterator[None]:
-    """Maps the weights of a BERT that has none from the files, a module's at a time, while it runs.
-
-    A network that has its weights, as read_outline gives where the files are not plain, keeps to them.
-    """
-    if not any(parameter.is_meta for parameter in network.parameters()):
-        yield
-        return
-    take = mapper(find_extents(checkpoint))
-    _count_places(network)
-    with swapped_weights(network, lambda _, name: take(name)):
-        yield
-
-
-def _count_places(network: Any) -> None:
-    """Gives a BERT without weights its tables of places and of first segments, which no file has."""
-    for module in network.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                count = torch.arange if name == "position_ids" else torch.zeros
-                module._buffers[name] = count(buffer.shape[-1], dtype=torch.int64)[None]

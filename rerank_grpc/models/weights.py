@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from rerank_grpc.checkpoints.checkpoint import FLOATS, Checkpoint, read_header
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
-
-# Reads a weight by its name, in fp32.
-Take: TypeAlias = Callable[[str], Tensor]
+from rerank_grpc.evidence.facts import Answers, Chain, Classifier
+from rerank_grpc.models.bodies.tensors import check_finite
 
 # Makes another weight of a parameter and its name in the network; None leaves it as it is.
 Swap: TypeAlias = Callable[[Tensor, str], Tensor | None]
 
+# The class of transformers for each of our heads
+CLASSES: Mapping[type, Any] = {
+    Classifier: AutoModelForSequenceClassification,
+    Answers: AutoModelForCausalLM,
+    Chain: AutoModel,
+}
 # Transformers neither asks the hub nor runs a checkpoint's own code.
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
@@ -56,92 +57,8 @@ def read_network(auto_class: Any, checkpoint: Checkpoint, *, attention: str | No
             "config.json and the weights do not belong together, or the model was never trained for this"
         )
     for name, weight in network.named_parameters():
-        _check_finite(checkpoint, name, weight)
+        check_finite(checkpoint, name, weight)
     return network.eval().requires_grad_(False)
-
-
-def read_outline(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> tuple[Any, Take]:
-    """Builds a network without weights, and a function that reads them, each to be taken once.
-
-    One weight at most is then in memory twice. Files that are not plain go to read_network, with its errors.
-    """
-    try:
-        with quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(checkpoint.directory, **SAFE)
-            network = auto_class.from_config(config, **options)
-        take = reader(checkpoint, network)
-    except Exception:
-        take = None
-    if take is not None:
-        return network.eval(), take
-    network = read_network(auto_class, checkpoint, attention=None, **options)
-    parameters = dict(network.named_parameters())
-    return network, lambda name: parameters[name].detach().float()
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """The bytes of a weight in a file."""
-
-    path: Path
-    offset: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
-def reader(checkpoint: Checkpoint, network: torch.nn.Module) -> Take | None:
-    """Makes a function that reads a network's weights; None leaves them to transformers.
-
-    The files must hold every parameter, in its shape, under its own name.
-    """
-    extents = find_extents(checkpoint)
-    for name, parameter in network.named_parameters():
-        if name not in extents or extents[name].shape != tuple(parameter.shape):
-            return None
-    return lambda name: read(checkpoint, name, extents[name])
-
-
-def find_extents(checkpoint: Checkpoint) -> dict[str, Extent]:
-    """Lists the weights of floats in all files of a checkpoint."""
-    extents = {}
-    for path in checkpoint.weights:
-        header: dict[str, Any] = read_header(path)
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-        for name, entry in header.items():
-            if entry["dtype"] not in FLOATS:
-                continue
-            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-                "LayerNorm.beta", "LayerNorm.bias"
-            )
-            begin = 8 + length + int(entry["data_offsets"][0])
-            extents[name] = Extent(path, begin, FLOATS[entry["dtype"]], tuple(entry["shape"]))
-    return extents
-
-
-def read(checkpoint: Checkpoint, name: str, extent: Extent) -> Tensor:
-    """Reads one weight in fp32, or raises ModelLoadError if it is not finite."""
-    weight = torch.empty(extent.shape, dtype=extent.dtype)
-    with extent.path.open("rb") as file:
-        file.seek(extent.offset)
-        bytes_: Any = weight.view(-1).view(torch.uint8).numpy()
-        if file.readinto(bytes_) != weight.nbytes:
-            raise ModelLoadError(f"{extent.path}: ends before {name!r}: copy it again")
-    _check_finite(checkpoint, name, weight)
-    return weight.float()
-
-
-def _check_finite(checkpoint: Checkpoint, name: str, weight: Tensor) -> None:
-    # The least and the largest are not finite if any value is not; a sum in float64 would copy.
-    if weight.numel() and not torch.isfinite(torch.stack(torch.aminmax(weight))).all():
-        raise ModelLoadError(f"{checkpoint.directory}: weight {name!r} is not finite: copy the weights again")
-
-
-def load_parameters(module: Any, take: Take, name: str) -> Any:
-    """Gives a network's part its weights, in fp32, on the CPU."""
-    state = {key: take(f"{name}.{key}") for key, _ in module.named_parameters()}
-    module.load_state_dict(state, assign=True)
-    return module.requires_grad_(False)
 
 
 def convert_weights(body: Any, dtype: torch.dtype) -> Any:
@@ -150,27 +67,6 @@ def convert_weights(body: Any, dtype: torch.dtype) -> Any:
     for weight in body.parameters():
         weight.data = weight.data.to(dtype)
     return body
-
-
-def mapper(extents: Mapping[str, Extent]) -> Take:
-    """Makes a function that maps weights from their files: a page is read when a value of it is.
-
-    Weights that are stored in fp32 are copied nowhere.
-    """
-    files = {
-        path: torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
-        for path in {extent.path for extent in extents.values()}
-    }
-
-    def take(name: str) -> Tensor:
-        extent = extents[name]
-        size = prod(extent.shape) * extent.dtype.itemsize
-        bytes_ = files[extent.path][extent.offset : extent.offset + size]
-        if extent.offset % extent.dtype.itemsize:
-            bytes_ = bytes_.clone()  # a view would not be aligned
-        return bytes_.view(extent.dtype).view(extent.shape).float()
-
-    return take
 
 
 @contextmanager

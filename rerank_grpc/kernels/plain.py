@@ -1,0 +1,145 @@
+"""All operations of networks by torch's own, on any device: the base of the faster ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm, linear, relu, rms_norm, silu
+
+from rerank_grpc.kernels.base import (
+    Activation,
+    AddNorm,
+    Causal,
+    Gate,
+    Heads,
+    Kernel,
+    KeysValues,
+    Layout,
+    Linear,
+    Turn,
+    Turns,
+)
+from rerank_grpc.kernels.causal import attend_window, causal_parts
+
+ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+    "silu": silu,
+    "relu": relu,
+    "tanh": torch.tanh,
+}
+
+
+class PlainOperations:
+    """Computes in one type; attends by `kernel` where there is one, else part by part."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, kernel: Kernel | None = None) -> None:
+        self._device = device
+        self._dtype = dtype
+        self._kernel = kernel
+
+    def table(self, weight: Tensor) -> Tensor:
+        return weight.to(self._device, self._dtype)
+
+    def linear(
+        self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, exact: bool = False
+    ) -> Linear:
+        held, added = self.table(weight), None if bias is None else self.table(bias)
+        if gelu:
+            return lambda rows: ACTIVATIONS["gelu"](linear(rows, held, added))
+        return partial(linear, weight=held, bias=added)
+
+    def norm(
+        self, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool, keeps_sum: bool
+    ) -> AddNorm:
+        held = weight.to(self._device)
+        added = None if bias is None else bias.to(self._device)
+        normalize = partial(plain_norm, weight=held, bias=added, epsilon=epsilon, rms=rms)
+        return partial(add_then_norm, normalize, keeps_sum=keeps_sum)
+
+    def gate(self, activation: Activation) -> Gate:
+        return partial(plain_gate, ACTIVATIONS[activation])
+
+    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Turn:
+        return partial(plain_turn, heads, None if weight is None else weight.to(self._device), epsilon)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        queries: Layout,
+        keys: Layout,
+        heads: Heads,
+        turns: tuple[Turns, Turns] | None = None,
+    ) -> Tensor:
+        if turns is not None:
+            query = plain_turn(heads.count, None, 0.0, query, turns[0])
+            key = plain_turn(heads.groups, None, 0.0, key, turns[1])
+        q, k, v = (rows.unflatten(1, (-1, heads.size)) for rows in (query, key, value))
+        if self._kernel is not None and aligned(queries, keys, heads.window):
+            return self._kernel(q, k, v, queries, keys, window=heads.window, scale=heads.scale).flatten(1)
+        # Part by part, so that no score depends on the neighbours: torch may add in another order otherwise.
+        parts = zip(
+            q.transpose(0, 1)[None].split(queries.lengths, dim=2),
+            k.transpose(0, 1)[None].split(keys.lengths, dim=2),
+            v.transpose(0, 1)[None].split(keys.lengths, dim=2),
+            strict=True,
+        )
+        mixed = [attend_window(*part, heads.scale, heads.window).transpose(1, 2) for part in parts]
+        return torch.cat(mixed, dim=1).flatten(2)[0]
+
+    def causal(
+        self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
+    ) -> Causal:
+        return causal_parts(contexts, prefixes, layout, self._kernel)
+
+
+def plain_norm(rows: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool) -> Tensor:
+    """Normalizes rows in float32, and rounds the result to the type of the rows."""
+    if rms:
+        return rms_norm(rows.float(), weight.shape, weight, epsilon).to(rows.dtype)
+    if rows.device.type == "cpu" or rows.dtype is weight.dtype:
+        # torch takes bf16 rows with weights in fp32 there, and then computes in fp32
+        return layer_norm(rows, weight.shape, weight, bias, epsilon)
+    return layer_norm(rows.float(), weight.shape, weight, bias, epsilon).to(rows.dtype)
+
+
+def add_then_norm(
+    normalize: Callable[[Tensor], Tensor], added: Tensor | None, residual: Tensor, *, keeps_sum: bool
+) -> tuple[Tensor, Tensor]:
+    """Makes an AddNorm of a norm; the sum is rounded to the type of the rows."""
+    total = residual if added is None else residual + added
+    rows = normalize(total)
+    return rows, total if keeps_sum else rows
+
+
+def plain_gate(activate: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """[num_rows, 2 · width] → [num_rows, width]."""
+    first, second = rows.chunk(2, dim=1)
+    return activate(first).mul_(second)
+
+
+def plain_turn(heads: int, weight: Tensor | None, epsilon: float, rows: Tensor, turns: Turns) -> Tensor:
+    """Turns each head of each row in float32, normalized before if there is a weight."""
+    own = rows.unflatten(1, (heads, -1)).float()
+    if weight is not None:
+        own = rms_norm(own, weight.shape, weight, epsilon)
+    first, second = own.chunk(2, dim=2)
+    cosines, sines = turns.cosines[:, None], turns.sines[:, None]
+    turned = torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=2)
+    return turned.flatten(1).to(rows.dtype)
+
+
+def aligned(queries: Layout, keys: Layout, window: int | None) -> bool:
+    """Whether a kernel, to which the last query of a part is the place of its last key, sees the right keys.
+
+    It does where all see all, and where nothing is far enough for the window to hide it.
+    """
+    if window is None or queries is keys:
+        return True
+    parts = zip(queries.lengths, keys.lengths, strict=True)
+    return all(rows == seen or max(rows, seen) <= window for rows, seen in parts)

@@ -1,0 +1,35 @@
+"""Puts the parts of a model together."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from rerank_grpc.evidence.facts import Answers, Kind
+from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.encoders import POOLS, BiEncoder, Body, CrossEncoder, Head, Pool
+from rerank_grpc.models.heads import Unit
+from rerank_grpc.models.late import LateEncoder
+
+Encoder: TypeAlias = CrossEncoder | BiEncoder | LateEncoder
+
+
+def assembled(card: ModelCard, body: Body, pool: Pool, head: Head | None) -> Encoder:
+    """Makes a model of the card's kind; `head` maps pooled rows to what it gives, None leaves them."""
+    match card.kind:
+        case Kind.BI_ENCODER:
+            return BiEncoder(card, body, pool, head)
+        case Kind.LATE_INTERACTION:
+            return LateEncoder(card, body, head or Unit({}))
+    assert head is not None
+    return CrossEncoder(card, body, pool, head)
+
+
+def rows_of(model: Encoder) -> BiEncoder:
+    """Makes a model of the body alone, which gives one row for each sequence."""
+    pool = POOLS["mean"] if isinstance(model, LateEncoder) else model.pool
+    return BiEncoder(model.card, model.body, pool)
+
+
+def answer_ids(answers: Answers) -> tuple[int, ...]:
+    """Lists the tokens whose logits are the score: one, or that which counts and that which is subtracted."""
+    return (answers.true,) if answers.false is None else (answers.true, answers.false)

@@ -1,0 +1,1 @@
+"""Bodies of our own: one network of blocks, and its description for each family."""

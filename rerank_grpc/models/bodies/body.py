@@ -1,0 +1,175 @@
+"""The body that runs any plan over packed sequences, with few passes over memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from rerank_grpc.kernels.base import Causal, Turns
+from rerank_grpc.models.base import PackedTokens
+from rerank_grpc.models.bodies.plan import LayerPlan, NetworkPlan, Pooled, RotationPlan
+from rerank_grpc.models.bodies.weights import Weights
+
+
+@dataclass(slots=True)
+class Pass:
+    """The state of one pass that its layers share."""
+
+    packed: PackedTokens
+    turns: dict[RotationPlan, Turns]
+    causal: Causal | None  # None where tokens see what stands behind them
+    picked: Tensor | None = None  # the rows that the last layer computes; None for all
+
+    def turned(self, rotation: RotationPlan | None, rows: Tensor | None) -> Turns | None:
+        """The angles of some rows, or of all; None without a rotation."""
+        if rotation is None:
+            return None
+        return self.turns[rotation] if rows is None else self.turns[rotation].rows(rows)
+
+
+class OwnBody:
+    """Runs the layers of one model; the last one computes only the rows that are `pooled`.
+
+    With "first" or "last" the result is the row of that token of each sequence
+    # [num_sequences, hidden], with "all" every row  # [num_tokens, hidden].
+    """
+
+    def __init__(self, plan: NetworkPlan, weights: Weights, pooled: Pooled) -> None:
+        self._causal = weights.operations.causal if plan.causal else None
+        self._pooled = pooled
+        self._read_tables(plan, weights)
+        self._frequencies = {
+            layer.rotation: torch.tensor(layer.rotation.frequencies)
+            for layer in plan.layers
+            if layer.rotation is not None
+        }
+        lasts = [pooled != "all" and number == len(plan.layers) for number in range(1, len(plan.layers) + 1)]
+        attentions = CausalAttention if plan.causal else Attention
+        self._layers = [
+            Layer(layer, weights, attentions(layer, index, weights, plan.hidden, picks=last), plan)
+            for index, (layer, last) in enumerate(zip(plan.layers, lasts, strict=True))
+        ]
+        self._last = weights.norm(plan.last)
+
+    def _read_tables(self, plan: NetworkPlan, weights: Weights) -> None:
+        self._words = weights.table(plan.words, plan.vocabulary)
+        if plan.scale != 1.0:
+            self._words *= self._words.new_tensor(plan.scale)  # rounded as the table is
+        self._positions: Tensor | None = None
+        if plan.positions is not None:
+            rows = plan.first_position + plan.max_positions
+            self._positions = weights.table(plan.positions, rows)[plan.first_position :]
+        self._segments: Tensor | None = None
+        if plan.segments is not None:
+            self._segments = weights.table(plan.segments, plan.num_segments)
+            if plan.num_segments == 1:
+                self._words += self._segments[0]
+                self._segments = None
+
+    def __call__(self, packed: PackedTokens) -> Tensor:
+        residual = embedding(packed.input_ids, self._words)
+        if self._segments is not None:
+            residual += embedding(packed.token_type_ids, self._segments)
+        added = None
+        if self._positions is not None:
+            added = embedding(packed.position_ids, self._positions)
+        state = self._begin(packed)
+        for layer in self._layers:
+            added, residual = layer(added, residual, state)
+        return self._last(added, residual)[0]
+
+    def _begin(self, packed: PackedTokens) -> Pass:
+        places = packed.position_ids[:, None].float()
+        turns = {}
+        for plan, frequencies in self._frequencies.items():
+            angles = places * frequencies.to(places.device)
+            turns[plan] = Turns(angles.cos() * plan.factor, angles.sin() * plan.factor)
+        causal = None
+        if self._causal is not None:
+            causal = self._causal(packed.contexts, packed.prefixes, packed.layout)
+        picked = None
+        if self._pooled == "first":
+            picked = packed.layout.firsts
+        elif self._pooled == "last":
+            picked = packed.layout.lasts(len(packed.prefixes))
+        return Pass(packed, turns, causal, picked)
+
+
+class Layer:
+    """A norm, attention, a norm, a feed-forward."""
+
+    def __init__(self, plan: LayerPlan, weights: Weights, attention: Attention, network: NetworkPlan) -> None:
+        self._before = weights.norm(plan.before)
+        self._attention = attention
+        self._out = weights.linear(plan.out, (network.hidden,), plan.heads.width)
+        self._between = weights.norm(plan.between)
+        self._feed = weights.feed_forward(plan, network.width, causal=network.causal)
+
+    def __call__(self, added: Tensor | None, residual: Tensor, state: Pass) -> tuple[Tensor, Tensor]:
+        """[num_tokens, hidden] twice → what this layer adds, and to what; of picked rows in a last layer."""
+        rows, residual = self._before(added, residual)
+        mixed = self._attention(rows, state)
+        if self._attention.picks and state.picked is not None:
+            residual = residual.index_select(0, state.picked)
+        rows, residual = self._between(self._out(mixed), residual)
+        return self._feed(rows), residual
+
+
+class Attention:
+    """Attention both ways; one that `picks` has queries for the picked rows only."""
+
+    def __init__(self, plan: LayerPlan, index: int, weights: Weights, hidden: int, *, picks: bool) -> None:
+        self.picks = picks
+        self._index = index
+        self._plan = plan
+        self._heads = heads = plan.heads
+        self._attend = weights.operations.attend
+        sizes = (heads.width, heads.key_width, heads.key_width)
+        weight, bias = weights.rows(plan.merged, sizes, hidden)
+        linear = weights.operations.linear
+        if not picks:
+            self._merged = linear(weight, bias)
+            return
+        width = heads.width
+        self._query = linear(weight[:width].clone(), None if bias is None else bias[:width].clone())
+        self._merged = linear(weight[width:].clone(), None if bias is None else bias[width:].clone())
+
+    def __call__(self, rows: Tensor, state: Pass) -> Tensor:
+        """[num_tokens, hidden] → [num_tokens or num_picked, heads · size]."""
+        query, key, value = self._project(rows, state)
+        layout = state.packed.layout
+        queries = layout.singles() if self.picks else layout
+        key, value, keys = layout.seen(key, value)
+        turned = state.turned(self._plan.rotation, state.picked if self.picks else None)
+        seen = state.turned(self._plan.rotation, None if keys is layout else layout.key_rows)
+        turns = None if turned is None or seen is None else (turned, seen)
+        return self._attend(query, key, value, queries, keys, self._heads, turns)
+
+    def _project(self, rows: Tensor, state: Pass) -> tuple[Tensor, Tensor, Tensor]:
+        merged, width, key_width = self._merged(rows), self._heads.width, self._heads.key_width
+        if not self.picks or state.picked is None:
+            query, key, value = merged.split([width, key_width, key_width], dim=1)
+            return query, key, value
+        key, value = merged.split(key_width, dim=1)
+        return self._query(rows.index_select(0, state.picked)), key, value
+
+
+class CausalAttention(Attention):
+    """Attention to what stands before, whose keys others may continue."""
+
+    def __init__(self, plan: LayerPlan, index: int, weights: Weights, hidden: int, *, picks: bool) -> None:
+        super().__init__(plan, index, weights, hidden, picks=picks)
+        self._turn_query, self._turn_key = weights.turns(plan)
+
+    def __call__(self, rows: Tensor, state: Pass) -> Tensor:
+        """[num_tokens, hidden] → [num_tokens or num_picked, heads · size]."""
+        query, key, value = self._project(rows, state)
+        turned = state.turned(self._plan.rotation, state.picked if self.picks else None)
+        seen = state.turned(self._plan.rotation, None)
+        if turned is not None and seen is not None:
+            query, key = self._turn_query(query, turned), self._turn_key(key, seen)
+        assert state.causal is not None
+        return state.causal.attend(self._index, query, key, value, self._heads, last_only=self.picks)

@@ -1,0 +1,140 @@
+"""Builds a model around a body of our own, without transformers, from the checkpoint's files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
+from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence
+from rerank_grpc.kernels import operations_for
+from rerank_grpc.kernels.attention import Attention
+from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.kernels.plain import ACTIVATIONS
+from rerank_grpc.models.assembly import Encoder, answer_ids, assembled
+from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.bodies.body import OwnBody
+from rerank_grpc.models.bodies.families import OWN_FAMILIES, plan_of
+from rerank_grpc.models.bodies.plan import (
+    ActivationStep,
+    ClassifierPlan,
+    DenseStep,
+    NetworkPlan,
+    NoPlan,
+    Pooled,
+)
+from rerank_grpc.models.bodies.tensors import Extent, find_extents, read, read_rows
+from rerank_grpc.models.bodies.weights import Weights
+from rerank_grpc.models.encoders import POOLS, all_rows
+from rerank_grpc.models.heads import AnswerHead, build_chain
+from rerank_grpc.models.limits import kept_token_bytes, limited
+
+
+def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Encoder:
+    """Builds the model; raises NoPlan where the files ask for what no own body computes."""
+    plan = plan_of(checkpoint.family, checkpoint.config)
+    files = Files(checkpoint)
+    prefix = OWN_FAMILIES[checkpoint.family].prefix
+    if f"{prefix}{plan.words}.weight" not in files.extents:
+        prefix = ""
+    card = limited(card, checkpoint, plan.vocabulary, plan.max_positions)
+    pooled: Pooled = "all"
+    if plan.causal:
+        card = replace(card, pooling="last" if isinstance(evidence.head, Classifier) else card.pooling)
+        if card.pooling == "last":
+            pooled = "last"
+            kept = kept_token_bytes(checkpoint.config, DTYPES[card.precision])
+            card = replace(card, shares_prefixes=True, prefix_token_bytes=kept)
+    elif card.pooling == "first":
+        pooled = "first"
+    device = torch.device(card.device)
+    operations = operations_for(device, card.precision, card.attention)
+    body = OwnBody(plan, Weights(files, prefix, plan.hidden, operations), pooled)
+    head = _head(checkpoint, evidence, plan, files, prefix)
+    head = head.to(device) if head is not None else None
+    pool = POOLS.get(card.pooling, all_rows) if pooled == "all" else all_rows
+    card = replace(card, capturable=pooled == "first" and _captures(plan, card))
+    return assembled(card, body, pool, head)
+
+
+def _captures(plan: NetworkPlan, card: ModelCard) -> bool:
+    """Whether a pass never asks for the lengths of its parts."""
+    return card.attention is not Attention.SDPA and all(layer.heads.window is None for layer in plan.layers)
+
+
+class Files:
+    """The weights of a checkpoint, by name and shape."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.extents: Mapping[str, Extent] = find_extents(checkpoint)
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Reads a weight in fp32; raises NoPlan if it is missing or of another shape."""
+        return read(self._checkpoint, name, self._find(name, shape))
+
+    def rows(self, name: str, shape: tuple[int, ...], picked: tuple[int, ...]) -> Tensor:
+        """Reads some rows of a weight alone, likewise."""
+        return read_rows(self._checkpoint, name, self._find(name, shape), picked)
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> Extent:
+        found = self.extents.get(name)
+        if found is None or found.shape != shape:
+            raise NoPlan(f"weight {name}")
+        return found
+
+
+def _head(
+    checkpoint: Checkpoint, evidence: Evidence, plan: NetworkPlan, files: Files, prefix: str
+) -> nn.Module | AnswerHead | None:
+    """Builds what follows the pooled rows, in fp32; None if nothing does."""
+    match evidence.head:
+        case Chain():
+            return build_chain(evidence.head, plan.hidden) if evidence.head.modules else None
+        case Answers():
+            tied = checkpoint.config.get("tie_word_embeddings") or "lm_head.weight" not in files.extents
+            name = f"{prefix}{plan.words}.weight" if tied else "lm_head.weight"
+            rows = files.rows(name, (plan.vocabulary, plan.hidden), answer_ids(evidence.head))
+            return AnswerHead(rows, rows.new_zeros(len(rows)))
+        case Classifier():
+            steps = OWN_FAMILIES[checkpoint.family].classifier(checkpoint.config)
+            return _classifier(steps, plan.hidden, files)
+
+
+def _classifier(steps: ClassifierPlan, hidden: int, files: Files) -> nn.Sequential:
+    """Builds a head of linear layers, activations and norms; the last linear layer has one output."""
+    last = max(place for place, step in enumerate(steps) if isinstance(step, DenseStep))
+    built: list[nn.Module] = []
+    for place, step in enumerate(steps):
+        match step:
+            case ActivationStep():
+                built.append(Activate(ACTIVATIONS[step.activation]))
+            case DenseStep():
+                outputs = 1 if place == last else hidden
+                dense = nn.Linear(hidden, outputs, bias=step.bias, device="meta")
+                built.append(_filled(dense, step.name, files))
+            case _:
+                norm = nn.LayerNorm(hidden, step.epsilon, bias=step.bias, device="meta")
+                built.append(_filled(norm, step.name, files))
+    return nn.Sequential(*built).eval()
+
+
+class Activate(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self._function(rows)
+
+
+def _filled(module: nn.Module, name: str, files: Files) -> nn.Module:
+    """Gives a module its weights, in fp32."""
+    shapes = {key: tuple(weight.shape) for key, weight in module.named_parameters()}
+    module.load_state_dict({key: files(f"{name}.{key}", shape) for key, shape in shapes.items()}, assign=True)
+    return module.requires_grad_(False)

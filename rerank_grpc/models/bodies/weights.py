@@ -1,0 +1,77 @@
+"""Reads the weights of a plan by their names, and lays them out by the operations of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rerank_grpc.kernels.base import AddNorm, Linear, Operations, Turn
+from rerank_grpc.kernels.plain import ACTIVATIONS
+from rerank_grpc.models.bodies.plan import HeadNorms, LayerPlan, LinearPlan, NormPlan
+
+
+class Source(Protocol):
+    """The weights of a checkpoint, each to be read once."""
+
+    def __call__(self, name: str, shape: tuple[int, ...], /) -> Tensor:
+        """Reads a weight in fp32; raises NoPlan if it is missing or of another shape."""
+
+
+class Weights:
+    """Lays out the weights of one network, whose names stand behind `prefix`."""
+
+    def __init__(self, source: Source, prefix: str, hidden: int, operations: Operations) -> None:
+        self._source = source
+        self._prefix = prefix
+        self._hidden = hidden
+        self.operations = operations
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Reads one weight."""
+        return self._source(f"{self._prefix}{name}", shape)
+
+    def table(self, name: str, rows: int) -> Tensor:
+        """Lays out a table of embeddings."""
+        return self.operations.table(self.take(f"{name}.weight", rows, self._hidden))
+
+    def rows(self, plan: LinearPlan, sizes: tuple[int, ...], inputs: int) -> tuple[Tensor, Tensor | None]:
+        """Reads a product's weights, of so many outputs each, side by side  # [sum(sizes), inputs]."""
+        # One name may hold all of them, as ModernBERT's queries, keys and values do.
+        each = sizes if len(plan.names) == len(sizes) else (sum(sizes),)
+        named = list(zip(plan.names, each, strict=True))
+        weights = [self.take(f"{name}.weight", outputs, inputs) for name, outputs in named]
+        biases = [self.take(f"{name}.bias", outputs) for name, outputs in named] if plan.bias else []
+        return torch.cat(weights), torch.cat(biases) if biases else None
+
+    def linear(self, plan: LinearPlan, sizes: tuple[int, ...], inputs: int, *, exact: bool = False) -> Linear:
+        """Lays out a product."""
+        return self.operations.linear(*self.rows(plan, sizes, inputs), exact=exact)
+
+    def norm(self, plan: NormPlan) -> AddNorm:
+        """Lays out a norm and the sum before it."""
+        weight = self.take(f"{plan.name}.weight", self._hidden) + plan.offset
+        bias = self.take(f"{plan.name}.bias", self._hidden) if plan.bias else None
+        return self.operations.norm(weight, bias, plan.epsilon, rms=plan.rms, keeps_sum=plan.keeps_sum)
+
+    def turns(self, plan: LayerPlan) -> tuple[Turn, Turn]:
+        """Makes the rotations of queries and of keys, behind the norms of their heads."""
+        norms, heads = plan.head_norms or HeadNorms("", "", 0.0), plan.heads
+        query = self.take(f"{norms.query}.weight", heads.size) if norms.query else None
+        key = self.take(f"{norms.key}.weight", heads.size) if norms.key else None
+        turn = self.operations.turn
+        return turn(heads.count, query, norms.epsilon), turn(heads.groups, key, norms.epsilon)
+
+    def feed_forward(self, plan: LayerPlan, width: int, *, causal: bool) -> Callable[[Tensor], Tensor]:
+        """Lays out the feed-forward of a layer, `width` columns wide between its products."""
+        weight, bias = self.rows(plan.up, (width, width) if plan.gated else (width,), self._hidden)
+        fused = plan.activation == "gelu" and not plan.gated
+        up = self.operations.linear(weight, bias, gelu=fused)
+        # Language models have inputs of this product that are far larger than all others.
+        down = self.linear(plan.down, (self._hidden,), width, exact=causal)
+        if fused:
+            return lambda rows: down(up(rows))
+        between = self.operations.gate(plan.activation) if plan.gated else ACTIVATIONS[plan.activation]
+        return lambda rows: down(between(up(rows)))
