@@ -1,7 +1,7 @@
 """The time and the memory of a start: until READY, of the embedded model and of one of base's shape.
 
-    python -m benchmarks.starting              three second starts of each, in turn, after one that is not counted
-    python -m benchmarks.starting embedded     one of them
+    python -m benchmarks.starting              three second starts of each, in turn, after a first one
+    python -m benchmarks.starting embedded     those of one
 
 Processor time includes that of child processes, and counts where other work runs beside. Results go to
 results/starting.json.
@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any
@@ -70,19 +69,17 @@ def start(name: str) -> dict[str, float]:
     precision = MODELS[name][1]
     command = [sys.executable, "-m", "rerank_grpc", "serve", f"--model={model}", f"--precision={precision}"]
     begin = monotonic()
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(
-        [*command, *PORTS], stderr=subprocess.PIPE, text=True
-    ) as server:
+    with subprocess.Popen([*command, *PORTS], stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         try:
-            _wait(server.stderr, log)
+            _wait(server.stderr)
             seconds = monotonic() - begin
             return {"seconds": seconds} | _use(server.pid)
         finally:
             server.kill()
 
 
-def _wait(lines: IO[str], log: IO[str]) -> None:
+def _wait(lines: IO[str]) -> None:
     """Reads a server's lines until it is ready; raises SystemExit with them if they end before."""
     said = []
     for line in lines:
@@ -93,7 +90,7 @@ def _wait(lines: IO[str], log: IO[str]) -> None:
 
 
 def _use(pid: int) -> dict[str, float]:
-    """What a process has used: processor time, with that of its children, and resident memory now and at most."""
+    """What a process and its children have used: processor time, and memory of its own now and at most."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     ticks = sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -107,13 +104,13 @@ def _use(pid: int) -> dict[str, float]:
 
 def weights_bytes(name: str) -> int:
     """The bytes of a model's weights in the precision that it is started in."""
-    from rerank_grpc.checkpoints.lookup import find_package
     from rerank_grpc.checkpoints.checkpoint import find_weights, read_header
+    from rerank_grpc.checkpoints.lookup import find_package
 
     directory = find_package() if name == "embedded" else checkpoints.checkpoint(name)
     assert directory is not None
     entries = [entry for path in find_weights(directory) for entry in read_header(path).values()]
-    stored = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries)
+    stored: int = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries)
     return stored * MODELS[name][0] // 4
 
 

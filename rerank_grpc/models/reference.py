@@ -213,7 +213,9 @@ def aside(function: Callable[..., Answer], *arguments: Any) -> Answer:
     """
     if "transformers" in sys.modules:
         return function(*arguments)
-    program = "import sys; sys.path[:] = sys.argv[1:]; from rerank_grpc.models import reference; reference.main()"
+    program = (
+        "import sys; sys.path[:] = sys.argv[1:]; from rerank_grpc.models import reference; reference.main()"
+    )
     task = pickle.dumps((function, arguments))
     try:
         done = subprocess.run(
@@ -223,7 +225,9 @@ def aside(function: Callable[..., Answer], *arguments: Any) -> Answer:
             timeout=ANSWER_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ModelLoadError(f"no process for transformers ({type(error).__name__}): load it again") from error
+        raise ModelLoadError(
+            f"no process for transformers ({type(error).__name__}): load it again"
+        ) from error
     if done.returncode:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1][:160]
         raise ModelLoadError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from rerank_grpc.checkpoints.checkpoint import FLOATS, Checkpoint, read_header
 from rerank_grpc.errors import ModelLoadError
 
-# Reads a weight by its name, in fp32.
+# Reads a weight by its name, in the type that it is stored in.
 Take: TypeAlias = Callable[[str], Tensor]
 
 
@@ -71,10 +71,7 @@ def read_rows(checkpoint: Checkpoint, name: str, extent: Extent, picked: tuple[i
 
 
 def mapper(extents: Mapping[str, Extent]) -> Take:
-    """Makes a function that maps weights from their files: a page is read when a value of it is.
-
-    Weights that are stored in fp32 are copied nowhere.
-    """
+    """Makes a function that maps weights from their files: a page is read when a value of it is."""
     files = {
         path: torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
         for path in {extent.path for extent in extents.values()}
@@ -86,7 +83,7 @@ def mapper(extents: Mapping[str, Extent]) -> Take:
         bytes_ = files[extent.path][extent.offset : extent.offset + size]
         if extent.offset % extent.dtype.itemsize:
             bytes_ = bytes_.clone()  # a view would not be aligned
-        return bytes_.view(extent.dtype).view(extent.shape).float()
+        return bytes_.view(extent.dtype).view(extent.shape)
 
     return take
 
