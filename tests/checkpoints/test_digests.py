@@ -24,7 +24,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were read."""
     found: list[Path] = []
-    monkeypatch.setattr(disk, "digest_of", lambda path: found.append(path) or digest_of(path))
+
+    def reading(path: Path) -> str:
+        found.append(path)
+        return digest_of(path)
+
+    monkeypatch.setattr(disk, "digest_of", reading)
     return found
 
 

@@ -158,12 +158,14 @@ def test_no_more_than_the_weights_of_the_module_that_runs_are_in_memory(
         return honest(module, rows)
 
     networks: list[Any] = []
-    make = transformers.AutoModelForSequenceClassification.from_config
-    monkeypatch.setattr(
-        transformers.AutoModelForSequenceClassification,
-        "from_config",
-        lambda *given, **options: networks.append(make(*given, **options)) or networks[-1],
-    )
+    auto: Any = transformers.AutoModelForSequenceClassification
+    make = auto.from_config
+
+    def noticed(*given: Any, **options: Any) -> Any:
+        networks.append(make(*given, **options))
+        return networks[-1]
+
+    monkeypatch.setattr(auto, "from_config", noticed)
     own = case(paths["bert"])
     networks.clear()
     monkeypatch.setattr(torch.nn.Linear, "forward", counting)

@@ -136,7 +136,12 @@ def test_a_comparison_is_kept_until_something_that_it_depends_on_changes(
 ) -> None:
     monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path / "kept")
     made: list[ModelCard] = []
-    monkeypatch.setattr(probes, "aside", lambda read, card: made.append(card) or read(card))
+
+    def noticed(read: Callable[[ModelCard], bool], card: ModelCard) -> bool:
+        made.append(card)
+        return read(card)
+
+    monkeypatch.setattr(probes, "aside", noticed)
     (tmp_path / "model").mkdir()
     path = changed(directories["bert"], tmp_path / "model", "", lambda data: data)
     plain, lowered = card(path), card(path, reading=Reading(lower_case=True))
