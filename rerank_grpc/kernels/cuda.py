@@ -173,5 +173,5 @@ def turn_heads(
         own = rms_norm(own, weight.shape, weight, epsilon)
     halves = own.unflatten(2, (2, -1))  # [num_rows, heads, 2, size / 2]
     signs = torch.arange(-1, 2, 2, device=rows.device)[:, None]
-    turned = halves * cosines[:, None, None] + halves.flip(2) * (sines[:, None, None] * signs)
+    turned: Tensor = halves * cosines[:, None, None] + halves.flip(2) * (sines[:, None, None] * signs)
     return turned.flatten(1).to(rows.dtype)

@@ -282,7 +282,7 @@ def passages() -> list[str]:
 
 
 def packed_behind_prefixes(model: Model, texts: list[str]) -> PackedTokens:
-    """Packs a request as a GPU's runner does: the prefixes first, and the rows of the keys if there is a kernel."""
+    """Packs a request as a GPU's runner does, with the rows of the keys if there is a kernel."""
     request = tokenized(model.card, QUERY, texts)
     sequences = tuple(request.sequences[each.chunks[0].sequence] for each in request.documents)
     gathers = model.card.attention is VARLEN
@@ -349,13 +349,14 @@ def all_operations(operations: PlainOperations, rows: int) -> list[torch.Tensor]
     """Norms before and behind blocks, gates, and heads that are parts of columns, of so many rows."""
     random = partial(torch.randn, generator=torch.Generator().manual_seed(rows))
     weight, bias, dtype = random(32), random(32), operations._dtype
-    added, residual, merged = (random(rows, width).to(dtype) for width in (32, 32, 96))
+    device = operations._device
+    added, residual, merged = (random(rows, width).to(device, dtype) for width in (32, 32, 96))
     made: list[torch.Tensor] = []
     for shift, rms, keeps_sum in ((bias, False, False), (None, False, True), (None, True, True)):
         norm = operations.norm(weight, shift, 1e-5, rms=rms, keeps_sum=keeps_sum)
         made += [*norm(added.clone(), residual.clone()), *norm(None, residual.clone())]
     made += [operations.gate("gelu")(merged.clone()), operations.gate("silu")(merged.clone())]
-    turns = Turns(random(rows, 4), random(rows, 4))
+    turns = Turns(random(rows, 4).to(device), random(rows, 4).to(device))
     made.append(operations.turn(4, None, 0.0)(merged[:, 32:64].clone(), turns))
     made.append(operations.turn(4, weight[:8], 1e-6)(merged[:, :32], turns))
     return made
@@ -378,8 +379,9 @@ def test_fused_operations_compute_what_plain_ones_do_and_compile_once_for_all_nu
                 torch.testing.assert_close(one, other, rtol=bound, atol=bound)
 
 
+@torch.inference_mode()
 def test_more_models_than_dynamo_compiles_one_code_for_are_all_compiled(
-    fusing: Callable[[torch.dtype], TorchOperations], caplog: pytest.LogCaptureFixture
+    fusing: Callable[[torch.dtype], TorchOperations],
 ) -> None:
     operations, residual = fusing(torch.float32), torch.randn(3, 16)
     counters = torch._dynamo.utils.counters["stats"]
@@ -388,7 +390,6 @@ def test_more_models_than_dynamo_compiles_one_code_for_are_all_compiled(
         norm = operations.norm(torch.ones(16), None, 1e-5 * (number + 1), rms=True, keeps_sum=True)
         norm(None, residual)
     assert counters["unique_graphs"] - before == 12 * len(cuda.SAMPLE_ROWS)
-    assert "limit" not in caplog.text
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
