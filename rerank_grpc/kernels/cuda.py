@@ -86,9 +86,8 @@ class Fused:
     compiled, the function runs as it is.
     """
 
-    def __init__(self, function: Function, name: str) -> None:
+    def __init__(self, function: Function) -> None:
         self._function = function
-        self._name = name
         self._compiled: dict[tuple[torch.device, torch.dtype, Form], Function] = {}
 
     def __call__(self, *tensors: Tensor | None) -> Any:
@@ -108,9 +107,14 @@ class Fused:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            log.warning("%s was not compiled (%s): it runs slower", self._name, type(error).__name__)
+            _tell_once(type(error).__name__)
             return self._function
         return compiled
+
+
+@cache
+def _tell_once(reason: str) -> None:
+    log.warning("norms, gates and rotations are not compiled (%s): they run slower", reason)
 
 
 def _own_code(function: Function) -> Function:
@@ -149,25 +153,25 @@ def fused_norm(epsilon: float, rms: bool, keeps_sum: bool) -> Fused:
         normalize = partial(plain_norm, weight=weight, bias=bias, epsilon=epsilon, rms=rms)
         return add_then_norm(normalize, added, residual, keeps_sum=keeps_sum)
 
-    return Fused(add_norm, "a sum and norm")
+    return Fused(add_norm)
 
 
 @cache
 def fused_gate(activation: Activation) -> Fused:
     """Makes a Gate."""
-    return Fused(partial(plain_gate, ACTIVATIONS[activation]), "a gate")
+    return Fused(partial(plain_gate, ACTIVATIONS[activation]))
 
 
 @cache
 def fused_turn(heads: int, epsilon: float) -> Fused:
     """Makes a Turn of rows, cosines, sines and the weight of each head's norm, if there is one."""
-    return Fused(partial(turn_heads, heads, epsilon), "a rotation")
+    return Fused(partial(turn_heads, heads, epsilon))
 
 
 def turn_heads(
     heads: int, epsilon: float, rows: Tensor, cosines: Tensor, sines: Tensor, weight: Tensor | None
 ) -> Tensor:
-    """Turns each head as plain_turn does: the halves change places, where to join them were a second kernel."""
+    """Turns each head as plain_turn does; the halves change places: to join them were a second kernel."""
     own = rows.unflatten(1, (heads, -1)).float()
     if weight is not None:
         own = rms_norm(own, weight.shape, weight, epsilon)

@@ -340,7 +340,7 @@ def fusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[torch.dtype], 
 
 
 def forget_compiled() -> None:
-    for made in (cuda.fused_norm, cuda.fused_gate, cuda.fused_turn):
+    for made in (cuda.fused_norm, cuda.fused_gate, cuda.fused_turn, cuda._tell_once):
         made.cache_clear()
 
 
@@ -403,7 +403,7 @@ def test_no_pass_compiles_behind_the_one_that_checks_a_model_at_its_load(
 ) -> None:
     monkeypatch.setattr(bodies, "operations_for", lambda *_: fusing(torch.float32))
     if family == "modernbert":
-        model = load(modernbert.write(tmp_path, "cls", num_hidden_layers=4))
+        model = load(modernbert.write(tmp_path, "cls", global_attn_every_n_layers=5))
     else:
         model = load({"qwen3": qwen3, **directories}[family])
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -449,9 +449,8 @@ def test_where_nothing_can_be_compiled_functions_run_as_they_are(
     found, plain = fusing(torch.float32), PlainOperations(CPU, torch.float32)
     for one, other in zip(all_operations(found, 3), all_operations(plain, 3), strict=True):
         torch.testing.assert_close(one, other)
-    assert caplog.text.count("a rotation was not compiled (RuntimeError): it runs slower") == 1
     all_operations(found, 4)
-    assert caplog.text.count("a sum and norm was not compiled") == 6
+    assert caplog.text.count("rotations are not compiled (RuntimeError): they run slower") == 1
 
 
 def test_compiled_code_is_kept_in_the_users_folder_unless_the_operator_chose_another(

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from rerank_grpc.models.bert import BertBody
 
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.device import fast_bf16, fast_int8
 from rerank_grpc.models.base import Model
+from rerank_grpc.models.bert import BertBody
 from rerank_grpc.models.encoders import BiEncoder
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
