@@ -61,8 +61,11 @@ def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> En
 
 
 def _captures(plan: NetworkPlan, card: ModelCard) -> bool:
-    """Whether a pass never asks for the lengths of its parts."""
-    return card.attention is not Attention.SDPA and all(layer.heads.window is None for layer in plan.layers)
+    """Whether a pass that pools the first rows never asks for the lengths of its parts.
+
+    A kernel does not take the window of a last layer: its queries stand at the first keys, not at the last.
+    """
+    return card.attention is not Attention.SDPA and plan.layers[-1].heads.window is None
 
 
 class Files:
