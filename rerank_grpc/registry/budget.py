@@ -24,7 +24,7 @@ LONGEST_BATCH_SECONDS = 1.0  # a longer batch makes all calls wait, however well
 # A batch usually costs as much beside its tokens as so many tokens, on CPUs 40 to 70 by model and precision.
 # That is believed as much as so many rounds.
 USUAL_FIXED_TOKENS, USUAL_ROUNDS = 56, 4
-DEAREST = 1.12  # the ratio of costs by which a doubling is dearer at most; more is a spike
+CHEAPEST, DEAREST = 0.48, 1.4  # what a doubling makes of a token's cost; a ratio beyond is a spike's
 
 MOST_ROUNDS, LEAST_ROUNDS = 9, 3
 # Of the device's own seconds. A candidate is left out if too few rounds with it would fit the longest search.
@@ -110,7 +110,8 @@ def choose(rounds: list[Round]) -> Choice:
     costs = {budgets[0]: 0.0}  # of a token, in logarithms
     for smaller, larger in pairwise(budgets):
         ratios = [_by_token(each[larger]) / _by_token(each[smaller]) for each in rounds]
-        found = median(log(min(ratio, DEAREST)) for ratio in ratios)
+        plausible = [ratio for ratio in ratios if CHEAPEST <= ratio <= DEAREST]
+        found = log(median(plausible or ratios))
         usual = log((1 + USUAL_FIXED_TOKENS / larger) / (1 + USUAL_FIXED_TOKENS / smaller))
         step = (count * found + USUAL_ROUNDS * usual) / (count + USUAL_ROUNDS)
         costs[larger] = costs[smaller] + step
