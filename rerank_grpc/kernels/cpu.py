@@ -28,7 +28,7 @@ class CpuOperations(PlainOperations):
     def linear(
         self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, exact: bool = False
     ) -> Linear:
-        if self._precision != "int8" or exact:
+        if self._precision != "int8-all" and (self._precision != "int8" or exact):
             return plain_linear(weight, bias, self._dtype, gelu=gelu)
         quantized, scales = quantize_weight(weight)
         added = torch.zeros(len(weight)) if bias is None else bias
