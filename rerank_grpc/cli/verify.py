@@ -115,7 +115,7 @@ def _compare(name: str, settings: ServerSettings, questions: Sequence[Question])
     """Compares a precision with fp32; a language model's int8-all as well, which decides nothing."""
     screen, title, asked = Screen.of(sys.stdout), printable(name), settings.precision
     documents = sum(len(question.documents) for question in questions)
-    about = f"{asked} against fp32, {len(questions)} queries, {documents} documents"
+    about = f"{asked} against fp32, queries: {len(questions)}, documents: {documents}"
     print(f"{screen.paint(title, 'bold')}  {about}\n", flush=True)
     language, found = logits_in(asked, name, settings, questions)
     more = _int8_all(name, settings, questions) if language and asked == "int8" else None

@@ -123,7 +123,7 @@ def test_the_command_compares_on_the_operators_texts(
     documents = [text[:300] for text in checkpoints.texts()[:24]]
     assert verify._compare(model, settings, [Question("how does a coroutine wait?", tuple(documents))])
     printed = capsys.readouterr().out
-    assert "bf16 against fp32, 1 queries, 24 documents" in printed
+    assert "bf16 against fp32, queries: 1, documents: 24" in printed
     assert "1 of 1" in printed
     assert "  ok\n" in printed
     assert "int8-all" not in printed
