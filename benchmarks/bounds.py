@@ -68,7 +68,7 @@ def kinds() -> Iterator[list[str]]:
             "Qwen3-Reranker": random_models.qwen3_reranker(root / "qwen3"),
             "bi-encoder, BERT": test_bi_encoder.write(root / "bi-encoder", "bert", "mean"),
             "bi-encoder, XLM-RoBERTa": test_bi_encoder.write(root / "second" / "bi", "xlm_roberta", "cls"),
-            "late interaction, BERT": late_models.pylate(root / "late"),
+            "late interaction, BERT": late_models.native(root / "late"),
         }
         for name, path in sources.items():
             yield from precisions(name, str(path), random)
