@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import environments, report, worker
 
 if TYPE_CHECKING:
-    from rerank_grpc.cli.compare import Question
+    from rerank_grpc.cli.compare import Ranking
 
 FAMILIES = ("bert", "roberta", "xlm_roberta")
 
@@ -54,13 +54,13 @@ def main() -> None:
 
 def kinds() -> Iterator[list[str]]:
     """Compares each kind of model in lower precisions with the same in fp32, through the whole service."""
-    from rerank_grpc.cli.compare import Question, built_in_questions
+    from rerank_grpc.cli.compare import Ranking, built_in_questions
     from tests import late_models, random_models
     from tests.kernels import test_precision
     from tests.models import test_bi_encoder, test_modernbert
     from tests.models.test_parity import QUERY
 
-    random = [Question(QUERY, tuple(test_precision.texts()))]
+    random = [Ranking(QUERY, tuple(test_precision.texts()))]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         sources = {
@@ -75,7 +75,7 @@ def kinds() -> Iterator[list[str]]:
     yield from precisions("embedded, trained", "embedded", built_in_questions())
 
 
-def precisions(name: str, source: str, questions: Sequence[Question]) -> Iterator[list[str]]:
+def precisions(name: str, source: str, questions: Sequence[Ranking]) -> Iterator[list[str]]:
     from rerank_grpc.cli.compare import compare
     from rerank_grpc.cli.verify import logits_in
     from rerank_grpc.config.settings import ServerSettings

@@ -22,7 +22,7 @@ CLIP = 600  # characters of a built-in document
 Logits: TypeAlias = Sequence[Sequence[float]]
 
 
-class Question(NamedTuple):
+class Ranking(NamedTuple):
     """A query and the documents that it ranks."""
 
     query: str
@@ -40,7 +40,7 @@ BUILT_IN = {
 }
 
 
-def built_in_questions(each: int = 4) -> list[Question]:
+def built_in_questions(each: int = 4) -> list[Ranking]:
     """Makes questions about Python's own manual; every query ranks all documents, `each` of a chapter.
 
     Raises ConfigurationError where Python was installed without its manual.
@@ -53,10 +53,10 @@ def built_in_questions(each: int = 4) -> list[Question]:
     for chapter in BUILT_IN:
         paragraphs = [" ".join(text.split()) for text in topics.get(chapter, "").split("\n\n")]
         documents += [text[:CLIP] for text in paragraphs if len(text) > 80][:each]
-    return [Question(query, tuple(documents)) for query in BUILT_IN.values()]
+    return [Ranking(query, tuple(documents)) for query in BUILT_IN.values()]
 
 
-def read_questions(file: str) -> list[Question]:
+def read_questions(file: str) -> list[Ranking]:
     """Reads JSON lines of {"query": …, "documents": […]}, or a query and its documents, one a line.
 
     Raises ConfigurationError that names the file and the line.
@@ -65,7 +65,7 @@ def read_questions(file: str) -> list[Question]:
     if not lines:
         raise ConfigurationError(f"{file}: no texts: every line is empty")
     if not lines[0].text.lstrip().startswith("{"):
-        questions = [Question(lines[0].text, tuple(line.text for line in lines[1:]))]
+        questions = [Ranking(lines[0].text, tuple(line.text for line in lines[1:]))]
     else:
         questions = [_read_question(line.text, f"{file}: line {line.number}") for line in lines]
     if all(len(question.documents) < 2 for question in questions):
@@ -78,7 +78,7 @@ def read_questions(file: str) -> list[Question]:
     return questions
 
 
-def _read_question(text: str, place: str) -> Question:
+def _read_question(text: str, place: str) -> Ranking:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -91,7 +91,7 @@ def _read_question(text: str, place: str) -> Question:
     for index, document in enumerate(documents):
         if not isinstance(document, str):
             raise ConfigurationError(f"{place}: documents[{index}]: is not a string")
-    return Question(query, tuple(documents))
+    return Ranking(query, tuple(documents))
 
 
 def request_of(query: str, documents: Iterable[str]) -> RerankRequest:

@@ -16,7 +16,7 @@ from rerank_grpc.cli.compare import (
     HEAD,
     Comparison,
     Logits,
-    Question,
+    Ranking,
     built_in_questions,
     compare,
     read_questions,
@@ -80,7 +80,7 @@ def run(parsed: argparse.Namespace) -> int:
     return 0 if all(passed) else 1
 
 
-def _questions(precision: str, file: str | None) -> Sequence[Question]:
+def _questions(precision: str, file: str | None) -> Sequence[Ranking]:
     """Reads what a lower precision is compared on; () where none is asked for by name."""
     if precision in ("auto", "fp32"):
         if file is not None:
@@ -111,7 +111,7 @@ def _verify(name: str, loader: Loader, catalogue: Catalogue) -> bool:
     return good
 
 
-def _compare(name: str, settings: ServerSettings, questions: Sequence[Question]) -> bool:
+def _compare(name: str, settings: ServerSettings, questions: Sequence[Ranking]) -> bool:
     """Compares a precision with fp32; a language model's int8-all as well, which decides nothing."""
     screen, title, asked = Screen.of(sys.stdout), printable(name), settings.precision
     documents = sum(len(question.documents) for question in questions)
@@ -134,7 +134,7 @@ def _compare(name: str, settings: ServerSettings, questions: Sequence[Question])
 
 
 def logits_in(
-    precision: str, name: str, settings: ServerSettings, questions: Sequence[Question]
+    precision: str, name: str, settings: ServerSettings, questions: Sequence[Ranking]
 ) -> tuple[bool, Logits]:
     """Loads a model in a precision for as long as it scores; tells whether it is a language model, too."""
     from rerank_grpc.models.bodies.llama import FAMILIES
@@ -145,14 +145,14 @@ def logits_in(
         return card.family in FAMILIES, logits
 
 
-def _logits(reranker: Reranker, question: Question) -> list[float]:
+def _logits(reranker: Reranker, question: Ranking) -> list[float]:
     parts = [
         question.documents[place : place + AT_ONCE] for place in range(0, len(question.documents), AT_ONCE)
     ]
     return [result.logit for part in parts for result in scored(reranker, question.query, part)]
 
 
-def _int8_all(name: str, settings: ServerSettings, questions: Sequence[Question]) -> Logits | ModelLoadError:
+def _int8_all(name: str, settings: ServerSettings, questions: Sequence[Ranking]) -> Logits | ModelLoadError:
     """Scores in int8-all; returns why it cannot be loaded if it cannot."""
     try:
         return logits_in("int8-all", name, settings, questions)[1]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rerank_grpc.cli import compare, verify
-from rerank_grpc.cli.compare import Question
+from rerank_grpc.cli.compare import Ranking
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.kernels.device import fast_bf16, fast_int8
@@ -73,15 +73,15 @@ def test_the_built_in_texts_are_many_and_differ() -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("q\na\n\nb\n", [Question("q", ("a", "b"))]),
-        ('{"query": "q", "documents": ["a", "{b"]}\n', [Question("q", ("a", "{b"))]),
+        ("q\na\n\nb\n", [Ranking("q", ("a", "b"))]),
+        ('{"query": "q", "documents": ["a", "{b"]}\n', [Ranking("q", ("a", "{b"))]),
         (
             '\n{"query": "q", "documents": ["a", "b"]}\n{"query": "r", "documents": ["c"], "more": 1}',
-            [Question("q", ("a", "b")), Question("r", ("c",))],
+            [Ranking("q", ("a", "b")), Ranking("r", ("c",))],
         ),
     ],
 )
-def test_texts_are_read_as_lines_or_as_json(content: str, expected: list[Question], tmp_path: Path) -> None:
+def test_texts_are_read_as_lines_or_as_json(content: str, expected: list[Ranking], tmp_path: Path) -> None:
     (tmp_path / "texts").write_text(content)
     assert compare.read_questions(str(tmp_path / "texts")) == expected
 
@@ -121,14 +121,14 @@ def test_the_command_compares_on_the_operators_texts(
 ) -> None:
     settings, model = ServerSettings(device="cpu", precision="bf16"), str(directories["bert"])
     documents = [text[:300] for text in checkpoints.texts()[:24]]
-    assert verify._compare(model, settings, [Question("how does a coroutine wait?", tuple(documents))])
+    assert verify._compare(model, settings, [Ranking("how does a coroutine wait?", tuple(documents))])
     printed = capsys.readouterr().out
     assert "bf16 against fp32, queries: 1, documents: 24" in printed
     assert "1 of 1" in printed
     assert "  ok\n" in printed
     assert "int8-all" not in printed
     monkeypatch.setitem(compare.RMS_BOUNDS, "bf16", 1e-9)
-    assert not verify._compare(model, settings, [Question("what is a class?", tuple(documents))])
+    assert not verify._compare(model, settings, [Ranking("what is a class?", tuple(documents))])
     assert "TOO FAR" in capsys.readouterr().out
 
 
@@ -138,7 +138,7 @@ def test_of_a_language_model_int8_all_is_compared_too(
 ) -> None:
     source = str(checkpoints.qwen3_reranker(tmp_path / "model", initializer_range=0.1))
     documents = [text[:200] for text in checkpoints.texts()[:16]]
-    questions = [Question("how does a coroutine wait?", tuple(documents))]
+    questions = [Ranking("how does a coroutine wait?", tuple(documents))]
     settings = ServerSettings(device="cpu", precision="int8")
     verify._compare(source, settings, questions)
     partly, wholly = (line.split() for line in capsys.readouterr().out.splitlines() if " of 1 " in line)
