@@ -1,4 +1,4 @@
-"""The CPU's operations in fp32, bf16 and int8, by oneDNN or the kernels of kernels.c."""
+"""The CPU's operations in fp32, bf16 and int8, by oneDNN or the kernels in C."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from rerank_grpc.kernels.base import AddNorm, Layout, Linear, plain_norm
 from rerank_grpc.kernels.device import DTYPES
-from rerank_grpc.kernels.native import Kernels, kernels
+from rerank_grpc.kernels.native import HEAD_SIZES, INT8_OUTPUTS, WIDTHS, Kernels, kernels
 
 LEVELS = 127
 ZERO = 128
@@ -33,13 +33,13 @@ class CpuOperations:
             return plain_linear(weight, bias, self._dtype, gelu=gelu)
         quantized, scales = quantize_weight(weight)
         outputs, inputs = weight.shape
-        if self._native is not None and outputs % 64 == 0 and inputs % 16 == 0:
+        if self._native is not None and outputs % INT8_OUTPUTS == 0 and inputs % WIDTHS == 0:
             return native_int8_linear(self._native, quantized, scales, bias, gelu=gelu)
         return Int8Linear(quantized, scales, bias, gelu=gelu)
 
     def norm(self, weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
-        if self._native is not None and len(weight) % 16 == 0:
-            return partial(self._native.add_norm, weight=weight, bias=bias, epsilon=epsilon)
+        if self._native is not None and len(weight) % WIDTHS == 0:
+            return native_norm(self._native, weight, bias, epsilon)
         # torch takes bf16 rows with weights in fp32, and then computes in fp32
         return plain_norm(weight, bias, epsilon)
 
@@ -47,8 +47,13 @@ class CpuOperations:
         self, query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout, heads: int
     ) -> Tensor:
         size = query.shape[1] // heads
-        if self._native is not None and size in (16, 32, 48, 64):
-            return self._native.attention(query, key, value, queries.starts, keys.starts, heads)
+        if self._native is not None and size in HEAD_SIZES:
+            return self._native.attention(
+                *(query, key, value, queries.starts, keys.starts),
+                heads=heads,
+                key_heads=heads,
+                scale=size**-0.5,
+            )
         # Part by part, so that no score depends on the neighbours: torch may add in another order otherwise.
         q = query.unflatten(1, (heads, size)).transpose(0, 1)[None].split(queries.lengths, dim=2)
         k = key.unflatten(1, (heads, size)).transpose(0, 1)[None].split(keys.lengths, dim=2)
@@ -76,10 +81,19 @@ def weight_sums(weight: Tensor, scales: Tensor) -> Tensor:
     return weight.sum(dim=1, dtype=torch.float32) * scales
 
 
+def native_norm(native: Kernels, weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
+    """Makes an AddNorm of the kernel in C, which does not round the sum."""
+
+    def add_norm(rows: Tensor, residual: Tensor) -> Tensor:
+        return native.norm(rows, residual, weight, bias, epsilon, rms=False, keeps_sum=False)[0]
+
+    return add_norm
+
+
 def native_int8_linear(
     native: Kernels, weight: Tensor, scales: Tensor, bias: Tensor, *, gelu: bool
 ) -> Linear:
-    """Lays out the product of kernels.c, which quantizes each row with a scale and a middle of its own."""
+    """Lays out the product in C, which quantizes each row with a scale and a middle of its own."""
     return partial(
         native.linear_int8,
         packed=native.pack_int8(weight),
