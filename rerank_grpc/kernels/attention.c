@@ -1,6 +1,5 @@
 /* Attention over packed parts: both ways or causal, whole or in a window, behind prefixes. */
 #include <stdlib.h>
-#include <string.h>
 
 #include "heads.h"
 #include "kernels.h"
@@ -25,6 +24,14 @@ struct segment {
 struct strip {
     const struct segment *segment;
     int64_t low, count, column;
+};
+
+/* A row of a tile: a query of one head of one token, and the places it sees. */
+struct row {
+    const bf16 *query;
+    bf16 *out;
+    int64_t token;
+    struct span sees;
 };
 
 /* Some queries of a part. */
@@ -112,46 +119,39 @@ INLINE __m512 weigh(float *scores, struct span span, int64_t count, __m512 facto
     return total;
 }
 
-/* ---- tiles: rows are queries of the heads that share a key head, token by token -------- */
+/* ---- tiles ----------------------------------------------------------------- */
 
-/* Where the head of a row of a group lies in a matrix of tokens. */
-INLINE int64_t token_of(const struct attention *call, int64_t part, int64_t row) {
-    return call->query_starts[part] + row / (call->heads / call->key_heads);
-}
-
-INLINE int64_t head_of(const struct attention *call, int64_t group, int64_t row) {
-    int64_t repeats = call->heads / call->key_heads;
-    return group * repeats + row % repeats;
-}
-
-/* Copies queries, and turns them. */
-static void load_queries(const struct attention *call, int64_t part, int64_t group, int64_t row, int rows,
-                         bf16 *to) {
-    int64_t size = call->size;
-    for (int r = 0; r < rows; r++, to += size) {
-        int64_t token = token_of(call, part, row + r), angle = token * (size / 2);
-        const bf16 *from = call->query + token * call->query_stride + head_of(call, group, row + r) * size;
-        if (call->query_cosines)
-            turn_head(from, size, NULL, 1.0f, call->query_cosines + angle, call->query_sines + angle, to);
-        else
-            memcpy(to, from, (size_t)size * sizeof(bf16));
+/* Fills the rows of a tile: the queries of the heads that share a key head, token by token, from `at` on. */
+INLINE void list_rows(const struct attention *call, const struct unit *unit, int64_t group, int64_t at, int count,
+                      struct row *rows) {
+    int64_t size = call->size, repeats = call->heads / call->key_heads, query = at / repeats, repeat = at % repeats;
+    for (int r = 0; r < count; r++) {
+        int64_t token = call->query_starts[unit->part] + query, head = group * repeats + repeat;
+        rows[r].query = call->query + token * call->query_stride + head * size;
+        rows[r].out = call->out + (token * call->heads + head) * size;
+        rows[r].token = token;
+        rows[r].sees = repeat && r ? rows[r - 1].sees : seen(call, unit->part, query);
+        if (++repeat == repeats) {
+            repeat = 0;
+            query++;
+        }
     }
 }
 
-/* Writes mixed rows, each divided by the sum of its weights; a query that sees nothing gets 0. */
-static void store_rows(const struct attention *call, int64_t part, int64_t group, int64_t row, int rows,
-                       const float *mixed, const float *totals) {
+/* Copies the queries of a tile, turned if there are cosines. */
+INLINE void load_queries(const struct attention *call, const struct row *rows, int count, bf16 *to) {
     int64_t size = call->size;
-    for (int r = 0; r < rows; r++, mixed += size) {
-        int64_t token = token_of(call, part, row + r);
-        bf16 *out = call->out + (token * call->heads + head_of(call, group, row + r)) * size;
-        __m512 factor = _mm512_set1_ps(totals[r] == 0.0f ? 0.0f : 1.0f / totals[r]);
-        for (int64_t i = 0; i < size; i += 16) narrow(out + i, _mm512_mul_ps(_mm512_loadu_ps(mixed + i), factor));
+    for (int r = 0; r < count; r++, to += size) {
+        int64_t angle = rows[r].token * (size / 2);
+        if (call->query_cosines)
+            turn_head(rows[r].query, size, NULL, 1.0f, call->query_cosines + angle, call->query_sines + angle, to);
+        else
+            copy_head(rows[r].query, size, to);
     }
 }
 
 /* Softmax over the strips of one row, in place; returns the sum of the weights. */
-static float weigh_row(const struct strip *strips, int count, struct span sees, float scale, float *scores) {
+INLINE float weigh_row(const struct strip *strips, int count, struct span sees, float scale, float *scores) {
     struct span spans[SEGMENTS];
     __m512 top = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
     for (int s = 0; s < count; s++) {
@@ -164,29 +164,36 @@ static float weigh_row(const struct strip *strips, int count, struct span sees, 
     return _mm512_reduce_add_ps(total);
 }
 
-static void attend_tile(const struct attention *call, int64_t part, int64_t group, int64_t row, int rows,
-                        const struct segment *segments, int count, struct workspace *space) {
-    int64_t size = call->size, repeats = call->heads / call->key_heads, column = 0;
-    struct span spans[TILE];
+/* Writes a mixed row, divided by the sum of its weights; one that sees nothing gets 0. */
+INLINE void store_row(const float *mixed, float total, int64_t size, bf16 *out) {
+    __m512 factor = _mm512_set1_ps(total == 0.0f ? 0.0f : 1.0f / total);
+    for (int64_t i = 0; i < size; i += 16) narrow(out + i, _mm512_mul_ps(_mm512_loadu_ps(mixed + i), factor));
+}
+
+/* Attends for the rows of a tile. */
+static void attend_tile(const struct attention *call, const struct row *rows, int count,
+                        const struct segment *segments, int segment_count, struct workspace *space) {
+    int64_t size = call->size, column = 0;
     struct strip strips[SEGMENTS];
     float totals[TILE];
-    for (int r = 0; r < rows; r++) spans[r] = seen(call, part, (row + r) / repeats);
-    load_queries(call, part, group, row, rows, space->query);
-    for (int s = 0; s < count; s++) {
+    load_queries(call, rows, count, space->query);
+    for (int s = 0; s < segment_count; s++) {
         const struct segment *from = segments + s;
         /* Both ends grow from row to row. */
-        struct span all = inside((struct span){spans[0].first, spans[rows - 1].end}, from->begin, from->count);
+        struct span all = {rows[0].sees.first, rows[count - 1].sees.end};
+        all = inside(all, from->begin, from->count);
         int64_t low = all.first / 16 * 16, keys = all.end > all.first ? all.end - low : 0;
         strips[s] = (struct strip){from, low, keys, column};
-        score_keys(rows, space->query, size, from->keys + low * (size / 2), keys, space->scores + column, space->width);
+        score_keys(count, space->query, size, from->keys + low * (size / 2), keys, space->scores + column,
+                   space->width);
         column += sixteens(keys);
     }
-    for (int r = 0; r < rows; r++)
-        totals[r] = weigh_row(strips, count, spans[r], call->scale, space->scores + r * space->width);
-    for (int s = 0; s < count; s++)
-        mix_values(rows, (bf16 *)(space->scores + strips[s].column), 2 * space->width,
+    for (int r = 0; r < count; r++)
+        totals[r] = weigh_row(strips, segment_count, rows[r].sees, call->scale, space->scores + r * space->width);
+    for (int s = 0; s < segment_count; s++)
+        mix_values(count, (bf16 *)(space->scores + strips[s].column), 2 * space->width,
                    strips[s].segment->values + strips[s].low / 2 * size, strips[s].count, size, s > 0, space->mixed);
-    store_rows(call, part, group, row, rows, space->mixed, totals);
+    for (int r = 0; r < count; r++) store_row(space->mixed + r * size, totals[r], size, rows[r].out);
 }
 
 /* ---- units of work --------------------------------------------------------- */
@@ -220,8 +227,27 @@ INLINE uint32_t *panels(const struct attention *call, const int64_t *begins, uin
     return packed + ((values * call->key_heads + group) * all + begins[prefix]) * (call->size / 2);
 }
 
-static void attend_unit(const struct attention *call, const struct unit *unit, int64_t group, const int64_t *begins,
-                        uint32_t *packed, struct workspace *space) {
+/* Asks for rows of a matrix, of which `size` numbers will be used. */
+INLINE void prefetch(const bf16 *x, int64_t stride, int64_t count, int64_t size) {
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t i = 0; i < size; i += 32) __builtin_prefetch(x + r * stride + i, 0, 2);
+}
+
+/* Asks for what is read of some rows of a part for a key head: it lies apart, and would come late. */
+INLINE void prefetch_rows(const struct attention *call, const struct unit *unit, int64_t group, int64_t first) {
+    int64_t size = call->size, width = call->heads / call->key_heads * size, rows = TILE * size / width;
+    int64_t query = call->query_starts[unit->part] + unit->first + first, key = call->key_starts[unit->part] + first;
+    int64_t queries = least(rows, call->query_starts[unit->part + 1] - query);
+    int64_t keys = least(rows, call->key_starts[unit->part + 1] - key);
+    prefetch(call->query + query * call->query_stride + group * width, call->query_stride, queries, width);
+    prefetch(call->out + query * call->heads * size + group * width, call->heads * size, queries, width);
+    prefetch(call->key + key * call->key_stride + group * size, call->key_stride, keys, size);
+    prefetch(call->value + key * call->value_stride + group * size, call->value_stride, keys, size);
+}
+
+/* Attends for a unit and a key head, and asks for the rows of the next unit and key head meanwhile. */
+static void attend_unit(const struct attention *call, const struct unit *unit, int64_t group, const struct unit *next,
+                        int64_t next_group, const int64_t *begins, uint32_t *packed, struct workspace *space) {
     int64_t prefix = prefix_of(call, unit->part), repeats = call->heads / call->key_heads;
     struct segment segments[SEGMENTS];
     int count = 0;
@@ -230,8 +256,13 @@ static void attend_unit(const struct attention *call, const struct unit *unit, i
                                              panels(call, begins, packed, prefix, group, 1), 0,
                                              call->prefixes[prefix].tokens};
     segments[count++] = pack_part(call, unit, group, space);
-    for (int64_t row = unit->first * repeats; row < unit->end * repeats; row += TILE)
-        attend_tile(call, unit->part, group, row, (int)least(TILE, unit->end * repeats - row), segments, count, space);
+    for (int64_t at = 0, end = (unit->end - unit->first) * repeats; at < end; at += TILE) {
+        struct row rows[TILE];
+        int tile = (int)least(TILE, end - at);
+        prefetch_rows(call, next, next_group, at / repeats);
+        list_rows(call, unit, group, unit->first * repeats + at, tile, rows);
+        attend_tile(call, rows, tile, segments, count, space);
+    }
 }
 
 /* The work of a part: the scores of its queries, and the packing of its keys. */
@@ -308,10 +339,13 @@ static int attend(const struct attention *call, const struct unit *units, int64_
                 pack_values(from->value + group * from->value_head, from->value_stride, from->tokens, call->size,
                             panels(call, begins, packed, i, group, 1));
             }
-#pragma omp for collapse(2) schedule(dynamic, 1)
-        for (int64_t i = 0; i < unit_count; i++)
-            for (int64_t group = 0; group < call->key_heads; group++)
-                if (!failed) attend_unit(call, units + i, group, begins, packed, &space);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < unit_count * call->key_heads; i++) {
+            int64_t next = i + 1 < unit_count * call->key_heads ? i + 1 : i, heads = call->key_heads;
+            if (!failed)
+                attend_unit(call, units + i / heads, i % heads, units + next / heads, next % heads, begins, packed,
+                            &space);
+        }
         free_space(&space);
     }
     return !failed;

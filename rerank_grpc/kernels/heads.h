@@ -3,6 +3,11 @@
 
 #include "vectors.h"
 
+INLINE void copy_head(const bf16 *x, int64_t size, bf16 *out) {
+    for (int64_t i = 0; i < size; i += 16)
+        _mm256_storeu_si256((void *)(out + i), _mm256_loadu_si256((const void *)(x + i)));
+}
+
 /* The factor that brings the root of the mean square of a head to 1. */
 INLINE float inverse_rms(const bf16 *x, int64_t size, float epsilon) {
     __m512 squares = _mm512_setzero_ps();

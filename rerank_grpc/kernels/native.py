@@ -21,6 +21,7 @@ from rerank_grpc.kernels.compiler import library
 Turns: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # cosines and sines of queries, then of keys
 
 ACTIVATIONS: tuple[Activation, ...] = ("gelu", "gelu_tanh", "silu")  # in the order of kernels.h
+TURNS = ("query_cosines", "query_sines", "key_cosines", "key_sines")
 WIDTHS = 16  # a row's width is a multiple of this
 HEAD_SIZES = range(16, 257, 16)
 INT8_OUTPUTS = 64  # an int8 weight's number of outputs is a multiple of this
@@ -53,7 +54,7 @@ class _Attention(ctypes.Structure):
         *((name, _long) for name in ("query_stride", "key_stride", "value_stride")),
         *((name, _pointer) for name in ("query_starts", "key_starts")),
         *((name, _long) for name in ("parts", "heads", "key_heads", "size")),
-        *((name, _pointer) for name in ("query_cosines", "query_sines", "key_cosines", "key_sines")),
+        *((name, _pointer) for name in TURNS),
         *((name, _pointer) for name in ("prefixes", "continued")),
         *((name, _long) for name in ("prefix_count", "window")),
         ("scale", _float),
@@ -181,11 +182,14 @@ class Kernels:
         |i - j| < window; query r of a part stands at the place of its key r, and one that sees
         nothing gets 0. `turns` rotate queries and keys by their rows' angles  # fp32 [rows, size / 2].
         """
-        call = _attention_call(query, key, value, query_starts, key_starts)
-        call.heads, call.key_heads, call.scale, call.window = heads, key_heads, scale, window or 0
-        if turns is not None:
-            call.query_cosines, call.query_sines, call.key_cosines, call.key_sines = map(_address, turns)
-        return self._attend(call, query)
+        return self._attend(
+            *(query, key, value, query_starts, key_starts),
+            heads=heads,
+            key_heads=key_heads,
+            scale=scale,
+            window=window or 0,
+            **dict(zip(TURNS, map(_address, turns or ()), strict=False)),
+        )
 
     def causal_attention(
         self,
@@ -210,18 +214,41 @@ class Kernels:
         # [parts] int32. With `window`, token i sees token j where i - window < j <= i; tokens of the
         prefix count.
         """
-        call = _attention_call(query, key, value, query_starts, key_starts)
-        call.heads, call.key_heads, call.scale, call.window = heads, key_heads, scale, window or 0
         listed = (_Prefix * len(prefixes))(*(_prefix(*each) for each in prefixes))
-        call.prefixes, call.prefix_count = ctypes.addressof(listed), len(prefixes)
-        call.continued, call.causal = _address(continued), True
-        return self._attend(call, query)
+        return self._attend(
+            *(query, key, value, query_starts, key_starts),
+            heads=heads,
+            key_heads=key_heads,
+            scale=scale,
+            window=window or 0,
+            causal=True,
+            prefixes=ctypes.addressof(listed),
+            prefix_count=len(prefixes),
+            continued=_address(continued),
+        )
 
-    def _attend(self, call: _Attention, query: Tensor) -> Tensor:
-        """Completes a call, and makes it; raises MemoryError."""
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_starts: Tensor,
+        key_starts: Tensor,
+        *,
+        heads: int,
+        **fields: Any,
+    ) -> Tensor:
+        """Calls the kernel with further fields of _Attention; raises MemoryError."""
         out = torch.empty(query.shape, dtype=torch.bfloat16)
-        call.out, call.size = out.data_ptr(), query.shape[1] // call.heads
-        call.threads = torch.get_num_threads()
+        call = _Attention(
+            *(each.data_ptr() for each in (query, key, value, out)),
+            *(each.stride(0) for each in (query, key, value)),
+            *(query_starts.data_ptr(), key_starts.data_ptr(), len(query_starts) - 1),
+            heads=heads,
+            size=query.shape[1] // heads,
+            threads=torch.get_num_threads(),
+            **fields,
+        )
         if self._attention(ctypes.byref(call)):
             raise MemoryError
         return out
@@ -234,17 +261,3 @@ def _address(tensor: Tensor | None) -> int | None:
 def _prefix(key: Tensor, value: Tensor) -> _Prefix:
     strides = (key.stride(2), key.stride(1), value.stride(2), value.stride(1))
     return _Prefix(key.data_ptr(), value.data_ptr(), *strides, key.shape[2])
-
-
-def _attention_call(
-    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor
-) -> _Attention:
-    return _Attention(
-        *(query.data_ptr(), key.data_ptr(), value.data_ptr()),
-        query_stride=query.stride(0),
-        key_stride=key.stride(0),
-        value_stride=value.stride(0),
-        query_starts=query_starts.data_ptr(),
-        key_starts=key_starts.data_ptr(),
-        parts=len(query_starts) - 1,
-    )

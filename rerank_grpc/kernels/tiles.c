@@ -45,7 +45,7 @@ void pack_keys(const bf16 *keys, int64_t stride, int64_t count, int64_t size, co
                     turn_head(from + r * stride, size, NULL, 1.0f, cosines + (first + r) * (size / 2),
                               sines + (first + r) * (size / 2), block + r * size);
                 else
-                    memcpy(block + r * size, from + r * stride, (size_t)size * sizeof(bf16));
+                    copy_head(from + r * stride, size, block + r * size);
             memset(block + rows * size, 0, (size_t)((16 - rows) * size) * sizeof(bf16));
             from = block;
             step = size;
