@@ -45,7 +45,7 @@ class Kept:
         if not isinstance(found, dict) or found.get("key") != dict(key):
             return None
         value = found.get("value")
-        return value if isinstance(value, dict) else None
+        return value if isinstance(value, dict) and found.get("digest") == _digest(value) else None
 
     def write(self, key: Key, value: Mapping[str, Any]) -> None:
         """Keeps a fact for the next start; never raises, since a start without it is only slower."""
@@ -53,11 +53,14 @@ class Kept:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False, encoding="utf-8") as file:
-                json.dump({"key": dict(key), "value": dict(value)}, file)
+                json.dump({"key": dict(key), "value": dict(value), "digest": _digest(value)}, file)
             Path(file.name).replace(path)
         except OSError:
             pass
 
     def _path(self, key: Key) -> Path:
-        digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-        return self._folder / f"{digest[:32]}.json"
+        return self._folder / f"{_digest(key)}.json"
+
+
+def _digest(fact: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(fact), sort_keys=True).encode()).hexdigest()[:32]

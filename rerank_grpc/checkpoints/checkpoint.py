@@ -7,13 +7,14 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rerank_grpc.checkpoints.catalogue import KnownModel
-from rerank_grpc.checkpoints.disk import COMMIT, SHA256, check_types, digest_of, read_json
+from rerank_grpc.checkpoints.disk import COMMIT, SHA256, check_types, kept_digest, read_json, sha256_of
 from rerank_grpc.checkpoints.lookup import EMBEDDED, EMBEDDED_REVISION, check_embedded
 from rerank_grpc.checkpoints.native import find_form, is_native
 from rerank_grpc.errors import ModelLoadError
@@ -186,18 +187,23 @@ def revision_of(directory: Path, weights: tuple[Path, ...]) -> str:
     if resolved.parent.name == "snapshots" and COMMIT.fullmatch(resolved.name):
         for path in weights:
             expected = path.resolve().name
-            if SHA256.fullmatch(expected) and digest_of(path) != expected:
+            if SHA256.fullmatch(expected) and sha256_of(path) != expected:
                 raise ModelLoadError(
                     f"{path}: its SHA-256 is not {expected}: delete it from the hub's cache and load again"
                 )
         return resolved.name
+    return f"sha256:{kept_digest('revision', weights, partial(_revision, weights))}"
+
+
+def _revision(weights: tuple[Path, ...]) -> str:
+    """Digests all weights to 12 digits; large ones in part."""
     digest = hashlib.sha256()
     whole = sum(path.stat().st_size for path in weights) <= DIGEST_WHOLE_BYTES
     for path in weights:
         digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
         for block in _blocks(path, whole=whole):
             digest.update(block)
-    return f"sha256:{digest.hexdigest()[:12]}"
+    return digest.hexdigest()[:12]
 
 
 def _blocks(path: Path, *, whole: bool) -> Iterator[bytes]:

@@ -7,16 +7,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kept import Kept
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SPARE_BYTES = 16 << 20  # left free by a download or a conversion
+# The age of a change from which on a later one has another time, on every file system.
+SETTLED_NS = 2_000_000_000
 
 
 def free_if_short(directory: Path, needed: int) -> int | None:
@@ -43,6 +47,36 @@ def digest_of(path: Path, digest: Callable[[], hashlib._Hash] = hashlib.sha256) 
     """Digests a whole file, by default with SHA-256; returns hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, digest).hexdigest()
+
+
+def kept_digest(name: str, paths: Sequence[Path], digest: Callable[[], str]) -> str:
+    """Returns a digest of files, which is made again only when one of them has changed.
+
+    `name` tells it from other digests of the same files. A file that has changed has another ctime, which no
+    program can set.
+    """
+    before = [_identity(path) for path in paths]
+    kept, key = Kept("digests"), {"digest": name, "files": json.dumps(before)}
+    found = (kept.read(key) or {}).get("digest")
+    if isinstance(found, str):
+        return found
+    changed = max(path.stat().st_ctime_ns for path in paths)
+    settled, made = time_ns() - changed > SETTLED_NS, digest()
+    if settled and [_identity(path) for path in paths] == before:
+        kept.write(key, {"digest": made})
+    return made
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, read only where it is not known."""
+    return kept_digest("sha256", [path], lambda: digest_of(path))
+
+
+def _identity(path: Path) -> list[str | int]:
+    """Names a file's content, as far as the file system tells it."""
+    found = path.stat()
+    times = (found.st_mtime_ns, found.st_ctime_ns)
+    return [str(path.resolve()), found.st_size, *times, found.st_ino, found.st_dev]
 
 
 def read_json(path: Path) -> dict[str, Any]:

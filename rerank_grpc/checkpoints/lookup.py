@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rerank_grpc.checkpoints import hub
 from rerank_grpc.checkpoints.catalogue import NEWEST, Catalogue, KnownModel
-from rerank_grpc.checkpoints.disk import COMMIT, digest_of
+from rerank_grpc.checkpoints.disk import COMMIT, sha256_of
 from rerank_grpc.checkpoints.transfer import Progress
 from rerank_grpc.errors import ModelLoadError
 
@@ -128,7 +128,7 @@ def check_embedded(directory: Path) -> None:
     """Raises ModelLoadError unless the embedded files are the ones that this release was tested with."""
     for name, expected in EMBEDDED_DIGESTS.items():
         path = directory / name
-        found = digest_of(path) if path.is_file() else "missing"
+        found = sha256_of(path) if path.is_file() else "missing"
         if found != expected:
             raise ModelLoadError(
                 f"{path}: its SHA-256 is {found} where {expected} is expected: "

@@ -168,7 +168,9 @@ class Causal(Protocol):
 
 
 class Operations(Protocol):
-    """Lays out the weights of a network for one device; they come in fp32, on the CPU."""
+    """Lays out the weights of a network for one device; they come on the CPU, vectors in fp32."""
+
+    matrices: torch.dtype  # the type in which matrices come
 
     def table(self, weight: Tensor) -> Tensor:
         """Lays out a table of embeddings, as a tensor of the caller's own."""

@@ -36,6 +36,8 @@ class CpuOperations(PlainOperations):
     def __init__(self, precision: str) -> None:
         super().__init__(CPU, DTYPES[precision])
         self._precision = precision
+        if precision == "int8":  # which is rounded once
+            self.matrices = torch.float32
         self._native = kernels() if self._dtype is torch.bfloat16 else None
 
     def linear(

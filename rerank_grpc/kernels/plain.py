@@ -38,7 +38,7 @@ class PlainOperations:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, kernel: Kernel | None = None) -> None:
         self._device = device
-        self._dtype = dtype
+        self._dtype = self.matrices = dtype
         self._kernel = kernel
 
     def table(self, weight: Tensor) -> Tensor:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
@@ -24,23 +22,17 @@ from rerank_grpc.models.hooked import HOOK, HookedBody, NotPackable, attends_cau
 from rerank_grpc.models.late import LateEncoder
 from rerank_grpc.models.limits import kept_token_bytes, limited, positions_of
 from rerank_grpc.models.padded import Padded, PaddedBody, check_reads_both_ways, own_attention
+from rerank_grpc.models.reference import Agreement
 from rerank_grpc.models.selfcheck import (
-    Agreement,
     AnswersReference,
     Reference,
     check_against_reference,
     classifier_reference,
     pooled_reference,
 )
-from rerank_grpc.models.weights import convert_weights, quiet, read_network
+from rerank_grpc.models.weights import CLASSES, convert_weights, quiet, read_network
 
 log = logging.getLogger(__name__)
-
-CLASSES: Mapping[type, Any] = {
-    Classifier: AutoModelForSequenceClassification,
-    Answers: AutoModelForCausalLM,
-    Chain: AutoModel,
-}
 
 
 def borrowed_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Model:

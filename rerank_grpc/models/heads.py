@@ -80,7 +80,8 @@ def _build(module: Module, width: int) -> nn.Module:
     try:
         with torch.device("meta"):  # sizes that a file claims take no memory
             made = TYPES[module.type](module.config)
-            given = made(torch.empty(1, width)).shape[-1]
+            # Only a Dense has a function of its own. Norms of meta tensors would import torch's compiler.
+            given = made(torch.empty(1, width)).shape[-1] if module.type == "Dense" else width
     except Exception as error:  # torch raises half a dozen classes for what is no layer
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
         raise ModelLoadError(f"{where}: describes no {module.type} ({reason}): copy it again") from error

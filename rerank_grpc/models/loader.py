@@ -19,9 +19,8 @@ from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bodies.families import OWN_FAMILIES
 from rerank_grpc.models.bodies.model import own_model
 from rerank_grpc.models.bodies.plan import NoPlan
-from rerank_grpc.models.borrowed import borrowed_model
 from rerank_grpc.models.late import ids_of
-from rerank_grpc.models.reference import check_own, reference_of
+from rerank_grpc.models.reference import check_own
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,11 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
             f"{checkpoint.directory}: precision 'int8' is for models of the families {families}, "
             "in their usual form: use auto, bf16 or fp32"
         )
-    return model or borrowed_model(checkpoint, evidence, card)
+    if model is not None:
+        return model
+    from rerank_grpc.models.borrowed import borrowed_model  # which imports transformers
+
+    return borrowed_model(checkpoint, evidence, card)
 
 
 def keep_compiled_code() -> None:
@@ -83,7 +86,7 @@ def _own(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Encoder
         if checkpoint.family in OWN_FAMILIES:
             log.info("%s runs in transformers' own body: it asks for %s", card.source, asked)
         return None
-    agreement = check_own(model, reference_of(checkpoint, evidence, model.card))
+    agreement = check_own(model, checkpoint, evidence)
     if agreement.agrees:
         return model
     if math.isinf(agreement.difference):

@@ -1,88 +1,262 @@
-"""What transformers' own layers give for random sequences, by which every own body is checked."""
+"""Compares an own body with transformers' layers, whose answers are made in another process and kept."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+import math
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
-from rerank_grpc.evidence.facts import Answers, Classifier, Evidence
-from rerank_grpc.models.assembly import Encoder, answer_ids, rows_of
-from rerank_grpc.models.base import ModelCard
-from rerank_grpc.models.borrowed import CLASSES
-from rerank_grpc.models.encoders import POOLS, CrossEncoder
-from rerank_grpc.models.selfcheck import (
-    BOUND,
-    Agreement,
-    AnswersReference,
-    Probe,
-    defining_attention,
-    difference,
-    draw_probes,
-    in_float32,
-    inputs_of,
-    narrowed_windows,
-    pack_parts,
-    passes,
-)
-from rerank_grpc.models.weights import read_network
+from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Answers, Evidence
+from rerank_grpc.kept import Kept, Key
+from rerank_grpc.kernels.base import KeysValues, Layout
+from rerank_grpc.kernels.causal import key_ranges
+from rerank_grpc.models.assembly import Encoder, rows_of
+from rerank_grpc.models.base import Model, ModelCard, PackedTokens
+from rerank_grpc.models.encoders import CrossEncoder
+from rerank_grpc.models.heads import AnswerHead
 
+Answer = TypeVar("Answer")
+RECIPE = 1  # goes up when answers are made in another way, so that older ones are not used
+# The greatest difference of a logit or of a vector, for each 1 of it. Sums of float32 in another order
+# differ by 1e-5; a mask, a scale or a position that is wrong by 1e-1 and more.
+BOUND = 1e-3
 # The share of a pooled row by which a pass in few bits may be off. Random weights, which amplify rounding,
 # measured 0.06 in bf16 and 0.15 in int8; leaking neighbours, shifted places and lost segments 0.36 and more.
 ROUNDING = {"fp32": BOUND, "fp16": 0.2, "bf16": 0.2, "int8": 0.25}
+# A soft cap changes logits this large, and barely those of random sequences.
+LOGITS = (-100.0, 100.0)
+ANSWER_SECONDS = 1_800  # for the largest model on a slow disk
+LOOK_SECONDS = 1.0  # the interval at which the other process looks whether it is still waited for
 
 
-class ReferenceAnswers(NamedTuple):
-    """What the defining pass gives for two probes, in fp32."""
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How near a model's pass comes to transformers' own."""
+
+    difference: float  # the greatest, for each 1 of the reference
+    reason: str = ""  # what the pass does not compute, if it said so
+    bound: float = BOUND
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the differences are those of rounding; they are not where one is no number."""
+        return self.difference <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One random sequence."""
+
+    ids: Tensor  # [num_tokens] int64
+    types: Tensor  # likewise
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceAnswers:
+    """What transformers' layers make of two probes, in float32."""
 
     probes: tuple[Probe, Probe]
-    rows: Tensor  # pooled  # [2, hidden]
-    logits: Tensor | None  # [2, 1]; None where the network has no head
+    rows: Tensor  # behind the body, pooled  # [2, hidden]
+    logits: Tensor | None = None  # behind the head  # [2, 1]; None where the network has none
+    bent: Tensor | None = None  # what a language model makes of LOGITS  # [2]
 
+    def to_json(self) -> dict[str, Any]:
+        """Writes the numbers as lists, which hold each float32 exactly."""
+        found = {
+            "ids": [probe.ids.tolist() for probe in self.probes],
+            "types": [probe.types.tolist() for probe in self.probes],
+            "rows": self.rows.tolist(),
+        }
+        further = {"logits": self.logits, "bent": self.bent}
+        return found | {name: each.tolist() for name, each in further.items() if each is not None}
 
-def reference_of(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> ReferenceAnswers:
-    """Runs transformers' own network over two probes; raises ModelLoadError."""
-    network = read_network(CLASSES[type(evidence.head)], checkpoint, attention=None)
-    pool = POOLS.get(card.pooling, POOLS["mean"])
-    rows, logits = [], []
-    with narrowed_windows(network) as window, in_float32(network), torch.inference_mode():
-        probes = draw_probes(network, window)
-        answers = (
-            AnswersReference(network, answer_ids(evidence.head))
-            if isinstance(evidence.head, Answers)
-            else None
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> ReferenceAnswers:
+        """Reads what `to_json` has written; raises KeyError, TypeError or ValueError for anything else."""
+        first, second = (
+            Probe(torch.tensor(ids, dtype=torch.int64), torch.tensor(types, dtype=torch.int64))
+            for ids, types in zip(found["ids"], found["types"], strict=True)
         )
-        with defining_attention(network):
-            for probe in probes:
-                inputs = inputs_of(probe, network)
-                last = network.base_model(**inputs).last_hidden_state[0].float()
-                rows.append(pool(last, pack_parts([probe.ids], [probe.types])))
-                if isinstance(evidence.head, Classifier):
-                    logits.append(network(**inputs).logits.float())
-                elif answers is not None:
-                    logits.append(answers(inputs)[None])
-    return ReferenceAnswers(probes, torch.cat(rows), torch.cat(logits) if logits else None)
+        numbers = {
+            name: torch.tensor(found[name], dtype=torch.float32)
+            for name in ("rows", "logits", "bent")
+            if name in found
+        }
+        return cls((first, second), **numbers)
 
 
-def check_own(model: Encoder, expected: ReferenceAnswers) -> Agreement:
-    """Compares a model around an own body with transformers' answers.
+def check_own(model: Encoder, checkpoint: Checkpoint, evidence: Evidence) -> Agreement:
+    """Compares an own body, and the head behind it, with transformers' layers for the same weights.
 
-    The pooled rows may differ by the rounding of the model's precision. The head, which is float32 in any,
-    is compared by itself: over the reference's rows it must give the reference's logits.
+    The answers of these are kept for the next load once a model agrees. Answers that were kept decide only
+    for a model: where it differs from them, new ones are made. Raises ModelLoadError where transformers
+    cannot load the checkpoint.
     """
-    bound = ROUNDING[model.card.precision]
-    found = []
+    kept, key = Kept("references"), _key(checkpoint, evidence, model.card)
+    if (found := kept.read(key)) is not None:
+        agreement = _agreement(model, ReferenceAnswers.from_json(found))
+        if agreement.agrees:
+            return agreement
+    answers = aside(_make, checkpoint, evidence, model.card)
+    agreement = _agreement(model, answers)
+    if agreement.agrees:
+        kept.write(key, answers.to_json())
+    return agreement
+
+
+def _make(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> ReferenceAnswers:
+    from rerank_grpc.models.selfcheck import make_answers  # which imports transformers
+
+    return make_answers(checkpoint, evidence, card)
+
+
+def _key(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Key:
+    """All that the answers depend on."""
+    head = evidence.head
+    return {
+        "recipe": RECIPE,
+        "transformers": version("transformers"),
+        "revision": checkpoint.revision,
+        "config": hashlib.sha256((checkpoint.directory / "config.json").read_bytes()).hexdigest(),
+        "head": repr(head) if isinstance(head, Answers) else type(head).__name__,
+        "kind": card.kind.value,
+        "pooling": card.pooling,
+    }
+
+
+def _agreement(model: Encoder, answers: ReferenceAnswers) -> Agreement:
+    """Compares the pooled rows, which may differ by the rounding of the precision, and the head.
+
+    The head, which is float32 in any precision, is compared by itself: it must make the reference's logits
+    of the reference's rows.
+    """
     with torch.inference_mode():
-        own = rows_of(model)
-        for packed in passes(model, expected.probes, shares_prefixes=model.card.shares_prefixes):
-            found.append(own.forward(packed))
-        wanted = normalize(expected.rows).to(found[0])
+        own, bound = rows_of(model), ROUNDING[model.card.precision]
+        found = [own.forward(each) for each in passes(model, answers.probes, model.card.shares_prefixes)]
+        wanted = normalize(answers.rows).to(found[0])
         rows = Agreement(max(difference(each, wanted) for each in found), bound=bound)
-        if not isinstance(model, CrossEncoder) or expected.logits is None or not rows.agrees:
+        if not isinstance(model, CrossEncoder) or answers.logits is None or not rows.agrees:
             return rows
-        logits = model.head(expected.rows.to(found[0]))
-        head = Agreement(difference(logits, expected.logits.to(logits)), bound=BOUND)
-    return rows if head.agrees else head
+        logits = model.head(answers.rows.to(found[0]))
+        apart = difference(logits, answers.logits.to(logits))
+        if isinstance(model.head, AnswerHead) and answers.bent is not None:
+            plain = torch.tensor(LOGITS)
+            apart = max(apart, difference(model.head.bend(plain)[None], answers.bent[None]))
+    return rows if apart <= BOUND else Agreement(apart)
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The greatest relative difference of two logits or vectors; of small ones the absolute."""
+    apart = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1)
+    return float(apart.nan_to_num(nan=math.inf).max())
+
+
+# ---------------- The passes of a model over two probes
+
+
+def passes(model: Model, probes: tuple[Probe, Probe], shares_prefixes: bool) -> list[PackedTokens]:
+    """Packs both probes, and again with half of the second as a prefix, if the model shares prefixes."""
+    device = torch.device(model.card.device)
+    own = tuple(Probe(probe.ids.to(device), probe.types.to(device)) for probe in probes)
+    plain = pack_parts([probe.ids for probe in own], [probe.types for probe in own])
+    return [plain, _behind_prefix(*own)] if shares_prefixes else [plain]
+
+
+def pack_parts(ids: list[Tensor], types: list[Tensor]) -> PackedTokens:
+    """Packs parts of which none continues another."""
+    device = ids[0].device
+    places = torch.cat([torch.arange(len(each), device=device) for each in ids])
+    layout = Layout.of(tuple(map(len, ids)), device)
+    return PackedTokens(torch.cat(ids), places, torch.cat(types), layout)
+
+
+def _behind_prefix(first: Probe, second: Probe) -> PackedTokens:
+    """Packs the half of the second sequence as a prefix, the first, and the rest of the second."""
+    half = len(second.ids) // 2
+    ids = [second.ids[:half], first.ids, second.ids[half:]]
+    packed = pack_parts(ids, [torch.zeros_like(each) for each in ids])
+    prefix = KeysValues(half)
+    contexts, prefixes = (None, None, prefix), (prefix,)
+    places = packed.position_ids.clone()
+    places[half + len(first.ids) :] += half
+    ranges = key_ranges(contexts, prefixes, packed.layout.lengths)
+    device = places.device
+    rows = torch.tensor([row for each in ranges for part in each for row in part], dtype=torch.int32)
+    keys = Layout.of(tuple(sum(map(len, each)) for each in ranges), device)
+    layout = Layout(packed.layout.starts, packed.layout.longest, packed.layout.lengths, keys, rows.to(device))
+    return PackedTokens(packed.input_ids, places, packed.token_type_ids, layout, contexts, prefixes)
+
+
+# ---------------- The other process
+
+
+def aside(function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """Calls a function of this package in a process of its own, so that this one imports nothing for it.
+
+    A process that has imported transformers already calls it itself. Raises the function's ModelLoadError,
+    and one that says how the other process ended where it gave no answer.
+    """
+    if "transformers" in sys.modules:
+        return function(*arguments)
+    program = (
+        "import sys; sys.path[:] = sys.argv[1:]; from rerank_grpc.models import reference; reference.main()"
+    )
+    task = pickle.dumps((function, arguments))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program, *sys.path],
+            input=task,
+            capture_output=True,
+            timeout=ANSWER_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ModelLoadError(
+            f"no process for transformers ({type(error).__name__}): load it again"
+        ) from error
+    if done.returncode:
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1][:160]
+        raise ModelLoadError(
+            f"the process that asks transformers ended with status {done.returncode}"
+            f"{f' ({last})' if last else ''}: free some memory, and load it again"
+        )
+    failure, answer = pickle.loads(done.stdout)
+    if failure:
+        raise ModelLoadError(failure)
+    made: Answer = answer
+    return made
+
+
+def main() -> None:
+    """Calls the function of a task on stdin, and writes its error's text or its answer to stdout."""
+    threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print
+    function, arguments = pickle.load(sys.stdin.buffer)
+    try:
+        found = "", function(*arguments)
+    except ModelLoadError as error:
+        found = str(error), None
+    with output:
+        pickle.dump(found, output)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends the process when nobody waits for it any more."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    os._exit(os.EX_TEMPFAIL)

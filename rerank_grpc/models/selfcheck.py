@@ -5,57 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import AutoConfig
 
-from rerank_grpc.kernels.base import CPU, KeysValues, Layout
-from rerank_grpc.kernels.causal import key_ranges
-from rerank_grpc.models.base import Model, PackedTokens
-from rerank_grpc.models.encoders import Head, Pool
+from rerank_grpc.checkpoints.checkpoint import Checkpoint
+from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence
+from rerank_grpc.kernels.base import CPU
+from rerank_grpc.models.assembly import answer_ids
+from rerank_grpc.models.base import Model, ModelCard
+from rerank_grpc.models.bodies.tensors import Extent, Take, find_extents, mapper
+from rerank_grpc.models.encoders import POOLS, Head, Pool
 from rerank_grpc.models.heads import AnswerHead
 from rerank_grpc.models.hooked import HookedBody, NotPackable, reads_types
 from rerank_grpc.models.padded import answer_logits, last_place, narrowed_head
-from rerank_grpc.models.weights import quiet, swapped_weights
+from rerank_grpc.models.reference import (
+    BOUND,
+    LOGITS,
+    Agreement,
+    Probe,
+    ReferenceAnswers,
+    difference,
+    pack_parts,
+    passes,
+)
+from rerank_grpc.models.weights import CLASSES, SAFE, quiet, read_network, swapped_weights
 
 # From what a forward takes for one sequence to its logit  # [1]  or vector  # [hidden], float32
 Reference: TypeAlias = Callable[[Mapping[str, Tensor]], Tensor]
 
-# The greatest difference of a logit or of a vector, for each 1 of it. Sums of float32 in another order
-# differ by 1e-5; a mask, a scale or a position that is wrong by 1e-1 and more.
-BOUND = 1e-3
 SHORT, LONG = 11, 24  # tokens of the two sequences where there is no window
 BEYOND = 32  # the longer one's tokens beyond the widest window
 # A larger window is narrowed for the check: the other sequence would take longer than the rest of the load.
 WIDEST = 256
 NARROWED = 64
-# A soft cap changes logits this large, and barely those of random sequences.
-LOGITS = (-100.0, 100.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How near a model's pass comes to transformers' own."""
-
-    difference: float  # the greatest, for each 1 of the reference
-    reason: str = ""  # what the pass does not compute, if it said so
-    bound: float = BOUND
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the differences are those of rounding; they are not where one is no number."""
-        return self.difference <= self.bound
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One random sequence."""
-
-    ids: Tensor  # [num_tokens] int64
-    types: Tensor  # likewise
 
 
 def check_against_reference(
@@ -90,14 +76,6 @@ def check_against_reference(
     return Agreement(max(difference(each, expected.to(each)) for each in found), bound=bound)
 
 
-def passes(model: Model, probes: tuple[Probe, Probe], shares_prefixes: bool) -> list[PackedTokens]:
-    """Packs the probes side by side and, with `shares_prefixes`, the second one also behind a prefix."""
-    device = torch.device(model.card.device)
-    own = tuple(Probe(probe.ids.to(device), probe.types.to(device)) for probe in probes)
-    plain = pack_parts([probe.ids for probe in own], [probe.types for probe in own])
-    return [plain, _behind_prefix(*own)] if shares_prefixes else [plain]
-
-
 def inputs_of(probe: Probe, network: Any) -> dict[str, Tensor]:
     """One sequence as the forward of a network takes it, in a batch of one."""
     device = next(network.parameters()).device
@@ -106,12 +84,6 @@ def inputs_of(probe: Probe, network: Any) -> dict[str, Tensor]:
     if reads_types(network):
         inputs["token_type_ids"] = probe.types[None].to(device)
     return inputs
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """The greatest relative difference of two logits or vectors; of small ones the absolute."""
-    apart = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1)
-    return float(apart.nan_to_num(nan=math.inf).max())
 
 
 def draw_probes(network: Any, window: int | None) -> tuple[Probe, Probe]:
@@ -145,31 +117,6 @@ def _configs(network: Any) -> list[Any]:
     """The configs of a network and its parts, each once."""
     found = {id(module.config): module.config for module in network.modules() if hasattr(module, "config")}
     return list(found.values())
-
-
-def pack_parts(ids: list[Tensor], types: list[Tensor]) -> PackedTokens:
-    """Packs parts of which none continues another."""
-    device = ids[0].device
-    places = torch.cat([torch.arange(len(each), device=device) for each in ids])
-    layout = Layout.of(tuple(map(len, ids)), device)
-    return PackedTokens(torch.cat(ids), places, torch.cat(types), layout)
-
-
-def _behind_prefix(first: Probe, second: Probe) -> PackedTokens:
-    """Packs the half of the second sequence as a prefix, the first, and the rest of the second."""
-    half = len(second.ids) // 2
-    ids = [second.ids[:half], first.ids, second.ids[half:]]
-    packed = pack_parts(ids, [torch.zeros_like(each) for each in ids])
-    prefix = KeysValues(half)
-    contexts, prefixes = (None, None, prefix), (prefix,)
-    places = packed.position_ids.clone()
-    places[half + len(first.ids) :] += half
-    ranges = key_ranges(contexts, prefixes, packed.layout.lengths)
-    device = places.device
-    rows = torch.tensor([row for each in ranges for part in each for row in part], dtype=torch.int32)
-    keys = Layout.of(tuple(sum(map(len, each)) for each in ranges), device)
-    layout = Layout(packed.layout.starts, packed.layout.longest, packed.layout.lengths, keys, rows.to(device))
-    return PackedTokens(packed.input_ids, places, packed.token_type_ids, layout, contexts, prefixes)
 
 
 @contextmanager
@@ -215,20 +162,27 @@ def defining_attention(network: Any) -> Iterator[None]:
             network.set_attn_implementation(before)
 
 
+def _windows(network: Any) -> list[tuple[Any, str, int]]:
+    """Lists the windows of a network: the config or module that holds each, its attribute, its tokens."""
+    return [
+        (holder, name, value)
+        for holder in (*_configs(network), *network.modules())
+        for name in ("sliding_window", "attention_chunk_size")
+        if isinstance(value := getattr(holder, name, None), int)
+    ]
+
+
+def _widest_window(network: Any) -> int | None:
+    return max((value for _, _, value in _windows(network)), default=None)
+
+
 @contextmanager
 def narrowed_windows(network: Any) -> Iterator[int | None]:
     """Narrows windows above WIDEST to NARROWED, in configs and modules; yields the widest, None if none is.
 
     A module that counts one place more than the config, as ModernBERT's do, still does so.
     """
-    places = [
-        (holder, name)
-        for holder in (*_configs(network), *network.modules())
-        for name in ("sliding_window", "attention_chunk_size")
-        if isinstance(getattr(holder, name, None), int)
-    ]
-    before = [(holder, name, getattr(holder, name)) for holder, name in places]
-    widest = max((value for _, _, value in before), default=None)
+    before, widest = _windows(network), _widest_window(network)
     surplus = widest - NARROWED if widest is not None and widest > WIDEST else 0
     try:
         if surplus:
@@ -255,7 +209,7 @@ class AnswersReference:
         self._network, self._count = network, len(answers)
         self._head = narrowed_head(network, answers, LOGITS)
         self._options = {"use_cache": False} | last_place(network)
-        self._bent = torch.tensor(LOGITS)  # what the network makes of these
+        self.bent = torch.tensor(LOGITS)  # what the network makes of these
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         head = self._network.get_output_embeddings()
@@ -264,12 +218,12 @@ class AnswersReference:
             logits = self._network(**inputs, **self._options).logits[:, -1].float()
         finally:
             self._network.set_output_embeddings(head)
-        own, self._bent = logits.split([self._count, len(LOGITS)], dim=1)
+        own, self.bent = logits.split([self._count, len(LOGITS)], dim=1)
         return answer_logits(own)[0]
 
     def bends_as(self, head: AnswerHead) -> bool:
         """Whether a head scales and caps logits as the network did in the last call."""
-        return torch.allclose(self._bent, head.bend(self._bent.new_tensor(LOGITS)), rtol=BOUND)
+        return torch.allclose(self.bent, head.bend(self.bent.new_tensor(LOGITS)), rtol=BOUND)
 
 
 def pooled_reference(body: Any, pool: Pool, head: Head | None, *, unit: bool) -> Reference:
@@ -283,3 +237,123 @@ def pooled_reference(body: Any, pool: Pool, head: Head | None, *, unit: bool) ->
         return normalize(made)[0] if unit else made[0]
 
     return reference
+
+
+# ---------------- The answers that own bodies are compared with
+
+
+def make_answers(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> ReferenceAnswers:
+    """Runs transformers' own network over two probes, in float32; raises ModelLoadError.
+
+    A module's weights are mapped from the files while it runs, so that no network is in memory.
+    """
+    network = _outline(checkpoint, evidence)
+    probes = draw_probes(network, _widest_window(network))
+    hidden: list[Tensor] = []
+    network.base_model.register_forward_hook(lambda *seen: hidden.append(seen[2].last_hidden_state[0]))
+    with _streamed(network, checkpoint, probes), defining_attention(network), torch.inference_mode():
+        reference = _reference_of(evidence, network)
+        found = [reference(inputs_of(probe, network)) for probe in probes]
+        pool = POOLS.get(card.pooling, POOLS["mean"])
+        parts = [pack_parts([probe.ids], [probe.types]) for probe in probes]
+        rows = torch.cat([pool(own.float(), part) for own, part in zip(hidden, parts, strict=True)])
+    logits = None if isinstance(evidence.head, Chain) else torch.stack(found)
+    bent = reference.bent if isinstance(reference, AnswersReference) else None
+    return ReferenceAnswers(probes, rows, logits, bent)
+
+
+def _reference_of(evidence: Evidence, network: Any) -> Reference:
+    match evidence.head:
+        case Classifier():
+            return classifier_reference(network)
+        case Answers():
+            return AnswersReference(network, answer_ids(evidence.head))
+    return lambda inputs: network(**inputs).last_hidden_state[0, 0]
+
+
+def _outline(checkpoint: Checkpoint, evidence: Evidence) -> Any:
+    """Builds a network whose parameters take no memory; one with its weights where the files are not plain.
+
+    Plain files hold every parameter, in its shape, under its own name.
+    """
+    auto_class, options = CLASSES[type(evidence.head)], {}
+    try:
+        with quiet(), _weightless():
+            config = AutoConfig.from_pretrained(checkpoint.directory, **SAFE)
+            network = auto_class.from_config(config, dtype=torch.float32)
+        if isinstance(evidence.head, Chain) and getattr(network, "pooler", None) is not None:
+            network.pooler, options = (
+                None,
+                {"add_pooling_layer": False},
+            )  # of which many files have no weights
+        _stored(network, checkpoint)
+    except Exception:  # the errors of what follows are an operator's
+        return read_network(auto_class, checkpoint, attention=None, **options)
+    return network.eval()
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """Lets parameters that are made have a shape alone; buffers, as those of rotations, have their values."""
+    register = torch.nn.Module.register_parameter
+
+    def outlined(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    torch.nn.Module.register_parameter = outlined  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _stored(network: Any, checkpoint: Checkpoint) -> dict[str, Extent]:
+    """Finds the parameters of a network in the files, also where those are of more or of less than it.
+
+    Raises KeyError for one that is missing or of another shape.
+    """
+    extents, prefix = find_extents(checkpoint), f"{network.base_model_prefix}."
+    found = {}
+    for name, parameter in network.named_parameters():
+        names = (name, prefix + name, name.removeprefix(prefix))
+        fitting = [extents[each] for each in names if each in extents]
+        if not fitting or fitting[0].shape != tuple(parameter.shape):
+            raise KeyError(name)
+        found[name] = fitting[0]
+    return found
+
+
+@contextmanager
+def _streamed(network: Any, checkpoint: Checkpoint, probes: tuple[Probe, Probe]) -> Iterator[None]:
+    """Gives each module of an outline its weights in float32 while it runs.
+
+    A network that has its weights computes in float32 as well.
+    """
+    if not any(parameter.is_meta for parameter in network.parameters()):
+        with in_float32(network):
+            yield
+        return
+    take = mapper(_stored(network, checkpoint))
+    words, ids = network.get_input_embeddings().weight, torch.cat([probe.ids for probe in probes])
+    if (head := network.get_output_embeddings()) is not None:
+        _map_head(head, network, take)
+
+    def swap(parameter: Tensor, name: str) -> Tensor:
+        weight = take(name)
+        if parameter is not words or weight.dtype is torch.float32:
+            return weight.float()
+        table = torch.empty(weight.shape)  # the largest, of which only pages that are written to take memory
+        table[ids] = weight[ids].float()
+        return table
+
+    with swapped_weights(network, swap):
+        yield
+
+
+def _map_head(head: Any, network: Any, take: Take) -> None:
+    """Maps the parameters of a language model's head, of which single rows are read."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    for name, parameter in list(head.named_parameters()):
+        setattr(head, name, torch.nn.Parameter(take(names[id(parameter)]), requires_grad=False))

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.evidence.facts import Answers, Chain, Classifier
 from rerank_grpc.models.bodies.tensors import check_finite
 
 # Makes another weight of a parameter and its name in the network; None leaves it as it is.
 Swap: TypeAlias = Callable[[Tensor, str], Tensor | None]
 
+# The class of transformers for each of our heads
+CLASSES: Mapping[type, Any] = {
+    Classifier: AutoModelForSequenceClassification,
+    Answers: AutoModelForCausalLM,
+    Chain: AutoModel,
+}
 # Transformers neither asks the hub nor runs a checkpoint's own code.
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 

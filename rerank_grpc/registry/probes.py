@@ -1,26 +1,35 @@
-"""Compares a model's tokens with those of its tokenizer class, which may do more than tokenizer.json says."""
+"""Compares a model's tokens with those of its tokenizer class, which may do more than tokenizer.json says.
+
+The comparison runs in another process, and is kept by all that it depends on.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import normalizers
-from transformers import AutoTokenizer
 
+from rerank_grpc import tokenizer as tokenizer_package
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.evidence.prompt import CATALOGUE, Placeholder, Prompt
+from rerank_grpc.kept import Kept, Key
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.models.weights import quiet
+from rerank_grpc.models.reference import aside
 from rerank_grpc.registry.vocabularies import small_vocabulary
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.tokenizer.tokenizer import Tokenizer, tokenizer_for
 from rerank_grpc.tokenizer.vocabulary import read_tokenizer
 from rerank_grpc.types import Document, RerankRequest
 
+# A file of a tokenizer that a class may read has one of these endings.
+READ = (".json", ".jinja", ".txt", ".model")
 # More than any probe has, in a small vocabulary too.
 MOST_TOKENS = 1 << 16
 # Texts that tokenizers of different settings take apart differently.
@@ -44,26 +53,68 @@ class Read(NamedTuple):
 
 
 def checked_tokenizer(card: ModelCard) -> Tokenizer:
-    """Makes the tokenizer of a loaded model; raises ModelLoadError, also if the reference reads otherwise.
+    """Makes the tokenizer of a loaded model; raises ModelLoadError, also if the reference reads otherwise."""
+    file = read_tokenizer(card.tokenizer_file, lower_case=card.reading.lower_case)
+    kept, key = Kept("tokenizers"), _key(card)
+    found = (kept.read(key) or {}).get("token_types")
+    if not isinstance(found, bool):
+        found = aside(reads_token_types, card)
+        kept.write(key, {"token_types": found})
+    return tokenizer_for(replace(card, reading=replace(card.reading, token_types=found)), file)
 
-    All steps of a tokenizer are compared. Of a large vocabulary, which takes seconds to read as the
-    reference reads it, only the first tokens are.
+
+def reads_token_types(card: ModelCard) -> bool:
+    """Compares all steps of a tokenizer, and tells whether its class names the segment of each token.
+
+    Of a large vocabulary, which takes seconds to read as the class reads it, only the first tokens are
+    compared. Raises ModelLoadError if the class reads otherwise.
     """
     file = read_tokenizer(card.tokenizer_file, lower_case=card.reading.lower_case)
     with small_vocabulary(file.path, file.data) as small:
         own = _read_by_class(card, small)
-        card = replace(card, reading=replace(card.reading, token_types=_names_types(own)))
-        check_reading(replace(card, tokenizer_file=small), own)
-    return tokenizer_for(card, file)
+        types = _names_types(own)
+        reading = replace(card.reading, token_types=types)
+        check_reading(replace(card, reading=reading, tokenizer_file=small), own)
+    return types
+
+
+def _key(card: ModelCard) -> Key:
+    """All that the comparison depends on; the model's name, which errors begin with, is no part of it."""
+    ours = [Path(__file__), *Path(tokenizer_package.__file__).parent.glob("*.py")]
+    theirs = [path for path in card.tokenizer_file.parent.iterdir() if path.suffix in READ and path.is_file()]
+    reading = json.dumps(asdict(card.reading), default=_listed)
+    return {
+        "reading": hashlib.sha256(reading.encode()).hexdigest(),
+        "kind": card.kind.value,
+        "files": _digest(theirs),
+        "sources": _digest(ours),
+        "tokenizers": version("tokenizers"),
+        "transformers": version("transformers"),
+    }
+
+
+def _listed(value: object) -> Any:
+    """Writes what JSON has no form for: sets and enumerations."""
+    return sorted(map(str, value)) if isinstance(value, frozenset) else str(value)
+
+
+def _digest(files: list[Path]) -> str:
+    """Digests the names and contents of files."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.name}:{path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _read_by_class(card: ModelCard, file: Path) -> Any:
     """Reads a tokenizer by the class that its files name."""
+    from transformers import AutoTokenizer
+
+    from rerank_grpc.models.weights import SAFE, quiet
+
     try:
         with quiet():
-            own = AutoTokenizer.from_pretrained(
-                str(file.parent), local_files_only=True, trust_remote_code=False
-            )
+            own = AutoTokenizer.from_pretrained(str(file.parent), **SAFE)
     except Exception as error:  # from many libraries
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise ModelLoadError(

@@ -16,7 +16,7 @@ from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.device import fast_bf16, fast_int8
 from rerank_grpc.models.base import Model
-from rerank_grpc.models.bert import BertBody
+from rerank_grpc.models.bodies.body import OwnBody
 from rerank_grpc.models.encoders import BiEncoder
 from rerank_grpc.types import Scoring
 from tests import random_models as checkpoints
@@ -100,7 +100,7 @@ def test_a_named_bi_encoder_is_the_embedded_model_to_the_bit(
     named, own = load(directory, precision=precision), load("embedded", precision=precision)
     assert (named.card.precision, own.card.precision) == (precision, precision)
     assert isinstance(named, BiEncoder)
-    assert isinstance(named.body, BertBody)
+    assert isinstance(named.body, OwnBody)
     assert torch.equal(vectors_of(named), vectors_of(own))
     assert torch.equal(vectors_of(own), vectors_of(embedded)) == (precision == "fp32")
 

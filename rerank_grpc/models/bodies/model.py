@@ -72,12 +72,12 @@ class Files:
         self._checkpoint = checkpoint
         self.extents: Mapping[str, Extent] = find_extents(checkpoint)
 
-    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Reads a weight in fp32; raises NoPlan if it is missing or of another shape."""
-        return read(self._checkpoint, name, self._find(name, shape))
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Reads a weight in a type; raises NoPlan if it is missing or of another shape."""
+        return read(self._checkpoint, name, self._find(name, shape), dtype)
 
     def rows(self, name: str, shape: tuple[int, ...], picked: tuple[int, ...]) -> Tensor:
-        """Reads some rows of a weight alone, likewise."""
+        """Reads some rows of a weight alone, in fp32, likewise."""
         return read_rows(self._checkpoint, name, self._find(name, shape), picked)
 
     def _find(self, name: str, shape: tuple[int, ...]) -> Extent:

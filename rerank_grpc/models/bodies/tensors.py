@@ -15,8 +15,12 @@ from torch import Tensor
 from rerank_grpc.checkpoints.checkpoint import FLOATS, Checkpoint, read_header
 from rerank_grpc.errors import ModelLoadError
 
-# Reads a weight by its name, in fp32.
+# Reads a weight by its name, in the type that it is stored in.
 Take: TypeAlias = Callable[[str], Tensor]
+
+# The numbers that are converted at once: they stay in the cache, and torch starts no threads for so few,
+# which would spin while other processes have the cores.
+BLOCK = (1 << 15) - 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +51,21 @@ def find_extents(checkpoint: Checkpoint) -> dict[str, Extent]:
     return extents
 
 
-def read(checkpoint: Checkpoint, name: str, extent: Extent) -> Tensor:
-    """Reads one weight in fp32, or raises ModelLoadError if it is not finite."""
-    weight = torch.empty(extent.shape, dtype=extent.dtype)
+def read(checkpoint: Checkpoint, name: str, extent: Extent, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Reads one weight and converts it, block by block; raises ModelLoadError if it is not finite."""
+    weight = torch.empty(extent.shape, dtype=dtype)
+    left, block = weight.view(-1), torch.empty(min(BLOCK, weight.numel()), dtype=extent.dtype)
     with extent.path.open("rb") as file:
         file.seek(extent.offset)
-        bytes_: Any = weight.view(-1).view(torch.uint8).numpy()
-        if file.readinto(bytes_) != weight.nbytes:
-            raise ModelLoadError(f"{extent.path}: ends before {name!r}: copy it again")
-    check_finite(checkpoint, name, weight)
-    return weight.float()
+        while len(left):
+            part = block[: len(left)]
+            bytes_: Any = part.view(torch.uint8).numpy()
+            if file.readinto(bytes_) != part.nbytes:
+                raise ModelLoadError(f"{extent.path}: ends before {name!r}: copy it again")
+            check_finite(checkpoint, name, part)
+            left[: len(part)] = part
+            left = left[len(part) :]
+    return weight
 
 
 def read_rows(checkpoint: Checkpoint, name: str, extent: Extent, picked: tuple[int, ...]) -> Tensor:
@@ -71,10 +80,7 @@ def read_rows(checkpoint: Checkpoint, name: str, extent: Extent, picked: tuple[i
 
 
 def mapper(extents: Mapping[str, Extent]) -> Take:
-    """Makes a function that maps weights from their files: a page is read when a value of it is.
-
-    Weights that are stored in fp32 are copied nowhere.
-    """
+    """Makes a function that maps weights from their files: a page is read when a value of it is."""
     files = {
         path: torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
         for path in {extent.path for extent in extents.values()}
@@ -86,7 +92,7 @@ def mapper(extents: Mapping[str, Extent]) -> Take:
         bytes_ = files[extent.path][extent.offset : extent.offset + size]
         if extent.offset % extent.dtype.itemsize:
             bytes_ = bytes_.clone()  # a view would not be aligned
-        return bytes_.view(extent.dtype).view(extent.shape).float()
+        return bytes_.view(extent.dtype).view(extent.shape)
 
     return take
 

@@ -16,8 +16,8 @@ from rerank_grpc.models.bodies.plan import HeadNorms, LayerPlan, LinearPlan, Nor
 class Source(Protocol):
     """The weights of a checkpoint, each to be read once."""
 
-    def __call__(self, name: str, shape: tuple[int, ...], /) -> Tensor:
-        """Reads a weight in fp32; raises NoPlan if it is missing or of another shape."""
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, /) -> Tensor:
+        """Reads a weight in a type; raises NoPlan if it is missing or of another shape."""
 
 
 class Weights:
@@ -30,8 +30,9 @@ class Weights:
         self.operations = operations
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """Reads one weight."""
-        return self._source(f"{self._prefix}{name}", shape)
+        """Reads one weight: a matrix in the type in which the operations take it, a vector in fp32."""
+        dtype = self.operations.matrices if len(shape) == 2 else torch.float32
+        return self._source(f"{self._prefix}{name}", shape, dtype)
 
     def table(self, name: str, rows: int) -> Tensor:
         """Lays out a table of embeddings."""
@@ -44,7 +45,7 @@ class Weights:
         named = list(zip(plan.names, each, strict=True))
         weights = [self.take(f"{name}.weight", outputs, inputs) for name, outputs in named]
         biases = [self.take(f"{name}.bias", outputs) for name, outputs in named] if plan.bias else []
-        return torch.cat(weights), torch.cat(biases) if biases else None
+        return _joined(weights), _joined(biases) if biases else None
 
     def linear(self, plan: LinearPlan, sizes: tuple[int, ...], inputs: int, *, exact: bool = False) -> Linear:
         """Lays out a product."""
@@ -75,3 +76,7 @@ class Weights:
             return lambda rows: down(up(rows))
         between = self.operations.gate(plan.activation) if plan.gated else ACTIVATIONS[plan.activation]
         return lambda rows: down(between(up(rows)))
+
+
+def _joined(weights: list[Tensor]) -> Tensor:
+    return torch.cat(weights) if len(weights) > 1 else weights[0]
