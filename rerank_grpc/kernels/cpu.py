@@ -1,4 +1,4 @@
-"""The CPU's operations in fp32, bf16 and int8, by oneDNN or the kernels of kernels.c."""
+"""The CPU's operations in fp32, bf16 and int8, by oneDNN or the kernels in C."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu as activate
 
-from rerank_grpc.kernels.base import CPU, AddNorm, Heads, Layout, Linear, Turns
+from rerank_grpc.kernels.base import (
+    CPU,
+    Activation,
+    AddNorm,
+    Causal,
+    Gate,
+    Heads,
+    KeysValues,
+    Layout,
+    Linear,
+    Turn,
+    Turns,
+)
+from rerank_grpc.kernels.causal import Contexts
 from rerank_grpc.kernels.device import DTYPES
-from rerank_grpc.kernels.native import Kernels, kernels
+from rerank_grpc.kernels.native import ACTIVATIONS, HEAD_SIZES, INT8_OUTPUTS, WIDTHS, Kernels, kernels
 from rerank_grpc.kernels.plain import PlainOperations
 
 LEVELS = 127
@@ -36,16 +49,30 @@ class CpuOperations(PlainOperations):
         added = torch.zeros(len(weight)) if bias is None else bias.float().clone()
         outputs, inputs = weight.shape
         product: Linear = Int8Linear(quantized, scales, added, gelu=gelu)
-        if self._native is not None and outputs % 64 == 0 and inputs % 16 == 0:
+        if self._native is not None and outputs % INT8_OUTPUTS == 0 and inputs % WIDTHS == 0:
             product = native_int8_linear(self._native, quantized, scales, added, gelu=gelu)
         return Corrected(product, weight, quantized, scales, added)
 
     def norm(
         self, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool, keeps_sum: bool
     ) -> AddNorm:
-        if self._native is not None and len(weight) % 16 == 0 and bias is not None and not (rms or keeps_sum):
-            return native_add_norm(self._native, weight, bias, epsilon)
-        return super().norm(weight, bias, epsilon, rms=rms, keeps_sum=keeps_sum)
+        if self._native is None or len(weight) % WIDTHS:
+            return super().norm(weight, bias, epsilon, rms=rms, keeps_sum=keeps_sum)
+        return partial(
+            self._native.norm, weight=weight, bias=bias, epsilon=epsilon, rms=rms, keeps_sum=keeps_sum
+        )
+
+    def gate(self, activation: Activation) -> Gate:
+        plain = super().gate(activation)
+        if self._native is None or activation not in ACTIVATIONS:
+            return plain
+        return partial(native_gate, partial(self._native.gate, activation=activation), plain)
+
+    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Turn:
+        plain = super().turn(heads, weight, epsilon)
+        if self._native is None:
+            return plain
+        return partial(native_turn, self._native, heads, weight, epsilon, plain)
 
     def attend(
         self,
@@ -57,21 +84,102 @@ class CpuOperations(PlainOperations):
         heads: Heads,
         turns: tuple[Turns, Turns] | None = None,
     ) -> Tensor:
-        plain = turns is None and heads.window is None and heads.groups == heads.count
-        if self._native is not None and plain and heads.size in (16, 32, 48, 64):
-            return self._native.attention(query, key, value, queries.starts, keys.starts, heads.count)
-        return super().attend(query, key, value, queries, keys, heads, turns)
+        if self._native is None or heads.size not in HEAD_SIZES:
+            return super().attend(query, key, value, queries, keys, heads, turns)
+        return self._native.attention(
+            *(query, key, value, queries.starts, keys.starts),
+            heads=heads.count,
+            key_heads=heads.groups,
+            scale=heads.scale,
+            window=heads.window,
+            turns=None if turns is None else (*turns[0], *turns[1]),
+        )
+
+    def causal(
+        self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
+    ) -> Causal:
+        plain = super().causal(contexts, prefixes, layout)
+        if self._native is None:
+            return plain
+        return NativeCausal(self._native, contexts or (None,) * len(layout.lengths), prefixes, layout, plain)
 
 
-def native_add_norm(native: Kernels, weight: Tensor, bias: Tensor, epsilon: float) -> AddNorm:
-    """Lays out the sum and norm of kernels.c."""
-    normalize = partial(native.add_norm, weight=weight, bias=bias, epsilon=epsilon)
+class NativeCausal:
+    """Attends causally by one call for all parts; heads of a size that the kernel does not take, by `plain`.
 
-    def add_norm(added: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
-        rows = normalize(torch.zeros_like(residual) if added is None else added, residual)
-        return rows, rows
+    The keys of a prefix are read where they are kept, and copied nowhere.
+    """
 
-    return add_norm
+    def __init__(
+        self,
+        native: Kernels,
+        contexts: Contexts,
+        prefixes: tuple[KeysValues, ...],
+        layout: Layout,
+        plain: Causal,
+    ) -> None:
+        self._native = native
+        self._contexts = contexts
+        self._prefixes = prefixes
+        self._layout = layout
+        self._plain = plain
+        self._continued = list({id(each): each for each in contexts if each is not None}.values())
+        places = {id(each): place for place, each in enumerate(self._continued)}
+        self._places = torch.tensor([places.get(id(each), -1) for each in contexts], dtype=torch.int32)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, heads: Heads, *, last_only: bool
+    ) -> Tensor:
+        """[num_rows, heads · size] → the same."""
+        if heads.size not in HEAD_SIZES:
+            return self._plain.attend(layer, query, key, value, heads, last_only=last_only)
+        # Before the attention: a later part of this pass may continue a prefix of it.
+        self._leave(key, value, layer, heads)
+        queries = self._layout.singles(len(self._prefixes)) if last_only else self._layout
+        return self._native.causal_attention(
+            *(query, key, value, queries.starts, self._layout.starts),
+            prefixes=[each.layers[layer] for each in self._continued],
+            continued=self._places,
+            heads=heads.count,
+            key_heads=heads.groups,
+            scale=heads.scale,
+            window=heads.window,
+        )
+
+    def _leave(self, key: Tensor, value: Tensor, layer: int, heads: Heads) -> None:
+        """Gives the prefixes, which are the first parts, copies of their keys and values."""
+        begin = 0
+        parts = zip(self._prefixes, self._contexts, self._layout.lengths, strict=False)
+        for prefix, context, length in parts:
+            own = [each[begin : begin + length].unflatten(1, (heads.groups, -1)) for each in (key, value)]
+            before = [] if context is None else context.layers[layer]
+            k, v = (
+                torch.cat([*(kept[0].transpose(0, 1) for kept in before[place : place + 1]), rows])
+                for place, rows in enumerate(own)
+            )
+            prefix.layers.append((k.transpose(0, 1)[None], v.transpose(0, 1)[None]))
+            begin += length
+
+
+def native_gate(native: Gate, plain: Gate, rows: Tensor) -> Tensor:
+    """Makes a Gate of the kernel in C; columns of a number that it does not take go to `plain`."""
+    return plain(rows) if rows.shape[1] % (2 * WIDTHS) else native(rows)
+
+
+def native_turn(
+    native: Kernels,
+    heads: int,
+    weight: Tensor | None,
+    epsilon: float,
+    plain: Turn,
+    rows: Tensor,
+    turns: Turns,
+) -> Tensor:
+    """Makes a Turn of the kernel in C, in place; heads of a size that it does not take go to `plain`."""
+    if rows.shape[1] // heads not in HEAD_SIZES:
+        return plain(rows, turns)
+    native.turn(rows, turns.cosines, turns.sines, heads=heads, weight=weight, epsilon=epsilon)
+    return rows
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, gelu: bool) -> Linear:
@@ -121,7 +229,7 @@ class Corrected:
 def native_int8_linear(
     native: Kernels, weight: Tensor, scales: Tensor, bias: Tensor, *, gelu: bool
 ) -> Linear:
-    """Lays out the product of kernels.c, which quantizes each row with a scale and a middle of its own."""
+    """Lays out the product in C, which quantizes each row with a scale and a middle of its own."""
     return partial(
         native.linear_int8,
         packed=native.pack_int8(weight),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Answers, Kind
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.models.encoders import POOLS, BiEncoder, Body, CrossEncoder, Head, Pool
@@ -33,3 +34,11 @@ def rows_of(model: Encoder) -> BiEncoder:
 def answer_ids(answers: Answers) -> tuple[int, ...]:
     """Lists the tokens whose logits are the score: one, or that which counts and that which is subtracted."""
     return (answers.true,) if answers.false is None else (answers.true, answers.false)
+
+
+def unasked(card: ModelCard) -> ModelLoadError:
+    """Makes the error for a decoder with a classifier's head, whose files name no prompt."""
+    return ModelLoadError(
+        f"{card.source}: {card.family} is a decoder, whose files do not say how it is asked: "
+        f"'rerank-grpc convert --prompt MODEL {card.source}' writes it, for the MODEL that it was made of"
+    )

@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind, Reading
 from rerank_grpc.evidence.modules import read_saved_model
+from rerank_grpc.models.assembly import unasked
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.hooked import reads_types, stretching_rotation
 from rerank_grpc.models.weights import SAFE, quiet
@@ -168,10 +168,7 @@ def check_reads_both_ways(card: ModelCard, network: Any) -> None:
     """Raises ModelLoadError for a decoder, which expects a prompt; for a classifier that comes without."""
     ids = torch.arange(5, 17, device=next(network.parameters()).device) % network.config.vocab_size
     if reads_leftward_only(network, ids):
-        raise ModelLoadError(
-            f"{card.source}: {card.family} is a decoder, whose files do not say how it is asked: "
-            f"'rerank-grpc convert --prompt MODEL {card.source}' writes it, for the MODEL that it was made of"
-        )
+        raise unasked(card)
 
 
 @torch.inference_mode()

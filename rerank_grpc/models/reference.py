@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from rerank_grpc.kernels.base import KeysValues, Layout
 from rerank_grpc.kernels.causal import key_ranges
 from rerank_grpc.models.assembly import Encoder, rows_of
 from rerank_grpc.models.base import Model, ModelCard, PackedTokens
+from rerank_grpc.models.bodies.body import OwnBody
 from rerank_grpc.models.encoders import CrossEncoder
 from rerank_grpc.models.heads import AnswerHead
 
@@ -38,6 +40,9 @@ BOUND = 1e-3
 # The share of a pooled row by which a pass in few bits may be off. Random weights, which amplify rounding,
 # measured 0.06 in bf16 and 0.15 in int8; leaking neighbours, shifted places and lost segments 0.36 and more.
 ROUNDING = {"fp32": BOUND, "fp16": 0.2, "bf16": 0.2, "int8": 0.25, "int8-all": 0.25}
+# A larger window is narrowed for the check: the other sequence would take longer than the rest of the load.
+WIDEST = 256
+NARROWED = 64
 # A soft cap changes logits this large, and barely those of random sequences.
 LOGITS = (-100.0, 100.0)
 ANSWER_SECONDS = 1_800  # for the largest model on a slow disk
@@ -145,7 +150,7 @@ def _agreement(model: Encoder, answers: ReferenceAnswers) -> Agreement:
     The head, which is float32 in any precision, is compared by itself: it must make the reference's logits
     of the reference's rows.
     """
-    with torch.inference_mode():
+    with _narrowed(model), torch.inference_mode():
         own, bound = rows_of(model), ROUNDING[model.card.precision]
         found = [own.forward(each) for each in passes(model, answers.probes, model.card.shares_prefixes)]
         wanted = normalize(answers.rows).to(found[0])
@@ -158,6 +163,18 @@ def _agreement(model: Encoder, answers: ReferenceAnswers) -> Agreement:
             plain = torch.tensor(LOGITS)
             apart = max(apart, difference(model.head.bend(plain)[None], answers.bent[None]))
     return rows if apart <= BOUND else Agreement(apart)
+
+
+def _narrowed(model: Encoder) -> AbstractContextManager[None]:
+    """Narrows the windows of an own body as those of transformers' layers are."""
+    if not isinstance(model.body, OwnBody):
+        return nullcontext()
+    return model.body.narrowed(surplus_of(max(model.body.windows, default=None)))
+
+
+def surplus_of(widest: int | None) -> int:
+    """The places by which all windows are narrowed for the check, by the widest."""
+    return widest - NARROWED if widest is not None and widest > WIDEST else 0
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

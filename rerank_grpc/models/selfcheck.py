@@ -31,6 +31,7 @@ from rerank_grpc.models.reference import (
     difference,
     pack_parts,
     passes,
+    surplus_of,
 )
 from rerank_grpc.models.weights import CLASSES, SAFE, quiet, read_network, swapped_weights
 
@@ -39,9 +40,6 @@ Reference: TypeAlias = Callable[[Mapping[str, Tensor]], Tensor]
 
 SHORT, LONG = 11, 24  # tokens of the two sequences where there is no window
 BEYOND = 32  # the longer one's tokens beyond the widest window
-# A larger window is narrowed for the check: the other sequence would take longer than the rest of the load.
-WIDEST = 256
-NARROWED = 64
 
 
 def check_against_reference(
@@ -183,7 +181,7 @@ def narrowed_windows(network: Any) -> Iterator[int | None]:
     A module that counts one place more than the config, as ModernBERT's do, still does so.
     """
     before, widest = _windows(network), _widest_window(network)
-    surplus = widest - NARROWED if widest is not None and widest > WIDEST else 0
+    surplus = surplus_of(widest)
     try:
         if surplus:
             for holder, name, value in before:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from rerank_grpc.checkpoints.checkpoint import open_checkpoint
 from rerank_grpc.checkpoints.lookup import find_package
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import cpu, device, native
-from rerank_grpc.kernels.base import Layout
 from rerank_grpc.models.base import Model
 from tests import random_models as checkpoints
 from tests.conftest import load
@@ -31,16 +28,15 @@ EMBEDDED = open_checkpoint("embedded", Path(str(find_package())))
 
 has_bf16 = pytest.mark.skipif(not device.fast_bf16(), reason="the CPU has no bf16")
 has_int8 = pytest.mark.skipif(not (device.fast_int8() and device.fast_bf16()), reason="the CPU has no int8")
-has_kernels = pytest.mark.skipif(native.kernels() is None, reason="kernels.c does not run here")
 
 
 @pytest.fixture(params=["kernels", "torch"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Computes with kernels.c, then with torch's operations alone."""
+    """Computes with the kernels in C, then with torch's operations alone."""
     if request.param == "torch":
         monkeypatch.setattr(cpu, "kernels", lambda: None)
     elif native.kernels() is None:
-        pytest.skip("kernels.c does not run here")
+        pytest.skip("the kernels do not run here")
     return str(request.param)
 
 
@@ -140,120 +136,6 @@ def test_a_sequence_scores_the_same_alone_and_among_others(
     together = model.forward(pack(sequences))
     alone = torch.cat([model.forward(pack([sequence])) for sequence in sequences])
     assert float((alone - together).abs().max() / together.std()) <= 0.02
-
-
-@has_kernels
-@pytest.mark.parametrize(("heads", "size"), [(4, 16), (3, 32), (2, 48), (12, 64)])
-def test_attention_equals_torchs(heads: int, size: int) -> None:
-    kernels = native.kernels()
-    assert kernels is not None
-    lengths = [1, 2, 15, 16, 17, 63, 64, 65, 130, 5, 300]
-    layout = Layout.of(tuple(lengths))
-    starts = layout.starts
-    generator = torch.Generator().manual_seed(0)
-    rows = (torch.randn(sum(lengths), 3 * heads * size, generator=generator) * 2).bfloat16()
-    query, key, value = rows.split(heads * size, dim=1)
-    found = kernels.attention(query, key, value, starts, starts, heads)
-    plain = cpu.CpuOperations("fp32")
-    expected = plain.attend(query.float(), key.float(), value.float(), layout, layout, heads)
-    assert float((found.float() - expected).abs().max()) <= 0.04
-    singles = torch.arange(len(starts), dtype=torch.int32)
-    first = kernels.attention(query[starts[:-1]], key, value, singles, starts, heads)
-    torch.testing.assert_close(first, found[starts[:-1]])
-
-
-@has_kernels
-@pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1, 64, 128), (7, 768, 64), (101, 128, 192), (400, 64, 64)]
-)
-def test_the_int8_product_equals_that_of_torch(rows: int, inputs: int, outputs: int, gelu: bool) -> None:
-    generator = torch.Generator().manual_seed(rows)
-    weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
-    bias, values = (torch.randn(shape, generator=generator) for shape in ((outputs,), (rows, inputs)))
-    values[0] = 0
-    quantized, scales = cpu.quantize_weight(weight)
-    kernels = native.kernels()
-    assert kernels is not None
-    ours = cpu.native_int8_linear(kernels, quantized, scales, bias, gelu=gelu)(values.bfloat16())
-    theirs = cpu.Int8Linear(quantized, scales, bias, gelu=gelu)(values.bfloat16())
-    torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.02)
-    exact = torch.nn.functional.linear(values, weight, bias)
-    exact = torch.nn.functional.gelu(exact) if gelu else exact
-    assert float((ours.float() - exact).square().mean().sqrt()) <= 0.02
-
-
-@has_kernels
-@pytest.mark.parametrize("operand", [0, 1, 2], ids=["query", "key", "value"])
-def test_attention_keeps_what_is_not_a_number_and_keeps_it_to_its_sequence(operand: int) -> None:
-    kernels = native.kernels()
-    assert kernels is not None
-    starts = torch.tensor([0, 20, 50], dtype=torch.int32)
-    parts = [
-        torch.randn(50, 64, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(3)
-    ]
-    query, key, value = parts
-    whole = kernels.attention(query, key, value, starts, starts, 2)
-    parts[operand][:20, 5] = torch.nan
-    found = kernels.attention(query, key, value, starts, starts, 2)
-    assert not torch.isfinite(found[:20, :32]).all(dim=1).any()
-    torch.testing.assert_close(found[20:], whole[20:])
-
-
-@has_kernels
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("place", [0, 15, 16, 127])
-def test_the_int8_product_of_a_row_that_is_not_finite_is_not_finite(value: float, place: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    quantized, scales = cpu.quantize_weight(torch.randn(64, 128, generator=generator))
-    kernels = native.kernels()
-    assert kernels is not None
-    product = cpu.native_int8_linear(kernels, quantized, scales, torch.zeros(64), gelu=False)
-    rows = torch.randn(3, 128, generator=generator).bfloat16()
-    whole = product(rows)
-    rows[1, place] = value
-    found = product(rows)
-    assert not torch.isfinite(found[1]).any()
-    torch.testing.assert_close(found[[0, 2]], whole[[0, 2]])
-
-
-@has_kernels
-def test_the_norm_equals_torchs() -> None:
-    kernels = native.kernels()
-    assert kernels is not None
-    generator = torch.Generator().manual_seed(0)
-    rows, residual = (torch.randn(33, 96, generator=generator).bfloat16() for _ in range(2))
-    weight, bias = torch.rand(96, generator=generator), torch.randn(96, generator=generator)
-    found = kernels.add_norm(rows, residual, weight, bias, 1e-5)
-    expected = torch.nn.functional.layer_norm(rows.float() + residual.float(), (96,), weight, bias, 1e-5)
-    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.02)
-
-
-@pytest.fixture
-def fresh() -> Iterator[Callable[[], native.Kernels | None]]:
-    native.kernels.cache_clear()
-    yield native.kernels
-    native.kernels.cache_clear()
-
-
-def test_without_a_compiler_torch_computes(
-    fresh: Callable[[], native.Kernels | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert fresh() is None
-
-
-def test_with_a_broken_compiler_torch_computes(
-    fresh: Callable[[], native.Kernels | None],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(native, "instructions", lambda: True)
-    monkeypatch.setattr(shutil, "which", lambda _: "/bin/false")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert fresh() is None
-    assert "slower" in caplog.text
 
 
 def test_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

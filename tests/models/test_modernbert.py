@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels import cpu
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.causal import WINDOW_ROWS, attend_window
@@ -90,13 +91,29 @@ def test_logits_beyond_the_window_equal_those_of_transformers(directory: Path) -
     assert float((found - expected).abs().max() / expected.std()) <= BOUND
 
 
-def test_ignoring_the_window_would_be_noticed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ignoring_the_window_would_be_noticed(directory: Path) -> None:
     model: Any = load(directory)
     expected = reference(directory, sequences())
-    for layer in model.body.body.layers:
-        monkeypatch.setattr(layer.attn, "sliding_window", None)
-    found = model.forward(pack(sequences()))[:, 0]
+    assert model.body.windows == [WINDOW // 2 + 1] * 4
+    with model.body.narrowed(-LONGEST):
+        found = model.forward(pack(sequences()))[:, 0]
     assert float((found - expected).abs().max() / expected.std()) > 100 * BOUND
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 7e-2), ("int8", 2e-1)])
+def test_few_bits_round_within_their_bounds(
+    directory: Path, precision: str, bound: float, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels:
+        monkeypatch.setattr(cpu, "kernels", lambda: None)  # as without a compiler
+    model: Any = load(directory, precision=precision)
+    expected = reference(directory, sequences())
+    found = model.forward(pack(sequences()))[:, 0]
+    assert float((found - expected).square().mean().sqrt() / expected.std()) <= bound
+    with model.body.narrowed(LONGEST):
+        found = model.forward(pack(sequences()))[:, 0]
+    assert float((found - expected).square().mean().sqrt() / expected.std()) > 1.5 * bound
 
 
 def test_each_sequence_scores_the_same_alone_and_among_others(directory: Path) -> None:
@@ -108,8 +125,8 @@ def test_each_sequence_scores_the_same_alone_and_among_others(directory: Path) -
 
 def test_bf16_keeps_the_rotations_and_the_head_in_fp32(directory: Path) -> None:
     model: Any = load(directory, precision="bf16")
-    assert {weight.dtype for weight in model.body.body.parameters()} == {torch.bfloat16}
-    assert model.body.body.rotary_emb.full_attention_inv_freq.dtype is torch.float32
+    assert model.body._words.dtype is torch.bfloat16
+    assert {each.dtype for each in model.body._frequencies.values()} == {torch.float32}
     assert {weight.dtype for weight in model.head.parameters()} == {torch.float32}
     found, expected = model.forward(pack(sequences()))[:, 0], reference(directory, sequences())
     assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.9

@@ -19,6 +19,7 @@ from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels import causal
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import Model, PackedTokens
+from rerank_grpc.models.bodies.body import OwnBody
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS, PrefixCache, Prefixes
 from rerank_grpc.runner.runner import CpuRunner
@@ -224,9 +225,9 @@ def test_bf16_rounds_neither_the_head_nor_the_positions(
     directories: dict[str, Path], references: dict[str, torch.Tensor]
 ) -> None:
     model: Any = load(directories["qwen3"], precision="bf16")
-    assert {weight.dtype for weight in model.body.body.parameters()} == {torch.bfloat16}
+    assert model.body._words.dtype is torch.bfloat16
     assert model.head.rows.dtype is torch.float32
-    assert model.body.body.rotary_emb.inv_freq.dtype is torch.float32
+    assert {each.dtype for each in model.body._frequencies.values()} == {torch.float32}
     found = score(model, sequences(model))
     # Weights this wild amplify rounding far beyond a trained model's.
     assert torch.corrcoef(torch.stack([found, references["qwen3"]]))[0, 1] > 0.9
@@ -293,6 +294,14 @@ def test_a_window_is_packed_and_a_rotation_that_stretches_is_padded(
     expected = torch.cat([prompts.own_logits(path, "qwen3", [row]) for row in rows])
     found = score(model, tokenized(model.card, QUERY, fitting).sequences)
     assert error(found, expected) <= BOUND
+
+
+def test_a_window_wider_than_the_checks_sequences_is_narrowed_for_it(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    model: Any = load(changed(directories["qwen3"], tmp_path, SLIDING | {"sliding_window": 300}))
+    assert isinstance(model.body, OwnBody)
+    assert model.body.windows == [300] * 3
 
 
 def test_a_language_model_without_its_control_tokens_is_refused_at_load(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,6 +84,25 @@ class OwnBody:
             added, residual = layer(added, residual, state)
         return self._last(added, residual)[0]
 
+    @property
+    def windows(self) -> list[int]:
+        """The windows of its layers, where they have one."""
+        return [layer.attention.heads.window for layer in self._layers if layer.attention.heads.window]
+
+    @contextmanager
+    def narrowed(self, surplus: int) -> Iterator[None]:
+        """Makes windows smaller by so many places, for a check with short sequences."""
+        attentions = [layer.attention for layer in self._layers if layer.attention.heads.window]
+        before = [attention.heads for attention in attentions]
+        for attention, heads in zip(attentions, before, strict=True):
+            assert heads.window is not None
+            attention.heads = replace(heads, window=max(2, heads.window - surplus))
+        try:
+            yield
+        finally:
+            for attention, heads in zip(attentions, before, strict=True):
+                attention.heads = heads
+
     def _begin(self, packed: PackedTokens) -> Pass:
         places = packed.position_ids[:, None].float()
         turns = {}
@@ -104,7 +125,7 @@ class Layer:
 
     def __init__(self, plan: LayerPlan, weights: Weights, attention: Attention, network: NetworkPlan) -> None:
         self._before = weights.norm(plan.before)
-        self._attention = attention
+        self.attention = attention
         self._out = weights.linear(plan.out, (network.hidden,), plan.heads.width)
         self._between = weights.norm(plan.between)
         self._feed = weights.feed_forward(plan, network.width, causal=network.causal)
@@ -112,8 +133,8 @@ class Layer:
     def __call__(self, added: Tensor | None, residual: Tensor, state: Pass) -> tuple[Tensor, Tensor]:
         """[num_tokens, hidden] twice → what this layer adds, and to what; of picked rows in a last layer."""
         rows, residual = self._before(added, residual)
-        mixed = self._attention(rows, state)
-        if self._attention.picks and state.picked is not None:
+        mixed = self.attention(rows, state)
+        if self.attention.picks and state.picked is not None:
             residual = residual.index_select(0, state.picked)
         rows, residual = self._between(self._out(mixed), residual)
         return self._feed(rows), residual
@@ -126,7 +147,7 @@ class Attention:
         self.picks = picks
         self._index = index
         self._plan = plan
-        self._heads = heads = plan.heads
+        self.heads = heads = plan.heads
         self._attend = weights.operations.attend
         sizes = (heads.width, heads.key_width, heads.key_width)
         weight, bias = weights.rows(plan.merged, sizes, hidden)
@@ -147,10 +168,10 @@ class Attention:
         turned = state.turned(self._plan.rotation, state.picked if self.picks else None)
         seen = state.turned(self._plan.rotation, None if keys is layout else layout.key_rows)
         turns = None if turned is None or seen is None else (turned, seen)
-        return self._attend(query, key, value, queries, keys, self._heads, turns)
+        return self._attend(query, key, value, queries, keys, self.heads, turns)
 
     def _project(self, rows: Tensor, state: Pass) -> tuple[Tensor, Tensor, Tensor]:
-        merged, width, key_width = self._merged(rows), self._heads.width, self._heads.key_width
+        merged, width, key_width = self._merged(rows), self.heads.width, self.heads.key_width
         if not self.picks or state.picked is None:
             query, key, value = merged.split([width, key_width, key_width], dim=1)
             return query, key, value
@@ -173,4 +194,4 @@ class CausalAttention(Attention):
         if turned is not None and seen is not None:
             query, key = self._turn_query(query, turned), self._turn_key(key, seen)
         assert state.causal is not None
-        return state.causal.attend(self._index, query, key, value, self._heads, last_only=self.picks)
+        return state.causal.attend(self._index, query, key, value, self.heads, last_only=self.picks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rerank_grpc.models.bodies.plan import NoPlan, RotationPlan
+from rerank_grpc.models.bodies.plan import NoPlan
 
 
 class Config:
@@ -19,6 +19,10 @@ class Config:
         """Returns a value or its default."""
         found = self._values.get(name)
         return self._defaults.get(name) if found is None else found
+
+    def stated(self, name: str) -> Any:
+        """Returns a value, None where the file says null, and its default where it says nothing."""
+        return self._values.get(name, self._defaults.get(name))
 
     def number(self, name: str) -> int:
         """Returns a whole number above 0; raises NoPlan."""
@@ -39,12 +43,3 @@ class Config:
         for name, value in expected.items():
             if self.get(name) != value:
                 raise NoPlan(f"{name} {str(self.get(name))[:40]!r}")
-
-
-def rotation(size: int, theta: float, parameters: Mapping[str, Any]) -> RotationPlan:
-    """Reads a rotation of heads of `size` by its parameters; raises NoPlan for kinds not known here."""
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind not in ("default", "linear") or parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise NoPlan(f"rotary embedding {str(kind)[:40]!r}")
-    stretch = float(parameters.get("factor", 1.0)) if kind == "linear" else 1.0
-    return RotationPlan(tuple(theta ** (-column / size) / stretch for column in range(0, size, 2)))

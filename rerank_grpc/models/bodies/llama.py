@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_grpc.kernels.base import Heads
-from rerank_grpc.models.bodies.config import Config, rotation
+from rerank_grpc.models.bodies.config import Config
 from rerank_grpc.models.bodies.plan import (
     HeadNorms,
     LayerPlan,
     LinearPlan,
     NetworkPlan,
+    NoPlan,
     NormPlan,
     RotationPlan,
     activation_named,
 )
+from rerank_grpc.models.bodies.rotations import rotation
 
 PREFIX = "model."
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How a family differs from Llama."""
-
-    defaults: Mapping[str, Any]
-    merged_bias: bool | None = None  # of queries, keys and values; None where the config says it
-    out_bias: bool | None = False
-    head_norms: bool = False
-    scales_embeddings: bool = False  # by the square root of their width
-    norm_offset: float = 0.0
 
 
 COMMON: Mapping[str, Any] = {
@@ -42,34 +32,83 @@ COMMON: Mapping[str, Any] = {
     "rope_theta": 10_000.0,
     "attention_bias": False,
     "mlp_bias": False,
-    "use_sliding_window": False,
+    "is_causal": True,
+    "use_bidirectional_attention": False,
 }
-QWEN: Mapping[str, Any] = {
+LLAMA: Mapping[str, Any] = {
+    **COMMON,
+    "vocab_size": 32_000,
+    "intermediate_size": 11_008,
+    "max_position_embeddings": 2_048,
+}
+MISTRAL: Mapping[str, Any] = {
+    **COMMON,
+    "vocab_size": 32_000,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14_336,
+    "max_position_embeddings": 131_072,
+    "sliding_window": 4_096,
+}
+QWEN2: Mapping[str, Any] = {
     **COMMON,
     "vocab_size": 151_936,
+    "num_key_value_heads": 32,
     "intermediate_size": 22_016,
     "max_position_embeddings": 32_768,
+    "use_sliding_window": False,
+    "sliding_window": 4_096,
+    "max_window_layers": 28,
 }
+GEMMA: Mapping[str, Any] = {
+    **COMMON,
+    "vocab_size": 256_000,
+    "hidden_size": 3_072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "intermediate_size": 24_576,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8_192,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a family differs from Llama."""
+
+    defaults: Mapping[str, Any]
+    # Whether a product has a bias: the value, or the name of the setting that says it
+    merged_bias: bool | str = "attention_bias"  # of queries, keys and values
+    out_bias: bool | str = "attention_bias"
+    feeding_bias: bool | str = False
+    head_norms: bool = False
+    scales_embeddings: bool = False  # by the square root of their width
+    norm_offset: float = 0.0
+    activations: Mapping[str, str] = field(default_factory=dict)  # names that mean another
+
+
 FAMILIES: Mapping[str, Family] = {
-    "qwen3": Family({**QWEN, "head_dim": 128}, out_bias=None, head_norms=True),
-    "qwen2": Family(QWEN, merged_bias=True),
-    "llama": Family(
-        {**COMMON, "vocab_size": 32_000, "intermediate_size": 11_008, "max_position_embeddings": 2_048},
-        out_bias=None,
+    "llama": Family(LLAMA, feeding_bias="mlp_bias"),
+    "mistral": Family(MISTRAL, merged_bias=False, out_bias=False),
+    "qwen2": Family(QWEN2, merged_bias=True, out_bias=False),
+    "qwen3": Family({**QWEN2, "head_dim": 128}, head_norms=True),
+    "gemma": Family(
+        GEMMA,
+        scales_embeddings=True,
+        norm_offset=1.0,
+        activations={"gelu": "gelu_pytorch_tanh"},  # in files of the first release
     ),
 }
+SLIDING = "sliding_attention"
 
 
 def network_plan(family: str, values: Mapping[str, Any]) -> NetworkPlan:
     """Describes a body; raises NoPlan."""
     own = FAMILIES[family]
     config = Config(values, own.defaults)
-    config.only(use_sliding_window=False)
-    size = _head_size(config)
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = parameters.get("rope_theta") or config.real("rope_theta")
-    turns = rotation(size, float(theta), parameters)
-    hidden = config.number("hidden_size")
+    config.only(is_causal=True, use_bidirectional_attention=False)
+    turns, hidden = _rotation(config), config.number("hidden_size")
     return NetworkPlan(
         hidden=hidden,
         width=config.number("intermediate_size"),
@@ -79,11 +118,37 @@ def network_plan(family: str, values: Mapping[str, Any]) -> NetworkPlan:
         words="embed_tokens",
         scale=hidden**0.5 if own.scales_embeddings else 1.0,
         layers=tuple(
-            _layer(own, config, f"layers.{index}", turns)
-            for index in range(config.number("num_hidden_layers"))
+            _layer(own, config, f"layers.{index}", turns, window)
+            for index, window in enumerate(_windows(config))
         ),
         last=_norm(own, config, "norm"),
     )
+
+
+def _rotation(config: Config) -> RotationPlan:
+    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(parameters, Mapping) or any(isinstance(each, Mapping) for each in parameters.values()):
+        raise NoPlan("rotary embeddings by layer")
+    config.only(partial_rotary_factor=None)
+    theta = parameters.get("rope_theta") or config.real("rope_theta")
+    positions = config.number("max_position_embeddings")
+    original = config.get("original_max_position_embeddings")
+    named = parameters if original is None else {**parameters, "original_max_position_embeddings": original}
+    return rotation(_head_size(config), float(theta), named, positions)
+
+
+def _windows(config: Config) -> list[int | None]:
+    """The window of each layer."""
+    count, window = config.number("num_hidden_layers"), config.stated("sliding_window")
+    if window is None or config.get("use_sliding_window") is False:
+        return [None] * count
+    if config.get("use_sliding_window") is None:  # Mistral has no such setting
+        return [config.number("sliding_window")] * count
+    first, stated = config.number("max_window_layers"), config.get("layer_types")
+    kinds = stated or [SLIDING if index >= first else "" for index in range(count)]
+    if len(kinds) != count:
+        raise NoPlan("layer_types")
+    return [config.number("sliding_window") if kind == SLIDING else None for kind in kinds]
 
 
 def _head_size(config: Config) -> int:
@@ -97,22 +162,32 @@ def _norm(own: Family, config: Config, name: str) -> NormPlan:
     return NormPlan(name, epsilon, bias=False, rms=True, keeps_sum=True, offset=own.norm_offset)
 
 
-def _layer(own: Family, config: Config, name: str, turns: RotationPlan) -> LayerPlan:
+def _heads(config: Config, window: int | None) -> Heads:
     count, size = config.number("num_attention_heads"), _head_size(config)
-    groups = config.number("num_key_value_heads") if config.get("num_key_value_heads") else count
-    stated = bool(config.get("attention_bias"))
-    attention, feeding = f"{name}.self_attn", bool(config.get("mlp_bias"))
+    stated = config.stated("num_key_value_heads")
+    groups = count if stated is None else config.number("num_key_value_heads")
+    if count % groups:
+        raise NoPlan(f"num_key_value_heads {groups}")
+    return Heads(count, groups, size, size**-0.5, window)
+
+
+def _layer(own: Family, config: Config, name: str, turns: RotationPlan, window: int | None) -> LayerPlan:
+    def biased(said: bool | str) -> bool:
+        return bool(config.get(said)) if isinstance(said, str) else said
+
+    attention, feeding = f"{name}.self_attn", biased(own.feeding_bias)
     norms = HeadNorms(f"{attention}.q_norm", f"{attention}.k_norm", config.real("rms_norm_eps"))
     merged = tuple(f"{attention}.{part}_proj" for part in "qkv")
+    activation = str(config.get("hidden_act"))
     return LayerPlan(
         before=_norm(own, config, f"{name}.input_layernorm"),
-        heads=Heads(count, groups, size, size**-0.5),
-        merged=LinearPlan(merged, stated if own.merged_bias is None else own.merged_bias),
-        out=LinearPlan((f"{attention}.o_proj",), stated if own.out_bias is None else own.out_bias),
+        heads=_heads(config, window),
+        merged=LinearPlan(merged, biased(own.merged_bias)),
+        out=LinearPlan((f"{attention}.o_proj",), biased(own.out_bias)),
         between=_norm(own, config, f"{name}.post_attention_layernorm"),
         up=LinearPlan((f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"), feeding),
         down=LinearPlan((f"{name}.mlp.down_proj",), feeding),
-        activation=activation_named(config.get("hidden_act")),
+        activation=activation_named(own.activations.get(activation, activation)),
         gated=True,
         rotation=turns,
         head_norms=norms if own.head_norms else None,

@@ -15,7 +15,7 @@ from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.device import DTYPES, INT8
 from rerank_grpc.kernels.plain import ACTIVATIONS
-from rerank_grpc.models.assembly import Encoder, answer_ids, assembled
+from rerank_grpc.models.assembly import Encoder, answer_ids, assembled, unasked
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.bodies.body import OwnBody
 from rerank_grpc.models.bodies.families import OWN_FAMILIES, plan_of
@@ -31,28 +31,23 @@ from rerank_grpc.models.bodies.tensors import Extent, find_extents, read, read_r
 from rerank_grpc.models.bodies.weights import Weights
 from rerank_grpc.models.encoders import POOLS, all_rows
 from rerank_grpc.models.heads import AnswerHead, build_chain
-from rerank_grpc.models.limits import kept_token_bytes, limited
+from rerank_grpc.models.limits import limited
 
 SEQUENCES, LENGTH = 16, 32  # of random tokens, by which int8 products are corrected
 
 
 def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Encoder:
-    """Builds the model; raises NoPlan where the files ask for what no own body computes."""
+    """Builds the model; raises NoPlan where the files ask for what no own body computes.
+
+    Raises ModelLoadError for files that are wrong, or do not say how a decoder is asked.
+    """
     plan = plan_of(checkpoint.family, checkpoint.config)
     files = Files(checkpoint)
     prefix = OWN_FAMILIES[checkpoint.family].prefix
     if f"{prefix}{plan.words}.weight" not in files.extents:
         prefix = ""
     card = limited(card, checkpoint, plan.vocabulary, plan.max_positions)
-    pooled: Pooled = "all"
-    if plan.causal:
-        card = replace(card, pooling="last" if isinstance(evidence.head, Classifier) else card.pooling)
-        if card.pooling == "last":
-            pooled = "last"
-            kept = kept_token_bytes(checkpoint.config, DTYPES[card.precision])
-            card = replace(card, shares_prefixes=True, prefix_token_bytes=kept)
-    elif card.pooling == "first":
-        pooled = "first"
+    card, pooled = _pooled(plan, evidence, card)
     device = torch.device(card.device)
     operations = operations_for(device, card.precision, card.attention)
     body = OwnBody(plan, Weights(files, prefix, plan.hidden, operations), pooled)
@@ -72,6 +67,21 @@ def _random_tokens(plan: NetworkPlan) -> PackedTokens:
     ids = torch.randint(plan.vocabulary, (SEQUENCES * length,), generator=torch.Generator().manual_seed(0))
     places = torch.arange(length).repeat(SEQUENCES)
     return PackedTokens(ids, places, torch.zeros_like(ids), Layout.of((length,) * SEQUENCES))
+
+
+def _pooled(plan: NetworkPlan, evidence: Evidence, card: ModelCard) -> tuple[ModelCard, Pooled]:
+    """Says which rows the last layer computes, and whether prefixes are shared."""
+    if not plan.causal:
+        return card, "first" if card.pooling == "first" else "all"
+    if isinstance(evidence.head, Classifier):
+        if evidence.reading.prompt is None and not evidence.head.reads_pairs:
+            raise unasked(card)
+        card = replace(card, pooling="last")
+    if card.pooling != "last":
+        return card, "all"
+    # Only the last row of a sequence is never among those that documents share.
+    kept = sum(2 * layer.heads.key_width for layer in plan.layers) * DTYPES[card.precision].itemsize
+    return replace(card, shares_prefixes=True, prefix_token_bytes=kept), "last"
 
 
 def _captures(plan: NetworkPlan, card: ModelCard) -> bool:

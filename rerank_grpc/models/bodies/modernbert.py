@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rerank_grpc.kernels.base import Heads
-from rerank_grpc.models.bodies.config import Config, rotation
+from rerank_grpc.models.bodies.config import Config
 from rerank_grpc.models.bodies.plan import (
     ActivationStep,
     ClassifierPlan,
@@ -19,6 +19,7 @@ from rerank_grpc.models.bodies.plan import (
     RotationPlan,
     activation_named,
 )
+from rerank_grpc.models.bodies.rotations import rotation
 
 DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 50_368,

@@ -1,0 +1,1 @@
+"""Own bodies, against transformers' networks."""
