@@ -10,8 +10,8 @@
 /* ---- rows to int8 ---------------------------------------------------------- */
 
 /* One row to int8 with one scale, around the middle of its values: what GELU leaves lies to one side
- * of 0. `sum` is that of the quantized values. A row with a NaN gets NaN as its scale, and so do all of
- * its products. */
+ * of 0. `sum` is that of the quantized values. A row that is not finite gets NaN as its scale, and
+ * so do all of its products. */
 INLINE void quantize_row(const bf16 *x, int64_t size, int8_t *q, float *scale, float *middle, int32_t *sum) {
     __m512 lowest = widen(x), highest = lowest;
     __mmask16 unordered = _mm512_cmp_ps_mask(lowest, lowest, _CMP_UNORD_Q);
@@ -22,12 +22,13 @@ INLINE void quantize_row(const bf16 *x, int64_t size, int8_t *q, float *scale, f
         highest = _mm512_max_ps(highest, value);
     }
     float low = _mm512_reduce_min_ps(lowest), high = _mm512_reduce_max_ps(highest), half = (high - low) / 2;
+    int finite = !unordered && isfinite(half);
     *middle = low + half;
-    *scale = unordered ? NAN : half / 127.0f;
+    *scale = finite ? half / 127.0f : NAN;
     __m512 inverse = _mm512_set1_ps(half > 0 ? 127.0f / half : 0.0f);
     __m512 centre = _mm512_mul_ps(_mm512_set1_ps(*middle), inverse);
     __m512i total = _mm512_setzero_si512();
-    for (int64_t i = 0; i < size && !unordered; i += 16) {
+    for (int64_t i = 0; i < size && finite; i += 16) {
         __m512i value = _mm512_cvtps_epi32(_mm512_fmsub_ps(widen(x + i), inverse, centre));
         total = _mm512_add_epi32(total, value);
         _mm_storeu_si128((void *)(q + i), _mm512_cvtsepi32_epi8(value));
