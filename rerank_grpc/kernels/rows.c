@@ -25,8 +25,9 @@ INLINE void norm_row(const int rms, const int adds, const bf16 *added, const bf1
     __m512 inverse = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / size + epsilon));
     for (int64_t i = 0; i < size; i += 16) {
         __m512 d = _mm512_mul_ps(_mm512_sub_ps(summed(adds, added, residual, i), mean), inverse);
-        __m512 shift = bias ? _mm512_loadu_ps(bias + i) : _mm512_setzero_ps();
-        narrow(out + i, _mm512_fmadd_ps(d, _mm512_loadu_ps(weight + i), shift));
+        d = bias ? _mm512_fmadd_ps(d, _mm512_loadu_ps(weight + i), _mm512_loadu_ps(bias + i))
+                 : _mm512_mul_ps(d, _mm512_loadu_ps(weight + i));
+        narrow(out + i, d);
     }
 }
 

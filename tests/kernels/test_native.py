@@ -300,7 +300,23 @@ def test_causal_attention_equals_torchs(
 
 
 @pytest.mark.parametrize("window", [None, 20])
-def test_a_part_is_the_same_alone_and_among_others(kernels: Kernels, window: int | None) -> None:
+def test_both_ways_a_part_is_the_same_alone_and_among_others(kernels: Kernels, window: int | None) -> None:
+    starts, count = starts_of(LENGTHS), sum(LENGTHS)
+    query, key, value = draw(3, count, 128).unbind(0)
+    cosines, sines = angles(count, 64)
+    options: dict[str, Any] = {"heads": 2, "key_heads": 2, "scale": 0.1, "window": window}
+    found = kernels.attention(query, key, value, starts, starts, **options, turns=(cosines, sines) * 2)
+    for start, length in zip(starts.tolist(), LENGTHS, strict=False):
+        own, one = slice(start, start + length), starts_of([length])
+        turns = (cosines[own], sines[own]) * 2
+        alone = kernels.attention(query[own], key[own], value[own], one, one, **options, turns=turns)
+        assert same(alone, found[own]), (start, length)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_behind_a_prefix_a_part_is_the_same_alone_and_among_others(
+    kernels: Kernels, window: int | None
+) -> None:
     batch = Causal(4, 2, 64, window, False)
     found = batch.run(kernels)
     for part, length in enumerate(LENGTHS):
