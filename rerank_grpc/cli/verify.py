@@ -178,7 +178,7 @@ def _advice(found: Logits | ModelLoadError, compared: Comparison | None) -> str:
 
 def _note(card: ModelCard, pairs: Sequence[KnownPair]) -> str:
     """Says what was not compared here; "" if all was."""
-    from rerank_grpc.models.padded import has_plain_reference
+    from rerank_grpc.models.borrowed.padded import has_plain_reference
 
     if not has_plain_reference(card):
         return "no padded pass of such a model: compared with transformers' own pass when it was loaded"
@@ -219,7 +219,7 @@ def padded(reranker: Reranker, card: ModelCard) -> Iterator[Check]:
 
     Compares nothing of a model without a plain reference.
     """
-    from rerank_grpc.models.padded import has_plain_reference, reference_logits
+    from rerank_grpc.models.borrowed.padded import has_plain_reference, reference_logits
 
     if not has_plain_reference(card):
         return

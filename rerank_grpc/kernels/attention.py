@@ -29,11 +29,13 @@ class Attention(Enum):
     """The attention of a model; the value is the label that ListModels shows.
 
     PADDED is transformers' own attention over padded sequences; all others
-    attend over packed ones: SDPA part by part, VARLEN and FLASH in one call.
+    attend over packed ones: SDPA part by part, VARLEN, FLASH and NATIVE, the
+    CPU's kernels in C, in one call.
     """
 
     VARLEN = "packed (varlen)"
     FLASH = "packed (flash-attn)"
+    NATIVE = "packed (kernels)"
     SDPA = "packed (sdpa)"
     PADDED = "padded"
 

@@ -207,6 +207,9 @@ class Operations(Protocol):
         Queries and keys are turned by `turns` before.
         """
 
+    def takes(self, heads: Heads) -> bool:
+        """Whether one call of a kernel attends such heads for all parts of a pass."""
+
     def causal(
         self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
     ) -> Causal:

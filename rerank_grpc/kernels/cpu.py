@@ -84,7 +84,7 @@ class CpuOperations(PlainOperations):
         heads: Heads,
         turns: tuple[Turns, Turns] | None = None,
     ) -> Tensor:
-        if self._native is None or heads.size not in HEAD_SIZES:
+        if self._native is None or not self.takes(heads):
             return super().attend(query, key, value, queries, keys, heads, turns)
         return self._native.attention(
             *(query, key, value, queries.starts, keys.starts),
@@ -94,6 +94,9 @@ class CpuOperations(PlainOperations):
             window=heads.window,
             turns=None if turns is None else (*turns[0], *turns[1]),
         )
+
+    def takes(self, heads: Heads) -> bool:
+        return self._native is not None and heads.size in HEAD_SIZES
 
     def causal(
         self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout

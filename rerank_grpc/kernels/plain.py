@@ -92,6 +92,9 @@ class PlainOperations:
         mixed = [attend_window(*part, heads.scale, heads.window).transpose(1, 2) for part in parts]
         return torch.cat(mixed, dim=1).flatten(2)[0]
 
+    def takes(self, heads: Heads) -> bool:
+        return self._kernel is not None
+
     def causal(
         self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
     ) -> Causal:

@@ -44,7 +44,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
         )
     if model is not None:
         return model
-    from rerank_grpc.models.borrowed import borrowed_model  # which imports transformers
+    from rerank_grpc.models.borrowed.network import borrowed_model  # which imports transformers
 
     return borrowed_model(checkpoint, evidence, card)
 

@@ -125,7 +125,7 @@ def check_own(model: Encoder, checkpoint: Checkpoint, evidence: Evidence) -> Agr
 
 
 def _make(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> ReferenceAnswers:
-    from rerank_grpc.models.selfcheck import make_answers  # which imports transformers
+    from rerank_grpc.models.borrowed.selfcheck import make_answers  # which imports transformers
 
     return make_answers(checkpoint, evidence, card)
 

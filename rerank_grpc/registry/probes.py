@@ -110,7 +110,7 @@ def _read_by_class(card: ModelCard, file: Path) -> Any:
     """Reads a tokenizer by the class that its files name."""
     from transformers import AutoTokenizer
 
-    from rerank_grpc.models.weights import SAFE, quiet
+    from rerank_grpc.models.borrowed.weights import SAFE, quiet
 
     try:
         with quiet():

@@ -34,7 +34,7 @@ from rerank_grpc.kernels.plain import PlainOperations, plain_turn
 from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.models.bodies import model as bodies
-from rerank_grpc.models.hooked import HOOK
+from rerank_grpc.models.borrowed.hooked import HOOK
 from rerank_grpc.runner.packing import pack, tensors
 from rerank_grpc.runner.prefixes import PrefixCache
 from tests import prompts
@@ -102,7 +102,7 @@ def test_a_kernel_that_raises_does_not_work(caplog: pytest.LogCaptureFixture) ->
 
 def test_the_labels_are_those_that_list_models_has_always_shown() -> None:
     shown = [each.label for each in Attention]
-    assert shown == ["packed (varlen)", "packed (flash-attn)", "packed (sdpa)", "padded"]
+    assert shown == ["packed (varlen)", "packed (flash-attn)", "packed (kernels)", "packed (sdpa)", "padded"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

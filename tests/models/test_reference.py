@@ -26,10 +26,11 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.evidence import read_evidence
 from rerank_grpc.evidence.facts import Evidence
 from rerank_grpc.kernels.base import Layout
-from rerank_grpc.models import reference, selfcheck
+from rerank_grpc.models import reference
 from rerank_grpc.models.bodies.body import OwnBody
+from rerank_grpc.models.borrowed import selfcheck
+from rerank_grpc.models.borrowed.selfcheck import make_answers
 from rerank_grpc.models.reference import BOUND, ROUNDING, Agreement, ReferenceAnswers, aside, check_own
-from rerank_grpc.models.selfcheck import make_answers
 from tests import late_models
 from tests import random_models as checkpoints
 from tests.command import environment

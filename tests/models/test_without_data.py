@@ -17,8 +17,9 @@ import torch
 from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.checkpoints.checkpoint import open_checkpoint
 from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.models import borrowed, loader
+from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
+from rerank_grpc.models.borrowed import network as borrowed
 from rerank_grpc.models.reference import Agreement
 from rerank_grpc.runner.graphs import filled, shape_for
 from rerank_grpc.runner.packing import PackedBatch, pack, tensors

@@ -14,9 +14,10 @@ from rerank_grpc.kernels import cuda as operations
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.cuda import TorchOperations
-from rerank_grpc.models import hooked, loader
+from rerank_grpc.models import loader
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.bodies import model as bodies
+from rerank_grpc.models.borrowed import hooked
 from rerank_grpc.runner import cuda, graphs
 from rerank_grpc.runner.accelerator import Mark, Replay
 from rerank_grpc.runner.cuda import CudaRunner, longest_first, runner_for

@@ -14,8 +14,8 @@ import torch
 from rerank_grpc.kernels import cuda as operations
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.cuda import TorchOperations
-from rerank_grpc.models import hooked
 from rerank_grpc.models.bodies import model as bodies
+from rerank_grpc.models.borrowed import hooked
 from rerank_grpc.runner import graphs
 from rerank_grpc.runner.cuda import CudaRunner
 from rerank_grpc.runner.graphs import capture_all, shape_for

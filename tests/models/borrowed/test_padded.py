@@ -8,7 +8,7 @@ import torch
 
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.models.base import PackedTokens
-from rerank_grpc.models.padded import WORTHWHILE_PADDING, Padded, by_length
+from rerank_grpc.models.borrowed.padded import WORTHWHILE_PADDING, Padded, by_length
 from tests.conftest import load
 
 

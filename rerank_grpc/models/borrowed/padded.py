@@ -16,8 +16,8 @@ from rerank_grpc.evidence.facts import Kind, Reading
 from rerank_grpc.evidence.modules import read_saved_model
 from rerank_grpc.models.assembly import unasked
 from rerank_grpc.models.base import ModelCard, PackedTokens
-from rerank_grpc.models.hooked import reads_types, stretching_rotation
-from rerank_grpc.models.weights import SAFE, quiet
+from rerank_grpc.models.borrowed.hooked import reads_types, stretching_rotation
+from rerank_grpc.models.borrowed.weights import SAFE, quiet
 
 # The tokens of padding that cost about as much as one more pass.
 WORTHWHILE_PADDING = 256

@@ -16,21 +16,21 @@ from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.device import DTYPES
 from rerank_grpc.models.assembly import Encoder, answer_ids, assembled, rows_of
 from rerank_grpc.models.base import Model, ModelCard
-from rerank_grpc.models.encoders import POOLS, BiEncoder, CrossEncoder, Head, all_rows
-from rerank_grpc.models.heads import AnswerHead, build_chain
-from rerank_grpc.models.hooked import HOOK, HookedBody, NotPackable, attends_causally
-from rerank_grpc.models.late import LateEncoder
-from rerank_grpc.models.limits import kept_token_bytes, limited, positions_of
-from rerank_grpc.models.padded import Padded, PaddedBody, check_reads_both_ways, own_attention
-from rerank_grpc.models.reference import Agreement
-from rerank_grpc.models.selfcheck import (
+from rerank_grpc.models.borrowed.hooked import HOOK, HookedBody, NotPackable, attends_causally
+from rerank_grpc.models.borrowed.padded import Padded, PaddedBody, check_reads_both_ways, own_attention
+from rerank_grpc.models.borrowed.selfcheck import (
     AnswersReference,
     Reference,
     check_against_reference,
     classifier_reference,
     pooled_reference,
 )
-from rerank_grpc.models.weights import CLASSES, convert_weights, quiet, read_network
+from rerank_grpc.models.borrowed.weights import CLASSES, convert_weights, quiet, read_network
+from rerank_grpc.models.encoders import POOLS, BiEncoder, CrossEncoder, Head, all_rows
+from rerank_grpc.models.heads import AnswerHead, build_chain
+from rerank_grpc.models.late import LateEncoder
+from rerank_grpc.models.limits import kept_token_bytes, limited, positions_of
+from rerank_grpc.models.reference import Agreement
 
 log = logging.getLogger(__name__)
 

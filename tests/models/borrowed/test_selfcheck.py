@@ -17,14 +17,11 @@ from rerank_grpc.kernels import causal
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.causal import CausalParts
-from rerank_grpc.models import hooked
 from rerank_grpc.models.base import PackedTokens
-from rerank_grpc.models.encoders import CrossEncoder, first_rows, last_rows
-from rerank_grpc.models.heads import AnswerHead
-from rerank_grpc.models.hooked import HOOK, HookedBody, NotPackable, attends_causally
-from rerank_grpc.models.padded import Padded, PaddedBody, own_attention
-from rerank_grpc.models.reference import BOUND, Agreement
-from rerank_grpc.models.selfcheck import (
+from rerank_grpc.models.borrowed import hooked
+from rerank_grpc.models.borrowed.hooked import HOOK, HookedBody, NotPackable, attends_causally
+from rerank_grpc.models.borrowed.padded import Padded, PaddedBody, own_attention
+from rerank_grpc.models.borrowed.selfcheck import (
     AnswersReference,
     check_against_reference,
     classifier_reference,
@@ -32,6 +29,9 @@ from rerank_grpc.models.selfcheck import (
     narrowed_windows,
     pooled_reference,
 )
+from rerank_grpc.models.encoders import CrossEncoder, first_rows, last_rows
+from rerank_grpc.models.heads import AnswerHead
+from rerank_grpc.models.reference import BOUND, Agreement
 from tests import random_models
 from tests.models.decoders import FAMILIES, LEFT_OUT, PACKED, WINDOWED, decoder
 

@@ -18,10 +18,11 @@ from rerank_grpc.kernels.base import CPU
 from rerank_grpc.models.assembly import answer_ids
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bodies.tensors import Extent, Take, find_extents, mapper
+from rerank_grpc.models.borrowed.hooked import HookedBody, NotPackable, reads_types
+from rerank_grpc.models.borrowed.padded import answer_logits, last_place, narrowed_head
+from rerank_grpc.models.borrowed.weights import CLASSES, SAFE, quiet, read_network, swapped_weights
 from rerank_grpc.models.encoders import POOLS, Head, Pool
 from rerank_grpc.models.heads import AnswerHead
-from rerank_grpc.models.hooked import HookedBody, NotPackable, reads_types
-from rerank_grpc.models.padded import answer_logits, last_place, narrowed_head
 from rerank_grpc.models.reference import (
     BOUND,
     LOGITS,
@@ -33,7 +34,6 @@ from rerank_grpc.models.reference import (
     passes,
     surplus_of,
 )
-from rerank_grpc.models.weights import CLASSES, SAFE, quiet, read_network, swapped_weights
 
 # From what a forward takes for one sequence to its logit  # [1]  or vector  # [hidden], float32
 Reference: TypeAlias = Callable[[Mapping[str, Tensor]], Tensor]
