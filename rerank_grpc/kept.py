@@ -1,4 +1,4 @@
-"""What one start finds out and the next need not, in a folder that only this user can write to."""
+"""Facts that one start finds out and the next need not, in a folder that only this user can write to."""
 
 from __future__ import annotations
 

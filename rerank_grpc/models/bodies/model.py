@@ -92,7 +92,8 @@ def _captures(plan: NetworkPlan, card: ModelCard) -> bool:
 
     A kernel does not take the window of a last layer: its queries stand at the first keys, not at the last.
     """
-    return card.attention is not Attention.SDPA and plan.layers[-1].heads.window is None
+    kernel = card.attention in (Attention.VARLEN, Attention.FLASH)
+    return kernel and plan.layers[-1].heads.window is None
 
 
 class Files:
