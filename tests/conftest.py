@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rerank_grpc import kept
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.models.base import Model
 from rerank_grpc.registry.loading import ModelLoader
@@ -28,6 +29,15 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lets tests find nothing that another run has kept."""
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

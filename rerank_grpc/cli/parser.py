@@ -103,10 +103,14 @@ Old weights in pickles stay; config.json and others are kept as NAME.original.
 examples:
   rerank-grpc verify bge-reranker-base
   rerank-grpc verify models/bge-reranker-base --device cuda --precision bf16
+  rerank-grpc verify bge-reranker-base --precision int8 --texts queries.jsonl
   rerank-grpc verify embedded
 
 Scores pairs whose score is known, where the catalogue has some, and compares
-the packed pass with transformers' own padded one. Exits 0 when all are right.
+the packed pass with transformers' own padded one. A --precision below fp32 is
+compared with fp32, too, on the texts of a FILE or else of Python's manual: JSON
+lines of {"query": "...", "documents": ["...", ...]}, or a query on the first line
+and a document on each other. Exits 0 when all are right.
 """,
     "completion": """\
 examples:
@@ -231,6 +235,11 @@ AVAILABLE = _argument(
 )
 JSON = _argument("--json", action="store_true", help="print JSON, for machines")
 FETCHED = _argument("models", metavar="MODEL", nargs="+", help="a hub id, or a name of the catalogue")
+TEXTS = _argument(
+    "--texts",
+    metavar="FILE",
+    help="the texts to compare a lower precision on: JSON lines, or a query and documents, one a line",
+)
 CHECKED = _argument("models", metavar="MODEL", nargs="+", help="embedded, a directory, a hub id or a name")
 DIRECTORIES = _argument("directories", metavar="DIR", nargs="+", help="a directory with a checkpoint")
 PROMPT = _argument("--prompt", metavar="MODEL", default="", help="whose prompt a classifier made of it reads")
@@ -280,6 +289,6 @@ COMMANDS = (
         (DIRECTORIES, PROMPT),
         CATALOGUE_OPTION,
     ),
-    Command("verify", "check a model's scores on this machine", verify.run, (CHECKED,), VERIFY_OPTIONS),
+    Command("verify", "check a model's scores on this machine", verify.run, (CHECKED, TEXTS), VERIFY_OPTIONS),
     Command("completion", "print a shell's completion of these commands", _print_completion, (SHELL,)),
 )

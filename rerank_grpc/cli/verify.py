@@ -1,20 +1,32 @@
-"""`rerank-grpc verify`: checks scores on this machine, by known pairs and by transformers' padded pass."""
+"""`rerank-grpc verify`: checks scores on this machine, by known pairs, transformers' padded pass and fp32."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from rerank_grpc.cli.compare import (
+    HEAD,
+    Comparison,
+    Logits,
+    Ranking,
+    built_in_questions,
+    compare,
+    read_questions,
+    row_of,
+)
 from rerank_grpc.cli.process import SERVER_EXTRA, needs
 from rerank_grpc.cli.terminal import Screen, clip, printable, table
 from rerank_grpc.config.reading import read_settings
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
+from rerank_grpc.errors import ConfigurationError, ModelLoadError
 from rerank_grpc.types import Call, Document, RerankRequest, ScoredDocument, Scoring
 
 if TYPE_CHECKING:
@@ -27,6 +39,7 @@ PROBE_QUERY = "how does a reranker score a document?"
 SENTENCE = (
     "A cross-encoder reads the query and the document together and gives the pair one number; 熊猫吃竹子。"
 )
+AT_ONCE = 100  # documents of a query that are scored in one call
 LENGTHS = (1, 3, 9, 20, 45, 90, 180, 350, 700)  # in words, from one to more than most models take
 
 
@@ -50,16 +63,33 @@ class Check(NamedTuple):
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Verifies each model: 0 if all are right, else 1; raises ModelLoadError."""
+    """Verifies each model: 0 if all are right, else 1; raises ConfigurationError."""
     settings = read_settings(parsed.flags)
+    questions = _questions(settings.precision, parsed.texts)
     with needs("verify", SERVER_EXTRA):
         from rerank_grpc.registry.loading import ModelLoader
 
         loader = ModelLoader(settings)
     # The command's own line says why a load failed; without a handler, Python would print the log's too.
     logging.getLogger("rerank_grpc").addHandler(logging.NullHandler())
-    passed = [_verify(name, loader, loader.catalogue) for name in parsed.models]
+    passed = []
+    for name in parsed.models:
+        passed.append(_verify(name, loader, loader.catalogue))
+        if questions:
+            passed.append(_compare(name, settings, questions))
     return 0 if all(passed) else 1
+
+
+def _questions(precision: str, file: str | None) -> Sequence[Ranking]:
+    """Reads what a lower precision is compared on; () where none is asked for by name."""
+    if precision in ("auto", "fp32"):
+        if file is not None:
+            raise ConfigurationError(
+                f"--texts: compares a lower precision with fp32, and --precision is {precision}: "
+                "name bf16 or int8"
+            )
+        return ()
+    return built_in_questions() if file is None else read_questions(file)
 
 
 def _verify(name: str, loader: Loader, catalogue: Catalogue) -> bool:
@@ -79,6 +109,71 @@ def _verify(name: str, loader: Loader, catalogue: Catalogue) -> bool:
     verdict = f"{right} of {len(checks)} are right" if checks else "right when it was loaded"
     print(screen.paint(f"\n{title}: {verdict}\n", "green" if good else "red", "bold"), flush=True)
     return good
+
+
+def _compare(name: str, settings: ServerSettings, questions: Sequence[Ranking]) -> bool:
+    """Compares a precision with fp32; a language model's int8-all as well, which decides nothing."""
+    screen, title, asked = Screen.of(sys.stdout), printable(name), settings.precision
+    documents = sum(len(question.documents) for question in questions)
+    about = f"{asked} against fp32, queries: {len(questions)}, documents: {documents}"
+    print(f"{screen.paint(title, 'bold')}  {about}\n", flush=True)
+    language, found = logits_in(asked, name, settings, questions)
+    more = _int8_all(name, settings, questions) if language and asked == "int8" else None
+    _, expected = logits_in("fp32", name, settings, questions)
+    compared = compare(expected, found)
+    rows = {asked: compared}
+    if isinstance(more, Sequence):
+        rows["int8-all"] = compare(expected, more)
+    _print_comparisons(rows, screen)
+    if more is not None:
+        print(screen.paint(_advice(more, rows.get("int8-all")), "dim"))
+    good = compared.holds(asked)
+    verdict = f"{asked} {'holds' if good else 'is too far from fp32: use bf16 or fp32'}"
+    print(screen.paint(f"\n{title}: {verdict}\n", "green" if good else "red", "bold"), flush=True)
+    return good
+
+
+def logits_in(
+    precision: str, name: str, settings: ServerSettings, questions: Sequence[Ranking]
+) -> tuple[bool, Logits]:
+    """Loads a model in a precision for as long as it scores; tells whether it is a language model, too."""
+    from rerank_grpc.models.bodies.llama import FAMILIES
+    from rerank_grpc.registry.loading import ModelLoader
+
+    with serving(name, ModelLoader(replace(settings, precision=precision))) as (reranker, card):
+        logits = [_logits(reranker, question) for question in questions]
+        return card.family in FAMILIES, logits
+
+
+def _logits(reranker: Reranker, question: Ranking) -> list[float]:
+    parts = [
+        question.documents[place : place + AT_ONCE] for place in range(0, len(question.documents), AT_ONCE)
+    ]
+    return [result.logit for part in parts for result in scored(reranker, question.query, part)]
+
+
+def _int8_all(name: str, settings: ServerSettings, questions: Sequence[Ranking]) -> Logits | ModelLoadError:
+    """Scores in int8-all; returns why it cannot be loaded if it cannot."""
+    try:
+        return logits_in("int8-all", name, settings, questions)[1]
+    except ModelLoadError as error:
+        return error
+
+
+def _print_comparisons(rows: Mapping[str, Comparison], screen: Screen) -> None:
+    head, *lines = table(HEAD, [row_of(*row) for row in rows.items()], screen)
+    print(head)
+    for line, (precision, compared) in zip(lines, rows.items(), strict=False):
+        print(screen.paint(line, "green" if compared.holds(precision) else "red"))
+
+
+def _advice(found: Logits | ModelLoadError, compared: Comparison | None) -> str:
+    """Says whether a language model may be held in int8 wholly."""
+    if compared is None:
+        return f"int8-all does not hold: {found}"
+    if compared.holds("int8-all"):
+        return "int8-all holds on these texts, too: --precision int8-all is faster and takes less memory"
+    return "int8-all does not hold on these texts: int8 leaves the down projections in bf16"
 
 
 def _note(card: ModelCard, pairs: Sequence[KnownPair]) -> str:
@@ -141,7 +236,9 @@ def padded(reranker: Reranker, card: ModelCard) -> Iterator[Check]:
 def _bounds(card: ModelCard) -> tuple[float, float, float]:
     """Returns the bounds of a padded logit, by the spread, of a known logit, and of a known score."""
     # Precisions below fp32 round each product to 8 or 11 bits.
-    return (1e-4, 2e-3, 1e-3) if card.precision == "fp32" else (0.1, 0.2, 0.03)
+    if card.precision == "fp32":
+        return 1e-4, 2e-3, 1e-3
+    return (0.2, 0.4, 0.06) if card.precision.startswith("int8") else (0.1, 0.2, 0.03)
 
 
 def scored(reranker: Reranker, query: str, texts: Sequence[str]) -> list[ScoredDocument]:

@@ -22,7 +22,7 @@ from rerank_grpc.config.parsing import (
     targets,
     text,
 )
-from rerank_grpc.config.settings import ClientSettings, ModelSpec, RestSettings, ServerSettings
+from rerank_grpc.config.settings import PRECISIONS, ClientSettings, ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.config.targets import read_target
 from rerank_grpc.errors import ConfigurationError
 
@@ -157,7 +157,12 @@ SERVER_OPTIONS = (
         "idle_seconds",
     ),
     Option("device", device, "auto|cpu|cuda[:N]", "where models run"),
-    _choice("precision", "auto|fp32|bf16|fp16|int8", "how weights are held; auto never means int8"),
+    _choice(
+        "precision",
+        "|".join(("auto", *PRECISIONS)),
+        "how weights are held; auto never means int8; of a language model int8 leaves some in bf16, "
+        "int8-all none",
+    ),
     Option("host", text, "HOST", "the address to listen on; 0.0.0.0 is every one"),
     Option("port", port, "PORT", "the port to listen on; 0 is any free one"),
     Option("admin-host", text, "HOST", "the address of the admin port"),

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 DEFAULT_PORT = 50_051  # of a gRPC server, for those who serve and those who call
+# Every precision, and the type that activations have in it, as torch names it; with int8 only the products of
+# linear layers are int8, and those that are delicate in language models with int8-all alone.
+PRECISIONS: Mapping[str, str] = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "int8": "bfloat16",
+    "int8-all": "bfloat16",
+}
 ANY_NAME = "*"  # the alias that takes every name that no model has
 
 

@@ -84,9 +84,10 @@ class Engine:
         clock: DeviceClock | None = None,
     ) -> None:
         self.settings = settings
+        self.calls = 0  # calls that brought sequences
         self.not_finite = 0  # the number of outputs that were no finite numbers; each failed its calls
         self._runner = runner
-        self._name = name
+        self.name = name
         self._on_death = on_death
         # At most `depth` batches are on the device, and together they hold one token budget: a new call
         # waits no longer for batches launched ahead than for a single full one.
@@ -109,11 +110,26 @@ class Engine:
             threading.Thread(target=self._run, name=f"device-{name}", daemon=True),
             threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True),
         ]
+        self._companion: threading.Thread | None = None
 
     def start(self) -> None:
         """Starts the threads."""
         for thread in self._threads:
             thread.start()
+
+    def accompany(self, work: Callable[[], None]) -> None:
+        """Runs work on a thread of its own, which must end when the engine ends."""
+        self._companion = threading.Thread(target=work, name=f"accompany-{self.name}", daemon=True)
+        self._companion.start()
+
+    def wait_for_end(self, seconds: float) -> bool:
+        """Waits so long at most; whether the engine has ended."""
+        return self._ended.wait(seconds)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return self._idle
 
     @property
     def alive(self) -> bool:
@@ -165,6 +181,7 @@ class Engine:
         with self._lock:
             self._check_alive()
             self._scheduler.add(future, monotonic(), self._forecast())
+            self.calls += 1
             idle, self._idle = self._idle, False
         if idle:
             self._wakeups.put(None)
@@ -182,11 +199,13 @@ class Engine:
             if thread.is_alive() and self._death is None:
                 thread.join(timeout=self.settings.hang_seconds)
         self._fail_all(ShuttingDown("the server is stopping", retry_after=1.0))
+        if self._companion is not None:
+            self._companion.join(timeout=self.settings.hang_seconds)
 
     def _check_alive(self) -> None:
         if self._death is not None:
             raise ModelFailed(
-                "the model's device failed: the server must be restarted", metadata={"model": self._name}
+                "the model's device failed: the server must be restarted", metadata={"model": self.name}
             )
         if self._ended.is_set():
             raise ShuttingDown("the server is stopping", retry_after=1.0)
@@ -204,7 +223,7 @@ class Engine:
             while self._fill_up():
                 self._land(self._flights.popleft())
         except BaseException as error:  # no future may be left waiting, whatever ends this thread
-            log.critical("the device thread of %s died: %s", self._name, describe(error))
+            log.critical("the device thread of %s died: %s", self.name, describe(error))
             self._die(hung=isinstance(error, DeviceLost))
         finally:
             self._clock.time(monotonic(), leave=self)
@@ -305,7 +324,7 @@ class Engine:
         watchdog = Watchdog(limit)
         while not self._ended.wait(watchdog.interval):
             if watchdog.look(self._batch_started, monotonic()):
-                log.critical("the device of %s has not answered for %g s", self._name, limit)
+                log.critical("the device of %s has not answered for %g s", self.name, limit)
                 self._die(hung=True)
 
     def _end(self) -> None:

@@ -6,11 +6,13 @@ The rules, in order:
 2. Nothing is spent on calls that failed, were cancelled or are too late.
 3. INTERACTIVE goes before BATCH, but BATCH, while it waits, earns an eighth of
    every batch.
-4. Within a class the call that has received least goes first, one sequence at
-   a time, and among equals the earliest deadline. A new call starts at the
-   average of the calls that wait: a small one enters the next batch however
-   large its neighbours are.
-5. Equal sequences, of one call or of several, are run once.
+4. Within a class the call that needs least goes first, so that few calls wait
+   for long, and among equals the earliest deadline. A small call enters the next
+   batch however large its neighbours are.
+5. A quarter of every batch goes to the call that has received least, one
+   sequence at a time: no call gets less than a quarter of an equal share. A new
+   call starts at the average of the calls that wait.
+6. Equal sequences, of one call or of several, are run once.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 from weakref import WeakSet
 
@@ -28,7 +31,8 @@ from rerank_grpc.errors import DeadlineUnreachable, QueueFull
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.types import Priority
 
-BACKGROUND_SHARE = 1 / 8
+BACKGROUND_SHARE = 1 / 8  # of BATCH beside INTERACTIVE
+EQUAL_SHARE = 1 / 4  # of the calls that have received least
 # A call is refused if its forecast exceeds the time left by more than this factor: a forecast may be wrong
 # by as much. Only batches correct it. An engine without work admits any call, so batches do run.
 REFUSAL_FACTOR = 2.0
@@ -67,6 +71,19 @@ class Queued:
     pending_tokens: int = 0
 
 
+@dataclass(slots=True)
+class Share:
+    """A part of every batch, which is saved until the next sequence fits it."""
+
+    part: float
+    saved_tokens: float = 0.0
+
+    def earn(self, budget: int) -> int:
+        """Adds the part of one more batch; returns the tokens that may be spent, at most a batch."""
+        self.saved_tokens = min(budget, self.saved_tokens + budget * self.part)
+        return int(self.saved_tokens)
+
+
 class Scheduler:
     """The queue of one engine, under whose lock each method is called; times and forecast are arguments."""
 
@@ -79,7 +96,8 @@ class Scheduler:
         # Prefixes that are counted; the runner's keys and values of a prefix live as long as the object, too.
         self._prefixes: WeakSet[Prefix] = WeakSet()
         self._queued: dict[Future, Queued] = {}  # in the order of arrival
-        self._batch_credit = 0.0
+        self._background = Share(BACKGROUND_SHARE)
+        self._equal = {priority: Share(EQUAL_SHARE) for priority in Priority}
         # The tokens that a future of each class has received if it waited from the beginning.
         self._average = dict.fromkeys(Priority, 0.0)
 
@@ -134,14 +152,9 @@ class Scheduler:
         return items, fresh, prefixes
 
     def _check_deadline(self, future: Future, tokens: int, now: float, forecast: Forecast) -> None:
-        remaining, priority = future.deadline - now, future.priority
-        ahead = [queued for queued in self._queued.values() if queued.future.priority <= priority]
-        # Requests of a class get equal shares: by the time that this one has received `tokens`, each of the
-        # others has as many, unless it needed less.
-        before = sum(
-            min(queued.pending_tokens, tokens if queued.future.priority == priority else math.inf)
-            for queued in ahead
-        )
+        remaining = future.deadline - now
+        ahead = [queued for queued in self._queued.values() if queued.future.priority <= future.priority]
+        before = self._tokens_before(tokens, future.priority, ahead)
         needed = forecast(self.running_tokens) + forecast(before + tokens)
         if needed <= REFUSAL_FACTOR * remaining:
             return
@@ -153,6 +166,18 @@ class Scheduler:
             metadata={"needed_seconds": f"{needed:.3f}", "remaining_seconds": f"{remaining:.3f}"},
             retry_after=max(SHORTEST_RETRY_SECONDS, wait),
         )
+
+    @staticmethod
+    def _tokens_before(tokens: int, priority: Priority, ahead: list[Queued]) -> float:
+        """Predicts the tokens that run before a new call of `tokens` is done, if no other comes."""
+        first = sum(queued.pending_tokens for queued in ahead)
+        mine = [queued.pending_tokens for queued in ahead if queued.future.priority == priority]
+        larger = deque(sorted(each for each in mine if each > tokens))
+        first -= sum(larger)
+        # Larger calls have their quarter meanwhile: those that need less before long go first, too.
+        while larger and larger[0] - first * EQUAL_SHARE / len(larger) <= tokens:
+            first += larger.popleft()
+        return first + min(sum(larger), (first + tokens) * EQUAL_SHARE / (1 - EQUAL_SHARE))
 
     def discard(self, future: Future) -> None:
         """Forgets a future and frees its tokens; items that other futures wait for stay."""
@@ -191,33 +216,43 @@ class Scheduler:
         if not waiting:
             return None
         if self.queued_tokens <= self.max_batch_tokens:
-            self._batch_credit = 0.0
+            self._background.saved_tokens = 0.0
             return self._start(_take_all(waiting), now)
         waiting.sort(key=lambda queued: queued.future.deadline)  # stable: then by arrival
         interactive = [queued for queued in waiting if queued.future.priority is Priority.INTERACTIVE]
         background = [queued for queued in waiting if queued.future.priority is Priority.BATCH]
-        batch = _Filling(self.max_batch_tokens)
-        shared = self._fill_background(batch, interactive, background) if interactive and background else 0
-        taken = batch.fill(interactive)
+        batch, shared = _Filling(self.max_batch_tokens), 0
+        if interactive and background:
+            shared = self._fill_share(batch, self._background, background, beside=interactive)
+        taken = self._fill(batch, interactive, Priority.INTERACTIVE)
         if not any(queued.pending for queued in interactive):
-            shared += batch.fill(background)
+            shared += self._fill(batch, background, Priority.BATCH)
         self._average[Priority.INTERACTIVE] += taken / max(1, len(interactive))
         self._average[Priority.BATCH] += shared / max(1, len(background))
         if not background:
-            self._batch_credit = 0.0
+            self._background.saved_tokens = 0.0
         return self._start(batch.items, now)
 
-    def _fill_background(self, batch: _Filling, interactive: list[Queued], background: list[Queued]) -> int:
-        """Gives BATCH its earnings beside INTERACTIVE; returns the tokens taken."""
-        earned = self._batch_credit + self.max_batch_tokens * BACKGROUND_SHARE
-        self._batch_credit = min(earned, self.max_batch_tokens)
-        limit = int(self._batch_credit)
-        # An INTERACTIVE sequence too large to go beside BATCH's share goes first, until that is a batch.
-        beside = self.max_batch_tokens - limit
-        if beside > 0 and any(queued.pending[0].tokens > beside for queued in interactive):
+    def _fill(self, batch: _Filling, waiting: list[Queued], priority: Priority) -> int:
+        """Fills a batch with the sequences of one class; returns the tokens taken."""
+        waiting = [queued for queued in waiting if queued.pending]
+        if not waiting:
             return 0
-        taken = batch.fill(background, limit=limit)
-        self._batch_credit -= taken
+        shortest_first = sorted(waiting, key=attrgetter("pending_tokens"))
+        taken = self._fill_share(batch, self._equal[priority], waiting, beside=shortest_first[:1])
+        return taken + batch.fill(shortest_first)
+
+    def _fill_share(
+        self, batch: _Filling, share: Share, waiting: list[Queued], *, beside: list[Queued]
+    ) -> int:
+        """Gives a share to the futures that have received least; returns the tokens taken."""
+        limit = share.earn(self.max_batch_tokens)
+        # A sequence too large to go `beside` the share goes first, until that is a batch.
+        rest = batch.free_tokens - limit
+        if rest > 0 and any(queued.pending[0].tokens > rest for queued in beside):
+            return 0
+        taken = batch.fill_equally(waiting, limit)
+        share.saved_tokens -= taken
         return taken
 
     def _start(self, items: list[Item], now: float) -> Batch | None:
@@ -274,24 +309,31 @@ class _Filling:
         self.free_tokens = free_tokens
         self.items: list[Item] = []
 
-    def fill(self, waiting: list[Queued], limit: int | None = None) -> int:
+    def fill(self, waiting: list[Queued]) -> int:
+        """Takes what fits of one future after the other; returns the tokens."""
+        before = self.free_tokens
+        for queued in waiting:
+            while self.free_tokens > 0 and self._take(queued, floor=0):
+                pass
+        return before - self.free_tokens
+
+    def fill_equally(self, waiting: list[Queued], limit: int) -> int:
         """Takes sequences of the future that has received least, the first among equals; returns the tokens.
 
-        Takes at most `limit` tokens, and then nothing past the first sequence that does not fit: else small
+        Takes at most `limit` tokens, and nothing past the first sequence that does not fit: else small
         sequences would for ever spend the tokens that a larger one waits for.
         """
         before = self.free_tokens
-        floor = 0 if limit is None else max(0, self.free_tokens - limit)
+        floor = max(0, self.free_tokens - limit)
         least = [(queued.received_tokens, index) for index, queued in enumerate(waiting)]
         heapify(least)
         while least:
             _, index = heappop(least)
             queued = waiting[index]
             taken = self._take(queued, floor)
-            queued.received_tokens += taken
             if taken and queued.pending:
                 heappush(least, (queued.received_tokens, index))
-            elif queued.pending and limit is not None:
+            elif queued.pending:
                 break
         return before - self.free_tokens
 
@@ -308,5 +350,6 @@ class _Filling:
                 item.started = True
                 self.items.append(item)
                 self.free_tokens -= item.tokens
+                queued.received_tokens += item.tokens
                 return item.tokens
         return 0

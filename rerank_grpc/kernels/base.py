@@ -178,7 +178,7 @@ class Operations(Protocol):
     def linear(
         self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, exact: bool = False
     ) -> Linear:
-        """Lays out a linear layer, with GELU behind it if `gelu`; one that is `exact` is never int8."""
+        """Lays out a linear layer, with GELU if `gelu`; an `exact` one is int8 with int8-all alone."""
 
     def norm(
         self, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool, keeps_sum: bool

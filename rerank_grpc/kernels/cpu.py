@@ -36,21 +36,22 @@ class CpuOperations(PlainOperations):
     def __init__(self, precision: str) -> None:
         super().__init__(CPU, DTYPES[precision])
         self._precision = precision
-        if precision == "int8":  # which is rounded once
+        if precision in ("int8", "int8-all"):  # weights are rounded once
             self.matrices = torch.float32
         self._native = kernels() if self._dtype is torch.bfloat16 else None
 
     def linear(
         self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, exact: bool = False
     ) -> Linear:
-        if self._precision != "int8" or exact:
+        if self._precision != "int8-all" and (self._precision != "int8" or exact):
             return plain_linear(weight, bias, self._dtype, gelu=gelu)
         quantized, scales = quantize_weight(weight)
-        added = torch.zeros(len(weight)) if bias is None else bias
+        added = torch.zeros(len(weight)) if bias is None else bias.float().clone()
         outputs, inputs = weight.shape
+        product: Linear = Int8Linear(quantized, scales, added, gelu=gelu)
         if self._native is not None and outputs % INT8_OUTPUTS == 0 and inputs % WIDTHS == 0:
-            return native_int8_linear(self._native, quantized, scales, added, gelu=gelu)
-        return Int8Linear(quantized, scales, added, gelu=gelu)
+            product = native_int8_linear(self._native, quantized, scales, added, gelu=gelu)
+        return Corrected(product, weight, quantized, scales, added)
 
     def norm(
         self, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool, keeps_sum: bool
@@ -199,6 +200,30 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 def weight_sums(weight: Tensor, scales: Tensor) -> Tensor:
     """Sums each output's weights: its product with a row of ones, without the bias  # [outputs] float32."""
     return weight.sum(dim=1, dtype=torch.float32) * scales
+
+
+class Corrected:
+    """An int8 product whose first rows, drawn to be like any, tell what rounding the weight adds on average.
+
+    All rows of a network have much in common. Rounding turns that into the same error of every row, which the
+    layers behind carry on to all logits alike; `bias`, which the product holds, takes it off.
+    """
+
+    def __init__(
+        self, product: Linear, weight: Tensor, rounded: Tensor, scales: Tensor, bias: Tensor
+    ) -> None:
+        self._product = product
+        self._bias = bias
+        self._steps = scales / (2 * LEVELS)
+        lost = (weight / scales[:, None] - rounded) * (2 * LEVELS)  # within LEVELS
+        self._lost: Tensor | None = lost.round().to(torch.int8)  # a byte each: no more than bf16 would take
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self._lost is not None:
+            average = rows.float().mean(dim=0)
+            self._bias += (self._lost.float() @ average) * self._steps
+            self._lost = None
+        return self._product(rows)
 
 
 def native_int8_linear(

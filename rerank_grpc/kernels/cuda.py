@@ -1,23 +1,36 @@
-"""The GPU's operations, of torch's own and a compiled sum and norm; they run on any device of torch."""
+"""The GPU's operations, of torch's own and of fused ones that Inductor compiles; they run on any device."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TypeAlias
+from types import FunctionType
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import rms_norm
 
 from rerank_grpc.kernels.attention import Attention, attend_by_length, kernel_for
-from rerank_grpc.kernels.base import AddNorm, Heads, Layout, Turns
-from rerank_grpc.kernels.plain import PlainOperations, add_then_norm, plain_norm
+from rerank_grpc.kernels.base import Activation, AddNorm, Gate, Heads, Layout, Turn, Turns
+from rerank_grpc.kernels.plain import (
+    ACTIVATIONS,
+    PlainOperations,
+    add_then_norm,
+    plain_gate,
+    plain_norm,
+)
 
 log = logging.getLogger(__name__)
 
-# From added rows, residual, weight and bias to the normalized rows and the next residual
-Compiled: TypeAlias = Callable[[Tensor | None, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+# From matrices, which have as many rows as each other, and vectors; None stands for what is not there
+Function: TypeAlias = Callable[..., Any]
+# What Inductor makes a case of: for each matrix or vector its columns, and how far apart its rows are
+Form: TypeAlias = tuple[tuple[int, ...] | None, ...]
+# One row is a case of its own for Inductor; all other numbers are one case. Many rows let it choose blocks
+# for large passes.
+SAMPLE_ROWS = (1, 2_048)
 
 
 class TorchOperations(PlainOperations):
@@ -25,23 +38,27 @@ class TorchOperations(PlainOperations):
 
     def __init__(self, device: torch.device, dtype: torch.dtype, attention: Attention) -> None:
         super().__init__(device, dtype, kernel_for(attention))
+        self._fuses = device.type == "cuda"
 
     def norm(
         self, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool, keeps_sum: bool
     ) -> AddNorm:
-        if self._device.type == "cuda":
-            compiled = compiled_add_norm(self._device, self._dtype, len(weight), epsilon, rms, keeps_sum)
-            if compiled is not None:
-                held, shift = weight.to(self._device), None if bias is None else bias.to(self._device)
-                return lambda added, residual: compiled(added, residual, held, shift)
-        # As transformers' own code rounds: in fp32 this would be five passes over memory, not two.
-        return super().norm(
-            self.table(weight),
-            None if bias is None else self.table(bias),
-            epsilon,
-            rms=rms,
-            keeps_sum=keeps_sum,
-        )
+        if self._fuses:
+            fused = fused_norm(epsilon, rms, keeps_sum)
+            held, shift = weight.to(self._device), None if bias is None else bias.to(self._device)
+            return lambda added, residual: fused(added, residual, held, shift)
+        if not rms:
+            # As transformers' own code rounds: in fp32 this would be five passes over memory, not two.
+            weight, bias = self.table(weight), None if bias is None else self.table(bias)
+        return super().norm(weight, bias, epsilon, rms=rms, keeps_sum=keeps_sum)
+
+    def gate(self, activation: Activation) -> Gate:
+        return fused_gate(activation) if self._fuses else super().gate(activation)
+
+    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Turn:
+        held = None if weight is None else weight.to(self._device)
+        turn = fused_turn(heads, epsilon) if self._fuses else partial(turn_heads, heads, epsilon)
+        return lambda rows, turns: turn(rows, turns.cosines, turns.sines, held)
 
     def attend(
         self,
@@ -53,17 +70,82 @@ class TorchOperations(PlainOperations):
         heads: Heads,
         turns: tuple[Turns, Turns] | None = None,
     ) -> Tensor:
-        if self._kernel is not None or turns is not None or heads.groups != heads.count:
-            return super().attend(query, key, value, queries, keys, heads, turns)
+        if turns is not None:
+            query = self.turn(heads.count, None, 0.0)(query, turns[0])
+            key = self.turn(heads.groups, None, 0.0)(key, turns[1])
+        if self._kernel is not None or heads.window is not None or heads.groups != heads.count:
+            return super().attend(query, key, value, queries, keys, heads)
         q, k, v = (rows.unflatten(1, (-1, heads.size)) for rows in (query, key, value))
         return attend_by_length(q, k, v, queries, keys).flatten(1)
 
 
+class Fused:
+    """A function of rows that is compiled once for each form of its arguments, for any number of rows.
+
+    The pass that checks a model at its load meets all forms, so no later pass compiles. Where nothing can be
+    compiled, the function runs as it is.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._compiled: dict[tuple[torch.device, torch.dtype, Form], Function] = {}
+
+    def __call__(self, *tensors: Tensor | None) -> Any:
+        first = next(each for each in tensors if each is not None)
+        key = (first.device, first.dtype, tuple([None if each is None else _form(each) for each in tensors]))
+        found = self._compiled.get(key)
+        if found is None:
+            found = self._compiled[key] = self._compile(tensors)
+        return found(*tensors)
+
+    def _compile(self, tensors: tuple[Tensor | None, ...]) -> Function:
+        compiled = torch.compile(_own_code(self._function))
+        try:
+            with torch.inference_mode():  # as the passes are, or they would compile again
+                for rows in SAMPLE_ROWS:
+                    compiled(*[None if each is None else _sample(each, rows) for each in tensors])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _tell_once(type(error).__name__)
+            return self._function
+        return compiled
+
+
 @cache
-def compiled_add_norm(
-    device: torch.device, dtype: torch.dtype, width: int, epsilon: float, rms: bool, keeps_sum: bool
-) -> Compiled | None:
-    """Compiles an AddNorm for rows of one width; None without Triton or a C compiler."""
+def _tell_once(reason: str) -> None:
+    log.warning("norms, gates and rotations are not compiled (%s): they run slower", reason)
+
+
+def _own_code(function: Function) -> Function:
+    """Copies a function with its code: Dynamo gives up a code that it has compiled in eight forms."""
+
+    def call(*tensors: Tensor | None) -> Any:
+        return function(*tensors)
+
+    return FunctionType(
+        call.__code__.replace(), call.__globals__, call.__name__, call.__defaults__, call.__closure__
+    )
+
+
+def _form(tensor: Tensor) -> tuple[int, ...]:
+    return (tensor.shape[1], tensor.stride(0)) if tensor.dim() == 2 else (tensor.shape[0],)
+
+
+def _sample(like: Tensor, rows: int) -> Tensor:
+    """A matrix of so many rows with the columns and the strides of another; a vector is its own."""
+    if like.dim() == 1:
+        return like
+    memory = torch.zeros(rows, like.stride(0), dtype=like.dtype, device=like.device)
+    sample = memory[:, : like.shape[1]]
+    if rows > 1:
+        torch._dynamo.mark_dynamic(sample, 0)
+    return sample
+
+
+@cache
+def fused_norm(epsilon: float, rms: bool, keeps_sum: bool) -> Fused:
+    """Makes an AddNorm of added rows, residual, weight and bias."""
 
     def add_norm(
         added: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor | None
@@ -71,23 +153,29 @@ def compiled_add_norm(
         normalize = partial(plain_norm, weight=weight, bias=bias, epsilon=epsilon, rms=rms)
         return add_then_norm(normalize, added, residual, keeps_sum=keeps_sum)
 
-    compiled: Compiled = torch.compile(add_norm)
-    try:
-        _call(compiled, device, dtype, width, biased=not rms)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        log.warning("sum and norm were not compiled (%s): they run slower", type(error).__name__)
-        return None
-    return compiled
+    return Fused(add_norm)
 
 
-@torch.inference_mode()  # as the passes are: code that is compiled without would be compiled again within
-def _call(compiled: Compiled, device: torch.device, dtype: torch.dtype, width: int, *, biased: bool) -> None:
-    weight = torch.ones(width, device=device)
-    for count in (1, 64):  # one row is a case of its own for Inductor; all other numbers are one case
-        rows, residual = (torch.zeros(count, width, dtype=dtype, device=device) for _ in range(2))
-        if count > 1:
-            torch._dynamo.mark_dynamic(rows, 0)
-            torch._dynamo.mark_dynamic(residual, 0)
-        compiled(rows, residual, weight, weight.clone() if biased else None)
+@cache
+def fused_gate(activation: Activation) -> Fused:
+    """Makes a Gate."""
+    return Fused(partial(plain_gate, ACTIVATIONS[activation]))
+
+
+@cache
+def fused_turn(heads: int, epsilon: float) -> Fused:
+    """Makes a Turn of rows, cosines, sines and the weight of each head's norm, if there is one."""
+    return Fused(partial(turn_heads, heads, epsilon))
+
+
+def turn_heads(
+    heads: int, epsilon: float, rows: Tensor, cosines: Tensor, sines: Tensor, weight: Tensor | None
+) -> Tensor:
+    """Turns each head as plain_turn does; the halves change places: to join them were a second kernel."""
+    own = rows.unflatten(1, (heads, -1)).float()
+    if weight is not None:
+        own = rms_norm(own, weight.shape, weight, epsilon)
+    halves = own.unflatten(2, (2, -1))  # [num_rows, heads, 2, size / 2]
+    signs = torch.arange(-1, 2, 2, device=rows.device)[:, None]
+    turned: Tensor = halves * cosines[:, None, None] + halves.flip(2) * (sines[:, None, None] * signs)
+    return turned.flatten(1).to(rows.dtype)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from rerank_grpc.config.settings import PRECISIONS
 from rerank_grpc.errors import ModelLoadError
 
-# The type that activations have; with int8 only the products of linear layers are int8.
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, dtype) for name, dtype in PRECISIONS.items()}
+INT8 = ("int8", "int8-all")
 
 
 def choose_device(name: str) -> torch.device:
@@ -48,11 +49,11 @@ def check_age(capability: tuple[int, int], architectures: Sequence[str], device:
 def choose_precision(name: str, device: torch.device) -> str:
     """Makes "auto" or a name of DTYPES a precision of `device`, or raises ModelLoadError."""
     if name != "auto" and name not in DTYPES:
-        raise ModelLoadError(f"precision {name!r} is unknown: use auto, fp32, bf16, fp16 or int8")
+        raise ModelLoadError(f"precision {name!r} is unknown: use auto, {', '.join(DTYPES)}")
     if device.type == "cpu":
         return _cpu_precision(name)
-    if name == "int8":
-        raise ModelLoadError("precision 'int8' is for CPUs: use fp32, bf16 or fp16 on a GPU")
+    if name in INT8:
+        raise ModelLoadError(f"precision {name!r} is for CPUs: use fp32, bf16 or fp16 on a GPU")
     # bf16 came with compute capability 8; below, torch emulates it slowly.
     capable = torch.cuda.get_device_capability(device) >= (8, 0)
     if name == "bf16" and not capable:
@@ -72,10 +73,10 @@ def _cpu_precision(name: str) -> str:
         raise ModelLoadError("precision 'fp16' is ten times slower than others on the CPU: use fp32 or bf16")
     if name == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise ModelLoadError("precision 'bf16' needs AVX-512 or AMX, which this CPU lacks: use fp32")
-    if name == "int8" and not fast_int8():
+    if name in INT8 and not fast_int8():
         remedy = "bf16 or fp32" if fast_bf16() else "fp32"
         raise ModelLoadError(
-            f"precision 'int8' needs AVX-512 VNNI or AMX, which this CPU lacks: use {remedy}"
+            f"precision {name!r} needs AVX-512 VNNI or AMX, which this CPU lacks: use {remedy}"
         )
     return name
 

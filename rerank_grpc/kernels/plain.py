@@ -141,5 +141,6 @@ def aligned(queries: Layout, keys: Layout, window: int | None) -> bool:
     """
     if window is None or queries is keys:
         return True
+    assert queries.lengths, "a captured pass, whose lengths are those of no batch, asks for them"
     parts = zip(queries.lengths, keys.lengths, strict=True)
     return all(rows == seen or max(rows, seen) <= window for rows, seen in parts)

@@ -25,7 +25,7 @@ class ModelCard:
     scoring: Scoring
     max_tokens: int  # the longest sequence, special tokens included
     device: str  # "cpu", "cuda:0" …
-    precision: str  # "fp32", "bf16", "fp16" or "int8"
+    precision: str  # one of PRECISIONS
     attention: Attention
     tokenizer_file: Path
     reading: Reading = AS_WRITTEN

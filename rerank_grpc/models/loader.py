@@ -14,6 +14,7 @@ from rerank_grpc.evidence.evidence import read_evidence
 from rerank_grpc.evidence.facts import Evidence
 from rerank_grpc.kept import cache_folder
 from rerank_grpc.kernels.attention import choose_attention
+from rerank_grpc.kernels.device import INT8
 from rerank_grpc.models.assembly import Encoder
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bodies.families import OWN_FAMILIES
@@ -35,10 +36,10 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
         keep_compiled_code()
     card = _card(checkpoint, evidence, device, precision)
     model = _own(checkpoint, evidence, card)
-    if model is None and precision == "int8":
+    if model is None and precision in INT8:
         families = ", ".join(sorted(OWN_FAMILIES))
         raise ModelLoadError(
-            f"{checkpoint.directory}: precision 'int8' is for models of the families {families}, "
+            f"{checkpoint.directory}: precision {precision!r} is for models of the families {families}, "
             "in their usual form: use auto, bf16 or fp32"
         )
     if model is not None:
@@ -91,6 +92,11 @@ def _own(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Encoder
         return model
     if math.isinf(agreement.difference):
         raise ModelLoadError(f"{card.source}: a score is not finite: the weights are damaged")
+    if card.precision in INT8:
+        raise ModelLoadError(
+            f"{card.source}: precision {card.precision!r} moves outputs by {agreement.difference:.0%}, more "
+            f"than the {agreement.bound:.0%} that are allowed: use auto, bf16 or fp32"
+        )
     log.warning(
         "%s runs in transformers' own body: the own one differs by %.1e", card.source, agreement.difference
     )

@@ -14,6 +14,7 @@ from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.meter import DeviceClock
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kept import Kept
 from rerank_grpc.kernels.device import DTYPES, choose_device, choose_precision
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import load_model
@@ -81,7 +82,7 @@ class ModelLoader:
         engine.start()
         try:
             with finite_scores(engine, model.card):
-                warm_up(engine, tokenizer, model.card)
+                warm_up(engine, tokenizer, model.card, Kept("budgets"))
         except BaseException:
             engine.close()
             raise

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rerank_grpc.engine.future import Future
-from rerank_grpc.engine.scheduler import Batch, Forecast, Item, Scheduler
+from rerank_grpc.engine.scheduler import REFUSAL_FACTOR, Batch, Forecast, Item, Scheduler
 from rerank_grpc.errors import Cancelled, DeadlineUnreachable, QueueFull
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.types import Priority
@@ -155,22 +155,82 @@ def test_small_sequences_of_batch_do_not_spend_what_a_longer_one_waits_for():
     assert batches_until(queue, 100, longer) <= 8
 
 
-def test_requests_share_a_batch_equally():
+def test_the_call_that_needs_least_goes_first_and_the_others_share_a_quarter():
     queue = scheduler(batch=100)
-    requests = [request(*[10] * 100) for _ in range(5)]
+    requests = [request(*[10] * count) for count in (30, 20, 40)]
     for each in requests:
         queue.add(each, now=0)
-    batch = owners(queue.next_batch(0))
-    assert [batch.count(each) for each in requests] == [2, 2, 2, 2, 2]
+    batches = [owners(next_of(queue)) for _ in range(2)]
+    taken = [[batch.count(each) for batch in batches] for each in requests]
+    assert [sum(each) for each in taken] == [2, 16, 2]
 
 
-def test_what_one_request_leaves_of_its_share_goes_to_the_earliest_deadline():
+def test_equal_calls_end_one_after_the_other():
+    queue = scheduler(batch=100)
+    requests = [request(*[10] * 40) for _ in range(8)]
+    for each in requests:
+        queue.add(each, now=0)
+    ends = list[int]()
+    for number in range(1, 33):
+        run(queue)
+        ends += [number] * (sum(each.done for each in requests) - len(ends))
+    assert ends[-1] == 32
+    assert sum(ends) / 8 < 0.66 * 32  # with equal shares all end in the last batches
+
+
+@pytest.mark.parametrize("calls", [2, 5, 9])
+@pytest.mark.parametrize("small", [1, 3, 12])
+def test_whatever_small_calls_come_a_large_one_gets_a_quarter_of_an_equal_share(calls: int, small: int):
+    queue, large = scheduler(batch=100), request(*[10] * 60)
+    queue.add(large, now=0)
+    others, tokens = list[Future](), 0
+    while not large.done:
+        others = [each for each in others if not each.done]
+        while len(others) < calls - 1:
+            others.append(request(*[10] * small))
+            queue.add(others[-1], now=0)
+        run(queue)
+        tokens += 100
+        assert tokens <= 4 * calls * 600 + 200
+
+
+def tokens_needed(queue: Scheduler, *tokens: int) -> float:
+    """The forecast for a call, as its refusal says it, at a token a second."""
+    with pytest.raises(DeadlineUnreachable) as refusal:
+        queue.add(request(*tokens, deadline=0.001), now=0, forecast=at(1))
+    return float(refusal.value.metadata["needed_seconds"])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_forecast_for_a_call_is_right_within_what_a_refusal_allows_for(seed: int):
+    chance = random.Random(seed)
+    queue = scheduler(batch=100)
+    for _ in range(chance.randint(1, 12)):
+        queue.add(request(*[10] * chance.randint(1, 60)), now=0)
+    for _ in range(chance.randint(0, 5)):
+        queue.next_batch(0)
+    if not queue.queued_tokens:
+        return
+    queue.running_tokens = 0
+    size = [10] * chance.randint(1, 60)
+    forecast, late, tokens = tokens_needed(queue, *size), request(*size), 0
+    queue.add(late, now=0)
+    while not late.done:
+        batch = next_of(queue)
+        tokens += batch.tokens
+        for waiters in queue.finish(batch):
+            for waiter, index in waiters:
+                waiter.deliver([(index, 0.5)], 0)
+    assert tokens / REFUSAL_FACTOR - 100 <= forecast <= tokens * REFUSAL_FACTOR + 100
+
+
+def test_what_one_request_leaves_of_a_batch_goes_to_the_earliest_deadline():
     queue = scheduler(batch=100)
     late, early, small = request(*[10] * 100, deadline=9), request(*[10] * 100, deadline=5), request(10)
     for each in (late, early, small):
         queue.add(each, now=0)
     batch = owners(queue.next_batch(0))
-    assert (batch.count(early), batch.count(late), batch.count(small)) == (5, 4, 1)
+    assert (batch.count(early), batch.count(late), batch.count(small)) == (8, 1, 1)
 
 
 def test_the_earliest_deadline_goes_first_when_not_all_fit():
@@ -332,12 +392,12 @@ def test_a_full_queue_without_a_forecast_asks_for_a_second():
 def test_a_deadline_that_the_load_does_not_allow_is_refused_with_a_time_to_retry():
     queue = scheduler()
     queue.add(request(*[100] * 10), now=0, forecast=at(1000))
-    late = request(*[100] * 5, deadline=0.4)
+    late = request(*[100] * 5, deadline=0.3)
     with pytest.raises(DeadlineUnreachable) as refusal:
         queue.add(late, now=0, forecast=at(1000))
-    assert refusal.value.metadata == {"needed_seconds": "1.000", "remaining_seconds": "0.400"}
-    assert refusal.value.retry_after == pytest.approx(0.7)
-    while queue.queued_tokens > 300:  # after those 0.7 s
+    assert refusal.value.metadata == {"needed_seconds": "0.667", "remaining_seconds": "0.300"}
+    assert refusal.value.retry_after == pytest.approx(0.9)
+    while queue.queued_tokens > 100:  # after those 0.9 s
         run(queue)
     queue.add(late, now=0, forecast=at(1000))
 

@@ -14,9 +14,11 @@ import transformers
 
 from rerank_grpc.config.settings import EngineSettings
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.kernels import attention, cuda
+from rerank_grpc.kernels import attention
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout
+from rerank_grpc.kernels.cuda import TorchOperations
+from rerank_grpc.kernels.plain import PlainOperations
 from rerank_grpc.models.base import Model
 from rerank_grpc.models.loader import keep_compiled_code
 from rerank_grpc.runner.accelerator import Cuda
@@ -26,7 +28,8 @@ from rerank_grpc.runner.runner import OutOfMemory
 from rerank_grpc.sequence import Sequence
 from tests import random_models as checkpoints
 from tests.conftest import WRITERS, load
-from tests.kernels.test_attention import part_by_part
+from tests.kernels.test_attention import all_operations, part_by_part
+from tests.models import test_modernbert as modernbert
 from tests.models.test_parity import QUERY, documents
 from tests.support import submit, whole
 from tests.texts import tokenized
@@ -46,7 +49,8 @@ EXACT = 5e-4
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("card")
     return {family: write(root / family) for family, write in WRITERS.items()} | {
-        "qwen3": checkpoints.qwen3_reranker(root / "qwen3")
+        "qwen3": checkpoints.qwen3_reranker(root / "qwen3"),
+        "modernbert": modernbert.write(root / "modernbert", "cls", global_attn_every_n_layers=5),
     }
 
 
@@ -168,10 +172,11 @@ def test_empty_sequences_and_those_without_keys_are_harmless(kernel: Attention) 
     assert torch.isfinite(firsts[2:]).all()
 
 
+@pytest.mark.parametrize("family", ["xlm_roberta", "modernbert"])
 def test_captured_passes_give_what_uncaptured_ones_give(
-    kernel: Attention, directories: dict[str, Path]
+    family: str, kernel: Attention, directories: dict[str, Path]
 ) -> None:
-    model, runner = on_card(directories["xlm_roberta"], "bf16")
+    model, runner = on_card(directories[family], "bf16")
     graphs = capture_all(model, Cuda(CARD))
     assert len(graphs) > len(all_shapes()) / 2
     plain = CudaRunner(model, Cuda(CARD), {})
@@ -192,7 +197,7 @@ def no_other_wait() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "qwen3"])
+@pytest.mark.parametrize("family", [*FAMILIES, "modernbert", "qwen3"])
 def test_nothing_waits_within_a_pass(
     family: str, kernel: Attention, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,18 +239,40 @@ def test_out_of_memory_leaves_the_runner_able(directories: dict[str, Path]) -> N
     assert len(runner.launch(large)()) == len(large)
 
 
-def test_sum_and_norm_are_compiled_and_kept_on_disk() -> None:
-    torch.manual_seed(0)
+def test_fused_operations_are_compiled_and_kept_on_disk(caplog: pytest.LogCaptureFixture) -> None:
     keep_compiled_code()
-    compiled = cuda.compiled_add_norm(CARD, torch.bfloat16, 768, 1e-5)
-    if compiled is None:
+    fused = TorchOperations(CARD, torch.bfloat16, Attention.SDPA)
+    plain = PlainOperations(CARD, torch.bfloat16)
+    all_operations(fused, 5)
+    if "are not compiled" in caplog.text:
         pytest.skip("no Triton, or no C compiler")
-    rows, residual = torch.randn(2, 333, 768, dtype=torch.bfloat16, device=CARD).unbind(0)
-    weight, bias = torch.randn(2, 768, device=CARD).unbind(0)
-    with torch.inference_mode():
-        found = compiled(rows, residual, weight, bias, 1e-5)
-    torch.testing.assert_close(found, cuda.add_norm(rows, residual, weight, bias, 1e-5), rtol=0.02, atol=0.02)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for rows in (1, 2, 333, 20_000):
+            for one, other in zip(all_operations(fused, rows), all_operations(plain, rows), strict=True):
+                torch.testing.assert_close(one, other, rtol=0.04, atol=0.04)
     assert any(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).rglob("*.py"))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "modernbert", "qwen3"])
+def test_no_pass_compiles_behind_the_load(
+    family: str, kernel: Attention, directories: dict[str, Path]
+) -> None:
+    model, runner = on_card(directories[family], "bf16")
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for texts in (documents()[:1], documents()[:3], documents() * 8):
+            runner.launch(batch_of(model, texts))()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_modernbert_beyond_its_window_scores_as_transformers_does(
+    pooling: str, precision: str, tmp_path: Path
+) -> None:
+    directory, batch = modernbert.write(tmp_path / pooling, pooling), modernbert.sequences()
+    _, runner = on_card(directory, precision)
+    expected = modernbert.reference(directory, batch)
+    found = torch.tensor(runner.launch(tuple(map(Sequence.of, batch)))())
+    assert mean_error(found, expected) <= (EXACT if precision == "fp32" else 0.2)
 
 
 def test_a_shared_prefix_scores_as_the_whole_text_does(

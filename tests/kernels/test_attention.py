@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,21 @@ from rerank_grpc.kernels.attention import (
     kernels_take,
     window_of,
 )
-from rerank_grpc.kernels.base import KeysValues, Layout, plain_norm
+from rerank_grpc.kernels.base import Heads, KeysValues, Layout, Turns
 from rerank_grpc.kernels.causal import MASK_ROWS, CausalParts, GatheredParts, kept_of, key_ranges
 from rerank_grpc.kernels.cuda import TorchOperations
 from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.kernels.plain import PlainOperations, plain_turn
 from rerank_grpc.models import loader
-from rerank_grpc.models.base import Model
+from rerank_grpc.models.base import Model, PackedTokens
+from rerank_grpc.models.bodies import model as bodies
 from rerank_grpc.models.hooked import HOOK
+from rerank_grpc.runner.packing import pack, tensors
+from rerank_grpc.runner.prefixes import PrefixCache
+from tests import prompts
+from tests import random_models as checkpoints
 from tests.conftest import load
+from tests.models import test_modernbert as modernbert
 from tests.models.test_parity import BOUND, QUERY, documents, error, pack_request, reference
 from tests.texts import tokenized
 
@@ -39,6 +48,8 @@ CPU = torch.device("cpu")
 VARLEN, FLASH, SDPA = Attention.VARLEN, Attention.FLASH, Attention.SDPA
 CARD = torch.device("cuda", 0)
 CONFIG = {"num_attention_heads": 12, "hidden_size": 384}
+# Of the standard deviation of the reference's logits, in fp32.
+EXACT = 1e-5
 
 
 @pytest.mark.parametrize(
@@ -204,7 +215,7 @@ def on_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     chosen: Attention = request.param
     monkeypatch.setattr(cuda, "kernel_for", {SDPA: None, VARLEN: part_by_part}.get)
     monkeypatch.setattr(
-        loader,
+        bodies,
         "operations_for",
         lambda device, precision, attention: TorchOperations(CPU, DTYPES[precision], chosen),
     )
@@ -248,26 +259,185 @@ def test_torchs_operations_in_bf16_are_no_worse_than_transformers_own(
     assert 0 < mean(model.forward(packed)[:, 0]) <= 1.2 * mean(theirs)
 
 
-def test_sums_are_normalized_in_fp32() -> None:
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_torchs_operations_give_modernberts_logits_beyond_the_window(
+    pooling: str, on_torch: Attention, tmp_path: Path
+) -> None:
+    directory, batch = modernbert.write(tmp_path / pooling, pooling), modernbert.sequences()
+    model, expected = load(directory), modernbert.reference(directory, batch)
+    assert expected.std() >= 1
+    found = model.forward(modernbert.pack(batch))[:, 0]
+    assert error(found, expected) <= EXACT
+    wide = modernbert.pack([each[:60] for each in batch])
+    assert error(model.forward(wide)[:, 0], expected) > 100 * EXACT
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.qwen3_reranker(tmp_path_factory.mktemp("decoder") / checkpoints.QWEN3_NAME)
+
+
+def passages() -> list[str]:
+    return [text[:200] for text in documents()]
+
+
+def packed_behind_prefixes(model: Model, texts: list[str]) -> PackedTokens:
+    """Packs a request as a GPU's runner does, with the rows of the keys if there is a kernel."""
+    request = tokenized(model.card, QUERY, texts)
+    sequences = tuple(request.sequences[each.chunks[0].sequence] for each in request.documents)
+    gathers = model.card.attention is VARLEN
+    batch = pack(sequences, PrefixCache().take(sequences), gathers=gathers)
+    assert len(batch.prefixes) >= 1
+    return tensors(batch, torch.from_numpy(batch.ints))
+
+
+def test_torchs_operations_give_qwen3s_logits_behind_prefixes(
+    on_torch: Attention, qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "choose_attention", lambda *_: on_torch)
+    model, texts = load(qwen3), passages()
+    expected = prompts.own_logits(qwen3, "qwen3", prompts.own_ids(qwen3, "qwen3", QUERY, texts))
+    assert expected.std() >= 1
+    packed = packed_behind_prefixes(model, texts)
+    assert error(model.forward(packed)[:, 0], expected) <= EXACT
+    packed = packed_behind_prefixes(model, texts)
+    shifted = replace(packed, position_ids=packed.position_ids * 2)
+    assert error(model.forward(shifted)[:, 0], expected) > 100 * EXACT
+
+
+def test_the_first_rows_in_a_window_see_what_is_near_though_a_kernel_aligns_to_the_last() -> None:
+    torch.manual_seed(0)
+    operations = TorchOperations(CPU, torch.float32, SDPA)
+    operations._kernel = part_by_part
+    layout, heads = Layout.of((40, 3, 9, 1)), Heads(4, 2, 8, 8**-0.5, window=5)
+    query, key, value = torch.randn(53, 32), torch.randn(53, 16), torch.randn(53, 16)
+    angles = torch.randn(53, 4)
+    turns = Turns(angles.cos(), angles.sin())
+    every = operations.attend(query, key, value, layout, layout, heads, (turns, turns))
+    firsts = layout.firsts
+    picked = operations.attend(
+        *(query[firsts], key, value, layout.singles(), layout, heads, (turns.rows(firsts), turns))
+    )
+    torch.testing.assert_close(picked, every[firsts])
+    captured = Layout(layout.starts, 512)
+    with pytest.raises(AssertionError, match="captured"):
+        operations.attend(query[firsts], key, value, captured.singles(), captured, heads)
+
+
+@pytest.fixture
+def fusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[torch.dtype], TorchOperations]]:
+    """Operations that are compiled as on a card, but for the code that Inductor would write."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    def make(dtype: torch.dtype) -> TorchOperations:
+        operations = TorchOperations(CPU, dtype, SDPA)
+        operations._fuses = True
+        return operations
+
+    forget_compiled()
+    yield make
+    forget_compiled()
+
+
+def forget_compiled() -> None:
+    for made in (cuda.fused_norm, cuda.fused_gate, cuda.fused_turn, cuda._tell_once):
+        made.cache_clear()
+
+
+@torch.inference_mode()
+def all_operations(operations: PlainOperations, rows: int) -> list[torch.Tensor]:
+    """Norms before and behind blocks, gates, and heads that are parts of columns, of so many rows."""
+    random = partial(torch.randn, generator=torch.Generator().manual_seed(rows))
+    weight, bias, dtype = random(32), random(32), operations._dtype
+    device = operations._device
+    added, residual, merged = (random(rows, width).to(device, dtype) for width in (32, 32, 96))
+    made: list[torch.Tensor] = []
+    for shift, rms, keeps_sum in ((bias, False, False), (None, False, True), (None, True, True)):
+        norm = operations.norm(weight, shift, 1e-5, rms=rms, keeps_sum=keeps_sum)
+        made += [*norm(added.clone(), residual.clone()), *norm(None, residual.clone())]
+    made += [operations.gate("gelu")(merged.clone()), operations.gate("silu")(merged.clone())]
+    turns = Turns(random(rows, 4).to(device), random(rows, 4).to(device))
+    made.append(operations.turn(4, None, 0.0)(merged[:, 32:64].clone(), turns))
+    made.append(operations.turn(4, weight[:8], 1e-6)(merged[:, :32], turns))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)], ids=["fp32", "bf16"]
+)
+def test_fused_operations_compute_what_plain_ones_do_and_compile_once_for_all_numbers_of_rows(
+    dtype: torch.dtype, bound: float, fusing: Callable[[torch.dtype], TorchOperations]
+) -> None:
+    fused, plain = fusing(dtype), PlainOperations(CPU, dtype)
+    all_operations(fused, 5)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for rows in (1, 2, 5, 64, 3_000):
+            expected = all_operations(plain, rows)
+            for one, other in zip(all_operations(fused, rows), expected, strict=True):
+                assert one.dtype is dtype
+                assert one.is_contiguous()
+                torch.testing.assert_close(one, other, rtol=bound, atol=bound)
+
+
+@torch.inference_mode()
+def test_more_models_than_dynamo_compiles_one_code_for_are_all_compiled(
+    fusing: Callable[[torch.dtype], TorchOperations],
+) -> None:
+    operations, residual = fusing(torch.float32), torch.randn(3, 16)
+    counters = torch._dynamo.utils.counters["stats"]
+    before = counters["unique_graphs"]
+    for number in range(12):
+        norm = operations.norm(torch.ones(16), None, 1e-5 * (number + 1), rms=True, keeps_sum=True)
+        norm(None, residual)
+    assert counters["unique_graphs"] - before == 12 * len(cuda.SAMPLE_ROWS)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+def test_no_pass_compiles_behind_the_one_that_checks_a_model_at_its_load(
+    family: str,
+    fusing: Callable[[torch.dtype], TorchOperations],
+    qwen3: Path,
+    directories: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bodies, "operations_for", lambda *_: fusing(torch.float32))
+    if family == "modernbert":
+        model = load(modernbert.write(tmp_path, "cls", global_attn_every_n_layers=5))
+    else:
+        model = load({"qwen3": qwen3, **directories}[family])
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for lengths in ((1,), (1, 7), (90, 3, 1, 20)):
+            assert model.forward(modernbert.pack([[9] * length for length in lengths])).isfinite().all()
+    assert cuda.fused_norm.cache_info().currsize >= 1
+
+
+def test_rows_and_sums_are_rounded_once(fusing: Callable[[torch.dtype], TorchOperations]) -> None:
     torch.manual_seed(0)
     rows, residual = torch.randn(2, 5, 16, dtype=torch.bfloat16).unbind(0)
     weight, bias = torch.randn(16), torch.randn(16)
-    found = cuda.add_norm(rows, residual, weight, bias, 1e-5)
-    exact = torch.nn.functional.layer_norm(rows.double() + residual.double(), (16,)) * weight + bias
+    norm = fusing(torch.bfloat16).norm(weight, bias, 1e-5, rms=False, keeps_sum=False)
+    total = (rows + residual).double()
+    exact = torch.nn.functional.layer_norm(total, (16,)) * weight + bias
+    found, _ = norm(rows, residual)
     assert found.dtype is torch.bfloat16
-    assert torch.equal(found, exact.to(torch.bfloat16)) or (found - exact).abs().max() < 0.02
+    assert (found - exact).abs().max() < 0.02
 
 
-def test_what_is_compiled_and_what_is_not_compute_the_same() -> None:
+def test_heads_are_turned_as_halves_and_not_as_neighbours() -> None:
     torch.manual_seed(0)
-    rows, residual = torch.randn(2, 5, 16).unbind(0)
-    weight, bias = torch.randn(16), torch.randn(16)
-    plain = plain_norm(weight, bias, 1e-5)(rows, residual)
-    torch.testing.assert_close(cuda.add_norm(rows, residual, weight, bias, 1e-5), plain)
+    rows, angles = torch.randn(5, 32), torch.randn(5, 4)
+    turns = Turns(angles.cos(), angles.sin())
+    found = cuda.turn_heads(4, 0.0, rows, turns.cosines, turns.sines, None)
+    assert torch.equal(found, plain_turn(4, None, 0.0, rows, turns))
+    first = rows[:, 0] * turns.cosines[:, 0] - rows[:, 4] * turns.sines[:, 0]
+    torch.testing.assert_close(found[:, 0], first)
 
 
-def test_where_nothing_can_be_compiled_sum_and_norm_run_as_they_are(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_where_nothing_can_be_compiled_functions_run_as_they_are(
+    fusing: Callable[[torch.dtype], TorchOperations],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def compile_(function: object) -> Callable[..., torch.Tensor]:
         def call(*_: object) -> torch.Tensor:
@@ -276,27 +446,11 @@ def test_where_nothing_can_be_compiled_sum_and_norm_run_as_they_are(
         return call
 
     monkeypatch.setattr(torch, "compile", compile_)
-    cuda.compiled_add_norm.cache_clear()
-    assert cuda.compiled_add_norm(CPU, torch.float32, 16, 1e-5) is None
-    cuda.compiled_add_norm.cache_clear()
-    assert "run slower" in caplog.text
-
-
-def test_on_a_gpu_the_type_and_width_are_compiled_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, ...]] = []
-
-    def compile_(function: object) -> Callable[..., torch.Tensor]:
-        def call(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
-            calls.append(tuple(rows.shape))
-            return rows
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", compile_)
-    cuda.compiled_add_norm.cache_clear()
-    cuda.compiled_add_norm(CPU, torch.float32, 16, 1e-5)
-    cuda.compiled_add_norm.cache_clear()
-    assert calls == [(1, 16), (64, 16)]
+    found, plain = fusing(torch.float32), PlainOperations(CPU, torch.float32)
+    for one, other in zip(all_operations(found, 3), all_operations(plain, 3), strict=True):
+        torch.testing.assert_close(one, other)
+    all_operations(found, 4)
+    assert caplog.text.count("rotations are not compiled (RuntimeError): they run slower") == 1
 
 
 def test_compiled_code_is_kept_in_the_users_folder_unless_the_operator_chose_another(

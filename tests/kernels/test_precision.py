@@ -86,11 +86,7 @@ INT8_BOUNDS = {"bert": 0.22, "roberta": 0.30, "xlm_roberta": 0.28}
 def test_int8_is_no_worse_than_onnxruntimes(
     path: str, directories: dict[str, Path], references: dict[str, torch.Tensor]
 ) -> None:
-    """On the mean of the families, because one error is one draw.
-
-    BERT's tokenizer is trained a little differently in every run, where ties are broken by chance, and
-    that moves its error between 0.13 and 0.23.
-    """
+    """On the mean of the families, because one error is one draw."""
     shares = []
     for family in FAMILIES:
         model = load(directories[family], precision="int8")
@@ -156,13 +152,49 @@ def test_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @has_int8
-@pytest.mark.parametrize("family", ["deberta", "gpt2"])
-def test_int8_is_refused_for_a_model_that_cannot(
-    family: str, directories: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("precision", ["int8", "int8-all"])
+def test_int8_is_refused_for_a_model_that_cannot(precision: str, directories: dict[str, Path]) -> None:
+    with pytest.raises(ModelLoadError, match=f"precision '{precision}' is for .*: use auto, bf16 or fp32"):
+        load(directories["deberta"], precision=precision)
+
+
+@has_int8
+def test_int8_that_moves_the_outputs_too_far_is_refused(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = directories.get(family) or getattr(checkpoints, family)(tmp_path / family)
-    with pytest.raises(ModelLoadError, match="use auto, bf16 or fp32"):
-        load(directory, precision="int8")
+    monkeypatch.setattr(cpu, "LEVELS", 3)
+    with pytest.raises(ModelLoadError, match=r"moves outputs by .*: use auto, bf16 or fp32"):
+        load(directories["bert"], precision="int8")
+
+
+def test_a_product_that_is_exact_is_int8_only_where_all_are_to_be() -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    exact = {name: cpu.CpuOperations(name).linear(weight, None, exact=True) for name in device.INT8}
+    assert [isinstance(each, cpu.Corrected) for each in exact.values()] == [False, True]
+    assert isinstance(cpu.CpuOperations("int8").linear(weight, None), cpu.Corrected)
+
+
+@has_int8
+def test_what_rounding_adds_to_all_rows_alike_is_taken_off(path: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight, bias = torch.randn(128, 64, generator=generator), torch.randn(128, generator=generator)
+    rows = (torch.randn(200, 64, generator=generator) + 2 * torch.randn(64, generator=generator)).bfloat16()
+    product = cpu.CpuOperations("int8").linear(weight, bias)
+    exact = torch.nn.functional.linear(rows.float(), weight, bias)
+    product(rows[:100])  # those that it learns from
+    found = product(rows[100:]).float() - exact[100:]
+    rounded = cpu.CpuOperations("int8").linear(weight, bias)
+    rounded(torch.zeros_like(rows))  # learns nothing
+    plain = rounded(rows[100:]).float() - exact[100:]
+    assert found.mean(dim=0).square().mean() <= 0.25 * plain.mean(dim=0).square().mean()
+
+
+@has_int8
+def test_a_correction_does_not_change_with_what_is_scored(path: str, directories: dict[str, Path]) -> None:
+    model = load(directories["bert"], precision="int8")
+    first = score(model, texts()[:8])
+    score(model, texts()[8:])
+    torch.testing.assert_close(score(model, texts()[:8]), first, rtol=0, atol=0)
 
 
 MEASURE = """

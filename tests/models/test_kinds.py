@@ -22,7 +22,7 @@ from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import Model, ModelCard, PackedTokens
-from rerank_grpc.models.selfcheck import Agreement
+from rerank_grpc.models.reference import Agreement
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.probes import checked_tokenizer
 from rerank_grpc.runner.runner import CpuRunner
@@ -263,5 +263,7 @@ def test_parity_would_notice_a_network_that_the_self_check_let_pass(
     name: str, oracles: dict[str, Oracle], read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = BY_NAME[name]
-    monkeypatch.setattr("rerank_grpc.models.loader.check_against_reference", lambda *_, **__: Agreement(0.0))
+    monkeypatch.setattr(
+        "rerank_grpc.models.borrowed.check_against_reference", lambda *_, **__: Agreement(0.0)
+    )
     assert error(kind, oracles[name], read(kind)).logits > 100 * BOUND

@@ -317,7 +317,7 @@ def test_a_card_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_precisions_that_do_not_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "use fp32 or bf16" in refusal("embedded", precision="fp16")
-    assert "auto, fp32, bf16, fp16 or int8" in refusal("embedded", precision="int3")
+    assert "use auto, fp32, bf16, fp16, int8, int8-all" in refusal("embedded", precision="int3")
     card = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert device.choose_precision("auto", card) == "fp16"

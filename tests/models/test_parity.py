@@ -16,7 +16,7 @@ from rerank_grpc.kernels.base import Heads, Layout, Turns
 from rerank_grpc.kernels.cpu import CpuOperations
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.models.bodies.body import OwnBody
-from rerank_grpc.models.selfcheck import Agreement
+from rerank_grpc.models.reference import Agreement
 from rerank_grpc.sequence import TokenizedRequest
 from tests import random_models as checkpoints
 from tests.conftest import WRITERS, load

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,20 +23,16 @@ from rerank_grpc.models.encoders import CrossEncoder, first_rows, last_rows
 from rerank_grpc.models.heads import AnswerHead
 from rerank_grpc.models.hooked import HOOK, HookedBody, NotPackable, attends_causally
 from rerank_grpc.models.padded import Padded, PaddedBody, own_attention
+from rerank_grpc.models.reference import BOUND, Agreement
 from rerank_grpc.models.selfcheck import (
-    BOUND,
-    ROUNDING,
-    Agreement,
     AnswersReference,
     check_against_reference,
-    check_streamed,
     classifier_reference,
     draw_probes,
     narrowed_windows,
     pooled_reference,
 )
 from tests import random_models
-from tests.conftest import load
 from tests.models.decoders import FAMILIES, LEFT_OUT, PACKED, WINDOWED, decoder
 
 ANSWERS = (7, 9)
@@ -224,80 +219,6 @@ def test_a_decoder_made_to_read_both_ways_agrees() -> None:
     assert not attends_causally(network.model)
     model = packed_model(network)
     assert check_against_reference(model, network, AnswersReference(network, ANSWERS)).difference < HONEST
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm_roberta"])
-def test_an_own_body_agrees_with_transformers_layers_run_one_after_another(
-    family: str, precision: str, directories: dict[str, Path]
-) -> None:
-    model, network, checkpoint = own_body(directories[family], precision)
-    found = check_streamed(model, network, checkpoint)
-    assert found.agrees
-    assert found.difference < {"fp32": HONEST}.get(precision, 0.7 * ROUNDING[precision])
-    assert all(weight.is_meta for weight in network.base_model.encoder.parameters())
-
-
-def own_body(path: Path, precision: str) -> tuple[CrossEncoder, Any, Any]:
-    """A loaded model, its network without weights, and as much of its checkpoint as says where they are."""
-    model: Any = load(path, precision=precision)
-    with torch.device("meta"):
-        config = transformers.AutoConfig.from_pretrained(path)
-        network = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-    return model, network, SimpleNamespace(weights=tuple(path.glob("*.safetensors")))
-
-
-def scaled(head: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    return 1.01 * head(rows)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-@pytest.mark.parametrize("fault", ["leak", "places", "segments", "head"])
-def test_faults_of_an_own_body_are_found(
-    fault: str, precision: str, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, network, checkpoint = own_body(directories["bert"], precision)
-    honest: Any = model.body
-    if fault == "head":
-        model.head = partial(scaled, model.head)
-    elif fault == "leak":
-        for layer in honest._layers[:-1]:
-            attend = layer._attend
-            monkeypatch.setattr(
-                layer,
-                "_attend",
-                lambda q, k, v, queries, keys, heads, attend=attend: attend(
-                    q, k, v, *[Layout.of((len(q),))] * 2, heads
-                ),
-            )
-    else:
-        name = {"places": "position_ids", "segments": "token_type_ids"}[fault]
-        change = {"places": lambda ids: ids + 1, "segments": torch.zeros_like}[fault]
-        model.body = lambda packed: honest(replace(packed, **{name: change(getattr(packed, name))}))
-    found = check_streamed(model, network, checkpoint)
-    assert not found.agrees
-
-
-def test_no_more_than_the_weights_of_the_module_that_runs_are_in_memory(
-    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, network, checkpoint = own_body(directories["bert"], "fp32")
-    most: list[int] = []
-
-    def count(*_: object) -> None:
-        most.append(sum(not weight.is_meta for weight in network.parameters()))
-
-    modules = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
-    for module in modules:
-        monkeypatch.setattr(module, "forward", partial(counted, count, module.forward))
-    assert check_streamed(model, network, checkpoint).agrees
-    assert len(most) == 2 * len(modules)
-    assert max(most) == 2, "a weight and its bias"
-
-
-def counted(count: Callable[[], None], forward: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    count()
-    return forward(rows)
 
 
 def test_a_check_leaves_a_network_as_it_was() -> None:

@@ -19,7 +19,7 @@ from rerank_grpc.checkpoints.checkpoint import open_checkpoint
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models import borrowed, loader
 from rerank_grpc.models.base import Model
-from rerank_grpc.models.selfcheck import Agreement
+from rerank_grpc.models.reference import Agreement
 from rerank_grpc.runner.graphs import filled, shape_for
 from rerank_grpc.runner.packing import PackedBatch, pack, tensors
 from rerank_grpc.runner.prefixes import PrefixCache, Prefixes
@@ -36,7 +36,6 @@ NO_PREFIXES = Prefixes({}, [])
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Path]], Model]:
     """Loads a checkpoint as on a card, but without its values, which no check can compare."""
     monkeypatch.setattr(loader, "choose_attention", lambda *_: Attention.VARLEN)
-    monkeypatch.setattr(loader, "reference_of", lambda *_: None)
     monkeypatch.setattr(loader, "check_own", lambda *_: Agreement(0.0))
     monkeypatch.setattr(borrowed, "check_against_reference", lambda *_, **options: Agreement(0.0))
     monkeypatch.setattr(borrowed, "check_reads_both_ways", lambda *_: None)

@@ -13,6 +13,7 @@ from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import device
 from rerank_grpc.registry import loading, memory
+from rerank_grpc.registry.budget import Cost, measure
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.memory import (
     MOST_KEPT_BYTES,
@@ -22,7 +23,6 @@ from rerank_grpc.registry.memory import (
     Trimmer,
     check_memory,
 )
-from rerank_grpc.registry.warmup import best_budget
 
 GIB = 1 << 30
 CARD = torch.device("cuda", 0)
@@ -94,14 +94,15 @@ def test_the_budget_stops_where_the_next_batch_would_not_fit(card: list[Memory])
     batches = BatchMemory(CARD)
     budgets: list[int] = []
 
-    def measure(tokens: int) -> float:
+    def sample(tokens: int) -> Cost:
         budgets.append(tokens)
         card[:] = [Memory(GIB, GIB, GIB + tokens * 100_000)]
         batches.measured(tokens)
-        return 0.001
+        return Cost(tokens, 0.001, 0.001)
 
-    assert best_budget(measure, batches.fits) == 8_192
-    assert budgets == [512, 1_024, 2_048, 4_096, 8_192]
+    rounds = measure(sample, batches.fits)
+    assert list(rounds[0]) == [512, 1_024, 2_048, 4_096, 8_192]
+    assert max(budgets) == 8_192
 
 
 def test_the_cpu_has_no_such_limit() -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import transformers
 
+from rerank_grpc import kept
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind, Reading
 from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import ModelCard
+from rerank_grpc.registry import probes
 from rerank_grpc.registry.probes import check_reading, checked_tokenizer
 from rerank_grpc.types import Document, RerankRequest, Scoring
 from tests import prompts
@@ -127,3 +129,40 @@ def test_a_class_that_cannot_be_read_is_refused_in_one_line(
     with pytest.raises(ModelLoadError, match="cannot read its tokenizer") as caught:
         check(card(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_comparison_is_kept_until_something_that_it_depends_on_changes(
+    directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path / "kept")
+    made: list[ModelCard] = []
+
+    def noticed(read: Callable[[ModelCard], bool], card: ModelCard) -> bool:
+        made.append(card)
+        return read(card)
+
+    monkeypatch.setattr(probes, "aside", noticed)
+    (tmp_path / "model").mkdir()
+    path = changed(directories["bert"], tmp_path / "model", "", lambda data: data)
+    plain, lowered = card(path), card(path, reading=Reading(lower_case=True))
+    for each in (plain, plain, lowered, lowered, plain):
+        check(each)
+    assert made == [plain, lowered]
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]}
+    changed(directories["bert"], path, "tokenizer_config.json", lambda data: data.update(inputs))
+    check(plain)
+    assert len(made) == 3
+
+
+def test_a_comparison_that_fails_is_not_kept(
+    directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path / "kept")
+    other = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    (tmp_path / "model").mkdir()
+    target = tmp_path / "model"
+    path = changed(directories["bert"], target, "tokenizer_config.json", lambda data: data.update(other))
+    for _ in range(2):
+        with pytest.raises(ModelLoadError, match="gives other tokens than"):
+            check(card(path))
+    assert not (tmp_path / "kept").exists()

@@ -1,37 +1,173 @@
-"""The batch budget is found by measuring; best_budget is pure, so its devices are formulas."""
+"""What a new engine runs before its first call and when nobody calls; its threads are real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rerank_grpc.registry.warmup import LARGEST_BATCH_TOKENS, SMALLEST_BATCH_TOKENS, best_budget
+from rerank_grpc.config.settings import EngineSettings
+from rerank_grpc.engine.engine import Engine
+from rerank_grpc.kept import Kept
+from rerank_grpc.registry import warmup
+from rerank_grpc.registry.budget import LARGEST_BATCH_TOKENS, SMALLEST_BATCH_TOKENS, Choice, Cost, KeptBudget
+from rerank_grpc.registry.warmup import Probe, correct, warm_up
+from rerank_grpc.sequence import Sequence
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.support import serving, stub_of
+from tests.support import (
+    CARD,
+    WAIT,
+    CountingRunner,
+    HeldRunner,
+    WordTokenizer,
+    serving,
+    stub_of,
+    submit,
+    tokens_of,
+    wait_for,
+)
 
 
-def test_a_device_with_a_fixed_cost_a_batch_gets_larger_batches():
-    assert best_budget(lambda tokens: 0.001 + tokens / 1e6) == 32_768
+@contextmanager
+def started(runner: CountingRunner, **settings: Any) -> Iterator[Engine]:
+    engine = Engine(runner, EngineSettings(**settings))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        if isinstance(runner, HeldRunner):
+            runner.let_all()
+        engine.close()
 
 
-def test_a_device_whose_rate_is_flat_gets_the_smallest_batch():
-    assert best_budget(lambda tokens: tokens / 1e5) == SMALLEST_BATCH_TOKENS
+def test_a_kept_budget_is_taken_at_once(tmp_path: Path):
+    kept, runner = Kept("budgets", tmp_path), CountingRunner()
+    KeptBudget(CARD, kept).write(Choice(2_048, False, ""))
+    with started(runner) as engine:
+        warm_up(engine, WordTokenizer(), CARD, kept)
+        assert engine.max_batch_tokens == 2_048
+    assert max(map(tokens_of, runner.batches)) <= 2_048
+    assert len(runner.batches) <= 10
 
 
-def test_gains_that_are_small_each_count_together():
-    rates = {512: 1.00, 1_024: 1.03, 2_048: 1.06, 4_096: 1.09}
-    assert best_budget(lambda tokens: tokens / 1e5 / rates.get(tokens, 1.09)) == 2_048
+def test_a_measured_budget_is_kept(tmp_path: Path):
+    kept = Kept("budgets", tmp_path)
+    with started(CountingRunner()) as engine:
+        warm_up(engine, WordTokenizer(), CARD, kept)
+        found = KeptBudget(CARD, kept).read()
+        assert found is not None
+        assert found.tokens == engine.max_batch_tokens
 
 
-def test_a_slow_device_never_gets_a_batch_longer_than_a_second():
-    budget = best_budget(lambda tokens: 0.3 + tokens / 4_000)
-    assert 0.3 + budget / 4_000 <= 1
-    assert budget == 1_024
+def test_a_configured_budget_is_left_alone(tmp_path: Path):
+    kept, runner = Kept("budgets", tmp_path), CountingRunner()
+    KeptBudget(CARD, kept).write(Choice(2_048, True, ""))
+    with started(runner, max_batch_tokens=640) as engine:
+        warm_up(engine, WordTokenizer(), CARD, kept)
+        assert engine.max_batch_tokens == 640
+        assert engine._companion is None
+    assert max(map(tokens_of, runner.batches)) <= 640
 
 
-def test_a_device_that_gets_slower_with_size_stops_there():
-    assert best_budget(lambda tokens: 0.001 + tokens / 1e6 * (1 if tokens <= 4_096 else 2)) == 4_096
+def test_a_batch_of_passages_is_nearly_full_and_mixed():
+    with started(CountingRunner()) as engine:
+        probe = Probe(engine, WordTokenizer(), CARD)
+        for budget in (512, 1_024, 8_192):
+            lengths = [len(sequence) for sequence in probe.passages(budget)]
+            assert 0.75 * budget <= sum(lengths) <= budget
+            assert len(set(lengths)) > 2
 
 
-def test_a_device_without_end_gets_the_largest_batch():
-    assert best_budget(lambda _: 0.001) == LARGEST_BATCH_TOKENS
+class Quiet(Probe):
+    """Believes that nothing disturbed it, and that batches of 4,096 tokens are the best."""
+
+    def sample(self, budget: int) -> Cost:
+        super().sample(budget)
+        seconds = budget * (1e-5 if budget == 4_096 else 2e-5)
+        return Cost(budget, seconds, seconds)
+
+
+def quiet(engine: Engine) -> Quiet:
+    return Quiet(engine, WordTokenizer(), CARD)
+
+
+class Disturbed(Quiet):
+    def sample(self, budget: int) -> Cost:
+        return super().sample(budget)._replace(passed=1.0)
+
+
+DISTURBED = Choice(512, True, "measured under load")
+
+
+@contextmanager
+def correcting(probe: Probe, folder: Path, idle_seconds: float = 0.01) -> Iterator[KeptBudget]:
+    kept = KeptBudget(CARD, Kept("budgets", folder))
+    kept.write(DISTURBED)
+    probe.engine.max_batch_tokens = DISTURBED.tokens
+    probe.engine.accompany(lambda: correct(probe, DISTURBED, kept, idle_seconds))
+    yield kept
+
+
+def tokens_kept(kept: KeptBudget) -> int | None:
+    found = kept.read()
+    return found.tokens if found else None
+
+
+def test_a_disturbed_budget_is_corrected_when_the_engine_is_idle_and_kept(tmp_path: Path):
+    with (
+        started(CountingRunner()) as engine,
+        correcting(quiet(engine), tmp_path) as kept,
+    ):
+        wait_for(lambda: engine.max_batch_tokens == 4_096 and tokens_kept(kept) == 4_096)
+        found = kept.read()
+        assert found is not None
+        assert not found.disturbed
+
+
+def test_a_correction_stops_as_soon_as_a_call_comes(tmp_path: Path):
+    runner = HeldRunner()
+    with started(runner) as engine, correcting(quiet(engine), tmp_path, 0.2) as kept:
+        runner.await_batch()  # the correction's first
+        call = submit(engine, [Sequence.of([1, 2, 3])])
+        runner.let(1)
+        runner.await_batch()
+        assert runner.batches[-1] is not None
+        runner.let(1)
+        call.wait()
+        assert len(runner.batches) == 2  # nothing came between
+        assert tokens_kept(kept) == DISTURBED.tokens
+        wait_for(lambda: engine.max_batch_tokens == DISTURBED.tokens)
+
+
+def test_a_correction_that_is_disturbed_too_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(warmup, "MOST_CORRECTIONS", 2)
+    with started(CountingRunner()) as engine:
+        probe = Disturbed(engine, WordTokenizer(), CARD)
+        with correcting(probe, tmp_path) as kept:
+            assert engine._companion is not None
+            engine._companion.join(WAIT)
+            assert not engine._companion.is_alive()
+            assert engine.max_batch_tokens == DISTURBED.tokens
+            assert tokens_kept(kept) == DISTURBED.tokens
+
+
+def test_a_budget_that_ran_out_of_memory_is_not_corrected(tmp_path: Path):
+    runner = CountingRunner()
+    with started(runner) as engine:
+        engine.max_batch_tokens = 100
+        correct(quiet(engine), DISTURBED, KeptBudget(CARD, Kept("b", tmp_path)), 0.01)
+        assert engine.max_batch_tokens == 100
+    assert runner.batches == []
+
+
+def test_closing_an_engine_ends_its_correction(tmp_path: Path):
+    with started(HeldRunner()) as engine, correcting(quiet(engine), tmp_path, 3_600):
+        pass
+    assert engine._companion is not None
+    assert not engine._companion.is_alive()
 
 
 @pytest.mark.timeout(60)

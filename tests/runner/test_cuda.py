@@ -16,6 +16,7 @@ from rerank_grpc.kernels.base import Layout
 from rerank_grpc.kernels.cuda import TorchOperations
 from rerank_grpc.models import hooked, loader
 from rerank_grpc.models.base import Model
+from rerank_grpc.models.bodies import model as bodies
 from rerank_grpc.runner import cuda, graphs
 from rerank_grpc.runner.accelerator import Mark, Replay
 from rerank_grpc.runner.cuda import CudaRunner, longest_first, runner_for
@@ -310,7 +311,7 @@ def capturable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(graphs, "MOST_CAPTURED", 256)
     monkeypatch.setattr(operations, "kernel_for", lambda _: part_by_part)
     made = TorchOperations(torch.device("cpu"), torch.float32, Attention.VARLEN)
-    monkeypatch.setattr(loader, "operations_for", lambda *_: made)
+    monkeypatch.setattr(bodies, "operations_for", lambda *_: made)
     monkeypatch.setattr(loader, "choose_attention", lambda *_: Attention.VARLEN)
     return load(directory)
 
@@ -351,7 +352,7 @@ def test_a_captured_pass_would_notice_what_fills_it_up_leaking(
     runner = CudaRunner(capturable, device, capture_all(capturable, device))
     body: Any = capturable.body  # type: ignore[attr-defined]
     for layer in body._layers:
-        monkeypatch.setattr(layer._attend.__self__, "_kernel", leaking)
+        monkeypatch.setattr(layer._attention._attend.__self__, "_kernel", leaking)
     assert not same(runner.launch(BATCHES[0])(), expected[0])
 
 

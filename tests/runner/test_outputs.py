@@ -14,7 +14,8 @@ import torch
 from rerank_grpc.kernels import cuda as operations
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.cuda import TorchOperations
-from rerank_grpc.models import hooked, loader
+from rerank_grpc.models import hooked
+from rerank_grpc.models.bodies import model as bodies
 from rerank_grpc.runner import graphs
 from rerank_grpc.runner.cuda import CudaRunner
 from rerank_grpc.runner.graphs import capture_all, shape_for
@@ -42,7 +43,7 @@ def with_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Ours]:
 
     def make(directory: Path) -> Ours:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loader, "operations_for", lambda *_: made)
+            patch.setattr(bodies, "operations_for", lambda *_: made)
             return Ours(directory)
 
     return make

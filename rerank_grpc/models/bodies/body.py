@@ -43,8 +43,9 @@ class OwnBody:
         self._causal = weights.operations.causal if plan.causal else None
         self._pooled = pooled
         self._read_tables(plan, weights)
+        # On the device: what a pass copied to it from the host would let the host wait.
         self._frequencies = {
-            layer.rotation: torch.tensor(layer.rotation.frequencies)
+            layer.rotation: torch.tensor(layer.rotation.frequencies, device=self._words.device)
             for layer in plan.layers
             if layer.rotation is not None
         }
@@ -106,7 +107,7 @@ class OwnBody:
         places = packed.position_ids[:, None].float()
         turns = {}
         for plan, frequencies in self._frequencies.items():
-            angles = places * frequencies.to(places.device)
+            angles = places * frequencies
             turns[plan] = Turns(angles.cos() * plan.factor, angles.sin() * plan.factor)
         causal = None
         if self._causal is not None:

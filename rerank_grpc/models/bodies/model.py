@@ -12,10 +12,11 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence
 from rerank_grpc.kernels import operations_for
 from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.kernels.base import Layout
+from rerank_grpc.kernels.device import DTYPES, INT8
 from rerank_grpc.kernels.plain import ACTIVATIONS
 from rerank_grpc.models.assembly import Encoder, answer_ids, assembled, unasked
-from rerank_grpc.models.base import ModelCard
+from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.bodies.body import OwnBody
 from rerank_grpc.models.bodies.families import OWN_FAMILIES, plan_of
 from rerank_grpc.models.bodies.plan import (
@@ -31,6 +32,8 @@ from rerank_grpc.models.bodies.weights import Weights
 from rerank_grpc.models.encoders import POOLS, all_rows
 from rerank_grpc.models.heads import AnswerHead, build_chain
 from rerank_grpc.models.limits import limited
+
+SEQUENCES, LENGTH = 16, 32  # of random tokens, by which int8 products are corrected
 
 
 def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Encoder:
@@ -48,6 +51,9 @@ def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> En
     device = torch.device(card.device)
     operations = operations_for(device, card.precision, card.attention)
     body = OwnBody(plan, Weights(files, prefix, plan.hidden, operations), pooled)
+    if card.precision in INT8:
+        with torch.inference_mode():
+            body(_random_tokens(plan))
     head = _head(checkpoint, evidence, plan, files, prefix)
     head = head.to(device) if head is not None else None
     pool = POOLS.get(card.pooling, all_rows) if pooled == "all" else all_rows
@@ -70,9 +76,20 @@ def _pooled(plan: NetworkPlan, evidence: Evidence, card: ModelCard) -> tuple[Mod
     return replace(card, shares_prefixes=True, prefix_token_bytes=kept), "last"
 
 
+def _random_tokens(plan: NetworkPlan) -> PackedTokens:
+    """Draws the sequences over which int8 products are corrected, the same at every start."""
+    length = min(LENGTH, plan.max_positions)
+    ids = torch.randint(plan.vocabulary, (SEQUENCES * length,), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(length).repeat(SEQUENCES)
+    return PackedTokens(ids, places, torch.zeros_like(ids), Layout.of((length,) * SEQUENCES))
+
+
 def _captures(plan: NetworkPlan, card: ModelCard) -> bool:
-    """Whether a pass never asks for the lengths of its parts."""
-    return card.attention is not Attention.SDPA and all(layer.heads.window is None for layer in plan.layers)
+    """Whether a pass that pools the first rows never asks for the lengths of its parts.
+
+    A kernel does not take the window of a last layer: its queries stand at the first keys, not at the last.
+    """
+    return card.attention is not Attention.SDPA and plan.layers[-1].heads.window is None
 
 
 class Files:
