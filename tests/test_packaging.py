@@ -63,6 +63,16 @@ def test_the_base_install_brings_nothing_heavy(bare):
     assert installed == LIGHT
 
 
+def test_the_kernels_sources_are_installed(bare):
+    code = (
+        "import pathlib, rerank_grpc; folder = pathlib.Path(rerank_grpc.__file__).parent / 'kernels'; "
+        "print(*sorted(path.name for path in folder.iterdir() if path.suffix in ('.c', '.h')))"
+    )
+    installed = output(bare / "python", "-c", code).split()
+    assert installed == sorted(path.name for path in (ROOT / "rerank_grpc" / "kernels").glob("*.[ch]"))
+    assert {"kernels.h", "attention.c"} <= {*installed}
+
+
 def test_the_client_imports_without_what_serves(bare):
     code = (
         "import sys; from rerank_grpc.client import AsyncClient, Client; "

@@ -182,13 +182,14 @@ class Kernels:
         |i - j| < window; query r of a part stands at the place of its key r, and one that sees
         nothing gets 0. `turns` rotate queries and keys by their rows' angles  # fp32 [rows, size / 2].
         """
+        angles: dict[str, Any] = dict(zip(TURNS, map(_address, turns or ()), strict=False))
         return self._attend(
             *(query, key, value, query_starts, key_starts),
             heads=heads,
             key_heads=key_heads,
             scale=scale,
             window=window or 0,
-            **dict(zip(TURNS, map(_address, turns or ()), strict=False)),
+            **angles,
         )
 
     def causal_attention(

@@ -4,29 +4,30 @@
 
 /* ---- norm ------------------------------------------------------------------ */
 
-/* Sixteen places of the sum of two rows, of which the first may be NULL. */
-INLINE __m512 summed(const bf16 *added, const bf16 *residual, int64_t i) {
-    return added ? _mm512_add_ps(widen(added + i), widen(residual + i)) : widen(residual + i);
+/* Sixteen places of the sum of two rows, or of the second alone. */
+INLINE __m512 summed(const int adds, const bf16 *added, const bf16 *residual, int64_t i) {
+    return adds ? _mm512_add_ps(widen(added + i), widen(residual + i)) : widen(residual + i);
 }
 
 /* One row normalized: to a mean of 0 and a variance of 1, or with `rms` to a mean square of 1. */
-INLINE void norm_row(const int rms, const bf16 *added, const bf16 *residual, const float *weight,
+INLINE void norm_row(const int rms, const int adds, const bf16 *added, const bf16 *residual, const float *weight,
                      const float *bias, float epsilon, int64_t size, bf16 *out) {
     __m512 mean = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
     if (!rms) {
         __m512 total = _mm512_setzero_ps();
-        for (int64_t i = 0; i < size; i += 16) total = _mm512_add_ps(total, summed(added, residual, i));
+        for (int64_t i = 0; i < size; i += 16) total = _mm512_add_ps(total, summed(adds, added, residual, i));
         mean = _mm512_set1_ps(_mm512_reduce_add_ps(total) / size);
     }
     for (int64_t i = 0; i < size; i += 16) {
-        __m512 d = _mm512_sub_ps(summed(added, residual, i), mean);
+        __m512 d = _mm512_sub_ps(summed(adds, added, residual, i), mean);
         squares = _mm512_fmadd_ps(d, d, squares);
     }
     __m512 inverse = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / size + epsilon));
     for (int64_t i = 0; i < size; i += 16) {
-        __m512 d = _mm512_mul_ps(_mm512_sub_ps(summed(added, residual, i), mean), inverse);
-        __m512 shift = bias ? _mm512_loadu_ps(bias + i) : _mm512_setzero_ps();
-        narrow(out + i, _mm512_fmadd_ps(d, _mm512_loadu_ps(weight + i), shift));
+        __m512 d = _mm512_mul_ps(_mm512_sub_ps(summed(adds, added, residual, i), mean), inverse);
+        d = bias ? _mm512_fmadd_ps(d, _mm512_loadu_ps(weight + i), _mm512_loadu_ps(bias + i))
+                 : _mm512_mul_ps(d, _mm512_loadu_ps(weight + i));
+        narrow(out + i, d);
     }
 }
 
@@ -39,13 +40,15 @@ void norm(const bf16 *added, bf16 *residual, const float *weight, const float *b
         const bf16 *a = added ? added + r * size : NULL;
         bf16 *b = residual + r * size, *y = out + r * size;
         if (a && keeps_sum) {
-            for (int64_t i = 0; i < size; i += 16) narrow(b + i, summed(a, b, i));
+            for (int64_t i = 0; i < size; i += 16) narrow(b + i, summed(1, a, b, i));
             a = NULL;
         }
-        if (rms)
-            norm_row(1, a, b, weight, bias, epsilon, size, y);
-        else
-            norm_row(0, a, b, weight, bias, epsilon, size, y);
+        switch (2 * !!rms + !!a) {
+        case 0: norm_row(0, 0, a, b, weight, bias, epsilon, size, y); break;
+        case 1: norm_row(0, 1, a, b, weight, bias, epsilon, size, y); break;
+        case 2: norm_row(1, 0, a, b, weight, bias, epsilon, size, y); break;
+        default: norm_row(1, 1, a, b, weight, bias, epsilon, size, y);
+        }
     }
 }
 

@@ -10,7 +10,8 @@
 INLINE void transpose(const int depth, const bf16 *rows, int64_t stride, uint32_t *to) {
     __m512i a[16], b[16];
     UNROLL for (int i = 0; i < 16; i++)
-        a[i] = _mm512_maskz_loadu_epi32((__mmask16)((1u << depth) - 1), rows + i * stride);
+        a[i] = depth == 16 ? _mm512_loadu_si512(rows + i * stride)
+                           : _mm512_castsi256_si512(_mm256_loadu_si256((const void *)(rows + i * stride)));
     UNROLL for (int i = 0; i < 16; i += 2) { /* pairs of rows */
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
         b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);

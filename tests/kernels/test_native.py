@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the kernels do
 
 # A result is rounded to bf16, and so are the weights of attention: half of the last of 8 bits each.
 ROUNDING = 2.0**-8
-LENGTHS = (1, 15, 16, 17, 0, 48, 63, 65, 130, 2)
+LENGTHS = (1, 15, 16, 17, 0, 48, 63, 65, 90, 2)
 
 
 @pytest.fixture(params=[1, 2])
@@ -179,17 +179,17 @@ def attended(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: flo
     return torch.where(seen.any(dim=1)[:, None, None], mixed[0].transpose(0, 1), 0.0)
 
 
-SHAPES = [(4, 4, 16), (3, 3, 32), (4, 2, 48), (6, 6, 64), (6, 2, 80), (4, 1, 128), (2, 2, 112), (2, 1, 256)]
+SHAPES = [(4, 4, 16), (4, 2, 48), (6, 6, 64), (6, 2, 80), (4, 1, 128), (2, 1, 256)]
 
 
-@pytest.mark.parametrize("window", [None, 1, 2, 16, 17, 65, 1000])
+@pytest.mark.parametrize("window", [None, 1, 17, 65])
 @pytest.mark.parametrize(("heads", "key_heads", "size"), SHAPES)
 @pytest.mark.parametrize("turned", [False, True])
 def test_attention_both_ways_equals_torchs(
     kernels: Kernels, heads: int, key_heads: int, size: int, window: int | None, turned: bool
 ) -> None:
     generator = random.Random(f"{heads} {size} {window}")
-    lengths = [*LENGTHS, generator.randrange(200)]
+    lengths = [*LENGTHS, generator.randrange(100)]
     starts, count = starts_of(lengths), sum(lengths)
     wide = draw(count, (heads + 2 * key_heads) * size, seed=size)
     query, key, value = wide.split([heads * size, key_heads * size, key_heads * size], dim=1)
@@ -286,7 +286,7 @@ class Causal:
         return slice(*self.query_starts[part : part + 2].tolist())
 
 
-@pytest.mark.parametrize("window", [None, 1, 16, 40, 1000])
+@pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize(("heads", "key_heads", "size"), SHAPES)
 @pytest.mark.parametrize("last", [False, True])
 def test_causal_attention_equals_torchs(
@@ -300,7 +300,23 @@ def test_causal_attention_equals_torchs(
 
 
 @pytest.mark.parametrize("window", [None, 20])
-def test_a_part_is_the_same_alone_and_among_others(kernels: Kernels, window: int | None) -> None:
+def test_both_ways_a_part_is_the_same_alone_and_among_others(kernels: Kernels, window: int | None) -> None:
+    starts, count = starts_of(LENGTHS), sum(LENGTHS)
+    query, key, value = draw(3, count, 128).unbind(0)
+    cosines, sines = angles(count, 64)
+    options: dict[str, Any] = {"heads": 2, "key_heads": 2, "scale": 0.1, "window": window}
+    found = kernels.attention(query, key, value, starts, starts, **options, turns=(cosines, sines) * 2)
+    for start, length in zip(starts.tolist(), LENGTHS, strict=False):
+        own, one = slice(start, start + length), starts_of([length])
+        turns = (cosines[own], sines[own]) * 2
+        alone = kernels.attention(query[own], key[own], value[own], one, one, **options, turns=turns)
+        assert same(alone, found[own]), (start, length)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_behind_a_prefix_a_part_is_the_same_alone_and_among_others(
+    kernels: Kernels, window: int | None
+) -> None:
     batch = Causal(4, 2, 64, window, False)
     found = batch.run(kernels)
     for part, length in enumerate(LENGTHS):
