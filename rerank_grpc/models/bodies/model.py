@@ -64,14 +64,6 @@ def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> En
     return assembled(card, body, pool, head)
 
 
-def _random_tokens(plan: NetworkPlan) -> PackedTokens:
-    """Draws the sequences over which int8 products are corrected, the same at every start."""
-    length = min(LENGTH, plan.max_positions)
-    ids = torch.randint(plan.vocabulary, (SEQUENCES * length,), generator=torch.Generator().manual_seed(0))
-    places = torch.arange(length).repeat(SEQUENCES)
-    return PackedTokens(ids, places, torch.zeros_like(ids), Layout.of((length,) * SEQUENCES))
-
-
 def _pooled(plan: NetworkPlan, evidence: Evidence, card: ModelCard) -> tuple[ModelCard, Pooled]:
     """Says which rows the last layer computes, and whether prefixes are shared."""
     if not plan.causal:
@@ -85,6 +77,14 @@ def _pooled(plan: NetworkPlan, evidence: Evidence, card: ModelCard) -> tuple[Mod
     # Only the last row of a sequence is never among those that documents share.
     kept = sum(2 * layer.heads.key_width for layer in plan.layers) * DTYPES[card.precision].itemsize
     return replace(card, shares_prefixes=True, prefix_token_bytes=kept), "last"
+
+
+def _random_tokens(plan: NetworkPlan) -> PackedTokens:
+    """Draws the sequences over which int8 products are corrected, the same at every start."""
+    length = min(LENGTH, plan.max_positions)
+    ids = torch.randint(plan.vocabulary, (SEQUENCES * length,), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(length).repeat(SEQUENCES)
+    return PackedTokens(ids, places, torch.zeros_like(ids), Layout.of((length,) * SEQUENCES))
 
 
 def _captures(plan: NetworkPlan, card: ModelCard) -> bool:

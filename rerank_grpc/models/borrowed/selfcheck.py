@@ -246,7 +246,13 @@ def make_answers(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) ->
     A module's weights are mapped from the files while it runs, so that no network is in memory.
     """
     network = _outline(checkpoint, evidence)
-    probes = draw_probes(network, _widest_window(network))
+    with narrowed_windows(network) as window:
+        return _answers(checkpoint, evidence, card, network, draw_probes(network, window))
+
+
+def _answers(
+    checkpoint: Checkpoint, evidence: Evidence, card: ModelCard, network: Any, probes: tuple[Probe, Probe]
+) -> ReferenceAnswers:
     hidden: list[Tensor] = []
     network.base_model.register_forward_hook(lambda *seen: hidden.append(seen[2].last_hidden_state[0]))
     with _streamed(network, checkpoint, probes), defining_attention(network), torch.inference_mode():
