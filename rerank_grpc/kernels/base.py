@@ -111,15 +111,15 @@ class Heads:
         return self.groups * self.size
 
 
-class Turns(NamedTuple):
+class Angles(NamedTuple):
     """The angles by which the halves of each head are turned, a row for each token."""
 
     cosines: Tensor  # [num_rows, size / 2] float32
     sines: Tensor  # likewise
 
-    def rows(self, picked: Tensor) -> Turns:
+    def rows(self, picked: Tensor) -> Angles:
         """Picks some rows  # [num_picked] → [num_picked, size / 2] each."""
-        return Turns(self.cosines.index_select(0, picked), self.sines.index_select(0, picked))
+        return Angles(self.cosines.index_select(0, picked), self.sines.index_select(0, picked))
 
 
 class Linear(Protocol):
@@ -140,17 +140,17 @@ class AddNorm(Protocol):
         """
 
 
-class Gate(Protocol):
+class GatedProduct(Protocol):
     """Multiplies one half of the columns, activated, by the other half."""
 
     def __call__(self, rows: Tensor, /) -> Tensor:
         """[num_rows, 2 · width] → [num_rows, width]."""
 
 
-class Turn(Protocol):
+class Rotate(Protocol):
     """Normalizes each head of each row, if it has a weight for that, and turns it."""
 
-    def __call__(self, rows: Tensor, turns: Turns, /) -> Tensor:
+    def __call__(self, rows: Tensor, turns: Angles, /) -> Tensor:
         """[num_rows, heads · size] → the same; `rows` may be overwritten, and be a part of columns."""
 
 
@@ -185,10 +185,10 @@ class Operations(Protocol):
     ) -> AddNorm:
         """Lays out a norm and the sum before it; `rms` divides by the root mean square alone."""
 
-    def gate(self, activation: Activation) -> Gate:
+    def gate(self, activation: Activation) -> GatedProduct:
         """Makes the product of two halves of columns."""
 
-    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Turn:
+    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Rotate:
         """Makes the rotation of so many heads, behind an RMS norm of each if there is a weight  # [size]."""
 
     def attend(
@@ -199,7 +199,7 @@ class Operations(Protocol):
         queries: Layout,
         keys: Layout,
         heads: Heads,
-        turns: tuple[Turns, Turns] | None = None,
+        turns: tuple[Angles, Angles] | None = None,
     ) -> Tensor:
         """Attends within each part, both ways; query is  # [num_rows, heads · size], as is the result.
 

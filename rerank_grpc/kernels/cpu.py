@@ -12,14 +12,14 @@ from rerank_grpc.kernels.base import (
     CPU,
     Activation,
     AddNorm,
+    Angles,
     Causal,
-    Gate,
+    GatedProduct,
     Heads,
     KeysValues,
     Layout,
     Linear,
-    Turn,
-    Turns,
+    Rotate,
 )
 from rerank_grpc.kernels.causal import Contexts
 from rerank_grpc.kernels.device import DTYPES
@@ -62,13 +62,13 @@ class CpuOperations(PlainOperations):
             self._native.norm, weight=weight, bias=bias, epsilon=epsilon, rms=rms, keeps_sum=keeps_sum
         )
 
-    def gate(self, activation: Activation) -> Gate:
+    def gate(self, activation: Activation) -> GatedProduct:
         plain = super().gate(activation)
         if self._native is None or activation not in ACTIVATIONS:
             return plain
         return partial(native_gate, partial(self._native.gate, activation=activation), plain)
 
-    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Turn:
+    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Rotate:
         plain = super().turn(heads, weight, epsilon)
         if self._native is None:
             return plain
@@ -82,7 +82,7 @@ class CpuOperations(PlainOperations):
         queries: Layout,
         keys: Layout,
         heads: Heads,
-        turns: tuple[Turns, Turns] | None = None,
+        turns: tuple[Angles, Angles] | None = None,
     ) -> Tensor:
         if self._native is None or not self.takes(heads):
             return super().attend(query, key, value, queries, keys, heads, turns)
@@ -164,8 +164,8 @@ class NativeCausal:
             begin += length
 
 
-def native_gate(native: Gate, plain: Gate, rows: Tensor) -> Tensor:
-    """Makes a Gate of the kernel in C; columns of a number that it does not take go to `plain`."""
+def native_gate(native: GatedProduct, plain: GatedProduct, rows: Tensor) -> Tensor:
+    """Makes a GatedProduct of the kernel in C; columns of a number that it does not take go to `plain`."""
     return plain(rows) if rows.shape[1] % (2 * WIDTHS) else native(rows)
 
 
@@ -174,11 +174,11 @@ def native_turn(
     heads: int,
     weight: Tensor | None,
     epsilon: float,
-    plain: Turn,
+    plain: Rotate,
     rows: Tensor,
-    turns: Turns,
+    turns: Angles,
 ) -> Tensor:
-    """Makes a Turn of the kernel in C, in place; heads of a size that it does not take go to `plain`."""
+    """Makes a Rotate of the kernel in C, in place; heads of a size that it does not take go to `plain`."""
     if rows.shape[1] // heads not in HEAD_SIZES:
         return plain(rows, turns)
     native.turn(rows, turns.cosines, turns.sines, heads=heads, weight=weight, epsilon=epsilon)

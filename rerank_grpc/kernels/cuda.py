@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm
 
 from rerank_grpc.kernels.attention import Attention, attend_by_length, kernel_for
-from rerank_grpc.kernels.base import Activation, AddNorm, Gate, Heads, Layout, Turn, Turns
+from rerank_grpc.kernels.base import Activation, AddNorm, Angles, GatedProduct, Heads, Layout, Rotate
 from rerank_grpc.kernels.plain import (
     ACTIVATIONS,
     PlainOperations,
@@ -52,10 +52,10 @@ class TorchOperations(PlainOperations):
             weight, bias = self.table(weight), None if bias is None else self.table(bias)
         return super().norm(weight, bias, epsilon, rms=rms, keeps_sum=keeps_sum)
 
-    def gate(self, activation: Activation) -> Gate:
+    def gate(self, activation: Activation) -> GatedProduct:
         return fused_gate(activation) if self._fuses else super().gate(activation)
 
-    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Turn:
+    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Rotate:
         held = None if weight is None else weight.to(self._device)
         turn = fused_turn(heads, epsilon) if self._fuses else partial(turn_heads, heads, epsilon)
         return lambda rows, turns: turn(rows, turns.cosines, turns.sines, held)
@@ -68,7 +68,7 @@ class TorchOperations(PlainOperations):
         queries: Layout,
         keys: Layout,
         heads: Heads,
-        turns: tuple[Turns, Turns] | None = None,
+        turns: tuple[Angles, Angles] | None = None,
     ) -> Tensor:
         if turns is not None:
             query = self.turn(heads.count, None, 0.0)(query, turns[0])
@@ -158,20 +158,20 @@ def fused_norm(epsilon: float, rms: bool, keeps_sum: bool) -> Fused:
 
 @cache
 def fused_gate(activation: Activation) -> Fused:
-    """Makes a Gate."""
+    """Makes a GatedProduct."""
     return Fused(partial(plain_gate, ACTIVATIONS[activation]))
 
 
 @cache
 def fused_turn(heads: int, epsilon: float) -> Fused:
-    """Makes a Turn of rows, cosines, sines and the weight of each head's norm, if there is one."""
+    """Makes a Rotate of rows, cosines, sines and the weight of each head's norm, if there is one."""
     return Fused(partial(turn_heads, heads, epsilon))
 
 
 def turn_heads(
     heads: int, epsilon: float, rows: Tensor, cosines: Tensor, sines: Tensor, weight: Tensor | None
 ) -> Tensor:
-    """Turns each head as plain_turn does; the halves change places: to join them were a second kernel."""
+    """Angles each head as plain_turn does; the halves change places: to join them were a second kernel."""
     own = rows.unflatten(1, (heads, -1)).float()
     if weight is not None:
         own = rms_norm(own, weight.shape, weight, epsilon)

@@ -18,7 +18,7 @@ from torch import Tensor
 from rerank_grpc.kernels.base import Activation
 from rerank_grpc.kernels.compiler import library
 
-Turns: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # cosines and sines of queries, then of keys
+Angles: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # cosines and sines of queries, then of keys
 
 ACTIVATIONS: tuple[Activation, ...] = ("gelu", "gelu_tanh", "silu")  # in the order of kernels.h
 TURNS = ("query_cosines", "query_sines", "key_cosines", "key_sines")
@@ -172,7 +172,7 @@ class Kernels:
         key_heads: int,
         scale: float,
         window: int | None = None,
-        turns: Turns | None = None,
+        turns: Angles | None = None,
     ) -> Tensor:
         """Attends within each part, both ways  # [queries, heads · size] → the same.
 

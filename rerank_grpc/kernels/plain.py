@@ -12,15 +12,15 @@ from torch.nn.functional import gelu, layer_norm, linear, relu, rms_norm, silu
 from rerank_grpc.kernels.base import (
     Activation,
     AddNorm,
+    Angles,
     Causal,
-    Gate,
+    GatedProduct,
     Heads,
     Kernel,
     KeysValues,
     Layout,
     Linear,
-    Turn,
-    Turns,
+    Rotate,
 )
 from rerank_grpc.kernels.causal import attend_window, causal_parts
 
@@ -60,10 +60,10 @@ class PlainOperations:
         normalize = partial(plain_norm, weight=held, bias=added, epsilon=epsilon, rms=rms)
         return partial(add_then_norm, normalize, keeps_sum=keeps_sum)
 
-    def gate(self, activation: Activation) -> Gate:
+    def gate(self, activation: Activation) -> GatedProduct:
         return partial(plain_gate, ACTIVATIONS[activation])
 
-    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Turn:
+    def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Rotate:
         return partial(plain_turn, heads, None if weight is None else weight.to(self._device), epsilon)
 
     def attend(
@@ -74,7 +74,7 @@ class PlainOperations:
         queries: Layout,
         keys: Layout,
         heads: Heads,
-        turns: tuple[Turns, Turns] | None = None,
+        turns: tuple[Angles, Angles] | None = None,
     ) -> Tensor:
         if turns is not None:
             query = plain_turn(heads.count, None, 0.0, query, turns[0])
@@ -126,8 +126,8 @@ def plain_gate(activate: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return activate(first).mul_(second)
 
 
-def plain_turn(heads: int, weight: Tensor | None, epsilon: float, rows: Tensor, turns: Turns) -> Tensor:
-    """Turns each head of each row in float32, normalized before if there is a weight."""
+def plain_turn(heads: int, weight: Tensor | None, epsilon: float, rows: Tensor, turns: Angles) -> Tensor:
+    """Angles each head of each row in float32, normalized before if there is a weight."""
     own = rows.unflatten(1, (heads, -1)).float()
     if weight is not None:
         own = rms_norm(own, weight.shape, weight, epsilon)

@@ -73,7 +73,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReferenceAnswers:
-    """What transformers' layers make of two probes, in float32."""
+    """The rows and logits that transformers' layers make of two probes, in float32."""
 
     probes: tuple[Probe, Probe]
     rows: Tensor  # behind the body, pooled  # [2, hidden]

@@ -50,7 +50,7 @@ def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard, kept: Kept | 
     busy is measured again when the engine is idle. Raises the errors of an ordinary call, so a model that
     cannot score is never READY.
     """
-    probe = Probe(engine, tokenizer, card)
+    probe = EngineProbe(engine, tokenizer, card)
     for tokens in (min(card.max_tokens, LONGEST_TOKENS), SHORT_TOKENS):
         probe.run(probe.documents(tokens, count=1))
     if engine.settings.max_batch_tokens is None:
@@ -70,7 +70,7 @@ def finite_scores(engine: Engine, card: ModelCard) -> Iterator[None]:
         raise ModelLoadError(f"{card.source}: a score is not finite: the weights are damaged") from error
 
 
-class Probe:
+class EngineProbe:
     """Documents of its own that it runs through an engine, and what they cost."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, card: ModelCard) -> None:
@@ -126,7 +126,7 @@ class Probe:
         return Cost(counts.tokens, max(NO_TIME, seconds), max(NO_TIME, passed))
 
 
-def _set_budget(probe: Probe, kept: KeptBudget | None) -> None:
+def _set_budget(probe: EngineProbe, kept: KeptBudget | None) -> None:
     """Sets the budget that was kept as far as it fits the memory, or measures it and keeps it."""
     choice = kept.read() if kept else None
     if choice:
@@ -150,7 +150,7 @@ def _take(engine: Engine, choice: Choice) -> None:
     log.info("model %s: batches of %d tokens (%s%s)", engine.name, choice.tokens, choice.reason, again)
 
 
-def correct(probe: Probe, choice: Choice, kept: KeptBudget, idle_seconds: float = IDLE_SECONDS) -> None:
+def correct(probe: EngineProbe, choice: Choice, kept: KeptBudget, idle_seconds: float = IDLE_SECONDS) -> None:
     """Measures again once no call has come for a while, until nothing disturbs it; keeps what it finds.
 
     A call that comes meanwhile waits for the running batch, as for that of another call. The engine's budget
@@ -174,7 +174,7 @@ def correct(probe: Probe, choice: Choice, kept: KeptBudget, idle_seconds: float 
         idle_seconds *= 2
 
 
-def _measured_idle(probe: Probe, tokens: int) -> Choice:
+def _measured_idle(probe: EngineProbe, tokens: int) -> Choice:
     """Measures the budgets of an idle engine, and leaves it with one of `tokens`; raises CallArrived."""
     engine = probe.engine
     calls = engine.calls

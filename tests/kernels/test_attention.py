@@ -26,7 +26,7 @@ from rerank_grpc.kernels.attention import (
     kernels_take,
     window_of,
 )
-from rerank_grpc.kernels.base import Heads, KeysValues, Layout, Turns
+from rerank_grpc.kernels.base import Angles, Heads, KeysValues, Layout
 from rerank_grpc.kernels.causal import MASK_ROWS, CausalParts, GatheredParts, kept_of, key_ranges
 from rerank_grpc.kernels.cuda import TorchOperations
 from rerank_grpc.kernels.device import DTYPES
@@ -312,7 +312,7 @@ def test_the_first_rows_in_a_window_see_what_is_near_though_a_kernel_aligns_to_t
     layout, heads = Layout.of((40, 3, 9, 1)), Heads(4, 2, 8, 8**-0.5, window=5)
     query, key, value = torch.randn(53, 32), torch.randn(53, 16), torch.randn(53, 16)
     angles = torch.randn(53, 4)
-    turns = Turns(angles.cos(), angles.sin())
+    turns = Angles(angles.cos(), angles.sin())
     every = operations.attend(query, key, value, layout, layout, heads, (turns, turns))
     firsts = layout.firsts
     picked = operations.attend(
@@ -356,7 +356,7 @@ def all_operations(operations: PlainOperations, rows: int) -> list[torch.Tensor]
         norm = operations.norm(weight, shift, 1e-5, rms=rms, keeps_sum=keeps_sum)
         made += [*norm(added.clone(), residual.clone()), *norm(None, residual.clone())]
     made += [operations.gate("gelu")(merged.clone()), operations.gate("silu")(merged.clone())]
-    turns = Turns(random(rows, 4).to(device), random(rows, 4).to(device))
+    turns = Angles(random(rows, 4).to(device), random(rows, 4).to(device))
     made.append(operations.turn(4, None, 0.0)(merged[:, 32:64].clone(), turns))
     made.append(operations.turn(4, weight[:8], 1e-6)(merged[:, :32], turns))
     return made
@@ -427,7 +427,7 @@ def test_rows_and_sums_are_rounded_once(fusing: Callable[[torch.dtype], TorchOpe
 def test_heads_are_turned_as_halves_and_not_as_neighbours() -> None:
     torch.manual_seed(0)
     rows, angles = torch.randn(5, 32), torch.randn(5, 4)
-    turns = Turns(angles.cos(), angles.sin())
+    turns = Angles(angles.cos(), angles.sin())
     found = cuda.turn_heads(4, 0.0, rows, turns.cosines, turns.sines, None)
     assert torch.equal(found, plain_turn(4, None, 0.0, rows, turns))
     first = rows[:, 0] * turns.cosines[:, 0] - rows[:, 4] * turns.sines[:, 0]

@@ -56,7 +56,7 @@ def angles(rows: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turns the first half of each head with the second, in float64  # [rows, heads, size]."""
+    """Angles the first half of each head with the second, in float64  # [rows, heads, size]."""
     first, second = x.double().chunk(2, dim=-1)
     c, s = cosines.double()[:, None], sines.double()[:, None]
     return torch.cat([first * c - second * s, second * c + first * s], dim=-1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from rerank_grpc.kernels.base import Heads, Layout, Turns
+from rerank_grpc.kernels.base import Angles, Heads, Layout
 from rerank_grpc.kernels.cpu import CpuOperations
 from rerank_grpc.models.base import Model, PackedTokens
 from rerank_grpc.models.bodies.body import OwnBody
@@ -138,7 +138,7 @@ def test_parity_would_notice_neighbours_leaking(
         queries: Layout,
         keys: Layout,
         heads: Heads,
-        turns: tuple[Turns, Turns] | None = None,
+        turns: tuple[Angles, Angles] | None = None,
     ) -> torch.Tensor:
         whole, whole_keys = (Layout.of((sum(layout.lengths),)) for layout in (queries, keys))
         return attend(self, query, key, value, whole, whole_keys, heads, turns)

@@ -14,7 +14,7 @@ from rerank_grpc.engine.engine import Engine
 from rerank_grpc.kept import Kept
 from rerank_grpc.registry import warmup
 from rerank_grpc.registry.budget import LARGEST_BATCH_TOKENS, SMALLEST_BATCH_TOKENS, Choice, Cost, KeptBudget
-from rerank_grpc.registry.warmup import Probe, correct, warm_up
+from rerank_grpc.registry.warmup import EngineProbe, correct, warm_up
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.support import (
@@ -74,14 +74,14 @@ def test_a_configured_budget_is_left_alone(tmp_path: Path):
 
 def test_a_batch_of_passages_is_nearly_full_and_mixed():
     with started(CountingRunner()) as engine:
-        probe = Probe(engine, WordTokenizer(), CARD)
+        probe = EngineProbe(engine, WordTokenizer(), CARD)
         for budget in (512, 1_024, 8_192):
             lengths = [len(sequence) for sequence in probe.passages(budget)]
             assert 0.75 * budget <= sum(lengths) <= budget
             assert len(set(lengths)) > 2
 
 
-class Quiet(Probe):
+class Quiet(EngineProbe):
     """Believes that nothing disturbed it, and that batches of 4,096 tokens are the best."""
 
     def sample(self, budget: int) -> Cost:
@@ -103,7 +103,7 @@ DISTURBED = Choice(512, True, "measured under load")
 
 
 @contextmanager
-def correcting(probe: Probe, folder: Path, idle_seconds: float = 0.01) -> Iterator[KeptBudget]:
+def correcting(probe: EngineProbe, folder: Path, idle_seconds: float = 0.01) -> Iterator[KeptBudget]:
     kept = KeptBudget(CARD, Kept("budgets", folder))
     kept.write(DISTURBED)
     probe.engine.max_batch_tokens = DISTURBED.tokens

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from rerank_grpc.kernels.base import Causal, Turns
+from rerank_grpc.kernels.base import Angles, Causal
 from rerank_grpc.models.base import PackedTokens
 from rerank_grpc.models.bodies.plan import LayerPlan, NetworkPlan, Pooled, RotationPlan
 from rerank_grpc.models.bodies.weights import Weights
@@ -21,11 +21,11 @@ class Pass:
     """The state of one pass that its layers share."""
 
     packed: PackedTokens
-    turns: dict[RotationPlan, Turns]
+    turns: dict[RotationPlan, Angles]
     causal: Causal | None  # None where tokens see what stands behind them
     picked: Tensor | None = None  # the rows that the last layer computes; None for all
 
-    def turned(self, rotation: RotationPlan | None, rows: Tensor | None) -> Turns | None:
+    def turned(self, rotation: RotationPlan | None, rows: Tensor | None) -> Angles | None:
         """The angles of some rows, or of all; None without a rotation."""
         if rotation is None:
             return None
@@ -50,7 +50,7 @@ class OwnBody:
             if layer.rotation is not None
         }
         lasts = [pooled != "all" and number == len(plan.layers) for number in range(1, len(plan.layers) + 1)]
-        attentions = CausalAttention if plan.causal else Attention
+        attentions = Leftward if plan.causal else BothWays
         self._layers = [
             Layer(layer, weights, attentions(layer, index, weights, plan.hidden, picks=last), plan)
             for index, (layer, last) in enumerate(zip(plan.layers, lasts, strict=True))
@@ -108,7 +108,7 @@ class OwnBody:
         turns = {}
         for plan, frequencies in self._frequencies.items():
             angles = places * frequencies
-            turns[plan] = Turns(angles.cos() * plan.factor, angles.sin() * plan.factor)
+            turns[plan] = Angles(angles.cos() * plan.factor, angles.sin() * plan.factor)
         causal = None
         if self._causal is not None:
             causal = self._causal(packed.contexts, packed.prefixes, packed.layout)
@@ -123,7 +123,7 @@ class OwnBody:
 class Layer:
     """A norm, attention, a norm, a feed-forward."""
 
-    def __init__(self, plan: LayerPlan, weights: Weights, attention: Attention, network: NetworkPlan) -> None:
+    def __init__(self, plan: LayerPlan, weights: Weights, attention: BothWays, network: NetworkPlan) -> None:
         self._before = weights.norm(plan.before)
         self.attention = attention
         self._out = weights.linear(plan.out, (network.hidden,), plan.heads.width)
@@ -140,8 +140,8 @@ class Layer:
         return self._feed(rows), residual
 
 
-class Attention:
-    """Attention both ways; one that `picks` has queries for the picked rows only."""
+class BothWays:
+    """BothWays both ways; one that `picks` has queries for the picked rows only."""
 
     def __init__(self, plan: LayerPlan, index: int, weights: Weights, hidden: int, *, picks: bool) -> None:
         self.picks = picks
@@ -179,8 +179,8 @@ class Attention:
         return self._query(rows.index_select(0, state.picked)), key, value
 
 
-class CausalAttention(Attention):
-    """Attention to what stands before, whose keys others may continue."""
+class Leftward(BothWays):
+    """BothWays to what stands before, whose keys others may continue."""
 
     def __init__(self, plan: LayerPlan, index: int, weights: Weights, hidden: int, *, picks: bool) -> None:
         super().__init__(plan, index, weights, hidden, picks=picks)

@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rerank_grpc.kernels.base import AddNorm, Linear, Operations, Turn
+from rerank_grpc.kernels.base import AddNorm, Linear, Operations, Rotate
 from rerank_grpc.kernels.plain import ACTIVATIONS
 from rerank_grpc.models.bodies.plan import HeadNorms, LayerPlan, LinearPlan, NormPlan
 
 
-class Source(Protocol):
+class WeightReader(Protocol):
     """The weights of a checkpoint, each to be read once."""
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, /) -> Tensor:
@@ -23,7 +23,7 @@ class Source(Protocol):
 class Weights:
     """Lays out the weights of one network, whose names stand behind `prefix`."""
 
-    def __init__(self, source: Source, prefix: str, hidden: int, operations: Operations) -> None:
+    def __init__(self, source: WeightReader, prefix: str, hidden: int, operations: Operations) -> None:
         self._source = source
         self._prefix = prefix
         self._hidden = hidden
@@ -57,7 +57,7 @@ class Weights:
         bias = self.take(f"{plan.name}.bias", self._hidden) if plan.bias else None
         return self.operations.norm(weight, bias, plan.epsilon, rms=plan.rms, keeps_sum=plan.keeps_sum)
 
-    def turns(self, plan: LayerPlan) -> tuple[Turn, Turn]:
+    def turns(self, plan: LayerPlan) -> tuple[Rotate, Rotate]:
         """Makes the rotations of queries and of keys, behind the norms of their heads."""
         norms, heads = plan.head_norms or HeadNorms("", "", 0.0), plan.heads
         query = self.take(f"{norms.query}.weight", heads.size) if norms.query else None
