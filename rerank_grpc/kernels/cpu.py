@@ -48,9 +48,11 @@ class CpuOperations(PlainOperations):
         quantized, scales = quantize_weight(weight)
         added = torch.zeros(len(weight)) if bias is None else bias.float().clone()
         outputs, inputs = weight.shape
-        product: Linear = Int8Linear(quantized, scales, added, gelu=gelu)
+        product: Linear
         if self._native is not None and outputs % INT8_OUTPUTS == 0 and inputs % WIDTHS == 0:
             product = native_int8_linear(self._native, quantized, scales, added, gelu=gelu)
+        else:
+            product = Int8Linear(quantized, scales, added, gelu=gelu)
         return Corrected(product, weight, quantized, scales, added)
 
     def norm(

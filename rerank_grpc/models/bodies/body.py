@@ -50,7 +50,7 @@ class OwnBody:
             if layer.rotation is not None
         }
         lasts = [pooled != "all" and number == len(plan.layers) for number in range(1, len(plan.layers) + 1)]
-        attentions = Leftward if plan.causal else BothWays
+        attentions = DecoderAttention if plan.causal else EncoderAttention
         self._layers = [
             Layer(layer, weights, attentions(layer, index, weights, plan.hidden, picks=last), plan)
             for index, (layer, last) in enumerate(zip(plan.layers, lasts, strict=True))
@@ -123,7 +123,7 @@ class OwnBody:
 class Layer:
     """A norm, attention, a norm, a feed-forward."""
 
-    def __init__(self, plan: LayerPlan, weights: Weights, attention: BothWays, network: NetworkPlan) -> None:
+    def __init__(self, plan: LayerPlan, weights: Weights, attention: EncoderAttention, network: NetworkPlan) -> None:
         self._before = weights.norm(plan.before)
         self.attention = attention
         self._out = weights.linear(plan.out, (network.hidden,), plan.heads.width)
@@ -140,8 +140,8 @@ class Layer:
         return self._feed(rows), residual
 
 
-class BothWays:
-    """BothWays both ways; one that `picks` has queries for the picked rows only."""
+class EncoderAttention:
+    """Attention both ways; one that `picks` has queries for the picked rows only."""
 
     def __init__(self, plan: LayerPlan, index: int, weights: Weights, hidden: int, *, picks: bool) -> None:
         self.picks = picks
@@ -179,8 +179,8 @@ class BothWays:
         return self._query(rows.index_select(0, state.picked)), key, value
 
 
-class Leftward(BothWays):
-    """BothWays to what stands before, whose keys others may continue."""
+class DecoderAttention(EncoderAttention):
+    """Attention to what stands before, whose keys others may continue."""
 
     def __init__(self, plan: LayerPlan, index: int, weights: Weights, hidden: int, *, picks: bool) -> None:
         super().__init__(plan, index, weights, hidden, picks=picks)
