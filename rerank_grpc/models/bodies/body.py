@@ -123,7 +123,9 @@ class OwnBody:
 class Layer:
     """A norm, attention, a norm, a feed-forward."""
 
-    def __init__(self, plan: LayerPlan, weights: Weights, attention: EncoderAttention, network: NetworkPlan) -> None:
+    def __init__(
+        self, plan: LayerPlan, weights: Weights, attention: EncoderAttention, network: NetworkPlan
+    ) -> None:
         self._before = weights.norm(plan.before)
         self.attention = attention
         self._out = weights.linear(plan.out, (network.hidden,), plan.heads.width)
