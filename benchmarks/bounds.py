@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environments, report, worker
+from benchmarks import convert, environments, report
 
 FAMILIES = ("bert", "roberta", "xlm_roberta")
 
@@ -66,11 +66,12 @@ def measure(path: Path) -> float:
     import torch
     import transformers
 
-    worker.convert(path)
+    for form in convert.NEEDED["onnxruntime int8"]:
+        convert.main(form, str(path))
     network = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     session = onnxruntime.InferenceSession(
-        str(worker.converted(path) / "int8.onnx"), providers=["CPUExecutionProvider"]
+        str(convert.converted(path) / "int8.onnx"), providers=["CPUExecutionProvider"]
     )
     found, expected = [], []
     for pair in json.loads((path / "texts.json").read_text()):
