@@ -109,6 +109,8 @@ def facts(case: Data) -> Iterator[str]:
         f"{len(case['rounds'])} rounds; plain product in GFLOP/s: {', '.join(rates)}; other processes used "
         f"at most {disturbance:.0%} of the CPU during a sample."
     )
+    if note := case.get("note"):
+        yield note
     if case["left_out"]:
         yield f"**Cut: {case['left_out']} more documents of the workload were left out.**"
     if case["errors"]:
