@@ -33,7 +33,7 @@ NEEDED = {
     "openvino bf16": ("onnx",),
     "openvino int8": ("onnx", "openvino"),
 }
-CALIBRATION_BATCHES = 16
+CALIBRATION_BATCHES = 8
 
 
 def environment_of(form: str) -> str:

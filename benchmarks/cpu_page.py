@@ -114,7 +114,8 @@ def facts(case: Data) -> Iterator[str]:
     if case["left_out"]:
         yield f"**Cut: {case['left_out']} more documents of the workload were left out.**"
     if case["errors"]:
-        yield f"The standard deviation of transformers' scores is {case['deviation']:.3g}."
+        compared = f"the first {case['compared']}" if case["compared"] < case["documents"] else "all"
+        yield f"Errors are of {compared} documents; transformers' scores deviate by {case['deviation']:.3g}."
 
 
 def systems_of(case: Data) -> list[str]:

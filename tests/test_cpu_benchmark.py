@@ -120,6 +120,7 @@ def case(**seconds: float) -> dict[str, Any]:
         "prefix": 0,
         "documents": 2,
         "left_out": 0,
+        "compared": 2,
         "errors": {},
         "skipped": {},
     }
