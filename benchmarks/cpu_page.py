@@ -93,8 +93,17 @@ def section(name: str, case: Data) -> str:
         " ".join(facts(case)),
         report.table(header, rows),
     ]
-    lines += [f"Skipped: {label(system)}: {reason}." for system, reason in case["skipped"].items()]
+    lines += left_out(case)
     return "\n\n".join(lines)
+
+
+def left_out(case: Data) -> Iterator[str]:
+    """Says which systems were not measured, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for system, reason in case["skipped"].items():
+        reasons.setdefault(reason, []).append(label(system))
+    for reason, systems in reasons.items():
+        yield f"Not measured: {', '.join(systems)}: {reason}."
 
 
 def facts(case: Data) -> Iterator[str]:

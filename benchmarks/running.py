@@ -85,7 +85,7 @@ class Worker:
 
     def _last_words(self) -> str:
         lines = self._log.read_text().strip().splitlines() or ["no message"]
-        return lines[-1][:200]
+        return lines[-1].replace(str(checkpoints.cache_folder()), "$BENCH_CACHE")[:200]
 
 
 def sample(running: Worker, workload: str, *, quiet: bool) -> tuple[dict[str, Any], float]:
