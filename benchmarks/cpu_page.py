@@ -165,7 +165,7 @@ def of_the_service() -> Iterator[str]:
         yield "## Starting: `python -m benchmarks.starting`"
         yield starting(found)
     for name, title in (("budgets", "Batch budgets"), ("busy", "The device under REST callers")):
-        if found := targets.read(name):
+        if (found := targets.read(name)) and found.get("rows"):
             yield f"## {title}: `python -m benchmarks.{name}`"
             yield report.table(found["header"], found["rows"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import counting, cpu, cpu_page, targets, workloads
+from benchmarks import counting, cpu, cpu_page, report, targets, workloads
 from benchmarks.checkpoints import SHAPES
 from benchmarks.systems import CASES, NAMES, PEERS
 
@@ -152,6 +153,23 @@ def test_the_page_shows_every_target_and_says_which_was_not_measured():
     assert "left out.**" not in page
     measured["left_out"] = 60
     assert "Cut: 60 more documents" in cpu_page.page(data)
+
+
+def test_the_page_shows_what_other_scripts_have_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    start = {"seconds": 5.0, "processor_seconds": 7.0, "resident_mib": 900.0, "peak_mib": 990.0}
+    starting = {"base": {"first": start, "starts": [start] * 3, "weights_mib": 530.0}}
+    (tmp_path / "starting.json").write_text(json.dumps(starting))
+    busy = {"shares": [0.95, 0.96, 0.97], "header": ["callers", "busy"], "rows": [["8", "0.96"]]}
+    (tmp_path / "busy.json").write_text(json.dumps(busy))
+    lines = cpu_page.page({"threads": 2, "versions": {}, "cases": {}}).splitlines()
+    assert "| base | 5.0 (5.0–5.0) | 7.0 (7.0–7.0) | 900 | 370 | 990 |" in lines
+    assert "| 8 | 0.96 |" in lines
+    assert "| READY, second start, base: seconds | ≤ 6 | 5.0 (5.0–5.0) | yes |" in lines
+    assert "| resident memory of base bf16 minus its weights: MiB | ≤ 360 | 370 (370–370) | no |" in lines
+    assert "| device busy with 8 REST callers | ≥ 0.97 | 0.96 (0.95–0.97) | no |" in lines
+    (missing,) = [line for line in lines if line.startswith("| measured budget's rate")]
+    assert missing.endswith("| not measured |  |")
 
 
 def test_each_system_of_each_case_has_a_name_and_an_environment():
