@@ -152,7 +152,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--trial", action="store_true", help="wait for no quiet, print the page, write nothing"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    known = {system for name in options.cases for system in (CASES | TRIALS)[name]}
+    if unknown := sorted({*options.systems, *options.skip} - known):
+        parser.error(f"no case has the system {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    return options
 
 
 def systems_of(case: Case, options: argparse.Namespace) -> list[str]:

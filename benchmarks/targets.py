@@ -139,8 +139,8 @@ def of_service(data: Data) -> Iterator[Target]:
     beside = [each["resident_mib"] - base["weights_mib"] for each in base.get("starts", [])]
     yield Target("resident memory of base bf16 minus its weights: MiB", 360, beside, most=True, digits=0)
     figure = "measured budget's rate ÷ the best of all budgets, starts under foreign load"
-    yield Target(figure, 0.97, budgets.get("shares", []))
-    yield Target("device busy with 8 REST callers", 0.97, busy.get("shares", []))
+    yield Target(figure, 0.97, budgets.get("shares", []), digits=3)
+    yield Target("device busy with 8 REST callers", 0.97, busy.get("shares", []), digits=3)
     if used := data.get("memory"):
         peaks = [each["peak"] / each["file"] for each in used.values()]
         yield Target("peak memory while loading ÷ file, imports left out", 1.6, [max(peaks)], most=True)
