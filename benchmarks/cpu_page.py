@@ -80,7 +80,7 @@ def section(name: str, case: Data) -> str:
         rows.append(
             [
                 f"**{label(system)}**" if system.split()[0] in OURS else label(system),
-                Spread.of(seconds(case, system)).text(),
+                Spread.of(seconds(case, system)).text() + few(case, system),
                 f"{median(gflops(case, system)):.0f}",
                 Spread.of(shares).text() if shares else "",
                 f"{difference['rms']:.1e} / {difference['max']:.1e}" if difference else "",
@@ -97,10 +97,18 @@ def section(name: str, case: Data) -> str:
     return "\n\n".join(lines)
 
 
+def few(case: Data, system: str) -> str:
+    """Says so if a system has not been in all rounds."""
+    count = len(seconds(case, system))
+    return "" if count == len(case["rounds"]) else f", {count} of {len(case['rounds'])} rounds"
+
+
 def left_out(case: Data) -> Iterator[str]:
-    """Says which systems were not measured, by reason."""
+    """Says which systems no round has, by reason."""
     reasons: dict[str, list[str]] = {}
     for system, reason in case["skipped"].items():
+        if system in systems_of(case):
+            continue
         reasons.setdefault(reason, []).append(label(system))
     for reason, systems in reasons.items():
         yield f"Not measured: {', '.join(systems)}: {reason}."

@@ -155,6 +155,16 @@ def test_the_page_shows_every_target_and_says_which_was_not_measured():
     assert "Cut: 60 more documents" in cpu_page.page(data)
 
 
+def test_a_system_of_some_rounds_is_shown_as_such():
+    found = case(**{"rerank-grpc_bf16": 1.0, "openvino_bf16": 2.0})
+    del found["rounds"][1]["seconds"]["openvino bf16"]
+    found["skipped"] = {"openvino bf16": "left out by hand", "infinity bf16": "left out by hand"}
+    section = cpu_page.section("base/W2", found)
+    assert "| OpenVINO, sorted bf16 | 2.00 (2.00–2.00), 1 of 2 rounds |" in section
+    assert "| **rerank-grpc bf16** | 1.50 (1.00–2.00) |" in section
+    assert section.endswith("Not measured: Infinity bf16: left out by hand.")
+
+
 def test_the_page_shows_what_other_scripts_have_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     start = {"seconds": 5.0, "processor_seconds": 7.0, "resident_mib": 900.0, "peak_mib": 990.0}
