@@ -41,8 +41,9 @@ THREADS = 2
 ROUNDS = 5
 SAMPLES = report.RESULTS / "cpu.json"
 WARM_UP = "W2:8"
-# Of a shape with more weights than these, errors are those of the first documents: fp32 takes minutes.
-LARGE, COMPARED = 200e6, 25
+# Of a shape with more weights than these, errors are those of the first documents, of fewer if they are
+# long: fp32 takes minutes.
+LARGE, COMPARED, COMPARED_LONG = 200e6, 25, 5
 
 # For estimates: FLOP/s of products and, where no sample tells, useful FLOP/s; seconds of a start, and of what
 # is around each sample.
@@ -81,9 +82,10 @@ class Case:
     @property
     def compared(self) -> str:
         """The workload whose scores are compared: this one, or its first documents."""
-        if self.shape.linear_weights < LARGE or len(self.documents(self.workload)) <= COMPARED:
+        most = COMPARED_LONG if workloads.named(self.workload).max_tokens > 512 else COMPARED
+        if self.shape.linear_weights < LARGE or len(self.documents(self.workload)) <= most:
             return self.workload
-        return f"{self.workload.partition(':')[0]}:{COMPARED}"
+        return f"{self.workload.partition(':')[0]}:{most}"
 
     @staticmethod
     def documents(workload: str) -> tuple[str, ...]:
