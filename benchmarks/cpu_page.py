@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import report
+from benchmarks import report, targets
 from benchmarks.report import Spread
 from benchmarks.systems import CASES, NAMES, OURS
+from benchmarks.targets import Data
+
+INTRODUCTION = (
+    "`make bench` writes this page; the samples are in cpu.json. In each round every system scores the "
+    "workload once, and the plain matrix product is measured; shares and ratios are taken per round. "
+    "The seconds are medians with minimum and maximum, tokenizing included. Useful operations are those "
+    "of real tokens, all layers counted whole, also by who computes the last one for first tokens only; "
+    "a window counts as a window, what causal attention does not see counts as nothing, and a prefix that "
+    "documents share counts once. The plain product is torch's linear over 2,048 rows in the shapes of the "
+    "model's own layers (query, key and value; out; up, with the gate; down), with weights as they come; its "
+    "rate moves with the machine's other tenants, in fp32 by a quarter. Weights are random, but for the "
+    "embedded model's. Errors are against transformers in fp32, as shares of its logits' standard deviation."
+)
+ABSENT = (
+    "**Peers that are not here.** OpenVINO Model Server: neither PyPI nor Debian has it, only registries of "
+    "containers and snaps; its library stands for it, in int8 by NNCF's post-training quantization. Language "
+    "models: Infinity takes cross-encoders of one label only, ONNX Runtime and OpenVINO an export that a "
+    "further library makes."
+)
 
 
-def efficiencies(case: dict[str, Any], system: str) -> list[float]:
-    """Useful FLOP/s over the plain product's of that precision, round by round."""
-    kind = system.split()[1]
-    return [
-        case["flop"] / each["seconds"][system] / each["rates"][kind]
-        for each in case["rounds"]
-        if system in each["seconds"] and kind in each["rates"]
-    ]
+def write(data: Data) -> Path:
+    """Writes the page and its chart; returns the page."""
+    (report.RESULTS / "cpu.md").write_text(page(data) + "\n", "utf-8")
+    case = data["cases"].get("base/W2", {})
+    if case.get("rounds") and not report.chart(
+        "cpu", "W2, bge-reranker-base's shape", bars_of(case), "useful GFLOP/s"
+    ):
+        print("no chart: pip install matplotlib", file=sys.stderr)
+    return report.RESULTS / "cpu.md"
 
 
-def ratios(case: dict[str, Any], ours: str, theirs: str) -> list[float]:
-    """How many times faster ours was, round by round."""
-    return [
-        each["seconds"][theirs] / each["seconds"][ours]
-        for each in case["rounds"]
-        if {ours, theirs} <= set(each["seconds"])
-    ]
-
-
-def write(data: dict[str, Any]) -> None:
-    cases = {name: data["cases"][name] for name in CASES if data["cases"].get(name, {}).get("rounds")}
+def page(data: Data) -> str:
+    """The whole page in Markdown."""
+    names = [*CASES, *(name for name in data["cases"] if name not in CASES)]
+    cases = {name: data["cases"][name] for name in names if data["cases"].get(name, {}).get("rounds")}
     versions = data["versions"] | {
         f"{peer}: {name}": version
         for peer, all_ in data.get("peers", {}).items()
@@ -39,34 +54,99 @@ def write(data: dict[str, Any]) -> None:
     }
     parts = [
         "# CPU: the service and its peers",
-        "`make bench` writes this page; the samples are in cpu.json. In each round every system scores the "
-        "workload once, and the plain matrix product is measured; shares and ratios are taken per round. "
-        "The seconds are medians with minimum and maximum, tokenizing included. Useful operations are those "
-        "of real tokens, all layers counted whole, also by who computes the last one for first tokens only. "
-        "The plain product is torch's linear over 2,048 rows, with weights as they come; its rate moves with "
-        "the machine's other tenants, in fp32 by a quarter.",
+        INTRODUCTION,
         report.facts(data["threads"], versions),
-        targets(data, cases),
+        "## Targets",
+        targets.table(data),
+        *of_the_service(),
     ]
     for name, case in cases.items():
-        parts += [f"## {name}", section(case)]
+        parts += [f"## {name}: {case['like']}'s shape", section(name, case)]
+    parts.append(ABSENT)
     if missing := [name for name in CASES if name not in cases]:
         parts.append(f"Not measured yet: {', '.join(missing)}. `make bench` goes on with them.")
-    (report.RESULTS / "cpu.md").write_text("\n\n".join(parts) + "\n", "utf-8")
-    if "base/W2" in cases:
-        bars = [
-            (label(name), median(gflops(cases["base/W2"], name)), name.split()[0] in OURS)
-            for name in systems_of(cases["base/W2"])
-        ]
-        bars += [
-            (f"limit: plain product {kind}", median([each["rates"][kind] / 1e9 for each in rounds]), False)
-            for rounds in [cases["base/W2"]["rounds"]]
-            for kind in rounds[0]["rates"]
-        ]
-        bars.sort(key=lambda bar: -bar[1])
-        if not report.chart("cpu", "W2, bge-reranker-base's shape", bars, "useful GFLOP/s"):
-            print("no chart: pip install matplotlib", file=sys.stderr)
-    print(report.RESULTS / "cpu.md")
+    return "\n\n".join(parts)
+
+
+# ---------------- The tables of cases
+
+
+def section(name: str, case: Data) -> str:
+    """What a case is, its systems from the fastest on, and what was left out of it."""
+    rows = []
+    for system in systems_of(case):
+        shares = targets.shares(case, system)
+        difference = case["errors"].get(system)
+        rows.append(
+            [
+                f"**{label(system)}**" if system.split()[0] in OURS else label(system),
+                Spread.of(seconds(case, system)).text() + few(case, system),
+                f"{median(gflops(case, system)):.0f}",
+                Spread.of(shares).text() if shares else "",
+                f"{difference['rms']:.1e} / {difference['max']:.1e}" if difference else "",
+            ]
+        )
+    header = ["system", "seconds", "useful GFLOP/s", "of the plain product", "error, rms / max"]
+    cut = f" --documents {case['documents']}" if case["left_out"] else ""
+    lines = [
+        f"`python -m benchmarks.cpu --cases '{name}' --rounds {len(case['rounds'])}{cut}`",
+        " ".join(facts(case)),
+        report.table(header, rows),
+    ]
+    lines += left_out(case)
+    return "\n\n".join(lines)
+
+
+def few(case: Data, system: str) -> str:
+    """Says so if a system has not been in all rounds."""
+    count = len(seconds(case, system))
+    return "" if count == len(case["rounds"]) else f", {count} of {len(case['rounds'])} rounds"
+
+
+def left_out(case: Data) -> Iterator[str]:
+    """Says which systems no round has, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for system, reason in case["skipped"].items():
+        if system in systems_of(case):
+            continue
+        reasons.setdefault(reason, []).append(label(system))
+    for reason, systems in reasons.items():
+        yield f"Not measured: {', '.join(systems)}: {reason}."
+
+
+def facts(case: Data) -> Iterator[str]:
+    prefix = f", of them {case['prefix']} of the prefix" if case["prefix"] else ""
+    rates = [
+        f"{kind} {Spread.of([each['rates'][kind] / 1e9 for each in case['rounds']]).text(0)}"
+        for kind in case["rounds"][0]["rates"]
+    ]
+    disturbance = max(max(each["others"].values()) for each in case["rounds"])
+    yield (
+        f"{case['documents']} documents, {case['tokens']:,} tokens{prefix}, {case['flop'] / 1e12:.2f} TFLOP, "
+        f"{len(case['rounds'])} rounds; plain product in GFLOP/s: {', '.join(rates)}; other processes used "
+        f"at most {disturbance:.0%} of the CPU during a sample."
+    )
+    if note := case.get("note"):
+        yield note
+    if case["left_out"]:
+        yield f"**Cut: {case['left_out']} more documents of the workload were left out.**"
+    if case["errors"]:
+        compared = f"the first {case['compared']}" if case["compared"] < case["documents"] else "all"
+        yield f"Errors are of {compared} documents; transformers' scores deviate by {case['deviation']:.3g}."
+
+
+def systems_of(case: Data) -> list[str]:
+    """The systems that were measured, the fastest first."""
+    found = {name for each in case["rounds"] for name in each["seconds"]}
+    return sorted(found, key=lambda name: median(seconds(case, name)))
+
+
+def seconds(case: Data, system: str) -> list[float]:
+    return [each["seconds"][system] for each in case["rounds"] if system in each["seconds"]]
+
+
+def gflops(case: Data, system: str) -> list[float]:
+    return [case["flop"] / each / 1e9 for each in seconds(case, system)]
 
 
 def label(system: str) -> str:
@@ -74,98 +154,42 @@ def label(system: str) -> str:
     return f"{NAMES[name]} {kind}"
 
 
-def systems_of(case: dict[str, Any]) -> list[str]:
-    names = {name for each in case["rounds"] for name in each["seconds"]}
-    return sorted(names, key=lambda name: median(seconds(case, name)))
+def bars_of(case: Data) -> list[tuple[str, float, bool]]:
+    """The chart's bars, from the fastest on; the products are the limits."""
+    bars = [(label(name), median(gflops(case, name)), name.split()[0] in OURS) for name in systems_of(case)]
+    rounds: list[Any] = case["rounds"]
+    for kind in rounds[0]["rates"]:
+        rate = median([each["rates"][kind] / 1e9 for each in rounds])
+        bars.append((f"limit: plain product {kind}", rate, False))
+    return sorted(bars, key=lambda bar: -bar[1])
 
 
-def seconds(case: dict[str, Any], system: str) -> list[float]:
-    return [each["seconds"][system] for each in case["rounds"] if system in each["seconds"]]
+# ---------------- What other scripts have measured of the service
 
 
-def gflops(case: dict[str, Any], system: str) -> list[float]:
-    return [case["flop"] / each / 1e9 for each in seconds(case, system)]
+def of_the_service() -> Iterator[str]:
+    """The tables of starts, of batch budgets and of the device under REST, as far as they were measured."""
+    if found := targets.read("starting"):
+        yield "## Starting: `python -m benchmarks.starting`"
+        yield starting(found)
+    for name, title in (("budgets", "Batch budgets"), ("busy", "The device under REST callers")):
+        if (found := targets.read(name)) and found.get("rows"):
+            yield f"## {title}: `python -m benchmarks.{name}`"
+            yield report.table(found["header"], found["rows"])
 
 
-def section(case: dict[str, Any]) -> str:
+def starting(found: Data) -> str:
+    """Seconds until READY and memory then, of second starts."""
     rows = []
-    for name in systems_of(case):
-        shares = efficiencies(case, name)
-        difference = case["errors"].get(name)
-        rows.append(
-            [
-                f"**{label(name)}**" if name.split()[0] in OURS else label(name),
-                Spread.of(seconds(case, name)).text(),
-                f"{median(gflops(case, name)):.0f}",
-                f"{median(shares):.2f}" if shares else "",
-                f"{difference['rms']:.1e} / {difference['max']:.1e}" if difference else "",
-            ]
-        )
-    header = ["system", "seconds", "useful GFLOP/s", "of the plain product", "error, rms / max"]
-    rates = [
-        f"{kind} {Spread.of([each['rates'][kind] / 1e9 for each in case['rounds']]).text(0)}"
-        for kind in case["rounds"][0]["rates"]
-    ]
-    disturbance = max(max(each["others"].values()) for each in case["rounds"])
-    lines = [
-        f"{case['tokens']:,} tokens, {case['flop'] / 1e12:.2f} TFLOP, {len(case['rounds'])} rounds; "
-        f"plain product in GFLOP/s: {', '.join(rates)}; "
-        f"other processes used at most {disturbance:.0%} of the CPU during a sample."
-        + (
-            f" Errors are against transformers in fp32, as shares of its logits' standard deviation "
-            f"({case['deviation']:.2f})."
-            if case["errors"]
-            else ""
-        ),
-        report.table(header, rows),
-    ]
-    lines += [f"Skipped: {label(name)}: {reason}." for name, reason in case["skipped"].items()]
-    return "\n\n".join(lines)
-
-
-def targets(data: dict[str, Any], cases: dict[str, Any]) -> str:
-    """What the service is held to on W2 with the base shape, and what was measured."""
-    rows = []
-
-    def add(text: str, least: float, found: list[float]) -> None:
-        if found:
-            value = median(found)
-            met = "yes" if value >= least else "no"
-            rows.append([text, f"≥ {least:g}", f"{value:.2f} ({min(found):.2f}–{max(found):.2f})", met])
-
-    if case := cases.get("base/W2"):
-        add("bf16: share of the plain bf16 product", 0.90, efficiencies(case, "rerank-grpc bf16"))
-        for text, least, peer in (
-            ("OpenVINO bf16", 1.05, "openvino bf16"),
-            ("Infinity bf16", 1.9, "infinity bf16"),
-            ("CrossEncoder as it comes, fp32", 3.7, "crossencoder fp32"),
-        ):
-            add(f"bf16 against {text}", least, ratios(case, "rerank-grpc bf16", peer))
-        add("int8: share of the plain int8 product", 0.70, efficiencies(case, "rerank-grpc int8"))
-        ort = ratios(case, "rerank-grpc int8", "onnxruntime int8")
-        add("int8 against ONNX Runtime int8 dynamic", 1.4, ort)
-        better = [
-            min(both)
-            for both in zip(
-                ratios(case, "rerank-grpc fp32", "openvino fp32"),
-                ratios(case, "rerank-grpc fp32", "onnxruntime fp32"),
-                strict=False,
-            )
+    for name, each in found.items():
+        samples = {key: Spread.of([start[key] for start in each["starts"]]) for key in each["first"]}
+        row = [samples["seconds"].text(1), samples["processor_seconds"].text(1)]
+        resident = samples["resident_mib"].median
+        row += [
+            f"{resident:.0f}",
+            f"{resident - each['weights_mib']:.0f}",
+            f"{samples['peak_mib'].median:.0f}",
         ]
-        add("fp32 against the better of OpenVINO and ONNX Runtime fp32", 1.0, better)
-    if case := cases.get("base/W1"):
-        add("W1, bf16: share of the plain product", 0.6, efficiencies(case, "rerank-grpc bf16"))
-    if case := cases.get("base/W3"):
-        add("W3 at 512 tokens, bf16: share of the plain product", 0.8, efficiencies(case, "rerank-grpc bf16"))
-    if used := data.get("memory"):
-        peak = max(each["peak"] / each["file"] for each in used.values())
-        rows.append(
-            ["peak memory while loading ÷ file, imports left out", "≤ 1.6", f"{peak:.2f}", yes(peak <= 1.6)]
-        )
-        steady = used["bf16"]["steady"] / used["bf16"]["file"] * 2
-        rows.append(["steady memory, bf16 ÷ its weights", "≤ 1.25", f"{steady:.2f}", yes(steady <= 1.25)])
-    return "## Targets, base shape\n\n" + report.table(["figure", "target", "measured", "met"], rows)
-
-
-def yes(met: bool) -> str:
-    return "yes" if met else "no"
+        rows.append([name, *row])
+    header = ["model", "READY after, s", "processor time, s", "resident, MiB", "minus weights", "at most"]
+    return report.table(header, rows)

@@ -76,35 +76,34 @@ def ways_of(
     path: Path, workload: workloads.Workload, precision: str
 ) -> tuple[dict[str, Way], dict[str, Any]]:
     """All ways to score a workload, each from texts to logits."""
-    theirs = Theirs(path, workload, precision)
+    theirs = Theirs(path, precision)
     ours = Ours(path, workload, precision)
     ways: dict[str, Way] = {
-        CARD: lambda: theirs.score(8, keep=0, by_length=False),
-        SORTED: lambda: theirs.score(32, keep=1, by_length=True),
+        CARD: lambda: theirs.score(workload, 8, keep=0, by_length=False),
+        SORTED: lambda: theirs.score(workload, 32, keep=1, by_length=True),
         WHOLE: lambda: ours.score(shared=False),
         SHARED: lambda: ours.score(shared=True),
     }
-    few = workload.documents[:2]
-    for each in (theirs, ours):
-        each.warm_up(few)
+    few = replace(workload, documents=workload.documents[:2])
+    theirs.score(few, 8, keep=1, by_length=False)
+    ours.warm_up(few.documents)
     return ways, ours.tokens()
 
 
 class Theirs:
     """The model card's code."""
 
-    def __init__(self, path: Path, workload: workloads.Workload, precision: str, device: str = "cpu") -> None:
+    def __init__(self, path: Path, precision: str, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._workload = workload
         self._tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         self._network = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device)
         self._answers = [self._tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
 
     @torch.inference_mode()
-    def score(self, size: int, *, keep: int, by_length: bool) -> list[float]:
-        rows = self._rows()
+    def score(self, workload: workloads.Workload, size: int, *, keep: int, by_length: bool) -> list[float]:
+        rows = self._rows(workload)
         order = (
             sorted(range(len(rows)), key=lambda at: len(rows[at])) if by_length else list(range(len(rows)))
         )
@@ -120,12 +119,7 @@ class Theirs:
                 logits[at] = logit
         return logits
 
-    def warm_up(self, documents: tuple[str, ...]) -> None:
-        whole, self._workload = self._workload, replace(self._workload, documents=documents)
-        self.score(8, keep=1, by_length=False)
-        self._workload = whole
-
-    def _rows(self) -> list[list[int]]:
+    def _rows(self, workload: workloads.Workload) -> list[list[int]]:
         from rerank_grpc.checkpoints.catalogue import builtin
 
         known = builtin().find(checkpoints.QWEN3_NAME)
@@ -133,11 +127,11 @@ class Theirs:
             raise SystemExit(f"the catalogue has no {checkpoints.QWEN3_NAME}")
         segments, instruction = known.prompt["segments"], known.prompt["instruction"]
         before, asked, after = (
-            segment.format(instruction=instruction, query=self._workload.query, document="{document}")
+            segment.format(instruction=instruction, query=workload.query, document="{document}")
             for segment in segments
         )
         ids = partial(self._tokenizer.encode, add_special_tokens=False)
-        pairs = [asked.replace("{document}", document) for document in self._workload.documents]
+        pairs = [asked.replace("{document}", document) for document in workload.documents]
         return [ids(before) + ids(pair) + ids(after) for pair in pairs]
 
 

@@ -14,7 +14,7 @@ REQUIREMENTS = {
     "crossencoder": [TORCH, "sentence-transformers==6.2.0", "transformers==5.23.0", "fastapi", "uvicorn"],
     "infinity": [TORCH, "infinity-emb[torch,server]==0.0.78", "transformers<5"],
     "onnxruntime": [TORCH, "transformers==5.23.0", "onnx==1.23.2", "onnxscript", "onnxruntime==1.31.1"],
-    "openvino": ["openvino==2026.4.1", "tokenizers==0.23.3"],
+    "openvino": ["openvino==2026.4.1", "nncf==3.4.0", "tokenizers==0.23.3"],
 }
 # What of it is named in results.
 SHOWN = {

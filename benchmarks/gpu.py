@@ -407,14 +407,14 @@ def check_server() -> None:
 def decoder_figure(run: Run, name: str) -> None:
     size, path = run.size, checkpoints.checkpoint(name, run.size.device)
     workload = workloads_of(size, 1)[0]
-    exact, theirs = (Theirs(path, workload, each, size.device) for each in ("fp32", size.precision))
-    logits = [torch.tensor(each.score(32, keep=1, by_length=True)) for each in (exact, theirs)]
+    exact, theirs = (Theirs(path, each, size.device) for each in ("fp32", size.precision))
+    logits = [torch.tensor(each.score(workload, 32, keep=1, by_length=True)) for each in (exact, theirs)]
     judge(run, name, path, workload, *logits)
     ours = Ours(path, size)
     ratios, pairs = [], []
     for turn in range(size.rounds + 1):
         own = timed(size, lambda: ours.score([ours.encode(workload)]))
-        other = timed(size, lambda: theirs.score(32, keep=1, by_length=True))
+        other = timed(size, lambda: theirs.score(workload, 32, keep=1, by_length=True))
         if turn:  # the first warms both
             ratios.append(other / own)
             pairs.append(size.documents / own)

@@ -3,6 +3,8 @@
     python -m benchmarks.servers echo            a bare threaded grpcio server that computes nothing
     python -m benchmarks.servers free            the service, whose model costs nothing
     python -m benchmarks.servers model minilm    the service with a checkpoint of real shape
+    python -m benchmarks.servers rest base       the same with its REST port, asked on stdin: how much of so
+                                                 many seconds its device worked
     python -m benchmarks.servers alone minilm 1 1024
                                                  no server: the engine alone, asked on stdin; W4's scale
                                                  and the batch budget, 0 for its own
@@ -22,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -30,12 +32,15 @@ import grpc
 from benchmarks import checkpoints, workloads
 
 if TYPE_CHECKING:
+    from rerank_grpc.engine.engine import Engine, OnDeath
+    from rerank_grpc.engine.meter import Counts
     from rerank_grpc.runner.runner import Landing
     from rerank_grpc.sequence import Sequence
 
 TOKEN = "benchmark"
 RUNNING: list[grpc.Server] = []  # one that nobody holds is stopped
 CALLERS = 16
+LOOK_SECONDS = 1e-3  # a device's counts are looked at so often, to see a batch end
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
 
 
@@ -120,7 +125,7 @@ class Free:
 def free() -> None:
     """Serves a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
     from rerank_grpc.config.settings import EngineSettings, ModelSpec
-    from rerank_grpc.engine.engine import Engine, OnDeath
+    from rerank_grpc.engine.engine import Engine
     from rerank_grpc.registry.slot import LoadedModel
     from rerank_grpc.registry.warmup import warm_up
     from rerank_grpc.tokenizer.tokenizer import tokenizer_for
@@ -177,6 +182,61 @@ def serve(source: str, loader: Any = None) -> None:
     say(port=server.port, precision=info.precision, budget=info.max_batch_tokens)
     sys.stdin.read()
     server.stop(5)
+
+
+def rest_server(name: str) -> None:
+    """Serves REST beside gRPC; each line on stdin is the least number of seconds to watch the device for."""
+    from rerank_grpc.cli.serve import freeze_imports, rest_beside
+    from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
+    from rerank_grpc.registry.loading import ModelLoader
+    from rerank_grpc.registry.slot import LoadedModel
+    from rerank_grpc.server.server import RerankServer
+
+    loaded: list[LoadedModel] = []
+
+    class Kept(ModelLoader):
+        """Keeps what it loads, whose engine is watched."""
+
+        def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+            loaded.append(super().load(spec, on_death))
+            return loaded[-1]
+
+    freeze_imports()
+    settings = ServerSettings(
+        models=(ModelSpec("model", str(checkpoints.checkpoint(name))),),
+        port=0,
+        admin_port=None,
+        access_tokens=(TOKEN,),
+        rest=RestSettings(port=0),
+    )
+    server = RerankServer(settings, loader=Kept(settings))
+    beside = rest_beside(settings, server.local_port, server.health)
+    assert beside is not None
+    server.start()
+    beside.start()
+    server.wait_until_loaded()
+    (model,) = loaded
+    say(rest=beside.port, precision=model.card.precision, budget=model.engine.max_batch_tokens)
+    for line in sys.stdin:
+        say(**watch(model.engine, float(line)))
+    beside.stop(1)
+    server.stop(5)
+
+
+def watch(engine: Engine, seconds: float) -> dict[str, float]:
+    """Counts from the end of a batch to that of the first one after so many seconds."""
+    started, before = next_batch(engine)
+    sleep(seconds)
+    ended, after = next_batch(engine)
+    return after.since(before)._asdict() | {"seconds": ended - started}
+
+
+def next_batch(engine: Engine) -> tuple[float, Counts]:
+    """Waits until a batch ends; returns when, and the counts then."""
+    before = engine.counts.batches
+    while (counts := engine.counts).batches == before:
+        sleep(LOOK_SECONDS)
+    return perf_counter(), counts
 
 
 def alone(name: str, scale: str = "1", budget: str = "0") -> None:
@@ -239,6 +299,7 @@ def main() -> None:
         "echo": echo,
         "free": free,
         "model": model_server,
+        "rest": rest_server,
         "alone": alone,
     }
     kinds[kind](*rest)

@@ -15,7 +15,7 @@ import pydoc_data.topics
 import random
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,11 +71,11 @@ def long(count: int = 20, *, max_tokens: int = 512) -> Workload:
 
 
 def named(name: str) -> Workload:
-    """W1, W2, W3, or W3@8192 for another length to cut at."""
+    """W1, W2, W3, or W3@8192 for another length to cut at, each with :40 for its first 40 documents."""
+    name, _, count = name.partition(":")
     kind, _, cut = name.partition("@")
-    if kind == "W3":
-        return long(max_tokens=int(cut or 512))
-    return {"W1": short, "W2": passages}[kind]()
+    found = long(max_tokens=int(cut or 512)) if kind == "W3" else {"W1": short, "W2": passages}[kind]()
+    return replace(found, documents=found.documents[: int(count)]) if count else found
 
 
 def documents(tokens: list[float], *, seed: int) -> tuple[str, ...]:
