@@ -24,6 +24,7 @@ from benchmarks.servers import load
 STARTS, BUSY, ROUNDS = 5, 2, 5
 PASSAGES = 30
 BUDGETS = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
+COLUMNS = ("chosen", "shares", "seconds")
 
 
 @contextmanager
@@ -105,13 +106,14 @@ def main() -> None:
     data: dict[str, Any] = {"when": report.now(), "load_before": report.load_average(), **report.machine()}
     data["models"] = {name: measured(name) for name in sys.argv[1:] or ["minilm", "base"]}
     data["load_after"] = report.load_average()
-    (report.RESULTS / "budgets.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    columns = ["model", "budgets chosen", "rate ÷ the best", "seconds"]
-    rows = [
-        (f"{name} {each['precision']}", each["chosen"], each["shares"], each["seconds"])
+    data["header"] = ["model", "budgets chosen", "rate ÷ the best", "seconds"]
+    data["rows"] = [
+        [f"{name} {each['precision']}", *(", ".join(map(str, each[key])) for key in COLUMNS)]
         for name, each in data["models"].items()
     ]
-    print(report.table(columns, rows))
+    data["shares"] = [share for each in data["models"].values() for share in each["shares"]]
+    (report.RESULTS / "budgets.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    print(report.table(data["header"], data["rows"]))
 
 
 if __name__ == "__main__":
