@@ -254,7 +254,8 @@ def wordpiece() -> Tokenizer:
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     # The trainer numbers the pieces inside words in an order that each process draws anew: they stand first.
-    inside = ["##" + letter for letter in sorted({*tokenizer.normalizer.normalize_str("".join(_corpus()))})]
+    letters = {*tokenizer.normalizer.normalize_str("".join(_corpus()))} - {" "}
+    inside = ["##" + letter for letter in sorted(letters)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=VOCABULARY, special_tokens=special + inside, show_progress=False
     )

@@ -6,7 +6,7 @@ import torch
 
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Operations
-from rerank_grpc.kernels.cpu import CpuOperations
+from rerank_grpc.kernels.cpu import cpu_operations
 from rerank_grpc.kernels.cuda import TorchOperations
 from rerank_grpc.kernels.device import DTYPES
 
@@ -14,5 +14,5 @@ from rerank_grpc.kernels.device import DTYPES
 def operations_for(device: torch.device, precision: str, attention: Attention) -> Operations:
     """Makes the operations of a device; on the CPU the attention follows from the precision."""
     if device.type == "cpu":
-        return CpuOperations(precision)
+        return cpu_operations(precision)
     return TorchOperations(device, DTYPES[precision], attention)

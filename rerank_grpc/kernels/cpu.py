@@ -22,7 +22,7 @@ from rerank_grpc.kernels.base import (
     Rotate,
 )
 from rerank_grpc.kernels.causal import Contexts
-from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.kernels.device import DTYPES, INT8
 from rerank_grpc.kernels.native import ACTIVATIONS, HEAD_SIZES, INT8_OUTPUTS, WIDTHS, Kernels, kernels
 from rerank_grpc.kernels.plain import PlainOperations
 
@@ -30,35 +30,52 @@ LEVELS = 127
 ZERO = 128
 
 
+def cpu_operations(precision: str) -> CpuOperations:
+    """Makes the operations of a precision, by the kernels in C where they run and are faster."""
+    native = kernels() if DTYPES[precision] is torch.bfloat16 else None
+    return CpuOperations(precision) if native is None else KernelOperations(precision, native)
+
+
 class CpuOperations(PlainOperations):
-    """Computes in fp32 or bf16; with int8 only the products of linear layers are int8."""
+    """Computes in fp32 or bf16 by oneDNN; with int8 only the products of linear layers are int8."""
 
     def __init__(self, precision: str) -> None:
         super().__init__(CPU, DTYPES[precision])
         self._precision = precision
-        if precision in ("int8", "int8-all"):  # weights are rounded once
+        if precision in INT8:  # weights are rounded once
             self.matrices = torch.float32
-        self._native = kernels() if self._dtype is torch.bfloat16 else None
 
     def linear(
         self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, exact: bool = False
     ) -> Linear:
-        if self._precision != "int8-all" and (self._precision != "int8" or exact):
+        if self._precision not in INT8 or (exact and self._precision != "int8-all"):
             return plain_linear(weight, bias, self._dtype, gelu=gelu)
         quantized, scales = quantize_weight(weight)
         added = torch.zeros(len(weight)) if bias is None else bias.float().clone()
-        outputs, inputs = weight.shape
-        product: Linear
-        if self._native is not None and outputs % INT8_OUTPUTS == 0 and inputs % WIDTHS == 0:
-            product = native_int8_linear(self._native, quantized, scales, added, gelu=gelu)
-        else:
-            product = Int8Linear(quantized, scales, added, gelu=gelu)
+        product = self._int8_linear(quantized, scales, added, gelu=gelu)
         return Corrected(product, weight, quantized, scales, added)
+
+    def _int8_linear(self, weight: Tensor, scales: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
+        return Int8Linear(weight, scales, bias, gelu=gelu)
+
+
+class KernelOperations(CpuOperations):
+    """Computes by the kernels in C, in bf16 or int8; a shape that none takes goes to torch's operations."""
+
+    def __init__(self, precision: str, native: Kernels) -> None:
+        super().__init__(precision)
+        self._native = native
+
+    def _int8_linear(self, weight: Tensor, scales: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
+        outputs, inputs = weight.shape
+        if outputs % INT8_OUTPUTS or inputs % WIDTHS:
+            return super()._int8_linear(weight, scales, bias, gelu=gelu)
+        return native_int8_linear(self._native, weight, scales, bias, gelu=gelu)
 
     def norm(
         self, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool, keeps_sum: bool
     ) -> AddNorm:
-        if self._native is None or len(weight) % WIDTHS:
+        if len(weight) % WIDTHS:
             return super().norm(weight, bias, epsilon, rms=rms, keeps_sum=keeps_sum)
         return partial(
             self._native.norm, weight=weight, bias=bias, epsilon=epsilon, rms=rms, keeps_sum=keeps_sum
@@ -66,14 +83,12 @@ class CpuOperations(PlainOperations):
 
     def gate(self, activation: Activation) -> GatedProduct:
         plain = super().gate(activation)
-        if self._native is None or activation not in ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             return plain
         return partial(native_gate, partial(self._native.gate, activation=activation), plain)
 
     def turn(self, heads: int, weight: Tensor | None, epsilon: float) -> Rotate:
         plain = super().turn(heads, weight, epsilon)
-        if self._native is None:
-            return plain
         return partial(native_turn, self._native, heads, weight, epsilon, plain)
 
     def attend(
@@ -86,7 +101,7 @@ class CpuOperations(PlainOperations):
         heads: Heads,
         turns: tuple[Angles, Angles] | None = None,
     ) -> Tensor:
-        if self._native is None or not self.takes(heads):
+        if not self.takes(heads):
             return super().attend(query, key, value, queries, keys, heads, turns)
         return self._native.attention(
             *(query, key, value, queries.starts, keys.starts),
@@ -98,14 +113,12 @@ class CpuOperations(PlainOperations):
         )
 
     def takes(self, heads: Heads) -> bool:
-        return self._native is not None and heads.size in HEAD_SIZES
+        return heads.size in HEAD_SIZES
 
     def causal(
         self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
     ) -> Causal:
         plain = super().causal(contexts, prefixes, layout)
-        if self._native is None:
-            return plain
         return NativeCausal(self._native, contexts or (None,) * len(layout.lengths), prefixes, layout, plain)
 
 

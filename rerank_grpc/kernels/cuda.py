@@ -17,9 +17,8 @@ from rerank_grpc.kernels.base import Activation, AddNorm, Angles, GatedProduct, 
 from rerank_grpc.kernels.plain import (
     ACTIVATIONS,
     PlainOperations,
-    add_then_norm,
+    add_norm,
     plain_gate,
-    plain_norm,
 )
 
 log = logging.getLogger(__name__)
@@ -146,14 +145,7 @@ def _sample(like: Tensor, rows: int) -> Tensor:
 @cache
 def fused_norm(epsilon: float, rms: bool, keeps_sum: bool) -> Fused:
     """Makes an AddNorm of added rows, residual, weight and bias."""
-
-    def add_norm(
-        added: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        normalize = partial(plain_norm, weight=weight, bias=bias, epsilon=epsilon, rms=rms)
-        return add_then_norm(normalize, added, residual, keeps_sum=keeps_sum)
-
-    return Fused(add_norm)
+    return Fused(partial(add_norm, epsilon=epsilon, rms=rms, keeps_sum=keeps_sum))
 
 
 @cache
@@ -171,7 +163,7 @@ def fused_turn(heads: int, epsilon: float) -> Fused:
 def turn_heads(
     heads: int, epsilon: float, rows: Tensor, cosines: Tensor, sines: Tensor, weight: Tensor | None
 ) -> Tensor:
-    """Angles each head as plain_turn does; the halves change places: to join them were a second kernel."""
+    """Turns each head as plain_turn does; the halves change places: to join them were a second kernel."""
     own = rows.unflatten(1, (heads, -1)).float()
     if weight is not None:
         own = rms_norm(own, weight.shape, weight, epsilon)

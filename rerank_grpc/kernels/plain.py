@@ -7,7 +7,15 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear, relu, rms_norm, silu
+from torch.nn.functional import (
+    gelu,
+    layer_norm,
+    linear,
+    relu,
+    rms_norm,
+    scaled_dot_product_attention,
+    silu,
+)
 
 from rerank_grpc.kernels.base import (
     Activation,
@@ -57,8 +65,7 @@ class PlainOperations:
     ) -> AddNorm:
         held = weight.to(self._device)
         added = None if bias is None else bias.to(self._device)
-        normalize = partial(plain_norm, weight=held, bias=added, epsilon=epsilon, rms=rms)
-        return partial(add_then_norm, normalize, keeps_sum=keeps_sum)
+        return partial(add_norm, weight=held, bias=added, epsilon=epsilon, rms=rms, keeps_sum=keeps_sum)
 
     def gate(self, activation: Activation) -> GatedProduct:
         return partial(plain_gate, ACTIVATIONS[activation])
@@ -79,7 +86,8 @@ class PlainOperations:
         if turns is not None:
             query = plain_turn(heads.count, None, 0.0, query, turns[0])
             key = plain_turn(heads.groups, None, 0.0, key, turns[1])
-        q, k, v = (rows.unflatten(1, (-1, heads.size)) for rows in (query, key, value))
+        q, k = query.unflatten(1, (-1, heads.size)), key.unflatten(1, (-1, heads.size))
+        v = value.unflatten(1, (-1, heads.size))
         if self._kernel is not None and aligned(queries, keys, heads.window):
             return self._kernel(q, k, v, queries, keys, window=heads.window, scale=heads.scale).flatten(1)
         # Part by part, so that no score depends on the neighbours: torch may add in another order otherwise.
@@ -89,7 +97,11 @@ class PlainOperations:
             v.transpose(0, 1)[None].split(keys.lengths, dim=2),
             strict=True,
         )
-        mixed = [attend_window(*part, heads.scale, heads.window).transpose(1, 2) for part in parts]
+        attend = partial(attend_window, scale=heads.scale, window=heads.window)
+        if heads.window is None:
+            grouped = heads.groups != heads.count
+            attend = partial(scaled_dot_product_attention, scale=heads.scale, enable_gqa=grouped)
+        mixed = [attend(*part).transpose(1, 2) for part in parts]
         return torch.cat(mixed, dim=1).flatten(2)[0]
 
     def takes(self, heads: Heads) -> bool:
@@ -101,22 +113,25 @@ class PlainOperations:
         return causal_parts(contexts, prefixes, layout, self._kernel)
 
 
-def plain_norm(rows: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, *, rms: bool) -> Tensor:
-    """Normalizes rows in float32, and rounds the result to the type of the rows."""
-    if rms:
-        return rms_norm(rows.float(), weight.shape, weight, epsilon).to(rows.dtype)
-    if rows.device.type == "cpu" or rows.dtype is weight.dtype:
-        # torch takes bf16 rows with weights in fp32 there, and then computes in fp32
-        return layer_norm(rows, weight.shape, weight, bias, epsilon)
-    return layer_norm(rows.float(), weight.shape, weight, bias, epsilon).to(rows.dtype)
-
-
-def add_then_norm(
-    normalize: Callable[[Tensor], Tensor], added: Tensor | None, residual: Tensor, *, keeps_sum: bool
+def add_norm(
+    added: Tensor | None,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    epsilon: float,
+    *,
+    rms: bool,
+    keeps_sum: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Makes an AddNorm of a norm; the sum is rounded to the type of the rows."""
+    """Does what an AddNorm does; the sum is rounded to the type of the rows, and normalized in float32."""
     total = residual if added is None else residual + added
-    rows = normalize(total)
+    if rms:
+        rows = rms_norm(total.float(), weight.shape, weight, epsilon).to(total.dtype)
+    elif total.device.type == "cpu" or total.dtype is weight.dtype:
+        # torch takes bf16 rows with weights in fp32 there, and then computes in fp32
+        rows = layer_norm(total, weight.shape, weight, bias, epsilon)
+    else:
+        rows = layer_norm(total.float(), weight.shape, weight, bias, epsilon).to(total.dtype)
     return rows, total if keeps_sum else rows
 
 
@@ -127,7 +142,7 @@ def plain_gate(activate: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 
 
 def plain_turn(heads: int, weight: Tensor | None, epsilon: float, rows: Tensor, turns: Angles) -> Tensor:
-    """Angles each head of each row in float32, normalized before if there is a weight."""
+    """Turns each head of each row in float32, normalized before if there is a weight."""
     own = rows.unflatten(1, (heads, -1)).float()
     if weight is not None:
         own = rms_norm(own, weight.shape, weight, epsilon)

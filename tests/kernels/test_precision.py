@@ -169,9 +169,9 @@ def test_int8_that_moves_the_outputs_too_far_is_refused(
 
 def test_a_product_that_is_exact_is_int8_only_where_all_are_to_be() -> None:
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    exact = {name: cpu.CpuOperations(name).linear(weight, None, exact=True) for name in device.INT8}
+    exact = {name: cpu.cpu_operations(name).linear(weight, None, exact=True) for name in device.INT8}
     assert [isinstance(each, cpu.Corrected) for each in exact.values()] == [False, True]
-    assert isinstance(cpu.CpuOperations("int8").linear(weight, None), cpu.Corrected)
+    assert isinstance(cpu.cpu_operations("int8").linear(weight, None), cpu.Corrected)
 
 
 @has_int8
@@ -179,11 +179,11 @@ def test_what_rounding_adds_to_all_rows_alike_is_taken_off(path: str) -> None:
     generator = torch.Generator().manual_seed(2)
     weight, bias = torch.randn(128, 64, generator=generator), torch.randn(128, generator=generator)
     rows = (torch.randn(200, 64, generator=generator) + 2 * torch.randn(64, generator=generator)).bfloat16()
-    product = cpu.CpuOperations("int8").linear(weight, bias)
+    product = cpu.cpu_operations("int8").linear(weight, bias)
     exact = torch.nn.functional.linear(rows.float(), weight, bias)
     product(rows[:100])  # those that it learns from
     found = product(rows[100:]).float() - exact[100:]
-    rounded = cpu.CpuOperations("int8").linear(weight, bias)
+    rounded = cpu.cpu_operations("int8").linear(weight, bias)
     rounded(torch.zeros_like(rows))  # learns nothing
     plain = rounded(rows[100:]).float() - exact[100:]
     assert found.mean(dim=0).square().mean() <= 0.25 * plain.mean(dim=0).square().mean()

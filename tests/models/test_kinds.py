@@ -264,6 +264,6 @@ def test_parity_would_notice_a_network_that_the_self_check_let_pass(
 ) -> None:
     kind = BY_NAME[name]
     monkeypatch.setattr(
-        "rerank_grpc.models.borrowed.check_against_reference", lambda *_, **__: Agreement(0.0)
+        "rerank_grpc.models.borrowed.network.check_against_reference", lambda *_, **__: Agreement(0.0)
     )
     assert error(kind, oracles[name], read(kind)).logits > 100 * BOUND

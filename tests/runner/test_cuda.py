@@ -353,7 +353,7 @@ def test_a_captured_pass_would_notice_what_fills_it_up_leaking(
     runner = CudaRunner(capturable, device, capture_all(capturable, device))
     body: Any = capturable.body  # type: ignore[attr-defined]
     for layer in body._layers:
-        monkeypatch.setattr(layer._attention._attend.__self__, "_kernel", leaking)
+        monkeypatch.setattr(layer.attention._attend.__self__, "_kernel", leaking)
     assert not same(runner.launch(BATCHES[0])(), expected[0])
 
 

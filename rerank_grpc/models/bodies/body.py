@@ -25,10 +25,8 @@ class Pass:
     causal: Causal | None  # None where tokens see what stands behind them
     picked: Tensor | None = None  # the rows that the last layer computes; None for all
 
-    def turned(self, rotation: RotationPlan | None, rows: Tensor | None) -> Angles | None:
-        """The angles of some rows, or of all; None without a rotation."""
-        if rotation is None:
-            return None
+    def turned(self, rotation: RotationPlan, rows: Tensor | None) -> Angles:
+        """The angles of some rows, or of all."""
         return self.turns[rotation] if rows is None else self.turns[rotation].rows(rows)
 
 
@@ -130,7 +128,9 @@ class Layer:
         self.attention = attention
         self._out = weights.linear(plan.out, (network.hidden,), plan.heads.width)
         self._between = weights.norm(plan.between)
-        self._feed = weights.feed_forward(plan, network.width, causal=network.causal)
+        self._up, self._between_products, self._down = weights.feed_forward(
+            plan, network.width, causal=network.causal
+        )
 
     def __call__(self, added: Tensor | None, residual: Tensor, state: Pass) -> tuple[Tensor, Tensor]:
         """[num_tokens, hidden] twice → what this layer adds, and to what; of picked rows in a last layer."""
@@ -139,7 +139,10 @@ class Layer:
         if self.attention.picks and state.picked is not None:
             residual = residual.index_select(0, state.picked)
         rows, residual = self._between(self._out(mixed), residual)
-        return self._feed(rows), residual
+        wide = self._up(rows)
+        if self._between_products is not None:
+            wide = self._between_products(wide)
+        return self._down(wide), residual
 
 
 class EncoderAttention:
@@ -148,10 +151,10 @@ class EncoderAttention:
     def __init__(self, plan: LayerPlan, index: int, weights: Weights, hidden: int, *, picks: bool) -> None:
         self.picks = picks
         self._index = index
-        self._plan = plan
+        self._rotation = plan.rotation
         self.heads = heads = plan.heads
         self._attend = weights.operations.attend
-        sizes = (heads.width, heads.key_width, heads.key_width)
+        self._widths = sizes = (heads.width, heads.key_width, heads.key_width)
         weight, bias = weights.rows(plan.merged, sizes, hidden)
         linear = weights.operations.linear
         if not picks:
@@ -166,18 +169,21 @@ class EncoderAttention:
         query, key, value = self._project(rows, state)
         layout = state.packed.layout
         queries = layout.singles() if self.picks else layout
-        key, value, keys = layout.seen(key, value)
-        turned = state.turned(self._plan.rotation, state.picked if self.picks else None)
-        seen = state.turned(self._plan.rotation, None if keys is layout else layout.key_rows)
-        turns = None if turned is None or seen is None else (turned, seen)
+        keys = layout
+        if layout.keys is not None:
+            key, value, keys = layout.seen(key, value)
+        turns = None
+        if self._rotation is not None:
+            turned = state.turned(self._rotation, state.picked if self.picks else None)
+            turns = turned, state.turned(self._rotation, None if keys is layout else layout.key_rows)
         return self._attend(query, key, value, queries, keys, self.heads, turns)
 
     def _project(self, rows: Tensor, state: Pass) -> tuple[Tensor, Tensor, Tensor]:
-        merged, width, key_width = self._merged(rows), self.heads.width, self.heads.key_width
+        merged = self._merged(rows)
         if not self.picks or state.picked is None:
-            query, key, value = merged.split([width, key_width, key_width], dim=1)
+            query, key, value = merged.split(self._widths, dim=1)
             return query, key, value
-        key, value = merged.split(key_width, dim=1)
+        key, value = merged.split(self._widths[1:], dim=1)
         return self._query(rows.index_select(0, state.picked)), key, value
 
 
@@ -191,9 +197,9 @@ class DecoderAttention(EncoderAttention):
     def __call__(self, rows: Tensor, state: Pass) -> Tensor:
         """[num_tokens, hidden] → [num_tokens or num_picked, heads · size]."""
         query, key, value = self._project(rows, state)
-        turned = state.turned(self._plan.rotation, state.picked if self.picks else None)
-        seen = state.turned(self._plan.rotation, None)
-        if turned is not None and seen is not None:
-            query, key = self._turn_query(query, turned), self._turn_key(key, seen)
+        if self._rotation is not None:
+            turned = state.turned(self._rotation, state.picked if self.picks else None)
+            query = self._turn_query(query, turned)
+            key = self._turn_key(key, state.turned(self._rotation, None))
         assert state.causal is not None
         return state.causal.attend(self._index, query, key, value, self.heads, last_only=self.picks)

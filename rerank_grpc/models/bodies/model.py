@@ -50,9 +50,8 @@ def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> En
     card, pooled = _pooled(plan, evidence, card)
     device = torch.device(card.device)
     operations = operations_for(device, card.precision, card.attention)
-    if device.type == "cpu":
-        taken = all(operations.takes(layer.heads) for layer in plan.layers)
-        card = replace(card, attention=Attention.NATIVE if taken else Attention.SDPA)
+    if card.attention is Attention.SDPA and all(operations.takes(layer.heads) for layer in plan.layers):
+        card = replace(card, attention=Attention.NATIVE)
     body = OwnBody(plan, Weights(files, prefix, plan.hidden, operations), pooled)
     if card.precision in INT8:
         with torch.inference_mode():

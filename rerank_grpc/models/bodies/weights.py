@@ -65,17 +65,23 @@ class Weights:
         turn = self.operations.turn
         return turn(heads.count, query, norms.epsilon), turn(heads.groups, key, norms.epsilon)
 
-    def feed_forward(self, plan: LayerPlan, width: int, *, causal: bool) -> Callable[[Tensor], Tensor]:
-        """Lays out the feed-forward of a layer, `width` columns wide between its products."""
+    def feed_forward(
+        self, plan: LayerPlan, width: int, *, causal: bool
+    ) -> tuple[Linear, Callable[[Tensor], Tensor] | None, Linear]:
+        """Lays out the products of a feed-forward, `width` columns wide between, and what is done there.
+
+        That is None where the first product does it.
+        """
         weight, bias = self.rows(plan.up, (width, width) if plan.gated else (width,), self._hidden)
         fused = plan.activation == "gelu" and not plan.gated
         up = self.operations.linear(weight, bias, gelu=fused)
         # Language models have inputs of this product that are far larger than all others.
         down = self.linear(plan.down, (self._hidden,), width, exact=causal)
         if fused:
-            return lambda rows: down(up(rows))
-        between = self.operations.gate(plan.activation) if plan.gated else ACTIVATIONS[plan.activation]
-        return lambda rows: down(between(up(rows)))
+            return up, None, down
+        if plan.gated:
+            return up, self.operations.gate(plan.activation), down
+        return up, ACTIVATIONS[plan.activation], down
 
 
 def _joined(weights: list[Tensor]) -> Tensor:

@@ -67,7 +67,7 @@ def own_body(network: Any, precision: str) -> OwnBody:
         assert weights[name].shape == shape
         return weights[name].to(dtype, copy=True)  # type: ignore[no-any-return]
 
-    body = OwnBody(plan, Weights(take, "", plan.hidden, cpu.CpuOperations(precision)), "last")
+    body = OwnBody(plan, Weights(take, "", plan.hidden, cpu.cpu_operations(precision)), "last")
     body(pack(drawn((WINDOW,) * 4)))  # by whose rows int8 products are corrected
     return body
 
