@@ -22,7 +22,7 @@ from rerank_grpc.kernels.base import (
     Rotate,
 )
 from rerank_grpc.kernels.causal import Contexts
-from rerank_grpc.kernels.device import DTYPES
+from rerank_grpc.kernels.device import DTYPES, INT8
 from rerank_grpc.kernels.native import ACTIVATIONS, HEAD_SIZES, INT8_OUTPUTS, WIDTHS, Kernels, kernels
 from rerank_grpc.kernels.plain import PlainOperations
 
@@ -36,7 +36,7 @@ class CpuOperations(PlainOperations):
     def __init__(self, precision: str) -> None:
         super().__init__(CPU, DTYPES[precision])
         self._precision = precision
-        if precision in ("int8", "int8-all"):  # weights are rounded once
+        if precision in INT8:  # weights are rounded once
             self.matrices = torch.float32
         self._native = kernels() if self._dtype is torch.bfloat16 else None
 
@@ -99,6 +99,17 @@ class CpuOperations(PlainOperations):
 
     def takes(self, heads: Heads) -> bool:
         return self._native is not None and heads.size in HEAD_SIZES
+
+    def untaken(self, heads: Heads, columns: tuple[int, ...], outputs: tuple[int, ...]) -> list[str]:
+        if self._native is None:  # of which the compiler's log tells
+            return []
+        quantized = outputs if self._precision in INT8 else ()
+        slow = {
+            "attention": not self.takes(heads),
+            "norms and gates": any(each % WIDTHS for each in columns),
+            "int8 products": any(each % INT8_OUTPUTS for each in quantized),
+        }
+        return [name for name, left in slow.items() if left]
 
     def causal(
         self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout

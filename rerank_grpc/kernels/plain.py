@@ -95,6 +95,9 @@ class PlainOperations:
     def takes(self, heads: Heads) -> bool:
         return self._kernel is not None
 
+    def untaken(self, heads: Heads, columns: tuple[int, ...], outputs: tuple[int, ...]) -> list[str]:
+        return []
+
     def causal(
         self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
     ) -> Causal:
@@ -127,7 +130,7 @@ def plain_gate(activate: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 
 
 def plain_turn(heads: int, weight: Tensor | None, epsilon: float, rows: Tensor, turns: Angles) -> Tensor:
-    """Angles each head of each row in float32, normalized before if there is a weight."""
+    """Turns each head of each row in float32, normalized before if there is a weight."""
     own = rows.unflatten(1, (heads, -1)).float()
     if weight is not None:
         own = rms_norm(own, weight.shape, weight, epsilon)
