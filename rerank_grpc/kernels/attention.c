@@ -39,7 +39,7 @@ struct unit {
     int64_t part, first, end, cost;
 };
 
-/* What a thread writes to. */
+/* The memory that a thread writes to. */
 struct workspace {
     uint32_t *keys, *values; /* of the part itself */
     bf16 *query;             /* [TILE, size] */
@@ -82,7 +82,7 @@ INLINE struct span seen(const struct attention *call, int64_t part, int64_t quer
     return within(first, window ? place + window : count, count);
 }
 
-/* What of a span lies in `count` places from `begin` on, counted from there. */
+/* The part of a span that lies in `count` places from `begin` on, counted from there. */
 INLINE struct span inside(struct span span, int64_t begin, int64_t count) {
     return within(span.first - begin, span.end - begin, count);
 }

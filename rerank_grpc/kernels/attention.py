@@ -152,14 +152,18 @@ def window_of(*, causal: bool, window: int | None) -> tuple[int, int]:
     return (left, 0 if causal else left)
 
 
-def attend_by_length(query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout) -> Tensor:
+def attend_by_length(
+    query: Tensor, key: Tensor, value: Tensor, queries: Layout, keys: Layout, scale: float | None = None
+) -> Tensor:
     """Attends both ways as a Kernel does, by one call per equal length in a row; the layouts need lengths."""
     parts, start, key_start = [], 0, 0
     for (rows, columns), group in groupby(zip(queries.lengths, keys.lengths, strict=True)):
         count = len(list(group))
         end, key_end = start + count * rows, key_start + count * columns
-        own = query[start:end], key[key_start:key_end], value[key_start:key_end]
-        folded = [each.unflatten(0, (count, -1)).transpose(1, 2) for each in own]
-        parts.append(scaled_dot_product_attention(*folded).transpose(1, 2).flatten(0, 1))
+        if rows:
+            own = query[start:end], key[key_start:key_end], value[key_start:key_end]
+            q, k, v = (each.unflatten(0, (count, -1)).transpose(1, 2) for each in own)
+            mixed = scaled_dot_product_attention(q, k, v, scale=scale)
+            parts.append(mixed.transpose(1, 2).flatten(0, 1))
         start, key_start = end, key_end
     return torch.cat(parts)

@@ -210,6 +210,12 @@ class Operations(Protocol):
     def takes(self, heads: Heads) -> bool:
         """Whether one call of a kernel attends such heads for all parts of a pass."""
 
+    def untaken(self, heads: Heads, columns: tuple[int, ...], outputs: tuple[int, ...]) -> list[str]:
+        """Names what the kernels leave to torch's operations, slower, of a layer of this shape.
+
+        `columns` are those of the rows that are normalized or gated, `outputs` those of the products.
+        """
+
     def causal(
         self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
     ) -> Causal:

@@ -43,7 +43,7 @@ def library() -> ctypes.CDLL | None:
         log.info("no C compiler: bf16 and int8 run without the kernels in C, slower")
         return None
     try:
-        return ctypes.CDLL(str(_compiled(compiler)))
+        return _loaded(compiler)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("the kernels in C were not compiled (%s): bf16 and int8 run slower", type(error).__name__)
         return None
@@ -52,6 +52,16 @@ def library() -> ctypes.CDLL | None:
 def sources() -> list[Path]:
     """Lists the C files and their headers."""
     return sorted(path for path in FOLDER.iterdir() if path.suffix in (".c", ".h"))
+
+
+def _loaded(compiler: str) -> ctypes.CDLL:
+    """Loads the library; compiles once more where the one that was kept is damaged."""
+    path = _compiled(compiler)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(_compiled(compiler)))
 
 
 def _compiled(compiler: str) -> Path:

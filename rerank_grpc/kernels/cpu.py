@@ -115,6 +115,15 @@ class KernelOperations(CpuOperations):
     def takes(self, heads: Heads) -> bool:
         return heads.size in HEAD_SIZES
 
+    def untaken(self, heads: Heads, columns: tuple[int, ...], outputs: tuple[int, ...]) -> list[str]:
+        quantized = outputs if self._precision in INT8 else ()
+        slow = {
+            "attention": not self.takes(heads),
+            "norms and gates": any(each % WIDTHS for each in columns),
+            "int8 products": any(each % INT8_OUTPUTS for each in quantized),
+        }
+        return [name for name, left in slow.items() if left]
+
     def causal(
         self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
     ) -> Causal:

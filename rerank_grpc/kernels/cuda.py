@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # From matrices, which have as many rows as each other, and vectors; None stands for what is not there
 Function: TypeAlias = Callable[..., Any]
-# What Inductor makes a case of: for each matrix or vector its columns, and how far apart its rows are
+# A case of Inductor's: for each matrix or vector its columns, and how far apart its rows are
 Form: TypeAlias = tuple[tuple[int, ...] | None, ...]
 # One row is a case of its own for Inductor; all other numbers are one case. Many rows let it choose blocks
 # for large passes.
@@ -75,7 +75,7 @@ class TorchOperations(PlainOperations):
         if self._kernel is not None or heads.window is not None or heads.groups != heads.count:
             return super().attend(query, key, value, queries, keys, heads)
         q, k, v = (rows.unflatten(1, (-1, heads.size)) for rows in (query, key, value))
-        return attend_by_length(q, k, v, queries, keys).flatten(1)
+        return attend_by_length(q, k, v, queries, keys, heads.scale).flatten(1)
 
 
 class Fused:

@@ -18,7 +18,7 @@ from torch import Tensor
 from rerank_grpc.kernels.base import Activation
 from rerank_grpc.kernels.compiler import library
 
-Angles: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # cosines and sines of queries, then of keys
+AllAngles: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # cosines and sines of queries, then of keys
 
 ACTIVATIONS: tuple[Activation, ...] = ("gelu", "gelu_tanh", "silu")  # in the order of kernels.h
 TURNS = ("query_cosines", "query_sines", "key_cosines", "key_sines")
@@ -82,9 +82,10 @@ class Kernels:
     def pack_int8(self, weight: Tensor) -> Tensor:
         """Lays an int8 weight  # [n, k]  out for linear_int8; n is a multiple of 64, k of 16."""
         n, k = weight.shape
+        rows = weight.contiguous()  # which is held during the call
         buffer = torch.empty(n * k + CACHE_LINE, dtype=torch.uint8)
         packed = buffer[-buffer.data_ptr() % CACHE_LINE :][: n * k]
-        self._pack_int8(weight.contiguous().data_ptr(), n, k, packed.data_ptr())
+        self._pack_int8(rows.data_ptr(), n, k, packed.data_ptr())
         return packed
 
     def linear_int8(
@@ -172,7 +173,7 @@ class Kernels:
         key_heads: int,
         scale: float,
         window: int | None = None,
-        turns: Angles | None = None,
+        turns: AllAngles | None = None,
     ) -> Tensor:
         """Attends within each part, both ways  # [queries, heads · size] → the same.
 

@@ -107,6 +107,9 @@ class PlainOperations:
     def takes(self, heads: Heads) -> bool:
         return self._kernel is not None
 
+    def untaken(self, heads: Heads, columns: tuple[int, ...], outputs: tuple[int, ...]) -> list[str]:
+        return []
+
     def causal(
         self, contexts: tuple[KeysValues | None, ...], prefixes: tuple[KeysValues, ...], layout: Layout
     ) -> Causal:

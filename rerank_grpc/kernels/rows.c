@@ -1,4 +1,4 @@
-/* What happens to each row by itself: norms, gates, rotations. */
+/* Operations on each row by itself: norms, gates, rotations. */
 #include "heads.h"
 #include "kernels.h"
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> Model:
     """Reads weights onto a device, in a precision of DTYPES; raises ModelLoadError, with the remedy.
 
-    What the model gives for random sequences equals what transformers' own forward gives.
+    The model's results for random sequences equal those of transformers' own forward.
     """
     evidence = read_evidence(checkpoint)
     if device.type == "cuda":
@@ -90,14 +90,16 @@ def _own(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Encoder
     agreement = check_own(model, checkpoint, evidence)
     if agreement.agrees:
         return model
-    if math.isinf(agreement.difference):
-        raise ModelLoadError(f"{card.source}: a score is not finite: the weights are damaged")
+    finite = math.isfinite(agreement.difference)
     if card.precision in INT8:
-        raise ModelLoadError(
-            f"{card.source}: precision {card.precision!r} moves outputs by {agreement.difference:.0%}, more "
-            f"than the {agreement.bound:.0%} that are allowed: use auto, bf16 or fp32"
+        moved = (
+            f"by {agreement.difference:.0%}, more than the {agreement.bound:.0%} that are allowed"
+            if finite
+            else "to what is not finite"
         )
-    log.warning(
-        "%s runs in transformers' own body: the own one differs by %.1e", card.source, agreement.difference
-    )
+        raise ModelLoadError(
+            f"{card.source}: precision {card.precision!r} moves outputs {moved}: use auto, bf16 or fp32"
+        )
+    reason = f"differs by {agreement.difference:.1e}" if finite else "gives what is not finite"
+    log.warning("%s runs in transformers' own body: the own one %s", card.source, reason)
     return None

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
@@ -39,7 +38,7 @@ RECIPE = 2  # goes up when answers are made in another way, so that older ones a
 BOUND = 1e-3
 # The share of a pooled row by which a pass in few bits may be off. Random weights, which amplify rounding,
 # measured 0.06 in bf16 and 0.15 in int8; leaking neighbours, shifted places and lost segments 0.36 and more.
-ROUNDING = {"fp32": BOUND, "fp16": 0.2, "bf16": 0.2, "int8": 0.25, "int8-all": 0.25}
+ROUNDING = {"fp32": BOUND, "fp16": 0.1, "bf16": 0.1, "int8": 0.25, "int8-all": 0.25}
 # A larger window is narrowed for the check: the other sequence would take longer than the rest of the load.
 WIDEST = 256
 NARROWED = 64
@@ -80,6 +79,12 @@ class ReferenceAnswers:
     logits: Tensor | None = None  # behind the head  # [2, 1]; None where the network has none
     bent: Tensor | None = None  # what a language model makes of LOGITS  # [2]
 
+    @property
+    def finite(self) -> bool:
+        """Whether all of them are numbers."""
+        made = [each for each in (self.rows, self.logits, self.bent) if each is not None]
+        return all(bool(each.isfinite().all()) for each in made)
+
     def to_json(self) -> dict[str, Any]:
         """Writes the numbers as lists, which hold each float32 exactly."""
         found = {
@@ -110,7 +115,7 @@ def check_own(model: Encoder, checkpoint: Checkpoint, evidence: Evidence) -> Agr
 
     The answers of these are kept for the next load once a model agrees. Answers that were kept decide only
     for a model: where it differs from them, new ones are made. Raises ModelLoadError where transformers
-    cannot load the checkpoint.
+    cannot load or run the checkpoint, or its own answers are not finite.
     """
     kept, key = Kept("references"), _key(checkpoint, evidence, model.card)
     if (found := kept.read(key)) is not None:
@@ -118,6 +123,11 @@ def check_own(model: Encoder, checkpoint: Checkpoint, evidence: Evidence) -> Agr
         if agreement.agrees:
             return agreement
     answers = aside(_make, checkpoint, evidence, model.card)
+    if not answers.finite:
+        raise ModelLoadError(
+            f"{checkpoint.directory}: transformers' own scores are not finite: "
+            "check config.json, or copy the weights again"
+        )
     agreement = _agreement(model, answers)
     if agreement.agrees:
         kept.write(key, answers.to_json())
@@ -147,14 +157,16 @@ def _key(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Key:
 def _agreement(model: Encoder, answers: ReferenceAnswers) -> Agreement:
     """Compares the pooled rows, which may differ by the rounding of the precision, and the head.
 
-    The head, which is float32 in any precision, is compared by itself: it must make the reference's logits
-    of the reference's rows.
+    Rows are not normalized before, since a factor of all of them is a fault too. The head, which is float32
+    in any precision, is compared by itself: it must make the reference's logits of the reference's rows.
     """
     with _narrowed(model), torch.inference_mode():
         own, bound = rows_of(model), ROUNDING[model.card.precision]
-        found = [own.forward(each) for each in passes(model, answers.probes, model.card.shares_prefixes)]
-        wanted = normalize(answers.rows).to(found[0])
-        rows = Agreement(max(difference(each, wanted) for each in found), bound=bound)
+        packs = passes(model, answers.probes, model.card.shares_prefixes)
+        found = [own.pool(own.body(each), each) for each in packs]
+        wanted = answers.rows.to(found[0])
+        lengths = wanted.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        rows = Agreement(max(difference(each / lengths, wanted / lengths) for each in found), bound=bound)
         if not isinstance(model, CrossEncoder) or answers.logits is None or not rows.agrees:
             return rows
         logits = model.head(answers.rows.to(found[0]))
@@ -249,7 +261,8 @@ def aside(function: Callable[..., Answer], *arguments: Any) -> Answer:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1][:160]
         raise ModelLoadError(
             f"the process that asks transformers ended with status {done.returncode}"
-            f"{f' ({last})' if last else ''}: free some memory, and load it again"
+            f"{f' ({last})' if last else ''}: {'free some memory, and ' if done.returncode < 0 else ''}"
+            "load it again"
         )
     failure, answer = pickle.loads(done.stdout)
     if failure:

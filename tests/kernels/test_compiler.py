@@ -71,6 +71,24 @@ def test_the_library_is_kept_until_a_source_changes(
 
 
 @pytest.mark.skipif(native.kernels() is None, reason="the kernels do not run here")
+def test_a_damaged_library_is_compiled_anew(
+    fresh: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    (folder / "one.c").write_text('__attribute__((visibility("default"))) int one(void) { return 1; }\n')
+    monkeypatch.setattr(compiler, "FOLDER", folder)
+    command = shutil.which("gcc") or shutil.which("cc")
+    assert command is not None
+    path = compiler._compiled(command)
+    path.write_bytes(path.read_bytes()[:100])
+    found = fresh()
+    assert found is not None
+    assert found.one() == 1
+    assert kept(tmp_path) == [path]
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="the kernels do not run here")
 def test_all_functions_are_in_one_library_and_nothing_else_is_seen() -> None:
     library = compiler.library()
     assert library is not None

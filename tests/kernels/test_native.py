@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, rms_norm, scaled_dot_product_attention, silu
 
 from rerank_grpc.kernels import cpu, native
-from rerank_grpc.kernels.base import Activation
+from rerank_grpc.kernels.base import Activation, Heads
 from rerank_grpc.kernels.native import ACTIVATIONS, Kernels
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="the kernels do not run here")
@@ -56,7 +56,7 @@ def angles(rows: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Angles the first half of each head with the second, in float64  # [rows, heads, size]."""
+    """Turns the first half of each head with the second, in float64  # [rows, heads, size]."""
     first, second = x.double().chunk(2, dim=-1)
     c, s = cosines.double()[:, None], sines.double()[:, None]
     return torch.cat([first * c - second * s, second * c + first * s], dim=-1)
@@ -213,6 +213,30 @@ def test_attention_both_ways_equals_torchs(
         seen = (places[:, None] - places).abs() < (window or length + 1)
         exact = attended(q[own], k[own], v[own], seen, scale)
         assert close(found[own].unflatten(1, (heads, size)), exact, 4.0), (start, length)
+
+
+KEYS = (1, 4, 16, 1, 0, 30, 47, 64, 17, 1)  # for each of LENGTHS
+
+
+@pytest.mark.parametrize("window", [None, 1, 17, 65])
+@pytest.mark.parametrize(("heads", "key_heads", "size"), SHAPES)
+def test_queries_beyond_the_last_key_see_the_keys_that_are_near(
+    kernels: Kernels, heads: int, key_heads: int, size: int, window: int | None
+) -> None:
+    starts, key_starts = starts_of(LENGTHS), starts_of(KEYS)
+    query = draw(sum(LENGTHS), heads * size)
+    key, value = draw(2, sum(KEYS), key_heads * size, seed=1).unbind(0)
+    options: dict[str, Any] = {"heads": heads, "key_heads": key_heads, "scale": 1 / size}
+    found = kernels.attention(query, key, value, starts, key_starts, **options, window=window)
+    q, k, v = (each.unflatten(1, (-1, size)) for each in (query, key, value))
+    blind = 0
+    for part, (rows, columns) in enumerate(zip(LENGTHS, KEYS, strict=True)):
+        own, seen = slice(*starts[part : part + 2].tolist()), slice(*key_starts[part : part + 2].tolist())
+        near = (torch.arange(rows)[:, None] - torch.arange(columns)).abs() < (window or rows + columns + 1)
+        exact = attended(q[own], k[seen], v[seen], near, 1 / size)
+        assert close(found[own].unflatten(1, (heads, size)), exact, 4.0), part
+        blind += int((~near.any(dim=1)).sum())
+    assert (blind > 0) == (window is not None)
 
 
 def test_first_queries_alone_get_what_they_get_among_all(kernels: Kernels) -> None:
@@ -422,6 +446,17 @@ def test_the_int8_product_equals_that_of_torch(
     assert float((ours.float() - exact).square().mean().sqrt()) <= 0.02
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 64), (64, 128), (256, 192)])
+def test_an_int8_weight_is_packed_as_what_it_is_a_view_of(
+    kernels: Kernels, inputs: int, outputs: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (inputs, outputs), generator=generator, dtype=torch.int8).T
+    assert not weight.is_contiguous()
+    held = weight.contiguous()
+    assert torch.equal(kernels.pack_int8(weight), kernels.pack_int8(held))
+
+
 def test_a_row_of_the_int8_product_is_the_same_alone_and_among_others(kernels: Kernels) -> None:
     quantized, scales = cpu.quantize_weight(draw(256, 128).float())
     product = cpu.native_int8_linear(kernels, quantized, scales, torch.zeros(256), gelu=True)
@@ -445,3 +480,25 @@ def test_the_int8_product_of_a_row_that_is_not_finite_is_not_finite(
     found = product(rows)
     assert not torch.isfinite(found[1]).any()
     torch.testing.assert_close(found[[0, 2]], whole[[0, 2]])
+
+
+# ---- shapes
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "outputs", "untaken"),
+    [
+        (64, (768, 3_072), (2_304, 768, 3_072), []),
+        (24, (768,), (2_304, 768, 3_072), ["attention"]),
+        (64, (768, 100), (2_304, 768, 200), ["norms and gates", "int8 products"]),
+        (64, (96,), (288, 96, 384), ["int8 products"]),
+    ],
+)
+def test_shapes_that_the_kernels_do_not_take_are_named(
+    size: int, columns: tuple[int, ...], outputs: tuple[int, ...], untaken: list[str]
+) -> None:
+    heads = Heads(12, 12, size, 1.0)
+    assert cpu.CpuOperations("int8").untaken(heads, columns, outputs) == untaken
+    in_bf16 = [each for each in untaken if each != "int8 products"]
+    assert cpu.CpuOperations("bf16").untaken(heads, columns, outputs) == in_bf16
+    assert cpu.CpuOperations("fp32").untaken(heads, columns, outputs) == []

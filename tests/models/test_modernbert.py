@@ -20,7 +20,7 @@ from tests.conftest import load
 
 LONGEST = 1_024
 WINDOW = 64  # each side sees half of it
-BOUND = 5e-5
+BOUND = 1e-5
 
 
 def write(path: Path, pooling: str, **changes: Any) -> Path:

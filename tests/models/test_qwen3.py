@@ -34,7 +34,7 @@ from tests.texts import tokenized
 
 FAMILIES = sorted(prompts.WRITERS)
 # Of the standard deviation of the reference's own logits.
-BOUND = 1e-4
+BOUND = 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,12 +131,14 @@ def scaled(head: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-@pytest.mark.parametrize("fault", ["leak", "places", "segments", "head"])
+@pytest.mark.parametrize("fault", ["leak", "places", "segments", "head", "scaled"])
 def test_faults_of_an_own_body_are_found(fault: str, precision: str, paths: dict[str, Path]) -> None:
     own = case(paths["bert"], precision)
     model, honest = own.model, own.model.body
     if fault == "head":
         model.head = partial(scaled, model.head)
+    elif fault == "scaled":
+        model.body = lambda packed: 2 * honest(packed)
     elif fault == "leak":
         model.body = lambda packed: honest(leaked(packed))[[0, 0]]
     else:
@@ -242,6 +247,44 @@ def test_a_home_that_cannot_be_written_to_costs_time_only(
     assert case(paths["bert"]).check().agrees
 
 
+# ---------------- Scores that are not finite, and files that transformers cannot run
+
+
+def test_scores_of_transformers_that_are_not_finite_name_the_config_and_the_weights(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(paths["bert"], tmp_path / "model"))
+    weights = load_file(path / "model.safetensors")
+    weights["bert.embeddings.LayerNorm.weight"].fill_(3e38)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"own scores are not finite: check config\.json, or copy the w"):
+        load(path)
+
+
+def test_where_an_own_body_alone_is_not_finite_transformers_runs(
+    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = OwnBody.__call__
+    monkeypatch.setattr(OwnBody, "__call__", lambda self, packed: honest(self, packed) * math.inf)
+    borrowed: Any = load(paths["bert"])
+    assert not isinstance(borrowed.body, OwnBody)
+    assert "runs in transformers' own body: the own one gives what is not finite" in caplog.text
+    with pytest.raises(ModelLoadError, match=r"to what is not finite: use auto, bf16 or fp32"):
+        load(paths["bert"], precision="int8")
+
+
+def test_files_that_transformers_cannot_run_are_refused_in_one_line(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    own, path = case(paths["bert"]), checkpoints.bert(tmp_path / "short", max_position_embeddings=8)
+    short = open_checkpoint(str(path), path, builtin().find(path.name))
+    with pytest.raises(
+        ModelLoadError, match=r"short: transformers cannot run it \(\w+: .*check conf"
+    ) as found:
+        make_answers(short, own.evidence, own.model.card)
+    assert "\n" not in str(found.value)
+
+
 # ---------------- The other process
 
 
@@ -258,8 +301,10 @@ def test_another_process_gives_the_answers_and_the_errors(
     with pytest.raises(ModelLoadError, match="gone: transformers cannot load it") as caught:
         aside(reference._make, gone, own.evidence, own.model.card)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ModelLoadError, match=r"ended with status 3: free some memory"):
+    with pytest.raises(ModelLoadError, match=r"ended with status 3: load it again"):
         aside(os._exit, 3)
+    with pytest.raises(ModelLoadError, match=r"ended with status -9: free some memory, and load it again"):
+        aside(signal.raise_signal, signal.SIGKILL)
 
 
 SERVER = """

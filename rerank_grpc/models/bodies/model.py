@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence
 from rerank_grpc.kernels import operations_for
 from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.kernels.base import Layout
+from rerank_grpc.kernels.base import Layout, Operations
 from rerank_grpc.kernels.device import DTYPES, INT8
 from rerank_grpc.kernels.plain import ACTIVATIONS
 from rerank_grpc.models.assembly import Encoder, answer_ids, assembled, unasked
@@ -33,6 +34,8 @@ from rerank_grpc.models.encoders import POOLS, all_rows
 from rerank_grpc.models.heads import AnswerHead, build_chain
 from rerank_grpc.models.limits import limited
 
+log = logging.getLogger(__name__)
+
 SEQUENCES, LENGTH = 16, 32  # of random tokens, by which int8 products are corrected
 
 
@@ -52,6 +55,7 @@ def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> En
     operations = operations_for(device, card.precision, card.attention)
     if card.attention is Attention.SDPA and all(operations.takes(layer.heads) for layer in plan.layers):
         card = replace(card, attention=Attention.NATIVE)
+    _tell_untaken(plan, operations, card)
     body = OwnBody(plan, Weights(files, prefix, plan.hidden, operations), pooled)
     if card.precision in INT8:
         with torch.inference_mode():
@@ -76,6 +80,20 @@ def _pooled(plan: NetworkPlan, evidence: Evidence, card: ModelCard) -> tuple[Mod
     # Only the last row of a sequence is never among those that documents share.
     kept = sum(2 * layer.heads.key_width for layer in plan.layers) * DTYPES[card.precision].itemsize
     return replace(card, shares_prefixes=True, prefix_token_bytes=kept), "last"
+
+
+def _tell_untaken(plan: NetworkPlan, operations: Operations, card: ModelCard) -> None:
+    """Logs which operations of a network run without the kernels, because of its shape."""
+    found: list[str] = []
+    for layer in plan.layers:
+        heads = layer.heads
+        columns = (plan.hidden, plan.width) if layer.gated else (plan.hidden,)
+        up = 2 * plan.width if layer.gated else plan.width
+        outputs = (heads.width + 2 * heads.key_width, plan.hidden, up)
+        found += operations.untaken(heads, columns, outputs)
+    if found:
+        names = ", ".join(dict.fromkeys(found))
+        log.info("%s: %s of this shape are computed by torch's operations, slower", card.source, names)
 
 
 def _random_tokens(plan: NetworkPlan) -> PackedTokens:

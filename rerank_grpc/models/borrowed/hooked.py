@@ -23,7 +23,7 @@ from rerank_grpc.models.base import PackedTokens
 HOOK = "rerank_grpc_packed"
 
 
-# What transformers' layers pass to all attention functions alike, and changes nothing in evaluation.
+# Arguments that transformers' layers pass to all attention functions, and that change nothing in evaluation.
 INDIFFERENT = frozenset({"position_ids", "use_cache", "dropout", "deterministic"})
 
 # Rotary embeddings that take each position by itself.

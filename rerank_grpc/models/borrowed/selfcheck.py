@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
+from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence
 from rerank_grpc.kernels.base import CPU
 from rerank_grpc.models.assembly import answer_ids
@@ -241,13 +242,21 @@ def pooled_reference(body: Any, pool: Pool, head: Head | None, *, unit: bool) ->
 
 
 def make_answers(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> ReferenceAnswers:
-    """Runs transformers' own network over two probes, in float32; raises ModelLoadError.
+    """Runs transformers' own network over two probes, in float32; raises ModelLoadError where it cannot.
 
     A module's weights are mapped from the files while it runs, so that no network is in memory.
     """
     network = _outline(checkpoint, evidence)
-    with narrowed_windows(network) as window:
-        return _answers(checkpoint, evidence, card, network, draw_probes(network, window))
+    try:
+        with narrowed_windows(network) as window:
+            return _answers(checkpoint, evidence, card, network, draw_probes(network, window))
+    except (ModelLoadError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the operator gets one line, whatever is wrong with the files
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ModelLoadError(
+            f"{checkpoint.directory}: transformers cannot run it ({reason}): check config.json"
+        ) from error
 
 
 def _answers(
@@ -286,10 +295,8 @@ def _outline(checkpoint: Checkpoint, evidence: Evidence) -> Any:
             config = AutoConfig.from_pretrained(checkpoint.directory, **SAFE)
             network = auto_class.from_config(config, dtype=torch.float32)
         if isinstance(evidence.head, Chain) and getattr(network, "pooler", None) is not None:
-            network.pooler, options = (
-                None,
-                {"add_pooling_layer": False},
-            )  # of which many files have no weights
+            network.pooler = None  # of which many files have no weights
+            options = {"add_pooling_layer": False}
         _stored(network, checkpoint)
     except Exception:  # the errors of what follows are an operator's
         return read_network(auto_class, checkpoint, attention=None, **options)
