@@ -4,7 +4,10 @@
 
 Five starts, nothing kept between them, beside two processes that keep
 computing; then W2's passages in batches of every budget, interleaved, without
-them, in processor time, which other work on the machine hardly changes.
+them, in processor time, which other work on the machine hardly changes. The
+passages are 30, so a choice beyond the first budget that holds all of them
+counts as that one, such as 16,384 as 8,192: a budget too large for more
+passages than these is not told from it.
 """
 
 from __future__ import annotations

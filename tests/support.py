@@ -25,7 +25,7 @@ from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry.slot import LoadedModel
-from rerank_grpc.runner.runner import Landing, Runner
+from rerank_grpc.runner.runner import Landing, OutOfMemory, Runner
 from rerank_grpc.sequence import Chunk, Output, Sequence, TokenizedDocument, TokenizedRequest
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
@@ -84,6 +84,20 @@ class CountingRunner:
     @property
     def sequences(self) -> int:
         return sum(map(len, self.batches))
+
+
+class SmallMemory(CountingRunner):
+    """Runs out of memory above so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def run(self, sequences: tuple[Sequence, ...]) -> list[Output | None]:
+        if tokens_of(sequences) > self.tokens:
+            self.batches.append(sequences)
+            raise OutOfMemory
+        return super().run(sequences)
 
 
 class HeldRunner(CountingRunner):

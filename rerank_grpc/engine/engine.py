@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sequence_
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -118,18 +119,25 @@ class Engine:
             thread.start()
 
     def accompany(self, work: Callable[[], None]) -> None:
-        """Runs work on a thread of its own, which must end when the engine ends."""
-        self._companion = threading.Thread(target=work, name=f"accompany-{self.name}", daemon=True)
-        self._companion.start()
+        """Runs work on a thread of its own, if one starts; the work must end when the engine ends."""
+        companion = threading.Thread(target=work, name=f"accompany-{self.name}", daemon=True)
+        with suppress(RuntimeError):  # the system has no thread left
+            companion.start()
+            self._companion = companion
 
     def wait_for_end(self, seconds: float) -> bool:
         """Waits so long at most; whether the engine has ended."""
         return self._ended.wait(seconds)
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing runs or waits."""
-        return self._idle
+    def idle_seconds(self) -> float:
+        """The seconds since any engine of the device had a batch; 0 while one has, or a call waits here."""
+        return self._clock.idle_seconds(monotonic()) if self._idle else 0.0
+
+    @property
+    def shared_seconds(self) -> float:
+        """The seconds so far in which several engines had a batch on the device."""
+        return self._clock.shared_seconds
 
     @property
     def alive(self) -> bool:
@@ -199,7 +207,7 @@ class Engine:
             if thread.is_alive() and self._death is None:
                 thread.join(timeout=self.settings.hang_seconds)
         self._fail_all(ShuttingDown("the server is stopping", retry_after=1.0))
-        if self._companion is not None:
+        if self._companion is not None and self._death is None:
             self._companion.join(timeout=self.settings.hang_seconds)
 
     def _check_alive(self) -> None:

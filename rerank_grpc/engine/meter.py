@@ -23,6 +23,7 @@ class DeviceClock:
     """
 
     def __init__(self) -> None:
+        self.shared_seconds = 0.0  # that passed while several engines had a batch on the device
         self._users: set[object] = set()
         self._now = self._seconds = 0.0
         self._lock = threading.Lock()
@@ -32,6 +33,8 @@ class DeviceClock:
         with self._lock:
             if now > self._now:  # threads may come out of order by a few microseconds
                 self._seconds += (now - self._now) / max(1, len(self._users))
+                if len(self._users) > 1:
+                    self.shared_seconds += now - self._now
                 self._now = now
             if enter is not None:
                 self._users.add(enter)
@@ -41,6 +44,11 @@ class DeviceClock:
     def sharers(self, user: object) -> int:
         """The number of engines on the device once this one has a batch there."""
         return len(self._users | {user})
+
+    def idle_seconds(self, now: float) -> float:
+        """The seconds since an engine last had a batch on the device, or was started; 0 while one has."""
+        with self._lock:
+            return 0.0 if self._users else max(0.0, now - self._now)
 
 
 class Counts(NamedTuple):

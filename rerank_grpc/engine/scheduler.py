@@ -18,7 +18,7 @@ The rules, in order:
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -119,7 +119,7 @@ class Scheduler:
         tokens = sum([item.tokens for item in fresh.values()])
         self.check_queue(tokens, forecast)
         if forecast and future.deadline != math.inf and (self.queued_tokens or self.running_tokens):
-            self._check_deadline(future, tokens, now, forecast)
+            self._check_deadline(future, items, now, forecast)
         self._items.update(fresh)
         self._prefixes.update(prefixes)
         self.queued_tokens += tokens
@@ -151,14 +151,16 @@ class Scheduler:
             items.append(item)
         return items, fresh, prefixes
 
-    def _check_deadline(self, future: Future, tokens: int, now: float, forecast: Forecast) -> None:
+    def _check_deadline(self, future: Future, items: list[Item], now: float, forecast: Forecast) -> None:
         remaining = future.deadline - now
-        ahead = [queued for queued in self._queued.values() if queued.future.priority <= future.priority]
+        waiting = {item for item in items if not item.started}
+        tokens = sum([item.tokens for item in waiting])
+        ahead = self._pending_beside(waiting, future.priority)
         before = self._tokens_before(tokens, future.priority, ahead)
         needed = forecast(self.running_tokens) + forecast(before + tokens)
         if needed <= REFUSAL_FACTOR * remaining:
             return
-        backlog = self.running_tokens + sum(queued.pending_tokens for queued in ahead)
+        backlog = self.running_tokens + sum(pending for _, pending in ahead)
         # The part of the backlog beside which the call is admitted need not drain.
         wait = forecast(backlog) - max(0.0, REFUSAL_FACTOR * remaining - forecast(tokens))
         raise DeadlineUnreachable(
@@ -167,11 +169,23 @@ class Scheduler:
             retry_after=max(SHORTEST_RETRY_SECONDS, wait),
         )
 
+    def _pending_beside(self, waiting: set[Item], priority: Priority) -> list[tuple[Priority, int]]:
+        """The class and the pending tokens of each call not below a class, without the items it shares."""
+        shared = Counter[Future]()
+        for item in waiting:
+            for future in {waiter[0] for waiter in item.waiters}:
+                shared[future] += item.tokens
+        return [
+            (future.priority, queued.pending_tokens - shared[future])
+            for future, queued in self._queued.items()
+            if future.priority <= priority
+        ]
+
     @staticmethod
-    def _tokens_before(tokens: int, priority: Priority, ahead: list[Queued]) -> float:
+    def _tokens_before(tokens: int, priority: Priority, ahead: list[tuple[Priority, int]]) -> float:
         """Predicts the tokens that run before a new call of `tokens` is done, if no other comes."""
-        first = sum(queued.pending_tokens for queued in ahead)
-        mine = [queued.pending_tokens for queued in ahead if queued.future.priority == priority]
+        first = sum(pending for _, pending in ahead)
+        mine = [pending for of, pending in ahead if of == priority]
         larger = deque(sorted(each for each in mine if each > tokens))
         first -= sum(larger)
         # Larger calls have their quarter meanwhile: those that need less before long go first, too.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import pairwise
 from math import exp, log
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
+from rerank_grpc import __version__
 from rerank_grpc.kept import Kept, Key
 from rerank_grpc.models.base import ModelCard
 
@@ -32,45 +32,55 @@ SEARCH_SECONDS, LONGEST_SEARCH_SECONDS = 2.3, 3.4
 MOST_PASSED = 3  # times those seconds, while other processes leave the device less
 # The device's share of the time that passed, below which other processes disturbed the measurement.
 UNDISTURBED_SHARE = 0.6
+SAME_SHARE = 0.1  # of a share, by which that of a later measurement may differ and still be the machine's own
 
 
 class Cost(NamedTuple):
     """One batch: its tokens, the device's own seconds for it, and the seconds that passed.
 
-    A processor's own seconds are its time for this process, by thread: other processes hardly change them.
+    A processor's own seconds are its time for this process ÷ threads: other processes hardly change them.
+    Those of another engine's batches are among them, unless the batch was `alone` on the device. `fits` tells
+    whether the memory held it.
     """
 
     tokens: int
     seconds: float
     passed: float
+    alone: bool = True
+    fits: bool = True
 
 
 Round: TypeAlias = dict[int, Cost]  # by budget
 
 
 class Choice(NamedTuple):
-    """A budget, and whether other processes disturbed its measurement."""
+    """A budget, whether others disturbed its measurement, and the device's share of the time that passed."""
 
     tokens: int
     disturbed: bool
     reason: str
+    share: float = 1.0
+
+    def has_share_of(self, earlier: Choice) -> bool:
+        """Whether the device had the same share of the time as in an earlier measurement."""
+        return abs(self.share - earlier.share) <= SAME_SHARE * earlier.share
 
 
 def measure(sample: Callable[[int], Cost], fits: Callable[[int], bool] = lambda _: True) -> list[Round]:
     """Runs batches of every budget that is short enough and fits the memory, round after round.
 
-    What slows the device for a while slows all budgets of a round.
+    What slows the device for a while slows all budgets of a round. A budget that the memory did not hold
+    is left out, and all larger ones.
     """
     rounds = [_first_round(sample, fits)]
-    budgets = list(rounds[0])
-    while len(budgets) > 1 and len(rounds) < MOST_ROUNDS:
+    while len(budgets := _held(rounds)) > 1 and len(rounds) < MOST_ROUNDS:
         limit = LONGEST_SEARCH_SECONDS if len(rounds) <= LEAST_ROUNDS else SEARCH_SECONDS
         with_another = 1 + 1 / len(rounds)
         if _seconds(rounds) * with_another > limit or _passed(rounds) * with_another > MOST_PASSED * limit:
             break
-        budgets.reverse()
-        rounds.append({budget: sample(budget) for budget in budgets})
-    return rounds
+        order = -1 if len(rounds) % 2 else 1
+        rounds.append({budget: sample(budget) for budget in budgets[::order]})
+    return [{budget: each[budget] for budget in budgets} for each in rounds]
 
 
 def _first_round(sample: Callable[[int], Cost], fits: Callable[[int], bool]) -> Round:
@@ -78,6 +88,8 @@ def _first_round(sample: Callable[[int], Cost], fits: Callable[[int], bool]) -> 
     found, budget = Round(), SMALLEST_BATCH_TOKENS
     while budget <= LARGEST_BATCH_TOKENS and (not found or fits(budget)):
         found[budget] = sample(budget)
+        if not found[budget].fits:
+            break
         if _next_is_too_long(found, budget):
             found[budget] = min(found[budget], sample(budget), key=_by_token)
             if _next_is_too_long(found, budget):
@@ -89,7 +101,16 @@ def _first_round(sample: Callable[[int], Cost], fits: Callable[[int], bool]) -> 
 def _next_is_too_long(found: Round, budget: int) -> bool:
     of_next = 2 * found[budget].seconds
     of_search = LEAST_ROUNDS * (_seconds([found]) + of_next)
-    return of_next > LONGEST_BATCH_SECONDS or of_search > LONGEST_SEARCH_SECONDS
+    passing = LEAST_ROUNDS * (_passed([found]) + 2 * found[budget].passed)
+    too_long = of_next > LONGEST_BATCH_SECONDS or of_search > LONGEST_SEARCH_SECONDS
+    return too_long or passing > MOST_PASSED * LONGEST_SEARCH_SECONDS
+
+
+def _held(rounds: list[Round]) -> list[int]:
+    """The budgets below the smallest that the memory did not hold; the first in any case."""
+    first, *larger = rounds[0]
+    not_held = [budget for each in rounds for budget, cost in each.items() if not cost.fits]
+    return [first, *(budget for budget in larger if budget < min(not_held, default=budget + 1))]
 
 
 def _seconds(rounds: list[Round]) -> float:
@@ -118,8 +139,10 @@ def choose(rounds: list[Round]) -> Choice:
     best = min(costs.values())
     tokens = min(budget for budget, cost in costs.items() if cost <= best + log(NEARLY))
     rates = ", ".join(f"{budget} {exp(best - cost):.2f}" for budget, cost in costs.items())
-    disturbed = _seconds(rounds) < UNDISTURBED_SHARE * _passed(rounds)
-    return Choice(tokens, disturbed, f"rates ÷ the best in {count} rounds: {rates}")
+    share = _seconds(rounds) / _passed(rounds)
+    alone = all(cost.alone for each in rounds for cost in each.values())
+    disturbed = share < UNDISTURBED_SHARE or not alone
+    return Choice(tokens, disturbed, f"rates ÷ the best in {count} rounds: {rates}", share)
 
 
 def _by_token(cost: Cost) -> float:
@@ -137,22 +160,23 @@ class KeptBudget:
             "attention": card.attention.label,
             "device": _name_of(torch.device(card.device)),
             "threads": torch.get_num_threads(),
-            "version": version("rerank-grpc"),
+            "version": __version__,
             "torch": torch.__version__,
         }
 
     def read(self) -> Choice | None:
         """Finds the choice; None if there is none, or one that no search makes."""
         found = self._kept.read(self._key) or {}
-        tokens, disturbed = found.get("tokens"), found.get("disturbed")
-        if type(tokens) is not int or type(disturbed) is not bool:
+        tokens, disturbed, share = found.get("tokens"), found.get("disturbed"), found.get("share")
+        if type(tokens) is not int or type(disturbed) is not bool or type(share) is not float:
             return None
         if not SMALLEST_BATCH_TOKENS <= tokens <= LARGEST_BATCH_TOKENS:
             return None
-        return Choice(tokens, disturbed, "as an earlier start measured")
+        return Choice(tokens, disturbed, "as an earlier start measured", share)
 
     def write(self, choice: Choice) -> None:
-        self._kept.write(self._key, {"tokens": choice.tokens, "disturbed": choice.disturbed})
+        value = {"tokens": choice.tokens, "disturbed": choice.disturbed, "share": choice.share}
+        self._kept.write(self._key, value)
 
 
 def _name_of(device: torch.device) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import exp
 from operator import attrgetter
+from random import uniform
 from statistics import NormalDist
 from time import monotonic, process_time
 
@@ -17,7 +18,15 @@ from rerank_grpc.engine.meter import NO_TIME, Counts
 from rerank_grpc.errors import InternalError, ModelLoadError, RerankError
 from rerank_grpc.kept import Kept
 from rerank_grpc.models.base import ModelCard
-from rerank_grpc.registry.budget import SMALLEST_BATCH_TOKENS, Choice, Cost, KeptBudget, choose, measure
+from rerank_grpc.registry.budget import (
+    LARGEST_BATCH_TOKENS,
+    SMALLEST_BATCH_TOKENS,
+    Choice,
+    Cost,
+    KeptBudget,
+    choose,
+    measure,
+)
 from rerank_grpc.registry.memory import BatchMemory
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
@@ -33,30 +42,29 @@ LONGEST_TOKENS = 512  # the longest that a language model takes costs minutes on
 # Passages as a search finds them: the quantiles of a log-normal distribution of mean 138, in mixed order.
 PASSAGES = [round(exp(NormalDist(4.75, 0.6).inv_cdf((5 * n % 16 + 0.5) / 16))) for n in range(16)]
 
-RUNS = 3
-COST_SECONDS = 0.4  # after which the cost of a full batch is not measured again
-IDLE_SECONDS = 10.0  # without a call, until a disturbed measurement is made again; doubled where that is, too
+RERUN_SECONDS = 1.0, 0.3  # after which the cost of a batch is not measured a second, and a third time
+IDLE_SECONDS = 10.0  # without a call, until a disturbed measurement is made again; doubled each time
+LONGEST_DELAY = 1.5  # times that, drawn anew: two engines that waited as long would measure beside each other
 MOST_CORRECTIONS = 6
 
 
 class CallArrived(Exception):
-    """A caller needs the engine that is being measured."""
+    """A caller needs the engine that is being measured, or one on its device."""
 
 
 def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard, kept: Kept | None = None) -> None:
     """Scores a long and a short document, sets the batch budget unless it is configured, measures costs.
 
-    A budget that an earlier start kept is taken at once. One that was measured while other processes were
-    busy is measured again when the engine is idle. Raises the errors of an ordinary call, so a model that
-    cannot score is never READY.
+    A budget that an earlier start kept is taken at once. One that was measured while other processes or
+    engines were busy is measured again when the device is idle. Raises the errors of an ordinary call, so a
+    model that cannot score is never READY.
     """
     probe = EngineProbe(engine, tokenizer, card)
     for tokens in (min(card.max_tokens, LONGEST_TOKENS), SHORT_TOKENS):
         probe.run(probe.documents(tokens, count=1))
     if engine.settings.max_batch_tokens is None:
         _set_budget(probe, KeptBudget(card, kept) if kept else None)
-    smallest = probe.cheapest(probe.documents(SHORT_TOKENS, count=1))
-    engine.calibrate(smallest, probe.cheapest(probe.passages(engine.max_batch_tokens)))
+    _measure_costs(probe)
 
 
 @contextmanager
@@ -79,6 +87,23 @@ class EngineProbe:
         self._tokenizer = tokenizer
         self._on_cpu = card.device == "cpu"
         self._batches: dict[int, tuple[Sequence, ...]] = {}
+        self._budget = engine.max_batch_tokens  # as it was set last
+        self._limit = LARGEST_BATCH_TOKENS
+        self._expected: tuple[int, float] | None = None  # the engine's calls and shared seconds, if it yields
+
+    @property
+    def limit(self) -> int:
+        """The largest budget that the memory may hold: less once the engine lowered one after it ran out."""
+        lowered = self.engine.max_batch_tokens
+        if lowered < self._budget:
+            # Half of a nearly full batch is a nearly full one of half the budget, a power of two.
+            self._budget, self._limit = lowered, min(self._limit, 1 << (lowered - 1).bit_length())
+        return self._limit
+
+    def set_budget(self, tokens: int) -> None:
+        """Sets the engine's budget, to the limit at most."""
+        self.engine.max_batch_tokens = min(tokens, self.limit)
+        self._budget = self.engine.max_batch_tokens
 
     def documents(self, tokens: int, *, count: int) -> tuple[Sequence, ...]:
         """Makes documents that are cut at a length; a query that is a sequence of its own is left out."""
@@ -101,29 +126,59 @@ class EngineProbe:
         return self._batches[budget]
 
     def run(self, sequences: tuple[Sequence, ...], priority: Priority = Priority.INTERACTIVE) -> Counts:
-        """Runs sequences; returns the device's use."""
+        """Runs sequences; returns the device's use. Raises CallArrived if one came while it is `yielding`."""
         before = self.engine.counts
+        self._yield_to_calls()
         with self.engine.admit(Call(), priority) as admission:
             admission.submit(sequences).wait()
+        self._yield_to_calls(own=1)
         return self.engine.counts.since(before)
 
+    @contextmanager
+    def yielding(self) -> Iterator[None]:
+        """Ends the measurement within at the first batch beside which a call came, by CallArrived."""
+        self._expected = self.engine.calls, self.engine.shared_seconds
+        try:
+            yield
+        finally:
+            self._expected = None
+
+    def _yield_to_calls(self, own: int = 0) -> None:
+        if self._expected is not None:
+            calls, shared_seconds = self._expected
+            self._expected = calls + own, shared_seconds
+            if self._expected != (self.engine.calls, self.engine.shared_seconds):
+                raise CallArrived
+
     def cheapest(self, sequences: tuple[Sequence, ...]) -> Counts:
-        """Runs sequences several times, a slow batch once; returns the device's use in the best run."""
-        runs, started = [self.run(sequences)], monotonic()
-        while len(runs) < RUNS and monotonic() - started + runs[0].busy_seconds < COST_SECONDS:
-            runs.append(self.run(sequences))
+        """Runs sequences up to three times, fewer if they are slow; returns the use of the best run."""
+        started, runs = monotonic(), [self.run(sequences)]
+        for limit in RERUN_SECONDS:
+            if monotonic() - started <= limit:
+                runs.append(self.run(sequences))
         return min(runs, key=attrgetter("busy_seconds"))
+
+    def best_budget(self) -> Choice:
+        """Measures the budgets, which leaves the engine with any of them, and chooses one."""
+        choice = choose(measure(self.sample, self.memory.fits))
+        return choice._replace(tokens=min(choice.tokens, self.limit))
 
     def sample(self, budget: int) -> Cost:
         """Runs one batch of a budget, which the engine keeps until another is set."""
-        sequences = self.passages(budget)
-        self.engine.max_batch_tokens = budget
+        sequences, shared_seconds = self.passages(budget), self.engine.shared_seconds
+        self.set_budget(budget)
         started, used = monotonic(), process_time()
         counts = self.run(sequences, Priority.BATCH)
         passed, used = monotonic() - started, process_time() - used
         self.memory.measured(budget)
         seconds = used / torch.get_num_threads() if self._on_cpu else counts.busy_seconds
-        return Cost(counts.tokens, max(NO_TIME, seconds), max(NO_TIME, passed))
+        alone = self.engine.shared_seconds == shared_seconds
+        return Cost(counts.tokens, max(NO_TIME, seconds), max(NO_TIME, passed), alone, budget <= self.limit)
+
+
+def _measure_costs(probe: EngineProbe) -> None:
+    smallest = probe.cheapest(probe.documents(SHORT_TOKENS, count=1))
+    probe.engine.calibrate(smallest, probe.cheapest(probe.passages(probe.engine.max_batch_tokens)))
 
 
 def _set_budget(probe: EngineProbe, kept: KeptBudget | None) -> None:
@@ -136,71 +191,66 @@ def _set_budget(probe: EngineProbe, kept: KeptBudget | None) -> None:
             tokens //= 2
         choice = choice._replace(tokens=tokens)
     else:
-        choice = choose(measure(probe.sample, probe.memory.fits))
+        choice = probe.best_budget()
         if kept:
             kept.write(choice)
-    _take(probe.engine, choice)
+    _take(probe, choice)
     if choice.disturbed and kept:
         probe.engine.accompany(lambda: correct(probe, choice, kept))
 
 
-def _take(engine: Engine, choice: Choice) -> None:
-    engine.max_batch_tokens = choice.tokens
-    again = "; other processes disturbed that: measured again when idle" if choice.disturbed else ""
-    log.info("model %s: batches of %d tokens (%s%s)", engine.name, choice.tokens, choice.reason, again)
+def _take(probe: EngineProbe, choice: Choice) -> None:
+    probe.set_budget(choice.tokens)
+    again = "; others disturbed that: measured again when idle" if choice.disturbed else ""
+    log.info("model %s: batches of %d tokens (%s%s)", probe.engine.name, choice.tokens, choice.reason, again)
 
 
 def correct(probe: EngineProbe, choice: Choice, kept: KeptBudget, idle_seconds: float = IDLE_SECONDS) -> None:
-    """Measures again once no call has come for a while, until nothing disturbs it; keeps what it finds.
+    """Measures again once the device has been idle, until nothing disturbs that; keeps what it finds.
 
-    A call that comes meanwhile waits for the running batch, as for that of another call. The engine's budget
-    is left alone after it ran out of memory.
+    A call that comes meanwhile waits for the running batch, as for that of another call, and ends the
+    attempt. The number of attempts is limited, and each waits twice as long as the one before. The engine's
+    budget is left alone after it ran out of memory.
     """
-    engine, corrections = probe.engine, 0
-    while corrections < MOST_CORRECTIONS and _idles(engine, idle_seconds):
-        if engine.max_batch_tokens != choice.tokens:
+    for _ in range(MOST_CORRECTIONS):
+        if not _idles(probe.engine, idle_seconds) or probe.engine.max_batch_tokens != choice.tokens:
             return
         try:
-            found = _measured_idle(probe, choice.tokens)
+            found = _measured_idle(probe, choice)
         except CallArrived:
-            continue
+            found = choice
         except RerankError:  # the engine ended
             return
         if not found.disturbed:
             kept.write(found)
-            _take(engine, found)
+            _take(probe, found)
             return
-        corrections += 1
         idle_seconds *= 2
 
 
-def _measured_idle(probe: EngineProbe, tokens: int) -> Choice:
-    """Measures the budgets of an idle engine, and leaves it with one of `tokens`; raises CallArrived."""
-    engine = probe.engine
-    calls = engine.calls
+def _measured_idle(probe: EngineProbe, choice: Choice) -> Choice:
+    """Measures the budgets of an idle engine, and the costs unless disturbed; raises CallArrived.
 
-    def sample(budget: int) -> Cost:
-        nonlocal calls
-        if engine.calls != calls:
-            raise CallArrived
-        cost = probe.sample(budget)
-        calls += 1
-        return cost
-
+    The engine's budget stays that of the earlier choice. A share of the processor as small as at that time,
+    now that the device is idle, is all that the machine gives: a quota, or little to run side by side.
+    """
     try:
-        found = choose(measure(sample, probe.memory.fits))
-        if engine.calls != calls:
-            raise CallArrived
-        return found
+        with probe.yielding():
+            found = probe.best_budget()
+            if found.disturbed and found.has_share_of(choice):
+                found = found._replace(disturbed=False)
+            if not found.disturbed:
+                probe.set_budget(found.tokens)
+                _measure_costs(probe)
+            return found
     finally:
-        engine.max_batch_tokens = tokens
+        probe.set_budget(choice.tokens)
 
 
 def _idles(engine: Engine, seconds: float) -> bool:
-    """Waits until an engine has had no call for so long; false once it has ended."""
-    calls = -1
-    while calls != engine.calls or not engine.idle:
-        calls = engine.calls
-        if engine.wait_for_end(seconds):
+    """Waits until no engine of the device has had a batch for so long; false once this one has ended."""
+    seconds *= uniform(1, LONGEST_DELAY)
+    while (rest := seconds - engine.idle_seconds) > 0:
+        if engine.wait_for_end(rest):
             return False
-    return True
+    return engine.alive

@@ -41,3 +41,23 @@ def test_threads_that_come_in_another_order_than_their_times_do_not_turn_it_back
     clock = DeviceClock()
     later = clock.time(5, enter="a")
     assert clock.time(4.999, enter="b") == later
+
+
+def test_only_the_time_of_several_engines_together_is_shared():
+    clock = DeviceClock()
+    clock.time(0, enter="a")
+    clock.time(2, enter="b")
+    assert clock.shared_seconds == 0
+    clock.time(5, leave="a")
+    clock.time(9, leave="b")
+    assert clock.shared_seconds == 3
+
+
+def test_a_device_is_idle_since_its_last_engine_left():
+    clock = DeviceClock()
+    clock.time(0, enter="a")
+    clock.time(1, enter="b")
+    clock.time(2, leave="a")
+    assert clock.idle_seconds(6) == 0
+    clock.time(7, leave="b")
+    assert clock.idle_seconds(10) == 3

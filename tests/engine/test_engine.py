@@ -23,10 +23,10 @@ from rerank_grpc.errors import (
     QueueFull,
     ShuttingDown,
 )
-from rerank_grpc.runner.runner import DeviceLost, OutOfMemory, Runner
+from rerank_grpc.runner.runner import DeviceLost, Runner
 from rerank_grpc.sequence import Output, Sequence
 from rerank_grpc.types import Call
-from tests.support import WAIT, CountingRunner, HeldRunner, score_of, submit, tokens_of, wait_for
+from tests.support import WAIT, CountingRunner, HeldRunner, SmallMemory, score_of, submit, tokens_of, wait_for
 
 NUMBERS = iter(range(10**9))
 
@@ -307,20 +307,6 @@ def test_r16_who_asks_for_a_pair_while_its_failed_batch_is_split_is_not_failed_b
         assert outputs(newcomer) == [score_of(first[0])]
 
 
-class SmallMemory(CountingRunner):
-    """Runs out of memory above so many tokens."""
-
-    def __init__(self, tokens: int) -> None:
-        super().__init__()
-        self.tokens = tokens
-
-    def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
-        if tokens_of(batch) > self.tokens:
-            self.batches.append(batch)
-            raise OutOfMemory
-        return super().run(batch)
-
-
 def test_r17_out_of_memory_splits_the_batch_and_is_remembered():
     runner = SmallMemory(tokens=130)
     with running(runner, max_batch_tokens=1000) as engine:
@@ -414,6 +400,40 @@ def test_closing_runs_out_the_batch_and_settles_everybody():
             outputs(request)
     with pytest.raises(ShuttingDown):
         submit(engine, sequences(1))
+
+
+def test_closing_a_dead_engine_does_not_wait_for_its_companion():
+    runner, over = Deadly(), threading.Event()
+    engine = Engine(runner, EngineSettings(hang_seconds=WAIT))
+    engine.start()
+    ended = threading.Event()
+
+    def work() -> None:
+        over.wait(WAIT)
+        ended.set()
+
+    engine.accompany(work)
+    request = submit(engine, sequences(1))
+    runner.let()
+    with pytest.raises(InternalError):
+        outputs(request)
+    engine.close()
+    assert not ended.is_set()
+    over.set()
+    assert ended.wait(WAIT)
+
+
+def test_an_engine_does_without_a_companion_where_the_system_has_no_thread_left(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with running(CountingRunner()) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refused)
+            engine.accompany(lambda: None)
+        assert outputs(submit(engine, sequences(1)))
 
 
 def test_an_admission_submits_once():

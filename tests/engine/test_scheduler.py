@@ -428,6 +428,19 @@ def test_an_idle_engine_lets_every_call_in_whatever_the_forecast():
     assert len(queue.clear()) == 2
 
 
+@pytest.mark.parametrize("running", [False, True], ids=["queued", "running"])
+def test_a_repeated_call_needs_all_that_it_waits_for_and_that_once(running: bool):
+    queue, first = scheduler(batch=100), request(*[10] * 30)
+    queue.add(first, now=0)
+    if running:
+        queue.next_batch(0)
+    queue.add(request(*[10] * 10), now=0)
+    with pytest.raises(DeadlineUnreachable) as refusal:
+        queue.add(Future(first.sequences, deadline=0.19), now=0, forecast=at(1000))
+    assert refusal.value.metadata["needed_seconds"] == "0.400"
+    queue.add(Future(first.sequences, deadline=0.21), now=0, forecast=at(1000))
+
+
 def test_a_small_call_with_a_short_deadline_is_let_in_behind_a_large_one():
     queue = scheduler(batch=100)
     queue.add(request(*[10] * 500), now=0, forecast=at(1000))

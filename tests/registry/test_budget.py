@@ -109,12 +109,35 @@ def test_a_search_is_bounded_on_any_device(rate: float, share: float):
     seconds, passed = (sum(cost[place] for cost in device.samples) for place in (1, 2))
     assert seconds <= max(1.2 * LONGEST_SEARCH_SECONDS, 2 * sum(cost.seconds for cost in first))
     assert passed <= max(1.2 * MOST_PASSED * LONGEST_SEARCH_SECONDS, 2 * sum(cost.passed for cost in first))
+    others = [cost.passed for cost in device.samples if cost.tokens != SMALLEST_BATCH_TOKENS]
+    assert max(others, default=0) <= MOST_PASSED * LONGEST_BATCH_SECONDS
 
 
 def test_only_batches_that_fit_the_memory_are_tried():
     device = Device(fixed(0.001, 1e6))
     assert choose(measure(device.sample, lambda tokens: tokens <= 8_192)).tokens == 8_192
     assert max(cost.tokens for cost in device.samples) == 8_192
+
+
+@pytest.mark.parametrize("turn", [1, 3])
+def test_a_batch_that_ran_out_of_memory_is_never_chosen(turn: int):
+    device, tried = Device(fixed(0.001, 1e6)), list[int]()
+
+    def sample(budget: int) -> Cost:
+        tried.append(budget)
+        fits = budget < 8_192 or tried.count(8_192) < turn
+        return device.sample(budget)._replace(fits=fits)
+
+    assert choose(measure(sample)).tokens == 4_096
+    assert tried.count(8_192) == turn
+    assert tried.count(16_384) < tried.count(4_096)
+
+
+def test_the_smallest_batch_is_chosen_where_none_fits_the_memory():
+    device = Device(fixed(0.001, 1e6))
+    rounds = measure(lambda budget: device.sample(budget)._replace(fits=False))
+    assert choose(rounds).tokens == SMALLEST_BATCH_TOKENS
+    assert len(device.samples) == 1
 
 
 CURVES: dict[str, Seconds] = {
@@ -143,22 +166,36 @@ def test_a_measurement_beside_busy_processes_counts_as_disturbed():
     assert choose(measure(Device(seconds, share=0.4).sample)).disturbed
 
 
+def test_a_measurement_beside_another_engines_batches_counts_as_disturbed():
+    device = Device(fixed(0.01, 1e5))
+    beside = iter([True] * 5)
+    assert choose(
+        measure(lambda budget: device.sample(budget)._replace(alone=not next(beside, False)))
+    ).disturbed
+
+
 def kept_in(folder: Path, **card: object) -> KeptBudget:
     return KeptBudget(replace(CARD, **card), Kept("budgets", folder))  # type: ignore[arg-type]
 
 
 def test_what_one_start_keeps_the_next_finds(tmp_path: Path):
     assert kept_in(tmp_path).read() is None
-    kept_in(tmp_path).write(Choice(2_048, True, "measured"))
+    kept_in(tmp_path).write(Choice(2_048, True, "measured", 0.4))
     found = kept_in(tmp_path).read()
     assert found is not None
-    assert (found.tokens, found.disturbed) == (2_048, True)
+    assert (found.tokens, found.disturbed, found.share) == (2_048, True, 0.4)
 
 
 @pytest.mark.parametrize("card", [{"revision": "other"}, {"precision": "int8"}], ids=str)
 def test_another_model_or_precision_has_a_budget_of_its_own(tmp_path: Path, card: dict[str, str]):
     kept_in(tmp_path).write(Choice(2_048, False, ""))
     assert kept_in(tmp_path, **card).read() is None
+
+
+def test_a_tree_that_is_not_installed_keeps_its_budgets_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.path", [])  # where importlib.metadata looks
+    kept_in(tmp_path).write(Choice(2_048, False, ""))
+    assert kept_in(tmp_path).read() is not None
 
 
 def test_another_processor_or_thread_count_has_a_budget_of_its_own(
