@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,18 +17,34 @@ from typing import Any, TypeAlias
 # What a fact depends on, by name: it is found again only where all of it is the same.
 Key: TypeAlias = Mapping[str, str | int | float | bool]
 LARGEST_FACT = 1 << 20  # bytes
+_making = threading.Lock()
 
 
 def cache_folder() -> Path:
-    """The folder that outlives a start; a new one for this start alone if the home cannot be trusted."""
+    """The folder that outlives a start; one for this process alone if the home's cannot be trusted."""
     try:
         folder = Path.home() / ".cache" / "rerank-grpc"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK) and not folder.stat().st_mode & 0o022:
+        found = folder.stat()
+        if os.access(folder, os.W_OK) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
             return folder
     except (OSError, RuntimeError):  # no home
         pass
-    return Path(tempfile.mkdtemp(prefix="rerank-grpc-"))
+    with _making:  # models that load at the same time share one
+        return _temporary_folder()
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="rerank-grpc-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def remove_temporary() -> None:
+    """Removes this process's own folder, if there is one, before an end that skips atexit's functions."""
+    if _temporary_folder.cache_info().currsize:
+        shutil.rmtree(_temporary_folder(), ignore_errors=True)
 
 
 class Kept:
@@ -49,17 +69,27 @@ class Kept:
 
     def write(self, key: Key, value: Mapping[str, Any]) -> None:
         """Keeps a fact for the next start; never raises, since a start without it is only slower."""
-        path = self._path(key)
+        text = json.dumps({"key": dict(key), "value": dict(value), "digest": _digest(value)})
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False, encoding="utf-8") as file:
-                json.dump({"key": dict(key), "value": dict(value), "digest": _digest(value)}, file)
-            Path(file.name).replace(path)
+            _write_whole(self._path(key), text)
         except OSError:
             pass
 
     def _path(self, key: Key) -> Path:
         return self._folder / f"{_digest(key)}.json"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Gives a file its name once it is whole, and leaves none behind if it does not become so."""
+    number, unfinished = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(unfinished).replace(path)
+    except BaseException:  # a full disk, or Ctrl-C
+        Path(unfinished).unlink(missing_ok=True)
+        raise
 
 
 def _digest(fact: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import counting, cpu, cpu_page, report, targets, workloads
+from benchmarks import counting, cpu, cpu_page, report, starting, targets, workloads
 from benchmarks.checkpoints import SHAPES
 from benchmarks.systems import CASES, NAMES, PEERS
 
@@ -168,8 +168,8 @@ def test_a_system_of_some_rounds_is_shown_as_such():
 def test_the_page_shows_what_other_scripts_have_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     start = {"seconds": 5.0, "processor_seconds": 7.0, "resident_mib": 900.0, "peak_mib": 990.0}
-    starting = {"base": {"first": start, "starts": [start] * 3, "weights_mib": 530.0}}
-    (tmp_path / "starting.json").write_text(json.dumps(starting))
+    starts = {"base": {"first": start, "starts": [start] * 3, "weights_mib": 530.0}}
+    (tmp_path / "starting.json").write_text(json.dumps(starts))
     busy = {"shares": [0.95, 0.96, 0.97], "header": ["callers", "busy"], "rows": [["8", "0.96"]]}
     (tmp_path / "busy.json").write_text(json.dumps(busy))
     lines = cpu_page.page({"threads": 2, "versions": {}, "cases": {}}).splitlines()
@@ -180,6 +180,16 @@ def test_the_page_shows_what_other_scripts_have_measured(monkeypatch: pytest.Mon
     assert "| device busy with 8 REST callers | ≥ 0.97 | 0.960 (0.950–0.970) | no |" in lines
     (missing,) = [line for line in lines if line.startswith("| measured budget's rate")]
     assert missing.endswith("| not measured |  |")
+
+
+def test_a_server_that_never_gets_ready_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho at $HOME >&2\nexec sleep 60\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(starting, "SECONDS", 0.5)
+    with pytest.raises(SystemExit, match=f"none within 0.5 s: at {tmp_path / 'home'}"):
+        starting.start("embedded", tmp_path / "home")
 
 
 def test_each_system_of_each_case_has_a_name_and_an_environment():

@@ -52,8 +52,9 @@ def digest_of(path: Path, digest: Callable[[], hashlib._Hash] = hashlib.sha256) 
 def kept_digest(name: str, paths: Sequence[Path], digest: Callable[[], str]) -> str:
     """Returns a digest of files, which is made again only when one of them has changed.
 
-    `name` tells it from other digests of the same files. A file that has changed has another ctime, which no
-    program can set.
+    `name` tells it from other digests of the same files. A file that has changed has another ctime, which a
+    program cannot set. A change goes unnoticed where a file system makes its times up, as some mounts do,
+    and where the medium damages a file.
     """
     before = [_identity(path) for path in paths]
     kept, key = Kept("digests"), {"digest": name, "files": json.dumps(before)}

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
+from rerank_grpc import kept
 from rerank_grpc.cli.logs import log_to
 from rerank_grpc.cli.terminal import Screen, error_line
 from rerank_grpc.config import files
@@ -71,6 +72,7 @@ class Process:
         # Only the log's reader is waited for, for a second, and the alarm stays set.
         faulthandler.cancel_dump_traceback_later()
         self.log.close()
+        kept.remove_temporary()
         os._exit(status)
 
     def _wake(self) -> None:

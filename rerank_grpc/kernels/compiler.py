@@ -72,7 +72,7 @@ def _compiled(compiler: str) -> Path:
     folder = cache_folder()
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()
     path = folder / f"kernels-{key[:16]}.so"
-    if path.is_file() and path.stat().st_uid == os.getuid():
+    if path.is_file() and path.stat().st_uid == os.geteuid():
         return path
     with tempfile.TemporaryDirectory(dir=folder) as unfinished:
         made = Path(unfinished) / path.name

@@ -8,8 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
-import time
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rerank_grpc import __version__
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.evidence.facts import Answers, Evidence
+from rerank_grpc.evidence.facts import Answers, Chain, Evidence
 from rerank_grpc.kept import Kept, Key
 from rerank_grpc.kernels.base import KeysValues, Layout
 from rerank_grpc.kernels.causal import key_ranges
@@ -44,8 +44,9 @@ WIDEST = 256
 NARROWED = 64
 # A soft cap changes logits this large, and barely those of random sequences.
 LOGITS = (-100.0, 100.0)
-ANSWER_SECONDS = 1_800  # for the largest model on a slow disk
-LOOK_SECONDS = 1.0  # the interval at which the other process looks whether it is still waited for
+# The time that another process has: to import what it needs, and to read weights from a slow disk.
+SECONDS = 120
+BYTES_A_SECOND = 20 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +98,13 @@ class ReferenceAnswers:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ReferenceAnswers:
-        """Reads what `to_json` has written; raises KeyError, TypeError or ValueError for anything else."""
+        """Reads what `to_json` has written; raises LookupError, TypeError, ValueError, RuntimeError."""
         first, second = (
             Probe(torch.tensor(ids, dtype=torch.int64), torch.tensor(types, dtype=torch.int64))
             for ids, types in zip(found["ids"], found["types"], strict=True)
         )
+        if any(each.ids.dim() != 1 or not 0 < len(each.ids) == len(each.types) for each in (first, second)):
+            raise ValueError("no sequences")  # of which kernels would read beyond the end
         numbers = {
             name: torch.tensor(found[name], dtype=torch.float32)
             for name in ("rows", "logits", "bent")
@@ -119,10 +122,12 @@ def check_own(model: Encoder, checkpoint: Checkpoint, evidence: Evidence) -> Agr
     """
     kept, key = Kept("references"), _key(checkpoint, evidence, model.card)
     if (found := kept.read(key)) is not None:
-        agreement = _agreement(model, ReferenceAnswers.from_json(found))
-        if agreement.agrees:
-            return agreement
-    answers = aside(_make, checkpoint, evidence, model.card)
+        known = _kept_agreement(model, evidence, found)
+        if known is not None and known.agrees:
+            return known
+    stored = sum(path.stat().st_size for path in checkpoint.weights)
+    seconds = SECONDS + stored // BYTES_A_SECOND
+    answers = aside(_make, checkpoint, evidence, model.card, seconds=seconds)
     if not answers.finite:
         raise ModelLoadError(
             f"{checkpoint.directory}: transformers' own scores are not finite: "
@@ -132,6 +137,17 @@ def check_own(model: Encoder, checkpoint: Checkpoint, evidence: Evidence) -> Agr
     if agreement.agrees:
         kept.write(key, answers.to_json())
     return agreement
+
+
+def _kept_agreement(model: Encoder, evidence: Evidence, found: Mapping[str, Any]) -> Agreement | None:
+    """Compares with answers that were kept; None where they have not the form of this model's."""
+    head = evidence.head
+    if ("logits" in found) == isinstance(head, Chain) or ("bent" in found) != isinstance(head, Answers):
+        return None
+    try:
+        return _agreement(model, ReferenceAnswers.from_json(found))
+    except (LookupError, TypeError, ValueError, RuntimeError):  # one of the model's own comes again
+        return None
 
 
 def _make(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> ReferenceAnswers:
@@ -145,6 +161,7 @@ def _key(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Key:
     head = evidence.head
     return {
         "recipe": RECIPE,
+        "package": __version__,
         "transformers": version("transformers"),
         "revision": checkpoint.revision,
         "config": hashlib.sha256((checkpoint.directory / "config.json").read_bytes()).hexdigest(),
@@ -233,60 +250,84 @@ def _behind_prefix(first: Probe, second: Probe) -> PackedTokens:
 
 # ---------------- The other process
 
+# The program of that process. It ends with its parent from its first line on, since imports take seconds. The
+# kernel's own signal for that (PR_SET_PDEATHSIG) comes when the thread ends that started the process.
+PROGRAM = """
+import os, sys, threading, time
 
-def aside(function: Callable[..., Answer], *arguments: Any) -> Answer:
+def end_with_parent(parent):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(os.EX_TEMPFAIL)
+
+threading.Thread(target=end_with_parent, args=[int(sys.argv[1])], daemon=True).start()
+answer, sys.path[:] = int(sys.argv[2]), sys.argv[3:]
+from rerank_grpc.models import reference
+reference.main(answer)
+"""
+
+
+def aside(function: Callable[..., Answer], *arguments: Any, seconds: float = SECONDS) -> Answer:
     """Calls a function of this package in a process of its own, so that this one imports nothing for it.
 
     A process that has imported transformers already calls it itself. Raises the function's ModelLoadError,
-    and one that says how the other process ended where it gave no answer.
+    and one that says how the other process ended where it gave no answer in so many seconds.
     """
     if "transformers" in sys.modules:
         return function(*arguments)
-    program = (
-        "import sys; sys.path[:] = sys.argv[1:]; from rerank_grpc.models import reference; reference.main()"
-    )
-    task = pickle.dumps((function, arguments))
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", program, *sys.path],
-            input=task,
-            capture_output=True,
-            timeout=ANSWER_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        failure, answer = _ask(pickle.dumps((function, arguments)), seconds)
+    except subprocess.TimeoutExpired as error:
         raise ModelLoadError(
-            f"no process for transformers ({type(error).__name__}): load it again"
+            f"the process that asks transformers took more than {seconds:g} s{_last_line(error.stderr)}: "
+            "load it again when the machine is less busy"
         ) from error
-    if done.returncode:
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1][:160]
+    except subprocess.CalledProcessError as error:
         raise ModelLoadError(
-            f"the process that asks transformers ended with status {done.returncode}"
-            f"{f' ({last})' if last else ''}: {'free some memory, and ' if done.returncode < 0 else ''}"
+            f"the process that asks transformers ended with status {error.returncode}"
+            f"{_last_line(error.stderr)}: {'free some memory, and ' if error.returncode < 0 else ''}"
             "load it again"
-        )
-    failure, answer = pickle.loads(done.stdout)
+        ) from error
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelLoadError(
+            f"no answer of a process for transformers ({type(error).__name__}): "
+            "free some memory and temporary space, and load it again"
+        ) from error
     if failure:
         raise ModelLoadError(failure)
     made: Answer = answer
     return made
 
 
-def main() -> None:
-    """Calls the function of a task on stdin, and writes its error's text or its answer to stdout."""
-    threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
-    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print
+def _ask(task: bytes, seconds: float) -> tuple[str, Any]:
+    """Runs the other process, which answers in a file of its own: any library may print to stdout."""
+    with tempfile.TemporaryFile() as answer:
+        numbers = (str(os.getpid()), str(answer.fileno()))
+        subprocess.run(
+            [sys.executable, "-P", "-c", PROGRAM, *numbers, *sys.path],
+            input=task,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=seconds,
+            check=True,
+            pass_fds=[answer.fileno()],
+        )
+        answer.seek(0)
+        found: tuple[str, Any] = pickle.load(answer)
+        return found
+
+
+def _last_line(said: bytes | None) -> str:
+    lines = (said or b"").decode(errors="replace").strip().splitlines()
+    return f" ({lines[-1][:160]})" if lines else ""
+
+
+def main(answer: int) -> None:
+    """Calls the function of a task on stdin, and writes its error's text or its answer to a descriptor."""
     function, arguments = pickle.load(sys.stdin.buffer)
     try:
         found = "", function(*arguments)
     except ModelLoadError as error:
         found = str(error), None
-    with output:
-        pickle.dump(found, output)
-
-
-def _end_with_parent(parent: int) -> None:
-    """Ends the process when nobody waits for it any more."""
-    while os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
-    os._exit(os.EX_TEMPFAIL)
+    with os.fdopen(answer, "wb") as file:
+        pickle.dump(found, file)

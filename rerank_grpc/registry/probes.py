@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from tokenizers import normalizers
 
-from rerank_grpc import tokenizer as tokenizer_package
+from rerank_grpc import __version__
+from rerank_grpc.checkpoints.disk import digest_of
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Kind
 from rerank_grpc.evidence.prompt import CATALOGUE, Placeholder, Prompt
@@ -30,6 +31,12 @@ from rerank_grpc.types import Document, RerankRequest
 
 # A file of a tokenizer that a class may read has one of these endings.
 READ = (".json", ".jinja", ".txt", ".model")
+# All of this package that makes or compares tokens.
+PACKAGE = Path(__file__).parents[1]
+SOURCES = (
+    *("registry/probes.py", "registry/vocabularies.py", "evidence/prompt.py", "sequence.py"),
+    "tokenizer/*.py",
+)
 # More than any probe has, in a small vocabulary too.
 MOST_TOKENS = 1 << 16
 # Texts that tokenizers of different settings take apart differently.
@@ -80,7 +87,7 @@ def reads_token_types(card: ModelCard) -> bool:
 
 def _key(card: ModelCard) -> Key:
     """All that the comparison depends on; the model's name, which errors begin with, is no part of it."""
-    ours = [Path(__file__), *Path(tokenizer_package.__file__).parent.glob("*.py")]
+    ours = [path for pattern in SOURCES for path in PACKAGE.glob(pattern)]
     theirs = [path for path in card.tokenizer_file.parent.iterdir() if path.suffix in READ and path.is_file()]
     reading = json.dumps(asdict(card.reading), default=_listed)
     return {
@@ -88,6 +95,7 @@ def _key(card: ModelCard) -> Key:
         "kind": card.kind.value,
         "files": _digest(theirs),
         "sources": _digest(ours),
+        "package": __version__,
         "tokenizers": version("tokenizers"),
         "transformers": version("transformers"),
     }
@@ -102,7 +110,7 @@ def _digest(files: list[Path]) -> str:
     """Digests the names and contents of files."""
     digest = hashlib.sha256()
     for path in sorted(files):
-        digest.update(f"{path.name}:{path.stat().st_size}\n".encode() + path.read_bytes())
+        digest.update(f"{path.name}:{digest_of(path)}\n".encode())
     return digest.hexdigest()
 
 

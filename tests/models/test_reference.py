@@ -198,6 +198,43 @@ def test_a_second_load_finds_the_answers_and_compares_its_own_pass(
         own.check()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": [[], []]},
+        {"ids": [[1, 2]]},
+        {"ids": [[10**9] * 11, [5] * 24]},
+        {"rows": [["a"], ["b"]]},
+        {"rows": [[1.0], [1.0, 2.0]]},
+        {"types": 1},
+        {"rows": None},
+        {"logits": None},
+    ],
+    ids=str,
+)
+def test_kept_answers_of_another_form_count_as_absent(
+    change: dict[str, Any], paths: dict[str, Path], folder: Path
+) -> None:
+    own = case(paths["bert"])
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    found = json.loads(whole)
+    value = {name: each for name, each in (found["value"] | change).items() if each is not None}
+    kept.Kept("references").write(found["key"], value)
+    assert file.read_bytes() != whole
+    assert own.check().agrees
+    assert file.read_bytes() == whole
+
+
+def test_another_version_of_this_package_asks_again(
+    paths: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = case(paths["bert"])
+    monkeypatch.setattr(reference, "__version__", "another")
+    assert own.check().agrees
+    assert len(list(folder.iterdir())) == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "of another form"])
 def test_damaged_answers_are_ignored_and_written_anew(
     damage: str, paths: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -305,6 +342,58 @@ def test_another_process_gives_the_answers_and_the_errors(
         aside(os._exit, 3)
     with pytest.raises(ModelLoadError, match=r"ended with status -9: free some memory, and load it again"):
         aside(signal.raise_signal, signal.SIGKILL)
+
+
+@pytest.fixture
+def beginning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Gives new processes code that they run before their program, as an installed package may."""
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(code: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(code)
+
+    return write
+
+
+def test_text_that_another_process_prints_is_no_part_of_its_answer(beginning: Callable[[str], None]) -> None:
+    beginning("print('hello')")
+    assert aside(divmod, 7, 2) == (3, 1)
+
+
+def test_a_process_that_ends_without_an_answer_is_an_error_of_the_load(
+    beginning: Callable[[str], None],
+) -> None:
+    beginning("import os; os._exit(0)")
+    with pytest.raises(ModelLoadError, match=r"no answer of a process .* \(EOFError\): free some memory"):
+        aside(divmod, 7, 2)
+
+
+def test_a_process_that_hangs_is_given_up(beginning: Callable[[str], None]) -> None:
+    beginning("import os, time; os.write(2, b'first\\nwaits\\n'); time.sleep(60)")
+    with pytest.raises(ModelLoadError, match=r"took more than 2 s \(waits\): load it again when"):
+        aside(divmod, 7, 2, seconds=2)
+
+
+SLOW = """
+import time
+pipe = open({pipe!r}, "w", buffering=1)
+print("importing", file=pipe)
+time.sleep(20)
+print("outlived", file=pipe)
+"""
+STARTER = "import os, subprocess, sys; subprocess.run([*sys.argv[1:5], str(os.getpid()), '0', *sys.argv[5:]])"
+
+
+def test_another_process_ends_with_its_parent_even_while_it_imports(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "torch.py").write_text(SLOW.format(pipe=str(pipe)))
+    command = [sys.executable, "-P", "-c", reference.PROGRAM, str(tmp_path), *sys.path]
+    with subprocess.Popen([sys.executable, "-c", STARTER, *command]) as parent, pipe.open() as said:
+        assert said.readline() == "importing\n"
+        parent.kill()
+        assert said.read() == ""
 
 
 SERVER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,28 @@ def test_a_comparison_is_kept_until_something_that_it_depends_on_changes(
     changed(directories["bert"], path, "tokenizer_config.json", lambda data: data.update(inputs))
     check(plain)
     assert len(made) == 3
+
+
+@pytest.mark.parametrize("pattern", probes.SOURCES)
+def test_a_comparison_depends_on_all_that_makes_tokens(
+    pattern: str, directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = card(directories["bert"])
+    before = probes._key(plain)
+    shutil.copytree(probes.PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(probes, "PACKAGE", tmp_path / "package")
+    assert probes._key(plain) == before
+    path = next((tmp_path / "package").glob(pattern))
+    path.write_text(path.read_text("utf-8") + "# changed\n", "utf-8")
+    assert probes._key(plain) != before
+
+
+def test_another_version_of_this_package_compares_again(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = probes._key(card(directories["bert"]))
+    monkeypatch.setattr(probes, "__version__", "another")
+    assert probes._key(card(directories["bert"])) != before
 
 
 def test_a_comparison_that_fails_is_not_kept(

@@ -1,0 +1,71 @@
+"""What is kept is found again, in a folder that nobody else can write to, and nothing else stays behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rerank_grpc import kept
+from rerank_grpc.kept import Kept, cache_folder
+from tests.command import environment
+
+HOMELESS = """
+from rerank_grpc.kept import Kept, cache_folder
+Kept("x").write({"a": 1}, {"b": 2})
+print(Kept("x").read({"a": 1}), cache_folder(), sep="\\n", flush=True)
+"""
+SERVED = "from rerank_grpc.cli.process import Process; Process('info', 1.0).end(0)"
+FULL = """
+import resource, sys
+from pathlib import Path
+from rerank_grpc.kept import Kept
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # as on a full disk
+Kept("x", folder).write({"a": 1}, {"b": "c" * 1_000})
+print(list((folder / "x").iterdir()))
+"""
+
+
+def said(program: str, *arguments: str, home: Path) -> list[str]:
+    """What a program says in a process of its own."""
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(
+        command, env=environment(HOME=str(home)), capture_output=True, check=True, text=True
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("end", ["", SERVED], ids=["main", "serve"])
+def test_without_a_home_a_process_finds_what_it_kept_and_leaves_nothing(end: str, tmp_path: Path) -> None:
+    home = tmp_path / "file"
+    home.write_text("")
+    found, folder = said(HOMELESS + end, home=home)
+    assert found == "{'b': 2}"
+    assert home not in Path(folder).parents
+    assert not Path(folder).exists()
+
+
+def test_a_file_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
+    assert said(FULL, str(tmp_path), home=tmp_path) == ["[]"]
+
+
+@pytest.mark.parametrize("fault", ["", "owner", "mode"])
+def test_the_homes_folder_is_used_only_if_nobody_else_can_write_to_it(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    folder = tmp_path / ".cache" / "rerank-grpc"
+    assert cache_folder() == folder
+    user = os.geteuid()
+    if fault == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    if fault == "mode":
+        folder.chmod(0o770)
+    monkeypatch.setattr(kept, "cache_folder", cache_folder)
+    Kept("x").write({"a": 1}, {"b": 2})
+    assert Kept("x").read({"a": 1}) == {"b": 2}
+    assert (folder / "x").exists() == (not fault)
