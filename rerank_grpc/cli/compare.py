@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple, TypeAlias
 
@@ -43,17 +43,25 @@ BUILT_IN = {
 def built_in_questions(each: int = 4) -> list[Ranking]:
     """Makes questions about Python's own manual; every query ranks all documents, `each` of a chapter.
 
-    Raises ConfigurationError where Python was installed without its manual.
+    Raises ConfigurationError where Python was installed without its manual or these chapters.
     """
+    documents: list[str] = []
+    chapters = _manual()
+    for chapter in BUILT_IN:
+        paragraphs = [" ".join(text.split()) for text in chapters.get(chapter, "").split("\n\n")]
+        documents += [text[:CLIP] for text in paragraphs if len(text) > 80][:each]
+    if len(documents) < 2:
+        raise ConfigurationError("this Python has no texts to compare: give --texts FILE")
+    return [Ranking(query, tuple(documents)) for query in BUILT_IN.values()]
+
+
+def _manual() -> Mapping[str, str]:
+    """Returns the chapters of Python's manual by their names; none where it is not installed."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise ConfigurationError("this Python has no texts to compare: give --texts FILE") from None
-    documents: list[str] = []
-    for chapter in BUILT_IN:
-        paragraphs = [" ".join(text.split()) for text in topics.get(chapter, "").split("\n\n")]
-        documents += [text[:CLIP] for text in paragraphs if len(text) > 80][:each]
-    return [Ranking(query, tuple(documents)) for query in BUILT_IN.values()]
+        return {}
+    return topics
 
 
 def read_questions(file: str) -> list[Ranking]:

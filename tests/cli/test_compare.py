@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rerank_grpc.cli import compare, verify
 from rerank_grpc.cli.compare import Ranking
 from rerank_grpc.config.settings import ServerSettings
-from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.errors import ConfigurationError, ModelLoadError
+from rerank_grpc.kernels import device
 from rerank_grpc.kernels.device import fast_bf16, fast_int8
+from rerank_grpc.registry import loading, memory
 from tests import random_models as checkpoints
 from tests.command import run
 
@@ -70,6 +75,21 @@ def test_the_built_in_texts_are_many_and_differ() -> None:
     assert all(len(set(question.documents)) >= 16 for question in questions)
 
 
+@pytest.mark.parametrize("chapters", [{}, {"with": "a paragraph of the manual " * 9}])
+def test_a_python_without_the_chapters_is_told_to_name_texts(
+    chapters: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pydoc_data.topics.topics", chapters)
+    with pytest.raises(ConfigurationError, match=r"^this Python has no texts to compare: give --texts FILE$"):
+        compare.built_in_questions()
+
+
+def test_a_python_without_the_manual_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(ConfigurationError, match=r"^this Python has no texts to compare: give --texts FILE$"):
+        compare.built_in_questions()
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -121,14 +141,15 @@ def test_the_command_compares_on_the_operators_texts(
 ) -> None:
     settings, model = ServerSettings(device="cpu", precision="bf16"), str(directories["bert"])
     documents = [text[:300] for text in checkpoints.texts()[:24]]
-    assert verify._compare(model, settings, [Ranking("how does a coroutine wait?", tuple(documents))])
+    questions = [Ranking("how does a coroutine wait?", tuple(documents))]
+    assert verify._compare(model, settings, questions, required=True)
     printed = capsys.readouterr().out
     assert "bf16 against fp32, queries: 1, documents: 24" in printed
     assert "1 of 1" in printed
     assert "  ok\n" in printed
     assert "int8-all" not in printed
     monkeypatch.setitem(compare.RMS_BOUNDS, "bf16", 1e-9)
-    assert not verify._compare(model, settings, [Ranking("what is a class?", tuple(documents))])
+    assert not verify._compare(model, settings, questions, required=True)
     assert "TOO FAR" in capsys.readouterr().out
 
 
@@ -140,10 +161,55 @@ def test_of_a_language_model_int8_all_is_compared_too(
     documents = [text[:200] for text in checkpoints.texts()[:16]]
     questions = [Ranking("how does a coroutine wait?", tuple(documents))]
     settings = ServerSettings(device="cpu", precision="int8")
-    verify._compare(source, settings, questions)
+    verify._compare(source, settings, questions, required=True)
     partly, wholly = (line.split() for line in capsys.readouterr().out.splitlines() if " of 1 " in line)
     assert (partly[0], wholly[0]) == ("int8", "int8-all")
     assert partly[1:] != wholly[1:], "the down projection was the same in both"
+
+
+def verify_embedded(texts: Path | None) -> int:
+    """Runs `verify embedded --precision bf16` in this process."""
+    flags = {"device": "cpu", "precision": "bf16"}
+    return verify.run(argparse.Namespace(flags=flags, models=["embedded"], texts=texts and str(texts)))
+
+
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets every load in fp32 fail as it does where the memory is too small."""
+    right = loading.load_model
+
+    def load_model(checkpoint: Any, device: torch.device, precision: str) -> Any:
+        if precision == "fp32":
+            raise ModelLoadError("embedded takes about 9.0 GiB in fp32")
+        return right(checkpoint, device, precision)
+
+    monkeypatch.setattr(loading, "load_model", load_model)
+
+
+@pytest.mark.skipif(not fast_bf16(), reason="the CPU has no bf16")
+def test_a_model_whose_fp32_does_not_fit_is_verified_without_the_comparison(
+    no_room: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify_embedded(None) == 0
+    assert "not compared with fp32: embedded takes about 9.0 GiB in fp32\n" in capsys.readouterr().out
+    path = tmp_path / "texts"
+    path.write_text("q\na\nb\n")
+    with pytest.raises(ModelLoadError, match=r"^embedded takes about 9\.0 GiB in fp32$"):
+        verify_embedded(path)
+
+
+def test_a_card_too_small_for_fp32_is_told_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (device, loading):
+        monkeypatch.setattr(module, "choose_device", lambda _: torch.device("cuda", 0))
+    monkeypatch.setattr(memory, "memory_of", lambda _: memory.Memory(memory.RESERVE_BYTES, 0, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    path = tmp_path / "texts"
+    path.write_text("q\na\nb\n")
+    with pytest.raises(ModelLoadError, match=r"^embedded takes about .* in fp32 .* are free on cuda:0"):
+        verify_embedded(path)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32"])

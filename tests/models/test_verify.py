@@ -18,6 +18,7 @@ from rerank_grpc.cli import verify
 from rerank_grpc.cli.terminal import Screen, cells
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.kernels.device import fast_bf16, fast_int8
 from rerank_grpc.registry.loading import ModelLoader
 from tests import late_models
 from tests import random_models as checkpoints
@@ -33,6 +34,7 @@ def bi_encoder(file: str, path: Path, **changes: Any) -> Path:
     return path
 
 
+has_int8 = pytest.mark.skipif(not (fast_bf16() and fast_int8()), reason="the CPU has no bf16 or no int8")
 LOADER = ModelLoader(ServerSettings(device="cpu", precision="fp32"))
 
 
@@ -86,18 +88,41 @@ def test_windows_and_vectors_agree_too(tmp_path: Path, pooling: str) -> None:
             assert all(check.passed for check in verify.padded(reranker, card)), source
 
 
-def test_a_pass_that_is_wrong_is_noticed(
-    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def shift_logits(by: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every logit of the service wrong."""
     right = scores.best_chunks
 
     def wrong(*given: Any, **options: Any) -> list[scores.BestChunk]:
-        return [best._replace(logit=best.logit + 0.01) for best in right(*given, **options)]
+        return [best._replace(logit=best.logit + by) for best in right(*given, **options)]
 
     monkeypatch.setattr("rerank_grpc.reranker.best_chunks", wrong)
+
+
+def test_a_pass_that_is_wrong_is_noticed(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift_logits(0.01, monkeypatch)
     with verify.serving(str(directories["bert"]), LOADER) as (reranker, card):
         checks = list(verify.padded(reranker, card))
     assert not any(check.passed for check in checks)
+
+
+@has_int8
+def test_int8_is_held_to_the_bounds_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = ModelLoader(ServerSettings(device="cpu", precision="int8"))
+    with verify.serving("embedded", loader) as (reranker, card):
+        assert card.precision == "int8"
+        assert all(check.passed for check in verify.padded(reranker, card))
+        (result,) = verify.scored(reranker, "q", ["d"])
+        pairs = [
+            KnownPair("q", "d", logit=result.logit + 0.15),
+            KnownPair("q", "d", logit=result.logit + 0.25),
+            KnownPair("q", "d", score=result.relevance_score + 0.02),
+            KnownPair("q", "d", score=result.relevance_score + 0.04),
+        ]
+        assert [check.passed for check in verify.known(reranker, card, pairs)] == [True, False, True, False]
+        shift_logits(0.15, monkeypatch)
+        assert not any(check.passed for check in verify.padded(reranker, card))
 
 
 def test_a_known_pair_is_compared_by_logit_or_by_score(directories: dict[str, Path]) -> None:
