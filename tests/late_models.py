@@ -43,7 +43,7 @@ def pylate(path: Path, body: str = "bert", dense: int = 1, **settings: Any) -> P
     A setting of None is left out.
     """
     added = [AddedToken("[Q] ", normalized=True), AddedToken("[D] ", normalized=True)]
-    _bert_body(path, added) if body == "bert" else _modern_body(path, added)
+    BODIES[body](path, added)
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for index in range(1, dense + 1):
         place = f"{index}_Dense"
@@ -69,7 +69,7 @@ def pylate(path: Path, body: str = "bert", dense: int = 1, **settings: Any) -> P
 
 def native(path: Path, body: str = "bert", mask: Any = None, **transformer: Any) -> Path:
     """Writes what sentence-transformers' MultiVectorEncoder does, with prompts that are ordinary text."""
-    _bert_body(path) if body == "bert" else _modern_body(path)
+    BODIES[body](path)
     base = "sentence_transformers.base.modules"
     listed = [
         ("", f"{base}.transformer.Transformer"),
@@ -131,6 +131,29 @@ def _modern_body(path: Path, added: list[AddedToken] | None = None) -> None:
     )
     torch.manual_seed(0)
     transformers.ModernBertModel(config).save_pretrained(path)
+    _save_byte_level(tokenizer, path)
+
+
+def _llama_body(path: Path, added: list[AddedToken] | None = None) -> None:
+    tokenizer = checkpoints.byte_level()
+    tokenizer.add_tokens(added or [])
+    config = transformers.LlamaConfig(
+        **checkpoints.SHAPE,
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=checkpoints.MAX_TOKENS,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaModel(config).save_pretrained(path)
+    _save_byte_level(tokenizer, path)
+
+
+BODIES = {"bert": _bert_body, "modernbert": _modern_body, "llama": _llama_body}
+
+
+def _save_byte_level(tokenizer: Tokenizer, path: Path) -> None:
     names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     _save(tokenizer, path, model_input_names=["input_ids", "attention_mask"], mask_token="<mask>", **names)
 

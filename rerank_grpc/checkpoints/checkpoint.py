@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,14 @@ CONFIG_TYPES: Mapping[str, type] = {
     **dict.fromkeys(SIZES, int),
 }
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Bytes of a number, by its type
+WIDTHS: Mapping[str, int] = {
+    **{name: dtype.itemsize for name, dtype in FLOATS.items()},
+    **dict.fromkeys(("BOOL", "I8", "U8"), 1),
+    **dict.fromkeys(("I16", "U16"), 2),
+    **dict.fromkeys(("I32", "U32"), 4),
+    **dict.fromkeys(("I64", "U64"), 8),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +150,10 @@ def weight_names(directory: Path, single: str) -> list[str]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Reads a safetensors file's header, by tensor, and checks the file's length; raises ModelLoadError."""
+    """Reads a safetensors file's header, by tensor; raises ModelLoadError.
+
+    Each tensor must have the bytes of its shape, right behind those of another, and the file no others.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -150,12 +162,26 @@ def read_header(path: Path) -> dict[str, Any]:
                 raise ValueError(length)
             header = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error) as error:
+        expected = 8 + length + _data_bytes(tensors)
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error) as error:
         raise ModelLoadError(f"{path}: not a safetensors file, or a damaged one: copy it again") from error
     if size != expected:
         raise ModelLoadError(f"{path}: has {size:,} bytes where its header says {expected:,}: copy it again")
     return tensors
+
+
+def _data_bytes(tensors: Mapping[str, Any]) -> int:
+    """Counts the bytes of all tensors; raises ValueError, TypeError or LookupError for gaps and overlaps."""
+    end = 0
+    for entry in sorted(tensors.values(), key=lambda entry: tuple(entry["data_offsets"])):
+        (begin, stop), shape = entry["data_offsets"], entry["shape"]
+        if any(type(number) is not int or number < 0 for number in (begin, stop, *shape)):
+            raise ValueError(entry)
+        size, width = stop - begin, WIDTHS.get(entry["dtype"])  # None for types that are read nowhere
+        if begin != end or size != (max(0, size) if width is None else math.prod(shape) * width):
+            raise ValueError(entry)
+        end = stop
+    return end
 
 
 def _check_layers(config: Mapping[str, Any], weights: tuple[Path, ...], directory: Path) -> None:

@@ -36,6 +36,18 @@ def answer_ids(answers: Answers) -> tuple[int, ...]:
     return (answers.true,) if answers.false is None else (answers.true, answers.false)
 
 
+def check_expansion(card: ModelCard) -> None:
+    """Raises ModelLoadError for a decoder whose queries are filled up with tokens that are not attended to.
+
+    The keys of a causal pass are those up to the query's own place, none left out.
+    """
+    if card.late is not None and card.late.expanded_tokens and not card.late.attends_expansion:
+        raise ModelLoadError(
+            f"{card.source}: {card.family} is a decoder, and fills queries up with tokens that are not "
+            "attended to, which is not supported: use a checkpoint that attends to them"
+        )
+
+
 def unasked(card: ModelCard) -> ModelLoadError:
     """Makes the error for a decoder with a classifier's head, whose files name no prompt."""
     return ModelLoadError(

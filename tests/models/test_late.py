@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.models.late import LateEncoder
 from rerank_grpc.runner.runner import CpuRunner
 from rerank_grpc.sequence import Sequence, TokenizedRequest
@@ -32,6 +34,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     "pylate, first releases": lambda path: late_models.pylate(path, model_type=None),
     "pylate, modernbert": lambda path: late_models.pylate(path, "modernbert"),
     "pylate, beyond the window": lambda path: late_models.pylate(path, "modernbert", query_length=64),
+    "pylate, llama": lambda path: late_models.pylate(path, "llama", attend_to_expansion_tokens=True),
     "native": late_models.native,
     "native, modernbert": lambda path: late_models.native(path, "modernbert"),
     "native, unattended": lambda path: late_models.native(
@@ -146,6 +149,16 @@ def test_a_row_that_is_not_finite_spoils_its_own_text_only(ours: Ours) -> None:
     finally:
         ours.model.project = project
     assert [each is None for each in found] == [False, True, False]
+
+
+def test_a_decoder_whose_filling_is_not_attended_to_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"llama is a decoder, and fills queries up"):
+        load(late_models.pylate(tmp_path, "llama"))
+    path = tmp_path / "config.json"
+    borrowed = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}  # which no own body computes
+    path.write_text(json.dumps(json.loads(path.read_text()) | borrowed))
+    with pytest.raises(ModelLoadError, match=r"llama is a decoder, and fills queries up"):
+        load(tmp_path)
 
 
 def test_outputs_keep_nothing_of_the_batch_alive(ours: Ours) -> None:

@@ -18,7 +18,7 @@ from rerank_grpc.models.bodies.plan import (
     activation_named,
 )
 
-# By family, what transformers' config takes where the file says nothing, and the prefix of a body's weights.
+# The values that transformers' config has where the file says nothing
 DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 30_522,
     "hidden_size": 768,
@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, Any] = {
     "is_decoder": False,
     "add_cross_attention": False,
 }
+# By family: the prefix of a body's weights, and the padding id where the file names none
 PREFIXES = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta."}
 PADDING = {"bert": 0, "roberta": 1, "xlm-roberta": 1}
 
@@ -41,7 +42,7 @@ def network_plan(family: str, values: Mapping[str, Any]) -> NetworkPlan:
     config = Config(values, {**DEFAULTS, "pad_token_id": PADDING[family]})
     config.only(is_decoder=False, add_cross_attention=False)
     # RoBERTa's table of positions reserves the rows up to the padding id's.
-    first = 0 if family == "bert" else int(config.get("pad_token_id")) + 1
+    first = 0 if family == "bert" else config.number("pad_token_id", least=0) + 1
     layers = range(config.number("num_hidden_layers"))
     norms = [_norm(config, "embeddings.LayerNorm")]
     norms += [_norm(config, f"encoder.layer.{index}.output.LayerNorm") for index in layers]
@@ -49,7 +50,7 @@ def network_plan(family: str, values: Mapping[str, Any]) -> NetworkPlan:
         hidden=config.number("hidden_size"),
         width=config.number("intermediate_size"),
         vocabulary=config.number("vocab_size"),
-        max_positions=config.number("max_position_embeddings") - first,
+        max_positions=config.number("max_position_embeddings", least=first + 1) - first,
         causal=False,
         words="embeddings.word_embeddings",
         positions="embeddings.position_embeddings",
@@ -74,8 +75,7 @@ def _norm(config: Config, name: str) -> NormPlan:
 
 
 def _layer(config: Config, name: str, before: NormPlan) -> LayerPlan:
-    heads = config.number("num_attention_heads")
-    size = config.number("hidden_size") // heads
+    heads, size = config.number("num_attention_heads"), config.head_size()
     merged = tuple(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
     return LayerPlan(
         before=before,

@@ -44,4 +44,8 @@ def plan_of(family: str, values: Values) -> NetworkPlan:
     own = OWN_FAMILIES.get(family)
     if own is None:
         raise NoPlan(f"family {family}")
-    return own.network(values)
+    try:
+        return own.network(values)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Values of other types than a config has: transformers says what is wrong with them.
+        raise NoPlan(f"settings that are odd ({str(error)[:80]})") from error

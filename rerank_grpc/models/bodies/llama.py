@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_grpc.kernels.base import Heads
-from rerank_grpc.models.bodies.config import Config
+from rerank_grpc.models.bodies.config import Config, checked_head, real
 from rerank_grpc.models.bodies.plan import (
     HeadNorms,
     LayerPlan,
@@ -21,7 +21,6 @@ from rerank_grpc.models.bodies.plan import (
 from rerank_grpc.models.bodies.rotations import rotation
 
 PREFIX = "model."
-
 
 COMMON: Mapping[str, Any] = {
     "hidden_size": 4_096,
@@ -78,7 +77,8 @@ class Family:
     """How a family differs from Llama."""
 
     defaults: Mapping[str, Any]
-    # Whether a product has a bias: the value, or the name of the setting that says it
+    # Whether layers have a window, and products a bias: the value, or the name of the setting that says it
+    sliding: bool | str = False
     merged_bias: bool | str = "attention_bias"  # of queries, keys and values
     out_bias: bool | str = "attention_bias"
     feeding_bias: bool | str = False
@@ -90,9 +90,9 @@ class Family:
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(LLAMA, feeding_bias="mlp_bias"),
-    "mistral": Family(MISTRAL, merged_bias=False, out_bias=False),
-    "qwen2": Family(QWEN2, merged_bias=True, out_bias=False),
-    "qwen3": Family({**QWEN2, "head_dim": 128}, head_norms=True),
+    "mistral": Family(MISTRAL, sliding=True, merged_bias=False, out_bias=False),
+    "qwen2": Family(QWEN2, sliding="use_sliding_window", merged_bias=True, out_bias=False),
+    "qwen3": Family({**QWEN2, "head_dim": 128}, sliding="use_sliding_window", head_norms=True),
     "gemma": Family(
         GEMMA,
         scales_embeddings=True,
@@ -119,7 +119,7 @@ def network_plan(family: str, values: Mapping[str, Any]) -> NetworkPlan:
         scale=hidden**0.5 if own.scales_embeddings else 1.0,
         layers=tuple(
             _layer(own, config, f"layers.{index}", turns, window)
-            for index, window in enumerate(_windows(config))
+            for index, window in enumerate(_windows(own, config))
         ),
         last=_norm(own, config, "norm"),
     )
@@ -130,31 +130,36 @@ def _rotation(config: Config) -> RotationPlan:
     if not isinstance(parameters, Mapping) or any(isinstance(each, Mapping) for each in parameters.values()):
         raise NoPlan("rotary embeddings by layer")
     config.only(partial_rotary_factor=None)
-    theta = parameters.get("rope_theta") or config.real("rope_theta")
+    stated = parameters.get("rope_theta")
+    theta = config.real("rope_theta") if stated is None else real("rope_theta", stated)
     positions = config.number("max_position_embeddings")
     original = config.get("original_max_position_embeddings")
     named = parameters if original is None else {**parameters, "original_max_position_embeddings": original}
-    return rotation(_head_size(config), float(theta), named, positions)
+    return rotation(_head_size(config), theta, named, positions)
 
 
-def _windows(config: Config) -> list[int | None]:
+def _says(config: Config, said: bool | str) -> bool:
+    """Returns a value of a family, or that of the setting which it names."""
+    return bool(config.get(said)) if isinstance(said, str) else said
+
+
+def _windows(own: Family, config: Config) -> list[int | None]:
     """The window of each layer."""
-    count, window = config.number("num_hidden_layers"), config.stated("sliding_window")
-    if window is None or config.get("use_sliding_window") is False:
+    count = config.number("num_hidden_layers")
+    if config.stated("sliding_window") is None or not _says(config, own.sliding):
         return [None] * count
-    if config.get("use_sliding_window") is None:  # Mistral has no such setting
-        return [config.number("sliding_window")] * count
-    first, stated = config.number("max_window_layers"), config.get("layer_types")
+    window = config.number("sliding_window")
+    if own.sliding is True:
+        return [window] * count
+    first, stated = config.number("max_window_layers", least=0), config.get("layer_types")
     kinds = stated or [SLIDING if index >= first else "" for index in range(count)]
     if len(kinds) != count:
         raise NoPlan("layer_types")
-    return [config.number("sliding_window") if kind == SLIDING else None for kind in kinds]
+    return [window if kind == SLIDING else None for kind in kinds]
 
 
 def _head_size(config: Config) -> int:
-    if config.get("head_dim") is not None:
-        return config.number("head_dim")
-    return config.number("hidden_size") // config.number("num_attention_heads")
+    return config.head_size() if config.get("head_dim") is None else checked_head(config.number("head_dim"))
 
 
 def _norm(own: Family, config: Config, name: str) -> NormPlan:
@@ -172,18 +177,15 @@ def _heads(config: Config, window: int | None) -> Heads:
 
 
 def _layer(own: Family, config: Config, name: str, turns: RotationPlan, window: int | None) -> LayerPlan:
-    def biased(said: bool | str) -> bool:
-        return bool(config.get(said)) if isinstance(said, str) else said
-
-    attention, feeding = f"{name}.self_attn", biased(own.feeding_bias)
+    attention, feeding = f"{name}.self_attn", _says(config, own.feeding_bias)
     norms = HeadNorms(f"{attention}.q_norm", f"{attention}.k_norm", config.real("rms_norm_eps"))
     merged = tuple(f"{attention}.{part}_proj" for part in "qkv")
     activation = str(config.get("hidden_act"))
     return LayerPlan(
         before=_norm(own, config, f"{name}.input_layernorm"),
         heads=_heads(config, window),
-        merged=LinearPlan(merged, biased(own.merged_bias)),
-        out=LinearPlan((f"{attention}.o_proj",), biased(own.out_bias)),
+        merged=LinearPlan(merged, _says(config, own.merged_bias)),
+        out=LinearPlan((f"{attention}.o_proj",), _says(config, own.out_bias)),
         between=_norm(own, config, f"{name}.post_attention_layernorm"),
         up=LinearPlan((f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"), feeding),
         down=LinearPlan((f"{name}.mlp.down_proj",), feeding),

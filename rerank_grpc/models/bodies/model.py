@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
+from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence
 from rerank_grpc.kernels import operations_for
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.base import Layout, Operations
 from rerank_grpc.kernels.device import DTYPES, INT8
 from rerank_grpc.kernels.plain import ACTIVATIONS
-from rerank_grpc.models.assembly import Encoder, answer_ids, assembled, unasked
+from rerank_grpc.models.assembly import Encoder, answer_ids, assembled, check_expansion, unasked
 from rerank_grpc.models.base import ModelCard, PackedTokens
 from rerank_grpc.models.bodies.body import OwnBody
 from rerank_grpc.models.bodies.families import OWN_FAMILIES, plan_of
@@ -71,6 +72,7 @@ def _pooled(plan: NetworkPlan, evidence: Evidence, card: ModelCard) -> tuple[Mod
     """Says which rows the last layer computes, and whether prefixes are shared."""
     if not plan.causal:
         return card, "first" if card.pooling == "first" else "all"
+    check_expansion(card)
     if isinstance(evidence.head, Classifier):
         if evidence.reading.prompt is None and not evidence.head.reads_pairs:
             raise unasked(card)
@@ -125,7 +127,12 @@ class Files:
         return read(self._checkpoint, name, self._find(name, shape), dtype)
 
     def rows(self, name: str, shape: tuple[int, ...], picked: tuple[int, ...]) -> Tensor:
-        """Reads some rows of a weight alone, in fp32, likewise."""
+        """Reads some rows of a weight alone, in fp32; raises NoPlan, and ModelLoadError for rows it lacks."""
+        if max(picked) >= shape[0]:
+            raise ModelLoadError(
+                f"{self._checkpoint.directory}: an answer is token {max(picked)}, but the weights know "
+                f"{shape[0]} tokens: use the tokenizer that the model came with"
+            )
         return read_rows(self._checkpoint, name, self._find(name, shape), picked)
 
     def _find(self, name: str, shape: tuple[int, ...]) -> Extent:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rerank_grpc.kernels.base import Heads
-from rerank_grpc.models.bodies.config import Config
+from rerank_grpc.models.bodies.config import Config, real
 from rerank_grpc.models.bodies.plan import (
     ActivationStep,
     ClassifierPlan,
@@ -48,9 +48,8 @@ PREFIX = "model."
 def network_plan(values: Mapping[str, Any]) -> NetworkPlan:
     """Describes a body; raises NoPlan."""
     config = Config(values, DEFAULTS)
-    heads = config.number("num_attention_heads")
-    size = config.number("hidden_size") // heads
-    turns = {kind: _rotation(config, kind, size) for kind in THETAS}
+    config.only(rope_scaling=None)  # which transformers merges into both rotations
+    turns = {kind: _rotation(config, kind) for kind in THETAS}
     kinds = _layer_kinds(config)
     # The embeddings' norm is the first layer's, too.
     first = _norm(config, "embeddings.norm", keeps_sum=False)
@@ -89,10 +88,22 @@ def _layer_kinds(config: Config) -> list[str]:
     return list(kinds)
 
 
-def _rotation(config: Config, kind: str, size: int) -> RotationPlan:
-    parameters = (config.get("rope_parameters") or {}).get(kind) or {}
-    theta = parameters.get("rope_theta")
-    return rotation(size, config.real(THETAS[kind]) if theta is None else float(theta), parameters)
+def _rotation(config: Config, kind: str) -> RotationPlan:
+    by_kind = config.get("rope_parameters") or {}
+    parameters = by_kind.get(kind) or {}
+    # transformers reads this one beside the kinds, and ignores it within them.
+    if "truncate" in {*by_kind, *parameters}:
+        raise NoPlan("rope_parameters with truncate")
+    stated = parameters.get("rope_theta")
+    theta = config.real(THETAS[kind]) if stated is None else real("rope_theta", stated)
+    return rotation(config.head_size(), theta, parameters, config.number("max_position_embeddings"))
+
+
+def _window(config: Config) -> int:
+    """Counts the places that a token sees on one side, its own among them."""
+    if config.get("sliding_window") is not None:  # one side, which overrides the whole
+        return config.number("sliding_window") + 1
+    return config.number("local_attention") // 2 + 1
 
 
 def _norm(config: Config, name: str, *, keeps_sum: bool = True) -> NormPlan:
@@ -101,9 +112,7 @@ def _norm(config: Config, name: str, *, keeps_sum: bool = True) -> NormPlan:
 
 def _layer(config: Config, index: int, kind: str, turns: RotationPlan, before: NormPlan | None) -> LayerPlan:
     name, heads = f"layers.{index}", config.number("num_attention_heads")
-    size = config.number("hidden_size") // heads
-    # Each side of a token sees half of the window, and the token itself.
-    window = config.number("local_attention") // 2 + 1 if kind == SLIDING else None
+    size, window = config.head_size(), _window(config) if kind == SLIDING else None
     attention, feeding = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
     return LayerPlan(
         before=before or _norm(config, f"{name}.attn_norm"),

@@ -56,8 +56,8 @@ class HeadNorms:
 class LayerPlan:
     """One layer: a norm, attention, a norm, a feed-forward.
 
-    What a post-norm network has behind its feed-forward is the first norm of the
-    layer behind it, or the last norm of the network.
+    The norm that a post-norm network has behind its feed-forward is the first of the
+    layer behind it, or the last of the network.
     """
 
     before: NormPlan
@@ -92,7 +92,6 @@ class NetworkPlan:
     num_segments: int = 0
 
 
-# What a classifier does with the pooled row: linear layers, activations and norms, in their order.
 @dataclass(frozen=True, slots=True)
 class DenseStep:
     """A linear layer of the head."""
@@ -109,6 +108,7 @@ class ActivationStep:
 
 
 HeadStep: TypeAlias = DenseStep | ActivationStep | NormPlan
+# The steps from the pooled row to the logit, in their order
 ClassifierPlan: TypeAlias = tuple[HeadStep, ...]
 
 # transformers' names of activations, and ours

@@ -16,8 +16,8 @@ Parameters: TypeAlias = Mapping[str, Any]  # of rope_parameters, or rope_scaling
 Change: TypeAlias = Callable[[Tensor, float, Parameters], tuple[Tensor, float]]
 
 
-def rotation(size: int, theta: float, parameters: Parameters, positions: int = 0) -> RotationPlan:
-    """Reads a rotation of heads of `size`; raises NoPlan for kinds not known here.
+def rotation(size: int, theta: float, parameters: Parameters, positions: int) -> RotationPlan:
+    """Reads a rotation of heads of `size`; raises NoPlan for kinds and parameters not known here.
 
     `positions` are those of the network, which stand for the original ones where those are not named.
     """
@@ -27,14 +27,17 @@ def rotation(size: int, theta: float, parameters: Parameters, positions: int = 0
         raise NoPlan(f"rotary embedding {str(kind)[:40]!r}")
     # In float32: places of tens of thousands make the last bit of a frequency show.
     frequencies = 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
-    named = {"original_max_position_embeddings": positions} | {
-        name: value for name, value in parameters.items() if value is not None
-    }
+    # Null stands for the default, but turns a switch off.
+    stated = {name: value for name, value in parameters.items() if value is not None or name == "truncate"}
+    named = {"original_max_position_embeddings": positions} | stated
     try:
         changed, factor = change(frequencies, theta, named)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise NoPlan(f"rotary embedding {str(kind)[:40]!r} of other parameters") from error
-    return RotationPlan(tuple(changed.tolist()), factor)
+    plan = RotationPlan(tuple(changed.tolist()), factor)
+    if not all(map(math.isfinite, (*plan.frequencies, plan.factor))):
+        raise NoPlan(f"rotary embedding {str(kind)[:40]!r} of infinite frequencies")
+    return plan
 
 
 def _unchanged(frequencies: Tensor, _theta: float, _parameters: Parameters) -> tuple[Tensor, float]:
@@ -49,6 +52,8 @@ def _llama3(frequencies: Tensor, _theta: float, parameters: Parameters) -> tuple
     """Divides low frequencies by a factor, keeps high ones, and blends between."""
     factor, original = parameters["factor"], parameters["original_max_position_embeddings"]
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    if not 0 < low < high:
+        raise ValueError("transformers blends other columns")
     turns = original / (2 * math.pi / frequencies)  # within the original positions
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * frequencies / factor + kept * frequencies, 1.0

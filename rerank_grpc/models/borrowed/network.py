@@ -14,7 +14,7 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.facts import Answers, Chain, Classifier, Evidence, Kind
 from rerank_grpc.kernels.attention import Attention
 from rerank_grpc.kernels.device import DTYPES
-from rerank_grpc.models.assembly import Encoder, answer_ids, assembled, rows_of
+from rerank_grpc.models.assembly import Encoder, answer_ids, assembled, check_expansion, rows_of
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.borrowed.hooked import HOOK, HookedBody, NotPackable, attends_causally
 from rerank_grpc.models.borrowed.padded import Padded, PaddedBody, check_reads_both_ways, own_attention
@@ -40,7 +40,8 @@ def borrowed_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) 
     network = read_network(CLASSES[type(evidence.head)], checkpoint, attention=None).to(card.device)
     vocabulary = network.get_input_embeddings().num_embeddings
     card = limited(card, checkpoint, vocabulary, positions_of(network))
-    causal = attends_causally(network.base_model)
+    if causal := attends_causally(network.base_model):
+        check_expansion(card)
     if isinstance(evidence.head, Classifier):
         if evidence.reading.prompt is None and not evidence.head.reads_pairs:
             check_reads_both_ways(card, network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rerank_grpc.kernels import cpu
 from rerank_grpc.kernels.base import KeysValues, Layout
@@ -40,6 +42,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         for kind in (LLAMA3, YARN, YARN | {"truncate": False, "mscale": 1.0, "mscale_all_dim": 0.5})
     ),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    # Windows that transformers ignores, and one of all layers
+    ("llama", {"sliding_window": WINDOW}),
+    ("gemma", {"sliding_window": WINDOW, "use_sliding_window": True}),
+    ("mistral", {"use_sliding_window": False}),
+    ("qwen2 sliding", {"max_window_layers": 0}),
 ]
 NAMES = [f"{family} {'+'.join(changes)}".strip() for family, changes in CASES]
 SYSTEM, QUERY, DOCUMENTS = 11, 26, (1, 90, 5, WINDOW + 1, 40)
@@ -138,6 +145,15 @@ def test_a_saved_config_says_the_same_as_all_of_its_values(family: str, changes:
     )
 
 
+@pytest.mark.parametrize("truncate", [True, False, None])
+def test_columns_are_rounded_as_by_transformers(truncate: bool | None) -> None:
+    stated: dict[str, Any] = {"rope_parameters": YARN | {"rope_theta": 1e4, "truncate": truncate}}
+    turns = plan_of("llama", stated).layers[0].rotation
+    expected = LlamaRotaryEmbedding(transformers.LlamaConfig(**stated)).inv_freq
+    assert turns is not None
+    torch.testing.assert_close(torch.tensor(turns.frequencies), expected, rtol=1e-6, atol=0)
+
+
 def test_null_is_no_window_and_as_many_key_heads_as_heads() -> None:
     heads = plan_of("mistral", {"sliding_window": None, "num_key_value_heads": None}).layers[0].heads
     assert (heads.window, heads.groups) == (None, 32)
@@ -154,6 +170,27 @@ def test_null_is_no_window_and_as_many_key_heads_as_heads() -> None:
         ("llama", {"num_key_value_heads": 3}, "num_key_value_heads"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("qwen3", {"use_sliding_window": True, "layer_types": ["sliding_attention"]}, "layer_types"),
+        ("qwen2", {"use_sliding_window": True, "layer_types": 5}, "odd"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": -1}, "max_window_layers"),
+        ("llama", {"num_attention_heads": 5_000}, "5000 heads"),
+        ("llama", {"hidden_size": 1 << 70}, "hidden_size"),
+        ("llama", {"head_dim": 1 << 40}, "head_dim"),
+        ("llama", {"head_dim": 1 << 30}, "columns"),
+        ("llama", {"head_dim": 15}, "15 columns"),
+        *(("llama", {"rope_theta": value}, "rope_theta") for value in ("abc", [1], 10**400, math.nan)),
+        *(
+            ("llama", {"rope_parameters": {"original_max_position_embeddings": 128} | kind}, "rotary")
+            for kind in (
+                YARN | {"beta_slow": 1e-320},
+                YARN | {"original_max_position_embeddings": math.inf},
+                YARN | {"attention_factor": 10**400},
+                YARN | {"attention_factor": math.inf},
+                {"rope_type": "linear", "factor": 10**400},
+                {"rope_type": "linear", "factor": 0},
+                LLAMA3 | {"high_freq_factor": 1.0, "low_freq_factor": 4.0},
+                LLAMA3 | {"low_freq_factor": -1.0},
+            )
+        ),
     ],
 )
 def test_what_no_own_body_computes_is_left_to_transformers(
