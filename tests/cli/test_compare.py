@@ -18,6 +18,7 @@ from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
 from rerank_grpc.kernels import device
 from rerank_grpc.kernels.device import fast_bf16, fast_int8
+from rerank_grpc.models import loader
 from rerank_grpc.registry import loading, memory
 from tests import random_models as checkpoints
 from tests.command import run
@@ -176,7 +177,7 @@ def verify_embedded(texts: Path | None) -> int:
 @pytest.fixture
 def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every load in fp32 fail as it does where the memory is too small."""
-    right = loading.load_model
+    right = loader.load_model
 
     def load_model(checkpoint: Any, device: torch.device, precision: str) -> Any:
         if precision == "fp32":

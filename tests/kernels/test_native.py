@@ -498,7 +498,7 @@ def test_shapes_that_the_kernels_do_not_take_are_named(
     size: int, columns: tuple[int, ...], outputs: tuple[int, ...], untaken: list[str]
 ) -> None:
     heads = Heads(12, 12, size, 1.0)
-    assert cpu.CpuOperations("int8").untaken(heads, columns, outputs) == untaken
+    assert cpu.cpu_operations("int8").untaken(heads, columns, outputs) == untaken
     in_bf16 = [each for each in untaken if each != "int8 products"]
-    assert cpu.CpuOperations("bf16").untaken(heads, columns, outputs) == in_bf16
-    assert cpu.CpuOperations("fp32").untaken(heads, columns, outputs) == []
+    assert cpu.cpu_operations("bf16").untaken(heads, columns, outputs) == in_bf16
+    assert cpu.cpu_operations("fp32").untaken(heads, columns, outputs) == []
