@@ -113,6 +113,27 @@ def _bert_body(path: Path, added: list[AddedToken] | None = None) -> None:
     )
     torch.manual_seed(0)
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(path)
+    _save_wordpiece(tokenizer, path)
+
+
+def _deberta_body(path: Path, added: list[AddedToken] | None = None) -> None:
+    tokenizer = _with_words(checkpoints.wordpiece())
+    tokenizer.add_tokens(added or [])
+    config = transformers.DebertaV2Config(
+        **checkpoints.SHAPE,
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=checkpoints.MAX_TOKENS,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+    )
+    torch.manual_seed(0)
+    transformers.DebertaV2Model(config).save_pretrained(path)
+    _save_wordpiece(tokenizer, path)
+
+
+def _save_wordpiece(tokenizer: Tokenizer, path: Path) -> None:
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     _save(tokenizer, path, model_input_names=inputs, mask_token="[MASK]", **names)
@@ -150,7 +171,7 @@ def _llama_body(path: Path, added: list[AddedToken] | None = None) -> None:
     _save_byte_level(tokenizer, path)
 
 
-BODIES = {"bert": _bert_body, "modernbert": _modern_body, "llama": _llama_body}
+BODIES = {"bert": _bert_body, "deberta": _deberta_body, "modernbert": _modern_body, "llama": _llama_body}
 
 
 def _save_byte_level(tokenizer: Tokenizer, path: Path) -> None:

@@ -36,14 +36,14 @@ def answer_ids(answers: Answers) -> tuple[int, ...]:
     return (answers.true,) if answers.false is None else (answers.true, answers.false)
 
 
-def check_expansion(card: ModelCard) -> None:
-    """Raises ModelLoadError for a decoder whose queries are filled up with tokens that are not attended to.
+def check_expansion(card: ModelCard, reason: str) -> None:
+    """Raises ModelLoadError for a model whose queries are filled up with tokens that are not attended to.
 
-    The keys of a causal pass are those up to the query's own place, none left out.
+    Its pass must be one that leaves no keys out: a causal one, or a padded one.
     """
     if card.late is not None and card.late.expanded_tokens and not card.late.attends_expansion:
         raise ModelLoadError(
-            f"{card.source}: {card.family} is a decoder, and fills queries up with tokens that are not "
+            f"{card.source}: {card.family} {reason}, and fills queries up with tokens that are not "
             "attended to, which is not supported: use a checkpoint that attends to them"
         )
 

@@ -161,6 +161,11 @@ def test_a_decoder_whose_filling_is_not_attended_to_is_refused(tmp_path: Path) -
         load(tmp_path)
 
 
+def test_a_padded_encoder_whose_filling_is_not_attended_to_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"deberta-v2 runs padded, and fills queries up"):
+        load(late_models.pylate(tmp_path, "deberta"))
+
+
 def test_outputs_keep_nothing_of_the_batch_alive(ours: Ours) -> None:
     for matrix in ours.run(*ours.tokenize("list", ["one", "two"]).sequences):
         assert matrix.base is None

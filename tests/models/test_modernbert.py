@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +114,6 @@ def test_few_bits_round_within_their_bounds(
     with model.body.narrowed(LONGEST):
         found = model.forward(pack(sequences()))[:, 0]
     assert float((found - expected).square().mean().sqrt() / expected.std()) > 1.5 * bound
-
-
-def test_a_scaling_of_both_rotations_is_left_to_transformers_in_few_bits(tmp_path: Path) -> None:
-    path = write(tmp_path, "cls") / "config.json"
-    config = json.loads(path.read_text())
-    del config["rope_parameters"]
-    config["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
-    path.write_text(json.dumps(config))
-    expected = reference(tmp_path, sequences())
-    found = load(tmp_path, precision="bf16").forward(pack(sequences()))[:, 0]
-    assert float((found - expected).square().mean().sqrt() / expected.std()) <= 7e-2
 
 
 def test_each_sequence_scores_the_same_alone_and_among_others(directory: Path) -> None:

@@ -72,7 +72,7 @@ def _pooled(plan: NetworkPlan, evidence: Evidence, card: ModelCard) -> tuple[Mod
     """Says which rows the last layer computes, and whether prefixes are shared."""
     if not plan.causal:
         return card, "first" if card.pooling == "first" else "all"
-    check_expansion(card)
+    check_expansion(card, "is a decoder")
     if isinstance(evidence.head, Classifier):
         if evidence.reading.prompt is None and not evidence.head.reads_pairs:
             raise unasked(card)

@@ -41,7 +41,7 @@ def borrowed_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) 
     vocabulary = network.get_input_embeddings().num_embeddings
     card = limited(card, checkpoint, vocabulary, positions_of(network))
     if causal := attends_causally(network.base_model):
-        check_expansion(card)
+        check_expansion(card, "is a decoder")
     if isinstance(evidence.head, Classifier):
         if evidence.reading.prompt is None and not evidence.head.reads_pairs:
             check_reads_both_ways(card, network)
@@ -89,6 +89,7 @@ def _packed(
 
 def _padded(evidence: Evidence, card: ModelCard, network: Any, head: Head | None, *, causal: bool) -> Model:
     """Builds a model over padded sequences; raises ModelLoadError if the padding changes its scores."""
+    check_expansion(card, "runs padded")
     own_attention(network)
     card = replace(card, attention=Attention.PADDED)
     # Decoders, whose head is called so, find the last token of a padded sequence by it.
