@@ -209,7 +209,7 @@ def surplus_of(widest: int | None) -> int:
 def difference(found: Tensor, expected: Tensor) -> float:
     """The greatest relative difference of two logits or vectors; of small ones the absolute."""
     apart = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1)
-    return float(apart.nan_to_num(nan=math.inf).max())
+    return float(apart.nan_to_num(nan=math.inf, posinf=math.inf).max())
 
 
 # ---------------- The passes of a model over two probes

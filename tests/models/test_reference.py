@@ -301,7 +301,7 @@ def test_where_an_own_body_alone_is_not_finite_transformers_runs(
     honest = OwnBody.__call__
     monkeypatch.setattr(OwnBody, "__call__", lambda self, packed: honest(self, packed) * math.inf)
     borrowed: Any = load(paths["bert"])
-    assert not isinstance(borrowed.body, OwnBody)
+    assert not isinstance(getattr(borrowed, "body", None), OwnBody)
     assert "runs in transformers' own body: the own one gives what is not finite" in caplog.text
     with pytest.raises(ModelLoadError, match=r"to what is not finite: use auto, bf16 or fp32"):
         load(paths["bert"], precision="int8")
