@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,39 @@ def test_the_homes_folder_is_used_only_if_nobody_else_can_write_to_it(
     Kept("x").write({"a": 1}, {"b": 2})
     assert Kept("x").read({"a": 1}) == {"b": 2}
     assert (folder / "x").exists() == (not fault)
+
+
+def test_a_process_without_a_home_has_one_folder_and_can_remove_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(Path, "home", lambda: Path("/proc/1/no/home"))
+    kept._temporary_folder.cache_clear()
+    try:
+        folder = cache_folder()
+        assert folder == cache_folder()
+        assert folder.parent == tmp_path
+        kept.remove_temporary()
+        assert not folder.exists()
+    finally:
+        kept._temporary_folder.cache_clear()
+
+
+def test_a_fact_that_cannot_be_written_or_is_far_too_large_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, key = Kept("x", tmp_path), {"a": 1}
+    with monkeypatch.context() as full:
+        full.setattr(Path, "replace", _full)
+        facts.write(key, {"b": 2})
+    assert facts.read(key) is None
+    assert list((tmp_path / "x").iterdir()) == []
+    facts.write(key, {"b": 2})
+    (path,) = (tmp_path / "x").iterdir()
+    path.write_bytes(path.read_bytes() + b" " * kept.LARGEST_FACT)
+    assert facts.read(key) is None
+
+
+def _full(*_: object) -> None:
+    raise OSError("no space left on device")
