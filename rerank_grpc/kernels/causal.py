@@ -52,9 +52,8 @@ class ByHeads:
     ) -> Tensor:
         """[num_rows, heads · size] → the same."""
         q, k, v = (rows.unflatten(1, (-1, heads.size)).transpose(0, 1)[None] for rows in (query, key, value))
-        return self.attend_causal(layer, q, k, v, heads.scale, heads.window, last_only=last_only)[0].flatten(
-            1
-        )
+        mixed = self.attend_causal(layer, q, k, v, heads.scale, heads.window, last_only=last_only)
+        return mixed[0].flatten(1)
 
     def attend_causal(
         self,
