@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from rerank_grpc.kernels.attention import Attention, kernel_for
 from rerank_grpc.kernels.base import Kernel, Layout
 from rerank_grpc.kernels.causal import CausalParts, GatheredParts, attend_window, causal_parts
+from rerank_grpc.kernels.plain import aligned
 from rerank_grpc.models.base import PackedTokens
 
 # The name of our attention in transformers. No mask function may be registered under it: transformers
@@ -70,7 +71,7 @@ def attend(
     layout, kernel = call.layout, call.kernel
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [num_tokens, heads, size]
     k, v, keys = layout.seen(k, v)
-    if kernel is not None and _aligned(layout, sliding_window):
+    if kernel is not None and aligned(layout, keys, sliding_window):
         return kernel(q, k, v, layout, keys, window=sliding_window, scale=scaling)[None], None
     parts = zip(
         query.split(layout.lengths, dim=2),
@@ -86,17 +87,6 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name not in INDIFFERENT and value is not None and value is not False:
             raise NotPackable(name)
-
-
-def _aligned(layout: Layout, window: int | None) -> bool:
-    """Whether a kernel, to which the last query of a part is the place of its last key, sees the right keys.
-
-    It does where all see all, and where nothing is far enough for the window to hide it.
-    """
-    if window is None or layout.keys is None:
-        return True
-    parts = zip(layout.lengths, layout.keys.lengths, strict=True)
-    return all(rows == keys or rows <= window for rows, keys in parts)
 
 
 AttentionInterface.register(HOOK, attend)
