@@ -7,14 +7,21 @@
 #   ARGS="--port 6000"      the arguments of `rerank-grpc serve`
 #   IMAGE=rerank-grpc:cuda  the image's name
 #   ENGINE=podman           what builds it, instead of the first that works here
+#   REPOSITORY=ghcr.io/you/rerank-grpc
+#                           where the image is published, for each of PROCESSORS
+#   TAG=v1.2.3              the release that `make release-check` is for
+#   SOURCE=https://...      where others find the source, for the image's label
 #   IMAGE_ARGS="--no-cache" further arguments of the engine's build
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 ARGS ?=
+REPOSITORY ?=
+PROCESSORS ?= amd64 arm64
 IMAGE ?= rerank-grpc
 IMAGE_ARGS ?=
+TAG ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +32,8 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-clients test-clients-quick test-openapi lint format proto baseline image clean
+.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-ray test-clients test-clients-quick test-openapi lint format proto baseline wheels image test-image lock \
+  publish-image publish-index publish-release sbom audit release-check clean
 
 help:  ## Lists these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,12 +51,14 @@ coverage: $(VENV)/.dev  ## Runs every test, and checks each package's coverage a
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
 	@$(BIN)/python scripts/coverage_floors.py $(if $(CI),--quiet)
 
-lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, dead code, contract and stubs.
+lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, dead code, workflows, contract and stubs.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/vulture
+	$(BIN)/jactionlint --no-hints
+	[ ! -x $(BIN)/zizmor ] || $(BIN)/zizmor --quiet --offline .github
 	$(BUF) lint
 	$(BUF) breaking --against $(BASELINE)
 	$(BIN)/python scripts/generate_stubs.py --check
@@ -56,6 +66,9 @@ lint: $(VENV)/.dev $(BUF)  ## Checks format, types, imports, dead code, contract
 format: $(VENV)/.dev  ## Formats the code and sorts its imports.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+test-ray: $(VENV)/.dev  ## Runs the tests on a local cluster of Ray, one after the other.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/ray tests/batch $(PYTEST_ARGS)
 
 test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs against the server.
 	@$(BIN)/python clients/conformance/run.py all
@@ -69,7 +82,7 @@ test-openapi: $(VENV)/.dev  ## Runs schemathesis against the REST server's OpenA
 bench: $(VENV)/.bench  ## Measures the CPU's share against peers, over an hour; ARGS="--cases base/W2" for less.
 	@TORCH_INDEX='$(TORCH_INDEX)' $(BIN)/python -m benchmarks.cpu $(ARGS)
 
-bench-quick: $(VENV)/.bench  ## Measures what the service adds to its model, in three minutes.
+bench-quick: $(VENV)/.bench  ## Measures what the service adds to its model, in six minutes.
 	@$(BIN)/python -m benchmarks.quick
 
 bench-attacks: $(VENV)/.demo  ## Attacks a server in 25 ways, over six minutes; ARGS="--only bodies,hang" for some.
@@ -83,11 +96,39 @@ proto: $(VENV)/.dev $(BUF)  ## Checks the contract and generates its stubs.
 baseline: $(BUF)  ## Makes today's contract the one that may not break; at a release.
 	$(BUF) build --exclude-source-info -o $(BASELINE)
 
+wheels: $(VENV)/.dev  ## Builds the wheels into dist/: a pure one, and one with the kernels for gcc's machine.
+	@$(BIN)/python scripts/build_wheels.py dist $(ARGS)
+
 image:  ## Builds the container image: for CPUs, or with the torch of TORCH_INDEX.
-	@ENGINE='$(ENGINE)' scripts/image.sh -t $(IMAGE) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(IMAGE_ARGS)
+	@ENGINE='$(ENGINE)' SOURCE='$(SOURCE)' scripts/image.sh -t $(IMAGE) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(IMAGE_ARGS)
+
+test-image: $(VENV)/.dev  ## Builds the image by buildah, and tests containers of it by podman.
+	@IMAGE_ARGS='$(IMAGE_ARGS)' TORCH_INDEX='$(TORCH_INDEX)' OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -m image -rs tests/image $(PYTEST_ARGS)
+
+lock: $(VENV)/.dev  ## Writes the versions and hashes that the image installs, to requirements/.
+	@UV=$(BIN)/uv scripts/lock_image.sh
+
+publish-image:  ## Pushes IMAGE as REPOSITORY:VERSION-PROCESSOR; log in to the registry first.
+	@scripts/publish_image.sh image '$(IMAGE)' '$(REPOSITORY)'
+
+publish-index:  ## Pushes REPOSITORY:VERSION, which leads to what publish-image has pushed for each processor.
+	@scripts/publish_image.sh index '$(REPOSITORY)' $(PROCESSORS)
+
+publish-release:  ## Makes the page of TAG on GitHub, with what is in dist/.
+	gh release create '$(TAG)' --verify-tag --title '$(TAG)' --notes 'CHANGELOG.md tells what is new.' dist/*
+
+sbom: $(VENV)/.dev wheels  ## Writes what the image installs as a bill of materials (CycloneDX), into dist/.
+	@$(if $(TORCH_INDEX),TORCH_INDEX='$(TORCH_INDEX)') $(BIN)/python scripts/sbom.py
+
+audit: $(VENV)/.dev  ## Asks PyPI and npm for known vulnerabilities of what is pinned.
+	@$(BIN)/python scripts/audit.py
+
+release-check: $(VENV)/.dev $(BUF)  ## Checks that this tree can be released as TAG, over ten minutes.
+	@$(if $(TORCH_INDEX),TORCH_INDEX='$(TORCH_INDEX)') $(BIN)/python scripts/release_check.py $(TAG) $(ARGS)
 
 clean:  ## Removes what the targets above have installed and cached.
-	rm -rf $(VENV) .tools/conformance tools/buf/node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	rm -rf $(VENV) .tools/conformance tools/buf/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -97,16 +138,16 @@ $(BIN)/python:
 # A stamp says that an install has succeeded with these very versions.
 $(VENV)/.demo: constraints.txt pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV): about a minute with torch's CPU wheel, longer with CUDA's."
-	$(INSTALL) -e '.[server,embedded,rest]'
+	$(INSTALL) -e '.[server,embedded,rest,top]'
 	@touch $@
 
 $(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV): about a minute with torch's CPU wheel, longer with CUDA's."
-	$(INSTALL) -e '.[server,embedded,rest,dev]'
+	$(INSTALL) -e '.[server,embedded,rest,otel,top,ray,batch,dev]'
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.bench: constraints.txt pyproject.toml | $(BIN)/python
-	$(INSTALL) -e '.[server,embedded,rest,bench]'
+	$(INSTALL) -e '.[server,embedded,rest,top,bench]'
 	@touch $(VENV)/.demo $@
 
 # Not `npm ci`: it insists on a lock entry for every platform that buf has a package for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -18,11 +19,15 @@ class Gate:
     """Admits calls before any work is done for them; any thread may call every method.
 
     A call larger than `max_characters` is admitted where no other is inside, else it could never be served.
+    Times are those of `clock`, in seconds; a simulation brings its own.
     """
 
-    def __init__(self, max_calls: int, max_characters: int) -> None:
+    def __init__(
+        self, max_calls: int, max_characters: int, *, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._max_calls = max_calls
         self._max_characters = max_characters
+        self._clock = clock
         self._calls = 0
         self._characters = 0
         self._entered = 0.0  # the sum of the entry times of the calls inside
@@ -37,7 +42,7 @@ class Gate:
 
     def enter(self, characters: int) -> Permit:
         """Admits a call of this size; raises QueueFull, with the time after which it may be admitted."""
-        now = monotonic()
+        now = self._clock()
         with self._lock:
             if self._calls >= self._max_calls:
                 metadata = {"calls": str(self._calls), "max_calls": str(self._max_calls)}
@@ -54,7 +59,7 @@ class Gate:
 
     def leave(self, characters: int, entered: float) -> None:
         """Ends the stay of a call that entered at that time."""
-        now = monotonic()
+        now = self._clock()
         with self._lock:
             self._calls -= 1
             self._characters -= characters

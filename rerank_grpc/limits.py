@@ -43,6 +43,15 @@ class Limits:
 
 
 LIMITS = Limits()
+# The most bytes of a process that wait for others: the bodies of REST calls that are inside at once (ten of
+# the largest), the answers that wait for their readers in one lane, and those of REST. They are less where
+# the memory is small.
+BODIES_BYTES, ANSWER_BYTES, UNREAD_BYTES = 128 * MIB, 64 * MIB, 128 * MIB
+# What they cost at most. A character has four bytes in a message, and four as Python reads it. A body is
+# there as it came, as it is read, as a message, and as that is sent.
+CHARACTER_BYTES, BODY_COPIES = 8, 4
+TEXT_LANES = 2  # the lanes whose answers wait: those of whole answers and those of streams
+LOBBY_PARTS = 4  # calls that wait for a model may hold one of so many parts of `characters_inside` as well
 
 
 def check_count(name: str, number: int) -> None:

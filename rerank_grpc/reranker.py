@@ -10,17 +10,29 @@ from heapq import heappush, heappushpop
 from operator import attrgetter
 from time import monotonic
 
+from rerank_grpc.config.allowance import scaled
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.engine.future import Future
 from rerank_grpc.gate import Gate, Permit
-from rerank_grpc.limits import LIMITS, blank_texts, check_request
+from rerank_grpc.limits import LIMITS, LOBBY_PARTS, blank_texts, check_request
 from rerank_grpc.registry.loading import Loader, ModelLoader
+from rerank_grpc.registry.needs import models_budget
 from rerank_grpc.registry.registry import Lease, Registry
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.scores import best_chunks, count_query_tokens, relevance_scores
 from rerank_grpc.sequence import Chunk, TokenizedRequest
+from rerank_grpc.telemetry.records import BatchSink
 from rerank_grpc.tokenizer.pace import Pace, Turns
-from rerank_grpc.types import Call, RerankRequest, RerankResponse, RerankSummary, ScoredDocument, Usage
+from rerank_grpc.types import (
+    Call,
+    RerankRequest,
+    RerankResponse,
+    RerankSummary,
+    ScoredDocument,
+    Scoring,
+    Timeline,
+    Usage,
+)
 
 NO_CHUNK = Chunk(-1, 0)
 
@@ -75,18 +87,25 @@ class Reranker:
 
         The permit goes back as soon as the scores are there: a stream's caller may read late or never.
         """
-        lease, permit = self._enter(request, call, kept)
+        timeline = call.enter()
+        lease, permit = self._enter(request, call, kept, timeline)
         with permit, lease as model, model.engine.admit(call, request.priority) as admission:
-            started = monotonic()
+            timeline.admitted = monotonic()
             left_out = blank_texts(request.documents) if self._blanks_last else ()
             tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check), left_out)
-            seconds = monotonic() - started
+            timeline.tokenized = monotonic()
             future = admission.submit(tokenized.sequences, stepwise=stepwise)
             future.on_done(permit.leave)
-            yield _Job(request, model, tokenized, future, seconds)
+            try:
+                yield _Job(request, model, tokenized, future, timeline.tokenized - timeline.admitted)
+            finally:
+                _complete(timeline, tokenized, future)
 
-    def _enter(self, request: RerankRequest, call: Call, kept: int) -> tuple[Lease, Permit]:
+    def _enter(
+        self, request: RerankRequest, call: Call, kept: int, timeline: Timeline
+    ) -> tuple[Lease, Permit]:
         """Leases the model, then passes the gate: a call that waits for a model to load holds no permit."""
+        timeline.model = self.registry.configured_name(request.model)
         characters = check_request(request) + kept
         lease = self.registry.lease_now(request.model)
         if lease is None:
@@ -105,21 +124,32 @@ def build_reranker(
     *,
     on_change: Callable[[], None] = lambda: None,
     on_hang: Callable[[], None] = lambda: None,
+    on_batch: BatchSink | None = None,
 ) -> Reranker:
     """Makes a reranker, its registry not yet started; raises ModelLoadError for an unreadable catalogue."""
     # Calls that wait hold worker threads: half of those stay for models that are READY.
-    waiting, characters = max(1, settings.max_calls // 2), LIMITS.characters_inside
+    waiting, characters = max(1, settings.max_calls // 2), scaled(LIMITS.characters_inside)
     registry = Registry(
         settings.models,
         loader or ModelLoader(settings),
-        budget=settings.model_memory,
+        budget=models_budget(settings),
         idle_seconds=settings.idle_seconds,
         max_waiting=waiting,
         on_change=on_change,
         on_hang=on_hang,
+        on_batch=on_batch,
     )
-    gate, lobby = Gate(settings.max_calls, characters), Gate(waiting, characters // 4)
+    gate, lobby = Gate(settings.max_calls, characters), Gate(waiting, characters // LOBBY_PARTS)
     return Reranker(registry, gate, lobby, blanks_last=settings.blank_documents == "last")
+
+
+def _complete(timeline: Timeline, tokenized: TokenizedRequest, future: Future) -> None:
+    """Notes what became of a request's sequences."""
+    timeline.started, timeline.finished = future.started_at, future.finished_at
+    timeline.documents = len(tokenized.documents)
+    timeline.truncated = sum(map(attrgetter("truncated"), tokenized.documents))
+    timeline.pairs, timeline.tokens = len(future.sequences), future.tokens
+    timeline.shared, timeline.batches = future.shared, future.batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +167,14 @@ class _Job:
         documents = list(map(self.tokenized.documents.__getitem__, indices))
         card, outputs, query = self.model.card, self.future.outputs, self.tokenized.query
         mean = card.late is not None and card.late.mean
+        summed = card.scoring is Scoring.MAXSIM and not mean
         best = best_chunks(documents, outputs, query, mean=mean)
         scores = relevance_scores(
             map(attrgetter("logit"), best),
             card.scoring,
             scale=card.scale,
             offset=card.offset,
-            query_tokens=1 if mean else count_query_tokens(outputs, query),
+            query_tokens=count_query_tokens(outputs, query) if summed else 1,
         )
         (least,) = array("f", [self.request.min_relevance_score or 0])  # rounded as the scores are
         results = []

@@ -61,6 +61,13 @@ class Sequence(NamedTuple):
     def __len__(self) -> int:
         return len(self.ids) // TOKEN_BYTES
 
+    def whole(self) -> Sequence:
+        """Returns the sequence that scores alike: with its prefix's tokens among its own."""
+        if self.prefix is None:
+            return self
+        ids = b"".join([*(prefix.ids for prefix in self.prefix.chain()), self.ids])
+        return Sequence(ids, self.segment_start, None, self.unseen, self.is_query)
+
 
 def count_tokens(sequences: Iterable[Sequence]) -> int:
     """Counts the tokens of sequences, and those of each prefix once."""

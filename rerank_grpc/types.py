@@ -117,6 +117,14 @@ class RerankSummary(NamedTuple):
     usage: Usage = Usage()
     query_truncated: bool = False
 
+    @classmethod
+    def of(cls, parts: Sequence[RerankSummary]) -> RerankSummary:
+        """Adds up what requests to one model have cost."""
+        if len(parts) == 1:
+            return parts[0]
+        usage = Usage._make(map(sum, zip(*[part.usage for part in parts], strict=True)))
+        return parts[0]._replace(usage=usage, query_truncated=any(part.query_truncated for part in parts))
+
 
 class RerankResponse(NamedTuple):
     """Results by descending relevance_score, ties in the caller's order."""
@@ -179,18 +187,59 @@ class Health:
     serving: bool = False
 
 
+@dataclass(slots=True)
+class Timeline:
+    """How far a request has come: times of time.monotonic, 0 until it is there, and what is known then."""
+
+    entered: float
+    model: str = ""  # its configured name, "" where no model has the name that was asked for
+    admitted: float = 0.0  # the model is leased, and the gates are passed
+    tokenized: float = 0.0
+    started: float = 0.0  # the first batch with a sequence of it
+    finished: float = 0.0  # all of its outputs are there
+    documents: int = 0
+    pairs: int = 0  # its sequences: chunks of documents count one by one
+    tokens: int = 0
+    truncated: int = 0  # documents
+    shared: int = 0  # pairs that cost nothing, because an equal one was there
+    batches: Sequence[object] = ()  # what the batch sink has returned for those that served it
+
+    def stages(self) -> list[tuple[str, float]]:
+        """The seconds of each stage that was completed.
+
+        What is computed for another call as well may have begun before this one asked for it.
+        """
+        found = []
+        if self.admitted:
+            found.append(("admission", self.admitted - self.entered))
+        if self.tokenized:
+            found.append(("tokenize", self.tokenized - self.admitted))
+        if self.started:
+            found.append(("queue", max(0.0, self.started - self.tokenized)))
+        if self.finished:
+            found.append(("inference", max(0.0, self.finished - max(self.started, self.tokenized))))
+        return found
+
+
 class Call:
     """A request's deadline, in seconds of time.monotonic, and its cancellation.
 
     Any thread may cancel a call, a gRPC callback too: nothing here takes a lock.
     """
 
-    __slots__ = ("_callbacks", "_cancelled", "deadline")
+    __slots__ = ("_callbacks", "_cancelled", "deadline", "timelines")
 
     def __init__(self, deadline: float = math.inf) -> None:
         self.deadline = deadline
+        self.timelines: list[Timeline] = []  # of its requests that have entered, in their order
         self._cancelled = False
         self._callbacks: list[Callable[[], None]] = []
+
+    def enter(self) -> Timeline:
+        """Begins the timeline of one request."""
+        timeline = Timeline(monotonic())
+        self.timelines.append(timeline)
+        return timeline
 
     def cancel(self) -> None:
         """Ends the call because its caller has left; harmless once the call is over."""

@@ -23,3 +23,18 @@ def in_bytes(count: int) -> str:
 def million(count: int) -> str:
     """Writes millions, of parameters, with a unit: "150M", "1.7B"."""
     return f"{count}M" if count < 1000 else f"{count / 1000:g}B"
+
+
+def duration(seconds: float) -> str:
+    """Writes a time with its two largest units: "8.4 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    rest = round(seconds)
+    for unit, smaller, size, part in (
+        ("min", "s", 60, 1),
+        ("h", "min", 3_600, 60),
+        ("d", "h", 86_400, 3_600),
+    ):
+        if unit == "d" or rest < size * (60 if unit == "min" else 24):
+            return f"{rest // size} {unit} {rest % size // part} {smaller}"
+    raise AssertionError

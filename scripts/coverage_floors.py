@@ -13,19 +13,24 @@ from collections import Counter
 
 # In percent. A floor is raised when a package has risen, and lowered with a reason.
 FLOORS = {
+    "batch": 60,  # much of it runs in the command and its workers
     "checkpoints": 88,
     "cli": 68,
     "client": 99,
     "config": 99,
     "engine": 98,
     "evidence": 92,
+    "files": 83,  # modes and owners are tried by processes of their own
+    "http": 96,
     "kernels": 94,
     "models": 96,
+    "ray": 90,
     "registry": 96,
     "rerank_grpc": 98,
     "rest": 96,
     "runner": 98,
     "server": 98,
+    "telemetry": 96,
     "tokenizer": 96,
     "wire": 99,
 }

@@ -52,7 +52,7 @@ def main() -> int:
 def start() -> subprocess.Popen[str]:
     """Starts the server on free ports, deaf to the caller's own settings."""
     command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
-    command += ["--rest-port", "0"]
+    command += ["--rest-port", "0", "--metrics-port", "off", "--log-format", "text"]
     ours = ("RERANK_", "ACCESS_TOKEN")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import threading
 
-SETTINGS = re.compile(r"RERANK_|ACCESS_TOKEN$|NO_COLOR$|COLUMNS$|PYTHONIOENCODING$|PYTHONUNBUFFERED$")
+SETTINGS = re.compile(r"RERANK_|ACCESS_TOKEN$|NO_COLOR$|COLUMNS$|LINES$|PYTHONIOENCODING$|PYTHONUNBUFFERED$")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Makes an environment without the caller's own settings."""
+    """Makes an environment without the caller's own settings; a server's log is for people to read."""
     inherited = {name: text for name, text in os.environ.items() if not SETTINGS.match(name)}
-    return inherited | variables
+    return inherited | {"RERANK_LOG_FORMAT": "text"} | variables
 
 
 def run(*arguments, stdin="", timeout=60, **variables):
@@ -29,12 +29,12 @@ def run(*arguments, stdin="", timeout=60, **variables):
 
 
 class Served:
-    """A server in a process of its own: its target, and its lines so far."""
+    """A server in a process of its own: its target, the URLs of REST and of its metrics, its lines so far."""
 
     def __init__(self, *arguments, **variables):
         command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
         # Arguments that come later win.
-        command += ["--rest-port", "off"]
+        command += ["--rest-port", "off", "--metrics-port", "off"]
         self.process = subprocess.Popen(
             [*command, *arguments], stderr=subprocess.PIPE, encoding="utf-8", env=environment(**variables)
         )
@@ -45,12 +45,17 @@ class Served:
         try:
             self.target = self._wait_for("serves rerank.v1 at ").split()[-1]
             self._wait_for("Ctrl-C stops it.")
-            self.url = next((line.split()[-1] for line in self.said if "http://" in line), "")
+            self.url, self.metrics_url = self._url("REST"), self._url("metrics")
         except AssertionError:
             self.process.wait()
             self._lines.close()
             raise
         self._reader.start()
+
+    def _url(self, name):
+        """Finds the URL in a line of the start's summary; "" where that is off."""
+        words = next((line.split() for line in self.said if line.startswith(f"{name} ")), ())
+        return next((word.rstrip(",") for word in words if word.startswith("http://")), "")
 
     def _read(self):
         for line in self._lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import zlib
@@ -12,27 +13,29 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from benchmarks.fileless import FilelessLoader, card_of
 from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.checkpoints.lookup import Source
+from rerank_grpc.cli.logs import json_formatter, people_formatter
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.future import Future
-from rerank_grpc.evidence.facts import Kind
-from rerank_grpc.kernels.attention import Attention
-from rerank_grpc.models.base import ModelCard
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.runner.runner import Landing, OutOfMemory, Runner
 from rerank_grpc.sequence import Chunk, Output, Sequence, TokenizedDocument, TokenizedRequest
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
-from rerank_grpc.types import Call, Priority, RerankRequest, Scoring
+from rerank_grpc.types import Call, Priority, RerankRequest
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
+
+if TYPE_CHECKING:
+    import pytest
 
 WAIT = 20.0  # seconds after which a test that waits for something has failed
 # gRPC itself would call this machine too through a proxy of the environment.
@@ -47,12 +50,6 @@ def score_of(sequence: Sequence) -> float:
 def token_ids(sequence: Sequence) -> list[int]:
     """Unpacks the token ids of a sequence."""
     return array("i", sequence.ids).tolist()
-
-
-def whole(sequence: Sequence) -> Sequence:
-    """Returns the sequence that scores alike: with its prefix's tokens among its own."""
-    chain = sequence.prefix.chain() if sequence.prefix else ()
-    return Sequence(b"".join([*(prefix.ids for prefix in chain), sequence.ids]), sequence.segment_start)
 
 
 def tokens_of(sequences: Iterable[Sequence]) -> int:
@@ -165,36 +162,18 @@ def _word(word: str) -> int:
     return zlib.crc32(word.encode()) >> 1
 
 
-CARD = ModelCard(
-    source="test",
-    revision="test",
-    family="test",
-    scoring=Scoring.SIGMOID,
-    activation="sigmoid",
-    kind=Kind.CROSS_ENCODER,
-    max_tokens=512,
-    device="cpu",
-    precision="fp32",
-    attention=Attention.SDPA,
-    tokenizer_file=Path("none"),
-)
+CARD = card_of("test")
 
 
-class ScriptedLoader:
+class ScriptedLoader(FilelessLoader):
     """Loads models without files, which run on a given runner, without a warm-up."""
 
     def __init__(self, runner: Runner | None = None, settings: EngineSettings | None = None) -> None:
         self._runner = runner or CountingRunner()
         self._settings = settings or EngineSettings()
 
-    def is_local(self, spec: ModelSpec) -> bool:
-        return True
-
     def hub_id(self, spec: ModelSpec) -> str:
         return Source.read(spec.source, builtin()).public_id(Path("no directory"))
-
-    def prepare(self, spec: ModelSpec) -> int:
-        return 0
 
     def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
         engine = Engine(self._runner, self._settings, name=spec.name, on_death=on_death)
@@ -270,3 +249,16 @@ def wait_for(condition: Callable[[], bool], seconds: float = WAIT) -> None:
             return
         given_up.wait(0.005)
     raise AssertionError("it never came true")
+
+
+def call_lines(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
+    """The lines of calls as people read them, without time and level."""
+    formatter = people_formatter()
+    calls = [each for each in caplog.records if each.name == "rerank_grpc.calls" and each.levelno >= level]
+    return [formatter.format(record).split(maxsplit=3)[3] for record in calls]
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> str:
+    """All that was logged, as pytest has it and in both of a server's forms."""
+    forms = people_formatter(), json_formatter()
+    return "\n".join([caplog.text, *(form.format(each) for form in forms for each in caplog.records)])

@@ -1,6 +1,8 @@
 """The command line, by real processes, and what it prints, by pure functions."""
 
+import argparse
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -14,9 +16,10 @@ import time
 
 import pytest
 
+from rerank_grpc import cli
 from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.cli import terminal
-from rerank_grpc.cli.serve import summary
+from rerank_grpc.cli.serve import Ports, rest_summary, summary
 from rerank_grpc.cli.terminal import Row, Screen, bar, cells, clip, printable, ranking, table
 from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.types import ModelInfo, State
@@ -25,6 +28,7 @@ from tests.support import wait_for
 
 QUERY = "How do I reset my password?"
 HEAD = "model served size tokens languages licence good for"
+SERVE = ("serve", "--port", "0", "--admin-port", "off", "--metrics-port", "off")
 LINES = "The office is closed.\n\nChoose Forgot password in the settings.\r\n茶はおいしい\x1b[31m\n"
 
 
@@ -158,7 +162,7 @@ def test_a_tables_last_column_gives_way_down_to_a_width():
 
 def test_a_missing_token_beyond_loopback_is_a_loud_warning():
     def lines(**settings):
-        return "\n".join(summary(ServerSettings(**settings), (50051, 50052, None), (), Screen(80)))
+        return "\n".join(summary(ServerSettings(**settings), Ports(50051, 50052), (), 0, Screen(80)))
 
     assert "WARNING: 0.0.0.0:50051 can be reached" in lines(host="0.0.0.0")
     assert "WARNING: [::]:50051" in lines(host="::")
@@ -171,28 +175,53 @@ def test_a_missing_token_beyond_loopback_is_a_loud_warning():
     assert "the admin port at 0.0.0.0" in lines(admin_host="0.0.0.0")
     assert "WARNING" not in lines(admin_host="0.0.0.0", access_tokens=("canary",))
     assert "WARNING" not in lines(admin_host="0.0.0.0", admin_port=None)
+    of_metrics = "the metrics at 0.0.0.0 can be read from other machines"
+    assert of_metrics in lines(metrics_host="0.0.0.0", access_tokens=("canary",))
+    assert "WARNING" not in lines(metrics_host="0.0.0.0", metrics_port=None)
 
 
 def test_the_banner_says_what_needs_no_token():
-    def access(**settings):
-        lines = summary(ServerSettings(**settings), (50051, 50052, None), (), Screen(80))
+    def access(tokens=0, **settings):
+        # Those in force: a file may hold others than at the start.
+        lines = summary(ServerSettings(**settings), Ports(50051, 50052), (), tokens, Screen(80))
         return next(line for line in lines if line.startswith("authentication")).removeprefix(
             "authentication  "
         )
 
     assert access() == access(reflection="open") == "none: any caller is served"
-    assert access(access_tokens=("canary",)) == "one token"
-    assert access(access_tokens=("a", "b")) == "one of 2 tokens"
-    assert access(access_tokens=("a", "b"), reflection="open") == (
+    assert access(1, access_tokens=("canary",)) == "one token"
+    assert access(2, access_tokens=("a",)) == "one of 2 tokens"
+    assert access(2, access_tokens=("a",), reflection="open") == (
         "one of 2 tokens, but for health and reflection"
     )
+
+
+def test_the_banner_says_where_the_metrics_are():
+    def lines(port, **settings):
+        return list(summary(ServerSettings(**settings), Ports(50051, None, None, port), (), 0, Screen(80)))
+
+    assert "metrics         http://127.0.0.1:9090/metrics" in lines(9090)
+    assert "metrics         http://[::1]:9999/metrics" in lines(9999, metrics_host="::1", metrics_port=0)
+    assert "metrics         off" in lines(None, metrics_port=None)
+
+
+def test_the_rest_server_says_where_its_metrics_are_and_who_can_read_them():
+    def lines(port, **settings):
+        return list(rest_summary(RestSettings(targets=("127.0.0.1:1",), **settings), 6006, port))
+
+    first, second, last = lines(9091)
+    assert first.endswith("serves REST at http://127.0.0.1:6006, from 127.0.0.1:1")
+    assert second == "The metrics are at http://127.0.0.1:9091/metrics"
+    assert last == "Ctrl-C stops it."
+    assert "NOTE: the metrics at 0.0.0.0 can be read" in "\n".join(lines(1, metrics_host="0.0.0.0"))
+    assert lines(None, metrics_host="0.0.0.0", metrics_port=None) == [first, last]
 
 
 def test_the_banner_says_which_pages_may_call_and_who_takes_other_names():
     def lines(*aliases, **rest):
         model = ModelSpec("a", "embedded", aliases)
         settings = ServerSettings(models=(model,), rest=RestSettings(**rest))
-        return list(summary(settings, (50051, 50052, 6006), (), Screen(80)))
+        return list(summary(settings, Ports(50051, 50052, 6006), (), 0, Screen(80)))
 
     assert "REST            http://127.0.0.1:6006" in lines()
     own = "REST            http://127.0.0.1:6006, for pages of https://a.example, https://b.example too"
@@ -234,7 +263,7 @@ def test_an_unknown_variable_is_one_line_and_exit_2():
     )
 
 
-@pytest.mark.parametrize("command", ["", "serve", "rest", "rerank", "models", "health", "completion"])
+@pytest.mark.parametrize("command", ["", "serve", "rest", "rerank", "models", "health", "top", "completion"])
 def test_help_has_examples_and_names_every_variable(command):
     done = run(*command.split(), "--help", COLUMNS="80")
     assert (done.returncode, done.stderr) == (0, "")
@@ -253,7 +282,7 @@ def test_help_has_examples_and_names_every_variable(command):
     ],
 )
 def test_what_cannot_start_is_said_without_a_traceback(arguments, complaint):
-    done = run("serve", "--port", "0", "--admin-port", "off", *arguments, HF_HUB_OFFLINE="1")
+    done = run(*SERVE, *arguments, HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
@@ -262,16 +291,14 @@ def test_what_cannot_start_is_said_without_a_traceback(arguments, complaint):
 
 
 def test_a_model_that_failed_to_load_has_one_line_with_a_time():
-    done = run("serve", "--port", "0", "--admin-port", "off", "--model", "x=no/such/dir", HF_HUB_OFFLINE="1")
+    done = run(*SERVE, "--model", "x=no/such/dir", HF_HUB_OFFLINE="1")
     (line,) = [line for line in done.stderr.splitlines() if " ERROR " in line]
-    assert re.match(
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR .*: model x failed to load, attempt 1: ", line
-    )
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR   model x failed to load, attempt 1: ", line)
 
 
 def test_progress_on_a_terminal_is_replaced_by_what_follows():
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    command = [sys.executable, "-m", "rerank_grpc", *SERVE]
     process = subprocess.Popen(
         [*command, "--rest-port", "off"], stderr=theirs, env=environment(TERM="xterm", NO_COLOR="1")
     )
@@ -284,12 +311,12 @@ def test_progress_on_a_terminal_is_replaced_by_what_follows():
     os.close(ours)
     progress, _, rest = said.decode().rpartition(" ready\r\x1b[2K")
     assert "loading embedded" in progress
-    assert re.match(r"\d{4}-.* INFO .*: model embedded is ready after |\r\n", rest)
+    assert re.match(r"\d{4}-.* INFO    model embedded is ready after |\r\n", rest)
 
 
 def test_a_second_server_on_the_same_port_says_so(server):
     port = server.target.rpartition(":")[2]
-    done = run("serve", "--port", port, "--admin-port", "off")
+    done = run(*SERVE, "--port", port)
     assert done.returncode == 1
     assert f":{port}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -303,6 +330,8 @@ def test_a_second_server_on_the_same_port_says_so(server):
         (["rest", "--tar"], "--target"),
         (["completion", ""], "bash zsh"),
         (["models", "--av"], "--available"),
+        (["to"], "top"),
+        (["top", "--on"], "--once"),
     ],
 )
 def test_a_shell_completes_commands_and_options(words, completed):
@@ -364,7 +393,7 @@ def test_models_and_health_tell_the_state(server):
     [
         (["rerank", QUERY, "-", "--model", "bgee"], "bgee"),
         (["rerank", "", "-"], "query"),
-        (["rerank", QUERY, "no-such.txt"], "cannot read no-such.txt: No such file"),
+        (["rerank", QUERY, "no-such.txt"], "cannot read no-such.txt: no such file"),
         (["health", "--model", "bgee"], "bgee"),
         (["models", "--target", "127.0.0.1:1", "--timeout", "2"], "127.0.0.1:1"),
     ],
@@ -433,8 +462,17 @@ def test_a_signal_drains_and_ends_with_0(number):
     assert "calls in progress have 5 s" in "".join(server.said)
 
 
+def test_only_a_server_that_is_called_takes_calls_for_a_second_more():
+    for calls, says in ((0, "drained after 0."), (1, "drained after 1.")):
+        server = Served()
+        for _ in range(calls):
+            assert run("rerank", "--target", server.target, "query", "-", stdin="document\n").returncode == 0
+        assert server.stop(signal.SIGTERM) == 0
+        assert says in "".join(server.said)
+
+
 def test_a_signal_before_anything_is_served_ends_it():
-    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    command = [sys.executable, "-m", "rerank_grpc", *SERVE]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     assert process.stderr is not None
     assert "starting" in process.stderr.readline()
@@ -490,7 +528,7 @@ def test_a_half_sent_rest_call_does_not_keep_the_server_from_draining():
 
 
 def test_a_signal_drains_though_nobody_reads_the_log_any_more():
-    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    command = [sys.executable, "-m", "rerank_grpc", *SERVE]
     command += ["--rest-port", "off"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", env=environment())
     assert process.stderr is not None
@@ -561,8 +599,8 @@ def unread(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "health"),
     [
-        (["serve", "--port", "0", "--admin-port", "off"], 200),
-        (["rest", "--target", "127.0.0.1:1"], 503),
+        (SERVE, 200),
+        (["rest", "--target", "127.0.0.1:1", "--metrics-port", "off"], 503),
     ],
 )
 def test_a_log_that_nobody_reads_stops_neither_start_nor_service_nor_end(arguments, health):
@@ -580,9 +618,7 @@ def test_a_log_that_nobody_reads_stops_neither_start_nor_service_nor_end(argumen
 
 def test_a_call_that_hangs_ends_with_the_grace_though_nobody_reads_the_log():
     port, grace = free_port(), 2
-    with unread(
-        "serve", "--port", str(port), "--admin-port", "off", "--rest-port", "off", "--grace", "2"
-    ) as process:
+    with unread(*SERVE, "--port", str(port), "--rest-port", "off", "--grace", str(grace)) as process:
         channel, call, gate = hanging_call(f"127.0.0.1:{port}", seconds=60)
         begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -595,7 +631,7 @@ def test_a_call_that_hangs_ends_with_the_grace_though_nobody_reads_the_log():
 
 
 def test_what_cannot_start_ends_though_nobody_reads_why():
-    with unread("serve", "--port", "0", "--host", "203.0.113.1") as process:
+    with unread(*SERVE, "--host", "203.0.113.1") as process:
         assert process.wait(60) == 1
 
 
@@ -609,3 +645,56 @@ def test_a_flood_of_garbage_does_not_fill_the_log():
         log = server.said[before:]
     assert sum(map(len, log)) < 10_000
     assert any(" more like this in " in line for line in log)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "OSError: Cannot allocate memory"),
+        (BlockingIOError(errno.EAGAIN, "Try again"), "BlockingIOError: Try again"),
+        (TimeoutError("timed\nout"), "TimeoutError: timed out"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "BrokenPipeError: Broken pipe"),
+        (OSError(errno.ENOSPC, "No space", "/x"), "/x: the disk is full: free some of it"),
+        (OSError(), "OSError: it gives no reason"),
+    ],
+)
+def test_an_error_of_the_system_that_is_not_the_outputs_is_named_in_one_line(error, line, monkeypatch, capfd):
+    def run(_):
+        print("some output")
+        raise error
+
+    monkeypatch.setattr(cli, "parse", lambda _: argparse.Namespace(flags={}, run=run))
+    assert cli.main([]) == 1
+    assert capfd.readouterr() == ("some output\n", f"rerank-grpc: error: {line}\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_the_command_quietly(unbuffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "rerank_grpc", "models", "--available"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+            timeout=60,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("arguments", [("models", "--available"), ("--help",), ("config", "--toml")])
+def test_output_that_cannot_be_written_is_one_line(arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rerank_grpc", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env=environment(),
+            timeout=60,
+        )
+    line = "rerank-grpc: error: the output cannot be written: the disk is full: free some of it\n"
+    assert (done.returncode, done.stderr) == (1, line)

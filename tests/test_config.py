@@ -1,12 +1,14 @@
 """Flags and environment become settings, or are refused by name."""
 
 import inspect
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from rerank_grpc import config
+from rerank_grpc.access import TokenFile
 from rerank_grpc.config.options import CLIENT_OPTIONS, REST_OPTIONS, SERVER_OPTIONS, OptionError
 from rerank_grpc.config.reading import read_client_settings, read_rest_settings, read_settings
 from rerank_grpc.config.settings import (
@@ -16,6 +18,7 @@ from rerank_grpc.config.settings import (
     ModelSpec,
     RestSettings,
     ServerSettings,
+    token_count,
 )
 
 SAMPLES = {
@@ -29,10 +32,13 @@ SAMPLES = {
     "idle-timeout": ("60", 60.0),
     "device": ("cuda:1", "cuda:1"),
     "precision": ("bf16", "bf16"),
+    "kernels": ("none", "none"),
     "host": ("::1", "::1"),
     "port": ("0", 0),
     "admin-host": ("0.0.0.0", "0.0.0.0"),
     "admin-port": ("off", None),
+    "metrics-host": ("0.0.0.0", "0.0.0.0"),
+    "metrics-port": ("off", None),
     "grace": ("1.5", 1.5),
     "connection-age": ("60", 60.0),
     "max-batch-tokens": ("8192", 8192),
@@ -42,6 +48,7 @@ SAMPLES = {
     "reflection": ("open", "open"),
     "hang-timeout": ("9", 9.0),
     "log-level": ("debug", "debug"),
+    "log-format": ("json", "json"),
     "rest-host": ("0.0.0.0", "0.0.0.0"),
     "rest-port": ("off", None),
     "rest-timeout": ("7.5", 7.5),
@@ -76,7 +83,7 @@ def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
     assert by_flag == by_variable != ServerSettings()
     assert read_settings({option.name: flag}, {option.variable: "=not valid="}) == by_flag
     if option.name == "token-file":
-        assert by_flag.access_tokens == ("one", "two")
+        assert by_flag.token_file == TokenFile(tokens, ("one", "two"))
     elif option.name == "model":
         assert isinstance(expected, tuple)
         assert by_flag.models == (ModelSpec(*expected),)
@@ -103,10 +110,10 @@ def test_lazy_and_pinned_models_are_models():
 
 def test_every_setting_of_the_server_has_an_option():
     names = {option.setting for option in SERVER_OPTIONS}
-    assert set(ServerSettings.__slots__) - {"engine", "rest"} <= names
+    assert set(ServerSettings.__slots__) - {"engine", "rest", "access_tokens"} <= names
     assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
     rest = {option.setting.removeprefix("rest.") for option in REST_OPTIONS}
-    assert set(RestSettings.__slots__) - {"upstream_token"} == rest
+    assert set(RestSettings.__slots__) - {"upstream_token", "access_tokens"} == rest
 
 
 def test_rest_listens_where_grpc_does_unless_told_otherwise():
@@ -150,6 +157,8 @@ def test_the_rest_server_alone_reads_its_own_settings():
         ("max-batch-tokens", "0"),
         ("max-batch-tokens", "4k"),
         ("host", " "),
+        ("host", "unix:/run/rerank.sock"),
+        ("rest-host", "/run/rerank.sock"),
         ("log-level", "verbose"),
         ("model", "=dir"),
         ("model", "a="),
@@ -224,11 +233,13 @@ def test_aliases_belong_to_one_model_and_names_are_unique():
 
 def test_all_tokens_are_accepted_together(tmp_path):
     file = tmp_path / "tokens"
-    file.write_text("f1\nf2\n")
+    file.write_text("f1\nf2\nt2\n")
     environment = {"RERANK_TOKENS": "t1, t2", "ACCESS_TOKEN": "a", "RERANK_API_KEY": "t1"}
     settings = read_settings({"token-file": str(file)}, environment)
-    assert settings.access_tokens == ("f1", "f2", "t1", "t2", "a")
-    assert "t1" not in repr(settings)
+    assert settings.access_tokens == ("t1", "t2", "a")
+    assert settings.token_file == TokenFile(file, ("f1", "f2", "t2"))
+    assert token_count(settings) == 5
+    assert not re.search("t1|f1", repr(settings))
 
 
 @pytest.mark.parametrize("name", ["RERANK_TOKENS", "ACCESS_TOKEN", "RERANK_API_KEY"])
@@ -248,6 +259,34 @@ def test_a_bad_token_file_is_refused(tmp_path, content):
         with pytest.raises(OptionError, match=r"^--token-file") as caught:
             read({"token-file": str(file)}, {})
         assert "canary" not in str(caught.value)
+
+
+def test_a_token_file_may_be_a_pipe(tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, b"one\n")
+    os.close(writing)
+    settings = read_settings({"token-file": f"/dev/fd/{reading}"}, {})
+    os.close(reading)
+    assert settings.token_file is not None
+    assert settings.token_file.tokens == ("one",)
+
+
+def test_the_token_for_the_targets_comes_from_a_file_or_a_variable(tmp_path):
+    file = tmp_path / "tokens"
+    file.write_text("first\nsecond\n")
+    settings = read_rest_settings({"upstream-token-file": str(file)}, {"RERANK_UPSTREAM_TOKEN": "own"})
+    assert settings.upstream_token_file == TokenFile(file, ("first", "second"))
+    assert settings.upstream_token == "own"
+
+
+def test_a_check_that_needs_no_token_does_without_one_that_cannot_be_read(tmp_path):
+    file = tmp_path / "tokens"
+    for environment in ({"RERANK_TOKEN_FILE": str(file)}, {"RERANK_TOKENS": "two words"}):
+        with pytest.raises(OptionError):
+            read_client_settings({}, environment)
+        assert read_client_settings({}, environment, needs_token=False) == ClientSettings()
+    with pytest.raises(OptionError, match=r"^--token-file"):
+        read_client_settings({"token-file": str(file)}, {}, needs_token=False)
 
 
 def test_the_client_without_a_target_means_this_machines_server():
@@ -275,7 +314,7 @@ def test_defaults_are_said_as_one_would_type_them(options, read):
         if text:
             assert read({option.name: [text] if option.repeatable else text}, {}) == read({}, {})
     assert {option.name for option in options if not option.default_text} <= {
-        *("alias", "lazy-model", "pin", "catalogue", "token-file", "rest-cors")
+        *("alias", "lazy-model", "pin", "catalogue", "token-file", "rest-cors", "upstream-token-file")
     }
 
 

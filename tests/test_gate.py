@@ -56,10 +56,9 @@ def test_a_slot_is_given_back_once_however_many_threads_try():
     assert gate.calls == 0
 
 
-def test_the_delay_of_a_refusal_grows_with_the_time_that_calls_stay(monkeypatch: pytest.MonkeyPatch):
+def test_the_delay_of_a_refusal_grows_with_the_time_that_calls_stay():
     now = [1_000.0]
-    monkeypatch.setattr("rerank_grpc.gate.monotonic", lambda: now[0])
-    gate = Gate(4, 1_000)
+    gate = Gate(4, 1_000, clock=lambda: now[0])
     slots = [gate.enter(1) for _ in range(4)]
     assert refusal_of(gate, 1).retry_after == SOONEST_RETRY
     slots[0].leave()

@@ -19,7 +19,7 @@ from rerank_grpc.kept import Kept, cache_folder
 Kept("x").write({"a": 1}, {"b": 2})
 print(Kept("x").read({"a": 1}), cache_folder(), sep="\\n", flush=True)
 """
-SERVED = "from rerank_grpc.cli.process import Process; Process('info', 1.0).end(0)"
+SERVED = "from rerank_grpc.cli.process import Process; Process('info', 'text', 1.0).end(0)"
 FULL = """
 import resource, sys
 from pathlib import Path
@@ -106,3 +106,39 @@ def test_a_fact_that_cannot_be_written_or_is_far_too_large_is_absent(
 
 def _full(*_: object) -> None:
     raise OSError("no space left on device")
+
+
+def test_a_process_says_in_one_line_that_nothing_outlives_it_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    home = tmp_path / "home"
+    (home / ".cache").mkdir(parents=True)
+    (home / ".cache" / "rerank-grpc").touch()
+    monkeypatch.setattr(Path, "home", lambda: home)
+    kept._temporary_folder.cache_clear()
+    try:
+        assert cache_folder() == cache_folder()
+        (line,) = caplog.messages
+        assert line.startswith(f"what is found out is kept in {tmp_path}/rerank-grpc-")
+        assert f"{home}/.cache/rerank-grpc cannot be made: " in line
+        assert line.endswith("every start is a first one: let HOME be a folder that the user can write to")
+    finally:
+        kept.remove_temporary()
+        kept._temporary_folder.cache_clear()
+
+
+def test_where_nothing_can_be_written_nothing_is_kept_and_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/proc/1/no/home"))
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/1/no")
+    monkeypatch.setattr(kept, "cache_folder", cache_folder)
+    kept._temporary_folder.cache_clear()
+    try:
+        Kept("x").write({"a": 1}, {"b": 2})
+        assert Kept("x").read({"a": 1}) is None
+        (line,) = caplog.messages
+        assert "and no temporary folder either, so every start is a first one" in line
+    finally:
+        kept._temporary_folder.cache_clear()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc.checkpoints.catalogue import read_catalogue
-from rerank_grpc.config.options import SERVER_OPTIONS
+from rerank_grpc.config.options import CONFIG_OPTION, SERVER_OPTIONS
 from tests.command import environment, served
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +79,9 @@ EXPECTED = (
     r'(?s)embedded \(default\).*"results":\[\{"index":0,"relevance_score":0\.\d+',
     r"^ScoredDocument\(index=0, relevance_score=0\.\d+",
     r'(?s)^\[\{"index":1,"score":0\.\d+\}.*"id":"embedded".*"status":"healthy"',
+    r"(?s)^(?!.*s3cret)(?=.*\nport +50061 +variable RERANK_PORT\n)(?=.*\nrest-port +off +file rerank.toml\n)"
+    r"(?=.*\ndevice +cpu +flag --device\n).*\ntokens +1 token +file /.*/tokens\n$",
+    r'^\{"id": 1, "results": \[\{"index": 1, "relevance_score": 0\.\d+.*\{"index": 0, "relevance_score": 0',
 )
 
 
@@ -116,14 +119,13 @@ def test_the_table_of_options_is_the_real_one(page):
     rows = re.findall(
         r"^\| `--(\S+) (.*?)` \| `(\w+)` \| (?:`(.*?)`)? ?\| (.+) \|$", read(page), re.MULTILINE
     )
+    options = (CONFIG_OPTION, *SERVER_OPTIONS)
     said = [
         (name, metavar.replace("\\|", "|"), variable, value) for name, metavar, variable, value, _ in rows
     ]
-    assert said == [
-        (option.name, option.metavar, option.variable, option.default_text) for option in SERVER_OPTIONS
-    ]
+    assert said == [(option.name, option.metavar, option.variable, option.default_text) for option in options]
     if page == "README.md":
-        assert [row[-1] for row in rows] == [option.help for option in SERVER_OPTIONS]
+        assert [row[-1] for row in rows] == [option.help for option in options]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,16 @@ def test_the_table_of_options_is_the_real_one(page):
 def test_links_lead_to_files_that_exist(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", read(page))
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_page_links_or_shows_is_in_git(page):
+    tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")
+    links = {link.rstrip("/") for link in re.findall(r"\]\((?!https?:)([^)#]+)", read(page))}
+    assert {"docs/images/top.svg", "benchmarks/results/cpu.svg"} <= links
+    assert [
+        link for link in links if not any(name == link or name.startswith(f"{link}/") for name in tracked)
+    ] == []
 
 
 def test_the_tables_of_models_are_the_catalogues():

@@ -137,7 +137,9 @@ def build_node() -> Path:
 def serving() -> Iterator[dict[str, str]]:
     """Runs the server; yields the environment that a client's script needs."""
     command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
-    command += ["--rest-port", "0", "--alias", "rerank-test=embedded", "--log-level", "warning"]
+    command += ["--rest-port", "0", "--metrics-port", "off"]
+    command += ["--alias", "rerank-test=embedded", "--log-level", "warning"]
+    command += ["--log-format", "text"]
     command += ["--reflection", "open"]  # Haystack asks by reflection, and sends no token there
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("RERANK_")}
     ours = {**inherited, "RERANK_TOKENS": TOKEN, "PYTHONPATH": str(ROOT)}

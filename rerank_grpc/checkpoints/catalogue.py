@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
+from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.types import Scoring
 
 NEWEST = "main"
@@ -106,7 +107,7 @@ def read_catalogue(path: Path | None) -> Catalogue:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        reason = obstacle(path, error) if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigurationError(f"--catalogue: cannot read {str(path)!r}: {reason}") from None
     return Catalogue([*builtin(), *_models(text, str(path))])
 

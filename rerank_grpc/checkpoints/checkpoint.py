@@ -15,7 +15,17 @@ from typing import Any
 import torch
 
 from rerank_grpc.checkpoints.catalogue import KnownModel
-from rerank_grpc.checkpoints.disk import COMMIT, SHA256, check_types, kept_digest, read_json, sha256_of
+from rerank_grpc.checkpoints.disk import (
+    COMMIT,
+    SHA256,
+    check_listed,
+    check_types,
+    is_file,
+    kept_digest,
+    read_json,
+    sha256_of,
+    unreadable,
+)
 from rerank_grpc.checkpoints.lookup import EMBEDDED, EMBEDDED_REVISION, check_embedded
 from rerank_grpc.checkpoints.native import find_form, is_native
 from rerank_grpc.errors import ModelLoadError
@@ -72,7 +82,7 @@ def open_checkpoint(source: str, directory: Path, known: KnownModel | None = Non
         check_embedded(directory)
     config = read_config(directory)
     weights = find_weights(directory)
-    if not (directory / "tokenizer.json").is_file():
+    if not is_file(directory / "tokenizer.json"):
         raise ModelLoadError(
             f"{directory}: no tokenizer.json: copy it again, or 'rerank-grpc convert {directory}' "
             "makes it of an older tokenizer"
@@ -118,6 +128,7 @@ def _is_left_over(directory: Path, config: Mapping[str, Any]) -> bool:
 
 def find_weights(directory: Path) -> tuple[Path, ...]:
     """Lists the safetensors files of a checkpoint, or raises ModelLoadError."""
+    check_listed(directory)
     names = weight_names(directory, "model.safetensors")
     if not names:
         if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
@@ -130,17 +141,17 @@ def find_weights(directory: Path) -> tuple[Path, ...]:
         if Path(name).name != name or not name.endswith(".safetensors"):
             index = directory / "model.safetensors.index.json"
             raise ModelLoadError(f"{index}: names {name!r}, which is no safetensors file of this directory")
-        if not (directory / name).is_file():
+        if not is_file(directory / name):
             raise ModelLoadError(f"{directory / name}: no such file, but the index names it: copy it again")
     return tuple(directory / name for name in names)
 
 
 def weight_names(directory: Path, single: str) -> list[str]:
     """Lists the weights' file or those of its index, whose names are unchecked; raises ModelLoadError."""
-    if (directory / single).is_file():
+    if is_file(directory / single):
         return [single]
     index = directory / f"{single}.index.json"
-    if not index.is_file():
+    if not is_file(index):
         return []
     mapping = read_json(index).get("weight_map")
     names = sorted({str(name) for name in mapping.values()}) if isinstance(mapping, dict) else []
@@ -163,7 +174,9 @@ def read_header(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         expected = 8 + length + _data_bytes(tensors)
-    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, struct.error) as error:
         raise ModelLoadError(f"{path}: not a safetensors file, or a damaged one: copy it again") from error
     if size != expected:
         raise ModelLoadError(f"{path}: has {size:,} bytes where its header says {expected:,}: copy it again")

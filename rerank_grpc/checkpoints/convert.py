@@ -24,10 +24,11 @@ from rerank_grpc.checkpoints.described import (
     pooled_files,
     template_of,
 )
-from rerank_grpc.checkpoints.disk import read_json
+from rerank_grpc.checkpoints.disk import check_listed, read_json
 from rerank_grpc.checkpoints.native import Native, architecture_of, find_form, renamed
 from rerank_grpc.checkpoints.pickles import Say
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.files.obstacles import obstacle
 
 CONFIG = "config.json"
 STAGING = ".convert"  # one name, so that the next conversion clears what a killed one left
@@ -48,6 +49,7 @@ def convert(directory: Path, say: Say = lambda _: None, prompted: KnownModel | N
     tokenizer.json; with a model that has a prompt, also the files that say how a classifier made of it is
     asked. Raises ModelLoadError.
     """
+    check_listed(directory)
     config = read_json(directory / CONFIG)
     native = _native_form(directory, config)
     if native is None:
@@ -239,7 +241,9 @@ def _staged(directory: Path) -> Iterator[tuple[Path, list[Path]]]:
         for path in sorted(files, key=lambda path: (path == folder / CONFIG, path)):
             made.append(_place(path, directory / path.relative_to(folder)))
     except OSError as error:
-        raise ModelLoadError(f"{directory}: cannot be written: {error.strerror or error}") from error
+        raise ModelLoadError(
+            f"{directory}: cannot be written: {obstacle(directory, error, writing=True)}"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

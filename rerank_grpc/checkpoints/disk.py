@@ -14,6 +14,8 @@ from time import time_ns
 from typing import Any
 
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.files.obstacles import obstacle
+from rerank_grpc.files.watched import without_waiting
 from rerank_grpc.kept import Kept
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -21,6 +23,45 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 SPARE_BYTES = 16 << 20  # left free by a download or a conversion
 # The age of a change from which on a later one has another time, on every file system.
 SETTLED_NS = 2_000_000_000
+
+
+def unreadable(path: Path, error: OSError) -> ModelLoadError:
+    """Makes the error of a file that is not damaged, but cannot be read as it is mounted, linked or owned."""
+    return ModelLoadError(f"{path}: cannot be read: {obstacle(path, error)}")
+
+
+@contextmanager
+def files_told() -> Iterator[None]:
+    """Raises ModelLoadError where the block fails at a file or folder that it cannot read."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # of tempfile
+            places = "no folder for temporary files can be written to"
+            raise ModelLoadError(f"{places}: mount one, such as a tmpfs at /tmp") from error
+        if error.errno is None or not isinstance(error.filename, str | os.PathLike):
+            raise
+        raise unreadable(Path(error.filename), error) from error
+
+
+def check_listed(directory: Path) -> None:
+    """Raises ModelLoadError for a folder that cannot be listed: patterns would find nothing in it."""
+    try:
+        with os.scandir(directory):
+            pass
+    except OSError as error:
+        raise unreadable(directory, error) from error
+
+
+def is_file(path: Path) -> bool:
+    """Tells whether a file is there; raises ModelLoadError where something is there that cannot be read."""
+    try:
+        with open(path, "rb", opener=without_waiting):
+            return True
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            return False
+        raise unreadable(path, error) from error
 
 
 def free_if_short(directory: Path, needed: int) -> int | None:
@@ -119,8 +160,10 @@ def _shown(value: Any) -> str:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelLoadError(f"{path}: no such file: copy the whole checkpoint") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            raise ModelLoadError(f"{path}: no such file: copy the whole checkpoint") from None
+        raise unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
         reason = type(error).__name__
         raise ModelLoadError(f"{path}: cannot be read as JSON ({reason}): copy it again") from error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rerank_grpc.checkpoints.disk import free_if_short, written
 from rerank_grpc.checkpoints.transfer import Progress, RemoteFile, Transfer
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.units import size
 
 CONFIG = "config.json"
@@ -54,6 +57,10 @@ def fetch(hub_id: str, revision: str, *, progress: Progress | None = None, pickl
 def _fetch(hub_id: str, revision: str, progress: Progress, *, pickled: bool) -> Path:
     from huggingface_hub import constants
 
+    if Path(constants.HF_HUB_CACHE).parts[:1] == ("~",):  # it would be a folder of this name, here
+        raise ModelLoadError(
+            f"{hub_id}: the user has no home folder to fetch it into: name a folder in HF_HOME"
+        )
     commit, listed = _list_files(hub_id, revision)
     chosen = _choose(listed, pickled=pickled)
     _check_kinds(hub_id, chosen)
@@ -133,6 +140,13 @@ def _reason(error: Exception, revision: str) -> str:
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk is full; what has been fetched is kept, and the next try goes on from there"
+    if (
+        isinstance(error, OSError)
+        and error.errno is not None
+        and isinstance(error.filename, str | os.PathLike)
+    ):
+        place, where = os.fspath(error.filename), "or name another place in HF_HOME"
+        return f"{place} cannot be written: {obstacle(place, error, writing=True)}, {where}"
     match error:
         case errors.GatedRepoError():
             return "the hub gives it only to those who accepted its terms: do so, and set HF_TOKEN"
@@ -144,6 +158,14 @@ def _reason(error: Exception, revision: str) -> str:
             return "it is not on this machine, and HF_HUB_OFFLINE forbids to fetch it"
         case _:
             return (
-                f"the hub did not give it ({type(error).__name__}): check the network and HF_ENDPOINT, "
+                f"the hub at {_host()} did not give it ({type(error).__name__}): "
+                "check the network and HF_ENDPOINT, "
                 "or put its files into the models directory; the next try goes on where this one ended"
             )
+
+
+def _host() -> str:
+    """Names the hub's host without what else its URL holds, which may be a secret."""
+    from huggingface_hub import constants
+
+    return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2]

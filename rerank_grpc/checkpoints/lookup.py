@@ -75,13 +75,16 @@ class Source:
         return local if self.hub_id and not self.pinned and local.is_dir() else None
 
     def find(self, models_dir: Path) -> tuple[Path, KnownModel | None] | None:
-        """Finds the files on this machine, and the entry that must be true of them."""
+        """Finds the files on this machine, and the entry that must be true of them; raises ModelLoadError."""
         if self.name == EMBEDDED:
             package = find_package()
             return (package, None) if package else None
         if kept := self._kept_in(models_dir):
             return kept, self.known
-        directory = Path(self.name).expanduser()
+        try:
+            directory = Path(self.name).expanduser()
+        except RuntimeError:
+            raise ModelLoadError(f"{self.name}: there is no such home: write the whole path") from None
         if directory.is_dir():
             return directory, self.namesake
         cached = hub.cached(self.hub_id, self.revision, exact=self.pinned) if self.hub_id else None

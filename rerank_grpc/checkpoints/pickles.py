@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from rerank_grpc.checkpoints import disk
 from rerank_grpc.checkpoints.checkpoint import weight_names
 from rerank_grpc.errors import ModelLoadError
+from rerank_grpc.files.obstacles import obstacle
 
 SINGLE = "pytorch_model.bin"
 SAFE = "model.safetensors"
@@ -82,7 +83,7 @@ def written(path: Path) -> Iterator[Path]:
         with disk.written(path) as temporary:
             yield temporary
     except OSError as error:
-        raise ModelLoadError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise ModelLoadError(f"{path}: cannot be written: {obstacle(path, error, writing=True)}") from error
 
 
 def _convert(pickle: Path, safe: Path, say: Say) -> list[str]:

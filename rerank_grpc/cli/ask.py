@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.terminal import Row, Screen
-from rerank_grpc.config.reading import read_catalogue_path, read_client_settings
-from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.config.options import OptionError
+from rerank_grpc.config.reading import read_catalogue_path, read_client_settings, read_listening
+from rerank_grpc.config.running import server_command
+from rerank_grpc.errors import ConfigurationError, PermissionDenied, Unauthenticated
+from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.types import ScoredDocument
 
 if TYPE_CHECKING:
@@ -70,11 +73,70 @@ def models(parsed: argparse.Namespace) -> int:
 
 
 def health(parsed: argparse.Namespace) -> int:
-    """Tells whether a call for a model would be answered: 0 if so, else 1; raises RerankError."""
-    with _connect(parsed) as client:
-        answer = client.health(parsed.model)
+    """Tells whether a call for a model would be answered: 0 if so, else 1; raises RerankError.
+
+    An orchestrator's check fails for no token: while tokens are exchanged, one may be refused or unreadable,
+    and of the default model grpc.health.v1 tells as much without.
+    """
+    if parsed.here:
+        return _health_here(parsed)
+    with _connect(parsed, needs_token=False) as client:
+        try:
+            answer = client.health(parsed.model)
+        except (Unauthenticated, PermissionDenied):
+            if parsed.model:
+                raise
+            serving = client.serving()
+            _print(parsed, {"serving": serving}, terminal.bare_health(serving))
+            return 0 if serving else 1
     _print(parsed, asdict(answer), terminal.health(answer))
     return 0 if answer.serving else 1
+
+
+def _health_here(parsed: argparse.Namespace) -> int:
+    """Asks the server of this container; raises RerankError, or ConfigurationError where there is none.
+
+    grpc.health.v1 and /health want no token, so that one that changes makes no container unhealthy. Where
+    both are served, gRPC decides: REST would be well without the port that most callers use.
+    """
+    from rerank_grpc.cli.parser import parse
+
+    for name in ("model", "target", "token-file"):
+        if parsed.flags.get(name) or getattr(parsed, name, None):
+            raise OptionError(f"--here asks the server of this container, and takes no --{name}")
+    command = server_command()
+    if command is None:
+        raise ConfigurationError("no rerank-grpc serve or rest runs here")
+    server = parse(command)
+    rest = server.command == "rest"
+    host, port = read_listening(server.flags, rest=rest)
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    timeout = read_client_settings(parsed.flags, needs_token=False).timeout
+    serving = _rest_serves(host, port, timeout) if rest else _grpc_serves(target, timeout)
+    value = {"role": server.command, "address": target, "serving": serving}
+    state = "serving" if serving else "not serving"
+    _print(parsed, value, [f"{server.command} at {target} is {state}"])
+    return 0 if serving else 1
+
+
+def _grpc_serves(target: str, timeout: float) -> bool:
+    from rerank_grpc.client import Client
+
+    with Client(target, timeout=timeout) as client:
+        return client.serving()
+
+
+def _rest_serves(host: str, port: int, timeout: float) -> bool:
+    from http.client import HTTPConnection, HTTPException
+
+    connection = HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException) as error:
+        raise ConfigurationError(f"cannot ask REST at {host}:{port}: {error}") from None
+    finally:
+        connection.close()
 
 
 def read_lines(file: str) -> Iterable[Line]:
@@ -84,7 +146,7 @@ def read_lines(file: str) -> Iterable[Line]:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         text = data.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigurationError(f"cannot read {name}: {error.strerror}") from None
+        raise ConfigurationError(f"cannot read {name}: {obstacle(file, error)}") from None
     except UnicodeDecodeError as error:
         row = data.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"cannot read {name}: line {row} is not UTF-8") from None
@@ -93,10 +155,10 @@ def read_lines(file: str) -> Iterable[Line]:
             yield Line(line.rstrip("\r"), name, number)
 
 
-def _connect(parsed: argparse.Namespace) -> Client:
+def _connect(parsed: argparse.Namespace, *, needs_token: bool = True) -> Client:
     from rerank_grpc.client import Client
 
-    settings = read_client_settings(parsed.flags)
+    settings = read_client_settings(parsed.flags, needs_token=needs_token)
     return Client(settings.target, token=settings.token, timeout=settings.timeout)
 
 

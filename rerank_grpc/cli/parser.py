@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 from rerank_grpc import __version__
-from rerank_grpc.cli import ask, download, serve, verify
+from rerank_grpc.cli import ask, config, download, serve, verify
 from rerank_grpc.cli.process import needs
+from rerank_grpc.cli.scale import batch, plan, ray_config
+from rerank_grpc.cli.top import command as top
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
+    CONFIG_OPTION,
     REST_OPTIONS,
     SERVER_OPTIONS,
     SERVER_TOKEN_VARIABLES,
@@ -21,6 +24,7 @@ from rerank_grpc.config.options import (
     OptionError,
 )
 from rerank_grpc.config.parsing import suggestion
+from rerank_grpc.ray.arguments import PLAN_OPTIONS
 
 EXAMPLES = {
     "": """\
@@ -30,9 +34,16 @@ examples:
   rerank-grpc models                              what is served, in what state
   rerank-grpc models --available                  what can be served
   rerank-grpc health                              exit 0 when it can be called
+  rerank-grpc top                                 what it does, renewed every second
   rerank-grpc download bge-reranker-v2-m3         fetch a model beforehand
+  rerank-grpc plan bge-reranker-v2-m3             the memory that it needs
   rerank-grpc verify bge-reranker-v2-m3           check its scores here
+  rerank-grpc batch --input q.jsonl --output r.jsonl   rerank a file of queries
+  rerank-grpc config                              the settings, and where each comes from
+  rerank-grpc ray-config --replicas 2             a file that Ray Serve serves models by
 """,
+    "ray-config": ray_config.EXAMPLES,
+    "plan": plan.EXAMPLES,
     "serve": f"""\
 examples:
   rerank-grpc serve
@@ -41,9 +52,11 @@ examples:
   rerank-grpc serve --model bge-reranker-base --alias '*=bge-reranker-base'
   rerank-grpc serve --lazy-model BAAI/bge-reranker-v2-m3
   RERANK_TOKENS=s3cret,0ther rerank-grpc serve --host 0.0.0.0
+  rerank-grpc serve --config rerank.toml
 
 Callers name a model by its name (the last part of SOURCE), an alias or its hub id.
-Each option has an environment variable, named in brackets; the option wins.
+Each option has an environment variable, named in brackets, and a key of its own
+name in the TOML file of --config; the option wins, then the variable.
 Tokens come from --token-file and from {", ".join(SERVER_TOKEN_VARIABLES[:-1])}
 and {SERVER_TOKEN_VARIABLES[-1]}; all of them are accepted. SIGTERM and Ctrl-C let the calls in
 progress finish; a second one ends at once.
@@ -57,6 +70,17 @@ Passes JSON calls on to gRPC servers, with their callers' tokens. What /health
 and / tell needs a token of its own where the servers want one:
 {UPSTREAM_TOKEN_VARIABLE}. With {SERVER_TOKEN_VARIABLES[0]} or --token-file, callers without one of
 those tokens are refused here already.
+""",
+    "config": """\
+examples:
+  rerank-grpc config
+  rerank-grpc config --config rerank.toml --device cpu
+  rerank-grpc config --toml > rerank.toml
+  rerank-grpc config --for rest --target rerank.internal:50051
+
+Takes the options of the server that is asked about, starts nothing, and prints
+what it would have, and what each setting comes from: its default, a file, a
+variable or a flag. Tokens are only counted. --toml prints a file for --config.
 """,
     "rerank": f"""\
 examples:
@@ -112,6 +136,29 @@ compared with fp32, too, on the texts of a FILE or else of Python's manual: JSON
 lines of {"query": "...", "documents": ["...", ...]}, or a query on the first line
 and a document on each other. Exits 0 when all are right.
 """,
+    "top": """\
+examples:
+  rerank-grpc top
+  rerank-grpc top rerank.internal:9090
+  rerank-grpc top http://rerank.internal/metrics
+  rerank-grpc top --once > figures.txt
+
+Reads what the server tells at --metrics-port, every second: rates are those of
+the last 5 s; p50, p99, fill (batches) and busy (the device) those of the last
+half minute. full is the share of the queue. q or Ctrl-C leaves.
+""",
+    "batch": """\
+examples:
+  rerank-grpc batch --input pairs.jsonl --output scores.jsonl
+  rerank-grpc batch --input pairs.parquet --output scores.parquet --model bge-reranker-v2-m3
+  rerank-grpc batch --input pairs.jsonl.gz --output scores --workers 2
+  rerank-grpc batch --input pairs.parquet --output /shared/scores --ray auto
+
+A row is {"id": ..., "query": "...", "documents": ["...", ...]}, or a flat pair with
+"document"; Parquet has columns of these names. The same command again goes on
+where a start was ended. Bad rows go to OUTPUT.bad.jsonl with the reason.
+Exits 0 when all rows were scored, 3 when some were bad, 1 or 2 when it failed.
+""",
     "completion": """\
 examples:
   rerank-grpc completion bash > ~/.local/share/bash-completion/completions/rerank-grpc
@@ -121,9 +168,14 @@ examples:
 examples:
   rerank-grpc health
   rerank-grpc health --model bge --timeout 2
+  rerank-grpc health --here
 
 Exits 0 when the model can be called, else 1. The token to send comes from
 {CLIENT_TOKEN_VARIABLE} or --token-file.
+
+--here is for the health check of a container: it finds the server that runs in
+it and asks that one, serve by gRPC and rest by HTTP, whichever flags and file
+of settings it was started with. It needs no token.
 """,
 }
 
@@ -180,12 +232,12 @@ def _build() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _usage(command: Command) -> Iterator[str]:
-    if command.options:
+    if command.options or any(name.startswith("-") for name, _ in command.arguments):
         yield "[OPTION ...]"
     for name, keywords in command.arguments:
         if not name.startswith("-"):
             word = keywords.get("metavar") or "|".join(keywords["choices"])
-            yield f"{word} [{word} ...]" if "nargs" in keywords else word
+            yield {"+": f"{word} [{word} ...]", "?": f"[{word}]"}.get(keywords.get("nargs", ""), word)
 
 
 def _add(command: Parser, option: Option) -> None:
@@ -233,6 +285,9 @@ MODEL = _argument("--model", metavar="NAME", help="the model to ask (default: th
 AVAILABLE = _argument(
     "--available", action="store_true", help="list the models that are known, without a server"
 )
+HERE = _argument(
+    "--here", action="store_true", help="ask the server that runs in this container, serve or rest"
+)
 JSON = _argument("--json", action="store_true", help="print JSON, for machines")
 FETCHED = _argument("models", metavar="MODEL", nargs="+", help="a hub id, or a name of the catalogue")
 TEXTS = _argument(
@@ -241,9 +296,72 @@ TEXTS = _argument(
     help="the texts to compare a lower precision on: JSON lines, or a query and documents, one a line",
 )
 CHECKED = _argument("models", metavar="MODEL", nargs="+", help="embedded, a directory, a hub id or a name")
+PLANNED = _argument("model", metavar="MODEL", help="embedded, a directory, a hub id or a name")
 DIRECTORIES = _argument("directories", metavar="DIR", nargs="+", help="a directory with a checkpoint")
 PROMPT = _argument("--prompt", metavar="MODEL", default="", help="whose prompt a classifier made of it reads")
+OF = _argument(
+    "--for",
+    dest="of",
+    choices=("serve", "rest"),
+    default="serve",
+    help="the server to ask about (default: serve)",
+)
+TOML = _argument("--toml", action="store_true", help="print a file of settings, for --config")
+ENDPOINT = _argument(
+    "endpoint",
+    metavar="HOST:PORT",
+    nargs="?",
+    type=top.endpoint,
+    help="where the server tells its metrics, or a URL (default: this machine's --metrics-port)",
+)
+ONCE = _argument("--once", action="store_true", help="print plain text once, after two scrapes")
+RAY_SERVICE = _argument("--ray-service", action="store_true", help="print a RayService, for KubeRay")
+IMAGE = _argument(
+    "--image",
+    metavar="IMAGE",
+    default="rerank-grpc:ray",
+    help="a RayService's image (default: rerank-grpc:ray)",
+)
+GRPC_PORT = _argument(
+    "--grpc-port", metavar="PORT", type=ray_config.port, default=9_000, help="Serve's port (default: 9000)"
+)
+PLAN = [
+    _argument(f"--{name}", metavar=metavar, help=meaning)
+    for name, (_, metavar, meaning) in PLAN_OPTIONS.items()
+]
 SHELL = _argument("shell", choices=("bash", "zsh"), help="the shell that reads it")
+
+
+BATCH = (
+    _argument("--input", metavar="FILE", required=True, help="rows: .jsonl, .jsonl.gz or .parquet"),
+    _argument(
+        "--output",
+        metavar="OUT",
+        required=True,
+        help="a .jsonl or .parquet file, or a folder for parts in the input's form",
+    ),
+    _argument(
+        "--model",
+        metavar="MODEL",
+        default="embedded",
+        help="embedded, a directory, a hub id or a name (default: embedded)",
+    ),
+    _argument("--top-n", metavar="N", type=_top_n, default=0, help="keep only the N best of a row"),
+    _argument("--instruction", metavar="TEXT", default="", help="for the rows without one of their own"),
+    _argument(
+        "--workers",
+        metavar="N",
+        type=_top_n,
+        help="processes with a model of their own (default: one for each GPU; one on a CPU)",
+    ),
+    _argument(
+        "--block-pairs",
+        metavar="N",
+        type=_top_n,
+        help="pairs that are scored and written together (default: as many as fill the device's batches)",
+    ),
+    _argument("--ray", metavar="auto|ADDRESS", help="work on a cluster of Ray instead of this machine"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +380,18 @@ def _server_options(*names: str) -> list[Option]:
 
 
 CATALOGUE_OPTION = _server_options("catalogue")
-VERIFY_OPTIONS = _server_options("models-dir", "catalogue", "device", "precision")
+BATCH_OPTIONS = _server_options(
+    "models-dir", "catalogue", "device", "precision", "kernels", "max-batch-tokens"
+)
+VERIFY_OPTIONS = _server_options("models-dir", "catalogue", "device", "precision", "kernels")
 COMMANDS = (
-    Command("serve", "serve models", serve.run, (), SERVER_OPTIONS),
-    Command("rest", "serve JSON in front of gRPC servers", serve.run_rest, (), REST_OPTIONS),
+    Command("serve", "serve models", serve.run, (), (CONFIG_OPTION, *SERVER_OPTIONS)),
+    Command(
+        "rest", "serve JSON in front of gRPC servers", serve.run_rest, (), (CONFIG_OPTION, *REST_OPTIONS)
+    ),
+    Command(
+        "config", "print the settings, and where each comes from", config.run, (OF, TOML), config.options()
+    ),
     Command(
         "rerank",
         "rank the lines of files by their relevance to a query",
@@ -280,7 +406,7 @@ COMMANDS = (
         (AVAILABLE, JSON),
         (*CLIENT_OPTIONS, *CATALOGUE_OPTION),
     ),
-    Command("health", "tell whether a model can be called", ask.health, (MODEL, JSON), CLIENT_OPTIONS),
+    Command("health", "tell whether a model can be called", ask.health, (MODEL, HERE, JSON), CLIENT_OPTIONS),
     Command("download", "fetch models from the hub", download.download, (FETCHED,), CATALOGUE_OPTION),
     Command(
         "convert",
@@ -289,6 +415,16 @@ COMMANDS = (
         (DIRECTORIES, PROMPT),
         CATALOGUE_OPTION,
     ),
+    Command("plan", "tell the memory that a model needs", plan.run, (PLANNED, JSON), BATCH_OPTIONS),
     Command("verify", "check a model's scores on this machine", verify.run, (CHECKED, TEXTS), VERIFY_OPTIONS),
+    Command("batch", "rerank a file of queries and their documents", batch.run, BATCH, BATCH_OPTIONS),
+    Command("top", "show what a running server does, renewed every second", top.run, (ENDPOINT, ONCE)),
+    Command(
+        "ray-config",
+        "print the file by which Ray Serve serves models",
+        ray_config.run,
+        (RAY_SERVICE, IMAGE, GRPC_PORT, *PLAN),
+        (CONFIG_OPTION, *ray_config.options()),
+    ),
     Command("completion", "print a shell's completion of these commands", _print_completion, (SHELL,)),
 )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
+import math
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,16 +18,22 @@ from typing import NoReturn
 
 from rerank_grpc import kept
 from rerank_grpc.cli.logs import log_to
-from rerank_grpc.cli.terminal import Screen, error_line
+from rerank_grpc.cli.terminal import Screen, error_line, printable
 from rerank_grpc.config import files
-from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.errors import ConfigurationError, describe
+
+log = logging.getLogger(__name__)
 
 DUMP_SECONDS = 1.0  # a thread that hangs this long after the grace is dumped, and the process ends
+SPARE_SECONDS = 0.2  # of that time, kept for the end itself
 ALARM_SECONDS = 1.5  # the dump hangs as well where its pipe is full; then the kernel ends the process
 
 
 class Process:
     """The log and the end of a server's process; made once, on the main thread.
+
+    The log is for people where the format is "text", or "auto" and stderr a terminal; else it is JSON. Raises
+    ConfigurationError where structlog is not installed.
 
     The first SIGTERM or SIGINT asks it to stop, the second ends it at once. The main thread waits on a pipe
     that Python's C handler writes to, not on a threading.Event: a signal just before the thread sleeps would
@@ -31,10 +41,14 @@ class Process:
     that event's lock.
     """
 
-    def __init__(self, log_level: str, grace_seconds: float) -> None:
-        self.screen = Screen.of(sys.stderr)
-        self.log = log_to(sys.stderr, log_level)
+    def __init__(self, log_level: str, log_format: str, grace_seconds: float) -> None:
+        for_people = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+        self.screen = Screen.of(sys.stderr) if for_people else Screen()
+        with needs("serving", f"{SERVER_EXTRA}, or [rest] for REST alone"):
+            self.log = log_to(sys.stderr, log_level, for_people=for_people, color=self.screen.color)
+        threading.excepthook = _log_failure
         self._grace_seconds = grace_seconds
+        self._dump_at = math.inf
         self.stopping = False
         files.raise_limit()
         self._reading, self._writing = os.pipe()
@@ -63,14 +77,22 @@ class Process:
                 os.read(self._reading, 1)
         drained.result()
 
+    @property
+    def seconds_left(self) -> float:
+        """The seconds that a stopping process may still take before it ends."""
+        return max(0.0, self._dump_at - SPARE_SECONDS - time.monotonic())
+
     def fail(self, error: ConfigurationError) -> None:
         """Logs in one line why the command ends."""
-        self.log.say(self.screen.paint(error_line(str(error)), "red"))
+        text = printable(str(error))
+        line = self.screen.paint(error_line(text), "red")
+        self.log.say(line, event="cannot_start", level=logging.CRITICAL, error=text)
 
     def end(self, status: int) -> NoReturn:
         """Writes the rest of the log and ends: an ordinary exit would wait for threads that hang."""
         # Only the log's reader is waited for, for a second, and the alarm stays set.
         faulthandler.cancel_dump_traceback_later()
+        self.log.say(event="ended", status=status)
         self.log.close()
         kept.remove_temporary()
         os._exit(status)
@@ -88,12 +110,21 @@ class Process:
         self._limit_end()
         self._wake()  # a library may have taken the wake-up descriptor
         note = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-        self.log.say("", f"stopping: calls in progress have {self._grace_seconds:g} s{note}")
+        text = f"stopping: calls in progress have {self._grace_seconds:g} s{note}"
+        self.log.say("", text, event="stopping", grace_seconds=self._grace_seconds)
 
     def _limit_end(self) -> None:
         """Sets two timers that end the process in time; both fire though the GIL is never released."""
+        self._dump_at = time.monotonic() + self._grace_seconds + DUMP_SECONDS
         faulthandler.dump_traceback_later(self._grace_seconds + DUMP_SECONDS, exit=True)
         signal.setitimer(signal.ITIMER_REAL, self._grace_seconds + ALARM_SECONDS)
+
+
+def _log_failure(failed: threading.ExceptHookArgs) -> None:
+    """Logs what ended a thread, without its text, which may quote a caller."""
+    if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
+        name = failed.thread.name if failed.thread else "unknown"
+        log.error("the thread %s has failed: %s", name, describe(failed.exc_value))
 
 
 SERVER_EXTRA = 'pip install "rerank-grpc[server]"'

@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from rerank_grpc import __version__
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.process import Process, address, needs
 from rerank_grpc.cli.terminal import Screen
+from rerank_grpc.cli.watching import Watching
+from rerank_grpc.config.allowance import memory_limit, provide_threads
 from rerank_grpc.config.reading import forgotten_token, proxy_of, read_rest_settings, read_settings
-from rerank_grpc.config.settings import ANY_NAME, RestSettings, ServerSettings
+from rerank_grpc.config.settings import ANY_NAME, RestSettings, ServerSettings, token_count
 from rerank_grpc.config.targets import is_loopback
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.types import Health, ModelInfo, State
+from rerank_grpc.types import ModelInfo, State
+from rerank_grpc.units import size
 
 if TYPE_CHECKING:
     from rerank_grpc.rest.server import RestServer
@@ -30,75 +33,164 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FRAME_SECONDS = 0.1
-_REST_SECONDS = 1.0  # the REST server passes calls on for this long before the gRPC server refuses new ones
+# Health says NOT_SERVING, and calls are still taken, for this long before the gRPC server refuses new ones:
+# REST passes on what it has, and balancers that look at health in this time send no more. Where nobody has
+# called for the second number of seconds, no balancer asks often enough to see it.
+_LEAVING_SECONDS, _QUIET_SECONDS = 1.0, 2.0
 _REFUSAL_SECONDS = 0.5  # REST calls that are cut off at the end of the grace are told so in this time
 _ANSWER_SECONDS = 1.0  # calls that a hung device has failed are answered within this time
+
+_OPEN_METRICS = "can be read from other machines: they tell the models' names and the load, and no texts."
+
+
+class Remark(NamedTuple):
+    """Something about the settings that the operator may not have meant: a name for machines, and lines."""
+
+    event: str
+    text: str
+
+
+class Ports(NamedTuple):
+    """The ports of a server's process; None where one is off."""
+
+    main: int
+    admin: int | None = None
+    rest: int | None = None
+    metrics: int | None = None
 
 
 def run(parsed: argparse.Namespace) -> NoReturn:
     """Serves until SIGTERM or SIGINT, and ends the process; raises OptionError before anything starts."""
     settings = read_settings(parsed.flags)
-    process = Process(settings.log_level, settings.grace_seconds)
-    names = ", ".join(model.name for model in settings.models if not model.lazy)
-    start = f"rerank-grpc {__version__} is starting{' with ' if names else ''}{names}"
-    process.log.say(process.screen.paint(start, "bold"))
-    status, server, rest_server = 0, None, None
+    process = Process(settings.log_level, settings.log_format, settings.grace_seconds)
+    names = [model.name for model in settings.models]
+    loaded = ", ".join(model.name for model in settings.models if not model.lazy)
+    start = f"rerank-grpc {__version__} is starting{' with ' if loaded else ''}{loaded}"
+    process.log.say(process.screen.paint(start, "bold"), event="starting", version=__version__, models=names)
+    _say_limits()
+    status, server, rest_server, watching = 0, None, None, None
     try:
-        server = _build(settings, partial(_on_hang, process))
-        rest_server = rest_beside(settings, server.local_port, server.health)
-        _serve(server, rest_server, process)
+        server, watching = _build(settings, partial(_on_hang, process))
+        rest_server = rest_beside(server, watching)
+        watching.follow(lambda: process.log.dropped, server.registry)
+        watching.start()
+        _serve(server, rest_server, watching.port, process)
     except ConfigurationError as error:
         process.fail(error)
         status = 1
-    if server:
-        process.drain(partial(_drain, server, rest_server, settings.grace_seconds))
+    if server and watching:
+        drain = _drain if status else _tell_drain
+        process.drain(partial(drain, server, rest_server, settings.grace_seconds))
+        watching.stop(process.seconds_left)
     process.end(status)
 
 
 def run_rest(parsed: argparse.Namespace) -> NoReturn:
     """Serves REST alone, in front of other servers; ends and raises like `run`."""
     settings = read_rest_settings(parsed.flags)
-    process = Process(settings.log_level, settings.grace_seconds)
+    process = Process(settings.log_level, settings.log_format, settings.grace_seconds)
+    process.log.say(event="starting", version=__version__, targets=settings.targets)
     try:
-        server = _build_rest(settings)
+        watching = Watching(settings)
+        server = _build_rest(settings, watching=watching)
     except ConfigurationError as error:
         process.fail(error)
         process.end(1)
+    watching.follow(lambda: process.log.dropped)
+    watching.start()
     server.start()
-    here, upstreams = address(settings.host, server.port), ", ".join(settings.targets)
-    process.log.say(f"rerank-grpc {__version__} serves REST at http://{here}, from {upstreams}")
-    if not settings.access_tokens and not is_loopback(settings.host):
-        process.log.say(
-            f"NOTE: {here} can be reached from other machines; who may call is up to the servers."
-        )
-    for target in settings.targets:
-        if proxy := proxy_of(target):
-            process.log.say(f"NOTE: {target} is called {proxy}.")
-    process.log.say("Ctrl-C stops it.")
+    _say_rest(settings, server.port, watching.port, process)
     process.wait()
     closing = threading.Thread(target=server.stop, args=[settings.grace_seconds], daemon=True)
     closing.start()
     process.drain(partial(closing.join, settings.grace_seconds + _REFUSAL_SECONDS))
+    watching.stop(process.seconds_left)
     process.end(0)
 
 
-def _serve(server: RerankServer, rest_server: RestServer | None, process: Process) -> None:
+def _say_rest(settings: RestSettings, port: int, metrics_port: int | None, process: Process) -> None:
+    """Says where REST and its metrics are, to people and to machines."""
+    facts: dict[str, Any] = {"rest": address(settings.host, port), "targets": settings.targets}
+    if metrics_port is not None:
+        facts["metrics"] = address(settings.metrics_host, metrics_port)
+    lines = rest_summary(settings, port, metrics_port)
+    process.log.say(*lines, event="serving", version=__version__, **facts)
+    _tell(_rest_notes(settings, port), logging.INFO, process)
+
+
+def rest_summary(settings: RestSettings, port: int, metrics_port: int | None) -> Iterable[str]:
+    """Says where REST and its metrics are, who can reach them, and which targets are behind a proxy."""
+    here, upstreams = address(settings.host, port), ", ".join(settings.targets)
+    yield f"rerank-grpc {__version__} serves REST at http://{here}, from {upstreams}"
+    if metrics_port is not None:
+        yield f"The metrics are at {_metrics_url(settings, metrics_port)}"
+    for note in _rest_notes(settings, port):
+        yield f"NOTE: {note.text}"
+    yield "Ctrl-C stops it."
+
+
+def _rest_notes(settings: RestSettings, port: int) -> Iterable[Remark]:
+    here = address(settings.host, port)
+    if not token_count(settings) and not is_loopback(settings.host):
+        yield Remark(
+            "open_to_all", f"{here} can be reached from other machines; who may call is up to the servers."
+        )
+    if settings.metrics_port is not None and not is_loopback(settings.metrics_host):
+        yield Remark("open_metrics", f"the metrics at {settings.metrics_host} {_OPEN_METRICS}")
+    for target in settings.targets:
+        if proxy := proxy_of(target):
+            yield Remark("proxied_target", f"{target} is called {proxy}.")
+
+
+def _tell(remarks: Iterable[Remark], level: int, process: Process) -> None:
+    """Tells machines the remarks that people read below the summary."""
+    for remark in remarks:
+        process.log.say(event=remark.event, level=level, text=" ".join(remark.text.split()))
+
+
+def _serve(
+    server: RerankServer, rest_server: RestServer | None, metrics_port: int | None, process: Process
+) -> None:
     """Serves until a signal comes; raises ConfigurationError if the default model cannot be served."""
     server.start()
     if rest_server:
         rest_server.start()
     if _load(server, process):
         infos, rest_port = server.registry.models(), rest_server.port if rest_server else None
-        ports = (server.port, server.admin_port, rest_port)
-        process.log.say(*summary(server.settings, ports, infos, process.screen))
+        ports = Ports(server.port, server.admin_port, rest_port, metrics_port)
+        tokens = len(server.access)  # the file may have changed since the start
+        lines = summary(server.settings, ports, infos, tokens, process.screen)
+        process.log.say(*lines, event="serving", **_facts(server.settings, ports, infos, tokens))
+        warnings = _warnings(server.settings, address(server.settings.host, server.port))
+        _tell(warnings, logging.WARNING, process)
         process.wait()
 
 
-def _build(settings: ServerSettings, on_hang: Callable[[], None]) -> RerankServer:
+def _say_limits() -> None:
+    """Has the libraries, which are imported after this, follow a quota of CPUs; logs what is allowed."""
+    threads, reason = provide_threads()
+    limit = memory_limit()
+    memory = f"; {limit.source} may use {size(limit.most)} of memory" if limit else ""
+    fields = {"threads": threads, "reason": reason, "memory_bytes": limit.most if limit else None}
+    text = f"up to {threads} threads compute ({reason}){memory}"
+    log.info("%s", text, extra={"event": "limits", **fields})
+
+
+def _build(settings: ServerSettings, on_hang: Callable[[], None]) -> tuple[RerankServer, Watching]:
+    """Makes the gRPC server and what watches it; raises ConfigurationError where either cannot start."""
     with needs("serving", 'pip install "rerank-grpc[server,embedded]"'):
         from rerank_grpc.server.server import RerankServer
+    watching = Watching(settings, [model.name for model in settings.models])
+    observers = watching.observers()
     freeze_imports()
-    return RerankServer(settings, on_hang=on_hang)
+    server = RerankServer(
+        settings,
+        on_hang=on_hang,
+        sinks=watching.sinks,
+        on_batch=watching.on_batch,
+        interceptors=observers,
+    )
+    return server, watching
 
 
 def freeze_imports() -> None:
@@ -107,23 +199,27 @@ def freeze_imports() -> None:
     gc.freeze()
 
 
-def rest_beside(
-    settings: ServerSettings, local_port: int | None, health: Callable[[], Health]
-) -> RestServer | None:
+def rest_beside(server: RerankServer, watching: Watching | None = None) -> RestServer | None:
     """Makes the REST server of a gRPC server's process, which calls its local port; None where it is off."""
-    if local_port is None:
+    if server.local_port is None:
         return None
-    tokens, targets = settings.access_tokens, (address("127.0.0.1", local_port),)
-    own = tokens[0] if tokens else None
-    rest = replace(settings.rest, targets=targets, access_tokens=tokens, upstream_token=own)
-    return _build_rest(rest, health)
+    own = server.access.own if server.access else None
+    targets = (address("127.0.0.1", server.local_port),)
+    settings = replace(server.settings.rest, targets=targets, upstream_token=own)
+    return _build_rest(settings, watching, server)
 
 
-def _build_rest(settings: RestSettings, health: Callable[[], Health] | None = None) -> RestServer:
+def _build_rest(
+    settings: RestSettings, watching: Watching | None = None, beside: RerankServer | None = None
+) -> RestServer:
     """Makes the REST server; raises ConfigurationError if a package is missing or the port is taken."""
     with needs("REST", 'pip install "rerank-grpc[rest]", or --rest-port off'):
         from rerank_grpc.rest.server import RestServer
-    return RestServer(settings, health)
+    watched: dict[str, Any] = {"sinks": watching.sinks, "tracer": watching.tracer} if watching else {}
+    if beside is None:
+        return RestServer(settings, **watched)
+    name_of = beside.registry.configured_name
+    return RestServer(settings, beside.health, access=beside.access, configured_name=name_of, **watched)
 
 
 def _load(server: RerankServer, process: Process) -> bool:
@@ -149,26 +245,39 @@ def _progress(infos: Sequence[ModelInfo], seconds: float, screen: Screen) -> str
 
 def summary(
     settings: ServerSettings,
-    ports: tuple[int, int | None, int | None],
+    ports: Ports,
     infos: Sequence[ModelInfo],
+    tokens: int,
     screen: Screen,
 ) -> Iterable[str]:
-    """Says which models are served, to which callers, at the ports of gRPC, of the operators and of REST."""
-    port, admin_port, rest_port = ports
-    target = address(settings.host, port)
-    access = _access(len(settings.access_tokens), settings.reflection)
-    admin = address(settings.admin_host, admin_port) if admin_port is not None else "off"
-    rest = _rest(settings.rest, rest_port) if rest_port is not None else "off"
+    """Says which models are served, to callers with one of so many tokens, and at which ports."""
+    target = address(settings.host, ports.main)
+    access = _access(tokens, settings.reflection)
+    admin = address(settings.admin_host, ports.admin) if ports.admin is not None else "off"
+    rest = _rest(settings.rest, ports.rest) if ports.rest is not None else "off"
+    metrics = _metrics_url(settings, ports.metrics) if ports.metrics is not None else "off"
     yield from ("", screen.paint(f"rerank-grpc {__version__} serves rerank.v1 at {target}", "bold"), "")
     yield from terminal.models(infos, screen)
     yield ""
     others = [("other names", model.name) for model in settings.models if ANY_NAME in model.aliases]
-    for name, text in (*others, ("admin port", admin), ("REST", rest), ("authentication", access)):
+    told = (("admin port", admin), ("REST", rest), ("metrics", metrics), ("authentication", access))
+    for name, text in (*others, *told):
         yield f"{screen.paint(name, 'dim')}{' ' * (16 - len(name))}{text}"
     for warning in _warnings(settings, target):
         yield ""
-        yield from (screen.paint(line, "yellow", "bold") for line in warning.splitlines())
+        shown = f"WARNING: {warning.text}".replace("\n", "\n         ")
+        yield from (screen.paint(line, "yellow", "bold") for line in shown.splitlines())
     yield from ("", "Ctrl-C stops it.")
+
+
+def _facts(settings: ServerSettings, ports: Ports, infos: Sequence[ModelInfo], tokens: int) -> dict[str, Any]:
+    """Says the same to machines."""
+    hosts = {"grpc": settings.host, "admin": settings.admin_host, "rest": settings.rest.host}
+    hosts["metrics"] = settings.metrics_host
+    listening = zip(hosts.items(), ports, strict=True)
+    addresses = {name: address(host, port) for (name, host), port in listening if port is not None}
+    models = {info.name: info.state.value for info in infos}
+    return {"version": __version__, "models": models, **addresses, "tokens": tokens}
 
 
 def _rest(settings: RestSettings, port: int) -> str:
@@ -180,6 +289,10 @@ def _rest(settings: RestSettings, port: int) -> str:
     return f"{url}, for pages of {origins} too"
 
 
+def _metrics_url(settings: ServerSettings | RestSettings, port: int) -> str:
+    return f"http://{address(settings.metrics_host, port)}/metrics"
+
+
 def _access(count: int, reflection: str) -> str:
     """Says which tokens open the service, and what needs none."""
     if not count:
@@ -188,40 +301,57 @@ def _access(count: int, reflection: str) -> str:
     return f"{tokens}, but for health and reflection" if reflection == "open" else tokens
 
 
-def _warnings(settings: ServerSettings, target: str) -> Iterable[str]:
+def _warnings(settings: ServerSettings, target: str) -> Iterable[Remark]:
     rest = settings.rest
     open_to_all = [] if is_loopback(settings.host) else [target]
     if rest.port is not None and not is_loopback(rest.host):
         open_to_all.append(f"REST at {rest.host}")
-    if open_to_all and not settings.access_tokens:
-        yield (
-            f"WARNING: {' and '.join(open_to_all)} can be reached from other machines, "
-            "and any caller is served."
-            "\n         Set RERANK_TOKENS or --token-file, or listen on 127.0.0.1."
+    if open_to_all and not token_count(settings):
+        yield Remark(
+            "open_to_all",
+            f"{' and '.join(open_to_all)} can be reached from other machines, and any caller is served."
+            "\nSet RERANK_TOKENS or --token-file, or listen on 127.0.0.1.",
         )
     admin_is_open = settings.admin_port is not None and not is_loopback(settings.admin_host)
-    if admin_is_open and not settings.access_tokens:
-        yield (
-            f"WARNING: the admin port at {settings.admin_host} can be reached from other machines;"
-            "\n         without tokens, whoever calls it can load and unload models."
+    if admin_is_open and not token_count(settings):
+        yield Remark(
+            "open_admin_port",
+            f"the admin port at {settings.admin_host} can be reached from other machines;"
+            "\nwithout tokens, whoever calls it can load and unload models.",
         )
+    if settings.metrics_port is not None and not is_loopback(settings.metrics_host):
+        yield Remark("open_metrics", f"the metrics at {settings.metrics_host} {_OPEN_METRICS}")
     if forgotten_token(settings):
-        yield "WARNING: RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS."
+        yield Remark("forgotten_token", "RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS.")
 
 
-def _drain(server: RerankServer, rest_server: RestServer | None, grace: float) -> None:
+def _tell_drain(server: RerankServer, rest_server: RestServer | None, grace: float) -> None:
+    """Drains, and logs how many calls are inside before and after."""
+    gates, began = (server.reranker.gate, server.reranker.lobby), time.monotonic()
+    inside = sum(gate.calls for gate in gates)
+    log.info("draining: %d calls inside", inside, extra={"event": "draining", "calls": inside})
+    _drain(server, rest_server, grace, _LEAVING_SECONDS)
+    left, seconds = sum(gate.calls for gate in gates), round(time.monotonic() - began, 3)
+    drained = {"event": "drained", "calls": left, "seconds": seconds}
+    log.info("drained after %.1f s: %d calls left inside", seconds, left, extra=drained)
+
+
+def _drain(server: RerankServer, rest_server: RestServer | None, grace: float, leaving: float = 0.0) -> None:
     end = time.monotonic() + grace
     server.leave()
-    if rest_server is None:
-        server.stop(grace)
-        return
-    # Complete calls reach the gRPC server in this time, and then have the grace there. A caller
+    closing = threading.Thread(target=rest_server.stop, args=[grace], daemon=True) if rest_server else None
+    if closing:
+        closing.start()
+    # Complete calls of REST reach the gRPC server in this time, and then have the grace there. A caller
     # that sends a byte a second must not keep that server from draining.
-    closing = threading.Thread(target=rest_server.stop, args=[grace], daemon=True)
-    closing.start()
-    closing.join(min(_REST_SECONDS, grace / 2))
+    wait = min(leaving, grace / 2)
+    if server.quiet_seconds() < _QUIET_SECONDS:
+        time.sleep(wait)
+    elif closing:
+        closing.join(wait)
     server.stop(max(end - time.monotonic(), 0.0))
-    closing.join(max(end - time.monotonic(), 0.0))
+    if closing:
+        closing.join(max(end - time.monotonic(), 0.0) + _REFUSAL_SECONDS)
 
 
 def _on_hang(process: Process) -> None:

@@ -261,6 +261,12 @@ def health(health: Health) -> Iterable[str]:
     yield f"{printable(health.model)} is {state}, {queue} (rerank-grpc {health.version})"
 
 
+def bare_health(serving: bool) -> Iterable[str]:
+    """Lays out what a server tells of the default model without an accepted token."""
+    state = "serving" if serving else "not serving"
+    yield f"the default model is {state}; no more is told without a token that the server accepts"
+
+
 def error_line(text: str) -> str:
     """Makes the last line of a command that fails."""
     return f"rerank-grpc: error: {printable(text)}"

@@ -24,6 +24,7 @@ from rerank_grpc.cli.compare import (
 )
 from rerank_grpc.cli.process import SERVER_EXTRA, needs
 from rerank_grpc.cli.terminal import Screen, clip, printable, table
+from rerank_grpc.config.allowance import provide_threads
 from rerank_grpc.config.reading import read_settings
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.errors import ConfigurationError, ModelLoadError
@@ -65,6 +66,7 @@ class Check(NamedTuple):
 def run(parsed: argparse.Namespace) -> int:
     """Verifies each model: 0 if all are right, else 1; raises ConfigurationError."""
     settings = read_settings(parsed.flags)
+    provide_threads()
     questions = _questions(settings.precision, parsed.texts)
     with needs("verify", SERVER_EXTRA):
         from rerank_grpc.registry.loading import ModelLoader
@@ -111,7 +113,7 @@ def _verify(name: str, loader: Loader, catalogue: Catalogue) -> bool:
     entry = catalogue.find(name) or catalogue.find(Path(name).name)
     pairs = entry.known if entry else ()
     with serving(name, loader) as (reranker, card):
-        facts = [card.family, card.device, card.precision, card.attention.label, card.revision[:19]]
+        facts = [card.family, card.device, card.precision, card.attention_label, card.revision[:19]]
         print(f"{screen.paint(title, 'bold')}  {', '.join(facts)}\n", flush=True)
         checks = [*known(reranker, card, pairs), *padded(reranker, card)]
     for line in report(checks, screen) if checks else ():
@@ -218,6 +220,7 @@ def _note(card: ModelCard, pairs: Sequence[KnownPair]) -> str:
 @contextmanager
 def serving(name: str, loader: Loader) -> Iterator[tuple[Reranker, ModelCard]]:
     """Loads a model and gives the reranker that a server would answer with; raises ModelLoadError."""
+    from rerank_grpc.registry.registry import END_SECONDS
     from rerank_grpc.registry.warmup import finite_scores
     from rerank_grpc.reranker import build_reranker
 
@@ -229,7 +232,7 @@ def serving(name: str, loader: Loader) -> Iterator[tuple[Reranker, ModelCard]]:
         with registry.lease(name, Call()) as loaded, finite_scores(loaded.engine, loaded.card):
             yield reranker, loaded.card
     finally:
-        registry.close()
+        registry.close(wait_seconds=END_SECONDS)
 
 
 def known(reranker: Reranker, card: ModelCard, pairs: Sequence[KnownPair]) -> Iterator[Check]:

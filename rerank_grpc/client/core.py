@@ -37,6 +37,8 @@ from rerank_grpc.wire.status import Failure, read_failure
 DEFAULT_TARGET = f"localhost:{DEFAULT_PORT}"
 # gRPC cuts a policy of more than five attempts down to five.
 MAX_RETRIES = 4
+# Servers take a ping every two seconds for an attack if they come more often.
+LEAST_HANG_TIMEOUT = 2.0
 # The interval of wait_until_ready's questions, and the errors after which it asks again.
 READY_POLL_SECONDS = 0.25
 NOT_YET = (ServerUnavailable, errors.ShuttingDown, errors.DeadlineExceeded)
@@ -107,6 +109,7 @@ class BaseClient(Generic[_Stream]):
         token: str | None = None,
         timeout: float = 30.0,
         retries: int = 3,
+        hang_timeout: float | None = None,
         root_certificates: bytes | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[ChannelOption] = (),
@@ -115,8 +118,9 @@ class BaseClient(Generic[_Stream]):
 
         A `target` without a port has the default one; this machine is called without a proxy. `timeout` is
         the deadline of a call in seconds, all its attempts together. `retries` is the number of further
-        attempts that a call may take, 0 to 4. With `root_certificates` (PEM) or `credentials` the channel is
-        TLS. `options` are gRPC channel arguments and win over the client's own.
+        attempts that a call may take, 0 to 4. With a `hang_timeout` of 2 seconds or more a server that
+        hangs is left after twice that, and its calls are tried again. With `root_certificates` (PEM) or
+        `credentials` the channel is TLS. `options` are gRPC channel arguments and win over the client's own.
         """
         if not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
             raise ValueError(f"retries: 0 to {MAX_RETRIES}")
@@ -127,7 +131,7 @@ class BaseClient(Generic[_Stream]):
         own = _metadata(token)
         # A function: the token must not show in a description of the client.
         self._merged: Callable[[Mapping[str, str]], Metadata] = lambda call: tuple({**own, **call}.items())
-        self._options = channel_options(self._target, retries, options)
+        self._options = channel_options(self._target, retries, [*pings(hang_timeout), *options])
         self._proxy = _proxy(self._target, dict(self._options))
         self._closed = False
         self._begin()
@@ -204,6 +208,9 @@ def channel_options(
         # connection, and is never sent without calls, which they allow every 2 hours only.
         "grpc.keepalive_time_ms": 330_000,
         "grpc.keepalive_timeout_ms": 10_000,
+        # The same for pings by which gRPC measures the connection. A keepalive waits for the answer to one of
+        # these, by default for a minute.
+        "grpc.http2.ping_timeout_ms": 10_000,
         # A server that comes back is found within 2 s, not 2 minutes.
         "grpc.initial_reconnect_backoff_ms": 200,
         "grpc.max_reconnect_backoff_ms": 2_000,
@@ -217,13 +224,33 @@ def channel_options(
     return tuple((ours | dict(options)).items())
 
 
+def pings(hang_timeout: float | None) -> tuple[ChannelOption, ...]:
+    """Makes the options that find a server whose process hangs while its kernel acknowledges all it gets.
+
+    gRPC pings while a call waits and nothing comes: after `hang_timeout` seconds, and gives the connection up
+    after as many without an answer. None leaves the options as they are.
+    """
+    if hang_timeout is None:
+        return ()
+    check_type("hang_timeout", hang_timeout, int | float, "seconds")
+    if not LEAST_HANG_TIMEOUT <= hang_timeout < math.inf:
+        raise ValueError(
+            f"hang_timeout: {LEAST_HANG_TIMEOUT:g} seconds or more and finite, not {hang_timeout}"
+        )
+    milliseconds = round(hang_timeout * 1000)
+    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    # The default is two pings in a row: a call that takes longer would be watched no further.
+    return *((name, milliseconds) for name in names), ("grpc.http2.max_pings_without_data", 0)
+
+
 def service_config(retries: int) -> str:
     """Makes gRPC's service config: its choice of a replica, and its own retries.
 
     The throttle allows 1.5 attempts per call in the long run, and 50 retries in an outage. A call shows the
     status of gRPC's last attempt alone: a deadline that passes while gRPC waits hides the reason of the
     attempts before, so the server forbids a retry that has no time. Where no server listens, four attempts
-    take about a second: a shorter deadline is DeadlineExceeded, not ServerUnavailable.
+    take about a second: a shorter deadline is DeadlineExceeded, not ServerUnavailable. A server that
+    stops says CANCELLED to calls that were on their way; a call that its caller cancels is not retried.
     """
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retries:
@@ -232,7 +259,7 @@ def service_config(retries: int) -> str:
             "initialBackoff": "0.1s",
             "maxBackoff": "2s",
             "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
+            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
         }
         config["methodConfig"] = [{"name": [{"service": _SERVICE}], "retryPolicy": policy}]
         config["retryThrottling"] = {"maxTokens": 100, "tokenRatio": 0.5}

@@ -13,6 +13,7 @@ from rerank_grpc.config.parsing import (
     amount,
     count,
     device,
+    host,
     model,
     one_of,
     or_none,
@@ -22,7 +23,14 @@ from rerank_grpc.config.parsing import (
     targets,
     text,
 )
-from rerank_grpc.config.settings import PRECISIONS, ClientSettings, ModelSpec, RestSettings, ServerSettings
+from rerank_grpc.config.settings import (
+    KERNEL_LEVELS,
+    PRECISIONS,
+    ClientSettings,
+    ModelSpec,
+    RestSettings,
+    ServerSettings,
+)
 from rerank_grpc.config.targets import read_target
 from rerank_grpc.errors import ConfigurationError
 
@@ -57,6 +65,11 @@ class Option:
         return bool(self.plural)
 
     @property
+    def is_numeric(self) -> bool:
+        """Whether its text is a number, so that a file of settings may hold one."""
+        return self.metavar.partition("|")[0] in ("PORT", "SECONDS", "TOKENS", "CALLS")
+
+    @property
     def default_text(self) -> str:
         """The default as an operator would type it; "" where nothing is the default."""
         value: Any = self.settings()
@@ -77,10 +90,24 @@ def _choice(name: str, words: str, help: str) -> Option:
     return Option(name, one_of(*words.split("|")), words, help)
 
 
+def _metrics_options(settings: type[ServerSettings | RestSettings]) -> tuple[Option, ...]:
+    """Makes the options of the metrics, whose port differs: both servers may share a machine."""
+    return (
+        Option("metrics-host", host, "HOST", "the address of the metrics port", settings=settings),
+        Option(
+            "metrics-port",
+            _off(port),
+            "PORT|off",
+            "the port at whose /metrics Prometheus reads, over HTTP",
+            settings=settings,
+        ),
+    )
+
+
 _REST_OPTIONS = (
     Option(
         "rest-host",
-        text,
+        host,
         "HOST",
         "the address of the REST port; --host's where only that is given",
         "rest.host",
@@ -147,7 +174,8 @@ SERVER_OPTIONS = (
         "model-memory",
         _off(amount),
         "20GiB|off",
-        "how much all models in memory may take; the least recently used makes room",
+        "how much all models in memory may take, never more than this container or machine allows; "
+        "the least recently used makes room",
     ),
     Option(
         "idle-timeout",
@@ -163,16 +191,23 @@ SERVER_OPTIONS = (
         "how weights are held; auto never means int8; of a language model int8 leaves some in bf16, "
         "int8-all none",
     ),
-    Option("host", text, "HOST", "the address to listen on; 0.0.0.0 is every one"),
+    Option(
+        "kernels",
+        one_of(*KERNEL_LEVELS, "none", "auto"),
+        "|".join((*KERNEL_LEVELS, "none", "auto")),
+        "the instructions that our own operations on a CPU use: this level or the next lower that the "
+        "processor has, or none; auto takes the fastest",
+    ),
+    Option("host", host, "HOST", "the address to listen on; 0.0.0.0 is every one"),
     Option("port", port, "PORT", "the port to listen on; 0 is any free one"),
-    Option("admin-host", text, "HOST", "the address of the admin port"),
+    Option("admin-host", host, "HOST", "the address of the admin port"),
     Option("admin-port", _off(port), "PORT|off", "the port for probes and operators"),
+    *_metrics_options(ServerSettings),
     Option(
         "token-file",
         Path,
         "FILE",
-        "a file of tokens, one a line; callers must send one of them",
-        "access_tokens",
+        "a file of tokens, one a line, read again when it changes; callers must send one of them",
     ),
     Option("grace", seconds, "SECONDS", "how long calls in progress may take when stopping", "grace_seconds"),
     Option(
@@ -216,7 +251,15 @@ SERVER_OPTIONS = (
     ),
     *_REST_OPTIONS,
     _choice("log-level", "debug|info|warning|error", "how much is logged to stderr"),
+    _choice(
+        "log-format",
+        "auto|text|json",
+        "lines for people, or one JSON object a line; auto is text where stderr is a terminal, else json",
+    ),
 )
+
+# Names the file of all other settings, so it is in no table of them.
+CONFIG_OPTION = Option("config", Path, "FILE", "a TOML file of these options; flags and variables win")
 
 REST_OPTIONS = (
     Option(
@@ -228,8 +271,20 @@ REST_OPTIONS = (
         variable="RERANK_TARGET",
         settings=RestSettings,
     ),
+    Option(
+        "upstream-token-file",
+        Path,
+        "FILE",
+        "a file whose first line is the token for the targets, read again when it changes",
+        settings=RestSettings,
+    ),
     *_REST_OPTIONS,
-    *(option for option in SERVER_OPTIONS if option.name in ("token-file", "grace", "log-level")),
+    *_metrics_options(RestSettings),
+    *(
+        option
+        for option in SERVER_OPTIONS
+        if option.name in ("token-file", "grace", "log-level", "log-format")
+    ),
 )
 
 CLIENT_OPTIONS = (

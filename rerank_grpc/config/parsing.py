@@ -28,6 +28,13 @@ def text(text: str) -> str:
     return text
 
 
+def host(name: str) -> str:
+    """Reads an address or a name to listen on, never the path of a Unix socket."""
+    if "/" in name or name.startswith(("unix:", "unix-abstract:")):
+        raise ValueError("is no address: name an IP address or a host; a server listens on no Unix socket")
+    return text(name)
+
+
 def targets(text: str) -> tuple[str, ...]:
     """Reads one target of gRPC, or several between commas."""
     parts = [part.strip() for part in text.split(",") if part.strip()]

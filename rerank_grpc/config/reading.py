@@ -1,19 +1,22 @@
-"""Flags and environment to settings; the only reader of the environment."""
+"""Flags, environment and a file to settings; the only reader of the environment."""
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from rerank_grpc.access import TOKEN
+from rerank_grpc.access import BAD_TOKEN, TOKEN, TokenFile, tokens_of
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
+    CONFIG_OPTION,
     PREFIX,
     REST_OPTIONS,
     SERVER_OPTIONS,
@@ -22,6 +25,7 @@ from rerank_grpc.config.options import (
     Option,
     OptionError,
 )
+from rerank_grpc.config.origins import Effective, Flags, Given, Origin, gather
 from rerank_grpc.config.parsing import suggestion
 from rerank_grpc.config.settings import (
     EMBEDDED,
@@ -30,10 +34,18 @@ from rerank_grpc.config.settings import (
     ModelSpec,
     RestSettings,
     ServerSettings,
+    token_count,
 )
+from rerank_grpc.config.settings_file import read_file
 from rerank_grpc.config.targets import Proxy, proxy_before
+from rerank_grpc.files.obstacles import obstacle
+from rerank_grpc.files.watched import MOST_BYTES
+from rerank_grpc.units import in_bytes
 
-Flags = Mapping[str, str | Sequence[str] | None]
+SHARED_MEMORY = "/dev/shm"
+_URL = re.compile(r"https?://[^/\s]", re.IGNORECASE)
+# The characters of a value are those of the SDK's own, liberal pattern.
+_HEADER = re.compile(r"[ \t]*[A-Za-z0-9_.-]+[ \t]*=[\x20\x21\x23-\x3a\x3c-\x5b\x5d-\x7e]*[ \t]*")
 
 
 def provide(variable: str, value: str) -> None:
@@ -41,41 +53,104 @@ def provide(variable: str, value: str) -> None:
     os.environ.setdefault(variable, value)
 
 
+def provided(variable: str) -> str:
+    """Returns a variable that only a library reads, as the operator has set it; "" if it is not set."""
+    return os.environ.get(variable, "")
+
+
 def quiet_libraries() -> None:
-    """Keeps grpc and the hub's client from printing errors that are raised as well; before their import."""
+    """Keeps libraries from printing errors that are raised as well, with URLs; before their import."""
     provide("GRPC_VERBOSITY", "NONE")
-    provide("HF_HUB_VERBOSITY", "error")
+    provide("HF_HUB_VERBOSITY", "critical")
+
+
+def provide_temporary_folder() -> None:
+    """Puts temporary files, those of child processes too, where a read-only system without /tmp has room."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        os.environ["TMPDIR"] = SHARED_MEMORY
+
+
+def read_kernels(environment: Mapping[str, str] = os.environ) -> str:
+    """Reads which kernels this process may use: a level, "none" or "auto".
+
+    The environment holds it for the whole process, and for those that it starts: a library is loaded once.
+    Raises OptionError for another word.
+    """
+    options = [option for option in SERVER_OPTIONS if option.name == "kernels"]
+    return str(_values(options, gather(options, {}, environment, {})).get("kernels", "auto"))
+
+
+def mask_kernels(allowed: str) -> None:
+    """Says which kernels this process may use, as `read_kernels` reads it from here on."""
+    os.environ[f"{PREFIX}KERNELS"] = allowed
 
 
 def read_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ServerSettings:
-    """Reads settings; raises OptionError, naming the flag or variable, for bad values and contradictions."""
-    values = _values(SERVER_OPTIONS, flags, environment)
+    """Reads settings; raises OptionError, naming the flag or variable, or the file and its key.
+
+    It does so for bad values, contradictions, and a file that cannot be read.
+    """
+    return _server_settings(_server_given(flags, environment), environment)
+
+
+def read_rest_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> RestSettings:
+    """Reads the settings of the REST server alone; raises OptionError like :func:`read_settings`."""
+    return _rest_settings(_given(REST_OPTIONS, flags, environment), environment)
+
+
+def read_effective(
+    flags: Flags, environment: Mapping[str, str] = os.environ, *, rest: bool = False
+) -> list[Effective]:
+    """Reads each setting of the server, or of the REST server alone, and where it came from.
+
+    Tokens are only counted. Raises OptionError like :func:`read_settings`.
+    """
+    settings: RestSettings | ServerSettings
+    if rest:
+        options, given = REST_OPTIONS, _given(REST_OPTIONS, flags, environment)
+        settings = _rest_settings(given, environment)
+    else:
+        options, given = SERVER_OPTIONS, _server_given(flags, environment)
+        settings = _server_settings(given, environment)
+    rows = [Effective.of(option, given.get(option.name)) for option in options]
+    count, file = token_count(settings), given.get("token-file")
+    variables = [Origin("variable", name) for name in SERVER_TOKEN_VARIABLES if environment.get(name)]
+    sources = [*([Origin("file", file.texts[0])] if file else ()), *variables]
+    counted = (f"{count} token{'s' if count > 1 else ''}",) if count else ()
+    rows.append(Effective("tokens", counted, tuple(sources)))
+    if isinstance(settings, RestSettings):
+        own = (Origin("variable", UPSTREAM_TOKEN_VARIABLE),) if settings.upstream_token else ()
+        if upstream := given.get("upstream-token-file"):
+            own = (Origin("file", upstream.texts[0]),)
+        rows.append(Effective("upstream token", ("set",) if own else (), own))
+    return rows
+
+
+def _server_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -> ServerSettings:
+    values = _values(SERVER_OPTIONS, given)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
-    if "host" in values:
-        rest.setdefault("host", values["host"])
+    values |= _tokens(given, environment)
     return ServerSettings(
-        models=_with_aliases(_models(values), values.pop("aliases", ())),
-        access_tokens=_server_tokens(values.pop("access_tokens", None), environment),
+        models=_with_aliases(_models(values, given), values.pop("aliases", ()), given),
         engine=EngineSettings(**engine),
         rest=RestSettings(**rest),
         **values,
     )
 
 
-def read_rest_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> RestSettings:
-    """Reads the settings of the REST server alone; raises OptionError like :func:`read_settings`."""
-    values = _values(REST_OPTIONS, flags, environment)
+def _rest_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -> RestSettings:
+    values = _values(REST_OPTIONS, given)
     values |= _part(values, "rest.")
     if values.get("port", 0) is None:
-        raise OptionError("--rest-port: 'off' leaves nothing to run")
+        raise OptionError(f"{_where('rest-port', given)}: 'off' leaves nothing to run")
     if "targets" in values:
         # A flag may hold several too, as the variable does.
         values["targets"] = tuple(chain.from_iterable(values["targets"]))
-    return RestSettings(
-        access_tokens=_server_tokens(values.pop("access_tokens", None), environment),
-        upstream_token=_token_in(UPSTREAM_TOKEN_VARIABLE, environment),
-        **values,
-    )
+    values |= _tokens(given, environment)
+    values["upstream_token_file"] = _token_file(given.get("upstream-token-file"))
+    return RestSettings(upstream_token=_token_in(UPSTREAM_TOKEN_VARIABLE, environment), **values)
 
 
 def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -83,21 +158,73 @@ def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}
 
 
-def read_client_settings(flags: Flags, environment: Mapping[str, str] = os.environ) -> ClientSettings:
+def read_client_settings(
+    flags: Flags, environment: Mapping[str, str] = os.environ, *, needs_token: bool = True
+) -> ClientSettings:
     """Reads how to reach a server; raises OptionError like :func:`read_settings`.
 
-    Without a target, the server of this machine is meant, with the port and tokens of the environment: a
-    container's health check needs no settings of its own. Those tokens are sent to no other target.
+    Without a target, the server of this machine is meant, with the port and tokens of the environment, and of
+    the file that it names: a container's health check needs no settings of its own. Those tokens are sent to
+    no other target. Where none is needed, a token that cannot be read is left out, unless a flag names it.
     """
-    values = _values(CLIENT_OPTIONS, flags, environment)
-    file, token = values.pop("token", None), _token_in(CLIENT_TOKEN_VARIABLE, environment)
-    if file is not None:
-        token = _tokens_of_file(file)[0]
-    if "target" not in values:
+    # Without the file of settings: its token-file is a server's.
+    given = gather(CLIENT_OPTIONS, flags, _checked(environment), {})
+    values, here = _values(CLIENT_OPTIONS, given), "target" not in given
+    values.pop("token", None)
+    if here:
         port = _server_value("port", {}, environment) or ServerSettings().port  # 0 is no port to call
         values["target"] = f"127.0.0.1:{port}"
-        token = token or next(iter(_server_tokens(None, environment)), None)
+    try:
+        token = _client_token(given.get("token-file"), environment, of_server=here)
+    except OptionError:
+        if needs_token or flags.get("token-file") is not None:
+            raise
+        token = None
     return ClientSettings(token=token, **values)
+
+
+def _client_token(file: Given | None, environment: Mapping[str, str], *, of_server: bool) -> str | None:
+    """Finds the token that a client sends; `of_server` is whether it may be one of the server here."""
+    if found := _token_file(file):
+        return found.tokens[0]
+    if (own := _token_in(CLIENT_TOKEN_VARIABLE, environment)) or not of_server:
+        return own
+    found = _token_file(_given(SERVER_OPTIONS, {}, environment).get("token-file"))
+    return next(iter([*(found.tokens if found else ()), *_variable_tokens(environment)]), None)
+
+
+def read_metrics_target(environment: Mapping[str, str] = os.environ) -> str:
+    """Reads where a server of this machine has its metrics: HOST:PORT, or HOST where no port is set.
+
+    Raises OptionError like :func:`read_settings`.
+    """
+    host = _reachable(_server_value("metrics-host", {}, environment) or "127.0.0.1")
+    port = _server_value("metrics-port", {}, environment)  # 0 and off are none to call
+    return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}") if port else host
+
+
+def read_listening(
+    flags: Flags, environment: Mapping[str, str] = os.environ, *, rest: bool = False
+) -> tuple[str, int]:
+    """Reads where a server of these flags is called on its own machine, or the REST server alone: host, port.
+
+    Nothing else of its settings is read, so that a bad file of tokens is no reason to call it unwell. Raises
+    OptionError like :func:`read_settings`, and where the system chooses the port.
+    """
+    names = ("rest-host", "rest-port") if rest else ("host", "port")
+    given = _server_given(flags, environment)
+    options = {option.name: option for option in SERVER_OPTIONS}
+    values = [next(iter(_values([options[name]], given).values()), None) for name in names]
+    default = ServerSettings().rest.port if rest else ServerSettings().port
+    host, port = values[0] or "127.0.0.1", default if values[1] is None else values[1]
+    if not port:
+        raise OptionError(f"{_where(names[1], given)}: the system chooses the port, so none is known to call")
+    return _reachable(host), port
+
+
+def _reachable(host: str) -> str:
+    """Names this machine where a server listens on its every address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def proxy_of(
@@ -113,6 +240,60 @@ def read_catalogue_path(flags: Flags, environment: Mapping[str, str] = os.enviro
     return path
 
 
+def read_traces_endpoint(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Reads where OpenTelemetry's own variables send traces, None where nowhere; its SDK reads the others.
+
+    Raises OptionError where they ask for an exporter or a protocol that is not offered, and where an address
+    or headers are not of the form that the SDK reads; values of both may be secret, and are not repeated.
+    """
+    address, endpoint = _first_of(
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"), environment
+    )
+    _, disabled = _first_of(("OTEL_SDK_DISABLED",), environment)
+    variable, exporter = _first_of(("OTEL_TRACES_EXPORTER",), environment)
+    if not endpoint or disabled.lower() == "true" or exporter == "none":
+        return None
+    if exporter not in ("", "otlp", "otlp_proto_grpc"):
+        raise OptionError(f"{variable}: {exporter!r} is not offered: traces go to otlp, or to none")
+    variable, protocol = _first_of(
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"), environment
+    )
+    if protocol not in ("", "grpc"):
+        text = "is not offered: a collector takes grpc, at its port 4317 as a rule"
+        raise OptionError(f"{variable}: {protocol!r} {text}")
+    # The SDK would take an address without a scheme for one of TLS.
+    _, insecure = _first_of(
+        ("OTEL_EXPORTER_OTLP_TRACES_INSECURE", "OTEL_EXPORTER_OTLP_INSECURE"), environment
+    )
+    if not insecure and not _URL.match(endpoint):
+        raise OptionError(f"{address}: write http://HOST:PORT, or https:// for TLS")
+    for variable in ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"):
+        if not all(map(_is_header, environment.get(variable, "").split(","))):
+            raise OptionError(f"{variable}: write NAME=VALUE,…")
+    return endpoint
+
+
+def drop_empty(prefix: str) -> None:
+    """Takes variables that are set to nothing out of the environment of this process."""
+    for variable in [name for name in os.environ if name.startswith(prefix)]:
+        if not os.environ[variable].strip():
+            del os.environ[variable]
+
+
+def _is_header(text: str) -> bool:
+    """Tells whether a text is a header as the SDK reads and gRPC sends it, or nothing."""
+    if not text.strip(" \t"):
+        return True
+    value = unquote(text.partition("=")[2])
+    return _HEADER.fullmatch(text) is not None and value.isascii() and value.isprintable()
+
+
+def _first_of(variables: Sequence[str], environment: Mapping[str, str]) -> tuple[str, str]:
+    """Finds the first of some variables that is set, and its value; "" for both where none is."""
+    given = ((name, environment.get(name, "").strip()) for name in variables)
+    return next((each for each in given if each[1]), ("", ""))
+
+
 def may_color() -> bool:
     """Tells whether the environment leaves a terminal its colours (no-color.org)."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -120,43 +301,51 @@ def may_color() -> bool:
 
 def forgotten_token(settings: ServerSettings) -> bool:
     """Tells whether only the client's RERANK_TOKEN is set where the server's is meant."""
-    return not settings.access_tokens and bool(os.environ.get(CLIENT_TOKEN_VARIABLE))
+    return not token_count(settings) and bool(os.environ.get(CLIENT_TOKEN_VARIABLE))
 
 
 def _server_value(name: str, flags: Flags, environment: Mapping[str, str]) -> Any:
-    """Reads one of the server's options, whose setting has its name; None where it is not given."""
+    """Reads one of the server's options by its name; None where it is not given."""
     options = [option for option in SERVER_OPTIONS if option.name == name]
-    return _values(options, flags, environment).get(name)
+    return next(iter(_values(options, _given(options, flags, environment)).values()), None)
 
 
-def _values(options: Sequence[Option], flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Reads flags and variables, by setting; an option that neither gives is left out."""
-    _refuse_unknown_variables(environment)
+def _server_given(flags: Flags, environment: Mapping[str, str]) -> dict[str, Given]:
+    given = _given(SERVER_OPTIONS, flags, environment)
+    if "host" in given:
+        given.setdefault("rest-host", given["host"])
+    return given
+
+
+def _given(options: Sequence[Option], flags: Flags, environment: Mapping[str, str]) -> dict[str, Given]:
+    """Finds what flags, variables and the file of settings give to options of a server."""
+    path = gather([CONFIG_OPTION], flags, _checked(environment), {}).get(CONFIG_OPTION.name)
+    known = {option.name: option for option in (*SERVER_OPTIONS, *REST_OPTIONS)}
+    file = read_file(path.texts[0], path.where, known.values()) if path else {}
+    return gather(options, flags, environment, file)
+
+
+def _values(options: Sequence[Option], given: Mapping[str, Given]) -> dict[str, Any]:
+    """Reads the texts of options, by setting; an option that is not given is left out."""
     values: dict[str, Any] = {}
     for option in options:
-        origin, given = f"--{option.name}", flags.get(option.name)
-        if given is None:
-            # An empty variable counts as unset: compose files pass those on.
-            origin, given = option.variable, environment.get(option.variable) or None
-        if given is None:
-            continue
-        if not option.repeatable:
-            values[option.setting] = _value(option, origin, str(given))
-            continue
-        texts = given.split(",") if isinstance(given, str) else given
-        values[option.setting] = tuple(_value(option, origin, text.strip()) for text in texts)
+        if found := given.get(option.name):
+            read = tuple(_value(option, found.where, text) for text in found.texts)
+            values[option.setting] = read if option.repeatable else read[0]
     return values
 
 
-def _value(option: Option, origin: str, text: str) -> Any:
+def _value(option: Option, where: str, text: str) -> Any:
     try:
         return option.read(text)
     except ValueError as error:
-        raise OptionError(f"{origin}: {text!r} {error}") from None
+        raise OptionError(f"{where}: {text!r} {error}") from None
 
 
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    known = {option.variable for option in (*SERVER_OPTIONS, *CLIENT_OPTIONS, *REST_OPTIONS)}
+def _checked(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns the environment; raises OptionError for a variable that looks like a setting and is none."""
+    options = (CONFIG_OPTION, *SERVER_OPTIONS, *CLIENT_OPTIONS, *REST_OPTIONS)
+    known = {option.variable for option in options}
     known |= {*SERVER_TOKEN_VARIABLES, CLIENT_TOKEN_VARIABLE, UPSTREAM_TOKEN_VARIABLE}
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
@@ -164,54 +353,74 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
             if re.match(r"RERANK_(SERVICE|PORT)_", name):
                 hint = "; Kubernetes sets it for a Service named rerank: set enableServiceLinks to false"
             raise OptionError(f"{name}: unknown environment variable{hint}")
+    return environment
 
 
-def _models(values: dict[str, Any]) -> tuple[ModelSpec, ...]:
+def _where(name: str, given: Mapping[str, Given]) -> str:
+    """Begins an error about an option, by the place that gives it."""
+    return given[name].where if name in given else f"--{name}"
+
+
+def _models(values: dict[str, Any], given: Mapping[str, Given]) -> tuple[ModelSpec, ...]:
     models = values.pop("models", (EMBEDDED,))
     models += tuple(replace(model, lazy=True) for model in values.pop("lazy_models", ()))
     pins, names = values.pop("pins", ()), [model.name for model in models]
     for pin in pins:
         if pin not in names:
-            raise OptionError(f"--pin: no model is named {pin!r}{suggestion(pin, names)}")
+            where = _where("pin", given)
+            raise OptionError(f"{where}: no model is named {pin!r}{suggestion(pin, names)}")
     return tuple(replace(model, pinned=model.name in pins) for model in models)
 
 
 def _with_aliases(
-    models: tuple[ModelSpec, ...], aliases: tuple[tuple[str, str], ...]
+    models: tuple[ModelSpec, ...], aliases: tuple[tuple[str, str], ...], given: Mapping[str, Given]
 ) -> tuple[ModelSpec, ...]:
     """Gives each model its aliases; raises OptionError for a name that is given twice."""
     names = [model.name for model in models]
-    given = [*names, *(alias for alias, _ in aliases)]
-    twice = [name for place, name in enumerate(given) if name in given[:place]]
+    every = [*names, *(alias for alias, _ in aliases)]
+    twice = [name for place, name in enumerate(every) if name in every[:place]]
     if twice:
-        raise OptionError(f"--model, --alias: the name {twice[0]!r} is given twice")
+        raise OptionError(
+            f"{_where('model', given)}, {_where('alias', given)}: the name {twice[0]!r} is given twice"
+        )
     for alias, name in aliases:
         if name not in names:
             hint = suggestion(name, names)
-            raise OptionError(f"--alias: {alias}={name}: no --model is named {name!r}{hint}")
+            raise OptionError(f"{_where('alias', given)}: {alias}={name}: no --model is named {name!r}{hint}")
     aliases_of = {name: tuple(alias for alias, of in aliases if of == name) for name in names}
     return tuple(replace(model, aliases=aliases_of[model.name]) for model in models)
 
 
-def _server_tokens(file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    tokens = _tokens_of_file(file) if file is not None else []
+def _tokens(given: Mapping[str, Given], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Reads the tokens that a server accepts, by setting."""
+    file = _token_file(given.get("token-file"))
+    return {"access_tokens": _variable_tokens(environment), "token_file": file}
+
+
+def _variable_tokens(environment: Mapping[str, str]) -> tuple[str, ...]:
     listed, *single = SERVER_TOKEN_VARIABLES
-    if environment.get(listed):
-        tokens += [_token(text.strip(), listed) for text in environment[listed].split(",")]
+    texts = environment[listed].split(",") if environment.get(listed) else ()
+    tokens = [_token(text.strip(), listed) for text in texts]
     tokens += [token for name in single if (token := _token_in(name, environment))]
     return tuple(dict.fromkeys(tokens))
 
 
-def _tokens_of_file(file: Path) -> list[str]:
+def _token_file(given: Given | None) -> TokenFile | None:
+    if given is None:
+        return None
+    path = Path(given.texts[0])
     try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise OptionError(f"--token-file: cannot read {str(file)!r}: {reason}") from None
-    tokens = [_token(line.strip(), f"--token-file {file}") for line in lines if line.strip()]
-    if not tokens:
-        raise OptionError(f"--token-file: {str(file)!r} holds no token")
-    return tokens
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it has more than {in_bytes(MOST_BYTES)}")
+        return TokenFile(path, tokens_of(content))
+    except OSError as error:
+        raise OptionError(f"{given.where}: cannot read {str(path)!r}: {obstacle(path, error)}") from None
+    except ValueError as error:
+        raise OptionError(
+            f"{given.where}: {str(path)!r} is no file of tokens: {error}: write one a line"
+        ) from None
 
 
 def _token_in(variable: str, environment: Mapping[str, str]) -> str | None:
@@ -222,5 +431,5 @@ def _token_in(variable: str, environment: Mapping[str, str]) -> str | None:
 def _token(text: str, origin: str) -> str:
     """Checks one token, and never repeats it: an HTTP header carries it."""
     if not TOKEN.fullmatch(text):
-        raise OptionError(f"{origin}: a token is empty, too long, or has characters beyond visible ASCII")
+        raise OptionError(f"{origin}: {BAD_TOKEN}")
     return text

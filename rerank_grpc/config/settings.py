@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rerank_grpc.access import TokenFile
+
 DEFAULT_PORT = 50_051  # of a gRPC server, for those who serve and those who call
 # Every precision, and the type that activations have in it, as torch names it; with int8 only the products of
 # linear layers are int8, and those that are delicate in language models with int8-all alone.
@@ -16,6 +18,8 @@ PRECISIONS: Mapping[str, str] = {
     "int8": "bfloat16",
     "int8-all": "bfloat16",
 }
+# The levels of processors that kernels are compiled for, the best first, as kernels/levels.py has them.
+KERNEL_LEVELS = ("amx", "avx512-bf16", "avx512-vnni", "avx2-vnni", "avx2")
 ANY_NAME = "*"  # the alias that takes every name that no model has
 
 
@@ -44,7 +48,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class RestSettings:
-    """All settings of `rerank-grpc rest`; beside a gRPC server, targets and access tokens are its own."""
+    """All settings of `rerank-grpc rest`; beside a gRPC server, targets, tokens and metrics are its own."""
 
     host: str = "127.0.0.1"
     port: int | None = 6_006
@@ -53,11 +57,16 @@ class RestSettings:
     documents: str = "on"  # whether results carry documents where the caller does not say: on or asked
     cors: tuple[str, ...] = ()  # origins whose pages may call
     targets: tuple[str, ...] = (f"127.0.0.1:{DEFAULT_PORT}",)
-    # Callers need one of them; without any, the gRPC servers decide.
+    # Callers need one of them, or of the file's; without any, the gRPC servers decide.
     access_tokens: tuple[str, ...] = field(default=(), repr=False)
+    token_file: TokenFile | None = None
     upstream_token: str | None = field(default=None, repr=False)  # for the REST server's own public routes
+    upstream_token_file: TokenFile | None = None  # the first of its tokens is sent instead
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = 9_091
     grace_seconds: float = 30.0
     log_level: str = "info"
+    log_format: str = "auto"  # or text, or json; auto: text where stderr is a terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +80,15 @@ class ServerSettings:
     idle_seconds: float | None = None
     device: str = "auto"
     precision: str = "auto"
+    kernels: str = "auto"  # or one of KERNEL_LEVELS, or none; auto: as the process's RERANK_KERNELS says
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     admin_host: str = "127.0.0.1"
     admin_port: int | None = 50_052
-    access_tokens: tuple[str, ...] = field(default=(), repr=False)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = 9_090
+    access_tokens: tuple[str, ...] = field(default=(), repr=False)  # of variables
+    token_file: TokenFile | None = None  # further ones, read again when it changes
     grace_seconds: float = 30.0
     connection_age_seconds: float = 600.0
     max_calls: int = 96
@@ -84,6 +97,12 @@ class ServerSettings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     rest: RestSettings = field(default_factory=RestSettings)
     log_level: str = "info"
+    log_format: str = "auto"
+
+
+def token_count(settings: RestSettings | ServerSettings) -> int:
+    """Counts the tokens at the start, one of which callers need; without any, none is needed."""
+    return len({*settings.access_tokens, *(settings.token_file.tokens if settings.token_file else ())})
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from rerank_grpc.errors import (
 )
 from rerank_grpc.runner.runner import DeviceLost, Landing, OutOfMemory, Runner
 from rerank_grpc.sequence import Output, Sequence
+from rerank_grpc.telemetry.records import BatchRecord, BatchSink
 from rerank_grpc.types import Call, Priority
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.calls = 0  # calls that brought sequences
+        self.on_batch: BatchSink | None = None  # is told of each batch once it is done
         self.not_finite = 0  # the number of outputs that were no finite numbers; each failed its calls
         self._runner = runner
         self.name = name
@@ -148,6 +150,19 @@ class Engine:
     def queued_tokens(self) -> int:
         """The tokens that wait for the device."""
         return self._scheduler.queued_tokens
+
+    @property
+    def queued_seconds(self) -> float:
+        """The device's seconds for the tokens that wait; 0 where nothing waits or no rate is known."""
+        rate = self.tokens_per_second
+        return self.queued_tokens / rate if rate else 0.0
+
+    @property
+    def oldest_seconds(self) -> float:
+        """The age of the oldest call of which something waits for the device; 0 without one."""
+        with self._lock:
+            since = self._scheduler.oldest()
+        return 0.0 if since is None else max(0.0, monotonic() - since)
 
     @property
     def max_batch_tokens(self) -> int:
@@ -287,9 +302,21 @@ class Engine:
         self._batch_started = now = monotonic()
         self._turn = self._clock.time(now)
         self._meter.add(batch.tokens, self._turn - began, started=started or now, ended=now)
-        self._deliver(batch, outputs, now)
+        told = self.on_batch and self._tell(self.on_batch, batch, started or now, now, self._turn - began)
+        self._deliver(batch, outputs, now, told)
 
-    def _deliver(self, batch: Batch, results: Iterable[Output | RerankError | None], now: float) -> None:
+    def _tell(self, sink: BatchSink, batch: Batch, started: float, now: float, busy_seconds: float) -> object:
+        """Tells the batch sink of a batch; returns what it returns."""
+        budget, sequences = self._scheduler.max_batch_tokens, len(batch.items)
+        try:
+            return sink(BatchRecord(self.name, batch.tokens, budget, sequences, started, now, busy_seconds))
+        except Exception as error:
+            log.error("a batch of %s could not be told: %s", self.name, describe(error))
+            return None
+
+    def _deliver(
+        self, batch: Batch, results: Iterable[Output | RerankError | None], now: float, told: object = None
+    ) -> None:
         """Hands the outputs of items to all that wait for them, and the errors to them alone."""
         delivered: dict[Future, list[tuple[int, Output]]] = {}
         with self._lock:
@@ -304,6 +331,8 @@ class Engine:
                 else:
                     delivered.setdefault(future, []).append((index, result))
         for future, pairs in delivered.items():
+            if told is not None:
+                future.batches.append(told)
             future.deliver(pairs, now)
 
     def _split(self, batch: Batch, error: Exception) -> None:

@@ -33,6 +33,7 @@ class Future:
         self.priority = priority
         self.outputs: list[Output | None] = [None] * len(sequences)
         self.tokens = count_tokens(sequences)  # equal ones included; a prefix counts once
+        self.batches: list[object] = []  # what the batch sink has returned for those with a sequence of it
         self.shared = 0  # sequences that cost nothing, because an equal one was there
         self.admitted_at = self.started_at = self.finished_at = 0.0  # by time.monotonic; 0 until then
         self.done = not sequences  # all outputs are there, or it failed

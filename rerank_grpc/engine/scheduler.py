@@ -206,6 +206,11 @@ class Scheduler:
                 del self._items[item.sequence]
                 self.queued_tokens -= item.tokens
 
+    def oldest(self) -> float | None:
+        """Tells when the oldest future was let in of which something waits; None without one."""
+        waiting = (each.future for each in self._queued.values() if each.pending and not each.future.done)
+        return next((future.admitted_at for future in waiting), None)
+
     def clear(self) -> list[Future]:
         """Forgets all futures, and returns them in the order of arrival."""
         futures = list(self._queued)

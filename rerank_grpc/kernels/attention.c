@@ -1,5 +1,6 @@
 /* Attention over packed parts: both ways or causal, whole or in a window, behind prefixes. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "heads.h"
 #include "kernels.h"
@@ -90,32 +91,27 @@ INLINE struct span inside(struct span span, int64_t begin, int64_t count) {
 /* ---- softmax --------------------------------------------------------------- */
 
 /* The lanes of the sixteen places from i on that lie in a span, of which it has some. */
-INLINE __mmask16 lanes(struct span span, int64_t i) {
-    uint32_t mask = 0xffff;
-    if (span.first > i) mask <<= span.first - i;
-    if (span.end < i + 16) mask &= 0xffffu >> (i + 16 - span.end);
-    return (__mmask16)mask;
-}
+INLINE lanes inside_of(struct span span, int64_t i) { return lanes_between(span.first - i, span.end - i); }
 
-INLINE __m512 highest(const float *scores, struct span span, __m512 highest) {
+INLINE f32x16 highest(const float *scores, struct span span, f32x16 highest) {
     for (int64_t i = span.first / 16 * 16; i < span.end; i += 16)
-        highest = _mm512_mask_max_ps(highest, lanes(span, i), highest, _mm512_loadu_ps(scores + i));
+        highest = maximum_where(inside_of(span, i), highest, load(scores + i));
     return highest;
 }
 
-/* Scores to weights exp(factor s + top) in bf16, in place, 0 outside of the span; returns total + their sums.
+/* Scores to weights 2^(factor s + top) in bf16, in place, 0 outside of the span; returns total + their sums.
  * A weight never overtakes what is still to be read, because it is half as wide as a score. */
-INLINE __m512 weigh(float *scores, struct span span, int64_t count, __m512 factor, __m512 top, __m512 total) {
+INLINE f32x16 weigh(float *scores, struct span span, int64_t count, f32x16 factor, f32x16 top, f32x16 total) {
     bf16 *weights = (bf16 *)scores;
     int64_t i = 0, first = span.first / 16 * 16;
-    for (; i < first; i += 16) _mm256_storeu_si256((void *)(weights + i), _mm256_setzero_si256());
+    for (; i < first; i += 16) memset(weights + i, 0, 16 * sizeof *weights);
     for (; i < span.end; i += 16) {
-        __m512 e = exponential(_mm512_fmadd_ps(_mm512_loadu_ps(scores + i), factor, top));
-        e = _mm512_maskz_mov_ps(lanes(span, i), e);
-        total = _mm512_add_ps(total, e);
+        f32x16 e = power_of_two(fmadd(load(scores + i), factor, top));
+        e = keep(inside_of(span, i), e);
+        total = add(total, e);
         narrow(weights + i, e);
     }
-    for (; i < count; i += 16) _mm256_storeu_si256((void *)(weights + i), _mm256_setzero_si256());
+    for (; i < count; i += 16) memset(weights + i, 0, 16 * sizeof *weights);
     return total;
 }
 
@@ -153,21 +149,22 @@ INLINE void load_queries(const struct attention *call, const struct row *rows, i
 /* Softmax over the strips of one row, in place; returns the sum of the weights. */
 INLINE float weigh_row(const struct strip *strips, int count, struct span sees, float scale, float *scores) {
     struct span spans[SEGMENTS];
-    __m512 top = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+    f32x16 top = splat(-INFINITY), total = zeros();
     for (int s = 0; s < count; s++) {
         spans[s] = inside(sees, strips[s].segment->begin + strips[s].low, strips[s].count);
         top = highest(scores + strips[s].column, spans[s], top);
     }
-    top = _mm512_set1_ps(-_mm512_reduce_max_ps(top) * scale);
+    scale *= LOG2_E;
+    top = splat(-highest_of(top) * scale);
     for (int s = 0; s < count; s++)
-        total = weigh(scores + strips[s].column, spans[s], strips[s].count, _mm512_set1_ps(scale), top, total);
-    return _mm512_reduce_add_ps(total);
+        total = weigh(scores + strips[s].column, spans[s], strips[s].count, splat(scale), top, total);
+    return sum_of(total);
 }
 
 /* Writes a mixed row, divided by the sum of its weights; one that sees nothing gets 0. */
 INLINE void store_row(const float *mixed, float total, int64_t size, bf16 *out) {
-    __m512 factor = _mm512_set1_ps(total == 0.0f ? 0.0f : 1.0f / total);
-    for (int64_t i = 0; i < size; i += 16) narrow(out + i, _mm512_mul_ps(_mm512_loadu_ps(mixed + i), factor));
+    f32x16 factor = splat(total == 0.0f ? 0.0f : 1.0f / total);
+    for (int64_t i = 0; i < size; i += 16) narrow(out + i, mul(load(mixed + i), factor));
 }
 
 /* Attends for the rows of a tile. */

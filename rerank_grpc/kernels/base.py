@@ -45,8 +45,11 @@ class Layout:
         return self.starts[:-1]
 
     def lasts(self, prefixes: int) -> Tensor:
-        """The last row of each part behind the first `prefixes` parts  # [num_parts - prefixes]."""
-        return self.starts[1 + prefixes :] - 1
+        """The last row of each part behind the first `prefixes` parts  # [num_parts - prefixes].
+
+        It is 0 for empty parts at the beginning.
+        """
+        return (self.starts[1 + prefixes :] - 1).clamp_(min=0)
 
     def singles(self, prefixes: int = 0) -> Layout:
         """Lays out as many parts with one token each, the first `prefixes` of them with none."""
@@ -171,6 +174,8 @@ class Operations(Protocol):
     """Lays out the weights of a network for one device; they come on the CPU, vectors in fp32."""
 
     matrices: torch.dtype  # the type in which matrices come
+    tables: torch.dtype  # that of tables, the largest weights, which are read as they are held
+    level: str  # of the kernels in C, "" where none compute
 
     def table(self, weight: Tensor) -> Tensor:
         """Lays out a table of embeddings, as a tensor of the caller's own."""

@@ -1,52 +1,26 @@
-"""Compiles the C sources into one library, where the machine has the instructions and a compiler."""
+"""Compiles the C sources for a level of processors into one library, whose last line says what it is."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import hashlib
-import logging
-import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from rerank_grpc.kernels.levels import Level
 
-from rerank_grpc.kept import cache_folder
-
-log = logging.getLogger(__name__)
+# Nothing but the standard library is imported here: scripts/build_kernels.py runs where torch is not.
 
 FOLDER = Path(__file__).parent
-FLAGS = (
-    *("-O3", "-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512"),
-    *("-fopenmp", "-fPIC", "-fvisibility=hidden", "-shared"),
-)
-COMPILE_SECONDS = 60
-
-
-def instructions() -> bool:
-    """Whether the CPU has the kernels' instructions, and no AMX, with which torch's own are faster."""
-    cpu = torch.cpu
-    has_both = cpu._is_avx512_bf16_supported() and cpu._is_vnni_supported()
-    return bool(has_both and not cpu._is_amx_tile_supported())
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The library, compiled on the first call; None on a machine that cannot run or compile it."""
-    if not instructions():
-        return None
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        log.info("no C compiler: bf16 and int8 run without the kernels in C, slower")
-        return None
-    try:
-        return _loaded(compiler)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the kernels in C were not compiled (%s): bf16 and int8 run slower", type(error).__name__)
-        return None
+COMPILE = ("-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-c")
+# Without -fopenmp: the library names no OpenMP of its own, and takes the one that torch has loaded. Neither
+# symbols nor an id: the same sources give the same bytes.
+LINK = ("-shared", "-s", "-Wl,--build-id=none")
+COMPILE_SECONDS = 120
+ELF_MACHINES = {"x86_64": 62}
+STAMP = "rerank-grpc kernels"
 
 
 def sources() -> list[Path]:
@@ -54,32 +28,60 @@ def sources() -> list[Path]:
     return sorted(path for path in FOLDER.iterdir() if path.suffix in (".c", ".h"))
 
 
-def _loaded(compiler: str) -> ctypes.CDLL:
-    """Loads the library; compiles once more where the one that was kept is damaged."""
-    path = _compiled(compiler)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        path.unlink(missing_ok=True)
-        return ctypes.CDLL(str(_compiled(compiler)))
+def file_name(level: Level) -> str:
+    """Names the library of a level, in the folder where those of all levels are."""
+    return f"kernels-{level.name}.so"
 
 
-def _compiled(compiler: str) -> Path:
-    """Compiles once for the sources, the flags and a version of the compiler, which name the file."""
-    version = _run(compiler, "--version")
-    parts = [version, *(flag.encode() for flag in FLAGS)]
+def digest_of(level: Level) -> str:
+    """Names what a library is made of: the sources and the flags."""
+    parts = [flag.encode() for flag in (*COMPILE, *LINK, *level.flags)]
     parts += [part for path in sources() for part in (path.name.encode(), path.read_bytes())]
-    folder = cache_folder()
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()
-    path = folder / f"kernels-{key[:16]}.so"
-    if path.is_file() and path.stat().st_uid == os.geteuid():
-        return path
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        made = Path(unfinished) / path.name
-        _run(compiler, *FLAGS, *(str(each) for each in sources() if each.suffix == ".c"), "-o", str(made))
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def version_of(compiler: str) -> bytes:
+    """Asks a compiler for its version; raises OSError and SubprocessError."""
+    return _run(compiler, "--version")
+
+
+def compile_library(compiler: str, level: Level, path: Path) -> None:
+    """Writes the library of a level, whole or not at all; raises OSError and SubprocessError."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as unfinished:
+        folder = Path(unfinished)
+        files = [str(each) for each in sources() if each.suffix == ".c"]
+        _run(compiler, *COMPILE, *level.flags, *files, folder=folder)
+        objects = sorted(each.name for each in folder.glob("*.o"))
+        made = folder / path.name
+        _run(compiler, *LINK, *objects, "-lm", "-o", made.name, folder=folder)
+        made.write_bytes(_stamped(made.read_bytes(), level))
         made.replace(path)
-    return path
 
 
-def _run(*command: str) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS).stdout
+def objection(library: bytes, level: Level) -> str:
+    """Says why a library is not the one of a level and of these sources; "" if it is."""
+    whole, _, line = library.removesuffix(b"\n").rpartition(b"\n")
+    words = line.decode("ascii", "replace").split(" ")
+    if " ".join(words[:2]) != STAMP or len(words) != 6:
+        return "has no stamp"
+    digest, machine, name, contents = words[2:]
+    if (machine, name) != (level.machine, level.name):
+        return f"is for {name} on {machine}"
+    if digest != digest_of(level):
+        return "is of another version"
+    if contents != hashlib.sha256(whole).hexdigest() or whole[:5] != b"\x7fELF\x02":
+        return "is damaged"
+    if int.from_bytes(whole[18:20], "little") != ELF_MACHINES[level.machine]:
+        return f"is no library for {level.machine}"
+    return ""
+
+
+def _stamped(library: bytes, level: Level) -> bytes:
+    """Appends the stamp, behind what a loader reads."""
+    words = (STAMP, digest_of(level), level.machine, level.name, hashlib.sha256(library).hexdigest())
+    return library + f"\n{' '.join(words)}\n".encode()
+
+
+def _run(*command: str, folder: Path | None = None) -> bytes:
+    done = subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS, cwd=folder)
+    return done.stdout

@@ -22,7 +22,7 @@ from rerank_grpc.kernels.base import (
     Rotate,
 )
 from rerank_grpc.kernels.causal import Contexts
-from rerank_grpc.kernels.device import DTYPES, INT8
+from rerank_grpc.kernels.device import DTYPES, INT8, fast_bf16
 from rerank_grpc.kernels.native import ACTIVATIONS, HEAD_SIZES, INT8_OUTPUTS, WIDTHS, Kernels, kernels
 from rerank_grpc.kernels.plain import PlainOperations
 
@@ -49,6 +49,8 @@ class CpuOperations(PlainOperations):
         self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False, exact: bool = False
     ) -> Linear:
         if self._precision not in INT8 or (exact and self._precision != "int8-all"):
+            if self._dtype is torch.bfloat16 and not fast_bf16():
+                return widened_linear(weight, bias, gelu=gelu)
             return plain_linear(weight, bias, self._dtype, gelu=gelu)
         quantized, scales = quantize_weight(weight)
         added = torch.zeros(len(weight)) if bias is None else bias.float().clone()
@@ -65,6 +67,7 @@ class KernelOperations(CpuOperations):
     def __init__(self, precision: str, native: Kernels) -> None:
         super().__init__(precision)
         self._native = native
+        self.level = native.level
 
     def _int8_linear(self, weight: Tensor, scales: Tensor, bias: Tensor, *, gelu: bool) -> Linear:
         outputs, inputs = weight.shape
@@ -216,6 +219,12 @@ def plain_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, gel
     after = {"attr": "gelu", "algorithm": "none"} if gelu else {"attr": "none", "algorithm": ""}
     added = None if bias is None else bias.to(dtype)
     return partial(torch.ops.mkldnn._linear_pointwise, W=packed, B=added, scalars=[], **after)
+
+
+def widened_linear(weight: Tensor, bias: Tensor | None, *, gelu: bool) -> Linear:
+    """Lays out a product in fp32 of rows in bf16, for CPUs on which oneDNN's in bf16 is slower than that."""
+    product = plain_linear(weight, bias, torch.float32, gelu=gelu)
+    return lambda rows: product(rows.float()).to(rows.dtype)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

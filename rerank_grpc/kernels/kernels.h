@@ -41,9 +41,10 @@ EXPORTED void turn(bf16 *x, int64_t stride, int64_t rows, int64_t heads, int64_t
                    float epsilon, const float *cosines, const float *sines, int threads);
 
 EXPORTED void pack_int8(const int8_t *w, int64_t n, int64_t k, uint8_t *packed);
-EXPORTED void quantize(const bf16 *x, int64_t rows, int64_t size, int8_t *q, float *scale, float *middle,
+EXPORTED int code_bytes(void);
+EXPORTED void quantize(const bf16 *x, int64_t rows, int64_t size, void *q, float *scale, float *middle,
                        int32_t *sum, int threads);
-EXPORTED void linear_int8(const int8_t *x, const float *scale, const float *middle, const int32_t *sum,
+EXPORTED void linear_int8(const void *x, const float *scale, const float *middle, const int32_t *sum,
                           const uint8_t *w, const float *w_scale, const float *w_sum, const float *bias, bf16 *out,
                           int64_t m, int64_t n, int64_t k, int act, int threads);
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rerank_grpc.kernels.base import Activation
-from rerank_grpc.kernels.compiler import library
+from rerank_grpc.kernels.library import Library, library
 
 AllAngles: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # cosines and sines of queries, then of keys
 
@@ -30,11 +30,15 @@ CACHE_LINE = 64  # bytes
 _int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
-@functools.cache
 def kernels() -> Kernels | None:
-    """The kernels, compiled on the first call; None on a machine that cannot run or compile them."""
+    """The kernels of the best level that this machine and RERANK_KERNELS allow; None where torch computes."""
     found = library()
-    return None if found is None else Kernels(found)
+    return None if found is None else _kernels(found)
+
+
+@functools.cache
+def _kernels(found: Library) -> Kernels:
+    return Kernels(found.functions, found.level)
 
 
 class _Prefix(ctypes.Structure):
@@ -63,15 +67,18 @@ class _Attention(ctypes.Structure):
 
 
 class Kernels:
-    """The functions of the library."""
+    """The functions of the library, compiled for a level of processors."""
 
-    def __init__(self, found: ctypes.CDLL) -> None:
+    def __init__(self, found: ctypes.CDLL, level: str) -> None:
+        self.level = level
+
         def function(name: str, *arguments: Any, result: Any = None) -> Callable[..., Any]:
             call = found[name]
             call.argtypes, call.restype = arguments, result
             return call
 
         self._pack_int8 = function("pack_int8", _pointer, _long, _long, _pointer)
+        self._codes = torch.int8 if function("code_bytes", result=_int)() == 1 else torch.int16
         self._quantize = function("quantize", _pointer, _long, _long, *[_pointer] * 4, _int)
         self._linear_int8 = function("linear_int8", *[_pointer] * 9, _long, _long, _long, _int, _int)
         self._norm = function("norm", *[_pointer] * 4, _float, _long, _long, _int, _int, _pointer, _int)
@@ -93,7 +100,7 @@ class Kernels:
     ) -> Tensor:
         """Quantizes rows, each with its own scale and middle, and multiplies  # bf16 [m, k] → [m, n]."""
         (m, k), n, threads = rows.shape, len(scales), torch.get_num_threads()
-        quantized = torch.empty(m, k, dtype=torch.int8)
+        quantized = torch.empty(m, k, dtype=self._codes)
         row_scales, middles, sums = torch.empty(m), torch.empty(m), torch.empty(m, dtype=torch.int32)
         places = quantized.data_ptr(), row_scales.data_ptr(), middles.data_ptr(), sums.data_ptr()
         self._quantize(rows.data_ptr(), m, k, *places, threads)

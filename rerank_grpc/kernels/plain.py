@@ -44,9 +44,11 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 class PlainOperations:
     """Computes in one type; attends by `kernel` where there is one, else part by part."""
 
+    level = ""
+
     def __init__(self, device: torch.device, dtype: torch.dtype, kernel: Kernel | None = None) -> None:
         self._device = device
-        self._dtype = self.matrices = dtype
+        self._dtype = self.matrices = self.tables = dtype
         self._kernel = kernel
 
     def table(self, weight: Tensor) -> Tensor:

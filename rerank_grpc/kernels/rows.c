@@ -5,28 +5,28 @@
 /* ---- norm ------------------------------------------------------------------ */
 
 /* Sixteen places of the sum of two rows, or of the second alone. */
-INLINE __m512 summed(const int adds, const bf16 *added, const bf16 *residual, int64_t i) {
-    return adds ? _mm512_add_ps(widen(added + i), widen(residual + i)) : widen(residual + i);
+INLINE f32x16 summed(const int adds, const bf16 *added, const bf16 *residual, int64_t i) {
+    return adds ? add(widen(added + i), widen(residual + i)) : widen(residual + i);
 }
 
 /* One row normalized: to a mean of 0 and a variance of 1, or with `rms` to a mean square of 1. */
 INLINE void norm_row(const int rms, const int adds, const bf16 *added, const bf16 *residual, const float *weight,
                      const float *bias, float epsilon, int64_t size, bf16 *out) {
-    __m512 mean = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+    f32x16 mean = zeros(), squares = zeros();
     if (!rms) {
-        __m512 total = _mm512_setzero_ps();
-        for (int64_t i = 0; i < size; i += 16) total = _mm512_add_ps(total, summed(adds, added, residual, i));
-        mean = _mm512_set1_ps(_mm512_reduce_add_ps(total) / size);
+        f32x16 total = zeros();
+        for (int64_t i = 0; i < size; i += 16) total = add(total, summed(adds, added, residual, i));
+        mean = splat(sum_of(total) / size);
     }
     for (int64_t i = 0; i < size; i += 16) {
-        __m512 d = _mm512_sub_ps(summed(adds, added, residual, i), mean);
-        squares = _mm512_fmadd_ps(d, d, squares);
+        f32x16 d = sub(summed(adds, added, residual, i), mean);
+        squares = fmadd(d, d, squares);
     }
-    __m512 inverse = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / size + epsilon));
+    f32x16 inverse = splat(1.0f / sqrtf(sum_of(squares) / size + epsilon));
     for (int64_t i = 0; i < size; i += 16) {
-        __m512 d = _mm512_mul_ps(_mm512_sub_ps(summed(adds, added, residual, i), mean), inverse);
-        d = bias ? _mm512_fmadd_ps(d, _mm512_loadu_ps(weight + i), _mm512_loadu_ps(bias + i))
-                 : _mm512_mul_ps(d, _mm512_loadu_ps(weight + i));
+        f32x16 d = mul(sub(summed(adds, added, residual, i), mean), inverse);
+        d = bias ? fmadd(d, load(weight + i), load(bias + i))
+                 : mul(d, load(weight + i));
         narrow(out + i, d);
     }
 }
@@ -56,9 +56,9 @@ void norm(const bf16 *added, bf16 *residual, const float *weight, const float *b
 
 INLINE void gate_row(const enum activation kind, const bf16 *x, int64_t width, bf16 *out) {
     for (int64_t i = 0; i < width; i += 16) {
-        __m512 value = widen(x + i);
+        f32x16 value = widen(x + i);
         value = kind == GELU ? gelu(value) : kind == GELU_TANH ? gelu_tanh(value) : silu(value);
-        narrow(out + i, _mm512_mul_ps(value, widen(x + width + i)));
+        narrow(out + i, mul(value, widen(x + width + i)));
     }
 }
 

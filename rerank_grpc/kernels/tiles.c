@@ -6,34 +6,6 @@
 
 /* ---- panels ---------------------------------------------------------------- */
 
-/* `depth` pairs of each of 16 rows, transposed: to [depth][16]; depth is 8 or 16. */
-INLINE void transpose(const int depth, const bf16 *rows, int64_t stride, uint32_t *to) {
-    __m512i a[16], b[16];
-    UNROLL for (int i = 0; i < 16; i++)
-        a[i] = depth == 16 ? _mm512_loadu_si512(rows + i * stride)
-                           : _mm512_castsi256_si512(_mm256_loadu_si256((const void *)(rows + i * stride)));
-    UNROLL for (int i = 0; i < 16; i += 2) { /* pairs of rows */
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 16; i += 4) { /* fours of rows: a[i + j] holds the columns j, 4 + j, 8 + j, 12 + j */
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    UNROLL for (int j = 0; j < 4; j++) { /* eights of rows: columns j and 8 + j, then 4 + j and 12 + j */
-        b[j] = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88);
-        b[4 + j] = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
-        b[8 + j] = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
-        b[12 + j] = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
-    }
-    UNROLL for (int j = 0; j < 8; j++) {
-        _mm512_store_si512(to + 16 * j, _mm512_shuffle_i32x4(b[j], b[8 + j], 0x88));
-        if (depth == 16) _mm512_store_si512(to + 16 * (8 + j), _mm512_shuffle_i32x4(b[j], b[8 + j], 0xdd));
-    }
-}
-
 void pack_keys(const bf16 *keys, int64_t stride, int64_t count, int64_t size, const float *cosines,
                const float *sines, uint32_t *packed) {
     bf16 block[16 * LARGEST_HEAD];
@@ -60,39 +32,67 @@ void pack_keys(const bf16 *keys, int64_t stride, int64_t count, int64_t size, co
 void pack_values(const bf16 *values, int64_t stride, int64_t count, int64_t size, uint32_t *packed) {
     for (int64_t key = 0; key < count; key += 2)
         for (int64_t i = 0; i < size; i += 16) {
-            __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(values + key * stride + i)));
-            if (key + 1 < count) {
-                const bf16 *next = values + (key + 1) * stride + i;
-                __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)next));
-                even = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
-            }
-            _mm512_store_si512(packed + (key / 2) * size + i, even);
+            const bf16 *first = values + key * stride + i;
+            zip(first, key + 1 < count ? first + stride : NULL, packed + (key / 2) * size + i);
         }
 }
 
 /* ---- products -------------------------------------------------------------- */
 
+INLINE i32x16 splat_pair(const bf16 *x) {
+    int32_t pair;
+    memcpy(&pair, x, 4);
+    return splat_int(pair);
+}
+
+#ifdef ADDS_PAIRS
+
+/* Adds the products of one pair of each row with the panel's. */
+INLINE void add_step(const int rows, const int columns, const bf16 *a, int64_t a_stride, const uint32_t *b,
+                     int64_t b_stride, f32x16 sums[TILE][COLUMNS]) {
+    i32x16 weights[COLUMNS];
+    UNROLL for (int c = 0; c < columns; c++) weights[c] = load_ints(b + c * b_stride);
+    UNROLL for (int r = 0; r < rows; r++) {
+        i32x16 value = splat_pair(a + r * a_stride);
+        UNROLL for (int c = 0; c < columns; c++) sums[r][c] = add_pairs(sums[r][c], value, weights[c]);
+    }
+}
+
+#else
+
+/* The same for one half of the pairs: both at once would take more registers than there are. */
+INLINE void add_half(const int second, const int rows, const int columns, const bf16 *a, int64_t a_stride,
+                     const uint32_t *b, int64_t b_stride, f32x16 sums[TILE][COLUMNS]) {
+    f32x16 weights[COLUMNS];
+    UNROLL for (int c = 0; c < columns; c++) {
+        i32x16 pairs = load_ints(b + c * b_stride);
+        weights[c] = second ? seconds(pairs) : firsts(pairs);
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        i32x16 pair = splat_pair(a + r * a_stride);
+        f32x16 value = second ? seconds(pair) : firsts(pair);
+        UNROLL for (int c = 0; c < columns; c++) sums[r][c] = fmadd(value, weights[c], sums[r][c]);
+    }
+}
+
+INLINE void add_step(const int rows, const int columns, const bf16 *a, int64_t a_stride, const uint32_t *b,
+                     int64_t b_stride, f32x16 sums[TILE][COLUMNS]) {
+    add_half(0, rows, columns, a, a_stride, b, b_stride, sums);
+    add_half(1, rows, columns, a, a_stride, b, b_stride, sums);
+}
+
+#endif
+
 /* A tile of a product of bf16 pairs: rows × 16·columns, added to `out` if `adds`. From one pair of a panel to
  * the next it is b_step, from one register of columns to the next b_stride. */
 INLINE void tile(const int rows, const int columns, const bf16 *a, int64_t a_stride, const uint32_t *b,
                  int64_t b_step, int64_t b_stride, int64_t pairs, int adds, float *out, int64_t out_stride) {
-    __m512 acc[TILE][4];
+    f32x16 sums[TILE][COLUMNS];
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int c = 0; c < columns; c++)
-            acc[r][c] = adds ? _mm512_loadu_ps(out + r * out_stride + 16 * c) : _mm512_setzero_ps();
-    for (int64_t i = 0; i < pairs; i++) {
-        __m512i weights[4];
-        UNROLL for (int c = 0; c < columns; c++) weights[c] = _mm512_load_si512(b + i * b_step + c * b_stride);
-        UNROLL for (int r = 0; r < rows; r++) {
-            int32_t pair;
-            memcpy(&pair, a + r * a_stride + 2 * i, 4);
-            __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
-            UNROLL for (int c = 0; c < columns; c++)
-                acc[r][c] = _mm512_dpbf16_ps(acc[r][c], value, (__m512bh)weights[c]);
-        }
-    }
+        UNROLL for (int c = 0; c < columns; c++) sums[r][c] = adds ? load(out + r * out_stride + 16 * c) : zeros();
+    for (int64_t i = 0; i < pairs; i++) add_step(rows, columns, a + 2 * i, a_stride, b + i * b_step, b_stride, sums);
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int c = 0; c < columns; c++) _mm512_storeu_ps(out + r * out_stride + 16 * c, acc[r][c]);
+        UNROLL for (int c = 0; c < columns; c++) store(out + r * out_stride + 16 * c, sums[r][c]);
 }
 
 #define ROWS(columns, ...)                             \
@@ -105,6 +105,9 @@ INLINE void tile(const int rows, const int columns, const bf16 *a, int64_t a_str
     default: tile(6, columns, __VA_ARGS__);            \
     }
 
+#if COLUMNS == 1
+#define TILES(columns, ...) (void)columns; ROWS(1, __VA_ARGS__)
+#else
 #define TILES(columns, ...)                            \
     switch (columns) {                                 \
     case 1: ROWS(1, __VA_ARGS__); break;               \
@@ -112,6 +115,7 @@ INLINE void tile(const int rows, const int columns, const bf16 *a, int64_t a_str
     case 3: ROWS(3, __VA_ARGS__); break;               \
     default: ROWS(4, __VA_ARGS__);                     \
     }
+#endif
 
 static __attribute__((noinline)) void any_tile(int rows, int columns, const bf16 *a, int64_t a_stride,
                                                const uint32_t *b, int64_t b_step, int64_t b_stride, int64_t pairs,

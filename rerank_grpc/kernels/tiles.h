@@ -3,7 +3,6 @@
 
 #include "vectors.h"
 
-#define PANEL 64          /* columns of a register tile: 4 registers of 16 */
 #define LARGEST_HEAD 256
 
 /* Keys [count, size], turned if there are cosines [count, size / 2], as panels

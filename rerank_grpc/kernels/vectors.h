@@ -1,16 +1,29 @@
-/* Sixteen numbers at a time: bf16 in memory, fp32 in registers, on CPUs with AVX-512 BF16.
+/* Sixteen numbers at a time: bf16 in memory, fp32 in registers, on every CPU that the kernels run on.
  *
- * Rows are tokens, all matrices are row-major, and bf16 values travel as uint16_t.
- */
+ * Rows are tokens, all matrices are row-major, and bf16 values travel as uint16_t. What differs between levels of
+ * instructions stands in the header of each, and the compiler's own macros say which one is compiled for. Each has:
+ *
+ * - f32x16, i32x16, i16x16: sixteen numbers. COLUMNS: how many sixteens of sums a tile has in a row.
+ * - lanes: some of the sixteen. keep() leaves 0 in the others, maximum_where() the first operand. The functions with
+ *   a count take the first 8 or all 16 numbers, and neither read nor write beside them.
+ * - minimum() and maximum() give the second operand where either is NaN; to_bf16() rounds to the nearest, ties to even.
+ * - times_power_of_two(): times 2^whole, for -126 <= whole <= 0. times_where_negative(): times the factor where the
+ *   sign is below 0. inverse(): 1 / x to the last bits.
+ * - Pairs of bf16 in 32 bits, the first in the lower half. Where ADDS_PAIRS is defined, add_pairs() adds the products
+ *   of pairs; else firsts() and seconds() widen them. zip() makes 16 pairs of two rows, the second 0 if it is NULL.
+ *   transpose() makes [depth][16] of `depth` pairs of each of 16 rows, depth 8 or 16.
+ * - code: a row's number, quantized. load_weights() reads DEPTH weights for each of 16 outputs, which pack_int8 has
+ *   raised by WEIGHT_SHIFT to unsigned; add_products() adds their products with DEPTH codes, which lie in 32 bits.
+ * - ordered(): bf16 as integers of the same order, and back: those of negative numbers are the greater the smaller
+ *   they are. */
 #pragma once
 
-#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define TILE 6 /* rows of a register tile: with 4 columns of registers, 24 sums stay in registers */
+#define TILE 6 /* rows of a register tile */
 
 typedef uint16_t bf16;
 
@@ -18,69 +31,61 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t sixteens(int64_t count) { return (count + 15) / 16 * 16; }
 
-INLINE __m512 floats(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+#if defined(__AVX512F__)
+#include "vectors_avx512.h"
+#elif defined(__AVX2__)
+#include "vectors_avx2.h"
+#else
+#error "the kernels are written for AVX-512 and AVX2"
+#endif
 
-INLINE __m512 widen(const bf16 *x) { return floats(_mm256_loadu_si256((const void *)x)); }
+#define PANEL (16 * COLUMNS) /* columns of a register tile */
 
-INLINE void narrow(bf16 *to, __m512 x) { _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
-
-/* The same for the numbers of a mask: nothing else is read or written. */
-INLINE __m512 widen_some(__mmask16 some, const bf16 *x) { return floats(_mm256_maskz_loadu_epi16(some, x)); }
-
-INLINE void narrow_some(bf16 *to, __mmask16 some, __m512 x) {
-    _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
+/* 2^x for x <= 0, to 3e-6 of the result; of NaN, NaN. */
+INLINE f32x16 power_of_two(f32x16 x) {
+    x = maximum(splat(-126.0f), x);
+    f32x16 whole = nearest_whole(x);
+    f32x16 part = sub(x, whole);
+    f32x16 y = splat(9.58285319e-3f);
+    y = fmadd(y, part, splat(5.59064265e-2f));
+    y = fmadd(y, part, splat(2.40240986e-1f));
+    y = fmadd(y, part, splat(6.93124193e-1f));
+    y = fmadd(y, part, splat(1.0f));
+    return times_power_of_two(y, whole);
 }
 
-/* exp(x) for x <= 0, to 2e-7 of the result; of NaN, which max gives back as its second operand, NaN. */
-INLINE __m512 exponential(__m512 x) {
-    x = _mm512_mul_ps(_mm512_max_ps(_mm512_set1_ps(-87.0f), x), _mm512_set1_ps(1.44269504088896341f));
-    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 part = _mm512_sub_ps(x, whole);
-    __m512 y = _mm512_set1_ps(1.3333558146e-3f);
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(9.6181291076e-3f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(5.5504108664e-2f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.4022650696e-1f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.9314718056e-1f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, whole);
+/* x/2 (1 + erf(x/sqrt 2)), to 6e-6: erf as a quotient of polynomials of x^2, fitted up to 4.8. Below -4.8 the
+ * result is that of -4.8, nearly 0. */
+INLINE f32x16 gelu(f32x16 x) {
+    f32x16 low = maximum(splat(-4.8f), x);
+    f32x16 z = minimum(splat(4.8f), low);
+    f32x16 s = mul(z, z);
+    f32x16 p = splat(6.29573483e-5f);
+    p = fmadd(p, s, splat(7.57296777e-3f));
+    p = fmadd(p, s, splat(5.68320908e-2f));
+    p = fmadd(p, s, splat(7.97810998e-1f));
+    f32x16 q = splat(1.12647418e-3f);
+    q = fmadd(q, s, splat(2.42113070e-2f));
+    q = fmadd(q, s, splat(2.37720501e-1f));
+    q = fmadd(q, s, splat(1.0f));
+    f32x16 half = mul(low, splat(0.5f));
+    return fmadd(mul(half, mul(z, p)), inverse(q), half);
 }
 
-/* x/2 (1 + erf(x/sqrt 2)); erf as the quotient of polynomials that Eigen uses. */
-INLINE __m512 gelu(__m512 x) {
-    const __m512 four = _mm512_set1_ps(4.0f);
-    __m512 z = _mm512_mul_ps(x, _mm512_set1_ps(0.70710678118654752f));
-    z = _mm512_min_ps(_mm512_max_ps(z, _mm512_sub_ps(_mm512_setzero_ps(), four)), four);
-    __m512 s = _mm512_mul_ps(z, z);
-    __m512 p = _mm512_set1_ps(-2.72614225801306e-10f);
-    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(2.77068142495902e-08f));
-    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-2.10102402082508e-06f));
-    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-5.69250639462346e-05f));
-    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-7.34990630326855e-04f));
-    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-2.95459980854025e-03f));
-    p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-1.60960333262415e-02f));
-    __m512 q = _mm512_set1_ps(-1.45660718464996e-05f);
-    q = _mm512_fmadd_ps(q, s, _mm512_set1_ps(-2.13374055278905e-04f));
-    q = _mm512_fmadd_ps(q, s, _mm512_set1_ps(-1.68282697438203e-03f));
-    q = _mm512_fmadd_ps(q, s, _mm512_set1_ps(-7.37332916720468e-03f));
-    q = _mm512_fmadd_ps(q, s, _mm512_set1_ps(-1.42647390514189e-02f));
-    __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
-    return _mm512_fmadd_ps(half, _mm512_div_ps(_mm512_mul_ps(z, p), q), half);
+#define LOG2_E 1.44269504088896341f
+
+/* x / (1 + 2^-z), by the power of what is not positive. */
+INLINE f32x16 times_sigmoid(f32x16 x, f32x16 z) {
+    f32x16 e = power_of_two(sub(zeros(), magnitude(z)));
+    f32x16 sigmoid = inverse(add(splat(1.0f), e));
+    return mul(x, times_where_negative(z, sigmoid, e));
 }
 
-/* x / (1 + exp(-z)), by the exponential of what is not positive. */
-INLINE __m512 times_sigmoid(__m512 x, __m512 z) {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(z)));
-    __m512 sigmoid = _mm512_div_ps(one, _mm512_add_ps(one, e));
-    __mmask16 negative = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_LT_OQ);
-    return _mm512_mul_ps(x, _mm512_mask_mul_ps(sigmoid, negative, sigmoid, e));
-}
-
-INLINE __m512 silu(__m512 x) { return times_sigmoid(x, x); }
+INLINE f32x16 silu(f32x16 x) { return times_sigmoid(x, mul(x, splat(LOG2_E))); }
 
 /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): tanh written as a sigmoid. */
-INLINE __m512 gelu_tanh(__m512 x) {
-    __m512 square = _mm512_mul_ps(x, x);
-    __m512 factor = _mm512_fmadd_ps(square, _mm512_set1_ps(0.0713548162726f), _mm512_set1_ps(1.59576912161f));
-    return times_sigmoid(x, _mm512_mul_ps(x, factor));
+INLINE f32x16 gelu_tanh(f32x16 x) {
+    f32x16 square = mul(x, x), slope = splat(1.59576912161f * LOG2_E);
+    f32x16 factor = fmadd(square, splat(0.0713548162726f * LOG2_E), slope);
+    return times_sigmoid(x, mul(x, factor));
 }

@@ -39,6 +39,13 @@ class ModelCard:
     prefix_token_bytes: int = 0  # the memory for the keys and values of one token
     # Whether a pass is the same work for any lengths, so that a CUDA graph of it can be replayed for others
     capturable: bool = False
+    level: str = ""  # of the kernels in C, where they attend
+
+    @property
+    def attention_label(self) -> str:
+        """The attention for people, with the level of the kernels in C: "packed (kernels avx2)"."""
+        label = self.attention.label
+        return f"{label.removesuffix(')')} {self.level})" if self.level else label
 
     @property
     def accepts_instruction(self) -> bool:

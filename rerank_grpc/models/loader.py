@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import suppress
 
 import torch
 
@@ -18,10 +19,10 @@ from rerank_grpc.kernels.device import INT8
 from rerank_grpc.models.assembly import Encoder
 from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.bodies.families import OWN_FAMILIES
-from rerank_grpc.models.bodies.model import own_model
+from rerank_grpc.models.bodies.model import own_card, own_model
 from rerank_grpc.models.bodies.plan import NoPlan
 from rerank_grpc.models.late import ids_of
-from rerank_grpc.models.reference import check_own
+from rerank_grpc.models.reference import answers_beforehand, answers_kept, check_own
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
     evidence = read_evidence(checkpoint)
     if device.type == "cuda":
         keep_compiled_code()
-    card = _card(checkpoint, evidence, device, precision)
+    card = card_of(checkpoint, evidence, device, precision)
     model = _own(checkpoint, evidence, card)
     if model is None and precision in INT8:
         families = ", ".join(sorted(OWN_FAMILIES))
@@ -50,12 +51,18 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
 
 
 def keep_compiled_code() -> None:
-    """Keeps the code of Inductor and Triton for the next start, unless the operator chose a folder."""
+    """Keeps the code of Inductor and Triton for the next start, unless the operator chose a folder.
+
+    Inductor compiles in this process: the pool that it would start is for programs of many kernels.
+    """
+    provide("TORCHINDUCTOR_COMPILE_THREADS", "1")
     for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
-        provide(variable, str(cache_folder() / name))
+        with suppress(OSError):  # nowhere: the libraries have places of their own
+            provide(variable, str(cache_folder() / name))
 
 
-def _card(checkpoint: Checkpoint, evidence: Evidence, device: torch.device, precision: str) -> ModelCard:
+def card_of(checkpoint: Checkpoint, evidence: Evidence, device: torch.device, precision: str) -> ModelCard:
+    """Makes a model's card of its files; its network may add to it, and shorten its sequences."""
     return ModelCard(
         source=checkpoint.source,
         revision=checkpoint.revision,
@@ -79,15 +86,24 @@ def _card(checkpoint: Checkpoint, evidence: Evidence, device: torch.device, prec
     )
 
 
+def asks_transformers(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> bool:
+    """Whether a load asks transformers in another process: it does where no earlier one kept the answers."""
+    try:
+        return not answers_kept(checkpoint, evidence, own_card(checkpoint, evidence, card))
+    except NoPlan:  # transformers' own body computes, in this process
+        return False
+
+
 def _own(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Encoder | None:
     """Builds a model around a body of our own; None where there is none, or it differs from transformers'."""
     try:
+        made = answers_beforehand(checkpoint, evidence, own_card(checkpoint, evidence, card))
         model = own_model(checkpoint, evidence, card)
     except NoPlan as asked:
         if checkpoint.family in OWN_FAMILIES:
             log.info("%s runs in transformers' own body: it asks for %s", card.source, asked)
         return None
-    agreement = check_own(model, checkpoint, evidence)
+    agreement = check_own(model, checkpoint, evidence, made)
     if agreement.agrees:
         return model
     finite = math.isfinite(agreement.difference)

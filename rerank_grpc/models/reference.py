@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -113,21 +113,42 @@ class ReferenceAnswers:
         return cls((first, second), **numbers)
 
 
-def check_own(model: Encoder, checkpoint: Checkpoint, evidence: Evidence) -> Agreement:
+def answers_kept(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> bool:
+    """Whether an earlier load has kept transformers' answers for an own body."""
+    return Kept("references").read(_key(checkpoint, evidence, card)) is not None
+
+
+def answers_beforehand(
+    checkpoint: Checkpoint, evidence: Evidence, card: ModelCard
+) -> ReferenceAnswers | None:
+    """Asks transformers where no answers are kept, before the weights are in memory beside its process.
+
+    None where answers are kept, and where it fails: the model's own reading of the files, which comes first,
+    may say better what is wrong with them.
+    """
+    if answers_kept(checkpoint, evidence, card):
+        return None
+    try:
+        return _asked(checkpoint, evidence, card)
+    except ModelLoadError:
+        return None
+
+
+def check_own(
+    model: Encoder, checkpoint: Checkpoint, evidence: Evidence, made: ReferenceAnswers | None = None
+) -> Agreement:
     """Compares an own body, and the head behind it, with transformers' layers for the same weights.
 
-    The answers of these are kept for the next load once a model agrees. Answers that were kept decide only
-    for a model: where it differs from them, new ones are made. Raises ModelLoadError where transformers
-    cannot load or run the checkpoint, or its own answers are not finite.
+    The answers of these, `made` beforehand or asked for now, are kept for the next load once a model agrees.
+    Answers that were kept decide only for a model: where it differs from them, new ones are made. Raises
+    ModelLoadError where transformers cannot load or run the checkpoint, or its own answers are not finite.
     """
     kept, key = Kept("references"), _key(checkpoint, evidence, model.card)
-    if (found := kept.read(key)) is not None:
+    if made is None and (found := kept.read(key)) is not None:
         known = _kept_agreement(model, evidence, found)
         if known is not None and known.agrees:
             return known
-    stored = sum(path.stat().st_size for path in checkpoint.weights)
-    seconds = SECONDS + stored // BYTES_A_SECOND
-    answers = aside(_make, checkpoint, evidence, model.card, seconds=seconds)
+    answers = made or _asked(checkpoint, evidence, model.card)
     if not answers.finite:
         raise ModelLoadError(
             f"{checkpoint.directory}: transformers' own scores are not finite: "
@@ -148,6 +169,11 @@ def _kept_agreement(model: Encoder, evidence: Evidence, found: Mapping[str, Any]
         return _agreement(model, ReferenceAnswers.from_json(found))
     except (LookupError, TypeError, ValueError, RuntimeError):  # one of the model's own comes again
         return None
+
+
+def _asked(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> ReferenceAnswers:
+    stored = sum(path.stat().st_size for path in checkpoint.weights)
+    return aside(_make, checkpoint, evidence, card, seconds=SECONDS + stored // BYTES_A_SECOND)
 
 
 def _make(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> ReferenceAnswers:
@@ -291,7 +317,7 @@ def aside(function: Callable[..., Answer], *arguments: Any, seconds: float = SEC
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise ModelLoadError(
             f"no answer of a process for transformers ({type(error).__name__}): "
-            "free some memory and temporary space, and load it again"
+            "free some memory, and load it again"
         ) from error
     if failure:
         raise ModelLoadError(failure)
@@ -301,7 +327,7 @@ def aside(function: Callable[..., Answer], *arguments: Any, seconds: float = SEC
 
 def _ask(task: bytes, seconds: float) -> tuple[str, Any]:
     """Runs the other process, which answers in a file of its own: any library may print to stdout."""
-    with tempfile.TemporaryFile() as answer:
+    with _answer_file() as answer:
         numbers = (str(os.getpid()), str(answer.fileno()))
         subprocess.run(
             [sys.executable, "-P", "-c", PROGRAM, *numbers, *sys.path],
@@ -315,6 +341,13 @@ def _ask(task: bytes, seconds: float) -> tuple[str, Any]:
         answer.seek(0)
         found: tuple[str, Any] = pickle.load(answer)
         return found
+
+
+def _answer_file() -> BinaryIO:
+    """Opens a file in memory, which needs no place to write to; a temporary one where the system has none."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("answer"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _last_line(said: bytes | None) -> str:

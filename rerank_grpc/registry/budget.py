@@ -18,6 +18,7 @@ from rerank_grpc.models.base import ModelCard
 
 SMALLEST_BATCH_TOKENS = 512
 LARGEST_BATCH_TOKENS = 131_072
+LARGEST_ON_CPU = 8_192  # beyond it no model became faster by NEARLY, and a memory limit must hold a batch
 NEARLY = 1.005  # the cost beside the best for which a smaller batch is taken: other calls wait less for it
 LONGEST_BATCH_SECONDS = 1.0  # a longer batch makes all calls wait, however well it fills the device
 
@@ -157,7 +158,7 @@ class KeptBudget:
         self._key: Key = {
             "revision": card.revision,
             "precision": card.precision,
-            "attention": card.attention.label,
+            "attention": card.attention_label,
             "device": _name_of(torch.device(card.device)),
             "threads": torch.get_num_threads(),
             "version": __version__,
@@ -188,4 +189,4 @@ def _name_of(device: torch.device) -> str:
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    return next(names, "") or platform.processor() or platform.machine()  # the second starts a process

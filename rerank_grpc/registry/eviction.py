@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from rerank_grpc.registry.memory import TooLarge, check_budget
+from rerank_grpc.registry.memory import ModelBudget, Shortage, TooLarge, check_budget
 from rerank_grpc.registry.slot import Slot
 from rerank_grpc.types import State
 from rerank_grpc.units import size
@@ -30,34 +30,63 @@ class Wait:
     seconds: float
 
 
-def step(
-    slot: Slot, slots: Sequence[Slot], budget: int | None, now: float
-) -> Literal["fits", "later"] | Evict | Wait:
+# What comes next on a model's way into memory.
+Step: TypeAlias = Literal["fits", "later"] | Evict | Wait
+
+
+def step(slot: Slot, slots: Sequence[Slot], budget: ModelBudget, now: float) -> Step:
     """Decides the next step on a model's way into memory; raises TooLarge if it can never fit.
 
     "later" leaves a model for its first call, because now it would disturb others.
     """
-    if budget is None:
-        return "fits"
     _check_size(slot, slots, budget)
-    used = sum(each.memory_bytes for each in slots if each.loaded is not None)
-    if used + slot.memory_bytes <= budget:
+    if _fit([slot, *in_memory(slots)], budget):
         return "fits"
     if slot.preloading and not slot.waiting and not slot.is_default:
         return "later"
     return victim(slots, now)
 
 
-def _check_size(slot: Slot, slots: Iterable[Slot], budget: int) -> None:
+def _fit(models: Sequence[Slot], budget: ModelBudget) -> bool:
+    """Whether models fit together, each with a batch; one alone does where its load was not refused."""
+    room = budget.room(batches(models))
+    return room is None or len(models) == 1 or sum(each.memory_bytes for each in models) <= room
+
+
+def in_memory(slots: Iterable[Slot]) -> list[Slot]:
+    """Lists the models that are in memory."""
+    return [each for each in slots if each.loaded is not None]
+
+
+def batches(models: Iterable[Slot]) -> int:
+    """Returns the bytes of one batch of each model."""
+    return sum(each.batch_bytes for each in models)
+
+
+def _check_size(slot: Slot, slots: Iterable[Slot], budget: ModelBudget) -> None:
     """Raises TooLarge if a model does not fit the budget alone, or beside models that never leave."""
     check_budget(slot.spec.name, slot.memory_bytes, budget)
     stay = [each for each in slots if each.loaded and (each.spec.pinned or each.dead)]
-    left = budget - sum(each.memory_bytes for each in stay)
-    if slot.memory_bytes > left:
+    beside = batches([slot, *stay])
+    room = budget.room(beside)
+    if room is not None and not _fit([slot, *stay], budget):
+        left = room - sum(each.memory_bytes for each in stay)
         raise TooLarge(
             f"model {slot.spec.name} takes {size(slot.memory_bytes)} where {size(max(0, left))} of "
-            f"{size(budget)} are left beside the pinned models: raise --model-memory, or pin less"
+            f"{size(room)} are left beside the pinned models: {budget.remedy(beside)}, or pin less"
         )
+
+
+def relief(slot: Slot, slots: Sequence[Slot], shortage: Shortage, now: float) -> Evict | Wait:
+    """Decides which model leaves where a load found too little free memory.
+
+    Raises the shortage where no model may leave for this one, or all of them would not free enough.
+    """
+    able = [each for each in slots if each.evictable]
+    freed = sum(each.memory_bytes for each in able)
+    if (slot.preloading and not slot.waiting and not slot.is_default) or not able or freed < shortage.missing:
+        raise shortage
+    return victim(slots, now)
 
 
 def victim(slots: Sequence[Slot], now: float) -> Evict | Wait:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rerank_grpc.checkpoints.catalogue import KnownModel
-from rerank_grpc.checkpoints.checkpoint import read_header
+from rerank_grpc.config.allowance import MemoryLimit, memory_limit
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels.device import DTYPES
-from rerank_grpc.models.limits import kept_token_bytes
-from rerank_grpc.runner.prefixes import MAX_KEPT_TOKENS
+from rerank_grpc.registry.budget import LARGEST_ON_CPU, SMALLEST_BATCH_TOKENS
 from rerank_grpc.units import size
 
 RESERVE_BYTES = 1 << 30  # of a GPU, for the passes, their captured graphs, and the libraries' own buffers
-SHARE_FOR_ONE_BATCH = 0.8  # of the free memory, expected of a batch; the next one differs a little
+MOST_BATCH_BYTES = RESERVE_BYTES // 2  # expected of a batch: one that takes more fills no card better
+SHARE_FOR_ONE_BATCH = 0.8  # of a GPU's free memory, expected of a batch; the next one differs a little
+SHARE_ON_CPU = 0.5  # of what is free; the other half is for the calls that wait
+PARTS_OF_LIMIT = 8  # a batch on a CPU takes at most one of so many parts of the memory limit
 
 HOST = torch.device("cpu")
 MOST_KEPT_BYTES = 64 << 20  # growth before glibc, which keeps freed memory, is told to give it back
@@ -33,10 +33,43 @@ class TooLarge(ModelLoadError):
     """A model that cannot fit, however often its load is tried."""
 
 
-def estimate(weights: Iterable[Path], config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """Returns the bytes of a checkpoint's weights in `dtype`, and of the prefixes that it may keep."""
-    count: int = sum(math.prod(entry["shape"]) for path in weights for entry in read_header(path).values())
-    return count * dtype.itemsize + MAX_KEPT_TOKENS * kept_token_bytes(config, dtype)
+class Shortage(ModelLoadError):
+    """A model for which too little is free now; `missing` more bytes would do."""
+
+    def __init__(self, text: str, missing: int) -> None:
+        super().__init__(text)
+        self.missing = missing
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBudget:
+    """The bytes that all models in memory may take together; None where nothing bounds them.
+
+    `option` is --model-memory, `left` what the memory limit of `source` leaves. Within the limit each model
+    needs room for a batch beside its weights.
+    """
+
+    option: int | None = None
+    left: int | None = None
+    source: str = "this machine"
+
+    def room(self, batches: int = 0) -> int | None:
+        """Returns the bytes for models that have batches of so many bytes in all."""
+        bounds = [each for each in (self.option, self._beside(batches)) if each is not None]
+        return min(bounds, default=None)
+
+    def remedy(self, batches: int = 0) -> str:
+        """Names the smaller bound, and how it is raised."""
+        beside = self._beside(batches)
+        if beside is None or (self.option is not None and self.option <= beside):
+            return "raise --model-memory"
+        return f"raise the memory limit of {self.source}"
+
+    def _beside(self, batches: int) -> int | None:
+        return None if self.left is None else max(0, self.left - batches)
+
+
+UNBOUNDED = ModelBudget()
 
 
 def known_bytes(known: KnownModel | None, precision: str) -> int:
@@ -44,12 +77,13 @@ def known_bytes(known: KnownModel | None, precision: str) -> int:
     return known.memory_mib.get(precision, 0) << 20 if known else 0
 
 
-def check_budget(name: str, needed: int, budget: int | None, *, about: str = "") -> None:
+def check_budget(name: str, needed: int, budget: ModelBudget, *, about: str = "") -> None:
     """Raises TooLarge if a model alone exceeds the budget of all models; `about` marks an estimate."""
-    if budget is not None and needed > budget:
+    room = budget.room()
+    if room is not None and needed > room:
         raise TooLarge(
             f"model {name} takes {about}{size(needed)} where all models together may take "
-            f"{size(budget)}: raise --model-memory, or hold it in a smaller --precision"
+            f"{size(room)}: {budget.remedy()}, or hold it in a smaller --precision"
         )
 
 
@@ -114,12 +148,35 @@ def used_bytes(device: torch.device) -> int:
         return 0
 
 
-class BatchMemory:
-    """Tells from the peak of past batches whether a larger one would fit."""
+def device_bytes(device: torch.device) -> tuple[int, int] | None:
+    """Returns the used and the free bytes of a GPU, or of the machine for the CPU; None where unknown."""
+    try:
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            return total - free, free
+        # In KiB: "MemTotal:       16303372 kB".
+        rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        found = {row[0]: int(row[1]) << 10 for row in rows}
+        return found["MemTotal:"] - found["MemAvailable:"], found["MemAvailable:"]
+    except (OSError, KeyError, ValueError, IndexError, RuntimeError):  # a broken GPU raises the last
+        return None
 
-    def __init__(self, device: torch.device) -> None:
+
+def most_batch_tokens(token_bytes: float, limit: MemoryLimit | None) -> int:
+    """Returns the largest batch that is tried on a CPU within a memory limit: a power of two."""
+    most = MOST_BATCH_BYTES if limit is None else min(MOST_BATCH_BYTES, limit.most // PARTS_OF_LIMIT)
+    tokens = LARGEST_ON_CPU
+    while tokens > SMALLEST_BATCH_TOKENS and tokens * token_bytes > most:
+        tokens //= 2
+    return tokens
+
+
+class BatchMemory:
+    """Tells whether a larger batch would fit: on a GPU from the peak of past ones, on a CPU by arithmetic."""
+
+    def __init__(self, device: torch.device, bytes_per_token: float = 0.0) -> None:
         self._device = device
-        self._bytes_per_token = 0.0
+        self._bytes_per_token = bytes_per_token
 
     def measured(self, tokens: int) -> None:
         """Takes the peak of a batch of `tokens`, which has just run."""
@@ -129,8 +186,13 @@ class BatchMemory:
 
     def fits(self, tokens: int) -> bool:
         """Whether a batch of `tokens` is expected to fit."""
+        expected = self._bytes_per_token * tokens
+        if self._device.type == "cpu":
+            limit = memory_limit()
+            free = limit is None or expected <= SHARE_ON_CPU * limit.free
+            return free and tokens <= most_batch_tokens(self._bytes_per_token, limit)
         memory = memory_of(self._device)
-        return memory is None or self._bytes_per_token * tokens <= SHARE_FOR_ONE_BATCH * memory.free
+        return memory is None or expected <= min(MOST_BATCH_BYTES, SHARE_FOR_ONE_BATCH * memory.free)
 
 
 def give_back(device: torch.device) -> None:

@@ -59,15 +59,38 @@ class Read(NamedTuple):
     types: list[int]
 
 
-def checked_tokenizer(card: ModelCard) -> Tokenizer:
-    """Makes the tokenizer of a loaded model; raises ModelLoadError, also if the reference reads otherwise."""
+def checked_tokenizer(card: ModelCard, token_types: bool | None = None) -> Tokenizer:
+    """Makes the tokenizer of a loaded model; raises ModelLoadError, also if the reference reads otherwise.
+
+    The comparison may have been made already, and have found the `token_types`.
+    """
     file = read_tokenizer(card.tokenizer_file, lower_case=card.reading.lower_case)
-    kept, key = Kept("tokenizers"), _key(card)
-    found = (kept.read(key) or {}).get("token_types")
-    if not isinstance(found, bool):
+    if token_types is None:
+        token_types = check_tokenizer(card)
+    reading = replace(card.reading, token_types=token_types)
+    return tokenizer_for(replace(card, reading=reading), file)
+
+
+def check_tokenizer(card: ModelCard) -> bool:
+    """Tells like `reads_token_types`, by another process or as an earlier start has kept it.
+
+    The weights of the model need not be in memory beside that process.
+    """
+    found = _kept_token_types(card)
+    if found is None:
         found = aside(reads_token_types, card)
-        kept.write(key, {"token_types": found})
-    return tokenizer_for(replace(card, reading=replace(card.reading, token_types=found)), file)
+        Kept("tokenizers").write(_key(card), {"token_types": found})
+    return found
+
+
+def tokenizer_kept(card: ModelCard) -> bool:
+    """Whether an earlier start has kept what `check_tokenizer` tells, so that no process is needed for it."""
+    return _kept_token_types(card) is not None
+
+
+def _kept_token_types(card: ModelCard) -> bool | None:
+    found = (Kept("tokenizers").read(_key(card)) or {}).get("token_types")
+    return found if isinstance(found, bool) else None
 
 
 def reads_token_types(card: ModelCard) -> bool:

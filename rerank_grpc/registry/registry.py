@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 
+import torch
+
 from rerank_grpc import __version__
 from rerank_grpc.config.settings import ANY_NAME, ModelSpec
 from rerank_grpc.errors import (
@@ -17,12 +19,16 @@ from rerank_grpc.errors import (
     ShuttingDown,
     UnknownModel,
 )
-from rerank_grpc.registry import eviction
+from rerank_grpc.registry import eviction, memory
 from rerank_grpc.registry.keeper import Keeper
 from rerank_grpc.registry.loading import Loader
+from rerank_grpc.registry.memory import UNBOUNDED, ModelBudget
 from rerank_grpc.registry.slot import LoadedModel, Slot, Ticket
+from rerank_grpc.telemetry.records import BatchSink
+from rerank_grpc.telemetry.snapshots import BuildSnapshot, DeviceSnapshot, ModelSnapshot
 from rerank_grpc.types import Call, Health, ModelInfo, State
 
+END_SECONDS = 10.0  # for which a command waits, before it ends, for a load that has failed or is cut off
 # infinity-client sends it where its caller names no model.
 NOT_SPECIFIED = "default/not-specified"
 
@@ -66,6 +72,11 @@ class ModelNames:
                 self._found[name] = owners[0]
             else:
                 self._shared[name] = owners
+
+    def configured(self, name: str) -> str:
+        """Returns a model's configured name, "" for an unknown one."""
+        index = self._found.get(name, self._any)
+        return "" if index is None else self._specs[index].name
 
     def find(self, name: str, *, exact: bool = False) -> int:
         """Returns a model's index; raises UnknownModel. If `exact`, ANY_NAME takes no name."""
@@ -117,7 +128,8 @@ class Registry:
 
     `budget` bounds the bytes of all models in memory, `max_waiting` the calls that wait for models at once.
     `on_change` is called when a model has become READY, FAILED or UNLOADED, on the thread that made it so;
-    `on_hang` when a device hangs, after all calls that waited for it have failed.
+    `on_hang` when a device hangs, after all calls that waited for it have failed; `on_batch` with each batch
+    of a READY model.
     """
 
     def __init__(
@@ -125,23 +137,28 @@ class Registry:
         specs: Sequence[ModelSpec],
         loader: Loader,
         *,
-        budget: int | None = None,
+        budget: ModelBudget = UNBOUNDED,
         idle_seconds: float | None = None,
         max_waiting: int = 48,
         on_change: Callable[[], None] = lambda: None,
         on_hang: Callable[[], None] = lambda: None,
+        on_batch: BatchSink | None = None,
     ) -> None:
         self._changed = threading.Condition()
         self._started = monotonic()
         hub_ids = [loader.hub_id(spec) for spec in specs]
         self._names = ModelNames(specs, hub_ids)
+        self.configured_name = self._names.configured  # of a model, by any of its names
         self._slots = [
             Slot(spec, aliases, is_default=spec is specs[0], local=loader.is_local(spec), hub_id=hub_id)
             for spec, aliases, hub_id in zip(specs, self._names.aliases, hub_ids, strict=True)
         ]
         self._max_waiting = max_waiting
         self._keeper = Keeper(
-            self._slots, self._changed, loader, on_change, on_hang, budget=budget, idle_seconds=idle_seconds
+            *(self._slots, self._changed, loader, on_change, on_hang),
+            budget=budget,
+            idle_seconds=idle_seconds,
+            on_batch=on_batch,
         )
 
     @property
@@ -190,6 +207,23 @@ class Registry:
             tokens_per_second=engine.tokens_per_second if engine else 0.0,
             serving=info.serving,
         )
+
+    def snapshots(self) -> list[ModelSnapshot]:
+        """Describes every model and its queue for a scrape, the default first."""
+        now = monotonic()
+        with self._changed:
+            return [slot.snapshot(now) for slot in self._slots]
+
+    def devices(self) -> list[DeviceSnapshot]:
+        """Tells the memory of the devices that models have been loaded on."""
+        names = dict.fromkeys(slot.device for slot in self._slots if slot.device)
+        memories = ((name, memory.device_bytes(torch.device(name))) for name in names)
+        return [DeviceSnapshot(name, *found) for name, found in memories if found]
+
+    def build(self) -> BuildSnapshot:
+        """Tells the release, and what the default model was last loaded on."""
+        default = self._slots[0]
+        return BuildSnapshot(__version__, torch.__version__, default.device, default.precision)
 
     def lease_now(self, name: str) -> Lease | None:
         """Leases a READY model; None for one that is broken, or that `lease` would wait for."""
@@ -249,9 +283,13 @@ class Registry:
                 raise DeadlineExceeded(eviction.why_still_loaded(slot, monotonic()))
             return slot.describe()
 
-    def close(self) -> None:
-        """Refuses further leases and ends every engine."""
-        self._keeper.close()
+    def close(self, *, wait_seconds: float = 0.0) -> None:
+        """Refuses further leases and ends every engine; waits so long at most for a load in progress.
+
+        A process that ends by Python's own exit has to wait: the exit would stop a thread within torch, which
+        aborts the process.
+        """
+        self._keeper.close(wait_seconds)
         with self._changed:
             loaded = [slot.loaded for slot in self._slots if slot.loaded]
         for model in loaded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from queue import Empty, SimpleQueue
@@ -10,6 +11,7 @@ from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError, shortened
 from rerank_grpc.models.base import ModelCard
+from rerank_grpc.telemetry.snapshots import ModelSnapshot
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
 from rerank_grpc.types import ModelInfo, State
 
@@ -20,13 +22,17 @@ REASON_BYTES = 500
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory; `memory_bytes` is the device's growth by it and the most that its prefixes take."""
+    """A model in memory; `memory_bytes` is the device's growth by it and the most that its prefixes take.
+
+    On a CPU `batch_bytes` are those of its largest batch, which come on top.
+    """
 
     name: str
     card: ModelCard
     tokenizer: Tokenizer
     engine: Engine
     memory_bytes: int = 0
+    batch_bytes: int = 0
 
 
 class Ticket:
@@ -74,6 +80,7 @@ class Slot:
     ready_at: float = 0.0
     load_seconds: float = 0.0
     memory_bytes: int = 0  # before the first load, the expected ones
+    batch_bytes: int = 0  # of its largest batch, on a CPU; known once it has been loaded
     failures: int = 0  # failed loads in a row
     retry_at: float = 0.0
     settled: bool = field(init=False)  # it has been READY or FAILED, or only a call loads it
@@ -81,6 +88,10 @@ class Slot:
     preloading: bool = False  # it is loaded without having been called
     unload_asked: bool = False  # an operator wants it out of memory
     dead: bool = False  # its device broke; only an unload helps
+    evictions: int = 0  # times that it left memory without being told to
+    past_busy_seconds: float = 0.0  # of the device, for engines that it no longer has
+    device: str = ""  # those of the last load, which outlast an unload
+    precision: str = ""
 
     def __post_init__(self) -> None:
         self.lazy = self.settled = self.spec.lazy
@@ -122,7 +133,7 @@ class Slot:
             family=card.family,
             device=card.device,
             precision=card.precision,
-            attention=card.attention.label,
+            attention=card.attention_label,
             max_tokens=card.max_tokens,
             max_batch_tokens=self.loaded.engine.max_batch_tokens,
             scoring=card.scoring,
@@ -130,6 +141,24 @@ class Slot:
             activation=card.activation,
             pooling=card.pooling,
             prompt_source=card.reading.prompt.source if card.reading.prompt else "",
+        )
+
+    def snapshot(self, now: float) -> ModelSnapshot:
+        """Describes the model and its queue for a scrape; `now` is time.monotonic's."""
+        engine = self.loaded.engine if self.loaded else None
+        return ModelSnapshot(
+            name=self.spec.name,
+            state=self.state,
+            load_seconds=self.load_seconds,
+            memory_bytes=self.memory_bytes if engine else 0,
+            last_used=time.time() - (now - self.last_used) if self.last_used else None,
+            evictions=self.evictions,
+            calls_inside=self.leases,
+            queued_tokens=engine.queued_tokens if engine else 0,
+            queued_seconds=engine.queued_seconds if engine else 0.0,
+            capacity_tokens=engine.settings.max_queue_tokens if engine else 0,
+            oldest_seconds=engine.oldest_seconds if engine else 0.0,
+            busy_seconds=self.past_busy_seconds + (engine.counts.busy_seconds if engine else 0.0),
         )
 
     def answer(self, answer: LoadedModel | RerankError) -> None:

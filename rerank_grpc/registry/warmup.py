@@ -52,14 +52,21 @@ class CallArrived(Exception):
     """A caller needs the engine that is being measured, or one on its device."""
 
 
-def warm_up(engine: Engine, tokenizer: Tokenizer, card: ModelCard, kept: Kept | None = None) -> None:
+def warm_up(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    card: ModelCard,
+    kept: Kept | None = None,
+    token_bytes: float = 0.0,
+) -> None:
     """Scores a long and a short document, sets the batch budget unless it is configured, measures costs.
 
     A budget that an earlier start kept is taken at once. One that was measured while other processes or
-    engines were busy is measured again when the device is idle. Raises the errors of an ordinary call, so a
+    engines were busy is measured again when the device is idle. On a CPU a batch is expected to take so many
+    `token_bytes` for each token. Raises the errors of an ordinary call, so a
     model that cannot score is never READY.
     """
-    probe = EngineProbe(engine, tokenizer, card)
+    probe = EngineProbe(engine, tokenizer, card, token_bytes)
     for tokens in (min(card.max_tokens, LONGEST_TOKENS), SHORT_TOKENS):
         probe.run(probe.documents(tokens, count=1))
     if engine.settings.max_batch_tokens is None:
@@ -81,9 +88,11 @@ def finite_scores(engine: Engine, card: ModelCard) -> Iterator[None]:
 class EngineProbe:
     """Documents of its own that it runs through an engine, and what they cost."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, card: ModelCard) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, card: ModelCard, token_bytes: float = 0.0
+    ) -> None:
         self.engine = engine
-        self.memory = BatchMemory(torch.device(card.device))
+        self.memory = BatchMemory(torch.device(card.device), token_bytes)
         self._tokenizer = tokenizer
         self._on_cpu = card.device == "cpu"
         self._batches: dict[int, tuple[Sequence, ...]] = {}

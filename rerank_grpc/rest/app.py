@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
+from operator import attrgetter
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,36 +20,39 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerank_grpc.access import AccessList
+from rerank_grpc.config.allowance import scaled
 from rerank_grpc.config.settings import RestSettings
-from rerank_grpc.limits import MIB
+from rerank_grpc.http.errors import HttpError
+from rerank_grpc.limits import BODIES_BYTES
 from rerank_grpc.rest import dialects, discovery, docs
 from rerank_grpc.rest.body import BodyBudget, Charge, read_json
 from rerank_grpc.rest.connect import CONNECT_PATH, ConnectEndpoint
-from rerank_grpc.rest.errors import HttpError
 from rerank_grpc.rest.exchange import Endpoint, Exchange, refusal
 from rerank_grpc.rest.forms.decoded import Decoded, Dialect, Posted, Reply, reply_to
-from rerank_grpc.rest.target import authorization
+from rerank_grpc.rest.recorder import Recorder
 from rerank_grpc.rest.upstream import Upstream
-from rerank_grpc.types import Health
-
-# The bytes of all bodies inside at once: ten of the largest.
-BODIES_BYTES = 128 * MIB
+from rerank_grpc.types import Health, RerankSummary
 
 
 def build_app(
-    settings: RestSettings, upstream: Upstream, health: Callable[[], Health] | None = None
+    settings: RestSettings,
+    upstream: Upstream,
+    accepted: AccessList,
+    health: Callable[[], Health] | None,
+    recorder: Recorder,
 ) -> ASGIApp:
     """Makes the app; with access tokens, callers without one of them are refused here already."""
-    accepted = AccessList(settings.access_tokens)
-    budget = BodyBudget(BODIES_BYTES)
-    rerank = RerankEndpoint(settings, upstream, accepted, budget)
-    routes = [Route(path, rerank, methods=["POST"]) for path in dialects.PATHS]
-    connect = ConnectEndpoint(settings, upstream, accepted, budget)
-    routes.append(Route(CONNECT_PATH, connect, methods=["POST"]))
-    for path, endpoint, public in discovery.Discovery(upstream, accepted, health).routes():
-        routes.append(Route(path, _json_route(endpoint, None if public else accepted), methods=["GET"]))
+    budget = BodyBudget(scaled(BODIES_BYTES))
+    rerank = RerankEndpoint(settings, upstream, accepted, budget, recorder)
+    routes: list[Route] = [ToldRoute(path, rerank, methods=["POST"]) for path in dialects.PATHS]
+    connect = ConnectEndpoint(settings, upstream, accepted, budget, recorder)
+    routes.append(ToldRoute(CONNECT_PATH, connect, methods=["POST"]))
+    for path, method, endpoint, public in discovery.Discovery(upstream, accepted, health).routes():
+        route = _json_route(method, endpoint, None if public else accepted, recorder)
+        routes.append(Route(path, route, methods=["GET"]))
     routes += docs.routes()
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception})
+    on_http_exception = partial(_on_http_exception, recorder)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: on_http_exception})
     # NormalPath takes the slash off that a redirect puts on, and the caller's Host would say where it leads.
     app.router.redirect_slashes = False
     return NormalPath(_open_to(settings.cors, app) if settings.cors else app)
@@ -86,13 +92,30 @@ class NormalPath:
             await self._app(scope, receive, send)
 
 
+class ToldRoute(Route):
+    """A route that tells its endpoint the template of the path."""
+
+    def handle(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        # The method of any other request may be any text of a caller's.
+        if scope["method"] in (self.methods or ()):
+            scope["rest.route"] = self.path_format
+        return super().handle(scope, receive, send)
+
+
 class RerankEndpoint(Endpoint):
     """Answers a rerank call in any dialect."""
 
+    method = "rerank"
+
     def __init__(
-        self, settings: RestSettings, upstream: Upstream, accepted: AccessList, budget: BodyBudget
+        self,
+        settings: RestSettings,
+        upstream: Upstream,
+        accepted: AccessList,
+        budget: BodyBudget,
+        recorder: Recorder,
     ) -> None:
-        super().__init__(accepted, budget)
+        super().__init__(accepted, budget, recorder)
         self._settings = settings
         self._upstream = upstream
 
@@ -104,15 +127,18 @@ class RerankEndpoint(Endpoint):
         dialect = exchange.form = dialects.dialect_of(body, exchange.prefix, exchange.path)
         posted = Posted(exchange.path, self._settings.documents == "on")
         decoded = dialect.decode(body, posted)
+        exchange.record.documents = sum([len(request.documents) for request in decoded.requests])
         reply = await exchange.while_connected(self._ask(decoded, exchange))
         return exchange.answer(decoded.encode(reply))
 
     async def _ask(self, decoded: Decoded, exchange: Exchange) -> Reply:
         if not decoded.requests:
             return Reply((), request_id=exchange.request_id)
-        metadata = authorization(exchange.token) | exchange.ids
+        exchange.model = decoded.requests[0].model
         timeout, begin = exchange.timeout(self._settings.timeout), time.monotonic()
-        responses = await self._upstream.rerank_all(decoded, timeout, metadata)
+        responses = await self._upstream.rerank_all(decoded, timeout, exchange.passed_on)
+        summary, *others = map(attrgetter("summary"), responses)
+        exchange.record.summary = RerankSummary.of((summary, *others)) if others else summary
         seconds, device = time.monotonic() - begin, ""
         if decoded.wants_device:
             device = await self._upstream.device(responses[0].summary, timeout - seconds, exchange.token)
@@ -120,36 +146,49 @@ class RerankEndpoint(Endpoint):
 
 
 def _json_route(
-    endpoint: discovery.Endpoint, accepted: AccessList | None
+    method: str, endpoint: discovery.Endpoint, accepted: AccessList | None, recorder: Recorder
 ) -> Callable[[Request], Awaitable[Response]]:
     """Makes a route of an endpoint that returns JSON; `accepted` is None where it is public."""
 
+    async def answer(exchange: Exchange) -> Response:
+        if accepted is not None:
+            exchange.authenticate(accepted)
+        content = await endpoint(exchange)
+        if isinstance(content, discovery.Unready):
+            return exchange.answer(content, 503, {"retry-after": "1"})
+        if content is None:
+            return Response(status_code=204, headers=exchange.ids)
+        return exchange.answer(content)
+
     async def route(request: Request) -> Response:
-        exchange = Exchange(request)
-        exchange.form = dialects.presumed(exchange.prefix, exchange.path)
+        exchange = _bare_exchange(request, method)
         try:
-            if accepted is not None:
-                exchange.authenticate(accepted)
-            content = await endpoint(exchange)
-            if isinstance(content, discovery.Unready):
-                return exchange.answer(content, 503, {"retry-after": "1"})
-            if content is None:
-                return Response(status_code=204, headers=exchange.ids)
-            return exchange.answer(content)
+            response = await answer(exchange)
         except (Exception, asyncio.CancelledError) as error:
-            return refusal(exchange, error)
+            response = refusal(exchange, error)
+        recorder.end(exchange.record, response.status_code, exchange.model)
+        return response
 
     return route
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+async def _on_http_exception(recorder: Recorder, request: Request, error: Exception) -> Response:
     """Answers a refusal of the router: an unknown path, a method that a path does not have."""
     assert isinstance(error, HTTPException)
     status = error.status_code
     headers = {"allow": ", ".join(sorted(_methods(request)))} if status == 405 else {}
-    exchange = Exchange(request)
+    exchange = _bare_exchange(request, "other")
+    response = refusal(exchange, HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers))
+    recorder.end(exchange.record, response.status_code, exchange.model)
+    return response
+
+
+def _bare_exchange(request: Request, method: str) -> Exchange:
+    """Makes the exchange of a request without a body, which is in a dialect only where its prefix says so."""
+    exchange = Exchange(request, method)
     exchange.form = dialects.presumed(exchange.prefix, exchange.path)
-    return refusal(exchange, HttpError(status, _ROUTER_TEXTS.get(status, error.detail), headers))
+    exchange.record.dialect = exchange.form.name if exchange.prefix else ""
+    return exchange
 
 
 def _methods(request: Request) -> set[str]:

@@ -16,8 +16,8 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from rerank_grpc.errors import Cancelled, InvalidRequest, QueueFull
+from rerank_grpc.http.errors import HttpError
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.rest.errors import HttpError
 from rerank_grpc.units import in_bytes
 
 # A list in a list costs 64 bytes of memory for 2 of the body: 12 MiB of those would take 400 MiB.

@@ -10,23 +10,25 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import orjson
-from google.protobuf import any_pb2, json_format
-from google.protobuf.message import Message
+from google.protobuf import any_pb2, json_format, wrappers_pb2
+from google.protobuf.message import DecodeError, Message
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from rerank_grpc.access import AccessList
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import DeadlineExceeded, InvalidRequest
+from rerank_grpc.http.errors import HttpError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.body import BodyBudget, Charge, parse_json, read_bytes
-from rerank_grpc.rest.errors import HttpError, Problem, problem_of
+from rerank_grpc.rest.errors import Problem, problem_of
 from rerank_grpc.rest.exchange import Endpoint, Exchange
 from rerank_grpc.rest.forms.decoded import Json
 from rerank_grpc.rest.forms.messages import json_of, message_of
-from rerank_grpc.rest.target import authorization
+from rerank_grpc.rest.recorder import Recorder, code_of
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.wire.messages import summary_from
 from rerank_grpc.wire.status import CODES, status_of
 
 CONNECT_PATH = "/rerank.v1.{service}/{method}"
@@ -137,9 +139,14 @@ class ConnectEndpoint(Endpoint):
     """Passes a call on to the gRPC servers as it is."""
 
     def __init__(
-        self, settings: RestSettings, upstream: Upstream, accepted: AccessList, budget: BodyBudget
+        self,
+        settings: RestSettings,
+        upstream: Upstream,
+        accepted: AccessList,
+        budget: BodyBudget,
+        recorder: Recorder,
     ) -> None:
-        super().__init__(accepted, budget)
+        super().__init__(accepted, budget, recorder)
         self._timeout = settings.timeout
         self._upstream = upstream
 
@@ -152,6 +159,7 @@ class ConnectEndpoint(Endpoint):
         method = METHODS.get(exchange.path)
         if method is None:
             return _not_offered(exchange, media_type)
+        exchange.record.method = method.name
         codec = _codec(media_type)
         _check(headers)
         deadline = time.monotonic() + _timeout(exchange, self._timeout)
@@ -162,14 +170,22 @@ class ConnectEndpoint(Endpoint):
 
     async def _ask(self, method: Method, message: bytes, deadline: float, exchange: Exchange) -> bytes:
         if method.request is pb.RerankRequest:
-            metadata = authorization(exchange.token) | exchange.ids
-            return await self._upstream.relay_rerank(message, deadline, metadata)
+            return await self._rerank(message, deadline, exchange)
         timeout = deadline - time.monotonic()
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the answer was there")
-        return await self._upstream.relay_question(
-            method.name, message, timeout, exchange.token, exchange.ids
-        )
+        return await self._upstream.relay_question(method.name, message, timeout, exchange.passed_on)
+
+    async def _rerank(self, message: bytes, deadline: float, exchange: Exchange) -> bytes:
+        """Passes on a RerankRequest; parses it for the record only once the server has found it in bounds.
+
+        That takes microseconds, where a hostile message's millions of documents would take all memory.
+        """
+        exchange.model = _model_in(message)
+        reply = await self._upstream.relay_rerank(message, deadline, exchange.passed_on)
+        exchange.record.documents = len(pb.RerankRequest.FromString(message).documents)
+        exchange.record.summary = summary_from(pb.RerankResponse.FromString(reply))
+        return reply
 
 
 CONNECT = ConnectForm()
@@ -181,9 +197,21 @@ def _not_offered(exchange: Exchange, media_type: str) -> Response:
     if media_type not in STREAMING:
         raise error
     _, content = CONNECT.error(problem_of(error))
+    exchange.record.code = code_of(error.status)
     end = orjson.dumps({"error": content})
     envelope = struct.pack(">BI", END_OF_STREAM, len(end))
     return Response(envelope + end, headers=exchange.ids, media_type=media_type)
+
+
+def _model_in(request: bytes) -> str | None:
+    """Reads the model's name alone out of a RerankRequest, whose first field it is; None where it cannot be.
+
+    A message with one field of that number and kind leaves the others unparsed.
+    """
+    try:
+        return wrappers_pb2.StringValue.FromString(request).value
+    except (DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _codec(media_type: str) -> Codec:

@@ -36,20 +36,20 @@ class Discovery:
         self._own_health = health
         self._created = int(time.time())
 
-    def routes(self) -> Iterator[tuple[str, Endpoint, bool]]:
-        """Yields path, endpoint, and whether it is public."""
-        yield "/", self.root, True
-        yield "/health", self.health, True
-        yield "/ping", self.health, True
-        yield "/v1/cluster/auth", self.cluster_auth, True
-        yield "/v1/models", self.models, False
-        yield "/v1/models/{model:path}", self.model, False
-        yield "/models", self.infinity_models, False
-        yield "/info", self.info, False
-        yield "/model-info", self.model_info, False
-        yield "/.well-known/live", self.live, True
-        yield "/.well-known/ready", self.ready, True
-        yield "/meta", self.model_info, False
+    def routes(self) -> Iterator[tuple[str, str, Endpoint, bool]]:
+        """Yields path, the method's name in records, endpoint, and whether it is public."""
+        yield "/", "info", self.root, True
+        yield "/health", "health", self.health, True
+        yield "/ping", "health", self.health, True
+        yield "/v1/cluster/auth", "info", self.cluster_auth, True
+        yield "/v1/models", "models", self.models, False
+        yield "/v1/models/{model:path}", "models", self.model, False
+        yield "/models", "models", self.infinity_models, False
+        yield "/info", "info", self.info, False
+        yield "/model-info", "info", self.model_info, False
+        yield "/.well-known/live", "live", self.live, True
+        yield "/.well-known/ready", "ready", self.ready, True
+        yield "/meta", "info", self.model_info, False
 
     async def root(self, _exchange: Exchange) -> Json:
         """Tells the models, where REST's own token lets it."""

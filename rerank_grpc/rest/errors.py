@@ -11,6 +11,7 @@ from typing import Any
 from rerank_grpc import client as errors
 from rerank_grpc.client import RerankError
 from rerank_grpc.errors import InternalError
+from rerank_grpc.http.errors import HttpError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.units import in_bytes
 
@@ -37,16 +38,6 @@ STATUSES: dict[type[RerankError], int] = {
     errors.IncompleteStream: 500,
     errors.UnexpectedStatus: 500,
 }
-
-
-class HttpError(Exception):
-    """An error of HTTP alone: a path, a method, a body too large or of a wrong kind."""
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.headers = headers or {}
 
 
 @dataclass(frozen=True, slots=True)

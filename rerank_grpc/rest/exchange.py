@@ -6,7 +6,6 @@ import asyncio
 import base64
 import logging
 import math
-import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
@@ -27,11 +26,15 @@ from rerank_grpc.errors import (
     Unauthenticated,
     describe,
 )
+from rerank_grpc.http.errors import HttpError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.body import BodyBudget, Charge
 from rerank_grpc.rest.dialects import PREFIX_HEADERS
-from rerank_grpc.rest.errors import HttpError, Problem, problem_of
-from rerank_grpc.wire.status import CallIds
+from rerank_grpc.rest.errors import Problem, problem_of
+from rerank_grpc.rest.recorder import Recorder, note
+from rerank_grpc.rest.target import authorization
+from rerank_grpc.telemetry.ids import CallIds
+from rerank_grpc.telemetry.records import CallRecord, OpenSpan
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ _Result = TypeVar("_Result")
 
 
 class Form(Protocol):
-    """The form of a caller's errors, and its name in the log."""
+    """The form of a caller's errors, and its name in records."""
 
     @property
     def name(self) -> str: ...
@@ -51,12 +54,14 @@ class Exchange:
     """One request, as its line and headers tell it.
 
     `token` is None until `authenticate` has read it, and `more_time`, how a call gets more time than it has,
-    empty until `timeout` has. `form` is that of its errors, set by whoever answers it.
+    empty until `timeout` has. `form` is that of its errors, set by whoever answers it. `model` is the name
+    that it asks for, None until that is known; `trace_headers` are passed on: the caller's, or those of the
+    span that it follows.
     """
 
     form: Form
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, method: str) -> None:
         self.request = request
         self.prefix: str = request.scope.get("rest.prefix", "")
         for header, prefix in PREFIX_HEADERS.items():
@@ -67,9 +72,32 @@ class Exchange:
         self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
         self.more_time = ""
+        self.model: str | None = None
         self.ids = {"x-request-id": self.request_id}
+        self.trace_headers: dict[str, str] = {}
         if ids.traceparent:
-            self.ids["traceparent"] = ids.traceparent
+            self.ids["traceparent"] = self.trace_headers["traceparent"] = ids.traceparent
+        if ids.tracestate:
+            self.trace_headers["tracestate"] = ids.tracestate
+        # A header of a caller's never tells that the call comes from this process.
+        ids = ids._replace(request_id=self.request_id, told_by_rest=False)
+        self.record = CallRecord(method, ids, "rest")
+        if route := request.scope.get("rest.route"):
+            self.record.route = f"{request.method} {route}"
+
+    def follow(self, span: OpenSpan) -> None:
+        """Has the call passed on below a span, whose trace the record and the answer then name."""
+        self.trace_headers = dict(span.headers)
+        if traceparent := span.headers.get("traceparent"):
+            self.ids["traceparent"] = traceparent
+        self.record.ids = self.record.ids._replace(
+            traceparent=span.headers.get("traceparent", ""), tracestate=span.headers.get("tracestate", "")
+        )
+
+    @property
+    def passed_on(self) -> dict[str, str]:
+        """The caller's ids, and the token if it is set, as gRPC metadata."""
+        return authorization(self.token) | {"x-request-id": self.request_id, **self.trace_headers}
 
     def authenticate(self, accepted: AccessList) -> None:
         """Reads the access token; raises Unauthenticated unless it is accepted, or none is needed."""
@@ -118,26 +146,33 @@ class Exchange:
 
 
 class Endpoint:
-    """Answers calls with a body: access, the answer or a refusal, a line in the log."""
+    """Answers calls with a body: access, the answer or a refusal, and a record of either.
 
-    def __init__(self, accepted: AccessList, budget: BodyBudget) -> None:
+    `method` is the record's, unless `respond` finds another.
+    """
+
+    method = "other"
+
+    def __init__(self, accepted: AccessList, budget: BodyBudget, recorder: Recorder) -> None:
         self._accepted = accepted
         self._budget = budget
+        self._recorder = recorder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(Request(scope, receive, send))
+        exchange = Exchange(Request(scope, receive, send), self.method)
         exchange.form = self.presumed(exchange)
-        started = time.monotonic()
+        span = None
         try:
             exchange.authenticate(self._accepted)
+            if self._recorder.tracer and (span := self._recorder.begin_span(exchange.record.ids)):
+                exchange.follow(span)
             with self._budget.charging() as charge:
                 response = await self.respond(exchange, charge)
         except (Exception, asyncio.CancelledError) as error:
             response = refusal(exchange, error)
+        exchange.record.dialect = exchange.form.name
+        self._recorder.end(exchange.record, response.status_code, exchange.model, span)
         await response(scope, receive, send)
-        form, status, milliseconds = exchange.form, response.status_code, (time.monotonic() - started) * 1000
-        kind = _kind(form, status) if status >= 400 else None
-        log.info("%s %d %.1f ms %s", form.name, status, milliseconds, exchange.request_id, extra=kind)
 
     def presumed(self, exchange: Exchange) -> Form:
         """Tells the form of the errors that come before the body is read."""
@@ -154,16 +189,14 @@ def refusal(exchange: Exchange, error: Exception | asyncio.CancelledError) -> Re
         # Only uvicorn cancels a request, when the grace is over.
         error = ShuttingDown("the server is stopping")
     if not isinstance(error, RerankError | HttpError):
-        kind = _kind(exchange.form, 500)
+        # Callers cause such lines at will, and the log bounds each kind.
+        kind = {"kind": f"rest {exchange.form.name} 500"}
         log.error("request %s: %s", exchange.request_id, describe(error), extra=kind)
     problem = problem_of(error, token_sent=exchange.token is not None, more_time=exchange.more_time)
     status, content = exchange.form.error(problem)
+    exchange.record.left = isinstance(error, Cancelled)
+    note(exchange.record, problem)  # also where the form has an error answered with 200
     return exchange.answer(content, status, problem.headers)
-
-
-def _kind(form: Form, status: int) -> dict[str, str]:
-    """Names the kind of a log line: callers cause such lines at will, and the log bounds each kind."""
-    return {"kind": f"rest {form.name} {status}"}
 
 
 def _positive(text: str) -> float:

@@ -22,6 +22,7 @@ from rerank_grpc.errors import (
     one_line,
 )
 from rerank_grpc.limits import LIMITS
+from rerank_grpc.telemetry.ids import PROCESS_ID, PROCESS_KEY
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ PROBE_SECONDS = 5.0
 # a server allows are used up, so that the server, and not a full connection, refuses a call too many.
 CALL_CONNECTIONS = 10
 STREAMS = LIMITS.streams
-NO_IDS: Mapping[str, str] = {}
+NO_METADATA: Mapping[str, str] = {}
+# A gRPC server of this process knows by it that REST has a record of the call.
+OURS: Mapping[str, str] = {PROCESS_KEY: PROCESS_ID}
 
 Answer = TypeVar("Answer")
 # A method of the client that needs no more than a time and metadata.
@@ -61,7 +64,9 @@ class Target:
             raise QueueFull("too many calls are in progress")
         self._calls += 1
         try:
-            reply = await self._client.relay("Rerank", message, timeout=timeout, metadata=metadata)
+            reply = await self._client.relay(
+                "Rerank", message, timeout=timeout, metadata={**metadata, **OURS}
+            )
         finally:
             self._calls -= 1
         self.mark(True)
@@ -72,9 +77,11 @@ class Target:
         question: Question[Answer],
         token: str | None,
         timeout: float = PROBE_SECONDS,
-        ids: Mapping[str, str] = NO_IDS,
+        metadata: Mapping[str, str] = NO_METADATA,
     ) -> Answer:
-        return await question(self._probes, timeout=timeout, metadata={**authorization(token), **ids})
+        return await question(
+            self._probes, timeout=timeout, metadata={**authorization(token), **metadata, **OURS}
+        )
 
     async def probe(self, question: Question[Answer], token: str | None) -> Answer:
         """Asks for a public route; callers of one question share its answer, and none ends it by leaving."""

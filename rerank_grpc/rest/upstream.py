@@ -10,6 +10,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Concatenate, ParamSpec
 
+from rerank_grpc.access import SentToken
 from rerank_grpc.client import AsyncClient, ServerUnavailable, UnexpectedStatus
 from rerank_grpc.errors import (
     InvalidRequest,
@@ -19,8 +20,8 @@ from rerank_grpc.errors import (
     ShuttingDown,
     Unauthenticated,
 )
+from rerank_grpc.http.errors import HttpError
 from rerank_grpc.limits import LIMITS
-from rerank_grpc.rest.errors import HttpError
 from rerank_grpc.rest.forms.decoded import Decoded
 from rerank_grpc.rest.target import PROBE_SECONDS, Answer, Target
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
@@ -43,7 +44,7 @@ class Upstream:
     retries, and sockets that wait here would pile up.
     """
 
-    def __init__(self, targets: Sequence[str], *, token: str | None = None) -> None:
+    def __init__(self, targets: Sequence[str], *, token: SentToken) -> None:
         self._token = token
         # Alone, gRPC itself tries again while the server restarts; of several, the next one is asked.
         retries = 0 if len(targets) > 1 else 3
@@ -107,11 +108,11 @@ class Upstream:
         return await self._call(Target.rerank, message, deadline, metadata)
 
     async def relay_question(
-        self, method: str, message: bytes, timeout: float, token: str | None, ids: Mapping[str, str]
+        self, method: str, message: bytes, timeout: float, metadata: Mapping[str, str]
     ) -> bytes:
         """Passes on a request of a method without texts; returns the reply."""
         question = partial(AsyncClient.relay, method=method, message=message)
-        return await self._call(Target.ask, question, token, timeout, ids)
+        return await self._call(Target.ask, question, None, timeout, metadata)
 
     async def device(self, summary: RerankSummary, timeout: float, token: str | None) -> str:
         """Tells the device of a model that has answered, "" where that fails or would be late."""
@@ -132,11 +133,11 @@ class Upstream:
 
     async def own_models(self) -> tuple[ModelInfo, ...]:
         """Lists the models with REST's own token: for public routes, and for nothing else."""
-        return await self._call(Target.probe, AsyncClient.list_models, self._token)
+        return await self._call(Target.probe, AsyncClient.list_models, self._token.value)
 
     async def own_health(self) -> Health:
         """Asks for the default model's health, with REST's own token."""
-        return await self._call(Target.probe, AsyncClient.health, self._token)
+        return await self._call(Target.probe, AsyncClient.health, self._token.value)
 
     async def serving(self) -> bool:
         """Asks whether the default model can be called, which needs no token."""
@@ -176,5 +177,5 @@ class Upstream:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.gather(*(target.look(self._token, WATCH_SECONDS) for target in self._targets))
+            await asyncio.gather(*(target.look(self._token.value, WATCH_SECONDS) for target in self._targets))
             await asyncio.sleep(WATCH_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -59,7 +60,9 @@ class Cuda:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def buffer(self, count: int) -> torch.Tensor:
-        return torch.empty(count, dtype=torch.int32, device=self._device)
+        # Memory that another stream gave back may still be read there, which the copies would not wait for.
+        with torch.cuda.stream(self._copies):
+            return torch.empty(count, dtype=torch.int32, device=self._device)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> Mark:
         with torch.cuda.stream(self._copies):
@@ -94,8 +97,11 @@ class Cuda:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 rows = work()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # of the broken capture, which would hide what broke it
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return partial(_replay, graph, rows)
 
     def _mark(self, stream: torch.cuda.Stream) -> Mark:

@@ -74,12 +74,15 @@ class CudaRunner:
 
     @torch.inference_mode()
     def launch(self, sequences: tuple[Sequence, ...]) -> Landing:
+        graph = self._graph_for(sequences)
+        if graph:
+            # A captured pass has no room for prefixes: to compute them again costs less than to launch the
+            # kernels of a pass one by one.
+            sequences = tuple([sequence.whole() for sequence in sequences])
         prefixes = self._prefixes.take(sequences)
         order = longest_first(sequences)
         ordered = [sequences[index] for index in order]
         packed = pack(ordered, prefixes, gathers=self._gathers)
-        shape = shape_for(sequences) if self._graphs else None
-        graph = self._graphs.get(shape) if shape else None
         if graph:
             packed = filled(packed, graph.shape)
         buffers = self._free.pop() if self._free else Buffers(self._device)
@@ -92,6 +95,10 @@ class CudaRunner:
             raise
         self._prefixes.keep(prefixes.used)
         return partial(self._land, buffers, ordered, order, done)
+
+    def _graph_for(self, sequences: tuple[Sequence, ...]) -> Graph | None:
+        shape = shape_for(sequences) if self._graphs else None
+        return self._graphs.get(shape) if shape else None
 
     def _land(
         self, buffers: Buffers, ordered: list[Sequence], order: list[int], done: Mark

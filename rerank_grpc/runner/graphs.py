@@ -15,7 +15,7 @@ from rerank_grpc.runner.accelerator import Accelerator, Replay
 from rerank_grpc.runner.packing import PackedBatch, pack, tensors
 from rerank_grpc.runner.prefixes import Prefixes
 from rerank_grpc.runner.runner import is_out_of_memory
-from rerank_grpc.sequence import TOKEN_BYTES, Sequence
+from rerank_grpc.sequence import Prefix, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +50,18 @@ def bucket(tokens: int) -> int:
 
 
 def shape_for(sequences: tuple[Sequence, ...]) -> GraphShape | None:
-    """The captured pass that a batch fits, if any; one of its sequences is left for filler."""
-    lengths = [len(sequence.ids) // TOKEN_BYTES for sequence in sequences]
+    """The captured pass that a batch fits, with its prefixes, if any; one of its sequences is for filler."""
+    if len(sequences) > MOST_CAPTURED or any(sequence.unseen for sequence in sequences):
+        return None  # tokens that are not seen ask for rows of keys, which no graph has
+    lengths = [len(sequence) + _prefix_tokens(sequence.prefix) for sequence in sequences]
     tokens, longest = sum(lengths), max(lengths, default=0)
-    if any(sequence.unseen for sequence in sequences):  # which see others' keys, by rows that no graph has
-        return None
     if not LEAST_CAPTURED <= tokens <= MOST_CAPTURED or longest > LONGEST_CAPTURED:
         return None
     return next((shape for shape in _shapes(bucket(tokens)) if len(sequences) < shape.sequences), None)
+
+
+def _prefix_tokens(prefix: Prefix | None) -> int:
+    return 0 if prefix is None else sum(map(len, prefix.chain()))
 
 
 def all_shapes() -> list[GraphShape]:

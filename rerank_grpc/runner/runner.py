@@ -15,10 +15,11 @@ from rerank_grpc.runner.packing import pack, tensors
 from rerank_grpc.runner.prefixes import PrefixCache
 from rerank_grpc.sequence import Output, Sequence
 
-# How the CPU's allocator, pinned memory, cuBLAS and Triton say it; torch's own GPU allocator has a class.
+# How the CPU's allocator, pinned memory, Inductor, cuBLAS and Triton say it; torch's GPU one has a class.
 NO_MEMORY = (
     "allocate memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "[CUDA]: out of memory",
 )

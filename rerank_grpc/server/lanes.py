@@ -10,16 +10,20 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from operator import methodcaller
+from time import monotonic
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from rerank_grpc.errors import InvalidRequest
-from rerank_grpc.server.call_log import Sink
+from rerank_grpc.config.allowance import scaled
+from rerank_grpc.errors import Cancelled, InvalidRequest, RerankError
+from rerank_grpc.limits import ANSWER_BYTES
 from rerank_grpc.server.handler import answering
 from rerank_grpc.server.patience import Patience, Waiting
+from rerank_grpc.telemetry.records import Sink
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +38,34 @@ SMALL_BYTES = 4_096
 # Small requests awaited at once: gRPC would let each grow to the limit of the largest method. The threads
 # are far more, because in a crowd each is freed within milliseconds.
 SMALL_CAPACITY, SMALL_THREADS = 16, 128
-# Bytes of answers that may wait for their readers in one lane.
-ANSWER_BYTES = 64 << 20
 # A stopping server's wait for a caller.
 DRAIN_SECONDS = 1.0
+LEFT_EARLY = "the caller left before its request was there"
 
 
 class Pool(ThreadPoolExecutor):
     """A thread pool that survives when no thread can be started; `backlog` counts calls without a thread.
 
-    Where the process may start no more threads, a call is queued for those that
-    exist: an exception would end grpcio's serving thread, and so the server.
+    `starved` tells whether the last call found no thread and could start none. Where the process may start
+    no more threads, a call is queued for those that exist: an exception would end grpcio's serving thread,
+    and so the server.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         super().__init__(threads, thread_name_prefix=name)
+        self.starved = False
         self.backlog: Callable[[], int] = self._work_queue.qsize
         self.submit(int).result()  # starts a first thread at once
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         try:
-            return super().submit(function, *args, **kwargs)
+            submitted = super().submit(function, *args, **kwargs)
+            self.starved = False
+            return submitted
         except RuntimeError as error:
             if "new thread" not in str(error):
                 raise
+            self.starved = True
             log.error("no thread can be started: calls wait for those there are", extra={"kind": "no thread"})
             done: Future[Any] = Future()  # the call was queued before the thread was to start
             done.set_result(None)
@@ -95,15 +103,16 @@ class Lane:
         """
         self._sinks = sinks
         self._pool = Pool(threads, name)
-        backlog = self._pool.backlog
+        backlog = partial(_crowd, self._pool, capacity)
         self._requests = Waiting(f"a request ({name})", seconds, capacity=capacity, backlog=backlog)
         self._readers = Waiting(
-            f"a reader ({name})", READER_SECONDS, capacity=readers, capacity_bytes=ANSWER_BYTES
+            f"a reader ({name})", READER_SECONDS, capacity=readers, capacity_bytes=scaled(ANSWER_BYTES)
         )
         self._streams = Waiting(f"the end of a stream ({name})", stream_seconds)
         for waiting in (self._requests, self._readers, self._streams):
             patience.look_after(waiting)
         self._inside: set[grpc.ServicerContext] = set()
+        self.last_call = -math.inf  # when the last call came, by the monotonic clock
         self._drain_seconds = drain_seconds
         self._drains_readers = drains_readers
 
@@ -111,6 +120,10 @@ class Lane:
     def idle(self) -> bool:
         """Whether no call is inside and no answer is on its way."""
         return not (self._inside or self._pool.backlog() or len(self._readers))
+
+    def _enter(self, context: grpc.ServicerContext) -> None:
+        self._inside.add(context)
+        self.last_call = monotonic()
 
     def begin_drain(self) -> None:
         """Shortens the wait for callers, because the server is stopping."""
@@ -122,9 +135,9 @@ class Lane:
         """Makes the handler of a method with one answer; `behaviour` takes a request and its context."""
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            self._inside.add(context)
+            self._enter(context)
             try:
-                request = self._parsed(method, self._requests.receive(requests, context), context, parse)
+                request = self._request(method, requests, context, parse)
                 return self._readers.send_last(behaviour(request, context).SerializeToString(), context)
             finally:
                 self._inside.discard(context)
@@ -141,13 +154,16 @@ class Lane:
         """
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            self._inside.add(context)
+            self._enter(context)
+            started = monotonic()
             try:
                 received = self._requests.receive_all(requests, context)
                 try:
                     gathered = _gather(received, parse, most, most_bytes)
-                except InvalidRequest as error:
-                    self._refuse(method, error, context)
+                except (InvalidRequest, Cancelled) as error:
+                    self._refuse(method, error, context, started)
+                except grpc.RpcError:
+                    self._refuse(method, Cancelled(LEFT_EARLY), context, started)
                 return self._readers.send_last(behaviour(gathered, context).SerializeToString(), context)
             finally:
                 self._inside.discard(context)
@@ -158,7 +174,7 @@ class Lane:
         """Makes the handler of a method with many answers; the caller has to keep reading them."""
 
         def answers(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
-            request = self._parsed(method, self._requests.receive(requests, context), context, parse)
+            request = self._request(method, requests, context, parse)
             self._streams.begin(context)
             return behaviour(request, context)
 
@@ -169,14 +185,14 @@ class Lane:
 
         def received(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
             self._streams.begin(context)
-            while (data := self._requests.receive(requests, context)) is not None:
-                yield self._parsed(method, data, context, parse)
+            while (data := self._message(method, requests, context)) is not None:
+                yield self._parsed(method, data, context, parse, monotonic())
 
         return self._sending(lambda requests, context: behaviour(received(requests, context), context))
 
     def _sending(self, answers: Callable[..., Iterator[Message]]) -> Handler:
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            self._inside.add(context)
+            self._enter(context)
             try:
                 messages = map(methodcaller("SerializeToString"), answers(requests, context))
                 yield from self._readers.send(messages, context)
@@ -186,19 +202,52 @@ class Lane:
 
         return grpc.stream_stream_rpc_method_handler(on_pool(run, self._pool))
 
-    def _parsed(self, method: str, data: bytes | None, context: grpc.ServicerContext, parse: Parse) -> Any:
+    def _request(
+        self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext, parse: Parse
+    ) -> Any:
+        """Takes a call's only request, parsed; records and ends a call that brings no proper one."""
+        started = monotonic()
+        try:
+            data = self._message(method, requests, context)
+        except grpc.RpcError:
+            self._refuse(method, Cancelled(LEFT_EARLY), context, started)
+        return self._parsed(method, data, context, parse, started)
+
+    def _message(self, method: str, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes | None:
+        """Takes a call's next message; records and ends a call that has kept the lane waiting too long."""
+        started = monotonic()
+        try:
+            return self._requests.receive(requests, context)
+        except Cancelled as error:
+            self._refuse(method, error, context, started)
+
+    def _parsed(
+        self, method: str, data: bytes | None, context: grpc.ServicerContext, parse: Parse, started: float
+    ) -> Any:
         try:
             if data is None:
                 raise InvalidRequest("the call ended without a request")
             return parse(data)
         except InvalidRequest as error:
-            self._refuse(method, error, context)
+            self._refuse(method, error, context, started)
 
-    def _refuse(self, method: str, error: InvalidRequest, context: grpc.ServicerContext) -> NoReturn:
-        """Ends a call that has no handler yet with INVALID_ARGUMENT."""
-        with answering(context, method, self._sinks):
+    def _refuse(
+        self, method: str, error: RerankError, context: grpc.ServicerContext, started: float
+    ) -> NoReturn:
+        """Records and ends a call that has no handler yet; `started` is the beginning of the wait for it."""
+        with answering(context, method, self._sinks) as record:
+            record.started = started
             raise error
         raise AssertionError("answering returned")
+
+
+def _crowd(pool: Pool, capacity: int) -> int:
+    """Counts the calls without a thread; where no thread can be started for them, as a lane that is full.
+
+    A silent caller then keeps its thread for a moment only, however few wait behind it.
+    """
+    backlog = pool.backlog()
+    return backlog + capacity if backlog and pool.starved else backlog
 
 
 def _gather(received: Iterable[bytes], parse: Parse, most: int, most_bytes: int) -> list[Any]:
@@ -218,11 +267,20 @@ def _gather(received: Iterable[bytes], parse: Parse, most: int, most_bytes: int)
 
 
 class Service(NamedTuple):
-    """A service's full name, its handlers by method, and the lanes that they run in."""
+    """A service's full name, its handlers by method, and the lanes that they run in.
+
+    `prefix` stands before its methods' names in records.
+    """
 
     name: str
     handlers: dict[str, Handler]
     lanes: Sequence[Lane]
+    prefix: str = ""
+
+    def methods(self) -> Iterator[tuple[str, str]]:
+        """Yields the path of each method, and its name in records."""
+        for method in self.handlers:
+            yield f"/{self.name}/{method}", self.prefix + method
 
 
 def parser(kind: type[Message], most_bytes: int = SMALL_BYTES) -> Parse:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from google.protobuf.message import Message
 
 from rerank_grpc.limits import LIMITS, too_many_documents
-from rerank_grpc.server.call_log import Sink
 from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, Service, parser
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience
+from rerank_grpc.telemetry.records import Sink
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rerank_grpc.limits import DOCUMENT_TEXT, check_request
 from rerank_grpc.reranker import Reranker
 from rerank_grpc.server.handler import renaming
-from rerank_grpc.types import Call, RerankRequest, RerankSummary, ScoredDocument, Usage
+from rerank_grpc.types import Call, RerankRequest, RerankSummary, ScoredDocument
 
 
 class Part(NamedTuple):
@@ -57,11 +57,4 @@ def score_parts(
         results += [result._replace(index=places[result.index]) for result in response.results]
         summaries.append(response.summary)
     results.sort(key=attrgetter("index"))
-    return results, _sum(summaries)
-
-
-def _sum(summaries: Sequence[RerankSummary]) -> RerankSummary:
-    """Adds up what requests to one model have cost."""
-    usage = Usage._make(map(sum, zip(*[summary.usage for summary in summaries], strict=True)))
-    truncated = any(summary.query_truncated for summary in summaries)
-    return summaries[0]._replace(usage=usage, query_truncated=truncated)
+    return results, RerankSummary.of(summaries)

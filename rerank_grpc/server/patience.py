@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from rerank_grpc.errors import describe
+from rerank_grpc.errors import Cancelled, describe
 
 log = logging.getLogger(__name__)
 
@@ -135,26 +135,36 @@ class Waiting:
                 del connections[peer]
 
     def receive(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes | None:
-        """Takes the next message of a call; None after the last. Ends a call that was cancelled meanwhile."""
+        """Takes the next message of a call; None after the last.
+
+        Raises Cancelled if the call was cancelled here meanwhile, grpc.RpcError if its caller has left.
+        """
         self.begin(context)
+        message, waited = None, False
         try:
             message = next(requests, None)
-        finally:
+        except BaseException as error:  # grpc.RpcError is of a cancelled call, whoever cancelled it
+            if self.end(context) or not isinstance(error, grpc.RpcError):
+                raise
+        else:
             waited = self.end(context)
         if message is None and not waited:
-            context.abort(grpc.StatusCode.CANCELLED, f"waited too long for {self.noun}")
+            raise Cancelled(f"waited too long for {self.noun}")
         return message
 
     def receive_all(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Yields all messages of a call, whose wait is one. Ends a call that was cancelled meanwhile."""
+        """Yields all messages of a call, whose wait is one; raises like `receive`."""
         self.begin(context)
-        waited = True
         try:
             yield from requests
-        finally:
             waited = self.end(context)
+        except grpc.RpcError:
+            if waited := self.end(context):
+                raise
+        finally:
+            self.end(context)
         if not waited:
-            context.abort(grpc.StatusCode.CANCELLED, f"waited too long for {self.noun}")
+            raise Cancelled(f"waited too long for {self.noun}")
 
     def send(self, messages: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Passes messages on; after each, the call waits until its reader asks for the next."""

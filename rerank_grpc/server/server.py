@@ -9,19 +9,20 @@ from time import monotonic
 
 import grpc
 
+from rerank_grpc.access import AccessList
 from rerank_grpc.config import files
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry.loading import Loader
-from rerank_grpc.reranker import build_reranker
-from rerank_grpc.server.call_log import Sink, log_call
-from rerank_grpc.server.interceptors import AccessInterceptor
+from rerank_grpc.reranker import Reranker, build_reranker
+from rerank_grpc.server.interceptors import AccessInterceptor, Observer
 from rerank_grpc.server.kserve.service import KServeServicer, kserve_service
 from rerank_grpc.server.lanes import Lane, Service
 from rerank_grpc.server.methods import RERANK_SERVICE, admin_service, call_lanes, rerank_service
 from rerank_grpc.server.patience import Patience
-from rerank_grpc.server.probes import (
+from rerank_grpc.server.probes.channelz import channelz_service
+from rerank_grpc.server.probes.health import (
     HEALTH_SERVICE,
     REFLECTION_SERVICES,
     HealthService,
@@ -29,6 +30,8 @@ from rerank_grpc.server.probes import (
 )
 from rerank_grpc.server.services import ModelAdminServicer, RerankServicer
 from rerank_grpc.server.tei import TeiServicer, tei_services
+from rerank_grpc.telemetry.call_log import log_call
+from rerank_grpc.telemetry.records import BatchSink, Sink
 from rerank_grpc.types import Health
 
 # Connections of a port, where the limit of open files allows them.
@@ -48,8 +51,9 @@ DRAIN_LOOK_SECONDS, GOODBYE_SECONDS = 0.1, 0.5
 class RerankServer:
     """The service: the reranker, its registry, and the gRPC servers in front of them.
 
-    `sinks` get the record of each call. `on_hang` is called when a model's device hangs, after its calls have
-    failed: only a restart of the process frees it. Raises ConfigurationError if a port cannot be bound.
+    `sinks` get the record of each call, `on_batch` that of each batch; `interceptors` see each call of both
+    servers first. `on_hang` is called when a model's device hangs, after its calls have failed: only a
+    restart of the process frees it. Raises ConfigurationError if a port cannot be bound.
     """
 
     def __init__(
@@ -59,25 +63,29 @@ class RerankServer:
         loader: Loader | None = None,
         on_hang: Callable[[], None] = lambda: None,
         sinks: Sequence[Sink] = (log_call,),
+        on_batch: BatchSink | None = None,
+        interceptors: Sequence[Observer] = (),
     ) -> None:
         self.settings = settings
+        self.access = AccessList(settings.access_tokens, settings.token_file)
         self._sinks = sinks
+        self._observers = interceptors
         self._patience = Patience()
         self._leaving = False
         self._health: list[HealthService] = []
-        self.reranker = build_reranker(settings, loader, on_change=self._show_health, on_hang=on_hang)
+        self._methods: dict[str, str] = {}  # each method's name in records, by its path
+        self.reranker = build_reranker(
+            settings, loader, on_change=self._show_health, on_hang=on_hang, on_batch=on_batch
+        )
         self.registry = self.reranker.registry
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        servicer = RerankServicer(self.reranker, self.registry, sinks)
-        lanes = call_lanes(self._patience, sinks, calls=settings.max_calls)
         # Twice the calls that are admitted: see overload protection below.
         streams = 2 * max(settings.max_calls, LEAST_STREAMS)
         self._main = self._build(streams=streams, connections=MOST_CONNECTIONS)
-        tei = TeiServicer(self.reranker, sinks, max_calls=settings.max_calls)
-        kserve = KServeServicer(self.reranker, lambda: self._leaving, sinks)
-        services = [rerank_service(servicer, lanes), *tei_services(tei, lanes)]
-        services.append(kserve_service(kserve, lanes, sinks))
+        services = call_services(
+            self.reranker, self._patience, lambda: self._leaving, sinks, max_calls=settings.max_calls
+        )
         self._lanes = self._register(self._main, services, "main")
         self.port = _bind(self._main, settings.host, settings.port, "--port")
         rest = settings.rest.port is not None
@@ -87,6 +95,7 @@ class RerankServer:
 
     def start(self) -> None:
         """Serves at once, NOT_SERVING, and loads the models in the background."""
+        self.access.watch()
         self._patience.start()
         self._main.start()
         if self._admin:
@@ -104,6 +113,10 @@ class RerankServer:
     def wait(self) -> None:
         """Blocks until `stop` has ended."""
         self._stopped.wait()
+
+    def quiet_seconds(self) -> float:
+        """Tells for how long nobody has called the main server, for its health neither."""
+        return monotonic() - max(lane.last_call for lane in self._lanes)
 
     def leave(self) -> None:
         """Tells probes that no new calls should come; calls are still answered."""
@@ -127,6 +140,7 @@ class RerankServer:
             if self._admin:
                 self._admin.stop(0).wait()
             self._patience.close()
+            self.access.close()
             self._stopped.set()
 
     def _drain(self, grace: float) -> None:
@@ -151,16 +165,20 @@ class RerankServer:
             return None, None
         server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
         servicer = ModelAdminServicer(self.registry, self._sinks)
-        self._register(server, [admin_service(servicer, self._patience, self._sinks)], "admin")
+        own = [admin_service(servicer, self._patience, self._sinks)]
+        own.append(channelz_service(self._patience, self._sinks))
+        self._register(server, own, "admin")
         return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
 
     def _build(self, *, streams: int, connections: int) -> grpc.Server:
         """Makes a server without services; where tokens are set, all but its public ones needs one."""
         settings = self.settings
-        interceptors: list[grpc.ServerInterceptor] = []
-        if settings.access_tokens:
+        interceptors: list[grpc.ServerInterceptor] = [*self._observers]
+        if self.access:
             public = [HEALTH_SERVICE, *(REFLECTION_SERVICES if settings.reflection == "open" else ())]
-            interceptors.append(AccessInterceptor(settings.access_tokens, public=public))
+            interceptors.append(
+                AccessInterceptor(self.access, public=public, sinks=self._sinks, methods=self._methods)
+            )
         # Every method runs in a lane's pool; this thread tells callers that a method is unknown.
         pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
         return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))
@@ -177,7 +195,30 @@ class RerankServer:
             handler = grpc.method_handlers_generic_handler(service.name, service.handlers)
             server.add_generic_rpc_handlers((handler,))
             server.add_registered_method_handlers(service.name, service.handlers)
+            self._methods.update(service.methods())
+            for observer in self._observers:
+                observer.expect([f"{service.name}/{method}" for method in service.handlers])
         return [lane for service in services for lane in service.lanes]
+
+
+def call_services(
+    reranker: Reranker,
+    patience: Patience,
+    leaving: Callable[[], bool],
+    sinks: Sequence[Sink],
+    *,
+    max_calls: int,
+) -> list[Service]:
+    """Makes the services that answer calls, in the lanes of a server that admits `max_calls` at once."""
+    lanes = call_lanes(patience, sinks, calls=max_calls)
+    rerank = RerankServicer(reranker, reranker.registry, sinks)
+    tei = TeiServicer(reranker, sinks, max_calls=max_calls)
+    kserve = KServeServicer(reranker, leaving, sinks)
+    return [
+        rerank_service(rerank, lanes),
+        *tei_services(tei, lanes),
+        kserve_service(kserve, lanes, sinks),
+    ]
 
 
 def _options(settings: ServerSettings, streams: int, connections: int) -> list[tuple[str, int]]:
@@ -195,11 +236,15 @@ def _options(settings: ServerSettings, streams: int, connections: int) -> list[t
         # freed count as streams, and calls beyond the limit above are refused (RST_STREAM 7). Without it,
         # a flood of calls that are reset at once has gRPC drop every caller's calls at random.
         ("grpc.http.overload_protection", 1),
+        # On by default, and named here because the admin port tells of it.
+        ("grpc.enable_channelz", 1),
         # On by default: a second server on the same port would start without an error.
         ("grpc.so_reuseport", 0),
-        # Clients that keep an idle connection alive through a NAT ping every 30 s or so.
+        # Clients that keep an idle connection alive through a NAT ping every 30 s or so; those that are
+        # to notice in time that a server hangs, every 2 s while they wait for a call. Whoever pings more
+        # often loses the connection at the third ping too many.
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_500),
     ]
 
 

@@ -9,8 +9,8 @@ import grpc
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
-from rerank_grpc.server.call_log import Sink
 from rerank_grpc.server.handler import answering, call_of
+from rerank_grpc.telemetry.records import Sink
 from rerank_grpc.types import RerankSummary
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -29,7 +29,7 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         """Scores all documents and returns them by descending relevance."""
         with answering(context, "Rerank", self._sinks) as record:
             record.documents = len(request.documents)
-            call = call_of(context)
+            call = call_of(context, record)
             response = self._reranker.rerank(messages.request_from(request), call)
             record.summary = response.summary
             return messages.response_to(response)
@@ -40,7 +40,7 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         """Sends results as they are scored, and the summary at last."""
         with answering(context, "StreamRerank", self._sinks) as record:
             record.documents = len(request.documents)
-            call = call_of(context)
+            call = call_of(context, record)
             for part in self._reranker.stream(messages.request_from(request), call):
                 if isinstance(part, RerankSummary):
                     record.summary = part

@@ -14,11 +14,11 @@ from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.protocols import tei_pb2 as tei
 from rerank_grpc.reranker import Reranker
-from rerank_grpc.server.call_log import CallRecord, Sink
 from rerank_grpc.server.handler import answering, call_of
 from rerank_grpc.server.lanes import Service, parser
 from rerank_grpc.server.methods import CallLanes, texts_parser
 from rerank_grpc.server.parts import FieldNames, Part, score_parts
+from rerank_grpc.telemetry.records import CallRecord, Sink
 from rerank_grpc.types import (
     LABEL,
     Call,
@@ -160,6 +160,7 @@ class TeiServicer:
         """Scores the texts, one group after another; returns a result for each, in the texts' order."""
         started = monotonic()
         record.documents = len(asked.texts)
+        call.timelines = record.timelines
         results, record.summary = score_parts(self._reranker, asked.parts(), call, asked.names)
         return results, _metadata(asked.characters, record.summary.usage, monotonic() - started)
 
@@ -189,7 +190,7 @@ def tei_services(servicer: TeiServicer, lanes: CallLanes) -> list[Service]:
         "Info": {"Info": lanes.probes.unary("tei.Info", servicer.Info, parser(tei.InfoRequest))},
     }
     names = {name: service.full_name for name, service in tei.DESCRIPTOR.services_by_name.items()}
-    return [Service(names[name], methods, []) for name, methods in handlers.items()]
+    return [Service(names[name], methods, [], "tei.") for name, methods in handlers.items()]
 
 
 def _truncation(options: _Options, path: str = "") -> Truncation:

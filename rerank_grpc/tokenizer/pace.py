@@ -6,12 +6,13 @@ request is tokenized in blocks, between which those of others may come.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from rerank_grpc.config.allowance import processors
 
 # A block holds texts of this many characters together, or one longer text.
 BLOCK_CHARACTERS = 1 << 18
@@ -25,7 +26,7 @@ class Turns:
     """Lets a number of threads in at once, by default one per CPU, in the order of their arrival."""
 
     def __init__(self, count: int | None = None) -> None:
-        self._free = count or _cpus()
+        self._free = count or processors().threads
         self._waiting: deque[threading.Lock] = deque()
         self._lock = threading.Lock()
 
@@ -88,10 +89,6 @@ def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
             start, characters = index, 0
         characters += len(text)
     yield texts[start:]
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 UNHURRIED = Pace(Turns(), lambda: None)

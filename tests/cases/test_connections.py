@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from rerank_grpc.rest import protocol
+from rerank_grpc.http import protocol
 from rerank_grpc.server.server import RerankServer
 from tests.rest.support import HOST, Clock, Reply, get, post, read, rest_server
 from tests.rest.test_connections import is_closed
 from tests.rest.test_rest_connections import BODY, connect, request, until
 from tests.rest.test_rest_process import Process
-from tests.support import CountingRunner, serving
+from tests.support import CountingRunner, call_lines, serving
 
 HEAD = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\n"
 
@@ -144,7 +144,9 @@ def test_a_body_that_stops_is_408_and_logged_so(
         message_of(reply.json)
         == "nothing came of the body for 5 s: send it faster, or fewer documents at once"
     )
-    until(lambda: f"{name} 408 " in caplog.text)
+    until(lambda: [told for told in call_lines(caplog) if " 408 " in told])
+    (told,) = (told for told in call_lines(caplog) if " 408 " in told)
+    assert f" dialect={name} " in f"{told} "
     assert " 499 " not in caplog.text
     assert post(port, "/v1/rerank", BODY).status == 200
 

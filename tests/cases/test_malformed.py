@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Reason
 from rerank_grpc.server.methods import ADMIN_SERVICE, RERANK_SERVICE
-from rerank_grpc.server.probes import HEALTH_SERVICE, V1, V1ALPHA
+from rerank_grpc.server.probes.health import HEALTH_SERVICE, V1, V1ALPHA
 from rerank_grpc.server.server import RerankServer
 from tests.server.test_errors import details_of
 from tests.support import CountingRunner, channel_of, serving

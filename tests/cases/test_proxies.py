@@ -97,6 +97,7 @@ def test_rests_log_names_the_proxy_and_its_callers_are_not_told(variable: str) -
 def rest_process(target: str, **variables: str) -> Iterator[tuple[int, list[str]]]:
     """Runs `rerank-grpc rest` for as long as the block runs; yields its port, and its lines."""
     command = [sys.executable, "-m", "rerank_grpc", "rest", "--target", target, "--rest-port", "0"]
+    command += ["--metrics-port", "off"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, encoding="utf-8", env=environment(**variables)
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rerank_grpc.checkpoints.checkpoint import read_header
+from rerank_grpc.checkpoints.checkpoint import open_checkpoint, read_header
 from rerank_grpc.errors import ModelLoadError
 
 TENSORS: dict[str, dict[str, Any]] = {
@@ -70,3 +72,21 @@ def test_a_tensor_without_the_bytes_of_its_shape_is_refused(tmp_path: Path, chan
 def test_a_header_of_another_form_is_refused(tmp_path: Path, tensors: Any) -> None:
     with pytest.raises(ModelLoadError, match="damaged one"):
         read_header(write(tmp_path / "model.safetensors", tensors, 16))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["dangling", "folder"])
+def test_what_stands_in_a_files_place_is_told_and_not_called_damaged(
+    directories: dict[str, Path], tmp_path: Path, name: str, kind: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(directories["bert"], folder)
+    (folder / name).unlink()
+    if kind == "dangling":
+        (folder / name).symlink_to("../blobs/gone")
+        says = "is a link to ../blobs/gone, which is not there"
+    else:
+        (folder / name).mkdir()
+        says = "is a directory where a file is expected"
+    with pytest.raises(ModelLoadError, match=re.escape(f"{folder / name}: cannot be read: {says}")):
+        open_checkpoint("model", folder)

@@ -332,3 +332,27 @@ def test_a_terminal_gets_a_bar_with_rate_and_time(served: Hub, tmp_path: Path) -
     text = said.decode()
     assert re.search(r"model\.safetensors: +0%\|.*\[00:00<", text)
     assert re.search(r"model\.safetensors: 100%\|█+\| .*B/s\]\r?\n", text)
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_not_blamed_on_the_network(
+    served: Hub, tmp_path: Path
+) -> None:
+    (tmp_path / "hub").write_text("")
+    text = complaint(download(served, tmp_path))
+    assert "cannot be written: " in text
+    assert "name another place in HF_HOME" in text
+    assert "network" not in text
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(served: Hub, tmp_path: Path) -> None:
+    # As where HOME is not set and the user has no entry in passwd: `~` stands for nothing.
+    done = download(served, tmp_path, HOME="~", HF_HUB_CACHE="~/hub")
+    assert complaint(done).endswith("the user has no home folder to fetch it into: name a folder in HF_HOME")
+    assert not Path("~").exists()
+
+
+def test_a_refusal_names_the_host_and_neither_the_url_nor_the_token(served: Hub, tmp_path: Path) -> None:
+    own = {"HF_ENDPOINT": "http://user:canary@127.0.0.1:9/canary", "HF_TOKEN": "hf_canary"}
+    done = download(served, tmp_path, **own)
+    assert "the hub at 127.0.0.1:9 did not give it" in complaint(done)
+    assert "canary" not in done.stdout + done.stderr

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rerank_grpc.cli import main
+from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, health, reply
+from tests.support import CountingRunner, serving
 
 
 @pytest.fixture
@@ -43,6 +46,18 @@ def test_health_exits_0_where_a_call_would_be_answered(
     assert capsys.readouterr().out.startswith(says)
     assert main(["health", "--target", server.target, "--json"]) == status
     assert f'"serving": {str(serving).lower()}' in capsys.readouterr().out
+
+
+def test_health_fails_for_no_token_but_where_a_model_is_named(capsys: pytest.CaptureFixture[str]):
+    settings = replace(ServerSettings(), access_tokens=("right",))
+    with serving(settings, runner=CountingRunner()) as server:
+        target = f"127.0.0.1:{server.port}"
+        assert main(["health", "--target", target]) == 0
+        assert capsys.readouterr().out.startswith("the default model is serving; no more is told without")
+        assert main(["health", "--target", target, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"serving": True}
+        assert main(["health", "--target", target, "--model", "embedded"]) == 1
+        assert "send a token" in capsys.readouterr().err
 
 
 def test_the_known_models_are_listed_without_a_server(

@@ -43,7 +43,7 @@ os.dup2(writing, 2)
 
 from rerank_grpc.cli.process import Process
 
-process = Process("info", {grace})
+process = Process("info", "text", {grace})
 """
 AN_EVENT = """threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: process.set())
@@ -60,7 +60,7 @@ def wait_for(seconds, *, waits="wait()", **parts):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_that_does_not_interrupt_the_main_thread_wakes_it(name):
-    done = wait_for(30, process='Process("info", 5)', signal=name)
+    done = wait_for(30, process='Process("info", "text", 5)', signal=name)
     assert done.stdout == "sent\nwoke True\n"
     again = "; Ctrl-C again ends at once" if name == "SIGINT" else ""
     assert done.stderr == f"\nstopping: calls in progress have 5 s{again}\n"
@@ -73,7 +73,7 @@ def test_sabotage_an_event_sleeps_through_that_signal():
 
 
 def test_nor_does_it_matter_who_has_taken_the_wake_up_descriptor():
-    taken = 'Process("info", 5); signal.set_wakeup_fd(-1)'
+    taken = 'Process("info", "text", 5); signal.set_wakeup_fd(-1)'
     # Sent to the process: the main thread gets it, in the middle of its sleep.
     code = WAITS.format(process=taken, waits="wait()", signal="SIGTERM")
     code = code.replace("signal.pthread_kill(threading.get_ident()", "import os; os.kill(os.getpid()")
@@ -82,7 +82,7 @@ def test_nor_does_it_matter_who_has_taken_the_wake_up_descriptor():
 
 
 def test_what_drains_may_hang_and_a_second_signal_still_ends_the_process():
-    first = 'Process("info", 5); signal.raise_signal(signal.SIGTERM)'
+    first = 'Process("info", "text", 5); signal.raise_signal(signal.SIGTERM)'
     done = wait_for(30, process=first, waits="drain(threading.Event().wait)", signal="SIGTERM")
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "sent\n")
 
@@ -94,7 +94,7 @@ def run(code):
 MADE = """
 import os, signal, sys
 from rerank_grpc.cli.process import Process
-process = Process("info", 5)
+process = Process("info", "text", 5)
 """
 
 

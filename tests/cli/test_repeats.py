@@ -61,6 +61,16 @@ def test_a_kind_that_the_caller_gives_holds_for_any_level_and_text():
     assert admitted(repeats, other, 0.0) == 1
 
 
+def test_the_count_of_calls_says_what_they_were_refused_for():
+    repeats = Repeats()
+    fields: dict[str, object] = {"kind": "rerank 429 queue_full", "reason": "queue_full"}
+    refused = [record("rerank %d", 429, level=logging.INFO, **fields)] * 12
+    admitted(repeats, refused, 0.0)
+    (count,) = repeats.counts(1.0)
+    assert count.getMessage() == "... and 2 more like this in 1.0 s: rerank 429 reason=queue_full"
+    assert (vars(count)["example"], vars(count)["reason"]) == ("rerank 429", "queue_full")
+
+
 def test_lines_below_a_warning_without_a_kind_are_unlimited():
     assert admitted(Repeats(), [record("Rerank OK", level=logging.INFO)] * 5_000, 0.0) == 5_000
 

@@ -1,8 +1,9 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
-from tests.command import full_pipe
+from tests.command import environment, full_pipe
 
 IMPORTS = """
 import gc, weakref
@@ -27,13 +28,13 @@ SERVES = """
 import gc
 import rerank_grpc.server.server
 
-def server(settings, *, on_hang):
+def server(settings, *, on_hang, **_):
     print(gc.get_freeze_count() > 100_000)
     raise SystemExit
 
 rerank_grpc.server.server.RerankServer = server
 from rerank_grpc.cli import main
-main(["serve"])
+main(["serve", "--metrics-port", "off"])
 """
 
 ENDS = """
@@ -44,42 +45,44 @@ from rerank_grpc.errors import ConfigurationError
 def beside(*_):
     raise ConfigurationError("no port")
 
-serve._build = lambda *_: types.SimpleNamespace(local_port=1, health=None)
+names = types.SimpleNamespace(configured_name=str)
+server = types.SimpleNamespace(local_port=1, health=None, registry=names)
+serve._build = lambda *_: (server, types.SimpleNamespace(stop=lambda _: None))
 serve.rest_beside = beside
 serve._drain = lambda *_: print(threading.current_thread() is threading.main_thread(), flush=True)
-main(["serve"])
+main(["serve", "--metrics-port", "off"])
 """
 
 HANGS = """
 import sys, threading, types
 
-def server(settings, *, on_hang):
+def server(settings, *, on_hang, **_):
     on_hang()
     threading.Event().wait()
 
 sys.modules["rerank_grpc.server.server"] = types.SimpleNamespace(RerankServer=server)
 from rerank_grpc.cli import main
-main(["serve"])
+main(["serve", "--metrics-port", "off"])
 """
 
 QUIET = """
 import sys, types
 
-def server(settings, *, on_hang):
+def server(settings, *, on_hang, **_):
     from huggingface_hub.utils import logging
-    print(logging.get_verbosity() == logging.ERROR)
+    print(logging.get_verbosity() == logging.CRITICAL)
     raise SystemExit
 
 sys.modules["rerank_grpc.server.server"] = types.SimpleNamespace(RerankServer=server)
 from rerank_grpc.cli import main
-main(["serve"])
+main(["serve", "--metrics-port", "off"])
 """
 
 
 def run(script, **options):
-    options = {"stderr": subprocess.PIPE} | options
+    own: dict[str, Any] = {"stderr": subprocess.PIPE, "env": environment()}
     return subprocess.run(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=60, **options
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=60, **own | options
     )
 
 

@@ -85,11 +85,11 @@ def test_the_channel_takes_what_the_service_may_send_and_keeps_what_a_retry_need
     assert dict(channel_options(TARGET, 3, [("grpc.keepalive_time_ms", 1)]))["grpc.keepalive_time_ms"] == 1
 
 
-def test_only_unavailable_is_retried_by_grpc_and_every_replica_is_used():
+def test_what_a_lost_server_leaves_is_retried_by_grpc_and_every_replica_is_used():
     config = json.loads(service_config(3))
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     (method,) = config["methodConfig"]
-    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
     assert method["retryPolicy"]["maxAttempts"] == 4
     assert "methodConfig" not in json.loads(service_config(0))
 

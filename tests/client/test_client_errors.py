@@ -139,7 +139,7 @@ def test_a_reason_newer_than_this_client_degrades_by_its_code(connect, server, c
 
 
 def test_a_call_that_the_server_ended_is_not_said_to_be_cancelled_by_its_caller(client, server):
-    server.script.append(end)
+    server.otherwise = end
     with pytest.raises(UnexpectedStatus, match="the server or a proxy ended the call") as caught:
         client.rerank("q", ["a"])
     assert caught.value.code == "CANCELLED"

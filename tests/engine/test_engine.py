@@ -198,6 +198,21 @@ def of_rate(engine: Engine, tokens_per_second: float) -> None:
     engine.calibrate(Counts(1, 1, 1 / tokens_per_second), Counts(1, 100, 100 / tokens_per_second))
 
 
+def test_what_waits_is_told_in_seconds_of_the_device():
+    runner = HeldRunner()
+    with running(runner) as engine:
+        blocker = submit(engine, sequences(1))
+        runner.await_batch()
+        waiting = submit(engine, sequences(5, tokens=100))
+        assert (engine.queued_tokens, engine.queued_seconds) == (500, 0)  # no rate is known yet
+        of_rate(engine, 1_000)
+        assert engine.queued_seconds == pytest.approx(0.5, rel=0.01)
+        runner.let_all()
+        outputs(blocker)
+        outputs(waiting)
+        assert engine.queued_seconds == 0
+
+
 def test_r6_a_deadline_that_the_queue_cannot_meet_is_refused_at_once():
     runner = HeldRunner()
     with running(runner) as engine:
@@ -442,3 +457,20 @@ def test_an_admission_submits_once():
         with pytest.raises(AssertionError, match="once"):
             admission.submit(sequences(1))
     assert engine.queued_tokens == 0
+
+
+def test_the_age_of_the_queue_is_that_of_the_call_that_has_waited_longest():
+    runner = HeldRunner()
+    with running(runner, max_batch_tokens=10) as engine:
+        assert engine.oldest_seconds == 0
+        inside = submit(engine, sequences(1))
+        runner.await_batch()
+        assert engine.oldest_seconds == 0, "it is on the device"
+        began = time.monotonic()
+        waiting = submit(engine, sequences(1))
+        wait_for(lambda: engine.oldest_seconds > 0.01)
+        assert engine.oldest_seconds <= time.monotonic() - began
+        runner.let_all()
+        assert outputs(inside)
+        assert outputs(waiting)
+        assert engine.oldest_seconds == 0

@@ -54,6 +54,21 @@ def drain(queue: Scheduler, now: float = 0.0) -> list[list[tuple[Future, int]]]:
     return batches
 
 
+def test_the_oldest_is_the_first_that_came_of_which_something_waits():
+    queue = scheduler(batch=10)
+    assert queue.oldest() is None
+    futures = [request(10), request(10), request(10)]
+    for now, future in enumerate(futures):
+        queue.add(future, float(now + 1))
+    assert queue.oldest() == 1
+    next_of(queue)
+    assert queue.oldest() == 2
+    futures[1].fail(Cancelled("the caller cancelled"))
+    assert queue.oldest() == 3
+    queue.discard(futures[2])
+    assert queue.oldest() is None
+
+
 def run(queue: Scheduler) -> None:
     """Runs one batch, whose items have a score each."""
     batch = queue.next_batch(1)

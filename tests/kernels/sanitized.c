@@ -48,8 +48,9 @@ static void rows(int threads) {
 }
 
 static void int8(int threads) {
-    int64_t m = length(), n = 64 * (1 + below(4)), k = 16 * (1 + below(8));
-    int8_t *weight = bytes(n * k), *q = bytes(m * k);
+    int64_t m = length(), n = 64 * (1 + below(4)), k = 16 * (1 + below(8)); /* 64 and 128 too, which AMX takes */
+    int8_t *weight = bytes(n * k);
+    code *q = bytes(m * k * (int64_t)sizeof *q);
     uint8_t *packed = aligned_alloc(64, (size_t)(n * k));
     bf16 *x = numbers(m * k), *out = numbers(m * n);
     float *scale = floats_of(m), *middle = floats_of(m), *w_scale = floats_of(n), *w_sum = floats_of(n);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ import transformers
 from rerank_grpc.checkpoints.checkpoint import open_checkpoint
 from rerank_grpc.checkpoints.lookup import find_package
 from rerank_grpc.errors import ModelLoadError
-from rerank_grpc.kernels import cpu, device, native
+from rerank_grpc.kernels import cpu, device, library
+from rerank_grpc.kernels.levels import LEVELS
 from rerank_grpc.models.base import Model
 from tests import random_models as checkpoints
 from tests.conftest import load
+from tests.kernels.at_level import HERE, NAMES, kernels_at
 from tests.models.test_parity import QUERY, documents, pack, reference, score
 from tests.support import token_ids
 from tests.texts import tokenized
@@ -28,16 +31,16 @@ CPU = torch.device("cpu")
 EMBEDDED = open_checkpoint("embedded", Path(str(find_package())))
 
 has_bf16 = pytest.mark.skipif(not device.fast_bf16(), reason="the CPU has no bf16")
-has_int8 = pytest.mark.skipif(not (device.fast_int8() and device.fast_bf16()), reason="the CPU has no int8")
+has_int8 = pytest.mark.skipif(not device.fast_int8(), reason="the CPU has no int8")
 
 
-@pytest.fixture(params=["kernels", "torch"])
+@pytest.fixture(params=[*NAMES, "torch"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Computes with the kernels in C, then with torch's operations alone."""
+    """Computes with the kernels in C at each level, then with torch's operations alone."""
     if request.param == "torch":
         monkeypatch.setattr(cpu, "kernels", lambda: None)
-    elif native.kernels() is None:
-        pytest.skip("the kernels do not run here")
+    else:
+        kernels_at(request.param, monkeypatch)
     return str(request.param)
 
 
@@ -145,11 +148,62 @@ def test_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.choose_precision("auto", CPU) == "bf16"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert device.choose_precision("auto", CPU) == "fp32"
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with pytest.raises(ModelLoadError, match="needs AVX-512 VNNI or AMX, which this CPU lacks: use fp32"):
-        device.choose_precision("int8", CPU)
     with pytest.raises(ModelLoadError, match="for CPUs: use fp32, bf16 or fp16"):
         device.choose_precision("int8", torch.device("cuda", 0))
+
+
+@pytest.fixture
+def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the processor for one with AVX2 and no more."""
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_vnni_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+
+
+def test_bf16_that_is_slower_than_fp32_is_refused(plain_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "kernels", lambda: None)
+    slower = "'bf16' is several times slower than fp32 on this CPU, .* use"
+    with pytest.raises(ModelLoadError, match=f"{slower} fp32"):
+        device.choose_precision("bf16", CPU)
+    monkeypatch.setattr(device, "kernels", lambda: "some")
+    with pytest.raises(ModelLoadError, match=f"{slower} int8 or fp32"):
+        device.choose_precision("bf16", CPU)
+
+
+def test_int8_may_be_told_by_the_processor_alone(plain_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(library, "processor_features", lambda: LEVELS[-1].needs)
+    assert device.int8_by_features("auto")
+    assert device.int8_by_features("amx")  # of which the processor takes what it has
+    assert not device.int8_by_features("none")
+    monkeypatch.setattr(library, "processor_features", frozenset)
+    assert not device.int8_by_features("auto")
+
+
+@pytest.mark.parametrize("precision", device.INT8)
+def test_int8_without_vnni_needs_the_kernels(
+    precision: str, plain_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "kernels", lambda: None)
+    needs = "needs AVX-512 VNNI or AMX, which this CPU lacks, or the kernels in C, which do not run here"
+    with pytest.raises(ModelLoadError, match=f"{needs}.*: use fp32"):
+        device.choose_precision(precision, CPU)
+    monkeypatch.setattr(device, "kernels", lambda: "some")
+    assert device.choose_precision(precision, CPU) == precision
+
+
+@pytest.mark.skipif(not HERE, reason="the processor has no level")
+def test_where_bf16_is_slow_products_that_are_not_int8_are_those_of_fp32(
+    plain_cpu: None, directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels_at(HERE[-1].name, monkeypatch)
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(9, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = cpu.cpu_operations("int8").linear(weight, None, exact=True)(rows)
+    assert torch.equal(found, torch.nn.functional.linear(rows.float(), weight).bfloat16())
+    model = load(directories["bert"], precision="int8")
+    assert model.card.attention_label == f"packed (kernels {HERE[-1].name})"
+    expected = reference(directories["bert"], texts())
+    assert error(score(model, texts()), expected) <= INT8_BOUNDS["bert"]
 
 
 @has_int8
@@ -206,7 +260,7 @@ def test_a_shape_that_the_kernels_do_not_take_is_logged_and_scores_right(
     source = checkpoints.bert(tmp_path, hidden_size=72, num_attention_heads=3, intermediate_size=100)
     found, expected = score(load(source, precision="bf16"), texts()), reference(source, texts())
     told = "attention, norms and gates of this shape are computed by torch's operations, slower"
-    assert (told in caplog.text) == (path == "kernels")
+    assert (told in caplog.text) == (path != "torch")
     assert error(found, expected) <= 1.2 * error(reference_bf16(source), expected)
 
 

@@ -8,68 +8,57 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 from rerank_grpc.kernels import compiler
+from rerank_grpc.kernels.levels import Level
+from tests.kernels.at_level import HERE
 
 DRIVER = Path(__file__).with_name("sanitized.c")
 FLAGS = (
-    *(
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-g",
-        "-O0",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-    ),
-    *(flag for flag in compiler.FLAGS if flag.startswith("-m") or flag == "-fopenmp"),
+    *("-Wall", "-Wextra", "-Werror", "-g", "-O0", "-fopenmp"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
 )
 
-has_instructions = pytest.mark.skipif(
-    not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()),
-    reason="the CPU lacks the instructions",
-)
+has_a_level = pytest.mark.skipif(not HERE, reason="the processor has no level")
 
 
-def gcc(*arguments: object) -> None:
-    """Compiles under the sanitizers for addresses and undefined behaviour."""
+def gcc(level: Level, *arguments: object) -> None:
+    """Compiles for a level, under the sanitizers for addresses and undefined behaviour."""
     found = shutil.which("gcc")
     if found is None:
         if os.environ.get("CI"):
             pytest.fail("gcc is missing")
         pytest.skip("needs gcc")
-    subprocess.run([found, *FLAGS, *map(str, arguments)], check=True, timeout=200)
+    subprocess.run([found, *FLAGS, *level.flags, *map(str, arguments)], check=True, timeout=200)
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernels, compiled for both tests."""
-    path = tmp_path_factory.mktemp("kernels") / "kernels.o"
-    gcc("-r", *(each for each in compiler.sources() if each.suffix == ".c"), "-o", path)
+def compile_kernels(level: Level, folder: Path) -> Path:
+    path = folder / "kernels.o"
+    gcc(level, "-r", *(each for each in compiler.sources() if each.suffix == ".c"), "-o", path)
     return path
 
 
-def run(driver: Path, kernels: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    gcc(f"-I{compiler.FOLDER}", driver, kernels, "-lm", "-o", folder / "driver")
+def run(level: Level, driver: Path, kernels: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    gcc(level, f"-I{compiler.FOLDER}", driver, kernels, "-lm", "-o", folder / "driver")
     return subprocess.run([folder / "driver"], capture_output=True, text=True, timeout=200)
 
 
-@has_instructions
-def test_random_shapes_pass_under_sanitizers(kernels: Path, tmp_path: Path) -> None:
-    done = run(DRIVER, kernels, tmp_path)
+@has_a_level
+@pytest.mark.parametrize("level", HERE, ids=[level.name for level in HERE])
+def test_random_shapes_pass_under_sanitizers(level: Level, tmp_path: Path) -> None:
+    done = run(level, DRIVER, compile_kernels(level, tmp_path), tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "clean\n"
 
 
-@has_instructions
-def test_the_sanitizers_see_an_array_that_is_one_number_short(kernels: Path, tmp_path: Path) -> None:
+@has_a_level
+def test_the_sanitizers_see_an_array_that_is_one_number_short(tmp_path: Path) -> None:
     driver = tmp_path / "short.c"
     whole = "numbers(count * 2 * size)"
     text = DRIVER.read_text()
     assert text.count(whole) == 1
     driver.write_text(text.replace(whole, "numbers(count * 2 * size - !!count)"))
-    done = run(driver, kernels, tmp_path)
+    done = run(HERE[-1], driver, compile_kernels(HERE[-1], tmp_path), tmp_path)
     assert done.returncode
     assert "AddressSanitizer" in done.stderr
     assert " gate_row " in done.stderr

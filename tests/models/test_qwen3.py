@@ -29,7 +29,6 @@ from tests import prompts
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.prompts import QUERY
-from tests.support import whole
 from tests.texts import tokenized
 
 FAMILIES = sorted(prompts.WRITERS)
@@ -85,7 +84,7 @@ def test_logits_equal_the_model_cards_shared_or_not(
     runner, batch = CpuRunner(model), sequences(model)
     assert error(score(model, batch, runner), expected) <= BOUND  # computes the prefix
     assert error(score(model, batch, runner), expected) <= BOUND  # finds it kept
-    assert error(score(model, [whole(each) for each in batch]), expected) <= BOUND  # has none
+    assert error(score(model, [each.whole() for each in batch]), expected) <= BOUND  # has none
 
 
 @pytest.mark.parametrize("family", FAMILIES)

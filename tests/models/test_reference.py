@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -322,6 +323,7 @@ def test_files_that_transformers_cannot_run_are_refused_in_one_line(
 # ---------------- The other process
 
 
+@pytest.mark.timeout(4 * reference.SECONDS)  # as many processes, most of which import transformers
 def test_another_process_gives_the_answers_and_the_errors(
     paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +357,14 @@ def beginning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str]
 
 def test_text_that_another_process_prints_is_no_part_of_its_answer(beginning: Callable[[str], None]) -> None:
     beginning("print('hello')")
+    assert aside(divmod, 7, 2) == (3, 1)
+
+
+def test_another_process_needs_no_place_to_write_to(
+    beginning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginning("")
+    monkeypatch.setattr(tempfile, "tempdir", "/missing")
     assert aside(divmod, 7, 2) == (3, 1)
 
 

@@ -69,6 +69,15 @@ def test_a_captured_pass_asks_for_no_length_either(load: Any) -> None:
     assert run(load(checkpoints.xlm_roberta), packed).shape == (shape.sequences, 1)
 
 
+def test_a_captured_pass_of_a_language_model_asks_for_no_length(load: Any) -> None:
+    shape = shape_for(BATCH)
+    assert shape is not None
+    packed = filled(pack(BATCH, NO_PREFIXES), shape)
+    model = load(checkpoints.qwen3_reranker)
+    assert model.card.capturable
+    assert run(model, packed).shape == (shape.sequences, 1)
+
+
 def test_transformers_own_modules_ask_for_no_value(load: Any) -> None:
     model = load(partial(test_modernbert.write, pooling="cls"))
     assert model.card.attention is Attention.VARLEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from rerank_grpc.checkpoints.catalogue import builtin
+from rerank_grpc.config.allowance import MemoryLimit
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.kernels import device
 from rerank_grpc.registry import loading, memory
-from rerank_grpc.registry.budget import Cost, measure
+from rerank_grpc.registry.budget import LARGEST_ON_CPU, Cost, measure
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.memory import (
     MOST_KEPT_BYTES,
@@ -90,25 +92,52 @@ def test_a_card_older_than_torch_was_built_for_is_refused_with_both_numbers() ->
         device.check_age((6, 1), architectures, "cuda:1")
 
 
-def test_the_budget_stops_where_the_next_batch_would_not_fit(card: list[Memory]) -> None:
+@pytest.mark.parametrize(
+    ("free", "largest"), [(GIB // 4, 2_048), (8 * GIB, 4_096)], ids=["little memory", "much"]
+)
+def test_the_budget_stops_where_the_next_batch_would_not_fit_or_take_half_a_gib(
+    card: list[Memory], free: int, largest: int
+) -> None:
     batches = BatchMemory(CARD)
     budgets: list[int] = []
 
     def sample(tokens: int) -> Cost:
         budgets.append(tokens)
-        card[:] = [Memory(GIB, GIB, GIB + tokens * 100_000)]
+        card[:] = [Memory(free, GIB, GIB + tokens * 100_000)]
         batches.measured(tokens)
         return Cost(tokens, 0.001, 0.001)
 
     rounds = measure(sample, batches.fits)
-    assert list(rounds[0]) == [512, 1_024, 2_048, 4_096, 8_192]
-    assert max(budgets) == 8_192
+    assert max(rounds[0]) == max(budgets) == largest
 
 
-def test_the_cpu_has_no_such_limit() -> None:
-    batches = BatchMemory(torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("most", "free", "fits"),
+    [
+        (64 * GIB, 8 * GIB, 4_096),  # half a GiB
+        (64 * GIB, GIB // 2, 2_048),  # half of what is free
+        (GIB, GIB, 1_024),  # an eighth of the limit
+        (None, None, 4_096),
+        (64 * GIB, 0, 0),
+    ],
+)
+def test_a_batch_on_the_cpu_is_within_what_was_counted_and_half_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, most: int | None, free: int | None, fits: int
+) -> None:
+    limit = None if most is None or free is None else MemoryLimit(most, free, "this machine")
+    monkeypatch.setattr(memory, "memory_limit", lambda: limit)
+    batches = BatchMemory(torch.device("cpu"), bytes_per_token=100_000)
     batches.measured(512)
-    assert batches.fits(1 << 40)
+    assert batches.fits(fits)
+    assert not batches.fits(max(512, 2 * fits))
+    assert free is None or free < GIB or batches.fits(512)
+
+
+def test_the_search_on_a_cpu_tries_no_batch_beyond_what_was_counted() -> None:
+    """Small models, whose batches take little, chose 8,192 tokens in benchmarks/results/cpu.md."""
+    batches = BatchMemory(torch.device("cpu"), bytes_per_token=1.0)
+    rounds = measure(lambda tokens: Cost(tokens, tokens * 1e-6, tokens * 1e-6), batches.fits)
+    assert max(rounds[0]) == LARGEST_ON_CPU
 
 
 @pytest.fixture
@@ -139,3 +168,24 @@ def test_a_trim_that_frees_little_is_tried_again_later_and_later_but_never_for_t
     trimmer.trim()
     assert not trimmer.due(100 + 2 * TRIM_SECONDS)
     assert trimmer.due(100 + 5 * TRIM_SECONDS)
+
+
+def test_the_memory_of_a_device_is_told_for_all_processes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * GIB, 4 * GIB))
+    assert memory.device_bytes(CARD) == (GIB, 3 * GIB)
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads the machine's memory from /proc")
+def test_the_memory_of_the_machine_is_that_of_the_cpu():
+    found = memory.device_bytes(memory.HOST)
+    assert found is not None
+    assert min(found) > 0
+    assert sum(found) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_device_that_cannot_be_asked_has_no_memory_to_tell(monkeypatch: pytest.MonkeyPatch):
+    def broken(_device: torch.device) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
+    assert memory.device_bytes(CARD) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+import torch
 
-from rerank_grpc.config.settings import ModelSpec, ServerSettings
+from rerank_grpc import __version__
+from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import OnDeath
 from rerank_grpc.errors import (
     Cancelled,
@@ -28,10 +31,13 @@ from rerank_grpc.evidence.facts import Reading
 from rerank_grpc.evidence.prompt import Placeholder, Prompt
 from rerank_grpc.registry import eviction, keeper, memory
 from rerank_grpc.registry.loading import ModelLoader
+from rerank_grpc.registry.memory import ModelBudget, Shortage
 from rerank_grpc.registry.registry import Registry, seconds_to_wait
 from rerank_grpc.registry.slot import LoadedModel, Slot
+from rerank_grpc.sequence import Sequence
+from rerank_grpc.telemetry.snapshots import BuildSnapshot, ModelSnapshot
 from rerank_grpc.types import Call, State
-from tests.support import CARD, WAIT, ScriptedLoader
+from tests.support import CARD, WAIT, ScriptedLoader, submit
 
 SIZES = {"one": 100, "two": 100, "three": 100, "small": 10, "huge": 1_000}
 
@@ -241,7 +247,7 @@ def test_a_caller_who_leaves_at_the_moment_it_is_let_in_keeps_no_lease():
 def test_the_least_recently_used_makes_room():
     loads = Loads()
     specs = [spec("small"), spec("one"), spec("two"), spec("three", lazy=True)]
-    with keeping(loads, *specs, budget=250) as registry:
+    with keeping(loads, *specs, budget=ModelBudget(250)) as registry:
         assert registry.wait_until_loaded(WAIT)
         let_leave(registry, 0, 1, 2)
         use(registry, "two")
@@ -310,7 +316,7 @@ def test_a_stay_has_a_least_and_a_most(monkeypatch: pytest.MonkeyPatch):
 def test_calls_of_two_lazy_models_never_take_the_default_away():
     loads = Loads()
     specs = [spec("one"), spec("two", lazy=True), spec("three", lazy=True)]
-    with keeping(loads, *specs, budget=250) as registry:
+    with keeping(loads, *specs, budget=ModelBudget(250)) as registry:
         assert registry.wait_until_loaded(WAIT)
         for _ in range(10):
             assert use(registry, "one", seconds=0.001) == "one"
@@ -322,7 +328,7 @@ def test_calls_of_two_lazy_models_never_take_the_default_away():
 def test_a_call_waits_for_the_room_of_a_model_that_has_not_stayed():
     loads = Loads()
     specs = [spec("one"), spec("two"), spec("three", lazy=True)]
-    with keeping(loads, *specs, budget=250) as registry, ThreadPoolExecutor(1) as callers:
+    with keeping(loads, *specs, budget=ModelBudget(250)) as registry, ThreadPoolExecutor(1) as callers:
         assert registry.wait_until_loaded(WAIT)
         registry._slots[1].load_seconds = 60.0
         waiting = callers.submit(use, registry, "three")
@@ -335,6 +341,78 @@ def test_a_call_waits_for_the_room_of_a_model_that_has_not_stayed():
         assert states(registry) == {"one": State.READY, "two": State.UNLOADED, "three": State.READY}
 
 
+class TightLoads(Loads):
+    """A loader in whose process so many models fit the free memory; `registry` tells how many are there."""
+
+    def __init__(self, most: int, missing: int = 50) -> None:
+        super().__init__()
+        self._most, self._missing = most, missing
+        self.registry: Registry | None = None
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        there = [each for each in self.registry._slots if each.loaded] if self.registry else []
+        if len(there) >= self._most:
+            raise Shortage(f"model {spec.name} takes more than is free", self._missing)
+        return super().load(spec, on_death)
+
+
+def test_a_load_for_which_too_little_is_free_evicts_the_least_recently_used():
+    loads = TightLoads(2)
+    specs = [spec("one"), spec("two"), spec("three", lazy=True)]
+    with keeping(loads, *specs) as registry:
+        loads.registry = registry
+        assert registry.wait_until_loaded(WAIT)
+        assert use(registry, "three") == "three"
+        assert states(registry) == {"one": State.READY, "two": State.UNLOADED, "three": State.READY}
+
+
+@pytest.mark.parametrize(("pinned", "missing"), [(True, 50), (False, 500)])
+def test_nothing_is_evicted_for_a_load_that_would_still_find_too_little(pinned: bool, missing: int):
+    loads = TightLoads(1, missing)
+    with keeping(loads, spec("one", pinned=pinned), spec("two", lazy=True)) as registry:
+        loads.registry = registry
+        assert registry.wait_until_loaded(WAIT)
+        with pytest.raises(ModelFailed, match="takes more than is free"):
+            use(registry, "two")
+        assert states(registry) == {"one": State.READY, "two": State.FAILED}
+
+
+class BatchLoads(Loads):
+    """A loader whose models need 40 bytes for a batch."""
+
+    def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
+        return replace(super().load(spec, on_death), batch_bytes=40)
+
+
+@pytest.mark.parametrize(("left", "state"), [(279, State.UNLOADED), (280, State.READY)])
+def test_models_within_a_memory_limit_have_room_for_their_batches(left: int, state: State):
+    specs = [spec("one"), spec("two", lazy=True), spec("three", lazy=True)]
+    budget = ModelBudget(left=left)
+    with keeping(BatchLoads(), *specs, budget=budget) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        use(registry, "two")
+        assert states(registry) == {"one": state, "two": State.READY, "three": State.UNLOADED}
+
+
+def test_a_model_beside_pinned_ones_is_told_the_smaller_bound():
+    specs = [spec("one", pinned=True), spec("two", lazy=True)]
+    budget = ModelBudget(option=500, left=150, source="this container")
+    with keeping(Loads(), *specs, budget=budget) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        with pytest.raises(ModelFailed, match="raise the memory limit of this container, or pin less"):
+            use(registry, "two")
+
+
+def test_a_model_that_is_left_for_later_is_told_the_smaller_bound(caplog: pytest.LogCaptureFixture):
+    with keeping(Loads(), spec("one"), spec("two"), budget=ModelBudget(150)) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        assert states(registry)["two"] is State.UNLOADED
+    assert (
+        "leave no room: it is loaded when it is called; to keep it in memory, raise --model-memory"
+        in caplog.text
+    )
+
+
 def test_waiting_for_room_is_no_loading_time(monkeypatch: pytest.MonkeyPatch):
     now = 1_000.0
     monkeypatch.setattr(keeper, "monotonic", lambda: now)
@@ -343,7 +421,7 @@ def test_waiting_for_room_is_no_loading_time(monkeypatch: pytest.MonkeyPatch):
     sizes = {"one": 100, "two": 1}
     loads = Loads(lambda each: sizes[each.name])
     specs = [spec("one"), spec("two", lazy=True)]
-    with keeping(loads, *specs, budget=150) as registry, ThreadPoolExecutor(1) as callers:
+    with keeping(loads, *specs, budget=ModelBudget(150)) as registry, ThreadPoolExecutor(1) as callers:
         assert registry.wait_until_loaded(WAIT)
         waiting = callers.submit(use, registry, "two")
         until(registry, lambda: registry._slots[1].memory_bytes == 100)
@@ -358,7 +436,7 @@ def test_waiting_for_room_is_no_loading_time(monkeypatch: pytest.MonkeyPatch):
 def test_an_operators_unload_is_not_held_up_by_a_model_that_waits_for_room():
     loads = Loads()
     specs = [spec("one"), spec("two"), spec("three", lazy=True)]
-    with keeping(loads, *specs, budget=250) as registry, ThreadPoolExecutor(1) as callers:
+    with keeping(loads, *specs, budget=ModelBudget(250)) as registry, ThreadPoolExecutor(1) as callers:
         assert registry.wait_until_loaded(WAIT)
         registry._slots[1].load_seconds = 60.0
         waiting = callers.submit(use, registry, "three")
@@ -395,7 +473,7 @@ def test_the_default_is_not_left_for_later_by_an_early_call_of_another_model():
         assert each.name != "one" or here.wait(WAIT)
         return SIZES[each.name]
 
-    with keeping(Loads(prepare), *specs, budget=150) as registry:
+    with keeping(Loads(prepare), *specs, budget=ModelBudget(150)) as registry:
         assert use(registry, "two") == "two"
         here.set()
         assert registry.wait_until_loaded(WAIT)
@@ -410,7 +488,7 @@ def test_loading_again_what_failed_at_the_start_evicts_nothing():
             raise ModelLoadError("the hub cannot be reached")
         return SIZES[each.name]
 
-    with keeping(Loads(prepare), spec("one"), spec("two"), budget=150) as registry:
+    with keeping(Loads(prepare), spec("one"), spec("two"), budget=ModelBudget(150)) as registry:
         assert registry.wait_until_loaded(WAIT)
         assert states(registry)["two"] is State.FAILED
         reachable.set()
@@ -425,7 +503,7 @@ def test_loading_again_what_failed_at_the_start_evicts_nothing():
 def test_a_pinned_model_stays():
     loads = Loads()
     specs = [spec("one", pinned=True), spec("two"), spec("three", lazy=True)]
-    with keeping(loads, *specs, budget=250) as registry:
+    with keeping(loads, *specs, budget=ModelBudget(250)) as registry:
         assert registry.wait_until_loaded(WAIT)
         use(registry, "one")
         use(registry, "two")
@@ -437,7 +515,7 @@ def test_a_pinned_model_stays():
 def test_eviction_waits_for_the_calls_in_progress():
     loads = Loads()
     specs = [spec("one"), spec("two", lazy=True)]
-    with keeping(loads, *specs, budget=150) as registry, ThreadPoolExecutor(1) as callers:
+    with keeping(loads, *specs, budget=ModelBudget(150)) as registry, ThreadPoolExecutor(1) as callers:
         assert registry.wait_until_loaded(WAIT)
         with registry.lease("one", Call()) as model:
             other = callers.submit(use, registry, "two")
@@ -451,7 +529,7 @@ def test_eviction_waits_for_the_calls_in_progress():
 def test_who_calls_a_model_that_is_leaving_gets_it_when_it_is_back():
     loads = Loads()
     specs = [spec("one"), spec("two", lazy=True)]
-    with keeping(loads, *specs, budget=150) as registry, ThreadPoolExecutor(2) as callers:
+    with keeping(loads, *specs, budget=ModelBudget(150)) as registry, ThreadPoolExecutor(2) as callers:
         assert registry.wait_until_loaded(WAIT)
         with registry.lease("one", Call()):
             other = callers.submit(use, registry, "two")
@@ -480,7 +558,7 @@ def test_the_alias_of_every_name_moves_no_model():
 
 def test_a_model_larger_than_the_budget_is_refused_with_both_sizes():
     loads = Loads(lambda _: 0)
-    with keeping(loads, spec("one"), spec("huge", lazy=True), budget=500) as registry:
+    with keeping(loads, spec("one"), spec("huge", lazy=True), budget=ModelBudget(500)) as registry:
         assert registry.wait_until_loaded(WAIT)
         with pytest.raises(ModelFailed):
             use(registry, "huge")
@@ -496,7 +574,7 @@ def test_a_model_larger_than_the_budget_is_refused_with_both_sizes():
 def test_a_model_that_pinned_ones_leave_no_room_for_is_refused():
     loads = Loads()
     specs = [spec("one", pinned=True), spec("two", lazy=True)]
-    with keeping(loads, *specs, budget=150) as registry:
+    with keeping(loads, *specs, budget=ModelBudget(150)) as registry:
         assert registry.wait_until_loaded(WAIT)
         with pytest.raises(ModelFailed):
             use(registry, "two")
@@ -507,7 +585,7 @@ def test_a_model_that_pinned_ones_leave_no_room_for_is_refused():
 def test_what_does_not_fit_at_the_start_is_left_for_when_it_is_called():
     loads = Loads()
     specs = [spec("one"), spec("two"), spec("three")]
-    with keeping(loads, *specs, budget=200) as registry:
+    with keeping(loads, *specs, budget=ModelBudget(200)) as registry:
         assert registry.wait_until_loaded(WAIT)
         assert states(registry) == {"one": State.READY, "two": State.READY, "three": State.UNLOADED}
         assert [info.local_available for info in registry.models()] == [True] * 3
@@ -666,6 +744,23 @@ def test_a_hang_while_a_model_is_being_loaded_is_told_too():
     registry.close()
 
 
+def test_closing_waits_for_what_a_failed_load_leaves_to_do():
+    before = set(threading.enumerate())
+
+    def on_change() -> None:
+        with registry._changed:
+            assert registry._changed.wait_for(lambda: registry._keeper.closing, WAIT)
+
+    loads = Loads()
+    loads.failing["one"] = ModelLoadError("not supported")
+    registry = Registry([spec("one")], loads, on_change=on_change)
+    registry.start()
+    with pytest.raises(ModelLoadError, match="not supported"):
+        registry.wait_until_loaded(WAIT)
+    registry.close(wait_seconds=WAIT)
+    assert set(threading.enumerate()) <= before
+
+
 @pytest.mark.parametrize("hung", [False, True])
 def test_a_hang_is_told_once_its_calls_have_failed_and_another_death_is_not(*, hung: bool):
     loads = Loads()
@@ -730,7 +825,7 @@ def test_a_model_is_closed_to_calls_by_the_decision_that_it_leaves(monkeypatch: 
 
     monkeypatch.setattr(keeper.Keeper, "_unload", recorded)
     specs = [spec("one", pinned=True), spec("two"), spec("three", lazy=True)]
-    with keeping(loads, *specs, budget=250) as registry:
+    with keeping(loads, *specs, budget=ModelBudget(250)) as registry:
         assert registry.wait_until_loaded(WAIT)
         use(registry, "three")
         registry.unload("one", deadline=monotonic() + WAIT)
@@ -839,7 +934,7 @@ def test_serving_is_what_a_call_would_get():
     loads = Loads()
     loads.held.clear()
     specs = [spec("one"), spec("two"), spec("three", lazy=True)]
-    with keeping(loads, *specs, budget=150) as registry:
+    with keeping(loads, *specs, budget=ModelBudget(150)) as registry:
         assert loads.began.acquire(timeout=WAIT)
         assert serving(registry) == {"one": False, "two": False, "three": True}, "nothing is warm yet"
         assert not is_serving(registry)
@@ -1005,9 +1100,75 @@ def test_2000_calls_on_three_models_with_room_for_two_lose_none():
     loads = Loads()
     names = ["one", "two", "three"]
     specs = [spec(name, lazy=name != "one") for name in names]
-    with keeping(loads, *specs, budget=250) as registry, ThreadPoolExecutor(24) as callers:
+    with keeping(loads, *specs, budget=ModelBudget(250)) as registry, ThreadPoolExecutor(24) as callers:
         calls = [names[(n * 7 + n // 5) % 3] for n in range(2_000)]
         assert list(callers.map(lambda name: use(registry, name, 60), calls)) == calls
         assert loads.most == 1
         assert len(loads.names) > 3, "nothing was evicted: this proves nothing"
         assert all(slot.leases == 0 for slot in registry._slots)
+
+
+def test_a_snapshot_tells_how_each_model_is():
+    loads = Loads()
+    with keeping(loads, spec("one"), spec("two", lazy=True)) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        registry._slots[0].load_seconds = 2.5
+        began = time.time()
+        with registry.lease("one", Call()):
+            one, two = registry.snapshots()
+        assert (one.name, one.state, one.load_seconds, one.memory_bytes) == ("one", State.READY, 2.5, 100)
+        assert (one.calls_inside, one.evictions) == (1, 0)
+        assert (one.queued_tokens, one.queued_seconds) == (0, 0)
+        assert one.capacity_tokens == EngineSettings().max_queue_tokens
+        assert one.last_used is not None
+        assert began - 0.1 < one.last_used < time.time() + 0.1
+        assert two == ModelSnapshot("two", State.UNLOADED, 0.0, 0, None, 0, 0, 0, 0.0, 0, 0.0, 0.0)
+        assert registry.snapshots()[0].calls_inside == 0
+
+
+def test_only_what_leaves_without_being_told_to_was_evicted():
+    loads = Loads()
+    with keeping(loads, spec("one"), spec("two", lazy=True), budget=ModelBudget(150)) as registry:
+        assert registry.wait_until_loaded(WAIT)
+        use(registry, "two")
+        use(registry, "one")
+        use(registry, "two")
+        assert [each.evictions for each in registry.snapshots()] == [2, 1]
+        registry.unload("two", deadline=monotonic() + WAIT)
+        assert [each.evictions for each in registry.snapshots()] == [2, 1]
+    with keeping(loads, spec("one"), idle_seconds=0.0) as registry:
+        until(registry, lambda: registry.snapshots()[0].evictions == 1)
+
+
+def test_the_time_that_the_device_was_busy_outlasts_an_unload():
+    loads = Loads()
+    with keeping(loads, spec("one")) as registry:
+        assert registry.wait_until_loaded(WAIT)
+
+        def score() -> None:
+            with registry.lease("one", Call()) as model:
+                submit(model.engine, [Sequence.of([1, 2])]).wait()
+
+        score()
+        until(registry, lambda: registry.snapshots()[0].busy_seconds > 0)
+        before = registry.snapshots()[0].busy_seconds
+        registry.unload("one", deadline=monotonic() + WAIT)
+        (gone,) = registry.snapshots()
+        assert (gone.busy_seconds, gone.memory_bytes, gone.capacity_tokens) == (before, 0, 0)
+        score()
+        until(registry, lambda: registry.snapshots()[0].busy_seconds > before)
+
+
+def test_the_device_and_the_precision_of_the_default_model_are_known_once_it_has_been_loaded():
+    loads = Loads()
+    loads.held.clear()
+    with keeping(loads, spec("one")) as registry:
+        assert registry.build() == BuildSnapshot(__version__, torch.__version__, "", "")
+        assert registry.devices() == []
+        loads.held.set()
+        assert registry.wait_until_loaded(WAIT)
+        registry.unload("one", deadline=monotonic() + WAIT)
+        assert registry.build() == BuildSnapshot(__version__, torch.__version__, "cpu", "fp32")
+        (device,) = registry.devices()
+        assert device.device == "cpu"
+        assert min(device.used_bytes, device.free_bytes) > 1 << 20

@@ -4,7 +4,7 @@ import asyncio
 import http.client
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +13,8 @@ import pytest
 
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.rest.server import RestServer
+from rerank_grpc.telemetry.call_log import log_call
+from rerank_grpc.telemetry.records import CallTracer, Sink
 from rerank_grpc.types import Health
 
 HOST = "127.0.0.1"
@@ -81,12 +83,15 @@ def rest_server(
     upstream_token: str | None = None,
     grace: float = 5,
     health: Callable[[], Health] | None = None,
+    sinks: Sequence[Sink] = (log_call,),
+    tracer: CallTracer | None = None,
     **settings: Any,
 ) -> Iterator[int]:
     """Runs a REST server for gRPC servers on these ports; yields its own port."""
     targets = tuple(f"{HOST}:{port}" for port in ports)
     access = RestSettings(targets=targets, access_tokens=tokens, upstream_token=upstream_token)
-    server = RestServer(replace(access, host=HOST, port=0, **settings), health)
+    own = replace(access, host=HOST, port=0, **settings)
+    server = RestServer(own, health, sinks=sinks, tracer=tracer)
     server.start()
     try:
         yield server.port

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import logging
 import os
 import struct
 import subprocess
@@ -26,7 +27,7 @@ from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, fail
 from tests.rest.support import HOST, Reply, call, post, rest_server
-from tests.support import WAIT, HeldRunner, request_of, serving, stub_of, wait_for
+from tests.support import WAIT, HeldRunner, logged, request_of, serving, stub_of, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUF = ROOT / "tools/buf/node_modules/.bin/buf"
@@ -72,6 +73,11 @@ def reason(reply: Reply) -> str:
 def violation(reply: Reply) -> str:
     (found,) = detail(reply, error_details_pb2.BadRequest()).field_violations
     return str(found.field)
+
+
+def facts(line: logging.LogRecord) -> str:
+    """Tells all that a line has, in its text or beside it."""
+    return f"{line.getMessage()} {vars(line)}"
 
 
 @contextmanager
@@ -457,12 +463,13 @@ def test_a_call_is_one_line_in_the_log(port: int, caplog: pytest.LogCaptureFixtu
     caplog.set_level("INFO")
     ask(port, GOOD | {"query": CANARY}, x_request_id="id-7")
     ask(port, {"query": [CANARY]}, x_request_id="id-8")
-    wait_for(lambda: caplog.text.count("connect ") == 2)
-    lines = [record for record in caplog.records if record.getMessage().startswith("connect ")]
-    assert [line.getMessage().split()[1] for line in lines] == ["200", "400"]
-    assert [line.getMessage().split()[-1] for line in lines] == ["id-7", "id-8"]
-    assert lines[1].kind == "rest connect 400"  # type: ignore[attr-defined]
-    assert CANARY not in caplog.text
+    lines = [record for record in caplog.records if record.name == "rerank_grpc.calls"]
+    first, second = (told for told in map(facts, lines) if "connect" in told)
+    assert all(fact in first for fact in ("Rerank", "OK", "200", "id-7"))
+    assert all(fact in second for fact in ("Rerank", "INVALID_ARGUMENT", "400", "id-8"))
+    assert "kind" not in first
+    assert "kind" in second  # by which the log bounds what callers cause at will
+    assert CANARY not in logged(caplog)
 
 
 @pytest.mark.parametrize("data", [{"query": "q", "documents": [{"text": "a"}, {"text": "b", "id": "x"}]}, {}])

@@ -20,8 +20,8 @@ from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from rerank_grpc.client import Client
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
-from rerank_grpc.rest import protocol
-from rerank_grpc.rest.protocol import PatientProtocol
+from rerank_grpc.http import protocol
+from rerank_grpc.http.protocol import PatientProtocol
 from rerank_grpc.server.server import RerankServer
 from tests.rest.support import HOST, Reply, post, rest_server
 from tests.support import WAIT, CountingRunner, HeldRunner, ScriptedLoader, serving

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from rerank_grpc.cli.serve import rest_beside
+from rerank_grpc.access import AccessList
 from rerank_grpc.client import Client
 from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
+from rerank_grpc.rest.server import RestServer
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import Health, State
@@ -111,11 +112,8 @@ def test_health_is_whether_a_call_would_be_answered(
 @pytest.mark.parametrize("tokens", [(), ("token",)])
 def test_in_the_servers_own_process_probes_need_no_call(free_port: int, tokens: tuple[str, ...]) -> None:
     told = [Health("m", State.READY, "1", serving=True), Health("m", State.FAILED, "1")]
-    settings = replace(
-        ServerSettings(), access_tokens=tokens, rest=replace(RestSettings(), host=HOST, port=0)
-    )
-    server = rest_beside(settings, free_port, lambda: told[0])
-    assert server is not None
+    settings = RestSettings(host=HOST, port=0, targets=(f"{HOST}:{free_port}",))
+    server = RestServer(settings, lambda: told[0], access=AccessList(tokens))
     server.start()
     try:
         for status in (200, 503):

@@ -25,7 +25,7 @@ class Process:
 
     def __init__(self, target: str, files: int | None = None) -> None:
         command = [sys.executable, "-m", "rerank_grpc", "rest", "--target", target, "--rest-port", "0"]
-        command += ["--log-level", "warning"]
+        command += ["--metrics-port", "off", "--log-level", "warning"]
         if files:
             command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
@@ -134,7 +134,8 @@ def test_a_taken_port_is_one_clear_line(command: str) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         own = ["--port", "0", "--admin-port", "off"] if command == "serve" else []
-        done = run(command, *own, "--rest-port", port, "--log-level", "warning")
+        own += ["--metrics-port", "off", "--log-level", "warning"]
+        done = run(command, *own, "--rest-port", port)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
     assert line.startswith("rerank-grpc: error: ")
@@ -155,7 +156,8 @@ def test_the_rest_server_imports_nothing_of_what_it_calls() -> None:
 def started(*arguments: str) -> tuple[subprocess.Popen[str], int]:
     """`rerank-grpc rest` in front of no server, its log unread, and its port."""
     command = [sys.executable, "-m", "rerank_grpc", "rest", "--target", f"{HOST}:1", "--rest-port", "0"]
-    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment())
+    command += ["--metrics-port", "off", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     assert process.stderr is not None
     line = next(line for line in iter(process.stderr.readline, "") if "http://" in line)
     assert "Ctrl-C" in process.stderr.readline()

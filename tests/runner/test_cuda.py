@@ -309,12 +309,18 @@ def test_a_score_that_is_not_finite_is_none(directory: Path) -> None:
 @pytest.fixture
 def capturable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     """A model that goes by the layout on the device alone, as on a GPU."""
+    taken_for_a_gpu(monkeypatch)
+    return load(directory)
+
+
+def taken_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the models that are loaded from now on have a GPU's operations and its attention."""
     monkeypatch.setattr(graphs, "MOST_CAPTURED", 256)
-    monkeypatch.setattr(operations, "kernel_for", lambda _: part_by_part)
+    for module in (operations, cuda):
+        monkeypatch.setattr(module, "kernel_for", lambda _: part_by_part)
     made = TorchOperations(torch.device("cpu"), torch.float32, Attention.VARLEN)
     monkeypatch.setattr(bodies, "operations_for", lambda *_: made)
     monkeypatch.setattr(loader, "choose_attention", lambda *_: Attention.VARLEN)
-    return load(directory)
 
 
 def test_captured_passes_give_the_same_scores(
@@ -338,6 +344,36 @@ def test_captured_passes_give_the_same_scores(
     for flight, outputs in zip(flights, wanted, strict=True):
         assert same(flight(), outputs)
     assert forwards == [0, 0, 0, 9], "three were replayed, the large one was not"
+
+
+def test_a_language_model_is_captured_without_its_prefixes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = checkpoints.qwen3_reranker(tmp_path / "qwen3")
+    plain = CpuRunner(load(directory))
+    taken_for_a_gpu(monkeypatch)
+    model: Any = load(directory)
+    tokenizer = tokenizer_for(model.card)
+    calls = [
+        tokenize(tokenizer, query, [f"document {number}, {'and more ' * number}" for number in range(count)])
+        for query, count in (("one", 1), ("another query", 3), ("a third", 12))
+    ]
+    passes: list[tuple[int, int]] = []
+    forward = model.forward
+
+    def counting(packed: Any) -> torch.Tensor:
+        passes.append((len(packed.layout.lengths), len(packed.prefixes)))
+        rows: torch.Tensor = forward(packed)
+        return rows
+
+    device = FakeDevice()
+    runner = CudaRunner(model, device, capture_all(model, device))
+    monkeypatch.setattr(model, "forward", counting)
+    flights = [runner.launch(call.sequences) for call in calls]
+    for flight, call in zip(flights, calls, strict=True):
+        assert call.sequences[0].prefix is not None
+        assert same(flight(), plain.launch(call.sequences)())
+    assert passes == [(0, 0), (0, 0), (14, 2)], "two were replayed; the large one left two prefixes"
 
 
 def test_a_captured_pass_would_notice_what_fills_it_up_leaking(

@@ -24,7 +24,7 @@ from rerank_grpc.types import Call
 from tests import random_models as checkpoints
 from tests.conftest import load
 from tests.prompts import QUERY
-from tests.support import token_ids, wait_for, whole
+from tests.support import token_ids, wait_for
 from tests.texts import tokenize
 
 NUMBERS = iter(range(10**9))
@@ -124,7 +124,7 @@ def test_usage_counts_a_prefix_once_for_a_request():
 
 def test_a_sequence_scores_like_its_prefixes_and_itself_in_one():
     system = Prefix(Sequence.of([1, 2]).ids)
-    found = whole(Sequence(Sequence.of([5]).ids, 0, Prefix(Sequence.of([3, 4]).ids, system)))
+    found = Sequence(Sequence.of([5]).ids, 0, Prefix(Sequence.of([3, 4]).ids, system)).whole()
     assert token_ids(found) == [1, 2, 3, 4, 5]
     assert found.prefix is None
 

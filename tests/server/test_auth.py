@@ -7,12 +7,16 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from rerank_grpc.access import AccessList
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.errors import Reason
 from rerank_grpc.server.interceptors import AccessInterceptor
+from rerank_grpc.server.server import RerankServer
+from rerank_grpc.telemetry.records import CallRecord
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.stubs import HealthStub, ReflectionStub, message_of
-from tests.support import CountingRunner, channel_of, request_of, serving
+from tests.support import CountingRunner, ScriptedLoader, channel_of, request_of, serving
 
 TOKENS = ("first-token", "second-token")
 WRONG = {
@@ -107,10 +111,40 @@ def test_health_is_public_and_reflection_is_not(channel: grpc.Channel):
 )
 def test_a_token_outside_ascii_is_wrong_and_breaks_nothing(value: str | bytes):
     """grpcio's own client cannot send one, another may."""
-    interceptor = AccessInterceptor(TOKENS, public=[])
+    interceptor = AccessInterceptor(AccessList(TOKENS), public=[])
     details = HandlerCallDetails("/rerank.v1.RerankService/Rerank", (("authorization", value),))
     denied = interceptor.intercept_service(lambda _: pytest.fail("entered"), details)
     assert denied is not None
+
+
+def test_a_refusal_is_recorded_by_the_name_of_its_method_and_never_by_a_callers_text():
+    records = list[CallRecord]()
+    settings = replace(ServerSettings(), access_tokens=TOKENS, port=0, admin_port=None)
+    server = RerankServer(settings, loader=ScriptedLoader(), sinks=[records.append])
+    server.start()
+    paths = {
+        "/rerank.v1.RerankService/Rerank": "Rerank",
+        "/tei.v1.Rerank/Rerank": "tei.Rerank",
+        "/inference.GRPCInferenceService/ModelInfer": "kserve.ModelInfer",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "ServerReflectionInfo",
+        "/rerank.v1.RerankService/canary": "other",
+        "/canary/canary": "other",
+    }
+    try:
+        with channel_of(server.port) as channel:
+            for path in paths:
+                call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(b"", metadata=(("x-request-id", "order-66"),))
+                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        server.stop(0)
+    assert [record.method for record in records] == list(paths.values())
+    assert [record.protocol for record in records] == ["grpc", "tei", "kserve", "grpc", "grpc", "grpc"]
+    assert {(record.code, record.reason) for record in records} == {
+        ("UNAUTHENTICATED", Reason.UNAUTHENTICATED)
+    }
+    assert {record.ids.request_id for record in records} == {"order-66"}
 
 
 ADMIN_CALLS = {

@@ -11,8 +11,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from rerank_grpc.config.settings import ServerSettings
-from rerank_grpc.server import probes
 from rerank_grpc.server.methods import RERANK_SERVICE
+from rerank_grpc.server.probes import health as probes
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.engine.test_engine import Deadly

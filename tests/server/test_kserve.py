@@ -23,8 +23,8 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.protocols import inference_pb2 as pb
 from rerank_grpc.registry.slot import LoadedModel
-from rerank_grpc.server.call_log import CallRecord
 from rerank_grpc.server.server import RerankServer
+from rerank_grpc.telemetry.records import CallRecord
 from rerank_grpc.types import State
 from tests.server.test_errors import details_of
 from tests.stubs import HealthStub, ReflectionStub, message_of
@@ -34,7 +34,9 @@ from tests.support import (
     HeldRunner,
     LateLoader,
     ScriptedLoader,
+    call_lines,
     channel_of,
+    logged,
     request_of,
     serving,
     stub_of,
@@ -465,12 +467,12 @@ def test_the_log_tells_the_protocol_and_hides_probes_and_texts(caplog: pytest.Lo
         stub.infer(inference(queries), metadata=(("x-request-id", "order-66"),))
         refusal(server.port, inference(["canary"], [b"canary \xff"]))
         wait_for(lambda: len(caplog.records) >= 2)
-    lines = [record.getMessage() for record in caplog.records if record.name == "rerank_grpc.calls"]
+    lines = call_lines(caplog)
     assert lines[0].startswith("kserve.ModelInfer OK documents=4 model=embedded tokens=")
     assert " request_id=order-66 " in lines[0]
-    assert lines[1].startswith("kserve.ModelInfer INVALID_ARGUMENT reason=INVALID_REQUEST ms=")
+    assert lines[1].startswith("kserve.ModelInfer INVALID_ARGUMENT reason=invalid_request request_id=")
     assert len(lines) == 2
-    assert "canary" not in caplog.text
+    assert "canary" not in logged(caplog)
 
 
 def test_the_record_of_several_queries_adds_up_what_they_cost():

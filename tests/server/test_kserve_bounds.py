@@ -89,10 +89,10 @@ def test_a_message_of_eight_megabytes_of_small_values_is_refused_before_it_is_pa
     parse = bounds.bounded_parser(pb.ModelInferRequest)
     monkeypatch.setattr(bounds, "parser", lambda *_: pytest.fail)
     unparsed = bounds.bounded_parser(pb.ModelInferRequest)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InvalidRequest, match="more than 2,256 values; 1,000 passages are allowed"):
         unparsed(data)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert parse(b"") == pb.ModelInferRequest()
 
 

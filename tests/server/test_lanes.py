@@ -48,3 +48,17 @@ def test_a_server_that_could_start_no_thread_for_a_while_serves_on(no_threads: t
         no_threads.clear()
         assert check(server.port) < 5
         assert rerank(server.port) < 5
+
+
+def test_a_silent_caller_keeps_the_only_thread_for_a_moment_though_few_wait(no_threads: threading.Event):
+    with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
+        stub = HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=WAIT).status == 1
+        no_threads.set()
+        with raw_connections(server.port, 1) as (connection,):
+            for _ in range(10):
+                connection.call(CHECK)
+            wait_for(lambda: sum(lane._pool.backlog() for lane in server._lanes) >= 8)
+            found = stub.Check(health_pb2.HealthCheckRequest(), timeout=WAIT).status
+            no_threads.clear()
+        assert found == 1

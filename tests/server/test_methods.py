@@ -45,9 +45,9 @@ def test_of_whatever_the_parser_accepts_the_count_is_right():
 
 
 def test_a_message_of_a_great_many_small_fields_is_refused_before_it_is_walked_through():
-    started = time.perf_counter()
+    started = time.process_time()
     longer_tag, group = b"\x9a\x00\x00", b"\x7b\x7c"
     for field in (b"\x78\x1a", b"\x1a\x00", b"\x98\x06\x1a", longer_tag, b"\x9a\x80\x00\x00"):
         assert has_more_than(1_000, DOCUMENTS, field * 2_000_000)
         assert has_more_than(1_000, DOCUMENTS, group + field * 2_000_000)
-    assert time.perf_counter() - started < 1  # all of it would take many seconds
+    assert time.process_time() - started < 1  # all of it would take many seconds

@@ -33,7 +33,6 @@ from rerank_grpc.server.patience import Waiting
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.http2 import raw_connections
-from tests.server.test_call_log import lines
 from tests.server.test_errors import delay_ms_of, details_of
 from tests.server.test_patience import rerank
 from tests.stubs import HealthStub, ReflectionStub, message_of, status_code
@@ -41,6 +40,7 @@ from tests.support import (
     WAIT,
     CountingRunner,
     HeldRunner,
+    call_lines,
     channel_of,
     loaded_in,
     request_of,
@@ -417,9 +417,9 @@ def test_bytes_that_are_no_message_are_refused_and_logged(
         call: Any = channel.stream_stream(method)
         code, reason, _ = refusal(lambda: list(call(iter(sent), timeout=WAIT)))
     assert (code, reason) == INVALID
-    wait_for(lambda: len(lines(caplog)) == 1)
+    wait_for(lambda: len(call_lines(caplog)) == 1)
     name = "tei." + method.rpartition("/")[2]
-    assert lines(caplog)[0].startswith(f"{name} INVALID_ARGUMENT reason=INVALID_REQUEST")
+    assert call_lines(caplog)[0].startswith(f"{name} INVALID_ARGUMENT reason=invalid_request")
 
 
 # Requests that come one by one
@@ -751,8 +751,8 @@ def test_a_calls_line_tells_the_protocol(method: str, caplog: pytest.LogCaptureF
     caplog.set_level(logging.INFO, "rerank_grpc.calls")
     with scripted() as (_, stub):
         CALLS[method](stub, metadata=(("x-request-id", "order-66"),))
-    wait_for(lambda: bool(lines(caplog)))
-    (line,) = lines(caplog)
+    wait_for(lambda: bool(call_lines(caplog)))
+    (line,) = call_lines(caplog)
     facts = "" if method == "Info" else " documents=1 model=embedded tokens=4"
     assert line.startswith(f"tei.{method} OK{facts} request_id=order-66 ms=")
 

@@ -24,7 +24,7 @@ from tests import prompts
 from tests import random_models as checkpoints
 from tests.prompts import PROMPTS, QUERY
 from tests.prompts import tokenizer as tokenizer_of
-from tests.support import token_ids, whole
+from tests.support import token_ids
 from tests.texts import characters_read, span_of, tokenize
 
 FAMILIES = sorted(PROMPTS)
@@ -40,7 +40,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def ids_of(request: TokenizedRequest) -> list[list[int]]:
     chosen = [request.sequences[document.chunks[0].sequence] for document in request.documents]
-    return [token_ids(whole(sequence)) for sequence in chosen]
+    return [token_ids(sequence.whole()) for sequence in chosen]
 
 
 def written(count: int, seed: int) -> list[str]:

@@ -23,7 +23,7 @@ from rerank_grpc.tokenizer.tokenizer import Tokenizer
 from rerank_grpc.tokenizer.vocabulary import read_tokenizer
 from rerank_grpc.types import Truncation
 from tests import random_models as checkpoints
-from tests.support import token_ids, whole
+from tests.support import token_ids
 from tests.texts import span_of, tokenize
 
 Q, D, I = Placeholder.QUERY, Placeholder.DOCUMENT, Placeholder.INSTRUCTION  # noqa: E741
@@ -133,7 +133,7 @@ def whole_ids(file: Path, text: str) -> list[int]:
 
 def ids_of(request: TokenizedRequest) -> list[list[int]]:
     chosen = [request.sequences[document.chunks[0].sequence] for document in request.documents]
-    return [token_ids(whole(sequence)) for sequence in chosen]
+    return [token_ids(sequence.whole()) for sequence in chosen]
 
 
 def documents(count: int) -> list[str]:
@@ -219,7 +219,7 @@ def test_chunks_know_their_place_and_all_stand_in_the_prompt(template: str, file
         assert spans[-1].end == len(text)
         assert all(one.start < two.start < one.end for one, two in pairwise(spans))
         for chunk, span in zip(chunks, spans, strict=True):
-            ids = token_ids(whole(request.sequences[chunk.sequence]))
+            ids = token_ids(request.sequences[chunk.sequence].whole())
             read = original(file).decode(ids, skip_special_tokens=False)
             before, after = text_of(segments, "how?", "\0").split("\0")
             assert read.startswith(before.rstrip(" ")) or template == "a lead that is a word's beginning"

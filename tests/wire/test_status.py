@@ -8,9 +8,9 @@ from google.rpc import error_details_pb2
 from rerank_grpc import errors
 from rerank_grpc.client.errors import exception_of
 from rerank_grpc.errors import FieldViolation
+from rerank_grpc.telemetry.ids import CallIds
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire import status
-from rerank_grpc.wire.status import CallIds
 
 ERRORS = [
     cls
@@ -76,7 +76,18 @@ def test_a_request_id_of_another_form_counts_as_absent(value: str):
 
 
 @pytest.mark.parametrize(
-    "value", ["", "00", TRACEPARENT.upper(), f"{TRACEPARENT}-more", f" {TRACEPARENT}", b"00"]
+    "value",
+    [
+        f"ff{TRACEPARENT[2:]}",
+        f"00-{'0' * 32}-{TRACEPARENT[36:]}",
+        f"{TRACEPARENT[:36]}{'0' * 16}-01",
+        "",
+        "00",
+        TRACEPARENT.upper(),
+        f"{TRACEPARENT}-more",
+        f" {TRACEPARENT}",
+        b"00",
+    ],
 )
 def test_a_trace_of_another_form_counts_as_absent(value: str | bytes):
     assert CallIds.read({"traceparent": value}) == CallIds()

@@ -40,6 +40,11 @@ log = logging.getLogger(__name__)
 SEQUENCES, LENGTH = 16, 32  # of random tokens, by which int8 products are corrected
 
 
+def own_card(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> ModelCard:
+    """Adds what the network says of its rows; raises like `own_model`, without reading weights."""
+    return _pooled(plan_of(checkpoint.family, checkpoint.config), evidence, card)[0]
+
+
 def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> Encoder:
     """Builds the model; raises NoPlan where the files ask for what no own body computes.
 
@@ -55,7 +60,7 @@ def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> En
     device = torch.device(card.device)
     operations = operations_for(device, card.precision, card.attention)
     if card.attention is Attention.SDPA and all(operations.takes(layer.heads) for layer in plan.layers):
-        card = replace(card, attention=Attention.NATIVE)
+        card = replace(card, attention=Attention.NATIVE, level=operations.level)
     _tell_untaken(plan, operations, card)
     body = OwnBody(plan, Weights(files, prefix, plan.hidden, operations), pooled)
     if card.precision in INT8:
@@ -64,7 +69,7 @@ def own_model(checkpoint: Checkpoint, evidence: Evidence, card: ModelCard) -> En
     head = _head(checkpoint, evidence, plan, files, prefix)
     head = head.to(device) if head is not None else None
     pool = POOLS.get(card.pooling, all_rows) if pooled == "all" else all_rows
-    card = replace(card, capturable=pooled == "first" and _captures(plan, card))
+    card = replace(card, capturable=_captures(plan, card, pooled))
     return assembled(card, body, pool, head)
 
 
@@ -106,13 +111,15 @@ def _random_tokens(plan: NetworkPlan) -> PackedTokens:
     return PackedTokens(ids, places, torch.zeros_like(ids), Layout.of((length,) * SEQUENCES))
 
 
-def _captures(plan: NetworkPlan, card: ModelCard) -> bool:
-    """Whether a pass that pools the first rows never asks for the lengths of its parts.
+def _captures(plan: NetworkPlan, card: ModelCard, pooled: Pooled) -> bool:
+    """Whether a pass never asks for the lengths of its parts, but perhaps for those behind prefixes.
 
-    A kernel does not take the window of a last layer: its queries stand at the first keys, not at the last.
+    A kernel aligns queries to the last keys. It does not take the window of a last layer that pools the first
+    rows, whose queries stand at the first keys.
     """
-    kernel = card.attention in (Attention.VARLEN, Attention.FLASH)
-    return kernel and plan.layers[-1].heads.window is None
+    if card.attention not in (Attention.VARLEN, Attention.FLASH) or pooled == "all":
+        return False
+    return pooled == "last" or plan.layers[-1].heads.window is None
 
 
 class Files:

@@ -36,7 +36,10 @@ class Weights:
 
     def table(self, name: str, rows: int) -> Tensor:
         """Lays out a table of embeddings."""
-        return self.operations.table(self.take(f"{name}.weight", rows, self._hidden))
+        shape = (rows, self._hidden)
+        return self.operations.table(
+            self._source(f"{self._prefix}{name}.weight", shape, self.operations.tables)
+        )
 
     def rows(self, plan: LinearPlan, sizes: tuple[int, ...], inputs: int) -> tuple[Tensor, Tensor | None]:
         """Reads a product's weights, of so many outputs each, side by side  # [sum(sizes), inputs]."""

@@ -112,6 +112,8 @@ PREFIX_HEADERS = {"x-pinecone-api-version": "pinecone"}
 # dialect.
 PATHS = (
     *BY_PATH,
+    "/v1/rerank",  # which most callers use, and see by its own name in a trace
+    "/v2/rerank",
     *ENDINGS,
     *(f"/{{folder:path}}{ending}" for ending in ENDINGS),
     "/",

@@ -12,7 +12,6 @@ from rerank_grpc import __version__
 from rerank_grpc.errors import UnknownModel
 from rerank_grpc.protocols import inference_pb2 as pb
 from rerank_grpc.reranker import Reranker
-from rerank_grpc.server.call_log import Sink
 from rerank_grpc.server.handler import answering, call_of
 from rerank_grpc.server.kserve import tensors
 from rerank_grpc.server.kserve.bounds import bounded_parser
@@ -20,6 +19,7 @@ from rerank_grpc.server.kserve.tensors import INPUTS, NUMBER, OUTPUTS, TEXT
 from rerank_grpc.server.lanes import Handler, Service, parser
 from rerank_grpc.server.methods import CallLanes
 from rerank_grpc.server.parts import score_parts
+from rerank_grpc.telemetry.records import Sink
 from rerank_grpc.types import ModelInfo
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -82,7 +82,7 @@ class KServeServicer:
     ) -> pb.ModelInferResponse:
         """Scores passages; answers in their order."""
         with answering(context, "kserve.ModelInfer", self._sinks) as record:
-            call = call_of(context)
+            call = call_of(context, record)
             self._model(request.model_name, request.model_version)
             inference = tensors.inference_from(request)
             record.documents = len(inference.passages)
@@ -123,7 +123,7 @@ def kserve_service(servicer: KServeServicer, lanes: CallLanes, sinks: Sequence[S
         "ModelConfig": question(servicer.ModelConfig, pb.ModelConfigRequest),
         "ModelInfer": lanes.answers.unary("kserve.ModelInfer", servicer.ModelInfer, infer),
     }
-    return Service(SERVICE, handlers, [])
+    return Service(SERVICE, handlers, [], "kserve.")
 
 
 def _check_version(name: str, revision: str, version: str) -> None:

@@ -14,9 +14,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from rerank_grpc.server.call_log import Sink
 from rerank_grpc.server.lanes import SMALL_THREADS, Lane, Service, parser
 from rerank_grpc.server.patience import Patience
+from rerank_grpc.telemetry.records import Sink
 
 HEALTH_SERVICE = health.SERVICE_NAME
 V1ALPHA = reflection.SERVICE_NAME

@@ -9,11 +9,12 @@ from contextlib import suppress
 from typing import Any
 
 import h11
-import orjson
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rerank_grpc.rest.errors import HttpError, common_body, problem_of
+from rerank_grpc.config.allowance import scaled
+from rerank_grpc.http.errors import HttpError, Writer
+from rerank_grpc.limits import UNREAD_BYTES
 
 HEAD_SECONDS = 10.0
 # A body may take this long, and longer only as long as it comes this fast.
@@ -21,9 +22,9 @@ BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 65_536
 NO_PROGRESS_SECONDS = 5.0  # without a further byte of a body
 WRITE_SECONDS = 15.0  # of a caller who does not read the answer
-# The bytes of all answers that wait for their readers. Beyond them the oldest are given up, but none that has
-# waited for less than these seconds.
-UNREAD_BYTES, UNREAD_SECONDS = 128 << 20, 1.0
+# Beyond UNREAD_BYTES of answers that wait for their readers the oldest are given up, but none that has waited
+# for less than these seconds.
+UNREAD_SECONDS = 1.0
 # After a refusal, closing at once would reset the connection before the caller has read why. The rest
 # of the body is thrown away for a while.
 LINGER_SECONDS = 2.0
@@ -45,11 +46,13 @@ class Connections:
     """The open connections, at most `bound`.
 
     A new one gets in while another waits for its caller: idle connections cost a caller
-    nothing and must not lock others out. One whose request is being answered is never closed.
+    nothing and must not lock others out. One whose request is being answered is closed only without
+    `spares_answers`, where no other makes room.
     """
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, *, spares_answers: bool = True) -> None:
         self._bound = bound
+        self._closable = (Turn.IDLE, Turn.CALLER) if spares_answers else (Turn.IDLE, Turn.CALLER, Turn.SERVER)
         # In the order in which their turns came.
         self._turns: dict[asyncio.Transport, Turn] = {}
         # Those whose caller has not read the answer yet, and since when, the oldest first.
@@ -58,7 +61,7 @@ class Connections:
     def make_room(self, connection: asyncio.Transport) -> None:
         """Closes the oldest idle connection, or else the new one, where there are too many."""
         if len(self._turns) >= self._bound:
-            self._close(self._oldest(Turn.IDLE) or self._oldest(Turn.CALLER) or connection)
+            self._close(next(filter(None, map(self._oldest, self._closable)), connection))
 
     def note(self, connection: asyncio.Transport, turn: Turn) -> None:
         """Notes a connection's turn; one that is being closed does not count any more."""
@@ -69,9 +72,10 @@ class Connections:
     def wait_for_reader(self, connection: asyncio.Transport, now: float) -> None:
         """Notes an answer that is not read at once; closes the oldest such where their bytes are too many."""
         self._unread[connection] = now
+        most = scaled(UNREAD_BYTES)
         kept = sum([each.get_write_buffer_size() for each in self._unread])
         for oldest, since in list(self._unread.items()):
-            if kept <= UNREAD_BYTES or oldest is connection or now - since < UNREAD_SECONDS:
+            if kept <= most or oldest is connection or now - since < UNREAD_SECONDS:
                 return
             kept -= oldest.get_write_buffer_size()
             self._close(oldest)
@@ -82,6 +86,11 @@ class Connections:
     def forget(self, connection: asyncio.Transport) -> None:
         self._turns.pop(connection, None)
         self._unread.pop(connection, None)
+
+    def close_all(self) -> None:
+        """Closes the connections that are left at the end."""
+        for connection in list(self._turns):
+            self._close(connection)
 
     def _close(self, connection: asyncio.Transport) -> None:
         # Not `close`, which waits until the peer has read the rest.
@@ -103,12 +112,12 @@ class PatientProtocol(H11Protocol):
 
     An answer tells how long its connection stays. One that comes before the end of its body is finished only
     when the rest has come and is thrown away: the caller then reads it, where a connection that is closed
-    amid a body is reset.
+    amid a body is reset. `write_error` writes the answer to bytes that never became a request.
     """
 
-    def __init__(self, connections: Connections, **options: Any) -> None:
+    def __init__(self, connections: Connections, write_error: Writer, **options: Any) -> None:
         super().__init__(**options)
-        self._open = connections
+        self._open, self._write_error = connections, write_error
         self._stays = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
         self.timeout_keep_alive += SPARE_SECONDS
         self._app, self.app = self.app, self._answer
@@ -164,7 +173,7 @@ class PatientProtocol(H11Protocol):
         self._open.note(self.transport, self._turn())
 
     def send_400_response(self, msg: str) -> None:
-        """Answers bytes that are no HTTP in JSON, where uvicorn does in plain text."""
+        """Answers bytes that are no HTTP as the app's other errors, where uvicorn has words of its own."""
         self._refuse(HttpError(400, "this is no HTTP request that can be read"))
 
     def _should_upgrade(self) -> bool:
@@ -211,9 +220,9 @@ class PatientProtocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
-        _, content = common_body(problem_of(error))
-        body, reason = orjson.dumps(content), http.HTTPStatus(error.status).phrase.encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), CLOSE]
+        content_type, body = self._write_error(error)
+        reason = http.HTTPStatus(error.status).phrase.encode()
+        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), CLOSE]
         head = h11.Response(status_code=error.status, headers=headers, reason=reason)
         for event in (head, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

@@ -1,0 +1,1 @@
+"""Reranks files of queries and candidates, on this machine or on a cluster of Ray."""

@@ -1,0 +1,1 @@
+"""`rerank-grpc top`: a running server's figures, as a table that renews itself."""

@@ -1,0 +1,1 @@
+"""The services by which machines and operators look at a server: health, reflection, channelz."""

@@ -1,0 +1,87 @@
+"""A server whose process hangs, while its kernel takes what is sent: it is left, no call fails."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+
+import grpc
+import pytest
+
+from rerank_grpc.client import Client
+from rerank_grpc.client.core import LEAST_HANG_TIMEOUT, pings
+from rerank_grpc.v1 import rerank_pb2_grpc
+from tests.client import scripted_server
+from tests.http2 import PING, frame, raw_connections
+from tests.support import HeldRunner, channel_of, request_of, serving
+
+
+@pytest.fixture
+def replica():
+    """Runs a server in a process of its own; yields the process and its port."""
+    command = [sys.executable, scripted_server.__file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())
+        process.kill()
+
+
+def test_a_server_that_hangs_is_left_in_time_and_no_call_fails(connect, server, replica):
+    process, port = replica
+    client = connect(f"ipv4:{server.target},127.0.0.1:{port}", hang_timeout=LEAST_HANG_TIMEOUT)
+    slow: list[float] = []
+
+    def call(number):
+        began = monotonic()
+        response = client.rerank("q", [f"document {number}"])
+        if monotonic() - began > 1:
+            slow.append(monotonic())
+        return len(response.results)
+
+    with ThreadPoolExecutor(8) as threads:
+        calls = [threads.submit(call, number) for number in range(1_500)]
+        calls[200].result(30)
+        process.send_signal(signal.SIGSTOP)
+        struck = monotonic()
+        assert {each.result(30) for each in calls} == {1}
+    assert slow, "some calls were on their way to the server that hangs"
+    assert max(slow) - struck < 8
+
+
+def test_the_service_allows_the_pings_of_a_call_that_takes_long():
+    held = HeldRunner()
+    with serving(runner=held) as service, channel_of(service.port, *pings(LEAST_HANG_TIMEOUT)) as channel:
+        call = rerank_pb2_grpc.RerankServiceStub(channel).Rerank.future(request_of("query", "held"))
+        held.await_batch()
+        # The fourth ping is the first that may end a connection, where pings come more often than allowed.
+        with pytest.raises(grpc.FutureTimeoutError):
+            call.result(timeout=4.5 * LEAST_HANG_TIMEOUT)
+        held.let_all()
+        assert len(call.result(timeout=10).results) == 1
+
+
+def test_the_service_ends_a_connection_that_pings_without_a_pause():
+    with serving() as service, raw_connections(service.port, 1) as (connection,):
+        connection.send(6 * frame(PING, 0, 0, bytes(8)))  # at once: the service closes after the last
+        assert b"too_many_pings" in connection.receive_until(b"too_many_pings")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "says"),
+    [
+        (1, ValueError, "hang_timeout: 2 seconds or more and finite, not 1"),
+        (float("inf"), ValueError, "hang_timeout: 2 seconds or more"),
+        (float("nan"), ValueError, "hang_timeout: 2 seconds or more"),
+        ("3", TypeError, "hang_timeout: seconds, not str"),
+    ],
+)
+def test_a_bad_hang_timeout_is_refused_by_name(seconds, error, says):
+    with pytest.raises(error, match=says):
+        Client(hang_timeout=seconds)
+
+
+def test_without_a_hang_timeout_no_ping_comes_sooner_than_servers_allow():
+    assert pings(None) == ()
