@@ -11,6 +11,7 @@ documents: on scores that lie close together no comparison would prove a thing.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -156,10 +157,7 @@ def cache_folder() -> Path:
 
 def checkpoint(name: str, device: str = "cpu") -> Path:
     """The directory of a shape's checkpoint, made if it is not there, its weights drawn on `device`."""
-    shape = SHAPES[name]
-    path = cache_folder() / "checkpoints" / f"{name}-{RECIPE}"
-    if shape.family == "qwen3":
-        path /= QWEN3_NAME
+    shape, path = SHAPES[name], place(name)
     if not path.is_dir():
         print(f"making {path}", file=sys.stderr, flush=True)
         unfinished = path.with_name(path.name + ".part")
@@ -171,6 +169,12 @@ def checkpoint(name: str, device: str = "cpu") -> Path:
             write(shape, unfinished, device)
         unfinished.rename(path)
     return path
+
+
+def place(name: str) -> Path:
+    """The directory of a shape's checkpoint, whether or not it is there."""
+    path = cache_folder() / "checkpoints" / f"{name}-{RECIPE}"
+    return path / QWEN3_NAME if SHAPES[name].family == "qwen3" else path
 
 
 def copy_embedded(path: Path) -> None:
@@ -414,6 +418,15 @@ def finished(
 
 TOKENIZERS = {"xlm-roberta": unigram, "modernbert": unigram, "bert": wordpiece, "qwen3": byte_level}
 
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("shapes", nargs="*", default=["base"])
+    parser.add_argument("--device", default="cpu", help="where the weights are drawn")
+    chosen = parser.parse_args()
+    for name in chosen.shapes:
+        print(checkpoint(name, chosen.device))
+
+
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or ["base"]:
-        print(checkpoint(chosen))
+    main()

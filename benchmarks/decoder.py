@@ -103,7 +103,7 @@ class Theirs:
 
     @torch.inference_mode()
     def score(self, workload: workloads.Workload, size: int, *, keep: int, by_length: bool) -> list[float]:
-        rows = self._rows(workload)
+        rows = rows_of(self._tokenizer, workload)
         order = (
             sorted(range(len(rows)), key=lambda at: len(rows[at])) if by_length else list(range(len(rows)))
         )
@@ -119,20 +119,22 @@ class Theirs:
                 logits[at] = logit
         return logits
 
-    def _rows(self, workload: workloads.Workload) -> list[list[int]]:
-        from rerank_grpc.checkpoints.catalogue import builtin
 
-        known = builtin().find(checkpoints.QWEN3_NAME)
-        if known is None:
-            raise SystemExit(f"the catalogue has no {checkpoints.QWEN3_NAME}")
-        segments, instruction = known.prompt["segments"], known.prompt["instruction"]
-        before, asked, after = (
-            segment.format(instruction=instruction, query=workload.query, document="{document}")
-            for segment in segments
-        )
-        ids = partial(self._tokenizer.encode, add_special_tokens=False)
-        pairs = [asked.replace("{document}", document) for document in workload.documents]
-        return [ids(before) + ids(pair) + ids(after) for pair in pairs]
+def rows_of(tokenizer: Any, workload: workloads.Workload) -> list[list[int]]:
+    """The token ids of each pair, in the model's prompt."""
+    from rerank_grpc.checkpoints.catalogue import builtin
+
+    known = builtin().find(checkpoints.QWEN3_NAME)
+    if known is None:
+        raise SystemExit(f"the catalogue has no {checkpoints.QWEN3_NAME}")
+    segments, instruction = known.prompt["segments"], known.prompt["instruction"]
+    before, asked, after = (
+        segment.format(instruction=instruction, query=workload.query, document="{document}")
+        for segment in segments
+    )
+    ids = partial(tokenizer.encode, add_special_tokens=False)
+    pairs = [asked.replace("{document}", document) for document in workload.documents]
+    return [ids(before) + ids(pair) + ids(after) for pair in pairs]
 
 
 class Ours:
@@ -155,13 +157,12 @@ class Ours:
 
     def score(self, *, shared: bool) -> list[float]:
         from rerank_grpc.types import Call
-        from tests.support import whole
 
         request = workloads.request_of(self._workload.query, self._workload.documents)
         tokenized = self._own.tokenize(request)
         sequences = [tokenized.sequences[each.chunks[0].sequence] for each in tokenized.documents]
         if not shared:
-            sequences = [whole(sequence) for sequence in sequences]
+            sequences = [sequence.whole() for sequence in sequences]
         with self._engine.admit(Call()) as admission:
             future = admission.submit(sequences)
             future.wait()

@@ -1,9 +1,10 @@
-"""What the service adds to its model, and how calls share it: `make bench-quick`, under three minutes.
+"""What the service adds to its model, and how calls share it: `make bench-quick`, under six minutes.
 
 Ratios and differences are taken in one run, interleaved with a bare threaded
 grpcio server that computes nothing, because an absolute time says more about
 the machine than about the service. The model is ms-marco-MiniLM-L-6's shape
 with random weights; the load comes from this process, the server is another.
+With --trial the cost of metrics alone is tried, for some seconds, and nothing is written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from time import perf_counter
 from typing import Any
 
-from benchmarks import checkpoints, load, report, workloads
+from benchmarks import checkpoints, load, metrics_cost, report, workloads
 from benchmarks.report import Spread
 from benchmarks.servers import CALLERS, Served, concurrent_calls, served
 
@@ -27,6 +28,10 @@ Row = tuple[str, str, str, bool | None]  # None: a figure without a goal
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--trial"]:
+        tried = {name: metrics_cost.measure(name, 2, 0.5) for name in metrics_cost.MODELS}
+        print(table_of(metrics_cost.rows(tried)), metrics_cost.section(tried), sep="\n\n")
+        return
     began = perf_counter()
     data: dict[str, Any] = {"when": report.now(), "load_before": report.load_average()}
     progress(1, overhead)
@@ -37,13 +42,15 @@ def main() -> None:
         for number, step in enumerate((single_calls, concurrent, fairness), 3):
             progress(number, step)
             data[step.__name__] = step(server)
+    progress(6, metrics_cost.measure)
+    data["metrics"] = {name: metrics_cost.measure(name) for name in metrics_cost.MODELS}
     data["seconds"] = round(perf_counter() - began)
     data["load_after"] = report.load_average()
     write(data)
 
 
 def progress(number: int, step: Any) -> None:
-    print(f"[{number}/5] {step.__doc__.splitlines()[0]}", file=sys.stderr, flush=True)
+    print(f"[{number}/6] {step.__doc__.splitlines()[0]}", file=sys.stderr, flush=True)
 
 
 def overhead() -> dict[str, Any]:
@@ -262,6 +269,7 @@ def rows_of(data: dict[str, Any]) -> list[Row]:
             f"{fair['large_beside'] / fair['large_alone']:.2f}",
             fair["large_beside"] <= 1.25 * fair["large_alone"],
         ),
+        *metrics_cost.rows(data["metrics"]),
     ]
 
 
@@ -288,17 +296,19 @@ def loop_table(data: dict[str, Any]) -> str:
     )
 
 
-def page_of(data: dict[str, Any]) -> str:
-    """Lays the figures out as a page."""
-    rows = rows_of(data)
-    found = report.versions("rerank-grpc", "grpcio", "protobuf", "torch", "transformers", "tokenizers")
-    table = report.table(
+def table_of(rows: list[Row]) -> str:
+    return report.table(
         ["figure", "asked", "measured: median (least–most)", "met"],
         [
             (name, asked, measured, {True: "yes", False: "**no**", None: ""}[met])
             for name, asked, measured, met in rows
         ],
     )
+
+
+def page_of(data: dict[str, Any]) -> str:
+    """Lays the figures out as a page."""
+    found = report.versions("rerank-grpc", "grpcio", "protobuf", "torch", "transformers", "tokenizers")
     import torch
 
     return f"""# What the service adds, and how calls share it
@@ -312,7 +322,7 @@ def page_of(data: dict[str, Any]) -> str:
 - model: {checkpoints.SHAPES[SHAPE].like}'s shape, random weights, {data["single_calls"]["W2"]["precision"]},
   batches of {data["single_calls"]["W2"]["budget"]} tokens as measured at warm-up
 
-{table}
+{table_of(rows_of(data))}
 
 ![chart](quick.svg)
 
@@ -325,6 +335,8 @@ def page_of(data: dict[str, Any]) -> str:
 ## W5
 A call of 1,000 documents takes {data["fairness"]["large_alone"]:.2f} s alone and
 {data["fairness"]["large_beside"]:.2f} s beside the one-document calls.
+
+{metrics_cost.section(data["metrics"])}
 """
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -73,6 +74,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; the first column to the left, the others to the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def filled(page: str, kind: str, parts: Mapping[str, str]) -> str:
+    """Returns a page's text with each part between its marks, <!-- kind: name --> and <!-- end -->.
+
+    A page may lack parts. Raises ValueError for a mark without a part, or without an end.
+    """
+    for name in re.findall(rf"<!-- {kind}: (.+?) -->", page):
+        begin, end = f"<!-- {kind}: {name} -->", "<!-- end -->"
+        before, _, rest = page.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found or name not in parts:
+            raise ValueError(f"{begin}: {'no such part' if found else f'no {end} behind it'}")
+        page = f"{before}{begin}\n{parts[name]}\n{end}{after}"
+    return page
 
 
 def facts(threads: int, found: dict[str, str]) -> str:

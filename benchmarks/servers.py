@@ -2,20 +2,25 @@
 
     python -m benchmarks.servers echo            a bare threaded grpcio server that computes nothing
     python -m benchmarks.servers free            the service, whose model costs nothing
-    python -m benchmarks.servers model minilm    the service with a checkpoint of real shape
+    python -m benchmarks.servers model minilm    the service with a checkpoint of real shape; behind it the
+                                                 batch budget may stand
     python -m benchmarks.servers rest base       the same with its REST port, asked on stdin: how much of so
                                                  many seconds its device worked
     python -m benchmarks.servers alone minilm 1 1024
                                                  no server: the engine alone, asked on stdin; W4's scale
                                                  and the batch budget, 0 for its own
+    python -m benchmarks.servers command free --port 50051
+                                                 the real `rerank-grpc serve` with these options, of a
+                                                 checkpoint or of the model that costs nothing
 
-Each prints one JSON line when it is ready. The service has its token check on
+Each but the last prints one JSON line when it is ready. The service has its token check on
 and writes one log line a call.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -40,6 +45,9 @@ if TYPE_CHECKING:
 TOKEN = "benchmark"
 RUNNING: list[grpc.Server] = []  # one that nobody holds is stopped
 CALLERS = 16
+# Names a file by which processes take turns to measure the device they share; without it none waits.
+LOCK_VARIABLE = "BENCH_LOCK"
+LONGEST_TURN = 30.0  # seconds that one waits for the others
 LOOK_SECONDS = 1e-3  # a device's counts are looked at so often, to see a batch end
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
 
@@ -85,6 +93,36 @@ def served(*arguments: str) -> Iterator[Served]:
             process.wait(30)
 
 
+@contextlib.contextmanager
+def taking_turns() -> Iterator[None]:
+    """Waits for other processes that would disturb a measurement on the same device, but not for ever."""
+    name = os.environ.get(LOCK_VARIABLE)
+    if not name:
+        yield
+        return
+    with open(name, "w") as file:
+        until = perf_counter() + LONGEST_TURN
+        while perf_counter() < until:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                sleep(0.02)
+        yield
+
+
+def warm_up_in_turns() -> None:
+    """Lets the warm-ups of models take turns with those of other processes, whose batches they would time."""
+    from rerank_grpc.registry import loading
+    from rerank_grpc.registry.warmup import warm_up
+
+    def waiting(*arguments: Any) -> None:
+        with taking_turns():
+            warm_up(*arguments)
+
+    loading.warm_up = waiting  # type: ignore[assignment,attr-defined]
+
+
 def say(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
 
@@ -123,7 +161,12 @@ class Free:
 
 
 def free() -> None:
-    """Serves a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
+    serve("embedded", free_loader())
+
+
+def free_loader() -> Any:
+    """Loads a cross-encoder whose tokenizer is real and whose model costs nothing, warmed up as any."""
+    from benchmarks.fileless import FilelessLoader
     from rerank_grpc.config.settings import EngineSettings, ModelSpec
     from rerank_grpc.engine.engine import Engine
     from rerank_grpc.registry.slot import LoadedModel
@@ -132,24 +175,15 @@ def free() -> None:
 
     card = load("minilm").card
 
-    class FreeLoader:
-        def is_local(self, spec: ModelSpec) -> bool:
-            return True
-
-        def hub_id(self, spec: ModelSpec) -> str:
-            return ""
-
-        def prepare(self, spec: ModelSpec) -> int:
-            return 0
-
+    class FreeLoader(FilelessLoader):
         def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-            engine = Engine(Free(), EngineSettings(), name="free", on_death=on_death)
+            engine = Engine(Free(), EngineSettings(), name=spec.name, on_death=on_death)
             engine.start()
             tokenizer = tokenizer_for(card)
             warm_up(engine, tokenizer, card)
             return LoadedModel(spec.name, card, tokenizer, engine)
 
-    serve("embedded", FreeLoader())
+    return FreeLoader()
 
 
 def load(name: str) -> Any:
@@ -159,29 +193,46 @@ def load(name: str) -> Any:
     return ModelLoader(ServerSettings()).read_model(str(checkpoints.checkpoint(name)))
 
 
-def serve(source: str, loader: Any = None) -> None:
+def serve(source: str, loader: Any = None, budget: int = 0) -> None:
     from rerank_grpc.cli.logs import log_to
     from rerank_grpc.cli.serve import freeze_imports
-    from rerank_grpc.config.settings import ModelSpec, ServerSettings
+    from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
     from rerank_grpc.server.server import RerankServer
 
     freeze_imports()
     # Standard error is a file here, and a log line costs what it costs in production.
-    log_to(sys.stderr, "info")
+    log_to(sys.stderr, "info", for_people=False)
     settings = replace(
         ServerSettings(),
         models=(ModelSpec("model", source),),
         port=0,
         admin_port=None,
         access_tokens=(TOKEN,),
+        engine=EngineSettings(max_batch_tokens=budget or None),
     )
+    warm_up_in_turns()
+    began = perf_counter()
     server = RerankServer(settings, loader=loader)
     server.start()
     server.wait_until_loaded()
+    ready = round(perf_counter() - began, 1)
     info = server.registry.models()[0]
-    say(port=server.port, precision=info.precision, budget=info.max_batch_tokens)
+    say(port=server.port, precision=info.precision, budget=info.max_batch_tokens, ready_seconds=ready)
     sys.stdin.read()
     server.stop(5)
+
+
+def command(name: str, *options: str) -> None:
+    """Runs the real command, whose server loads the model "free", or a checkpoint by its name."""
+    from rerank_grpc import cli, reranker
+
+    source = "embedded"
+    if name == "free":
+        loader = free_loader()
+        reranker.ModelLoader = lambda settings: loader  # type: ignore[assignment,attr-defined]
+    else:
+        source = str(checkpoints.checkpoint(name))
+    raise SystemExit(cli.main(["serve", "--model", f"model={source}", *options]))
 
 
 def rest_server(name: str) -> None:
@@ -210,7 +261,7 @@ def rest_server(name: str) -> None:
         rest=RestSettings(port=0),
     )
     server = RerankServer(settings, loader=Kept(settings))
-    beside = rest_beside(settings, server.local_port, server.health)
+    beside = rest_beside(server)
     assert beside is not None
     server.start()
     beside.start()
@@ -243,6 +294,7 @@ def alone(name: str, scale: str = "1", budget: str = "0") -> None:
     """Runs the calls of W4 through the engine without a server; each line on stdin is a number of seconds."""
     from rerank_grpc.config.settings import EngineSettings
     from rerank_grpc.engine.engine import Engine
+    from rerank_grpc.kept import Kept
     from rerank_grpc.registry.warmup import warm_up
     from rerank_grpc.runner.cuda import runner_for
     from rerank_grpc.tokenizer.tokenizer import tokenizer_for
@@ -251,7 +303,8 @@ def alone(name: str, scale: str = "1", budget: str = "0") -> None:
     tokenizer = tokenizer_for(model.card)
     engine = Engine(runner_for(model), EngineSettings(max_batch_tokens=int(budget) or None))
     engine.start()
-    warm_up(engine, tokenizer, model.card)
+    with taking_turns():  # the budget is the one that a server of the same model keeps
+        warm_up(engine, tokenizer, model.card, Kept("budgets"))
     requests = [workloads.request_of(workloads.QUERY, call) for call in concurrent_calls(float(scale))]
     calls = [tokenizer.tokenize(request).sequences for request in requests]
     say(port=0, budget=engine.max_batch_tokens, precision=model.card.precision)
@@ -301,12 +354,13 @@ def main() -> None:
         "model": model_server,
         "rest": rest_server,
         "alone": alone,
+        "command": command,
     }
     kinds[kind](*rest)
 
 
-def model_server(name: str) -> None:
-    serve(str(checkpoints.checkpoint(name)))
+def model_server(name: str, budget: str = "0") -> None:
+    serve(str(checkpoints.checkpoint(name)), budget=int(budget))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ STARTS = 3
 SECONDS = 180  # until a server counts as hung
 READY = "Ctrl-C stops it."  # the last line of what the command says
 RESULTS = Path(__file__).parent / "results" / "starting.json"
-PORTS = ("--port=0", "--admin-port=0", "--rest-port=0")
+PORTS = ("--port=0", "--admin-port=0", "--rest-port=0", "--metrics-port=0", "--log-format=text")
 # The bytes of a weight in memory, and the precision that is asked for.
 MODELS = {"embedded": (4, "fp32"), "base": (2, "bf16")}
 

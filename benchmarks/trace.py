@@ -3,8 +3,9 @@
     python -m benchmarks.trace          both paths, in the order of their steps
     python -m benchmarks.trace --json   the number of calls on each path
 
-A function that is a generator counts each time it goes on. Threads that look
-at a clock (the watchdog's, the one that cancels slow callers) are left out.
+A function that is a generator counts each time it goes on. Left out is all that
+a clock sets off: threads that look at one (the watchdog's, the one that cancels
+slow callers), and the HTTP server, which wakes ten times a second.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ import rerank_grpc
 
 PACKAGE = str(Path(rerank_grpc.__file__).parent) + os.sep
 CLOCKS = ("patience", "watch-", "keep-models", "log")
+TICKING = "HttpServer._serve"  # goes on whenever uvicorn looks whether it shall stop
 QUERY = "How do I reset my password?"
 DOCUMENTS = [
     "Our office is closed on public holidays.",
     "Open Settings and click Forgot password.",
     "Passwords must have twelve characters.",
 ]
-QUIET_SECONDS = 0.2  # after an answer, until what its end sets off has run
+# A call ends on the server after its answer is read. All of it has run once nothing of ours has for so long,
+# which is more than a busy machine keeps a thread waiting.
+QUIET_SECONDS, LONGEST_SECONDS = 0.5, 30
 
 
 class Visit(NamedTuple):
@@ -50,21 +54,32 @@ class Recorder:
     def __init__(self) -> None:
         self._visits: list[Visit] = []
         self._on = False
+        self._latest = time.monotonic()  # the time of the latest visit, recorded or not
         threading.setprofile(self._profile)
 
     @contextmanager
     def recording(self) -> Iterator[list[Visit]]:
-        """Records while a `with` statement runs, and a moment longer."""
+        """Records what a `with` statement sets off, and nothing of a call before it."""
+        self._wait_for_quiet()
         self._visits, self._on = [], True
         yield self._visits
-        time.sleep(QUIET_SECONDS)
+        self._wait_for_quiet()
         self._on = False
+
+    def _wait_for_quiet(self) -> None:
+        end = time.monotonic() + LONGEST_SECONDS
+        while (left := self._latest + QUIET_SECONDS - time.monotonic()) > 0:
+            assert time.monotonic() < end, "functions run without a call: name the clock that calls them"
+            time.sleep(left)
 
     def _profile(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if self._on and event == "call" and code.co_filename.startswith(PACKAGE):
-            thread = threading.current_thread().name
-            if not thread.startswith(CLOCKS):
+        if event != "call" or not code.co_filename.startswith(PACKAGE) or code.co_qualname == TICKING:
+            return
+        thread = threading.current_thread().name
+        if not thread.startswith(CLOCKS):
+            self._latest = time.monotonic()
+            if self._on:
                 self._visits.append(Visit(thread, code.co_filename.removeprefix(PACKAGE), code.co_qualname))
 
 

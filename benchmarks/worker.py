@@ -38,15 +38,17 @@ def rerank_grpc_embedded(path: Path, threads: int, kind: str) -> Score:
     return engine_on(checkpoints.EMBEDDED, threads, kind)
 
 
-def engine_on(source: str, threads: int, kind: str) -> Score:
+def engine_on(source: str, threads: int, kind: str, batch_tokens: int | None = None) -> Score:
+    """Loads a model; its batches have at most so many tokens, or as many as are measured to be fastest."""
     import torch
 
     torch.set_num_threads(threads)
-    from rerank_grpc.config.settings import ModelSpec, ServerSettings
+    from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
     from rerank_grpc.registry.loading import ModelLoader
     from rerank_grpc.types import Call
 
-    settings = ServerSettings(device="cpu", precision=kind)
+    engine = EngineSettings(max_batch_tokens=batch_tokens)
+    settings = ServerSettings(device="cpu", precision=kind, engine=engine)
     loaded = ModelLoader(settings).load(ModelSpec("bench", source), lambda hung: None)
     print(f"budget of {source} in {kind}: {loaded.engine.max_batch_tokens}", file=sys.stderr)
 
@@ -87,7 +89,7 @@ def rerank_grpc_server(path: Path, threads: int, kind: str) -> Score:
     port = free_port()
     start(
         *("-m", "rerank_grpc", "serve", "--model", f"bench={path}", "--device", "cpu", "--precision", kind),
-        *("--port", str(port), "--admin-port", "off", "--rest-port", "off"),
+        *("--port", str(port), "--admin-port", "off", "--rest-port", "off", "--metrics-port", "off"),
         threads=threads,
     )
     client = Client(f"127.0.0.1:{port}")

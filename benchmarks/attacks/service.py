@@ -31,7 +31,8 @@ class Service:
 
     def __init__(self, *arguments: str, command: tuple[str, ...] = COMMAND, **variables: str) -> None:
         self._reading, self._writing = os.pipe()
-        ports = [word for name in ("--port", "--admin-port", "--rest-port") for word in (name, "0")]
+        names = ("--port", "--admin-port", "--rest-port", "--metrics-port")
+        ports = [word for name in names for word in (name, "0")]
         self._process = subprocess.Popen(
             [sys.executable, *command, "serve", *ports, *arguments],
             stdout=subprocess.DEVNULL,

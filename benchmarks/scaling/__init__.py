@@ -1,0 +1,1 @@
+"""Machines and money for a number of documents a second: the tables of docs/scaling.md."""
