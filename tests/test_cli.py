@@ -24,6 +24,7 @@ from rerank_grpc.cli.terminal import Row, Screen, bar, cells, clip, printable, r
 from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.types import ModelInfo, State
 from tests.command import Served, environment, full_pipe, run, served
+from tests.ports import free_port
 from tests.support import wait_for
 
 QUERY = "How do I reset my password?"
@@ -453,6 +454,7 @@ def test_a_call_imports_no_torch():
 # Stopping
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_and_ends_with_0(number):
     server = Served("--grace", "5")
@@ -502,6 +504,7 @@ def hanging_call(target, seconds=10):
     return channel, call, gate
 
 
+@pytest.mark.clock
 def test_a_half_sent_rest_call_does_not_keep_the_server_from_draining():
     import grpc
     from grpc_health.v1 import health_pb2
@@ -541,6 +544,7 @@ def test_a_signal_drains_though_nobody_reads_the_log_any_more():
     assert process.wait(40) == 0
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("second", [False, True])
 def test_a_hung_call_ends_with_the_grace_or_by_a_second_signal(second):
     grace = 10 if second else 2
@@ -562,12 +566,6 @@ def test_a_hung_call_ends_with_the_grace_or_by_a_second_signal(second):
 
 
 # A log that nobody reads
-
-
-def free_port():
-    """Finds a port: a server whose log nobody reads cannot tell its own."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
 
 
 def status_of_health(port):
@@ -596,6 +594,7 @@ def unread(*arguments):
             process.wait()
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize(
     ("arguments", "health"),
     [
@@ -616,6 +615,7 @@ def test_a_log_that_nobody_reads_stops_neither_start_nor_service_nor_end(argumen
         assert time.monotonic() - begin < grace + 2
 
 
+@pytest.mark.clock
 def test_a_call_that_hangs_ends_with_the_grace_though_nobody_reads_the_log():
     port, grace = free_port(), 2
     with unread(*SERVE, "--port", str(port), "--rest-port", "off", "--grace", str(grace)) as process:

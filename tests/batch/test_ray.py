@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import pytest
 from tests.batch.conftest import BLOCK
 from tests.batch.files import arguments, read_lines, variables
 from tests.batch.test_resume import kill_after
+from tests.ports import free_port
 from tests.support import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -22,16 +22,10 @@ ray = pytest.importorskip("ray")
 HEAD = "127.0.0.2"  # Ray takes 127.0.0.1 for the machine's own address
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind((HEAD, 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster of 3 CPUs on this machine; its variables, with RAY_ADDRESS."""
-    folder, port = Path(tempfile.mkdtemp(prefix="ray-")), free_port()  # short: sockets' paths are
+    folder, port = Path(tempfile.mkdtemp(prefix="ray-")), free_port(HEAD)  # short: sockets' paths are
     own = variables() | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -42,7 +36,7 @@ def cluster():
     command += [f"--port={port}", f"--node-ip-address={HEAD}", "--num-cpus=3", f"--temp-dir={folder}"]
     command += ["--include-dashboard=false", "--object-store-memory=200000000"]
     command += [
-        f"--ray-client-server-port={free_port()}",
+        f"--ray-client-server-port={free_port(HEAD)}",
         "--min-worker-port=25000",
         "--max-worker-port=25999",
     ]

@@ -183,6 +183,7 @@ def test_a_flood_of_one_kind_is_a_few_lines_and_a_count(log: logging.Logger, str
     assert " more like this in " in stream.getvalue()
 
 
+@pytest.mark.clock
 def test_nobody_who_logs_or_closes_waits_for_a_reader_that_hangs(hung: Hung):
     handler = BackgroundHandler(hung.write)
     log = logger_of(handler)

@@ -140,6 +140,7 @@ process.drain(drain)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "drains\n")
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("hangs", ["signal.pause", "ctypes.PyDLL(None).pause"])
 def test_the_kernel_ends_a_process_whose_last_words_nobody_reads(hangs):
     # PyDLL keeps the interpreter for itself: no Python code runs any more.

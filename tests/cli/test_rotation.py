@@ -132,6 +132,7 @@ def here(server: command.Served, tokens: Path) -> dict[str, str]:
     return {"RERANK_PORT": server.target.rpartition(":")[2], "RERANK_TOKEN_FILE": str(tokens)}
 
 
+@pytest.mark.clock
 def test_a_new_token_is_accepted_and_the_old_one_refused_under_load_and_health_stays_green(
     tokens: Path, record_property: Callable[[str, object], None]
 ) -> None:

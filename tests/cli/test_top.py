@@ -445,6 +445,7 @@ def serving(answer: Callable[[], str | bytes]) -> Iterator[Endpoint]:
         endpoint.stop()
 
 
+@pytest.mark.clock
 def test_once_prints_plain_text_with_rates():
     metrics = Metrics("bge", "gte")
 
@@ -660,6 +661,7 @@ def test_a_server_that_goes_away_is_waited_for(metrics: Metrics):
         assert not terminal.drawn.wrapped
 
 
+@pytest.mark.clock
 def test_a_server_that_hangs_keeps_no_key_waiting(metrics: Metrics):
     hangs = threading.Event()
 

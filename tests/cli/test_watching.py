@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 import signal
 import socket
@@ -24,6 +23,7 @@ from rerank_grpc.telemetry import families
 from rerank_grpc.telemetry.call_log import log_call
 from rerank_grpc.telemetry.records import BatchRecord
 from tests.command import Served, environment, run, served
+from tests.ports import free_port
 from tests.rest.support import HOST, get, post
 from tests.support import WAIT, wait_for
 from tests.test_cli import hanging_call
@@ -50,14 +50,6 @@ def port_of(url: str) -> int:
     found = re.search(r":(\d+)", url.removeprefix("http://"))
     assert found is not None
     return int(found[1])
-
-
-def free_port() -> int:
-    """Finds a free port below those that servers get who ask for any one: nobody else takes it meanwhile."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
-            return port
-    raise AssertionError("no port is free")
 
 
 def scrape(url: str) -> str:
@@ -276,6 +268,7 @@ def test_a_call_that_the_end_of_the_grace_cuts_off_is_answered_and_told() -> Non
     assert re.search(r"rerank 503 .*reason=shutting_down", said)
 
 
+@pytest.mark.clock
 def test_a_collector_that_hangs_delays_no_end() -> None:
     with socket.create_server((HOST, 0)) as collector:
         endpoint = f"http://{HOST}:{collector.getsockname()[1]}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.command import environment
 from tests.deploy.files import ROOT, tool
+from tests.ports import free_port
 from tests.support import wait_for
 
 HOST = "127.0.0.1"
@@ -17,13 +18,6 @@ NGINX = ROOT / "deploy/nginx/nginx.conf"
 HAPROXY = ROOT / "deploy/haproxy/haproxy.cfg"
 ENVOY = ROOT / "deploy/envoy/envoy.yaml"
 KINDS = ("nginx", "haproxy")
-
-
-def free_port() -> int:
-    """Finds a port that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:

@@ -31,7 +31,7 @@ from tests.deploy.kubernetes import (
     validate,
     violations,
 )
-from tests.deploy.test_prometheus import free_port
+from tests.ports import free_port
 from tests.stubs import HealthStub
 from tests.support import channel_of
 

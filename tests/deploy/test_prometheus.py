@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ import yaml
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.command import environment, served
 from tests.deploy.files import PROMETHEUS, VARIABLES, alerts, expressions, read_yaml, tool
+from tests.ports import free_port
 from tests.support import request_of, stub_of, wait_for
 
 HOST = "127.0.0.1"
@@ -33,13 +33,6 @@ CALLERS = 4
 # A call fills most of the queue, and the next is refused.
 QUEUE_TOKENS = 16_384
 DOCUMENTS, WORDS = 40, 200
-
-
-def free_port() -> int:
-    """Finds a port that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def ask(port: int, path: str, body: str | None = None) -> tuple[int, bytes]:

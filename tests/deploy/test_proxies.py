@@ -27,7 +27,8 @@ from rerank_grpc.wire.status import PUSHBACK_KEY
 from tests.client.scripted_server import ScriptedServer, fail, hang, streamed
 from tests.command import Served
 from tests.deploy.files import read_yaml
-from tests.deploy.proxies import ENVOY, HAPROXY, HOST, KINDS, NGINX, free_port, proxy
+from tests.deploy.proxies import ENVOY, HAPROXY, HOST, KINDS, NGINX, proxy
+from tests.ports import refusing_port
 from tests.stubs import status_code
 from tests.support import HeldRunner, request_of, serving, stub_of, wait_for
 
@@ -206,7 +207,8 @@ def test_a_request_above_the_limit_is_refused_once(kind, tmp_path):
 @BOTH
 def test_without_a_server_a_call_is_unavailable_in_grpcs_own_form(kind, tmp_path):
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(proxy(kind, [free_port()], tmp_path))
+        nobody = stack.enter_context(refusing_port())
+        port = stack.enter_context(proxy(kind, [nobody], tmp_path))
         client = stack.enter_context(Client(f"{HOST}:{port}", retries=0))
         with pytest.raises(ServerUnavailable, match="no server takes the call"):
             client.rerank("query", ["document"], timeout=10)
@@ -278,6 +280,7 @@ def test_no_call_fails_when_one_of_two_servers_is_killed(kind, tmp_path):
     assert outcomes == {"ok": 1_000}
 
 
+@pytest.mark.clock
 @BOTH
 def test_a_server_that_hangs_is_left_and_no_call_fails(kind, tmp_path, monkeypatch):
     """haproxy sees it by its checks; nginx only where its time for a silent call is short."""

@@ -140,6 +140,7 @@ def test_a_full_queue_refuses_a_call_before_it_is_tokenized():
         engine.admit(Call())
 
 
+@pytest.mark.clock
 def test_r6_a_deadline_in_a_long_queue_ends_on_time_and_costs_no_pass():
     runner = HeldRunner()
     with running(runner) as engine:

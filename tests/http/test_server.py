@@ -124,6 +124,7 @@ def test_what_is_no_request_is_answered_as_the_app_writes_errors(sent: bytes) ->
     assert body == b"this is no HTTP request that can be read\n"
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("grace", [0, 20])
 def test_a_call_inside_has_the_grace_and_none_without_one(grace: float) -> None:
     inside, let = threading.Event(), threading.Event()

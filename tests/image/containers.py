@@ -7,7 +7,6 @@ import os
 import resource
 import secrets
 import shutil
-import socket
 import subprocess
 import threading
 import urllib.error
@@ -20,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rerank_grpc.client import Client
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 900.0  # seconds for a start, or a command's run, on a busy machine
@@ -58,14 +58,6 @@ def seldom(condition: Callable[[], bool]) -> None:
             return
         given_up.wait(1)
     raise AssertionError("it never came true")
-
-
-def free_port() -> int:
-    """Finds a port of 127.0.0.1 that nobody has."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -210,6 +210,7 @@ def test_a_kind_in_bf16_scores_almost_as_the_oracle_does(
     assert error(kind, oracles[kind.name], read(kind, "bf16")).root_mean_square <= BF16_BOUND
 
 
+@pytest.mark.clock
 @of_kinds(REFUSED)
 def test_a_kind_is_refused_in_one_line(kind: Kind, read: Read) -> None:
     begun = time.monotonic()

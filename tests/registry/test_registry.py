@@ -156,6 +156,7 @@ def test_no_lock_is_held_while_a_model_loads():
         assert waiting.result(WAIT) == "two"
 
 
+@pytest.mark.clock
 def test_a_caller_without_enough_time_is_told_when_to_come_back():
     loads = Loads()
     with keeping(loads, spec("one"), spec("two", lazy=True)) as registry:

@@ -1,12 +1,12 @@
 """One server with a scripted runner, one with the embedded model, and REST for each."""
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.server.server import RerankServer
+from tests.ports import refusing_port
 from tests.rest.support import rest_server
 from tests.support import CountingRunner, serving
 
@@ -36,8 +36,7 @@ def embedded() -> Iterator[RerankServer]:
 
 
 @pytest.fixture
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def refusing() -> Iterator[int]:
+    """A port that refuses every connection."""
+    with refusing_port() as port:
+        yield port

@@ -390,8 +390,8 @@ def test_the_servers_refusals_keep_code_reason_and_delay(
         assert wait.seconds + wait.nanos / 1e9 == delay
 
 
-def test_a_server_that_is_away_is_unavailable(free_port: int) -> None:
-    with rest_server(free_port) as port:
+def test_a_server_that_is_away_is_unavailable(refusing: int) -> None:
+    with rest_server(refusing) as port:
         for method in ("Rerank", "Health"):
             reply = ask(port, GOOD, method)
             assert "127.0.0.1" not in told(reply, "unavailable")
@@ -453,8 +453,8 @@ def test_a_caller_that_leaves_cancels_its_call() -> None:
         server.stop()
 
 
-def test_another_server_answers_where_one_is_away(scripted: RerankServer, free_port: int) -> None:
-    with rest_server(free_port, scripted.port) as port:
+def test_another_server_answers_where_one_is_away(scripted: RerankServer, refusing: int) -> None:
+    with rest_server(refusing, scripted.port) as port:
         assert [ask(port, GOOD).status for _ in range(4)] == [200] * 4
         assert [ask(port, {}, "Health").status for _ in range(4)] == [200] * 4
 

@@ -316,8 +316,8 @@ def test_an_error_of_the_server_is_recorded_with_its_code_and_reason(
     assert CANARY not in repr(record)
 
 
-def test_a_server_that_is_away_is_recorded(free_port: int) -> None:
-    with told(free_port) as rest:
+def test_a_server_that_is_away_is_recorded(refusing: int) -> None:
+    with told(refusing) as rest:
         assert post(rest.port, "/v1/rerank", BODY, x_request_timeout="20").status == 503
         assert outcome(rest.one()) == ("rerank", "UNAVAILABLE", None, 503)
         assert get(rest.port, "/health").status == 503

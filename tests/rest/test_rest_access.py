@@ -279,7 +279,7 @@ def test_what_callers_log_at_will_has_a_kind(port: int, caplog: pytest.LogCaptur
     assert garbage_line.kind == "uvicorn Invalid HTTP request received."  # type: ignore[attr-defined]
 
 
-def test_nothing_of_a_caller_reaches_the_log(caplog: pytest.LogCaptureFixture, free_port: int) -> None:
+def test_nothing_of_a_caller_reaches_the_log(caplog: pytest.LogCaptureFixture, refusing: int) -> None:
     caplog.set_level(logging.DEBUG)
     settings = replace(ServerSettings(), access_tokens=TOKENS)
     canary = "CANARY"
@@ -295,7 +295,7 @@ def test_nothing_of_a_caller_reaches_the_log(caplog: pytest.LogCaptureFixture, f
     with (
         serving(settings, runner=CountingRunner()) as server,
         rest_server(server.port) as good,
-        rest_server(free_port) as away,
+        rest_server(refusing) as away,
     ):
         for port in (good, away):
             for one in bodies:

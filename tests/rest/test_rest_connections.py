@@ -208,6 +208,7 @@ def test_too_large_a_body_is_413_before_it_is_read(port: int, chunked: bool) -> 
     assert post(port, "/v1/rerank", BODY).status == 200
 
 
+@pytest.mark.clock
 def test_200_slow_callers_lose_their_sockets_and_take_nobodys_time(port: int) -> None:
     def one() -> float:
         begin = time.monotonic()

@@ -166,8 +166,8 @@ def test_a_body_in_another_encoding_is_415(port: int) -> None:
     check_shape(reply)
 
 
-def test_without_a_server_it_is_503_and_says_when_to_come_back(free_port: int) -> None:
-    with rest_server(free_port) as port:
+def test_without_a_server_it_is_503_and_says_when_to_come_back(refusing: int) -> None:
+    with rest_server(refusing) as port:
         for reply in (post(port, "/v1/rerank", GOOD), get(port, "/health"), get(port, "/")):
             assert reply.status == 503
             assert reply.headers["retry-after"] == "1"

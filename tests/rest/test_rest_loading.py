@@ -110,9 +110,9 @@ def test_health_is_whether_a_call_would_be_answered(
 
 
 @pytest.mark.parametrize("tokens", [(), ("token",)])
-def test_in_the_servers_own_process_probes_need_no_call(free_port: int, tokens: tuple[str, ...]) -> None:
+def test_in_the_servers_own_process_probes_need_no_call(refusing: int, tokens: tuple[str, ...]) -> None:
     told = [Health("m", State.READY, "1", serving=True), Health("m", State.FAILED, "1")]
-    settings = RestSettings(host=HOST, port=0, targets=(f"{HOST}:{free_port}",))
+    settings = RestSettings(host=HOST, port=0, targets=(f"{HOST}:{refusing}",))
     server = RestServer(settings, lambda: told[0], access=AccessList(tokens))
     server.start()
     try:

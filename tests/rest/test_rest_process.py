@@ -95,6 +95,7 @@ def test_brackets_without_end_are_refused_before_they_are_read(alone: Process) -
     assert alone.peak_kib() - before <= 30_000
 
 
+@pytest.mark.clock
 def test_more_idle_callers_than_it_has_files_lock_nobody_out(scripted: RerankServer) -> None:
     process = Process(f"{HOST}:{scripted.port}", files=512)
     try:

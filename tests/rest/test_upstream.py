@@ -50,6 +50,7 @@ def read(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
+@pytest.mark.clock
 def test_200_calls_in_progress_keep_no_probe_and_no_further_call_waiting(
     held: tuple[HeldRunner, RerankServer],  # noqa: F811
 ) -> None:

@@ -47,6 +47,7 @@ for thread in threads:
 STORM_SECONDS = 5
 
 
+@pytest.mark.clock
 def test_calls_of_all_models_share_one_gate():
     models = tuple(ModelSpec(name, "test") for name in ("one", "two", "three", "four"))
     runner = HeldRunner()
@@ -93,6 +94,7 @@ def test_text_beyond_what_may_be_inside_is_refused_with_a_delay(monkeypatch: pyt
         assert inside.result(WAIT).results
 
 
+@pytest.mark.clock
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads a process's memory from /proc")
 def test_a_storm_of_cancelled_large_calls_costs_little_memory_and_delays_nobody_for_long():
     with command.served() as server, Client(server.target, retries=0, timeout=WAIT) as client:

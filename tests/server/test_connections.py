@@ -33,6 +33,7 @@ def is_open(connection: socket.socket) -> bool:
     return False
 
 
+@pytest.mark.clock
 def test_two_thousand_connections_that_say_nothing_keep_nobody_out():
     with serving(runner=CountingRunner()) as server, silent(server.port, 2_000):
         assert check(server.port) < 1
@@ -40,6 +41,7 @@ def test_two_thousand_connections_that_say_nothing_keep_nobody_out():
         assert rerank(server.port) < 1
 
 
+@pytest.mark.clock
 def test_a_port_takes_only_so_many_connections_and_drops_those_that_say_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):

@@ -92,6 +92,7 @@ def test_r18_health_turns_to_not_serving_when_the_device_thread_dies():
         assert stub.ListModels(pb.ListModelsRequest()).models[0].state == pb.MODEL_STATE_FAILED
 
 
+@pytest.mark.clock
 def test_r5_health_is_answered_while_the_service_is_saturated():
     runner = HeldRunner()
     settings = replace(ServerSettings(), max_calls=16)
@@ -132,6 +133,7 @@ def hold(channel: grpc.Channel, method: str) -> Any:
     return call
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize(
     "method",
     [
@@ -177,6 +179,7 @@ def test_idle_reflection_streams_do_not_starve_reflection_on_another_connection(
 WATCH = "/grpc.health.v1.Health/Watch"
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("tokens", [(), ("t0p",)], ids=["open", "with tokens"])
 def test_watchers_that_read_nothing_silence_no_probe_and_no_change(tokens: tuple[str, ...]):
     settings = replace(ServerSettings(), access_tokens=tokens)

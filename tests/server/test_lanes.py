@@ -35,6 +35,7 @@ def test_a_pool_runs_what_it_was_given_though_no_thread_can_be_started(no_thread
     assert sorted(ran) == list(range(21))
 
 
+@pytest.mark.clock
 def test_a_server_that_could_start_no_thread_for_a_while_serves_on(no_threads: threading.Event):
     with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
         stub = HealthStub(channel)

@@ -127,6 +127,7 @@ def test_a_caller_finds_a_model_by_the_directory_that_it_was_configured_with(
         assert path not in str(details_of(caught.value))
 
 
+@pytest.mark.clock
 def test_two_models_share_the_device_without_starving_each_other(directories: dict[str, Path]) -> None:
     texts = checkpoints.texts()[:400]
     with serving_models(directories) as server, stub_of(server.port) as stub:

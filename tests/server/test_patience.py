@@ -247,6 +247,7 @@ def rerank(port: int | None, number: int = 0) -> float:
     return time.monotonic() - started
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("method", [CHECK, RERANK])
 def test_calls_without_a_body_keep_no_probe_and_no_call_out(method: str):
     with server_of() as server, raw_connections(server.port, 8) as connections:
@@ -259,6 +260,7 @@ def test_calls_without_a_body_keep_no_probe_and_no_call_out(method: str):
         assert max(rerank(server.port, n) for n in range(10)) < 1
 
 
+@pytest.mark.clock
 def test_calls_without_a_body_on_the_admin_port_keep_no_probe_out():
     with server_of() as server, raw_connections(server.admin_port, 8) as connections:
         for connection in connections:
@@ -267,6 +269,7 @@ def test_calls_without_a_body_on_the_admin_port_keep_no_probe_out():
         assert max(check(server.admin_port) for _ in range(20)) < 1
 
 
+@pytest.mark.clock
 def test_requests_that_stop_half_way_are_given_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(patience, "HOG_SPARED_SECONDS", 0.0)
     with server_of() as server, raw_connections(server.port, 1) as (connection,):
@@ -313,6 +316,7 @@ def test_a_request_that_comes_slowly_is_served_beside_a_flood_of_empty_calls(mon
         assert loaded_in(server).engine.counts.batches == 1
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("method", [STREAM])
 def test_streams_that_nobody_reads_keep_no_call_out_and_end(method: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lanes, "READER_SECONDS", 0.5)
@@ -333,6 +337,7 @@ def test_streams_that_nobody_reads_keep_no_call_out_and_end(method: str, monkeyp
             assert len(list(stub.StreamRerank(request, timeout=WAIT))) == 2
 
 
+@pytest.mark.clock
 def test_answers_that_nobody_reads_are_thrown_away(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lanes, "READER_SECONDS", 0.5)
     request = request_of("q", "word " * 20_000, return_documents=True).SerializeToString()
@@ -345,6 +350,7 @@ def test_answers_that_nobody_reads_are_thrown_away(monkeypatch: pytest.MonkeyPat
         assert rerank(server.port) < 5
 
 
+@pytest.mark.clock
 def test_idle_reflection_streams_end(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(probes, "QUESTION_SECONDS", 0.5)
     with server_of() as server, raw_connections(server.port, 2) as connections:

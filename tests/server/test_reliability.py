@@ -172,6 +172,7 @@ def late_call() -> tuple[float, int]:
         return seconds, runner.sequences - 2
 
 
+@pytest.mark.clock
 def test_r6_a_deadline_behind_a_long_queue_ends_on_time_and_costs_no_pass():
     seconds, passes = late_call()
     assert seconds < 0.4
@@ -222,6 +223,7 @@ def passes_of_cancelled(count: int) -> tuple[int, float]:
         return runner.sequences - 2, median(took)
 
 
+@pytest.mark.clock
 def test_r7_calls_cancelled_while_queued_cost_no_pass_and_free_their_room():
     passes, seconds = passes_of_cancelled(100)
     assert passes == 0

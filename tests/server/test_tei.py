@@ -496,6 +496,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_grpc.server.methods.BYTES_PER_SECOND", 1 << 40)
 
 
+@pytest.mark.clock
 @pytest.mark.usefixtures("impatient")
 def test_a_stream_whose_sender_withholds_is_ended():
     with scripted() as (server, stub):
@@ -507,6 +508,7 @@ def test_a_stream_whose_sender_withholds_is_ended():
         assert rerank(server.port) < 5
 
 
+@pytest.mark.clock
 @pytest.mark.usefixtures("impatient")
 def test_a_stream_whose_sender_drips_has_no_more_time_than_one_request():
     with scripted() as (server, stub):
@@ -520,6 +522,7 @@ def test_a_stream_whose_sender_drips_has_no_more_time_than_one_request():
         wait_for(lambda: server._lanes[0].idle)
 
 
+@pytest.mark.clock
 def test_a_sender_that_takes_its_time_is_served():
     with scripted() as (server, stub):
         sender, requests = Sender(stub.RerankStream), waiting_of(server, "a request (rerank)")
@@ -565,6 +568,7 @@ def test_pairs_end_with_the_time_of_a_stream(monkeypatch: pytest.MonkeyPatch):
         wait_for(lambda: all(lane.idle for lane in server._lanes))
 
 
+@pytest.mark.clock
 def test_all_pairs_of_a_stream_have_the_deadline_of_one_call(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.5))
     pairs = (pair("q", f"text {number}") for number in count())
@@ -604,6 +608,7 @@ def test_the_texts_of_all_queries_are_inside_while_one_is_scored(monkeypatch: py
         assert server.reranker.gate.calls == 0
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("method", [RERANK_STREAM, PAIR_STREAM])
 def test_senders_that_withhold_keep_no_call_out(method: str):
     with scripted() as (server, stub), raw_connections(server.port, 6) as connections:

@@ -326,6 +326,7 @@ def test_a_caller_without_a_token_makes_no_span():
 # A collector that is away
 
 
+@pytest.mark.clock
 def test_a_collector_that_is_away_costs_no_call_anything_and_the_log_one_line(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -390,6 +391,7 @@ def test_a_collector_that_comes_back_gets_spans_and_a_line(
     assert len(warnings_of(caplog)) == 1
 
 
+@pytest.mark.clock
 def test_a_collector_that_never_answers_holds_up_the_end_for_no_longer_than_it_may(
     caplog: pytest.LogCaptureFixture,
 ):
@@ -617,6 +619,7 @@ def test_a_state_of_another_form_is_left_out_and_not_logged(caplog: pytest.LogCa
     assert CANARY not in caplog.text
 
 
+@pytest.mark.clock
 def test_the_clock_tells_the_time_of_day_and_never_takes_two_moments_for_another_order():
     clock = WallClock()
     before = time.time_ns()

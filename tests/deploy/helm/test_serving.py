@@ -17,7 +17,7 @@ from tests import hub, random_models
 from tests.command import Served, run
 from tests.deploy.helm.common import PROBES, TOKEN
 from tests.deploy.kubernetes import Object, environment_of, pod_of, render, server_of, values_of
-from tests.deploy.test_prometheus import free_port
+from tests.ports import free_port
 from tests.stubs import HealthStub
 from tests.support import channel_of, request_of, stub_of
 
