@@ -9,9 +9,6 @@ from collections.abc import Iterator
 
 # Above the ports of Ray's workers, below those that the kernel gives to a socket that asks for any one.
 LOWEST, HIGHEST = 26_000, 32_000
-    26_000,
-    32_000,
-)  # above Ray's workers, below those that the kernel gives to a socket that asks for any one
 
 
 def free_port(host: str = "127.0.0.1") -> int:
