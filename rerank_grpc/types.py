@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
+from rerank_grpc.callers import ANYONE, Caller
 from rerank_grpc.errors import Cancelled, DeadlineExceeded
 
 
@@ -222,15 +223,16 @@ class Timeline:
 
 
 class Call:
-    """A request's deadline, in seconds of time.monotonic, and its cancellation.
+    """A request's deadline, in seconds of time.monotonic, its cancellation, and who has sent it.
 
     Any thread may cancel a call, a gRPC callback too: nothing here takes a lock.
     """
 
-    __slots__ = ("_callbacks", "_cancelled", "deadline", "timelines")
+    __slots__ = ("_callbacks", "_cancelled", "caller", "deadline", "timelines")
 
     def __init__(self, deadline: float = math.inf) -> None:
         self.deadline = deadline
+        self.caller: Caller = ANYONE
         self.timelines: list[Timeline] = []  # of its requests that have entered, in their order
         self._cancelled = False
         self._callbacks: list[Callable[[], None]] = []

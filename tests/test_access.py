@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.access import AccessList, SentToken, TokenFile, split_bearer, tokens_of
+from rerank_grpc.access.accepted import AccessList
+from rerank_grpc.access.tokens import SentToken, TokenFile, split_bearer, tokens_of
 from rerank_grpc.files.watched import WatchedFile
 
 TOKENS = ("first-token", "second-token")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc import config
-from rerank_grpc.access import TokenFile
+from rerank_grpc.access.tokens import TokenFile
 from rerank_grpc.config.options import CLIENT_OPTIONS, REST_OPTIONS, SERVER_OPTIONS, OptionError
 from rerank_grpc.config.reading import read_client_settings, read_rest_settings, read_settings
 from rerank_grpc.config.settings import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from rerank_grpc.access import BAD_TOKEN, TOKEN, TokenFile, tokens_of
+from rerank_grpc.access.tokens import BAD_TOKEN, TOKEN, TokenFile, tokens_of
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rerank_grpc.access import TokenFile
+from rerank_grpc.access.tokens import TokenFile
 
 DEFAULT_PORT = 50_051  # of a gRPC server, for those who serve and those who call
 # Every precision, and the type that activations have in it, as torch names it; with int8 only the products of

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rerank_grpc import __version__
-from rerank_grpc.access import AccessList
+from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.config.allowance import provide_threads
 from rerank_grpc.config.reading import read_settings
 from rerank_grpc.config.settings import ServerSettings, token_count
@@ -27,12 +27,12 @@ from rerank_grpc.ray.calls import Aborted, ReplicaContext, ReplyBytes, StreamedR
 from rerank_grpc.ray.ingress import methods
 from rerank_grpc.registry.loading import Loader
 from rerank_grpc.reranker import build_reranker
+from rerank_grpc.server.guard import Edge, Guard
 from rerank_grpc.server.interceptors import AccessInterceptor
 from rerank_grpc.server.lanes import Handler
 from rerank_grpc.server.patience import Patience
 from rerank_grpc.server.probes.health import (
     HEALTH_SERVICE,
-    REFLECTION_SERVICES,
     HealthService,
     reflection_services,
 )
@@ -78,24 +78,25 @@ class RerankReplica:
         if not token_count(settings):
             log.warning("any caller is served: set RERANK_TOKENS where Ray is started, or token-file")
         self._hung = self._leaving = False
-        sinks = (log_call,)
+        self._edge = _edge(settings)
         self._patience = Patience()
         self._patience.start()
         self._reranker = build_reranker(settings, loader, on_hang=self._on_hang)
         self._registry = self._reranker.registry
         services = call_services(
-            self._reranker, self._patience, lambda: self._leaving, sinks, max_calls=settings.max_calls
+            self._reranker, self._patience, lambda: self._leaving, self._edge, max_calls=settings.max_calls
         )
         names = [service.name for service in services]
         health = HealthService(names, lambda: self._registry.serving)
-        services.append(health.service(self._patience, sinks, "main"))
-        services += reflection_services([*names, HEALTH_SERVICE], self._patience, sinks, "main")
+        services.append(health.service(self._patience, self._edge, "main"))
+        services += reflection_services([*names, HEALTH_SERVICE], self._patience, self._edge, "main")
         self._handlers = {
             f"/{service.name}/{method}": handler
             for service in services
             for method, handler in service.handlers.items()
         }
-        self._access = _access(settings, dict(pair for service in services for pair in service.methods()))
+        names_of = dict(pair for service in services for pair in service.methods())
+        self._access = AccessInterceptor(self._edge, names_of) if self._edge.guard else None
         self._busy, self._measured = 0.0, monotonic()
         self._registry.start()
         self._registry.wait_until_loaded()
@@ -241,13 +242,12 @@ def _check_release(release: str) -> None:
         )
 
 
-def _access(settings: ServerSettings, names: Mapping[str, str]) -> AccessInterceptor | None:
+def _edge(settings: ServerSettings) -> Edge:
     if not token_count(settings):
-        return None
+        return Edge((log_call,))
     accepted = AccessList(settings.access_tokens, settings.token_file)
     accepted.watch()
-    public = [HEALTH_SERVICE, *(REFLECTION_SERVICES if settings.reflection == "open" else ())]
-    return AccessInterceptor(accepted, public=public, sinks=(log_call,), methods=names)
+    return Edge((log_call,), Guard(accepted, open_reflection=settings.reflection == "open"))
 
 
 class FieldsFormatter(logging.Formatter):

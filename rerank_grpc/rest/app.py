@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rerank_grpc.access import AccessList
+from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.config.allowance import scaled
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.http.errors import HttpError

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from rerank_grpc.access import AccessList
+from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import DeadlineExceeded, InvalidRequest
 from rerank_grpc.http.errors import HttpError

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from rerank_grpc import __version__
-from rerank_grpc.access import AccessList
+from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Unauthenticated, UnknownModel
 from rerank_grpc.limits import LIMITS

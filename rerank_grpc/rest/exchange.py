@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rerank_grpc.access import TOKEN, AccessList, split_bearer
+from rerank_grpc.access.accepted import AccessList
+from rerank_grpc.access.tokens import TOKEN, split_bearer
 from rerank_grpc.errors import (
     Cancelled,
     InvalidRequest,

@@ -8,7 +8,8 @@ from functools import partial
 
 import orjson
 
-from rerank_grpc.access import AccessList, SentToken
+from rerank_grpc.access.accepted import AccessList
+from rerank_grpc.access.tokens import SentToken
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.http.errors import HttpError
 from rerank_grpc.http.server import HttpServer

@@ -10,7 +10,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Concatenate, ParamSpec
 
-from rerank_grpc.access import SentToken
+from rerank_grpc.access.tokens import SentToken
 from rerank_grpc.client import AsyncClient, ServerUnavailable, UnexpectedStatus
 from rerank_grpc.errors import (
     InvalidRequest,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from uuid import uuid4
@@ -11,15 +11,16 @@ import grpc
 
 from rerank_grpc.errors import InternalError, InvalidRequest, Reason, RerankError, describe
 from rerank_grpc.limits import LIMITS
+from rerank_grpc.server.guard import Edge
 from rerank_grpc.telemetry.ids import CallIds
-from rerank_grpc.telemetry.records import CallRecord, Sink, deliver, log, protocol_of
+from rerank_grpc.telemetry.records import CallRecord, deliver, log, protocol_of
 from rerank_grpc.types import Call
 from rerank_grpc.wire import status
 
 
 @contextmanager
-def answering(context: grpc.ServicerContext, method: str, sinks: Sequence[Sink]) -> Iterator[CallRecord]:
-    """Runs a handler's body, which completes the yielded record; the sinks get it at the end.
+def answering(context: grpc.ServicerContext, method: str, edge: Edge) -> Iterator[CallRecord]:
+    """Runs a handler's body, which completes the yielded record; the edge's sinks get it at the end.
 
     A RerankError becomes its status, any other exception INTERNAL with a fixed
     text: its own may quote the query. The log has only its class and place.
@@ -28,7 +29,7 @@ def answering(context: grpc.ServicerContext, method: str, sinks: Sequence[Sink])
     ids = CallIds.read(dict(reversed(context.invocation_metadata() or ())))
     if not ids.request_id:
         ids = ids._replace(request_id=uuid4().hex)
-    record = CallRecord(method, ids, protocol_of(method))
+    record = CallRecord(method, ids, protocol_of(method), caller=edge.caller_of(context))
     failure: RerankError | None = None
     try:
         yield record
@@ -42,7 +43,7 @@ def answering(context: grpc.ServicerContext, method: str, sinks: Sequence[Sink])
     if failure is not None:
         record.code, record.reason = status.CODES[type(failure)].name, failure.reason
     record.seconds = monotonic() - record.started
-    deliver(record, sinks)
+    deliver(record, edge.sinks)
     if failure is not None:
         # The frames refer to the failure and to the request, which would stay until a full collection.
         abort(context, failure.with_traceback(None))
@@ -76,7 +77,7 @@ def call_of(context: grpc.ServicerContext, record: CallRecord | None = None) -> 
     remaining, longest = context.time_remaining(), LIMITS.deadline_seconds
     call = Call(monotonic() + (longest if remaining is None else min(remaining, longest)))
     if record is not None:
-        call.timelines = record.timelines
+        call.timelines, call.caller = record.timelines, record.caller
     if not context.add_callback(call.cancel):
         call.cancel()
     return call

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import grpc
 
-from rerank_grpc.access import AccessList, split_bearer
-from rerank_grpc.errors import Unauthenticated
+from rerank_grpc.errors import PermissionDenied, RerankError, Unauthenticated
+from rerank_grpc.server.guard import UNKNOWN_METHOD, Edge
 from rerank_grpc.server.handler import answering
 from rerank_grpc.server.lanes import Handler, Pool, on_pool
-from rerank_grpc.telemetry.records import Sink
-
-MISSING = "send a token as metadata: authorization: Bearer TOKEN"
-TWICE = "send one authorization, not several"
-WRONG = "the token is wrong, or not of the form: Bearer TOKEN"
-UNKNOWN_METHOD = "other"
 
 
 class Observer(grpc.ServerInterceptor):
@@ -28,62 +22,47 @@ class Observer(grpc.ServerInterceptor):
 
 
 class AccessInterceptor(grpc.ServerInterceptor):
-    """Lets calls with an accepted Bearer token in; services named in `public` need none.
+    """Refuses calls that may not be answered, before they wait for a thread.
 
-    It runs on grpcio's serving thread: no I/O and no lock. The `sinks` get the record of each refusal on
+    It runs on grpcio's serving thread: no I/O and no lock. The sinks get the record of each refusal on
     another thread, by the name that `methods` has for the call's path; other paths are UNKNOWN_METHOD.
     """
 
-    def __init__(
-        self,
-        accepted: AccessList,
-        *,
-        public: Iterable[str],
-        sinks: Sequence[Sink] = (),
-        methods: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, edge: Edge, methods: Mapping[str, str]) -> None:
+        assert edge.guard is not None
         # Refusals have threads of their own and wait behind no call that was let in.
         self._pool = Pool(8, "deny")
-        self._sinks = sinks
-        self._methods = {} if methods is None else methods
+        self._edge = edge
+        self._guard = edge.guard
+        self._methods = methods
         self._denials: dict[tuple[str, str], Handler] = {}
-        self._accepted = accepted
-        self._public = tuple(f"/{service}/" for service in public)
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Passes the call on, or answers it with UNAUTHENTICATED."""
-        if handler_call_details.method.startswith(self._public):
-            return continuation(handler_call_details)
-        metadata = handler_call_details.invocation_metadata or ()
-        values = [value for key, value in metadata if key == "authorization"]
-        if len(values) != 1:
-            return self._denial(handler_call_details.method, TWICE if values else MISSING)
-        if not self._accepts(values[0]):
-            return self._denial(handler_call_details.method, WRONG)
+        """Passes the call on, or answers it with UNAUTHENTICATED or PERMISSION_DENIED."""
+        method = self._methods.get(handler_call_details.method, UNKNOWN_METHOD)
+        try:
+            self._guard.admit(method, handler_call_details.invocation_metadata)
+        except (Unauthenticated, PermissionDenied) as error:
+            return self._denial(method, error)
         return continuation(handler_call_details)
 
-    def _accepts(self, value: str | bytes) -> bool:
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        before, scheme, token = split_bearer(text)
-        return bool(scheme) and not before and token in self._accepted
-
-    def _denial(self, path: str, message: str) -> Handler:
+    def _denial(self, method: str, error: RerankError) -> Handler:
         """Finds the handler that refuses a call, one for each method and message."""
-        key = self._methods.get(path, UNKNOWN_METHOD), message
+        key = method, error.message
         if key not in self._denials:
-            self._denials[key] = self._make_denial(*key)
+            self._denials[key] = self._make_denial(method, error.with_traceback(None))
         return self._denials[key]
 
-    def _make_denial(self, method: str, message: str) -> Handler:
+    def _make_denial(self, method: str, error: RerankError) -> Handler:
         """Makes a handler that refuses, a stream's: grpcio runs it without waiting for a message."""
 
         def deny(_requests: Any, context: grpc.ServicerContext) -> NoReturn:
-            with answering(context, method, self._sinks):
-                raise Unauthenticated(message)
+            with answering(context, method, self._edge):
+                raise error
             raise AssertionError("answering returned")
 
         return grpc.stream_stream_rpc_method_handler(on_pool(deny, self._pool))

@@ -19,11 +19,11 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from rerank_grpc.config.allowance import scaled
-from rerank_grpc.errors import Cancelled, InvalidRequest, RerankError
+from rerank_grpc.errors import Cancelled, InvalidRequest, PermissionDenied, RerankError, Unauthenticated
 from rerank_grpc.limits import ANSWER_BYTES
+from rerank_grpc.server.guard import Edge
 from rerank_grpc.server.handler import answering
 from rerank_grpc.server.patience import Patience, Waiting
-from rerank_grpc.telemetry.records import Sink
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Lane:
         self,
         name: str,
         patience: Patience,
-        sinks: Sequence[Sink],
+        edge: Edge,
         *,
         threads: int = SMALL_THREADS,
         seconds: float = REQUEST_SECONDS,
@@ -101,7 +101,7 @@ class Lane:
         stopping server cuts the wait for a request to `drain_seconds`, and with `drains_readers` that for a
         reader too.
         """
-        self._sinks = sinks
+        self._edge = edge
         self._pool = Pool(threads, name)
         backlog = partial(_crowd, self._pool, capacity)
         self._requests = Waiting(f"a request ({name})", seconds, capacity=capacity, backlog=backlog)
@@ -121,9 +121,14 @@ class Lane:
         """Whether no call is inside and no answer is on its way."""
         return not (self._inside or self._pool.backlog() or len(self._readers))
 
-    def _enter(self, context: grpc.ServicerContext) -> None:
+    def _enter(self, method: str, context: grpc.ServicerContext) -> None:
+        """Counts a call in; records and ends one that may not be answered."""
         self._inside.add(context)
         self.last_call = monotonic()
+        try:
+            self._edge.admit(method, context)
+        except (Unauthenticated, PermissionDenied) as error:
+            self._refuse(method, error, context, self.last_call)
 
     def begin_drain(self) -> None:
         """Shortens the wait for callers, because the server is stopping."""
@@ -135,8 +140,8 @@ class Lane:
         """Makes the handler of a method with one answer; `behaviour` takes a request and its context."""
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            self._enter(context)
             try:
+                self._enter(method, context)
                 request = self._request(method, requests, context, parse)
                 return self._readers.send_last(behaviour(request, context).SerializeToString(), context)
             finally:
@@ -154,9 +159,9 @@ class Lane:
         """
 
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            self._enter(context)
             started = monotonic()
             try:
+                self._enter(method, context)
                 received = self._requests.receive_all(requests, context)
                 try:
                     gathered = _gather(received, parse, most, most_bytes)
@@ -178,7 +183,7 @@ class Lane:
             self._streams.begin(context)
             return behaviour(request, context)
 
-        return self._sending(answers)
+        return self._sending(method, answers)
 
     def conversation(self, method: str, behaviour: Callable[..., Iterator[Message]], parse: Parse) -> Handler:
         """Makes the handler of a method with many requests and answers; the wait for each is bounded."""
@@ -188,12 +193,14 @@ class Lane:
             while (data := self._message(method, requests, context)) is not None:
                 yield self._parsed(method, data, context, parse, monotonic())
 
-        return self._sending(lambda requests, context: behaviour(received(requests, context), context))
+        return self._sending(
+            method, lambda requests, context: behaviour(received(requests, context), context)
+        )
 
-    def _sending(self, answers: Callable[..., Iterator[Message]]) -> Handler:
+    def _sending(self, method: str, answers: Callable[..., Iterator[Message]]) -> Handler:
         def run(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            self._enter(context)
             try:
+                self._enter(method, context)
                 messages = map(methodcaller("SerializeToString"), answers(requests, context))
                 yield from self._readers.send(messages, context)
             finally:
@@ -235,7 +242,7 @@ class Lane:
         self, method: str, error: RerankError, context: grpc.ServicerContext, started: float
     ) -> NoReturn:
         """Records and ends a call that has no handler yet; `started` is the beginning of the wait for it."""
-        with answering(context, method, self._sinks) as record:
+        with answering(context, method, self._edge) as record:
             record.started = started
             raise error
         raise AssertionError("answering returned")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from google.protobuf.message import Message
 
 from rerank_grpc.limits import LIMITS, too_many_documents
+from rerank_grpc.server.guard import Edge
 from rerank_grpc.server.lanes import READER_SECONDS, REQUEST_SECONDS, Lane, Parse, Service, parser
 from rerank_grpc.server.patience import BYTES_PER_SECOND, Patience
-from rerank_grpc.telemetry.records import Sink
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 
@@ -47,7 +46,7 @@ class CallLanes(NamedTuple):
     probes: Lane
 
 
-def call_lanes(patience: Patience, sinks: Sequence[Sink], *, calls: int) -> CallLanes:
+def call_lanes(patience: Patience, edge: Edge, *, calls: int) -> CallLanes:
     """Makes the lanes of a server that admits at most `calls` calls at once."""
     capacity = max(calls, TEXTS_CAPACITY)
 
@@ -55,7 +54,7 @@ def call_lanes(patience: Patience, sinks: Sequence[Sink], *, calls: int) -> Call
         return Lane(
             name,
             patience,
-            sinks,
+            edge,
             # Calls inside, calls in the lobby, calls that wait for their request, and readers of streams.
             threads=calls + calls // 2 + 2 * capacity + SPARE_THREADS,
             seconds=REQUEST_SECONDS + LIMITS.message_bytes / BYTES_PER_SECOND,
@@ -66,7 +65,7 @@ def call_lanes(patience: Patience, sinks: Sequence[Sink], *, calls: int) -> Call
             drains_readers=False,
         )
 
-    probes = Lane("probe", patience, sinks, capacity=PROBES_CAPACITY, threads=2 * PROBES_CAPACITY)
+    probes = Lane("probe", patience, edge, capacity=PROBES_CAPACITY, threads=2 * PROBES_CAPACITY)
     return CallLanes(lane("rerank"), lane("stream"), probes)
 
 
@@ -87,10 +86,10 @@ def rerank_service(servicer: rerank_pb2_grpc.RerankServiceServicer, lanes: CallL
 
 
 def admin_service(
-    servicer: rerank_pb2_grpc.ModelAdminServiceServicer, patience: Patience, sinks: Sequence[Sink]
+    servicer: rerank_pb2_grpc.ModelAdminServiceServicer, patience: Patience, edge: Edge
 ) -> Service:
     """Makes ModelAdminService; a call holds a thread until its model has moved."""
-    lane = Lane("admin", patience, sinks, threads=ADMIN_THREADS)
+    lane = Lane("admin", patience, edge, threads=ADMIN_THREADS)
     handlers = {
         "LoadModel": lane.unary("LoadModel", servicer.LoadModel, parser(pb.LoadModelRequest)),
         "UnloadModel": lane.unary("UnloadModel", servicer.UnloadModel, parser(pb.UnloadModelRequest)),

@@ -9,13 +9,14 @@ from time import monotonic
 
 import grpc
 
-from rerank_grpc.access import AccessList
+from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.config import files
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry.loading import Loader
 from rerank_grpc.reranker import Reranker, build_reranker
+from rerank_grpc.server.guard import Edge, Guard
 from rerank_grpc.server.interceptors import AccessInterceptor, Observer
 from rerank_grpc.server.kserve.service import KServeServicer, kserve_service
 from rerank_grpc.server.lanes import Lane, Service
@@ -24,7 +25,6 @@ from rerank_grpc.server.patience import Patience
 from rerank_grpc.server.probes.channelz import channelz_service
 from rerank_grpc.server.probes.health import (
     HEALTH_SERVICE,
-    REFLECTION_SERVICES,
     HealthService,
     reflection_services,
 )
@@ -68,7 +68,8 @@ class RerankServer:
     ) -> None:
         self.settings = settings
         self.access = AccessList(settings.access_tokens, settings.token_file)
-        self._sinks = sinks
+        guard = Guard(self.access, open_reflection=settings.reflection == "open") if self.access else None
+        self._edge = Edge(sinks, guard)
         self._observers = interceptors
         self._patience = Patience()
         self._leaving = False
@@ -84,7 +85,7 @@ class RerankServer:
         streams = 2 * max(settings.max_calls, LEAST_STREAMS)
         self._main = self._build(streams=streams, connections=MOST_CONNECTIONS)
         services = call_services(
-            self.reranker, self._patience, lambda: self._leaving, sinks, max_calls=settings.max_calls
+            self.reranker, self._patience, lambda: self._leaving, self._edge, max_calls=settings.max_calls
         )
         self._lanes = self._register(self._main, services, "main")
         self.port = _bind(self._main, settings.host, settings.port, "--port")
@@ -164,9 +165,9 @@ class RerankServer:
         if settings.admin_port is None:
             return None, None
         server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
-        servicer = ModelAdminServicer(self.registry, self._sinks)
-        own = [admin_service(servicer, self._patience, self._sinks)]
-        own.append(channelz_service(self._patience, self._sinks))
+        servicer = ModelAdminServicer(self.registry, self._edge)
+        own = [admin_service(servicer, self._patience, self._edge)]
+        own.append(channelz_service(self._patience, self._edge))
         self._register(server, own, "admin")
         return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
 
@@ -174,11 +175,8 @@ class RerankServer:
         """Makes a server without services; where tokens are set, all but its public ones needs one."""
         settings = self.settings
         interceptors: list[grpc.ServerInterceptor] = [*self._observers]
-        if self.access:
-            public = [HEALTH_SERVICE, *(REFLECTION_SERVICES if settings.reflection == "open" else ())]
-            interceptors.append(
-                AccessInterceptor(self.access, public=public, sinks=self._sinks, methods=self._methods)
-            )
+        if self._edge.guard is not None:
+            interceptors.append(AccessInterceptor(self._edge, self._methods))
         # Every method runs in a lane's pool; this thread tells callers that a method is unknown.
         pool = ThreadPoolExecutor(1, thread_name_prefix="grpc")
         return grpc.server(pool, interceptors=interceptors, options=_options(settings, streams, connections))
@@ -188,8 +186,8 @@ class RerankServer:
         names = [service.name for service in own]
         health = HealthService([RERANK_SERVICE, *names], lambda: self.registry.serving)
         self._health.append(health)
-        services = [*own, health.service(self._patience, self._sinks, name)]
-        services += reflection_services([*names, HEALTH_SERVICE], self._patience, self._sinks, name)
+        services = [*own, health.service(self._patience, self._edge, name)]
+        services += reflection_services([*names, HEALTH_SERVICE], self._patience, self._edge, name)
         for service in services:
             # As generated code does: grpcio finds registered methods faster.
             handler = grpc.method_handlers_generic_handler(service.name, service.handlers)
@@ -205,19 +203,19 @@ def call_services(
     reranker: Reranker,
     patience: Patience,
     leaving: Callable[[], bool],
-    sinks: Sequence[Sink],
+    edge: Edge,
     *,
     max_calls: int,
 ) -> list[Service]:
     """Makes the services that answer calls, in the lanes of a server that admits `max_calls` at once."""
-    lanes = call_lanes(patience, sinks, calls=max_calls)
-    rerank = RerankServicer(reranker, reranker.registry, sinks)
-    tei = TeiServicer(reranker, sinks, max_calls=max_calls)
-    kserve = KServeServicer(reranker, leaving, sinks)
+    lanes = call_lanes(patience, edge, calls=max_calls)
+    rerank = RerankServicer(reranker, reranker.registry, edge)
+    tei = TeiServicer(reranker, edge, max_calls=max_calls)
+    kserve = KServeServicer(reranker, leaving, edge)
     return [
         rerank_service(rerank, lanes),
         *tei_services(tei, lanes),
-        kserve_service(kserve, lanes, sinks),
+        kserve_service(kserve, lanes, edge),
     ]
 
 

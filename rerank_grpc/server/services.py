@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grpc
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
+from rerank_grpc.server.guard import Edge
 from rerank_grpc.server.handler import answering, call_of
-from rerank_grpc.telemetry.records import Sink
 from rerank_grpc.types import RerankSummary
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
@@ -20,14 +20,14 @@ from rerank_grpc.wire import messages
 class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
     """Serves rerank.v1.RerankService."""
 
-    def __init__(self, reranker: Reranker, registry: Registry, sinks: Sequence[Sink]) -> None:
+    def __init__(self, reranker: Reranker, registry: Registry, edge: Edge) -> None:
         self._reranker = reranker
         self._registry = registry
-        self._sinks = sinks
+        self._edge = edge
 
     def Rerank(self, request: pb.RerankRequest, context: grpc.ServicerContext) -> pb.RerankResponse:
         """Scores all documents and returns them by descending relevance."""
-        with answering(context, "Rerank", self._sinks) as record:
+        with answering(context, "Rerank", self._edge) as record:
             record.documents = len(request.documents)
             call = call_of(context, record)
             response = self._reranker.rerank(messages.request_from(request), call)
@@ -38,7 +38,7 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         self, request: pb.StreamRerankRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.StreamRerankResponse]:
         """Sends results as they are scored, and the summary at last."""
-        with answering(context, "StreamRerank", self._sinks) as record:
+        with answering(context, "StreamRerank", self._edge) as record:
             record.documents = len(request.documents)
             call = call_of(context, record)
             for part in self._reranker.stream(messages.request_from(request), call):
@@ -50,26 +50,26 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         self, request: pb.ListModelsRequest, context: grpc.ServicerContext
     ) -> pb.ListModelsResponse:
         """Lists the configured models, the default first."""
-        with answering(context, "ListModels", self._sinks):
+        with answering(context, "ListModels", self._edge):
             return pb.ListModelsResponse(models=map(messages.model_to, self._registry.models()))
 
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:
         """Tells whether a call for a model would be answered, and how full its queue is."""
-        with answering(context, "Health", self._sinks):
+        with answering(context, "Health", self._edge):
             return messages.health_to(self._registry.health(request.model))
 
 
 class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
     """Serves rerank.v1.ModelAdminService to operators, on the admin port only."""
 
-    def __init__(self, registry: Registry, sinks: Sequence[Sink]) -> None:
+    def __init__(self, registry: Registry, edge: Edge) -> None:
         self._registry = registry
-        self._sinks = sinks
+        self._edge = edge
 
     def LoadModel(self, request: pb.LoadModelRequest, context: grpc.ServicerContext) -> pb.LoadModelResponse:
         """Loads a configured model and returns once it is READY."""
-        with answering(context, "LoadModel", self._sinks):
-            call = call_of(context)
+        with answering(context, "LoadModel", self._edge) as record:
+            call = call_of(context, record)
             info = self._registry.load(_required_name(request.model), call)
             return pb.LoadModelResponse(model=messages.model_to(info))
 
@@ -77,8 +77,8 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
         self, request: pb.UnloadModelRequest, context: grpc.ServicerContext
     ) -> pb.UnloadModelResponse:
         """Waits for the calls in progress on a model, then frees its memory."""
-        with answering(context, "UnloadModel", self._sinks):
-            call = call_of(context)
+        with answering(context, "UnloadModel", self._edge) as record:
+            call = call_of(context, record)
             info = self._registry.unload(_required_name(request.model), deadline=call.deadline)
             return pb.UnloadModelResponse(model=messages.model_to(info))
 

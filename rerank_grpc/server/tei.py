@@ -14,11 +14,12 @@ from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.protocols import tei_pb2 as tei
 from rerank_grpc.reranker import Reranker
+from rerank_grpc.server.guard import Edge
 from rerank_grpc.server.handler import answering, call_of
 from rerank_grpc.server.lanes import Service, parser
 from rerank_grpc.server.methods import CallLanes, texts_parser
 from rerank_grpc.server.parts import FieldNames, Part, score_parts
-from rerank_grpc.telemetry.records import CallRecord, Sink
+from rerank_grpc.telemetry.records import CallRecord
 from rerank_grpc.types import (
     LABEL,
     Call,
@@ -65,14 +66,14 @@ class _Asked(NamedTuple):
 class TeiServicer:
     """Serves tei.v1; `max_calls` is the number of calls that the server admits at once."""
 
-    def __init__(self, reranker: Reranker, sinks: Sequence[Sink], *, max_calls: int) -> None:
+    def __init__(self, reranker: Reranker, edge: Edge, *, max_calls: int) -> None:
         self._reranker = reranker
-        self._sinks = sinks
+        self._edge = edge
         self._max_calls = max_calls
 
     def Rerank(self, request: tei.RerankRequest, context: grpc.ServicerContext) -> tei.RerankResponse:
         """Scores all texts and returns them by descending score."""
-        with answering(context, "tei.Rerank", self._sinks) as record:
+        with answering(context, "tei.Rerank", self._edge) as record:
             texts = list(request.texts)
             groups = {(request.query, _truncation(request)): range(len(texts))}
             return self._rank(_Asked(texts, groups, _OF_RERANK), request, record, call_of(context))
@@ -81,7 +82,7 @@ class TeiServicer:
         self, requests: Sequence[tei.RerankStreamRequest], context: grpc.ServicerContext
     ) -> tei.RerankResponse:
         """Does the same with a text of each request; the first tells the form of the answer."""
-        with answering(context, "tei.RerankStream", self._sinks) as record:
+        with answering(context, "tei.RerankStream", self._edge) as record:
             texts, first = [request.text for request in requests], requests[0]
             groups: dict[tuple[str, Truncation], list[int]] = {}
             for place, request in enumerate(requests):
@@ -105,7 +106,7 @@ class TeiServicer:
 
     def Info(self, _request: tei.InfoRequest, context: grpc.ServicerContext) -> tei.InfoResponse:
         """Describes the default model and the limits."""
-        with answering(context, "tei.Info", self._sinks):
+        with answering(context, "tei.Info", self._edge):
             model = self._reranker.registry.info("")
             return tei.InfoResponse(
                 version=__version__,
@@ -144,7 +145,7 @@ class TeiServicer:
     def _predict(
         self, method: str, request: tei.PredictPairRequest, call: Call, context: grpc.ServicerContext
     ) -> tei.PredictResponse:
-        with answering(context, method, self._sinks) as record:
+        with answering(context, method, self._edge) as record:
             if len(request.inputs) != 2:
                 text = f"must be a query and a text to score against it, not {len(request.inputs):,} texts"
                 raise InvalidRequest.of("inputs", text)
@@ -160,7 +161,7 @@ class TeiServicer:
         """Scores the texts, one group after another; returns a result for each, in the texts' order."""
         started = monotonic()
         record.documents = len(asked.texts)
-        call.timelines = record.timelines
+        call.timelines, call.caller = record.timelines, record.caller
         results, record.summary = score_parts(self._reranker, asked.parts(), call, asked.names)
         return results, _metadata(asked.characters, record.summary.usage, monotonic() - started)
 

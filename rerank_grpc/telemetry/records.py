@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Literal, NamedTuple, TypeAlias
 from typing import Protocol as Interface
 
+from rerank_grpc.callers import ANYONE, Caller
 from rerank_grpc.errors import Reason, describe
 from rerank_grpc.telemetry.ids import CallIds
 from rerank_grpc.types import RerankSummary, Timeline
@@ -64,6 +65,7 @@ class CallRecord:
     started: float = field(default_factory=monotonic)
     seconds: float = 0.0
     timelines: list[Timeline] = field(default_factory=list)  # one for each of its requests that entered
+    caller: Caller = ANYONE
     known_model: str = ""  # what the name that was asked for means, where only that is known
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rerank_grpc.access import AccessList
+from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.client import Client
 from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.rest.server import RestServer

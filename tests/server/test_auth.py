@@ -7,9 +7,10 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from rerank_grpc.access import AccessList
+from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Reason
+from rerank_grpc.server.guard import Edge, Guard
 from rerank_grpc.server.interceptors import AccessInterceptor
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.telemetry.records import CallRecord
@@ -111,7 +112,9 @@ def test_health_is_public_and_reflection_is_not(channel: grpc.Channel):
 )
 def test_a_token_outside_ascii_is_wrong_and_breaks_nothing(value: str | bytes):
     """grpcio's own client cannot send one, another may."""
-    interceptor = AccessInterceptor(AccessList(TOKENS), public=[])
+    interceptor = AccessInterceptor(
+        Edge(guard=Guard(AccessList(TOKENS))), {"/rerank.v1.RerankService/Rerank": "Rerank"}
+    )
     details = HandlerCallDetails("/rerank.v1.RerankService/Rerank", (("authorization", value),))
     denied = interceptor.intercept_service(lambda _: pytest.fail("entered"), details)
     assert denied is not None

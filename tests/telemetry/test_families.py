@@ -9,7 +9,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from rerank_grpc.access import AccessList, SentToken
+from rerank_grpc.access.accepted import AccessList
+from rerank_grpc.access.tokens import SentToken
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.rest import dialects
 from rerank_grpc.rest.app import RerankEndpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ from rerank_grpc import __version__
 from rerank_grpc.errors import UnknownModel
 from rerank_grpc.protocols import inference_pb2 as pb
 from rerank_grpc.reranker import Reranker
+from rerank_grpc.server.guard import Edge
 from rerank_grpc.server.handler import answering, call_of
 from rerank_grpc.server.kserve import tensors
 from rerank_grpc.server.kserve.bounds import bounded_parser
@@ -19,7 +20,6 @@ from rerank_grpc.server.kserve.tensors import INPUTS, NUMBER, OUTPUTS, TEXT
 from rerank_grpc.server.lanes import Handler, Service, parser
 from rerank_grpc.server.methods import CallLanes
 from rerank_grpc.server.parts import score_parts
-from rerank_grpc.telemetry.records import Sink
 from rerank_grpc.types import ModelInfo
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -32,11 +32,11 @@ ANY_SIZE = (-1,)
 class KServeServicer:
     """Serves inference.GRPCInferenceService; `leaving` tells whether probes should send calls elsewhere."""
 
-    def __init__(self, reranker: Reranker, leaving: Callable[[], bool], sinks: Sequence[Sink]) -> None:
+    def __init__(self, reranker: Reranker, leaving: Callable[[], bool], edge: Edge) -> None:
         self._reranker = reranker
         self._registry = reranker.registry
         self._leaving = leaving
-        self._sinks = sinks
+        self._edge = edge
 
     def ServerLive(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         """Tells that the server answers."""
@@ -81,7 +81,7 @@ class KServeServicer:
         self, request: pb.ModelInferRequest, context: grpc.ServicerContext
     ) -> pb.ModelInferResponse:
         """Scores passages; answers in their order."""
-        with answering(context, "kserve.ModelInfer", self._sinks) as record:
+        with answering(context, "kserve.ModelInfer", self._edge) as record:
             call = call_of(context, record)
             self._model(request.model_name, request.model_version)
             inference = tensors.inference_from(request)
@@ -101,14 +101,14 @@ class KServeServicer:
         return info
 
 
-def kserve_service(servicer: KServeServicer, lanes: CallLanes, sinks: Sequence[Sink]) -> Service:
+def kserve_service(servicer: KServeServicer, lanes: CallLanes, edge: Edge) -> Service:
     """Makes GRPCInferenceService, in the lanes of all calls."""
 
     def question(answer: Callable[[Any], Message], kind: type[Message]) -> Handler:
         method = f"kserve.{answer.__name__}"
 
         def behaviour(request: Message, context: grpc.ServicerContext) -> Message:
-            with answering(context, method, sinks):
+            with answering(context, method, edge):
                 return answer(request)
 
         return lanes.probes.unary(method, behaviour, parser(kind))

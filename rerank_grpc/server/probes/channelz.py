@@ -7,7 +7,7 @@ on the server's one thread, without bounds on the wait for their callers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any, NoReturn
@@ -18,9 +18,9 @@ from grpc_channelz.v1 import channelz_pb2 as pb
 from grpc_channelz.v1.channelz import ChannelzServicer
 
 from rerank_grpc.errors import InvalidRequest
+from rerank_grpc.server.guard import Edge
 from rerank_grpc.server.lanes import Lane, Parse, Service, parser
 from rerank_grpc.server.patience import Patience
-from rerank_grpc.telemetry.records import Sink
 
 CHANNELZ_SERVICE = pb.DESCRIPTOR.services_by_name["Channelz"].full_name
 CHANNELZ_THREADS = 32
@@ -33,9 +33,9 @@ KEPT_FACTOR = 20
 Ask = Callable[[Any, grpc.ServicerContext], Any]
 
 
-def channelz_service(patience: Patience, sinks: Sequence[Sink]) -> Service:
+def channelz_service(patience: Patience, edge: Edge) -> Service:
     """Makes grpc.channelz.v1.Channelz, in a lane that nothing else can fill."""
-    lane = Lane("channelz", patience, sinks, threads=CHANNELZ_THREADS)
+    lane = Lane("channelz", patience, edge, threads=CHANNELZ_THREADS)
     servers = ServerList()
     methods: Mapping[str, tuple[type[Message], Ask]] = {
         "GetTopChannels": (pb.GetTopChannelsRequest, _top_channels),

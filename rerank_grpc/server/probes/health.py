@@ -7,16 +7,16 @@ Nothing is stored here: the state is asked for, and a watcher's own thread sends
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from rerank_grpc.server.guard import Edge
 from rerank_grpc.server.lanes import SMALL_THREADS, Lane, Service, parser
 from rerank_grpc.server.patience import Patience
-from rerank_grpc.telemetry.records import Sink
 
 HEALTH_SERVICE = health.SERVICE_NAME
 V1ALPHA = reflection.SERVICE_NAME
@@ -62,11 +62,11 @@ class HealthService:
         self._leaving = True
         self.changed()
 
-    def service(self, patience: Patience, sinks: Sequence[Sink], name: str) -> Service:
+    def service(self, patience: Patience, edge: Edge, name: str) -> Service:
         """Makes the service, in lanes that nothing else can fill."""
         parse = parser(health_pb2.HealthCheckRequest)
-        checks = Lane(f"{name}-check", patience, sinks)
-        watches = Lane(f"{name}-watch", patience, sinks, threads=MOST_WATCHERS + SMALL_THREADS)
+        checks = Lane(f"{name}-check", patience, edge)
+        watches = Lane(f"{name}-watch", patience, edge, threads=MOST_WATCHERS + SMALL_THREADS)
         handlers = {
             "Check": checks.unary("Check", self._check, parse),
             "Watch": watches.stream("Watch", self._watch, parse),
@@ -115,12 +115,10 @@ def _service(request: health_pb2.HealthCheckRequest, context: grpc.ServicerConte
     return service
 
 
-def reflection_services(
-    listed: Iterable[str], patience: Patience, sinks: Sequence[Sink], name: str
-) -> list[Service]:
+def reflection_services(listed: Iterable[str], patience: Patience, edge: Edge, name: str) -> list[Service]:
     """Makes server reflection of the listed services, under both its names and in one lane."""
     servicer = reflection.ReflectionServicer((*listed, V1ALPHA))
-    lane = Lane(f"{name}-reflection", patience, sinks, seconds=QUESTION_SECONDS)
+    lane = Lane(f"{name}-reflection", patience, edge, seconds=QUESTION_SECONDS)
     parse = parser(reflection_pb2.ServerReflectionRequest)
     method = "ServerReflectionInfo"
     handlers = {method: lane.conversation(method, servicer.ServerReflectionInfo, parse)}

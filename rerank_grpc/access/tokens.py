@@ -1,12 +1,10 @@
-"""The access tokens that a server accepts, for gRPC and REST."""
+"""Access tokens: their form, the file that holds them, and the one that this process sends."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +41,7 @@ def tokens_of(content: bytes) -> tuple[str, ...]:
     return tuple(token for _, token in tokens)
 
 
-class _OfFile:
+class OfFile:
     """Tokens of a file, if there is one, which `take` gets when it changes, from `watch` to `close`."""
 
     def __init__(self, file: TokenFile | None, take: Callable[[tuple[str, ...]], None]) -> None:
@@ -60,44 +58,7 @@ class _OfFile:
             self._watched.stop()
 
 
-class AccessList(_OfFile):
-    """A set of access tokens, kept as keyed digests: the time of a look-up tells nothing of a token.
-
-    `own` is accepted too: a token that this process makes, for itself to call its server.
-    """
-
-    def __init__(self, tokens: Iterable[str], file: TokenFile | None = None) -> None:
-        super().__init__(file, self._take)
-        self._key = secrets.token_bytes(32)
-        self.own = secrets.token_urlsafe(32)
-        self._fixed = frozenset(map(self._digest, tokens))
-        self._own = self._digest(self.own)
-        of_file = map(self._digest, file.tokens) if file else ()
-        self._digests = self._fixed | frozenset(
-            of_file
-        )  # replaced as a whole, so that no reader needs a lock
-
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def __contains__(self, token: str) -> bool:
-        digest = self._digest(token)
-        return digest in self._digests or digest == self._own
-
-    def _take(self, tokens: tuple[str, ...]) -> None:
-        before, self._digests = self._digests, self._fixed | frozenset(map(self._digest, tokens))
-        if self._digests != before:
-            count, new, gone = len(self._digests), len(self._digests - before), len(before - self._digests)
-            counts = {"event": "tokens_read", "tokens": count, "new": new, "gone": gone}
-            log.info("tokens read again: %d (%d new, %d gone)", count, new, gone, extra=counts)
-
-    def _digest(self, token: str) -> bytes:
-        # Metadata may hold bytes that are no UTF-8; such a token is wrong, and no error.
-        encoded = token.encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(encoded, key=self._key, digest_size=32).digest()
-
-
-class SentToken(_OfFile):
+class SentToken(OfFile):
     """The token that this process sends: the first of a file, read again when it changes, or a fixed one."""
 
     def __init__(self, token: str | None, file: TokenFile | None = None) -> None:

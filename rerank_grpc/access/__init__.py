@@ -1,0 +1,1 @@
+"""Access: tokens, the callers that have them, and the file that tells of both."""

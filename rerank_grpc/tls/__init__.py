@@ -1,0 +1,1 @@
+"""TLS: certificates and keys, for those who serve and those who call."""
