@@ -17,9 +17,10 @@ import simpy
 from benchmarks.simulate.costs import Cost
 from benchmarks.simulate.loads import Arrival
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
+from rerank_grpc.engine.filling import Batch
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.meter import Counts, Meter
-from rerank_grpc.engine.scheduler import Batch, Scheduler
+from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import DeadlineExceeded, RerankError
 from rerank_grpc.gate import Gate
 from rerank_grpc.limits import LIMITS
