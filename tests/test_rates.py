@@ -155,7 +155,7 @@ def test_a_rate_that_changes_brings_no_fresh_burst(clock: Clock):
         assert refusal(rates, caller(10 + turn % 2, 50 + turn), 20).retry_after
     clock.now += 2.0
     enter(rates, caller(10, 1_000), 20)
-    refusal(rates, caller(10, 1_000), 1)
+    refusal(rates, caller(10, 1_000), 3)
 
 
 def test_a_lower_burst_is_what_is_left_at_most(clock: Clock):
