@@ -106,6 +106,7 @@ class Reranker:
     ) -> tuple[Lease, Permit]:
         """Leases the model, then passes the gate: a call that waits for a model to load holds no permit."""
         timeline.model = self.registry.configured_name(request.model)
+        call.caller.require_model(timeline.model)
         characters = check_request(request) + kept
         lease = self.registry.lease_now(request.model)
         if lease is None:
