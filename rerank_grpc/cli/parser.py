@@ -23,7 +23,7 @@ from rerank_grpc.config.options import (
     Option,
     OptionError,
 )
-from rerank_grpc.config.parsing import suggestion
+from rerank_grpc.errors import suggestion
 from rerank_grpc.ray.arguments import PLAN_OPTIONS
 
 EXAMPLES = {
