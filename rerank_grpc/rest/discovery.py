@@ -108,14 +108,22 @@ class Discovery:
         return {"object": "list", "data": [self._entry(name, m) for m in models for name in _names(m)]}
 
     async def model(self, exchange: Exchange) -> Json:
-        """Describes the model that a call of this name would reach, listed or not; raises UnknownModel."""
+        """Describes the model that a call of this name would reach, listed or not.
+
+        Raises UnknownModel, or PermissionDenied to a caller of some models alone.
+        """
         wanted = exchange.request.path_params["model"]
         models = await self._own(exchange)
         listed = {name: model for model in models for name in _names(model)}
         called = wanted
         if wanted not in listed and len(wanted) <= LONGEST_NAME:
-            called = (await self._upstream.health(exchange.token, wanted)).model
+            try:
+                called = (await self._upstream.health(exchange.token, wanted)).model
+            except UnknownModel:
+                exchange.caller.require_model("")  # the error would tell a caller of some models all others
+                raise
         if called not in listed:  # also where, of several servers, another has answered
+            exchange.caller.require_model("")
             raise UnknownModel("no model has that name: see /v1/models")
         return self._entry(wanted, listed[called])
 
