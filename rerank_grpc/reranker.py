@@ -130,6 +130,7 @@ class Reranker:
     ) -> tuple[Lease, Permit]:
         """Leases the model, then passes the gate: a call that waits for a model to load holds no permit."""
         timeline.model = self.registry.configured_name(request.model)
+        call.caller.require_model(timeline.model)
         name = call.caller.name
         with self.rates.charging(call.caller, charged):
             characters = check_request(request) + kept
