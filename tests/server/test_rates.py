@@ -69,7 +69,8 @@ def test_a_caller_above_its_rate_is_told_whose_it_is_and_when_to_come_back():
         error = refused(stub.Rerank, request_of("q", *"abcd"))
         stub.Rerank(request_of("q", *"ab"), metadata=metadata_of("shop"))
         stub.Rerank(request_of("q", *"abcd"), metadata=metadata_of("free"))
-    trailers: dict[str, Any] = {each[0]: each[1] for each in error.trailing_metadata()}
+    metadata: Any = error.trailing_metadata()
+    trailers = dict(metadata)
     status = status_pb2.Status.FromString(trailers[DETAILS_KEY])
     info, retry, quota = details.ErrorInfo(), details.RetryInfo(), details.QuotaFailure()
     for detail, kind in zip(status.details, (info, retry, quota), strict=True):
