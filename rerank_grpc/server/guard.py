@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +11,7 @@ import grpc
 
 from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.access.tokens import split_bearer
-from rerank_grpc.callers import ANYONE, Caller, Right
+from rerank_grpc.callers import ANYONE, NOBODY, Caller, Right
 from rerank_grpc.errors import RerankError, Unauthenticated
 from rerank_grpc.telemetry.records import Sink
 
@@ -70,7 +71,7 @@ class Guard:
         return method in self._needs and self._needs[method] is None
 
     def caller_by(self, metadata: Metadata | None) -> Caller:
-        """Finds who sent this metadata; raises Unauthenticated."""
+        """Finds who sent this metadata, expired or not; raises Unauthenticated."""
         values = [value for key, value in metadata or () if key == "authorization"]
         if len(values) != 1:
             raise Unauthenticated(TWICE if values else MISSING)
@@ -86,6 +87,7 @@ class Guard:
         if self.is_public(method):
             return
         caller = self.caller_by(metadata)
+        caller.require_current(time.time())
         if method != UNKNOWN_METHOD:
             caller.require(self._needs.get(method) or Right.ADMIN)
 
@@ -103,10 +105,13 @@ class Edge:
             self.guard.admit(method, context.invocation_metadata())
 
     def caller_of(self, context: grpc.ServicerContext) -> Caller:
-        """Finds who calls; ANYONE where nobody is known, or this one is not."""
+        """Finds who calls: ANYONE where no callers are known, NOBODY where this one is not.
+
+        A caller that is taken off the list while its request is awaited may do nothing, not everything.
+        """
         if self.guard is None:
             return ANYONE
         try:
             return self.guard.caller_by(context.invocation_metadata())
         except RerankError:
-            return ANYONE
+            return NOBODY
