@@ -112,7 +112,7 @@ def test_every_setting_of_the_server_has_an_option():
     names = {option.setting for option in SERVER_OPTIONS}
     assert set(ServerSettings.__slots__) - {"engine", "rest", "access_tokens"} <= names
     assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
-    rest = {option.setting.removeprefix("rest.") for option in REST_OPTIONS}
+    rest = {option.setting.removeprefix("rest.").partition(".")[0] for option in REST_OPTIONS}
     assert set(RestSettings.__slots__) - {"upstream_token", "access_tokens"} == rest
 
 
@@ -314,7 +314,8 @@ def test_defaults_are_said_as_one_would_type_them(options, read):
         if text:
             assert read({option.name: [text] if option.repeatable else text}, {}) == read({}, {})
     assert {option.name for option in options if not option.default_text} <= {
-        *("alias", "lazy-model", "pin", "catalogue", "token-file", "rest-cors", "upstream-token-file")
+        *("alias", "lazy-model", "pin", "catalogue", "token-file", "rest-cors", "upstream-token-file"),
+        *(f"{of}{name}" for of in ("", "upstream-") for name in ("ca", "cert", "key", "server-name")),
     }
 
 

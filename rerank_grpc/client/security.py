@@ -7,7 +7,7 @@ from typing import NamedTuple
 import grpc
 
 from rerank_grpc.config.reading import provided
-from rerank_grpc.tls.channel import BadCertificate, ChannelTls, TlsSources
+from rerank_grpc.tls.channel import ChannelTls, TlsSources
 
 
 class Security(NamedTuple):
@@ -27,20 +27,10 @@ class Security(NamedTuple):
                 text = "not together with tls, ca, cert, key or server_name, all of which they hold"
                 raise ValueError(f"credentials: {text}")
             return cls(credentials)
-        if not wants_tls(tls, sources):
+        if not sources.ask_for_tls(tls):
             return cls(None)
         loaded = sources.load(public=bool(provided("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH")))
         made = grpc.ssl_channel_credentials(loaded.ca, loaded.key, loaded.cert)
         name = loaded.server_name
         options = (("grpc.ssl_target_name_override", name),) if name is not None else ()
         return cls(made, options, loaded)
-
-
-def wants_tls(tls: bool | None, sources: TlsSources) -> bool:
-    """Tells whether a channel is TLS: a CA or a certificate implies it; raises BadCertificate."""
-    given = [name for name in ("ca", "cert", "key", "server_name") if getattr(sources, name) is not None]
-    if tls is False and given:
-        raise BadCertificate("tls", f"is off, and {given[0]} is for TLS: leave one of them out")
-    if not tls and given == ["server_name"]:
-        raise BadCertificate("server_name", "is for TLS: give tls or ca too")
-    return bool(tls or given)

@@ -47,7 +47,7 @@ class RestServer:
     ) -> None:
         assert settings.port is not None
         own = SentToken(settings.upstream_token, settings.upstream_token_file)
-        self._upstream = Upstream(settings.targets, token=own)
+        self._upstream = Upstream(settings.targets, token=own, tls=settings.upstream_tls)
         self._followed: list[SentToken | AccessList] = [own]
         if access is None:
             access = AccessList(settings.access_tokens, settings.token_file)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.files.watched import MOST_BYTES
@@ -19,6 +20,7 @@ Pem = str | os.PathLike[str] | bytes  # a file's path, or what it holds
 # Without a check of times. OpenSSL has it since 1.1; Python gives it no name.
 NO_CHECK_TIME = 0x200000
 
+ARGUMENTS = ("ca", "cert", "key")
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _KEY_END = b"PRIVATE KEY-----"
 _ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
@@ -40,12 +42,22 @@ class BadCertificate(ValueError):
         self.text = text
 
 
+class FileContent(bytes):
+    """The content of a file, which errors still name by its path."""
+
+    def __new__(cls, content: bytes, path: str) -> Self:
+        made = super().__new__(cls, content)
+        made.path = path
+        return made
+
+    path: str
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelTls:
     """The TLS of a channel, as PEM; `ca` is None for gRPC's own list of public CAs.
 
-    `place` says where the CAs come from. With `own_chain` they are the server's own certificate, by which it
-    is known at any address.
+    `place` says where the CAs come from.
     """
 
     ca: bytes | None = None
@@ -53,7 +65,6 @@ class ChannelTls:
     key: bytes | None = field(default=None, repr=False)
     server_name: str | None = None
     place: str = "the public CAs"
-    own_chain: bool = False
 
     def context(self) -> ssl.SSLContext:
         """Makes a context that trusts and presents the same, without a check of names and times."""
@@ -79,7 +90,25 @@ class TlsSources:
     cert: Pem | None = None
     key: Pem | None = field(default=None, repr=False)
     server_name: str | None = None
-    own_chain: bool = False
+
+    def ask_for_tls(self, switch: bool | None) -> bool:
+        """Tells whether a channel is to be TLS: a CA or a certificate implies it; raises BadCertificate."""
+        given = [name for name in (*ARGUMENTS, "server_name") if getattr(self, name) is not None]
+        if switch is False and given:
+            raise BadCertificate("tls", f"is off, and {given[0]} is for TLS: leave one of them out")
+        if not switch and given == ["server_name"]:
+            raise BadCertificate("server_name", "is for TLS: give tls or ca too")
+        return bool(switch or given)
+
+    def arguments(self) -> dict[str, Any]:
+        """Makes the arguments of a client."""
+        return {
+            "tls": True,
+            "ca": self.ca,
+            "cert": self.cert,
+            "key": self.key,
+            "server_name": self.server_name,
+        }
 
     def load(self, *, public: bool = False) -> ChannelTls:
         """Reads and checks it all; raises BadCertificate, or TypeError for what is neither path nor bytes.
@@ -87,9 +116,9 @@ class TlsSources:
         With `public` the list of public CAs that gRPC has counts, not that of the system.
         """
         if self.cert is None and self.key is not None:
-            raise BadCertificate("key", "needs the certificate that it belongs to, as cert")
+            raise BadCertificate("key", "needs the certificate that it belongs to: give cert too")
         if self.cert is not None and self.key is None:
-            raise BadCertificate("cert", "needs its private key, as key")
+            raise BadCertificate("cert", "needs its private key: give key too")
         if self.server_name is not None and not _is_name(self.server_name):
             raise BadCertificate("server_name", "is no name of a host, as in rerank.internal")
         ca = _authorities(self.ca, public=public)
@@ -100,13 +129,17 @@ class TlsSources:
             _check_pair(cert, key)
         if self.ca is None:
             place = "the CAs that this system trusts" if ca else "the public CAs"
-        return ChannelTls(ca, cert, key, self.server_name, place, self.own_chain)
+        return ChannelTls(ca, cert, key, self.server_name, place)
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files among them."""
-        given = (self.ca, self.cert, self.key)
-        return tuple(Path(each) for each in given if each is not None and not isinstance(each, bytes))
+    def held(self) -> TlsSources:
+        """Reads the files, which of a pipe nobody can do twice, and checks them; raises like `load`."""
+        ca, cert, key = (
+            None if given is None else _content(name, given)
+            for name, given in zip(ARGUMENTS, (self.ca, self.cert, self.key), strict=True)
+        )
+        held = TlsSources(ca, cert, key, self.server_name)
+        held.load()
+        return held
 
 
 def _authorities(given: Pem | None, *, public: bool) -> bytes | None:
@@ -174,11 +207,13 @@ def _content(argument: str, given: Pem) -> bytes:
         raise BadCertificate(argument, f"cannot read {text!r}: {obstacle(text, error)}") from None
     if len(content) > MOST_BYTES:
         raise BadCertificate(argument, f"{text!r} has more than {in_bytes(MOST_BYTES)}")
-    return content
+    return FileContent(content, text)
 
 
 def _named(argument: str, given: Pem | None) -> str:
     """Names what is given: a file by its path; PEM has no name, and its content is no part of a line."""
+    if isinstance(given, FileContent):
+        return repr(given.path)
     return f"the PEM of {argument}" if given is None or isinstance(given, bytes) else repr(os.fspath(given))
 
 

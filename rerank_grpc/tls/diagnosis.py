@@ -73,16 +73,20 @@ def is_worth_a_look(text: str) -> bool:
     return problem in of_certificate or (problem is None and _ENDED.search(text) is not None)
 
 
-def probe(endpoint: Endpoint, tls: ChannelTls | None, timeout: float = PROBE_SECONDS) -> Peer:
+def probe(
+    endpoint: Endpoint, tls: ChannelTls | None, timeout: float = PROBE_SECONDS, *, any_name: bool = False
+) -> Peer:
     """Connects once, with the TLS of a channel or with None to one in plaintext, and tells what was found.
 
-    Takes `timeout` seconds at the most, besides the time to resolve a name. Raises nothing: a server that is
-    not there has no problem of this kind.
+    With `any_name` the server's certificate may be for any name. Takes `timeout` seconds at the most, besides
+    the time to resolve a name. Raises nothing: a server that is not there has no problem of this kind.
     """
     deadline = time.monotonic() + timeout
     try:
         with _connected(endpoint, timeout) as plain:
-            return _secured(plain, deadline) if tls is None else _examined(plain, endpoint, tls, deadline)
+            if tls is None:
+                return _secured(plain, deadline)
+            return _examined(plain, tls, None if any_name else _name_of(endpoint, tls), deadline)
     except OSError:  # errors of TLS that tell nothing are some of them
         return Peer()
 
@@ -102,8 +106,6 @@ def told(peer: Peer, target: str, tls: ChannelTls | None) -> str:
     tls = tls or ChannelTls()
     clock = f"this machine's clock says {_date(time.time())}"
     match peer.problem:
-        case TlsProblem.UNKNOWN_CA if tls.own_chain:
-            text = f"the server's certificate is not that of {tls.place}: wait until it has read the new one"
         case TlsProblem.UNKNOWN_CA:
             reason = f" ({peer.reason})" if peer.reason else ""
             text = (
@@ -151,15 +153,15 @@ def _refused(tls: ChannelTls, clock: str) -> str:
     return f"it refuses the caller's certificate{named} as of a CA that it does not know: {remedy}"
 
 
-def _examined(plain: socket.socket, endpoint: Endpoint, tls: ChannelTls, deadline: float) -> Peer:
+def _examined(plain: socket.socket, tls: ChannelTls, name: str | None, deadline: float) -> Peer:
     """Shakes hands as the channel does, and looks whether the server goes on after that."""
     context = tls.context()
     context.verify_flags = ssl.VerifyFlags(context.verify_flags | NO_CHECK_TIME)
     certificate: Mapping[str, Any] = {}
     try:
-        with _shaken(plain, context, deadline, _name_of(endpoint, tls)) as secure:
+        with _shaken(plain, context, deadline, name) as secure:
             certificate = secure.getpeercert() or {}
-            if problem := _objection(certificate, _name_of(endpoint, tls), tls):
+            if problem := _objection(certificate, name):
                 return Peer(problem, certificate)
             secure.sendall(_PREFACE)
             if secure.recv(1):
@@ -189,13 +191,13 @@ def _secured(plain: socket.socket, deadline: float) -> Peer:
         return Peer(TlsProblem.TLS_PORT if "ALERT" in (error.reason or "") else None)
 
 
-def _objection(certificate: Mapping[str, Any], name: str, tls: ChannelTls) -> TlsProblem | None:
+def _objection(certificate: Mapping[str, Any], name: str | None) -> TlsProblem | None:
     now = time.time()
     if _seconds(certificate, "notAfter", now) < now:
         return TlsProblem.EXPIRED
     if _seconds(certificate, "notBefore", now) > now:
         return TlsProblem.NOT_YET_VALID
-    if not tls.own_chain and not fits(certificate, name):
+    if name is not None and not fits(certificate, name):
         return TlsProblem.WRONG_NAME
     return None
 
