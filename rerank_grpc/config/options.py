@@ -14,6 +14,7 @@ from rerank_grpc.config.parsing import (
     count,
     device,
     host,
+    host_or_socket,
     model,
     one_of,
     or_none,
@@ -140,12 +141,28 @@ def _metrics_options(settings: type[ServerSettings | RestSettings]) -> tuple[Opt
     )
 
 
+_TLS_OPTIONS = (
+    Option(
+        "tls-cert",
+        Path,
+        "FILE",
+        "the server's certificate and its chain in PEM, read again when it changes; ports then speak TLS",
+    ),
+    Option("tls-key", Path, "FILE", "the key of --tls-cert, in PEM, read again when it changes"),
+    Option(
+        "tls-client-ca",
+        Path,
+        "FILE",
+        "the authorities, in PEM, by one of which every caller needs a certificate, which names it",
+    ),
+)
+
 _REST_OPTIONS = (
     Option(
         "rest-host",
-        host,
+        host_or_socket,
         "HOST",
-        "the address of the REST port; --host's where only that is given",
+        "the address of the REST port, or unix:PATH; --host's where only that is given",
         "rest.host",
     ),
     Option("rest-port", _off(port), "PORT|off", "the port for JSON over HTTP", "rest.port"),
@@ -234,7 +251,12 @@ SERVER_OPTIONS = (
         "the instructions that our own operations on a CPU use: this level or the next lower that the "
         "processor has, or none; auto takes the fastest",
     ),
-    Option("host", host, "HOST", "the address to listen on; 0.0.0.0 is every one"),
+    Option(
+        "host",
+        host_or_socket,
+        "HOST",
+        "the address to listen on; 0.0.0.0 is every one, unix:PATH a socket of this machine",
+    ),
     Option("port", port, "PORT", "the port to listen on; 0 is any free one"),
     Option("admin-host", host, "HOST", "the address of the admin port"),
     Option("admin-port", _off(port), "PORT|off", "the port for probes and operators"),
@@ -245,6 +267,7 @@ SERVER_OPTIONS = (
         "FILE",
         "a file of tokens, one a line, read again when it changes; callers must send one of them",
     ),
+    *_TLS_OPTIONS,
     Option("grace", seconds, "SECONDS", "how long calls in progress may take when stopping", "grace_seconds"),
     Option(
         "connection-age",
@@ -320,7 +343,8 @@ REST_OPTIONS = (
     *(
         option
         for option in SERVER_OPTIONS
-        if option.name in ("token-file", "grace", "log-level", "log-format")
+        if option.name
+        in ("token-file", "tls-cert", "tls-key", "tls-client-ca", "grace", "log-level", "log-format")
     ),
 )
 

@@ -39,8 +39,10 @@ from rerank_grpc.config.settings import (
 from rerank_grpc.config.settings_file import read_file
 from rerank_grpc.config.targets import Proxy, proxy_before
 from rerank_grpc.files.obstacles import obstacle
+from rerank_grpc.files.sockets import socket_path
 from rerank_grpc.files.watched import MOST_BYTES
 from rerank_grpc.tls.channel import BadCertificate, TlsSources
+from rerank_grpc.tls.pair import BadFile, TlsFiles
 from rerank_grpc.units import in_bytes
 
 SHARED_MEMORY = "/dev/shm"
@@ -133,6 +135,9 @@ def _server_settings(given: Mapping[str, Given], environment: Mapping[str, str])
     values = _values(SERVER_OPTIONS, given)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
     values |= _tokens(given, environment)
+    values["tls"] = _tls(values, given)
+    _check_socket(values.get("host", ""), "port", given)
+    _check_socket(rest.get("host", ""), "rest-port", given)
     return ServerSettings(
         models=_with_aliases(_models(values, given), values.pop("aliases", ()), given),
         engine=EngineSettings(**engine),
@@ -150,6 +155,8 @@ def _rest_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -
         # A flag may hold several too, as the variable does.
         values["targets"] = tuple(chain.from_iterable(values["targets"]))
     values |= _tokens(given, environment)
+    values["tls"] = _tls(values, given)
+    _check_socket(values.get("host", ""), "rest-port", given)
     values["upstream_token_file"] = _token_file(given.get("upstream-token-file"))
     values["upstream_tls"] = _caller_tls(values, "upstream_tls.", given)
     return RestSettings(upstream_token=_token_in(UPSTREAM_TOKEN_VARIABLE, environment), **values)
@@ -372,7 +379,7 @@ def _server_value(name: str, flags: Flags, environment: Mapping[str, str]) -> An
 
 def _server_given(flags: Flags, environment: Mapping[str, str]) -> dict[str, Given]:
     given = _given(SERVER_OPTIONS, flags, environment)
-    if "host" in given:
+    if "host" in given and socket_path(given["host"].texts[0]) is None:
         given.setdefault("rest-host", given["host"])
     return given
 
@@ -455,6 +462,30 @@ def _tokens(given: Mapping[str, Given], environment: Mapping[str, str]) -> dict[
     """Reads the tokens that a server accepts, by setting."""
     file = _token_file(given.get("token-file"))
     return {"access_tokens": _variable_tokens(environment), "token_file": file}
+
+
+def _tls(values: dict[str, Any], given: Mapping[str, Given]) -> TlsFiles | None:
+    """Takes out the values of TLS, and reads their files; raises OptionError."""
+    cert, key, client_ca = (values.pop(name, None) for name in ("tls_cert", "tls_key", "tls_client_ca"))
+    if not (cert or key or client_ca):
+        return None
+    if not (cert and key):
+        where = next(given[name].where for name in ("tls-cert", "tls-key", "tls-client-ca") if name in given)
+        missing = " and ".join(
+            name for name, value in (("--tls-cert", cert), ("--tls-key", key)) if value is None
+        )
+        raise OptionError(f"{where}: TLS needs a certificate and its key: give {missing} too")
+    files = TlsFiles(cert, key, client_ca)
+    try:
+        return replace(files, pair=files.read())
+    except BadFile as error:
+        raise OptionError(f"{_where(error.role.removeprefix('--'), given)}: {error}") from None
+
+
+def _check_socket(host: str, port: str, given: Mapping[str, Given]) -> None:
+    """Raises OptionError where a port is given to a Unix socket, which has none."""
+    if socket_path(host) is not None and port in given and given[port].texts[0] != "off":
+        raise OptionError(f"{given[port].where}: a Unix socket ({host}) has no port: leave it out")
 
 
 def _variable_tokens(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from rerank_grpc.config.settings import DEFAULT_PORT
+from rerank_grpc.files.sockets import SCHEME as SCHEME_OF_SOCKET
 
 # The schemes that gRPC itself resolves; any other one is a mistake, as http: is.
 SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):")
@@ -67,7 +68,9 @@ def read_target(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether a host's name or address leads to this machine and is reached from no other."""
+    """Tells whether a host's name, address or socket is this machine's and is reached from no other."""
+    if host.startswith(SCHEME_OF_SOCKET):
+        return True
     name = host.strip("[]").rstrip(".").lower()
     address = _address_of(name)
     return name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback)

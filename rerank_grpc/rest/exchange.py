@@ -36,6 +36,7 @@ from rerank_grpc.rest.recorder import Recorder, note
 from rerank_grpc.rest.target import authorization
 from rerank_grpc.telemetry.ids import CallIds
 from rerank_grpc.telemetry.records import CallRecord, OpenSpan
+from rerank_grpc.tls.names import CERTIFICATE
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,11 @@ class Form(Protocol):
 class Exchange:
     """One request, as its line and headers tell it.
 
-    `token` is None until `authenticate` has read it, and `more_time`, how a call gets more time than it has,
-    empty until `timeout` has. `form` is that of its errors, set by whoever answers it. `model` is the name
-    that it asks for, None until that is known; `trace_headers` are passed on: the caller's, or those of the
-    span that it follows.
+    `certificate` is the name in the caller's certificate, None without one. `token` is None until
+    `authenticate` has read it, and `more_time`, how a call gets more time than it has, empty until
+    `timeout` has. `form` is that of its errors, set by whoever answers it. `model` is the name that it
+    asks for, None until that is known; `trace_headers` are passed on: the caller's, or those of the span
+    that it follows.
     """
 
     form: Form
@@ -72,6 +74,7 @@ class Exchange:
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
+        self.certificate: str | None = request.scope.get(CERTIFICATE)
         self.more_time = ""
         self.model: str | None = None
         self.ids = {"x-request-id": self.request_id}
@@ -101,8 +104,16 @@ class Exchange:
         return authorization(self.token) | {"x-request-id": self.request_id, **self.trace_headers}
 
     def authenticate(self, accepted: AccessList) -> None:
-        """Reads the access token; raises Unauthenticated unless it is accepted, or none is needed."""
+        """Reads the access token; raises Unauthenticated unless it is accepted, or none is needed.
+
+        Where none is sent, the name counts that TLS has proved by a certificate; `passing` makes the token
+        by which its call is passed on.
+        """
         self.token = _token_of(self.request.headers)
+        if self.token is None and self.certificate is not None and accepted.by_certificate:
+            accepted.certified(self.certificate)
+            self.token = accepted.passing(self.certificate)
+            return
         if not accepted:
             return
         if self.token is None:

@@ -236,6 +236,21 @@ DEVICE_MEMORY_FREE = MetricFamily(
     ("device",),
     "bytes",
 )
+CERTIFICATE_EXPIRY = MetricFamily(
+    "rerank_tls_certificate_expiry_timestamp_seconds",
+    "gauge",
+    "Unix time at which the certificate in force ends; there is none without TLS.",
+    (),
+    "seconds since 1970",
+)
+CERTIFICATE_RELOADS = MetricFamily(
+    "rerank_tls_reloads_total",
+    "counter",
+    "Changes of the certificate's files since the start: taken, or refused, when the last good certificate "
+    "stays in force.",
+    ("outcome",),
+    "changes",
+)
 LOG_DROPPED = MetricFamily(
     "rerank_log_dropped_lines_total",
     "counter",
@@ -278,6 +293,8 @@ FAMILIES: Sequence[MetricFamily] = (
     AUTHENTICATION_FAILURES,
     DEVICE_MEMORY_USED,
     DEVICE_MEMORY_FREE,
+    CERTIFICATE_EXPIRY,
+    CERTIFICATE_RELOADS,
     LOG_DROPPED,
     BUILD_INFO,
 )
@@ -355,4 +372,5 @@ VALUES: Mapping[str, frozenset[str]] = {
     "reason": frozenset(REASONS.values()) | {""},
     "stage": frozenset(STAGES),
     "state": frozenset(state.value for state in State),
+    "outcome": frozenset(("taken", "refused")),
 }
