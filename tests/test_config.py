@@ -115,7 +115,7 @@ def test_every_setting_of_the_server_has_an_option():
     assert set(ServerSettings.__slots__) - {"engine", "rest", "access_tokens", "tls"} <= names
     assert {f"tls_{name}" for name in ("cert", "key", "client_ca")} <= names
     assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
-    rest = {option.setting.removeprefix("rest.") for option in REST_OPTIONS}
+    rest = {option.setting.removeprefix("rest.").partition(".")[0] for option in REST_OPTIONS}
     own = rest - {"tls_cert", "tls_key", "tls_client_ca"}
     assert set(RestSettings.__slots__) - {"upstream_token", "access_tokens", "tls"} == own
 
@@ -324,6 +324,7 @@ def test_defaults_are_said_as_one_would_type_them(options, read):
             assert read({option.name: [text] if option.repeatable else text}, {}) == read({}, {})
     assert {option.name for option in options if not option.default_text} <= {
         *("alias", "lazy-model", "pin", "catalogue", "token-file", "rest-cors", "upstream-token-file"),
+        *(f"{of}{name}" for of in ("", "upstream-") for name in ("ca", "cert", "key", "server-name")),
         *("tls-cert", "tls-key", "tls-client-ca"),
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rerank_grpc.access.entries import digest_of
 from rerank_grpc.access.tokens import TokenFile
+from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.pair import TlsFiles
 
 DEFAULT_PORT = 50_051  # of a gRPC server, for those who serve and those who call
@@ -65,6 +66,7 @@ class RestSettings:
     tls: TlsFiles | None = None  # None: plain HTTP
     upstream_token: str | None = field(default=None, repr=False)  # for the REST server's own public routes
     upstream_token_file: TokenFile | None = None  # the first of its tokens is sent instead
+    upstream_tls: TlsSources | None = None  # of the channels to all targets; None: plaintext
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = 9_091
     grace_seconds: float = 30.0
@@ -124,3 +126,5 @@ class ClientSettings:
     target: str = f"127.0.0.1:{DEFAULT_PORT}"
     token: str | None = field(default=None, repr=False)
     timeout: float = 30.0
+    tls: TlsSources | None = None  # None: plaintext
+    own_certificate: bool = False  # the CA is the server's own certificate, which may be for any name

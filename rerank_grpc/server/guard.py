@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import grpc
 
@@ -15,6 +15,7 @@ from rerank_grpc.access.tokens import split_bearer
 from rerank_grpc.callers import ANYONE, NOBODY, Caller, Right
 from rerank_grpc.errors import RerankError, Unauthenticated
 from rerank_grpc.telemetry.records import Sink
+from rerank_grpc.tls.names import name_in_context
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 # Tells the name of a connection's certificate, "" where it names nobody, None where there is none.
