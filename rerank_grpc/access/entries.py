@@ -271,7 +271,7 @@ class _Table:
         table, header = "", 0
         for number, line in enumerate(self._text.split("\n"), 1):
             if _HEADER.fullmatch(line.rstrip("\r")):
-                table = _first_key(line)
+                table = _first_key(line.rstrip("\r"))
                 header = header or (number if table == self._name else 0)
             elif "=" in line:
                 name = line.partition("=")[0].strip().strip("\"'")
