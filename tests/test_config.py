@@ -71,6 +71,8 @@ def test_nothing_given_means_the_defaults():
 
 @pytest.mark.parametrize("option", SERVER_OPTIONS, ids=lambda option: option.name)
 def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
+    if option.name.startswith("tls-"):
+        pytest.skip("the files of TLS are given together: see tests/tls/test_tls_settings.py")
     if option.name == "token-file":
         tokens = tmp_path / "tokens"
         tokens.write_text("one\n\ntwo\n")
@@ -110,10 +112,12 @@ def test_lazy_and_pinned_models_are_models():
 
 def test_every_setting_of_the_server_has_an_option():
     names = {option.setting for option in SERVER_OPTIONS}
-    assert set(ServerSettings.__slots__) - {"engine", "rest", "access_tokens"} <= names
+    assert set(ServerSettings.__slots__) - {"engine", "rest", "access_tokens", "tls"} <= names
+    assert {f"tls_{name}" for name in ("cert", "key", "client_ca")} <= names
     assert {f"engine.{name}" for name in EngineSettings.__slots__} <= names
-    rest = {option.setting.removeprefix("rest.") for option in REST_OPTIONS}
-    assert set(RestSettings.__slots__) - {"upstream_token", "access_tokens"} == rest
+    rest = {option.setting.removeprefix("rest.").partition(".")[0] for option in REST_OPTIONS}
+    own = rest - {"tls_cert", "tls_key", "tls_client_ca"}
+    assert set(RestSettings.__slots__) - {"upstream_token", "access_tokens", "tls"} == own
 
 
 def test_rest_listens_where_grpc_does_unless_told_otherwise():
@@ -157,7 +161,7 @@ def test_the_rest_server_alone_reads_its_own_settings():
         ("max-batch-tokens", "0"),
         ("max-batch-tokens", "4k"),
         ("host", " "),
-        ("host", "unix:/run/rerank.sock"),
+        ("host", "unix:rerank.sock"),
         ("rest-host", "/run/rerank.sock"),
         ("log-level", "verbose"),
         ("model", "=dir"),
@@ -319,7 +323,9 @@ def test_defaults_are_said_as_one_would_type_them(options, read):
         if text:
             assert read({option.name: [text] if option.repeatable else text}, {}) == read({}, {})
     assert {option.name for option in options if not option.default_text} <= {
-        *("alias", "lazy-model", "pin", "catalogue", "token-file", "rest-cors", "upstream-token-file")
+        *("alias", "lazy-model", "pin", "catalogue", "token-file", "rest-cors", "upstream-token-file"),
+        *(f"{of}{name}" for of in ("", "upstream-") for name in ("ca", "cert", "key", "server-name")),
+        *("tls-cert", "tls-key", "tls-client-ca"),
     }
 
 

@@ -6,19 +6,25 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
+from urllib.parse import quote, unquote
 
 from rerank_grpc.access.entries import LONGEST_TOKEN, RESERVED, CallerEntry, digest_of
 from rerank_grpc.access.tokens import OfFile, TokenFile
 from rerank_grpc.callers import Caller, Right
+from rerank_grpc.errors import Unauthenticated
 
 log = logging.getLogger(__name__)
 
 # An expiry that is nearer than this is told when the file is read.
 SOON_SECONDS = 7 * 86_400
+
+# Of a caller that a certificate names, and the file of tokens does not.
+CERTIFIED_RIGHTS = frozenset((Right.RERANK, Right.LIST))
+NAMELESS = "the certificate names nobody: have one made with a name of URI, DNS or e-mail, or a common name"
 
 
 class AccessList(OfFile):
@@ -26,10 +32,17 @@ class AccessList(OfFile):
 
     A token without a name is named by its place: token-1 for the first of `tokens`, line-1 for that in the
     file's first line. `own` is accepted too: a token that this process makes, to ask its server about models.
+
+    With `by_certificate` a caller without a token is known by its certificate's name, which TLS has proved.
     """
 
-    def __init__(self, tokens: Iterable[str], file: TokenFile | None = None) -> None:
+    def __init__(
+        self, tokens: Iterable[str], file: TokenFile | None = None, *, by_certificate: bool = False
+    ) -> None:
         super().__init__(file, self._take)
+        self.by_certificate = by_certificate
+        # Makes the token by which REST passes on a call of a certificate's name; alone it has another one.
+        self.passing: Callable[[str], str | None] = self.token_of
         self._key = secrets.token_bytes(32)
         self.own = secrets.token_urlsafe(32)
         self._own = self._by_digest([CallerEntry.of(Caller("rest", frozenset({Right.LIST})), [self.own])])
@@ -48,6 +61,10 @@ class AccessList(OfFile):
         """Counts the tokens, and the callers that have a certificate instead."""
         return len(self._callers) + len(self._named)
 
+    def __bool__(self) -> bool:
+        """Whether callers are known at all: by tokens or by certificates."""
+        return self.by_certificate or len(self) > 0
+
     def __contains__(self, token: str) -> bool:
         return self.find(token) is not None
 
@@ -56,7 +73,26 @@ class AccessList(OfFile):
         if len(token) > LONGEST_TOKEN:
             return None
         digest = self._keyed(digest_of(token))
-        return self._callers.get(digest) or self._own.get(digest)
+        return self._callers.get(digest) or self._own.get(digest) or self._passed_on(token)
+
+    def certified(self, name: str) -> Caller:
+        """Finds the caller of a certificate by its name; raises Unauthenticated where it names nobody."""
+        if not name:
+            raise Unauthenticated(NAMELESS)
+        return self.named(name) or Caller(name, CERTIFIED_RIGHTS)
+
+    def token_of(self, name: str) -> str:
+        """Makes the token by which REST passes on a call of a certificate's name to its own process's server.
+
+        Nobody else can make one: it begins with `own`.
+        """
+        return f"{self.own}.{quote(name, safe='')}"
+
+    def _passed_on(self, token: str) -> Caller | None:
+        own, dot, name = token.partition(".")  # of `own`'s characters none is a dot
+        if not self.by_certificate or not dot or self._keyed(digest_of(own)) not in self._own:
+            return None
+        return self.certified(unquote(name))
 
     def named(self, name: str) -> Caller | None:
         """Finds a caller without a token by the name that its certificate has; None where nobody has it."""

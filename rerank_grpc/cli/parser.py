@@ -248,12 +248,12 @@ def _add(command: Parser, option: Option) -> None:
     if option.repeatable:
         notes.append("repeatable")
     help_text = f"{option.help} ({'; '.join(notes)})" if notes else option.help
+    kind: dict[str, Any] = {"action": "append" if option.repeatable else "store", "metavar": option.metavar}
     command.add_argument(
         f"--{option.name}",
         dest=f"option:{option.name}",
-        metavar=option.metavar,
-        action="append" if option.repeatable else "store",
         help=f"{help_text} [{option.variable}]".replace("%", "%%"),
+        **({"action": "store_const", "const": "on"} if option.switch else kind),
     )
 
 

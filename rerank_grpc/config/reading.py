@@ -41,7 +41,10 @@ from rerank_grpc.config.settings_file import read_file
 from rerank_grpc.config.targets import Proxy, proxy_before
 from rerank_grpc.errors import suggestion
 from rerank_grpc.files.obstacles import obstacle
+from rerank_grpc.files.sockets import socket_path
 from rerank_grpc.files.watched import MOST_BYTES
+from rerank_grpc.tls.channel import BadCertificate, TlsSources
+from rerank_grpc.tls.pair import BadFile, TlsFiles
 from rerank_grpc.units import in_bytes
 
 SHARED_MEMORY = "/dev/shm"
@@ -135,6 +138,9 @@ def _server_settings(given: Mapping[str, Given], environment: Mapping[str, str])
     engine, rest = _part(values, "engine."), _part(values, "rest.")
     models = _with_aliases(_models(values, given), values.pop("aliases", ()), given)
     values |= _tokens(given, environment, models)
+    values["tls"] = _tls(values, given)
+    _check_socket(values.get("host", ""), "port", given)
+    _check_socket(rest.get("host", ""), "rest-port", given)
     return ServerSettings(
         models=models,
         engine=EngineSettings(**engine),
@@ -156,6 +162,9 @@ def _rest_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -
     if upstream is not None and upstream.sent is None:
         where = _where("upstream-token-file", given)
         raise OptionError(f"{where}: {str(upstream.path)!r} cannot be used: {NOT_IN_CLEAR}")
+    values["tls"] = _tls(values, given)
+    _check_socket(values.get("host", ""), "rest-port", given)
+    values["upstream_tls"] = _caller_tls(values, "upstream_tls.", given)
     return RestSettings(upstream_token=_token_in(UPSTREAM_TOKEN_VARIABLE, environment), **values)
 
 
@@ -169,24 +178,56 @@ def read_client_settings(
 ) -> ClientSettings:
     """Reads how to reach a server; raises OptionError like :func:`read_settings`.
 
-    Without a target, the server of this machine is meant, with the port and tokens of the environment, and of
-    the file that it names: a container's health check needs no settings of its own. Those tokens are sent to
-    no other target. Where none is needed, a token that cannot be read is left out, unless a flag names it.
+    Without a target, the server of this machine is meant, with the port, tokens and certificate of the
+    environment, and of the file that it names: a container's health check needs no settings of its own. Those
+    tokens are sent to no other target. Where none is needed, a token that cannot be read is left out, unless
+    a flag names it.
     """
     # Without the file of settings: its token-file is a server's.
     given = gather(CLIENT_OPTIONS, flags, _checked(environment), {})
     values, here = _values(CLIENT_OPTIONS, given), "target" not in given
     values.pop("token", None)
     if here:
+        host = _server_value("host", {}, environment) or ""
         port = _server_value("port", {}, environment) or ServerSettings().port  # 0 is no port to call
-        values["target"] = f"127.0.0.1:{port}"
+        values["target"] = host if host.startswith("unix:") else f"127.0.0.1:{port}"
+        # A socket is plain.
+        if not host.startswith("unix:") and not {"tls", "ca", "server-name"} & set(given):
+            values |= _tls_here(environment, given)
     try:
         token = _client_token(given.get("token-file"), environment, of_server=here)
     except OptionError:
         if needs_token or flags.get("token-file") is not None:
             raise
         token = None
+    values["tls"] = _caller_tls(values, "tls.", given)
     return ClientSettings(token=token, **values)
+
+
+def _tls_here(environment: Mapping[str, str], given: Mapping[str, Given]) -> dict[str, Any]:
+    """Finds the settings of TLS by which the server here is called; none where it speaks none."""
+    cert, key, client_ca = (
+        _server_value(name, {}, environment) for name in ("tls-cert", "tls-key", "tls-client-ca")
+    )
+    if cert is None:
+        return {}
+    presented = {"tls.cert": cert, "tls.key": key} if client_ca and "cert" not in given else {}
+    return {"tls.ca": cert, "own_certificate": True, **presented}
+
+
+def _caller_tls(values: dict[str, Any], prefix: str, given: Mapping[str, Given]) -> TlsSources | None:
+    """Takes out the values of a caller's TLS, and reads its files; None for plaintext. Raises OptionError."""
+    parts = _part(values, prefix)
+    switch = parts.pop("on", None)
+    sources = TlsSources(**parts)
+    before = prefix.partition("tls.")[0]
+    try:
+        if sources.ask_for_tls(None if switch is None else switch == "on"):
+            return sources.held()
+    except BadCertificate as error:
+        option = (before + error.argument).replace("_", "-")
+        raise OptionError(f"{_where(option, given)}: {error.text}") from None
+    return None
 
 
 def _client_token(file: Given | None, environment: Mapping[str, str], *, of_server: bool) -> str | None:
@@ -228,6 +269,32 @@ def read_listening(
     if not port:
         raise OptionError(f"{_where(names[1], given)}: the system chooses the port, so none is known to call")
     return _reachable(host), port
+
+
+def read_here_settings(
+    flags: Flags, server: Flags, environment: Mapping[str, str] = os.environ
+) -> tuple[float, TlsSources | None]:
+    """Reads how a server of the flags `server` is asked on its machine by a client of `flags`.
+
+    Returns the time in seconds, and the certificate to present, None where the server speaks no TLS: the
+    client's own, else the server's. Raises OptionError like :func:`read_settings`.
+    """
+    given = gather(CLIENT_OPTIONS, flags, environment, {})
+    values = _values(CLIENT_OPTIONS, given)
+    timeout: float = values.get("timeout", ClientSettings().timeout)
+    names = ("tls-cert", "tls-key", "tls-client-ca")
+    options = [option for option in SERVER_OPTIONS if option.name in names]
+    of_server = _values(options, _server_given(server, environment))
+    if "tls_cert" not in of_server:
+        return timeout, None
+    own = {name: values[f"tls.{name}"] for name in ("cert", "key") if f"tls.{name}" in values}
+    before = "" if own else "tls-"
+    if not own and "tls_client_ca" in of_server:
+        own = {"cert": of_server["tls_cert"], "key": of_server.get("tls_key")}
+    try:
+        return timeout, TlsSources(**own).held()
+    except BadCertificate as error:
+        raise OptionError(f"{_where(before + error.argument, given)}: {error.text}") from None
 
 
 def _reachable(host: str) -> str:
@@ -320,7 +387,7 @@ def _server_value(name: str, flags: Flags, environment: Mapping[str, str]) -> An
 
 def _server_given(flags: Flags, environment: Mapping[str, str]) -> dict[str, Given]:
     given = _given(SERVER_OPTIONS, flags, environment)
-    if "host" in given:
+    if "host" in given and socket_path(given["host"].texts[0]) is None:
         given.setdefault("rest-host", given["host"])
     return given
 
@@ -409,6 +476,30 @@ def _tokens(
     }
     known = Known(names or None, frozenset(map(digest_of, tokens)))
     return {"access_tokens": tokens, "token_file": _token_file(given.get("token-file"), known)}
+
+
+def _tls(values: dict[str, Any], given: Mapping[str, Given]) -> TlsFiles | None:
+    """Takes out the values of TLS, and reads their files; raises OptionError."""
+    cert, key, client_ca = (values.pop(name, None) for name in ("tls_cert", "tls_key", "tls_client_ca"))
+    if not (cert or key or client_ca):
+        return None
+    if not (cert and key):
+        where = next(given[name].where for name in ("tls-cert", "tls-key", "tls-client-ca") if name in given)
+        missing = " and ".join(
+            name for name, value in (("--tls-cert", cert), ("--tls-key", key)) if value is None
+        )
+        raise OptionError(f"{where}: TLS needs a certificate and its key: give {missing} too")
+    files = TlsFiles(cert, key, client_ca)
+    try:
+        return replace(files, pair=files.read())
+    except BadFile as error:
+        raise OptionError(f"{_where(error.role.removeprefix('--'), given)}: {error}") from None
+
+
+def _check_socket(host: str, port: str, given: Mapping[str, Given]) -> None:
+    """Raises OptionError where a port is given to a Unix socket, which has none."""
+    if socket_path(host) is not None and port in given and given[port].texts[0] != "off":
+        raise OptionError(f"{given[port].where}: a Unix socket ({host}) has no port: leave it out")
 
 
 def _variable_tokens(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ from rerank_grpc.rest.recorder import Recorder, note
 from rerank_grpc.rest.target import authorization
 from rerank_grpc.telemetry.ids import CallIds
 from rerank_grpc.telemetry.records import CallRecord, OpenSpan
+from rerank_grpc.tls.names import CERTIFICATE
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class Form(Protocol):
 class Exchange:
     """One request, as its line and headers tell it.
 
-    `token` is None until `authenticate` has read it, and `caller` ANYONE until that has found whose it is.
+    `certificate` is the name in the caller's certificate, None without one. `token` is None until
+    `authenticate` has read it, and `caller` ANYONE until that has found whose it is.
     `more_time` is how a call gets more time than it has, empty until `timeout` has run. `form` is that of its
     errors, set by whoever answers it. `model` is the name that it asks for, None until that is known;
     `trace_headers` are passed on: the caller's, or those of the span that it follows.
@@ -76,6 +78,7 @@ class Exchange:
         self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
         self.caller: Caller = ANYONE
+        self.certificate: str | None = request.scope.get(CERTIFICATE)
         self.more_time = ""
         self.model: str | None = None
         self.ids = {"x-request-id": self.request_id}
@@ -107,20 +110,29 @@ class Exchange:
     def authenticate(self, accepted: AccessList, right: Right | None) -> None:
         """Reads the access token; raises Unauthenticated unless it is accepted, or none is needed.
 
-        Raises PermissionDenied where its caller lacks the right; None is everybody's who is accepted.
+        Raises PermissionDenied where its caller lacks the right; None is everybody's who is accepted. Where
+        no token is sent, the name counts that TLS has proved by a certificate; `passing` makes the token by
+        which its call is passed on.
         """
         self.token = _token_of(self.request.headers)
         if not accepted:
             return
-        if self.token is None:
-            raise Unauthenticated("send a token in a header: Authorization: Bearer TOKEN")
-        caller = accepted.find(self.token)
-        if caller is None:
-            raise Unauthenticated("the token is wrong")
+        caller = self._caller_of(accepted)
         self.caller = self.record.caller = caller
         caller.require_current(time.time())
         if right is not None:
             caller.require(right)
+
+    def _caller_of(self, accepted: AccessList) -> Caller:
+        """Finds who calls; raises Unauthenticated."""
+        if self.token is None and self.certificate is not None and accepted.by_certificate:
+            self.token = accepted.passing(self.certificate)
+            return accepted.certified(self.certificate)
+        if self.token is None:
+            raise Unauthenticated("send a token in a header: Authorization: Bearer TOKEN")
+        if (caller := accepted.find(self.token)) is None:
+            raise Unauthenticated("the token is wrong")
+        return caller
 
     def timeout(self, default: float) -> float:
         """Reads the seconds that the caller waits, cut to the limit of all calls; raises InvalidRequest."""

@@ -25,6 +25,7 @@ from rerank_grpc.http.errors import HttpError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.forms.decoded import Decoded
 from rerank_grpc.rest.target import PROBE_SECONDS, Answer, Target
+from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
 from rerank_grpc.units import in_bytes
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -45,13 +46,20 @@ class Upstream:
     retries, and sockets that wait here would pile up.
     """
 
-    def __init__(self, targets: Sequence[str], *, token: SentToken, decides: bool = False) -> None:
+    def __init__(
+        self,
+        targets: Sequence[str],
+        *,
+        token: SentToken,
+        decides: bool = False,
+        tls: TlsSources | None = None,
+    ) -> None:
         """Takes REST's own token; with `decides`, which models are a caller's is found out here as well."""
         self._token = token
         self._decides = decides
         # Alone, gRPC itself tries again while the server restarts; of several, the next one is asked.
         retries = 0 if len(targets) > 1 else 3
-        self._targets = [Target(name, retries=retries) for name in targets]
+        self._targets = [Target(name, retries=retries, tls=tls) for name in targets]
         self._next = 0
         self._watcher: asyncio.Task[None] | None = None
         # By name and revision, which the reply to a rerank call tells.
