@@ -10,6 +10,7 @@ from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.access.entries import DEFAULT_RIGHTS, Known, digest_of, read_entries
 from rerank_grpc.access.tokens import SentToken, TokenFile, split_bearer
 from rerank_grpc.callers import Caller, Right
+from rerank_grpc.errors import Unauthenticated
 from rerank_grpc.files.watched import WatchedFile
 
 TOKENS = ("first-token", "second-token")
@@ -172,6 +173,12 @@ def test_callers_are_found_by_their_tokens_and_those_without_by_their_names(path
     assert batch is not None
     assert batch.rights == frozenset({Right.RERANK})
     assert access.named("search") is None  # a certificate is no token
+    for name in ("search", "rest", "token-1", "line-5"):
+        with pytest.raises(Unauthenticated, match="is known by its token alone"):
+            access.certified(name)
+    assert access.certified("stranger") == Caller("stranger", DEFAULT_RIGHTS)
+    both = AccessList([], TokenFile.of(path, CALLERS.replace(b"[ops]", b"[ops]\ncertificate = true")))
+    assert both.certified("ops") == both.find("ops-old")
     assert access.restricts
     assert not AccessList(["of-variable"]).restricts
     assert len(access) == 5

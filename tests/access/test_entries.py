@@ -129,6 +129,10 @@ REFUSED = {
         "line 2: [a] expires: is no date of TOML: write 2027-01-31 or 2027-01-31T18:00:00Z, without quotes"
     ),
     "[a]\nexpires = 2030-02-31\n": "line 2: not TOML: invalid date or datetime",
+    "[a]\ncertificate = 1\n": "line 2: [a] certificate: is neither true nor false",
+    "[a]\ncertificate = false\n": (
+        "line 2: [a] certificate: is false, and the caller has no token: nothing would let it in"
+    ),
     '[a]\ntokn = "canary"\n': "line 2: [a] tokn: unknown key; did you mean token?",
     'token = "canary"\n': (
         "line 1: [token]: a key outside of a table: write [NAME] above it, the name of a caller"
