@@ -53,6 +53,7 @@ class Option:
     setting: str = ""  # the attribute of `settings`, where that is not the option's name
     plural: str = ""  # names a repeatable option's setting, and its variable of values between commas
     variable: str = ""
+    switch: bool = False  # its flag takes no value, and means "on"
     settings: type[ServerSettings | RestSettings | ClientSettings] = ServerSettings
 
     def __post_init__(self) -> None:
@@ -89,6 +90,41 @@ _off = partial(or_none, "off")
 
 def _choice(name: str, words: str, help: str) -> Option:
     return Option(name, one_of(*words.split("|")), words, help)
+
+
+def _caller_tls_options(
+    prefix: str, server: str, settings: type[RestSettings | ClientSettings]
+) -> tuple[Option, ...]:
+    """Makes the options of a caller's TLS, whose settings are parts of one."""
+    part = f"{prefix}tls.".replace("-", "_")
+    files = (
+        ("ca", f"the CA of {server}'s certificate, in PEM; implies TLS"),
+        ("cert", "the caller's own certificate and its chain, in PEM, where it has to present one"),
+        ("key", "the private key of that certificate, in PEM"),
+    )
+    return (
+        Option(
+            f"{prefix}tls",
+            one_of("on", "off"),
+            "on|off",
+            f"call {server} by TLS, and trust the CAs that this system trusts",
+            f"{part}on",
+            switch=True,
+            settings=settings,
+        ),
+        *(
+            Option(f"{prefix}{name}", Path, "FILE", text, f"{part}{name}", settings=settings)
+            for name, text in files
+        ),
+        Option(
+            f"{prefix}server-name",
+            text,
+            "NAME",
+            f"the name in {server}'s certificate, where it is called by another one",
+            f"{part}server_name",
+            settings=settings,
+        ),
+    )
 
 
 def _metrics_options(settings: type[ServerSettings | RestSettings]) -> tuple[Option, ...]:
@@ -301,6 +337,7 @@ REST_OPTIONS = (
         "a file whose first line is the token for the targets, read again when it changes",
         settings=RestSettings,
     ),
+    *_caller_tls_options("upstream-", "the targets", RestSettings),
     *_REST_OPTIONS,
     *_metrics_options(RestSettings),
     *(
@@ -322,6 +359,7 @@ CLIENT_OPTIONS = (
         "token",
         settings=ClientSettings,
     ),
+    *_caller_tls_options("", "the server", ClientSettings),
 )
 
 # Tokens have no flag: another user of the machine can read a command line.
