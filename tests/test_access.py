@@ -8,6 +8,8 @@ import pytest
 from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.access.entries import read_entries
 from rerank_grpc.access.tokens import SentToken, TokenFile, split_bearer
+from rerank_grpc.callers import Caller, Right
+from rerank_grpc.errors import Unauthenticated
 from rerank_grpc.files.watched import WatchedFile
 
 TOKENS = ("first-token", "second-token")
@@ -148,3 +150,24 @@ def test_a_process_accepts_its_own_token_and_no_other_lists() -> None:
 def test_the_objection_to_a_file_names_the_line() -> None:
     with pytest.raises(ValueError, match=r"^line 3: a token is empty, too long, or has characters"):
         read_entries(b"one\n\ntwo three\n")
+
+
+def test_a_certificates_name_is_that_of_an_entry_or_may_rerank_and_ask(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    content = b"""
+[search]
+token = "t0ken"
+rights = ["list"]
+"""
+    access = AccessList((), TokenFile.of(path, content), by_certificate=True)
+    # Or a certificate would have more than its name's owner was given.
+    assert access.certified("search") == access.find("t0ken")
+    assert access.certified("other") == Caller("other", frozenset((Right.RERANK, Right.LIST)))
+    for name in ("", "rest", "token-1", "line-3"):
+        with pytest.raises(Unauthenticated, match="have one made"):
+            access.certified(name)
+    passed = access.find(access.token_of("a/b c"))
+    assert passed is not None
+    assert passed.name == "a/b c"
+    assert AccessList((), by_certificate=True)
+    assert len(access) == 1

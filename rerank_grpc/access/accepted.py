@@ -26,6 +26,8 @@ SOON_SECONDS = 7 * 86_400
 CERTIFIED_RIGHTS = frozenset((Right.RERANK, Right.LIST))
 NAMELESS = "the certificate names nobody: have one made with a name of URI, DNS or e-mail, or a common name"
 
+TAKEN = "the certificate's name is one that the server gives to tokens: have one made with another name"
+
 
 class AccessList(OfFile):
     """Callers by their access tokens, kept as keyed digests: the time of a look-up tells nothing of a token.
@@ -53,7 +55,7 @@ class AccessList(OfFile):
         entries = file.entries if file else ()
         # Each is replaced as a whole, so that no reader needs a lock.
         self._callers = self._by_digest(entries) | self._fixed
-        self._named = _by_name(entries)
+        self._named, self._names = _without_token(entries), _by_name(entries)
         self.restricts = _restricts(entries)  # whether some caller may not call every model
         _tell_expiry(entries)
 
@@ -76,9 +78,14 @@ class AccessList(OfFile):
         return self._callers.get(digest) or self._own.get(digest) or self._passed_on(token)
 
     def certified(self, name: str) -> Caller:
-        """Finds the caller of a certificate by its name; raises Unauthenticated where it names nobody."""
+        """Finds the caller of a certificate by its name; raises Unauthenticated where it names nobody.
+
+        An entry of that name in the file holds for the certificate too, with all its bounds.
+        """
         if not name:
             raise Unauthenticated(NAMELESS)
+        if RESERVED.fullmatch(name):  # or it would share another caller's turn and rate
+            raise Unauthenticated(TAKEN)
         return self.named(name) or Caller(name, CERTIFIED_RIGHTS)
 
     def token_of(self, name: str) -> str:
@@ -95,15 +102,16 @@ class AccessList(OfFile):
         return self.certified(unquote(name))
 
     def named(self, name: str) -> Caller | None:
-        """Finds a caller without a token by the name that its certificate has; None where nobody has it."""
-        return self._named.get(name)
+        """Finds a caller of the file by the name that its certificate has; None where nobody has it."""
+        return self._names.get(name)
 
     def _by_digest(self, entries: Iterable[CallerEntry]) -> dict[bytes, Caller]:
         return {self._keyed(digest): entry.caller for entry in entries for digest in entry.digests}
 
     def _take(self, entries: tuple[CallerEntry, ...]) -> None:
         before = self._all()
-        self._callers, self._named = {**self._by_digest(entries), **self._fixed}, _by_name(entries)
+        self._callers, self._named = {**self._by_digest(entries), **self._fixed}, _without_token(entries)
+        self._names = _by_name(entries)
         self.restricts, after = _restricts(entries), self._all()
         new, gone = len(after.keys() - before), len(before.keys() - after)
         changed = sum(_told(before[key]) != _told(after[key]) for key in after.keys() & before)
@@ -121,7 +129,11 @@ class AccessList(OfFile):
 
 
 def _by_name(entries: Iterable[CallerEntry]) -> dict[str, Caller]:
-    return {entry.caller.name: entry.caller for entry in entries if not entry.digests}
+    return {entry.caller.name: entry.caller for entry in entries}
+
+
+def _without_token(entries: Iterable[CallerEntry]) -> dict[str, Caller]:
+    return _by_name(entry for entry in entries if not entry.digests)
 
 
 def _restricts(entries: Iterable[CallerEntry]) -> bool:
