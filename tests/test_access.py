@@ -254,3 +254,24 @@ def test_a_file_of_digests_alone_sends_nothing_new(path: Path, caplog: pytest.Lo
     changed(sent, path, f'[a]\nsha256 = "{digest_of("x").hex()}"\n'.encode())
     assert sent.value == "old"
     assert "holds no token that could be sent" in caplog.text
+
+
+def test_a_certificates_name_is_that_of_an_entry_or_may_rerank_and_ask(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    content = b"""
+[search]
+token = "t0ken"
+certificate = true
+rights = ["list"]
+"""
+    access = AccessList((), TokenFile.of(path, content), by_certificate=True)
+    # Or a certificate would have more than its name's owner was given.
+    assert access.certified("search") == access.find("t0ken")
+    assert access.certified("other") == Caller("other", DEFAULT_RIGHTS)
+    for name in ("", "rest", "token-1", "line-3"):
+        with pytest.raises(Unauthenticated, match=r"have one made|by its token alone"):
+            access.certified(name)
+    passed = access.find(access.token_of("a/b c"))
+    assert passed is not None
+    assert passed.name == "a/b c"
+    assert AccessList((), by_certificate=True)

@@ -32,6 +32,8 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 16 << 20
 # A connection stays open for longer than its callers are told: one that they use at the last moment is there.
 SPARE_SECONDS = 1
+# A certificate is looked at when its connection begins: one that has been there for longer is to come again.
+CERTIFIED_SECONDS = 600.0
 CLOSE = (b"connection", b"close")
 
 
@@ -132,10 +134,12 @@ class PatientProtocol(H11Protocol):
         self._writing: asyncio.Handle | None = None
         self._unread = 0
         self._certificate: str | None = None
+        self._began = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._certificate = transport.get_extra_info(CERTIFICATE)
+        self._began = self.loop.time()
         self._open.make_room(transport)
         self._look()
 
@@ -210,6 +214,8 @@ class PatientProtocol(H11Protocol):
     def _persistence(self, scope: Scope, answer: Message) -> list[tuple[bytes, bytes]]:
         """Makes the header that tells how long the connection stays, where it does."""
         if not self.cycle.keep_alive:  # the server is stopping
+            return [CLOSE]
+        if self._certificate is not None and self.loop.time() - self._began > CERTIFIED_SECONDS:
             return [CLOSE]
         asked = [value.lower() for name, value in scope["headers"] if name == b"connection"]
         closes = scope["http_version"] != "1.1" or CLOSE in answer["headers"] or b"close" in b",".join(asked)
