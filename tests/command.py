@@ -55,7 +55,7 @@ class Served:
     def _url(self, name):
         """Finds the URL in a line of the start's summary; "" where that is off."""
         words = next((line.split() for line in self.said if line.startswith(f"{name} ")), ())
-        return next((word.rstrip(",") for word in words if word.startswith("http://")), "")
+        return next((word.rstrip(",") for word in words if word.startswith(("http://", "https://"))), "")
 
     def _read(self):
         for line in self._lines:
