@@ -86,10 +86,14 @@ def local(text: str, server: Served, folder: Path) -> str:
 
 def bash(text: str, folder: Path, **variables: str) -> str:
     """Runs a block as it stands, with our own command in the place of an installed one."""
-    script = f'rerank-grpc() {{ {shlex.quote(sys.executable)} -m rerank_grpc "$@"; }}\n{text}'
-    own = environment(PYTHONPATH=str(ROOT), NO_PROXY="127.0.0.1", **variables)
+    command = folder / ".bin/rerank-grpc"
+    command.parent.mkdir(exist_ok=True)
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m rerank_grpc "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}:{os.environ['PATH']}"
+    own = environment(PYTHONPATH=str(ROOT), NO_PROXY="127.0.0.1", PATH=path, **variables)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
+        ["bash", "-euo", "pipefail", "-c", text],
         cwd=folder,
         env=own,
         capture_output=True,

@@ -172,7 +172,7 @@ def test_relative_paths_are_the_files_neighbours(tmp_path: Path, monkeypatch: py
     ):
         settings = read_settings({"config": path}, {})
         assert settings.token_file is not None
-        assert settings.token_file.tokens == ("one",)
+        assert settings.token_file.sent == "one"
         assert (settings.models_dir, settings.catalogue) == (base / "here", Path("/own.toml"))
         assert [model.source for model in settings.models] == [
             f"{base}/m/bge",

@@ -339,13 +339,6 @@ def _warnings(settings: ServerSettings, target: str) -> Iterable[Remark]:
             f"{' and '.join(open_to_all)} can be reached from other machines, and any caller is served."
             "\nSet RERANK_TOKENS or --token-file, or listen on 127.0.0.1.",
         )
-    admin_is_open = settings.admin_port is not None and not is_loopback(settings.admin_host)
-    if admin_is_open and not _knows_callers(settings):
-        yield Remark(
-            "open_admin_port",
-            f"the admin port at {settings.admin_host} can be reached from other machines;"
-            "\nwithout tokens, whoever calls it can load and unload models.",
-        )
     if settings.metrics_port is not None and not is_loopback(settings.metrics_host):
         yield Remark("open_metrics", f"the metrics at {settings.metrics_host} {_OPEN_METRICS}")
     if forgotten_token(settings):

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 from rerank_grpc.config.settings import ANY_NAME, ModelSpec
 from rerank_grpc.config.targets import read_target
+from rerank_grpc.errors import suggestion
 from rerank_grpc.files.sockets import SCHEME, socket_path
 
 T = TypeVar("T")
 NAME = re.compile(r"[\w.:/@+-]{1,200}")
-
-
-def suggestion(text: str, choices: Iterable[str]) -> str:
-    """Makes "; did you mean …?" of the choice nearest to the text; "" if none is near."""
-    near = difflib.get_close_matches(text, list(choices), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def text(text: str) -> str:

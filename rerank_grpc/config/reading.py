@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from rerank_grpc.access.tokens import BAD_TOKEN, TOKEN, TokenFile, tokens_of
+from rerank_grpc.access.entries import BAD_TOKEN, NOTHING, TOKEN, Known, digest_of
+from rerank_grpc.access.tokens import NOT_IN_CLEAR, TokenFile
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
@@ -26,8 +27,8 @@ from rerank_grpc.config.options import (
     OptionError,
 )
 from rerank_grpc.config.origins import Effective, Flags, Given, Origin, gather
-from rerank_grpc.config.parsing import suggestion
 from rerank_grpc.config.settings import (
+    ANY_NAME,
     EMBEDDED,
     ClientSettings,
     EngineSettings,
@@ -38,6 +39,7 @@ from rerank_grpc.config.settings import (
 )
 from rerank_grpc.config.settings_file import read_file
 from rerank_grpc.config.targets import Proxy, proxy_before
+from rerank_grpc.errors import suggestion
 from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.files.sockets import socket_path
 from rerank_grpc.files.watched import MOST_BYTES
@@ -134,12 +136,13 @@ def read_effective(
 def _server_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -> ServerSettings:
     values = _values(SERVER_OPTIONS, given)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
-    values |= _tokens(given, environment)
+    models = _with_aliases(_models(values, given), values.pop("aliases", ()), given)
+    values |= _tokens(given, environment, models)
     values["tls"] = _tls(values, given)
     _check_socket(values.get("host", ""), "port", given)
     _check_socket(rest.get("host", ""), "rest-port", given)
     return ServerSettings(
-        models=_with_aliases(_models(values, given), values.pop("aliases", ()), given),
+        models=models,
         engine=EngineSettings(**engine),
         rest=RestSettings(**rest),
         **values,
@@ -155,9 +158,12 @@ def _rest_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -
         # A flag may hold several too, as the variable does.
         values["targets"] = tuple(chain.from_iterable(values["targets"]))
     values |= _tokens(given, environment)
+    values["upstream_token_file"] = upstream = _token_file(given.get("upstream-token-file"))
+    if upstream is not None and upstream.sent is None:
+        where = _where("upstream-token-file", given)
+        raise OptionError(f"{where}: {str(upstream.path)!r} cannot be used: {NOT_IN_CLEAR}")
     values["tls"] = _tls(values, given)
     _check_socket(values.get("host", ""), "rest-port", given)
-    values["upstream_token_file"] = _token_file(given.get("upstream-token-file"))
     values["upstream_tls"] = _caller_tls(values, "upstream_tls.", given)
     return RestSettings(upstream_token=_token_in(UPSTREAM_TOKEN_VARIABLE, environment), **values)
 
@@ -226,12 +232,14 @@ def _caller_tls(values: dict[str, Any], prefix: str, given: Mapping[str, Given])
 
 def _client_token(file: Given | None, environment: Mapping[str, str], *, of_server: bool) -> str | None:
     """Finds the token that a client sends; `of_server` is whether it may be one of the server here."""
-    if found := _token_file(file):
-        return found.tokens[0]
+    if file is not None and (found := _token_file(file)):
+        if found.sent is None:
+            raise OptionError(f"{file.where}: {str(found.path)!r} cannot be used: {NOT_IN_CLEAR}")
+        return found.sent
     if (own := _token_in(CLIENT_TOKEN_VARIABLE, environment)) or not of_server:
         return own
     found = _token_file(_given(SERVER_OPTIONS, {}, environment).get("token-file"))
-    return next(iter([*(found.tokens if found else ()), *_variable_tokens(environment)]), None)
+    return (found.sent if found else None) or next(iter(_variable_tokens(environment)), None)
 
 
 def read_metrics_target(environment: Mapping[str, str] = os.environ) -> str:
@@ -458,10 +466,16 @@ def _with_aliases(
     return tuple(replace(model, aliases=aliases_of[model.name]) for model in models)
 
 
-def _tokens(given: Mapping[str, Given], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Reads the tokens that a server accepts, by setting."""
-    file = _token_file(given.get("token-file"))
-    return {"access_tokens": _variable_tokens(environment), "token_file": file}
+def _tokens(
+    given: Mapping[str, Given], environment: Mapping[str, str], models: Sequence[ModelSpec] = ()
+) -> dict[str, Any]:
+    """Reads the tokens that a server accepts, by setting; without models their names are not checked."""
+    tokens = _variable_tokens(environment)
+    names = {
+        name: model.name for model in models for name in (model.name, *model.aliases) if name != ANY_NAME
+    }
+    known = Known(names or None, frozenset(map(digest_of, tokens)))
+    return {"access_tokens": tokens, "token_file": _token_file(given.get("token-file"), known)}
 
 
 def _tls(values: dict[str, Any], given: Mapping[str, Given]) -> TlsFiles | None:
@@ -496,7 +510,7 @@ def _variable_tokens(environment: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tokens))
 
 
-def _token_file(given: Given | None) -> TokenFile | None:
+def _token_file(given: Given | None, known: Known = NOTHING) -> TokenFile | None:
     if given is None:
         return None
     path = Path(given.texts[0])
@@ -505,13 +519,11 @@ def _token_file(given: Given | None) -> TokenFile | None:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(f"it has more than {in_bytes(MOST_BYTES)}")
-        return TokenFile(path, tokens_of(content))
+        return TokenFile.of(path, content, known)
     except OSError as error:
         raise OptionError(f"{given.where}: cannot read {str(path)!r}: {obstacle(path, error)}") from None
     except ValueError as error:
-        raise OptionError(
-            f"{given.where}: {str(path)!r} is no file of tokens: {error}: write one a line"
-        ) from None
+        raise OptionError(f"{given.where}: {str(path)!r} is no file of tokens: {error}") from None
 
 
 def _token_in(variable: str, environment: Mapping[str, str]) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rerank_grpc.access.entries import digest_of
 from rerank_grpc.access.tokens import TokenFile
 from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.pair import TlsFiles
@@ -106,8 +107,16 @@ class ServerSettings:
 
 
 def token_count(settings: RestSettings | ServerSettings) -> int:
-    """Counts the tokens at the start, one of which callers need; without any, none is needed."""
-    return len({*settings.access_tokens, *(settings.token_file.tokens if settings.token_file else ())})
+    """Counts the tokens at the start, one of which callers need; without any, none is needed.
+
+    A caller that has a certificate instead counts too.
+    """
+    entries = settings.token_file.entries if settings.token_file else ()
+    digests = {
+        *map(digest_of, settings.access_tokens),
+        *(each for entry in entries for each in entry.digests),
+    }
+    return len(digests) + sum(not entry.digests for entry in entries)
 
 
 @dataclass(frozen=True, slots=True)

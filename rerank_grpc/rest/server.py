@@ -50,7 +50,9 @@ class RestServer:
     ) -> None:
         assert settings.port is not None
         own = SentToken(settings.upstream_token, settings.upstream_token_file)
-        self._upstream = Upstream(settings.targets, token=own, tls=settings.upstream_tls)
+        self._upstream = Upstream(
+            settings.targets, token=own, decides=access is None, tls=settings.upstream_tls
+        )
         self._followed: list[SentToken | AccessList | Certificates] = [own]
         if certificates is None and settings.tls:
             certificates = Certificates(settings.tls)

@@ -14,6 +14,7 @@ from rerank_grpc.client import AsyncClient, TransportError, UnexpectedStatus
 from rerank_grpc.client.core import service_config
 from rerank_grpc.errors import (
     DeadlineExceeded,
+    PermissionDenied,
     QueueFull,
     RerankError,
     ShuttingDown,
@@ -114,7 +115,7 @@ class Target:
     async def _is_well(self, token: str | None, timeout: float) -> bool:
         try:
             return (await self.ask(AsyncClient.health, token, timeout)).serving
-        except Unauthenticated:
+        except (Unauthenticated, PermissionDenied):
             # Probes of an orchestrator need no token.
             with suppress(UnexpectedStatus):
                 return await self.ask(AsyncClient.serving, None, timeout)

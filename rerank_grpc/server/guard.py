@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import grpc
 
 from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.access.tokens import split_bearer
-from rerank_grpc.callers import ANYONE, Caller, Right
+from rerank_grpc.callers import ANYONE, NOBODY, Caller, Right
 from rerank_grpc.errors import RerankError, Unauthenticated
 from rerank_grpc.telemetry.records import Sink
 from rerank_grpc.tls.names import name_in_context
@@ -102,6 +103,7 @@ class Guard:
         if self.is_public(method) or (certificate is None and self._may_be_certified(metadata)):
             return
         caller = self.caller_by(metadata, certificate)
+        caller.require_current(time.time())
         if method != UNKNOWN_METHOD:
             caller.require(self._needs.get(method) or Right.ADMIN)
 
@@ -122,13 +124,16 @@ class Edge:
             self.guard.admit(method, context.invocation_metadata(), partial(_name_of, context))
 
     def caller_of(self, context: grpc.ServicerContext) -> Caller:
-        """Finds who calls; ANYONE where nobody is known, or this one is not."""
+        """Finds who calls: ANYONE where no callers are known, NOBODY where this one is not.
+
+        A caller that is taken off the list while its request is awaited may do nothing, not everything.
+        """
         if self.guard is None:
             return ANYONE
         try:
             return self.guard.caller_by(context.invocation_metadata(), partial(_name_of, context))
         except RerankError:
-            return ANYONE
+            return NOBODY
 
 
 def _name_of(context: grpc.ServicerContext) -> str | None:

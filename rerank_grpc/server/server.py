@@ -12,6 +12,8 @@ import grpc
 from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.config import files
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.config.targets import is_loopback
+from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry.loading import Loader
 from rerank_grpc.reranker import Reranker, build_reranker
@@ -178,6 +180,12 @@ class RerankServer:
         settings = self.settings
         if settings.admin_port is None:
             return None, None
+        if self._edge.guard is None and not is_loopback(settings.admin_host):
+            raise ConfigurationError(
+                f"--admin-host {settings.admin_host}: whoever reaches the admin port from other machines "
+                "could load and unload models: give operators the right admin in --token-file, or listen on "
+                "127.0.0.1"
+            )
         server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
         servicer = ModelAdminServicer(self.registry, self._edge)
         own = [admin_service(servicer, self._patience, self._edge)]

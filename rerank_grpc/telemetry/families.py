@@ -66,7 +66,7 @@ CALLS = MetricFamily(
     "counter",
     "Calls that have ended, refused ones too, but for those of gRPC methods that nobody has; one that gRPC "
     "refuses for its size counts as cancelled.",
-    ("method", "protocol", "dialect", "model", "code", "reason"),
+    ("method", "protocol", "dialect", "model", "code", "reason", "caller"),
     "calls",
 )
 CALL_SECONDS = MetricFamily(
@@ -90,7 +90,7 @@ DOCUMENTS = MetricFamily(
     "rerank_documents_total",
     "counter",
     "Documents of requests that reached the queue.",
-    ("model",),
+    ("model", "caller"),
     "documents",
 )
 PAIRS = MetricFamily(
@@ -105,7 +105,7 @@ REQUEST_TOKENS = MetricFamily(
     "rerank_tokens_total",
     "counter",
     "Tokens of the pairs that reached the queue, those of shared pairs included.",
-    ("model",),
+    ("model", "caller"),
     "tokens",
 )
 TRUNCATED = MetricFamily(
@@ -178,9 +178,13 @@ DEVICE_BUSY = MetricFamily(
     "seconds",
 )
 REFUSALS = MetricFamily(
-    "rerank_refusals_total", "counter", "Calls that were refused though nothing in them was wrong, or for "
-    "want of the right to call.", ("reason",), "calls"
-)  # fmt: skip
+    "rerank_refusals_total",
+    "counter",
+    "Calls that were refused though nothing in them was wrong, or for want of the right to call; with "
+    "`rate_limited` those of a caller above its own rate.",
+    ("reason", "caller"),
+    "calls",
+)
 MODEL_STATE = MetricFamily(
     "rerank_model_state",
     "gauge",

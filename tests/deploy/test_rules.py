@@ -8,7 +8,10 @@ import pytest
 
 from tests.deploy.files import PROMETHEUS, alerts, read_yaml, table, tool
 
-FIVE = ["RerankNotServing", "RerankErrors", "RerankQueueAge", "RerankRefusals", "RerankModelFailed"]
+SIX = [
+    *("RerankNotServing", "RerankErrors", "RerankQueueAge", "RerankRefusals", "RerankModelFailed"),
+    "RerankCertificateEnds",
+]
 
 
 @pytest.mark.parametrize(
@@ -27,8 +30,8 @@ def test_promtool_has_no_complaint(arguments):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_five_alerts_are_worth_waking_for():
-    assert [rule["alert"] for rule in alerts()] == FIVE
+def test_six_alerts_are_worth_waking_for():
+    assert [rule["alert"] for rule in alerts()] == SIX
     for rule in alerts():
         assert rule["for"]
         assert rule["labels"] == {"severity": "critical"}
@@ -41,7 +44,7 @@ def test_each_is_tried_where_it_fires_and_where_it_does_not():
         for group in read_yaml(PROMETHEUS / "rules_test.yml")["tests"]
         for each in group["alert_rule_test"]
     ]
-    assert set(tried) == {(name, fires) for name in FIVE for fires in (True, False)}
+    assert set(tried) == {(name, fires) for name in SIX for fires in (True, False)}
 
 
 def test_the_operators_page_repeats_what_to_do():

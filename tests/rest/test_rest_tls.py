@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,8 @@ def test_without_a_certificate_of_the_client_ca_nobody_comes_in(
 def test_curl_is_told_why_its_certificate_is_refused(shown: Issued, authority: Authority):
     cert, key = authority.issue("expired", begins=-2, ends=-1)
     with beside(shown, authority.cert) as (port, _):
-        command = ["curl", "-sS", "--cacert", authority.cert, "--cert", cert, "--key", key]
+        files = (authority.cert, cert, key)
+        command = ["curl", "-sS", *chain(*zip(("--cacert", "--cert", "--key"), map(str, files), strict=True))]
         said = subprocess.run(
             [*command, f"https://localhost:{port}/health"], capture_output=True, text=True, timeout=WAIT
         )

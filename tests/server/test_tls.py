@@ -55,7 +55,8 @@ def channel_by_tls(
 
 def rerank(channel: grpc.Channel, *metadata: tuple[str, str]) -> pb.RerankResponse:
     stub = rerank_pb2_grpc.RerankServiceStub(channel)
-    return stub.Rerank(request_of("q", "d"), metadata=metadata, timeout=10)
+    response: pb.RerankResponse = stub.Rerank(request_of("q", "d"), metadata=metadata, timeout=10)
+    return response
 
 
 def refused(channel: grpc.Channel, *metadata: tuple[str, str]) -> grpc.RpcError:
