@@ -26,7 +26,7 @@ from rerank_grpc.config.reading import (
 )
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.config.settings_file import MOST_BYTES, read_file, write_file
-from tests.authority import Authority
+from tests.authority import HERE, Authority
 from tests.test_config import SAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,8 +54,17 @@ def sample_of(option: Option, folder: Path) -> str:
         return "far:1"
     if option.name == "upstream-tls":
         return "on"
-    if option.name == "upstream-ca":
-        return str(Authority(folder / "ca").cert)
+    if option.name == "upstream-server-name":
+        return "rerank.internal"
+    if (role := option.name.removeprefix("upstream-").removeprefix("tls-")) in (
+        "ca",
+        "cert",
+        "client-ca",
+        "key",
+    ):
+        if not (folder / "ca").exists():
+            Authority(folder / "ca").issue("here", *HERE)
+        return str(folder / "ca" / {"cert": "here.pem", "key": "here.key"}.get(role, "ca.pem"))
     text = SAMPLES[option.name][0]
     return str(folder / text) if option.read is Path else text
 
@@ -75,10 +84,21 @@ def refusal(write: Write, text: str) -> str:
     return message.removeprefix(f"{path}: ")
 
 
+# These make sense beside others alone.
+TOGETHER = (
+    *("tls-cert", "tls-key", "tls-client-ca"),
+    *("upstream-cert", "upstream-key", "upstream-server-name"),
+)
+ALONE, ALONE_OF_REST = (
+    [option for option in options if option.name not in TOGETHER]
+    for options in (SERVER_OPTIONS, REST_OPTIONS)
+)
+
+
 # What it gives
 
 
-@pytest.mark.parametrize("option", SERVER_OPTIONS, ids=lambda option: option.name)
+@pytest.mark.parametrize("option", ALONE, ids=lambda option: option.name)
 def test_a_key_means_the_same_as_the_flag_of_its_name(option: Option, tmp_path: Path, write: Write):
     text = sample_of(option, tmp_path)
     by_flag = read_settings(given_to(option, text), {})
@@ -294,7 +314,7 @@ def written(rows: list[Effective], path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("option", SERVER_OPTIONS, ids=lambda option: option.name)
+@pytest.mark.parametrize("option", ALONE, ids=lambda option: option.name)
 def test_each_option_is_written_as_it_is_read(option: Option, tmp_path: Path):
     flags = given_to(option, sample_of(option, tmp_path))
     path = written(read_effective(flags, {}), tmp_path / "out.toml")
@@ -303,12 +323,7 @@ def test_each_option_is_written_as_it_is_read(option: Option, tmp_path: Path):
     assert row.origins == (Origin("file", path),)
 
 
-# These make sense beside others alone.
-TOGETHER = ("upstream-cert", "upstream-key", "upstream-server-name")
-ALONE = [option for option in REST_OPTIONS if option.name not in TOGETHER]
-
-
-@pytest.mark.parametrize("option", ALONE, ids=lambda option: option.name)
+@pytest.mark.parametrize("option", ALONE_OF_REST, ids=lambda option: option.name)
 def test_each_option_of_rest_is_written_as_it_is_read(option: Option, tmp_path: Path):
     text = "7007" if option.name == "rest-port" else sample_of(option, tmp_path)
     flags = given_to(option, text)
@@ -316,13 +331,14 @@ def test_each_option_of_rest_is_written_as_it_is_read(option: Option, tmp_path: 
     assert read_rest_settings({"config": path}, {}) == read_rest_settings(flags, {})
 
 
-def test_the_options_of_rests_own_tls_are_written_as_they_are_read(tmp_path: Path):
-    ca = Authority(tmp_path / "ca")
-    own = ca.issue("rest")
-    flags = {"upstream-ca": str(ca.cert), "upstream-cert": str(own.cert), "upstream-key": str(own.key)}
-    flags["upstream-server-name"] = "rerank.internal"
+def test_the_options_of_rests_tls_are_written_together_as_they_are_read(tmp_path: Path):
+    flags: dict[str, str | list[str]] = {}
+    for option in REST_OPTIONS:
+        if option.name in TOGETHER:
+            flags |= given_to(option, sample_of(option, tmp_path))
     path = written(read_effective(flags, {}, rest=True), tmp_path / "out.toml")
     assert read_rest_settings({"config": path}, {}) == read_rest_settings(flags, {})
+    assert read_rest_settings(flags, {}).upstream_tls is not None
 
 
 def test_all_options_together_are_written_as_they_are_read(tmp_path: Path):

@@ -13,7 +13,13 @@ import grpc
 import pytest
 
 from rerank_grpc.config.reading import proxy_of
-from rerank_grpc.config.targets import EXCEPTION_VARIABLES, PROXY_VARIABLES, is_local, read_target
+from rerank_grpc.config.targets import (
+    EXCEPTION_VARIABLES,
+    PROXY_VARIABLES,
+    endpoints_of,
+    is_local,
+    read_target,
+)
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.support import WAIT
@@ -71,6 +77,26 @@ def test_a_target_without_a_port_has_the_default_one(text: str, target: str) -> 
 def test_what_is_no_target_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^is not HOST:PORT[^\n]*$"):
         read_target(text)
+
+
+@pytest.mark.parametrize(
+    ("target", "endpoints"),
+    [
+        ("host:1", [("host", 1)]),
+        ("[::1]:2", [("::1", 2)]),
+        ("dns:///host", [("host", 443)]),
+        ("dns://8.8.8.8/host:3", [("host", 3)]),
+        ("ipv4:10.0.0.1:1,10.0.0.2:2", [("10.0.0.1", 1), ("10.0.0.2", 2)]),
+        ("ipv6:%5B::1%5D:4", [("::1", 4)]),
+        ("unix:/run/rerank.sock", ["/run/rerank.sock"]),
+        ("unix:///run/rerank.sock", ["/run/rerank.sock"]),
+        ("unix:rerank.sock", ["rerank.sock"]),
+        ("unix-abstract:rerank", ["@rerank"]),
+        ("xds:///rerank", []),
+    ],
+)
+def test_a_target_leads_to_endpoints(target: str, endpoints: list[tuple[str, int] | str]) -> None:
+    assert endpoints_of(target) == endpoints
 
 
 @pytest.mark.parametrize(

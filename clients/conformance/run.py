@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 import venv
@@ -73,7 +74,7 @@ PYTHON = {
     "haystack": ("haystack_tei_grpc_sdk.py",),
     "triton": ("tritonclient_sdk.py",),
 }
-NODE = ("cohere-ai.mjs", "ai.mjs", "openrouter-sdk.mjs", "connect.mjs")
+NODE = ("cohere-ai.mjs", "ai.mjs", "openrouter-sdk.mjs", "connect.mjs", "grpc-js.mjs")
 
 
 def main() -> int:
@@ -86,7 +87,8 @@ def main() -> int:
     pythons = {name: build_python(name) for name in environments}
     folder = build_node()
     lines = []
-    with serving() as variables:
+    with serving() as variables, serving_by_tls() as secure:
+        variables |= secure
         for name, python in pythons.items():
             for script in PYTHON[name]:
                 lines += run([str(python), str(HERE / "python" / script)], variables)
@@ -136,18 +138,8 @@ def build_node() -> Path:
 @contextmanager
 def serving() -> Iterator[dict[str, str]]:
     """Runs the server; yields the environment that a client's script needs."""
-    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
-    command += ["--rest-port", "0", "--metrics-port", "off"]
-    command += ["--alias", "rerank-test=embedded", "--log-level", "warning"]
-    command += ["--log-format", "text"]
-    command += ["--reflection", "open"]  # Haystack asks by reflection, and sends no token there
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith("RERANK_")}
-    ours = {**inherited, "RERANK_TOKENS": TOKEN, "PYTHONPATH": str(ROOT)}
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ours)
-    assert server.stderr is not None
-    try:
-        target, url = said(server.stderr, r"serves rerank\.v1 at (\S+)", r"(http://\S+)")
-        threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
+    # Haystack asks by reflection, and sends no token there.
+    with server("--alias", "rerank-test=embedded", "--reflection", "open") as (target, url, inherited):
         yield {
             **inherited,
             **DIRECT,
@@ -159,9 +151,52 @@ def serving() -> Iterator[dict[str, str]]:
             "CONFORMANCE_SCORES": json.dumps(scores(url)),
             "CONFORMANCE_CONTRACT": contract(),
         }
+
+
+@contextmanager
+def serving_by_tls() -> Iterator[dict[str, str]]:
+    """Runs a server with a certificate of a CA of its own; yields what a client needs besides."""
+    with tempfile.TemporaryDirectory() as folder:
+        certify(folder)
+        files = ("--tls-cert", f"{folder}/server.pem", "--tls-key", f"{folder}/server.key")
+        with server(*files) as (target, url, _):
+            yield {
+                "CONFORMANCE_TLS_TARGET": target,
+                "CONFORMANCE_TLS_URL": url,
+                "CONFORMANCE_CA": f"{folder}/ca.pem",
+            }
+
+
+def certify(folder: str) -> None:
+    """Makes a CA, and a server's certificate of it."""
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    (Path(folder) / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
+    for words in (
+        f"req -x509 {key} -days 2 -subj /CN=ca -keyout ca.key -out ca.pem",
+        f"req -new {key} -subj /CN=server -keyout server.key -out server.csr",
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 -extfile names "
+        "-out server.pem",
+    ):
+        subprocess.run(["openssl", *words.split()], cwd=folder, check=True, capture_output=True)
+
+
+@contextmanager
+def server(*options: str) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Runs a server with a token; yields its target, REST's URL, and the environment without ours."""
+    command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+    command += ["--rest-port", "0", "--metrics-port", "off", *options, "--log-level", "warning"]
+    command += ["--log-format", "text"]
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("RERANK_")}
+    ours = {**inherited, "RERANK_TOKENS": TOKEN, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ours)
+    assert process.stderr is not None
+    try:
+        target, url = said(process.stderr, r"serves rerank\.v1 at (\S+)", r"(https?://[^\s,]+)")
+        threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()
+        yield target, url, inherited
     finally:
-        server.terminate()
-        server.wait()
+        process.terminate()
+        process.wait()
 
 
 def contract() -> str:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from rerank_grpc.client import AsyncClient, TransportError, UnexpectedStatus
 from rerank_grpc.client.core import service_config
@@ -49,8 +49,8 @@ class Target:
     def __init__(self, name: str, *, retries: int, tls: TlsSources | None = None) -> None:
         self.well = True
         self._name = name
-        self._client = _connect(name, retries, tls)
-        self._probes = _connect(name, retries, tls)
+        self._retries = retries
+        self._connections = _Connections(name, retries, tls)
         self._calls = 0
         self._asked: dict[object, asyncio.Task[Any]] = {}
 
@@ -66,9 +66,10 @@ class Target:
             raise QueueFull("too many calls are in progress")
         self._calls += 1
         try:
-            reply = await self._client.relay(
-                "Rerank", message, timeout=timeout, metadata={**metadata, **OURS}
-            )
+            with self._connections as own:
+                reply = await own.client.relay(
+                    "Rerank", message, timeout=timeout, metadata={**metadata, **OURS}
+                )
         finally:
             self._calls -= 1
         self.mark(True)
@@ -81,9 +82,10 @@ class Target:
         timeout: float = PROBE_SECONDS,
         metadata: Mapping[str, str] = NO_METADATA,
     ) -> Answer:
-        return await question(
-            self._probes, timeout=timeout, metadata={**authorization(token), **metadata, **OURS}
-        )
+        with self._connections as own:
+            return await question(
+                own.probes, timeout=timeout, metadata={**authorization(token), **metadata, **OURS}
+            )
 
     async def probe(self, question: Question[Answer], token: str | None) -> Answer:
         """Asks for a public route; callers of one question share its answer, and none ends it by leaving."""
@@ -126,9 +128,43 @@ class Target:
             log.warning("rerank server %s is %s%s", self._name, "back" if well else "away", reason)
         self.well = well
 
+    def renew(self, tls: TlsSources) -> None:
+        """Makes new connections, with other certificates; calls in progress end on those that they are on."""
+        self._connections.leave()
+        self._connections = _Connections(self._name, self._retries, tls)
+
     async def close(self) -> None:
-        await self._probes.close()
-        await self._client.close()
+        await self._connections.close()
+
+
+class _Connections:
+    """The connections to a server for calls and for probes; entered for each call on one of them."""
+
+    def __init__(self, name: str, retries: int, tls: TlsSources | None) -> None:
+        self.client = _connect(name, retries, tls)
+        self.probes = _connect(name, retries, tls)
+        self._calls = 0
+        self._left = False
+        self._closing: asyncio.Task[None] | None = None
+
+    def leave(self) -> None:
+        """Closes them once no call is on them."""
+        self._left = True
+        if not self._calls:
+            self._closing = asyncio.get_running_loop().create_task(self.close())
+
+    async def close(self) -> None:
+        await self.probes.close()
+        await self.client.close()
+
+    def __enter__(self) -> Self:
+        self._calls += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls -= 1
+        if self._left:
+            self.leave()
 
 
 def _connect(name: str, retries: int, tls: TlsSources | None) -> AsyncClient:

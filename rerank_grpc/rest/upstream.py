@@ -26,6 +26,7 @@ from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.forms.decoded import Decoded
 from rerank_grpc.rest.target import PROBE_SECONDS, Answer, Target
 from rerank_grpc.tls.channel import TlsSources
+from rerank_grpc.tls.followed import FollowedSources
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
 from rerank_grpc.units import in_bytes
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -56,6 +57,7 @@ class Upstream:
     ) -> None:
         """Takes REST's own token; with `decides`, which models are a caller's is found out here as well."""
         self._token = token
+        self._tls = FollowedSources(tls) if tls else None
         self._decides = decides
         # Alone, gRPC itself tries again while the server restarts; of several, the next one is asked.
         retries = 0 if len(targets) > 1 else 3
@@ -66,10 +68,19 @@ class Upstream:
         self._devices: dict[tuple[str, str], str] = {}
 
     async def start(self) -> None:
+        if self._tls is not None:
+            loop = asyncio.get_running_loop()
+            self._tls.watch(lambda tls: loop.call_soon_threadsafe(self._renew, tls))
         if len(self._targets) > 1:
             self._watcher = asyncio.create_task(self._watch())
 
+    def _renew(self, tls: TlsSources) -> None:
+        for target in self._targets:
+            target.renew(tls)
+
     async def close(self) -> None:
+        if self._tls is not None:
+            await asyncio.to_thread(self._tls.close)
         if self._watcher is not None:
             self._watcher.cancel()
             with suppress(asyncio.CancelledError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rerank_grpc.files.obstacles import obstacle
-from rerank_grpc.files.watched import MOST_BYTES
+from rerank_grpc.files.watched import MOST_BYTES, Unfinished
 from rerank_grpc.units import in_bytes
 
 Pem = str | os.PathLike[str] | bytes  # a file's path, or what it holds
@@ -40,6 +40,10 @@ class BadCertificate(ValueError):
         super().__init__(f"{argument}: {text}")
         self.argument = argument
         self.text = text
+
+
+class MismatchedKey(BadCertificate, Unfinished):
+    """A key of another certificate: perhaps one of the two files is being replaced."""
 
 
 class FileContent(bytes):
@@ -185,11 +189,10 @@ def _check_pair(cert: bytes, key: bytes) -> None:
     try:
         load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert, key)
     except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        if "MISMATCH" in (error.reason or ""):
             text = "does not belong to the certificate of cert: the file's first one counts"
-        else:
-            text = "cannot be read, or does not belong to the certificate of cert"
-        raise BadCertificate("key", text) from None
+            raise MismatchedKey("key", text) from None
+        raise BadCertificate("key", "is damaged, or does not belong to the certificate of cert") from None
 
 
 def _content(argument: str, given: Pem) -> bytes:
