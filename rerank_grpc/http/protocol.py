@@ -13,10 +13,11 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rerank_grpc.config.allowance import scaled
+from rerank_grpc.http.chunks import CoarseConnection
 from rerank_grpc.http.errors import HttpError, Writer
 from rerank_grpc.limits import UNREAD_BYTES
 
-HEAD_SECONDS = 10.0
+HEAD_SECONDS, HEAD_BYTES = 10.0, 32_768
 # A body may take this long, and longer only as long as it comes this fast.
 BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 65_536
@@ -115,8 +116,11 @@ class PatientProtocol(H11Protocol):
     amid a body is reset. `write_error` writes the answer to bytes that never became a request.
     """
 
+    conn: CoarseConnection
+
     def __init__(self, connections: Connections, write_error: Writer, **options: Any) -> None:
         super().__init__(**options)
+        self.conn = CoarseConnection(HEAD_BYTES)
         self._open, self._write_error = connections, write_error
         self._stays = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
         self.timeout_keep_alive += SPARE_SECONDS
@@ -174,7 +178,9 @@ class PatientProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers bytes that are no HTTP as the app's other errors, where uvicorn has words of its own."""
-        self._refuse(HttpError(400, "this is no HTTP request that can be read"))
+        fine = "the body comes in too many small chunks: write it in larger pieces, or with its length"
+        text = fine if self.conn.too_fine else "this is no HTTP request that can be read"
+        self._refuse(HttpError(400, text))
 
     def _should_upgrade(self) -> bool:
         """Declines every offer of another protocol, as HTTP allows; uvicorn would log a warning for each."""
