@@ -33,6 +33,8 @@ LINGER_BYTES = 16 << 20
 # A connection stays open for longer than its callers are told: one that they use at the last moment is there.
 SPARE_SECONDS = 1
 CLOSE = (b"connection", b"close")
+# Browsers take an answer for what its type says, whatever a caller's text in it looks like.
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class Turn(enum.Enum):
@@ -197,7 +199,7 @@ class PatientProtocol(H11Protocol):
 
         async def send_to_the_end(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *self._persistence(scope, message)]
+                message["headers"] = [*message["headers"], NOSNIFF, *self._persistence(scope, message)]
             elif not message.get("more_body") and self._is_early():
                 await send({**message, "more_body": True})
                 self._look()
@@ -228,7 +230,7 @@ class PatientProtocol(H11Protocol):
             return
         content_type, body = self._write_error(error)
         reason = http.HTTPStatus(error.status).phrase.encode()
-        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), CLOSE]
+        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), NOSNIFF, CLOSE]
         head = h11.Response(status_code=error.status, headers=headers, reason=reason)
         for event in (head, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

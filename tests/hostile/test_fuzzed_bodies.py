@@ -1,4 +1,4 @@
-"""500 odd JSON bodies for each path that takes one: answered or refused as the caller's fault, within a second."""
+"""500 odd JSON bodies for each path: answered or refused as the caller's fault, within a second."""
 
 from __future__ import annotations
 
@@ -160,7 +160,8 @@ def test_no_body_breaks_the_server(port: int, path: str) -> None:
             response = connection.getresponse()
             answer = response.read()
             seconds = time.process_time() - started
-            shown = f"{response.status} {answer[:200]!r} after {seconds:.2f} s: {len(body):,} bytes, {body[:300]!r}"
+            told = f"{response.status} {answer[:200]!r} after {seconds:.2f} s"
+            shown = f"{told}: {len(body):,} bytes, {body[:300]!r}"
             assert response.status < 500, shown
             assert seconds < SECONDS, shown
             json.loads(answer)  # whatever it says, it can be read

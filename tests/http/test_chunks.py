@@ -1,4 +1,4 @@
-"""Bodies in chunks: a writer's usual pieces are read, a body of single bytes is refused before it costs much."""
+"""Bodies in chunks: a writer's usual pieces are read, single bytes are refused before they cost much."""
 
 from __future__ import annotations
 
