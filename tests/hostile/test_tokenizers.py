@@ -108,7 +108,7 @@ def seconds(work: Callable[[str], object], text: str) -> float:
 
 
 def check(work: Callable[[str], object], text: Callable[[int], str], length: int, name: str) -> None:
-    """Compares what a text costs with what one of half the length does, again where chance may have decided."""
+    """Compares what a text costs with what a half of it does, again where chance may have decided."""
     measured = []
     for _ in range(3):
         half, whole = seconds(work, text(length // 2)), seconds(work, text(length))
