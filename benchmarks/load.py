@@ -33,10 +33,13 @@ class Answer:
 
 
 class Caller:
-    """A client with a connection of its own."""
+    """A client with a connection of its own, over TLS where a CA is given."""
 
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.insecure_channel(target, options=OPTIONS)
+    def __init__(self, target: str, ca: bytes | None = None) -> None:
+        if ca is None:
+            self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(ca), options=OPTIONS)
         self._stub = rerank_pb2_grpc.RerankServiceStub(self._channel)
 
     def call(self, request: pb.RerankRequest, due: float | None = None) -> Answer:
@@ -71,13 +74,18 @@ def one_by_one(target: str, requests: Sequence[pb.RerankRequest], count: int) ->
 
 
 def closed_loop(
-    target: str, requests: Sequence[pb.RerankRequest], callers: int, seconds: float
+    target: str,
+    requests: Sequence[pb.RerankRequest],
+    callers: int,
+    seconds: float,
+    *,
+    ca: bytes | None = None,
 ) -> tuple[list[Answer], float]:
     """Every caller calls again as soon as it is answered; returns the answers and the seconds they took."""
     started = perf_counter()
 
     def run(number: int) -> list[Answer]:
-        caller, answers, turn = Caller(target), [], number
+        caller, answers, turn = Caller(target, ca), [], number
         while perf_counter() - started < seconds:
             answers.append(caller.call(requests[turn % len(requests)]))
             turn += callers

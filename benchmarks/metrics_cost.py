@@ -36,20 +36,22 @@ MOST_TIME, LEAST_RATE = 1.02, 0.98
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two servers; `metrics` is the URL of its metrics, "" without."""
+    """One of the two servers: `metrics` is the URL of its metrics, "" without; `ca` knows its certificate."""
 
     target: str
     metrics: str
+    process: int
+    ca: bytes | None = None
 
 
 @contextlib.contextmanager
-def command(name: str, *, metrics: bool) -> Iterator[Side]:
-    """Runs the real command on free ports, with a model of benchmarks.servers."""
+def command(name: str, *more: str, metrics: bool, ca: bytes | None = None) -> Iterator[Side]:
+    """Runs the real command on free ports, with a model of benchmarks.servers and `more` options."""
     port, metrics_port = free_ports(2)
     options = ["--port", str(port), "--admin-port", "off", "--rest-port", "off"]
-    options += ["--metrics-port", str(metrics_port) if metrics else "off"]
+    options += ["--metrics-port", str(metrics_port) if metrics else "off", *more]
     environment = {key: text for key, text in os.environ.items() if not key.startswith("RERANK_")}
-    side = Side(f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics" if metrics else "")
+    target, url = f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics" if metrics else ""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.servers", "command", name, *options],
@@ -57,8 +59,8 @@ def command(name: str, *, metrics: bool) -> Iterator[Side]:
             env=environment | {"RERANK_TOKENS": TOKEN},
         )
         try:
-            wait_until_serving(side.target, process)
-            yield side
+            wait_until_serving(target, process, ca)
+            yield Side(target, url, process.pid, ca)
         except NotServing as error:
             log.seek(0)
             raise SystemExit(f"{name}: {error}: {log.read()[-2000:]}") from None
@@ -71,10 +73,10 @@ class NotServing(Exception):
     """A server that did not start."""
 
 
-def wait_until_serving(target: str, process: subprocess.Popen[bytes]) -> None:
+def wait_until_serving(target: str, process: subprocess.Popen[bytes], ca: bytes | None = None) -> None:
     """Asks for health until a call would be answered; raises NotServing."""
     end = monotonic() + START_SECONDS
-    caller = load.Caller(target)
+    caller = load.Caller(target, ca)
     with contextlib.closing(caller):
         while monotonic() < end and process.poll() is None:
             with contextlib.suppress(grpc.RpcError):

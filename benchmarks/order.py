@@ -20,9 +20,8 @@ from itertools import count
 
 from benchmarks import report
 from rerank_grpc.engine.future import Future
-from rerank_grpc.engine.scheduler import Scheduler, Share
+from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.sequence import Sequence
-from rerank_grpc.types import Priority
 
 BUDGET = 1_024
 FIXED_SECONDS, TOKENS_PER_SECOND = 0.02, 2_000.0
@@ -35,9 +34,7 @@ Load = Callable[[random.Random], "Arrivals"]
 
 def shared(equal_part: float) -> Scheduler:
     """The scheduler with another part of every batch for those that have received least."""
-    scheduler = Scheduler(max_batch_tokens=BUDGET, max_queue_tokens=1 << 40)
-    scheduler._equal = {priority: Share(equal_part) for priority in Priority}
-    return scheduler
+    return Scheduler(max_batch_tokens=BUDGET, max_queue_tokens=1 << 40, equal_share=equal_part)
 
 
 ORDERS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from rerank_grpc.errors import PermissionDenied
+from rerank_grpc.errors import PermissionDenied, Unauthenticated
 
 
 class Right(enum.Enum):
@@ -50,21 +50,40 @@ class Caller:
     queue_share: float = 1.0
     expires: float | None = None
 
+    def require_current(self, now: float) -> None:
+        """Raises Unauthenticated from `expires` on; `now` is of time.time."""
+        if self.expires is not None and now >= self.expires:
+            raise Unauthenticated(
+                f"the token of {self.name} has expired: the server's operator makes another"
+            )
+
     def require(self, right: Right) -> None:
         """Raises PermissionDenied without the right."""
         if right not in self.rights:
             raise PermissionDenied(
-                f"{self.name} lacks the right {right.value!r}: the server's operator gives it",
+                f"{self._shown} lacks the right {right.value!r}: the server's operator gives it",
                 metadata={"caller": self.name, "right": right.value},
             )
 
+    def may_call(self, model: str) -> bool:
+        """Tells whether a model, by its configured name, is this caller's."""
+        return self.models is None or model in self.models
+
     def require_model(self, name: str) -> None:
-        """Raises PermissionDenied where a model, by its configured name, is not this caller's."""
-        if self.models is not None and name not in self.models:
+        """Raises PermissionDenied where a model, by its configured name, is not this caller's.
+
+        A caller of some models learns nothing of others: "", for a name that no model has, is refused alike.
+        """
+        if not self.may_call(name):
             raise PermissionDenied(
-                f"{self.name} may not call this model: ListModels tells those that it may",
+                f"{self._shown} may not call this model: ListModels tells those that it may",
                 metadata={"caller": self.name},
             )
 
+    @property
+    def _shown(self) -> str:
+        return self.name or "this caller"
+
 
 ANYONE = Caller()  # whoever calls a server that knows no callers
+NOBODY = Caller(rights=frozenset(), models=frozenset())  # whoever is not known to a server that knows callers

@@ -23,9 +23,10 @@ ConfigurationError            the operator's: one line, at start
 
 from __future__ import annotations
 
+import difflib
 import enum
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 
@@ -219,6 +220,12 @@ def shortened(text: str, most_bytes: int) -> str:
     kept = most_bytes - len("…".encode())
     head, tail = content[: kept - kept // 2], content[-(kept // 2) :]
     return f"{head.decode(errors='ignore')}…{tail.decode(errors='ignore')}"
+
+
+def suggestion(text: str, choices: Iterable[str]) -> str:
+    """Makes "; did you mean …?" of the choice nearest to the text; "" if none is near."""
+    near = difflib.get_close_matches(text, list(choices), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def describe(error: BaseException) -> str:

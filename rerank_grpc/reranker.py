@@ -10,8 +10,10 @@ from heapq import heappush, heappushpop
 from operator import attrgetter
 from time import monotonic
 
+from rerank_grpc.access.rates import Rates
 from rerank_grpc.config.allowance import scaled
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.engine.engine import Admission
 from rerank_grpc.engine.future import Future
 from rerank_grpc.gate import Gate, Permit
 from rerank_grpc.limits import LIMITS, LOBBY_PARTS, blank_texts, check_request
@@ -20,7 +22,7 @@ from rerank_grpc.registry.needs import models_budget
 from rerank_grpc.registry.registry import Lease, Registry
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.scores import best_chunks, count_query_tokens, relevance_scores
-from rerank_grpc.sequence import Chunk, TokenizedRequest
+from rerank_grpc.sequence import Chunk, TokenizedRequest, count_tokens
 from rerank_grpc.telemetry.records import BatchSink
 from rerank_grpc.tokenizer.pace import Pace, Turns
 from rerank_grpc.types import (
@@ -40,22 +42,35 @@ NO_CHUNK = Chunk(-1, 0)
 class Reranker:
     """Answers requests, from many threads at once; `lobby` bounds the calls that wait for a model to load.
 
-    With `blanks_last` no model scores a document without a visible character: it comes behind all others.
+    `rates` has what each caller may still send. With `blanks_last` no model scores a document without a
+    visible character: it comes behind all others.
     """
 
-    def __init__(self, registry: Registry, gate: Gate, lobby: Gate, *, blanks_last: bool = False) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        gate: Gate,
+        lobby: Gate,
+        rates: Rates | None = None,
+        *,
+        blanks_last: bool = False,
+    ) -> None:
         self.registry = registry
         self.gate = gate
         self.lobby = lobby
+        self.rates = rates or Rates()
         self._blanks_last = blanks_last
         self._turns = Turns()
 
-    def rerank(self, request: RerankRequest, call: Call | None = None, *, kept: int = 0) -> RerankResponse:
+    def rerank(
+        self, request: RerankRequest, call: Call | None = None, *, kept: int = 0, charged: int | None = None
+    ) -> RerankResponse:
         """Scores all documents and returns them by descending relevance; raises a RerankError.
 
-        `kept` is the number of characters that the caller keeps in memory besides.
+        `kept` is the number of characters that the caller keeps in memory besides. `charged` documents count
+        for its rate, without it the request's: of a call with several requests the first is charged for all.
         """
-        with self._admitted(request, call or Call(), kept=kept) as job:
+        with self._admitted(request, call or Call(), kept=kept, charged=charged) as job:
             job.future.wait()
             results = job.results(range(len(request.documents)))
             results.sort(key=attrgetter("logit"), reverse=True)  # stable: ties keep the caller's order
@@ -81,19 +96,28 @@ class Reranker:
 
     @contextmanager
     def _admitted(
-        self, request: RerankRequest, call: Call, *, stepwise: bool = False, kept: int = 0
+        self,
+        request: RerankRequest,
+        call: Call,
+        *,
+        stepwise: bool = False,
+        kept: int = 0,
+        charged: int | None = None,
     ) -> Iterator[_Job]:
         """Takes a request to the device's queue, and out of it when a `with` statement ends.
 
         The permit goes back as soon as the scores are there: a stream's caller may read late or never.
         """
         timeline = call.enter()
-        lease, permit = self._enter(request, call, kept, timeline)
-        with permit, lease as model, model.engine.admit(call, request.priority) as admission:
+        charged = len(request.documents) if charged is None else charged
+        lease, permit = self._enter(request, call, kept, timeline, charged)
+        with permit, lease as model, self._admit(model, call, request, charged) as admission:
             timeline.admitted = monotonic()
             left_out = blank_texts(request.documents) if self._blanks_last else ()
             tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check), left_out)
             timeline.tokenized = monotonic()
+            if call.caller.rate is not None:
+                self.rates.charge_tokens(call.caller, count_tokens(tokenized.sequences))
             future = admission.submit(tokenized.sequences, stepwise=stepwise)
             future.on_done(permit.leave)
             try:
@@ -102,19 +126,30 @@ class Reranker:
                 _complete(timeline, tokenized, future)
 
     def _enter(
-        self, request: RerankRequest, call: Call, kept: int, timeline: Timeline
+        self, request: RerankRequest, call: Call, kept: int, timeline: Timeline, charged: int
     ) -> tuple[Lease, Permit]:
         """Leases the model, then passes the gate: a call that waits for a model to load holds no permit."""
         timeline.model = self.registry.configured_name(request.model)
-        characters = check_request(request) + kept
-        lease = self.registry.lease_now(request.model)
-        if lease is None:
-            with self.lobby.enter(characters):
-                lease = self.registry.lease(request.model, call)
+        call.caller.require_model(timeline.model)
+        name = call.caller.name
+        with self.rates.charging(call.caller, charged):
+            characters = check_request(request) + kept
+            lease = self.registry.lease_now(request.model)
+            if lease is None:
+                with self.lobby.enter(characters, name):
+                    lease = self.registry.lease(request.model, call)
+            try:
+                return lease, self.gate.enter(characters, name)
+            except BaseException:
+                lease.leave()
+                raise
+
+    def _admit(self, model: LoadedModel, call: Call, request: RerankRequest, charged: int) -> Admission:
+        """Enters the model's engine; a call that finds its queue full was charged for nothing."""
         try:
-            return lease, self.gate.enter(characters)
+            return model.engine.admit(call, request.priority)
         except BaseException:
-            lease.leave()
+            self.rates.give_back(call.caller, charged)
             raise
 
 

@@ -28,6 +28,8 @@ from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.runner.runner import Landing, OutOfMemory, Runner
 from rerank_grpc.sequence import Chunk, Output, Sequence, TokenizedDocument, TokenizedRequest
 from rerank_grpc.server.server import RerankServer
+from rerank_grpc.telemetry.call_log import log_call
+from rerank_grpc.telemetry.records import Sink
 from rerank_grpc.tokenizer.pace import UNHURRIED, Pace
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
 from rerank_grpc.types import Call, Priority, RerankRequest
@@ -196,12 +198,15 @@ class LateLoader(ScriptedLoader):
 
 @contextmanager
 def serving(
-    settings: ServerSettings | None = None, *, runner: Runner | None = None
+    settings: ServerSettings | None = None,
+    *,
+    runner: Runner | None = None,
+    sinks: ListOf[Sink] = (log_call,),
 ) -> Iterator[RerankServer]:
     """Runs a server on free ports: of the embedded model, or of a scripted runner."""
     settings = replace(settings or ServerSettings(), port=0, admin_port=0)
     loader = ScriptedLoader(runner, settings.engine) if runner else None
-    server = RerankServer(settings, loader=loader)
+    server = RerankServer(settings, loader=loader, sinks=sinks)
     server.start()
     try:
         assert server.wait_until_loaded(60)

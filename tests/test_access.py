@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc.access.accepted import AccessList
-from rerank_grpc.access.tokens import SentToken, TokenFile, split_bearer, tokens_of
+from rerank_grpc.access.entries import read_entries
+from rerank_grpc.access.tokens import SentToken, TokenFile, split_bearer
 from rerank_grpc.files.watched import WatchedFile
 
 TOKENS = ("first-token", "second-token")
@@ -85,7 +86,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_changed_file_brings_tokens_and_takes_others_but_not_those_of_variables(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    access = AccessList(["of-variable", "both"], TokenFile(path, ("old", "both")))
+    access = AccessList(["of-variable", "both"], TokenFile.of(path, b"old\nboth\n"))
     own, accepted = access.own, ["of-variable", "both", "old"]
     assert (len(access), all(token in access for token in accepted)) == (3, True)
     with caplog.at_level(logging.INFO):
@@ -102,7 +103,7 @@ def test_a_changed_file_brings_tokens_and_takes_others_but_not_those_of_variable
 def test_a_bad_content_keeps_the_tokens_and_is_told_in_one_line(
     path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
-    access = AccessList([], TokenFile(path, ("old",)))
+    access = AccessList([], TokenFile.of(path, b"old\n"))
     for _ in range(3):
         changed(access, path, content)
     assert ("old" in access, len(access), "new" in access) == (True, 1, False)
@@ -118,7 +119,7 @@ def test_a_bad_content_keeps_the_tokens_and_is_told_in_one_line(
 def test_a_file_that_says_the_same_in_other_words_changes_nothing(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    access = AccessList([], TokenFile(path, ("one", "two")))
+    access = AccessList([], TokenFile.of(path, b"one\ntwo\n"))
     with caplog.at_level(logging.INFO):
         changed(access, path, b"\xef\xbb\xbftwo\r\n\r\n  one  ")
     assert ("one" in access, "two" in access, caplog.messages) == (True, True, [])
@@ -127,7 +128,7 @@ def test_a_file_that_says_the_same_in_other_words_changes_nothing(
 def test_the_first_token_of_a_file_is_the_one_that_is_sent(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sent = SentToken("of-variable", TokenFile(path, ("old",)))
+    sent = SentToken("of-variable", TokenFile.of(path, b"old\n"))
     assert (sent.value, SentToken("of-variable").value, SentToken(None).value) == ("old", "of-variable", None)
     with caplog.at_level(logging.INFO):
         changed(sent, path, b"new\nold\n")
@@ -146,4 +147,4 @@ def test_a_process_accepts_its_own_token_and_no_other_lists() -> None:
 
 def test_the_objection_to_a_file_names_the_line() -> None:
     with pytest.raises(ValueError, match=r"^line 3: a token is empty, too long, or has characters"):
-        tokens_of(b"one\n\ntwo three\n")
+        read_entries(b"one\n\ntwo three\n")

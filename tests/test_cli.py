@@ -173,9 +173,6 @@ def test_a_missing_token_beyond_loopback_is_a_loud_warning():
     assert "canary" not in lines(access_tokens=("canary",))
     assert "REST at 0.0.0.0 can be reached" in lines(rest=RestSettings(host="0.0.0.0"))
     assert "WARNING" not in lines(rest=RestSettings(host="0.0.0.0", port=None))
-    assert "the admin port at 0.0.0.0" in lines(admin_host="0.0.0.0")
-    assert "WARNING" not in lines(admin_host="0.0.0.0", access_tokens=("canary",))
-    assert "WARNING" not in lines(admin_host="0.0.0.0", admin_port=None)
     of_metrics = "the metrics at 0.0.0.0 can be read from other machines"
     assert of_metrics in lines(metrics_host="0.0.0.0", access_tokens=("canary",))
     assert "WARNING" not in lines(metrics_host="0.0.0.0", metrics_port=None)

@@ -68,3 +68,39 @@ def test_the_delay_of_a_refusal_grows_with_the_time_that_calls_stay():
     assert refusal_of(gate, 1).retry_after == pytest.approx(10)  # the second in line
     now[0] += 2_000
     assert refusal_of(gate, 1).retry_after == LATEST_RETRY
+
+
+def test_a_caller_who_fills_the_gate_keeps_no_other_out():
+    gate = Gate(16, 1_000)
+    greedy = [gate.enter(1, "greedy") for _ in range(16)]
+    with pytest.raises(QueueFull):
+        gate.enter(1, "greedy")
+    others = [gate.enter(1, "other") for _ in range(2)]
+    with pytest.raises(QueueFull):  # the reserve is an eighth
+        gate.enter(1, "third")
+    for permit in greedy[:3]:
+        permit.leave()
+    gate.enter(1, "third")
+    with pytest.raises(QueueFull):
+        gate.enter(1, "greedy")
+    for permit in [*greedy, *others]:
+        permit.leave()
+    assert gate.calls == 1
+
+
+def test_a_caller_who_fills_the_gate_with_text_keeps_no_other_out():
+    gate = Gate(16, 1_000)
+    gate.enter(1_000, "greedy")
+    with pytest.raises(QueueFull):
+        gate.enter(1, "greedy")
+    gate.enter(100, "other")
+    with pytest.raises(QueueFull):
+        gate.enter(100, "other")
+
+
+def test_one_caller_alone_has_no_reserve():
+    gate = Gate(8, 1_000)
+    for _ in range(8):
+        gate.enter(1, "only")
+    with pytest.raises(QueueFull):
+        gate.enter(1, "only")

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from rerank_grpc.access.tokens import TOKEN
+from rerank_grpc.access.entries import TOKEN
 from rerank_grpc.batch.journal import differs
 from rerank_grpc.cli.process import ALARM_SECONDS
 from rerank_grpc.config.options import (

@@ -26,6 +26,7 @@ from rerank_grpc.config.reading import (
 )
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.config.settings_file import MOST_BYTES, read_file, write_file
+from tests.authority import Authority
 from tests.test_config import SAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,10 @@ def sample_of(option: Option, folder: Path) -> str:
         return str(folder / "tokens")
     if option.name == "target":
         return "far:1"
+    if option.name == "upstream-tls":
+        return "on"
+    if option.name == "upstream-ca":
+        return str(Authority(folder / "ca").cert)
     text = SAMPLES[option.name][0]
     return str(folder / text) if option.read is Path else text
 
@@ -167,7 +172,7 @@ def test_relative_paths_are_the_files_neighbours(tmp_path: Path, monkeypatch: py
     ):
         settings = read_settings({"config": path}, {})
         assert settings.token_file is not None
-        assert settings.token_file.tokens == ("one",)
+        assert settings.token_file.sent == "one"
         assert (settings.models_dir, settings.catalogue) == (base / "here", Path("/own.toml"))
         assert [model.source for model in settings.models] == [
             f"{base}/m/bge",
@@ -298,10 +303,24 @@ def test_each_option_is_written_as_it_is_read(option: Option, tmp_path: Path):
     assert row.origins == (Origin("file", path),)
 
 
-@pytest.mark.parametrize("option", REST_OPTIONS, ids=lambda option: option.name)
+# These make sense beside others alone.
+TOGETHER = ("upstream-cert", "upstream-key", "upstream-server-name")
+ALONE = [option for option in REST_OPTIONS if option.name not in TOGETHER]
+
+
+@pytest.mark.parametrize("option", ALONE, ids=lambda option: option.name)
 def test_each_option_of_rest_is_written_as_it_is_read(option: Option, tmp_path: Path):
     text = "7007" if option.name == "rest-port" else sample_of(option, tmp_path)
     flags = given_to(option, text)
+    path = written(read_effective(flags, {}, rest=True), tmp_path / "out.toml")
+    assert read_rest_settings({"config": path}, {}) == read_rest_settings(flags, {})
+
+
+def test_the_options_of_rests_own_tls_are_written_as_they_are_read(tmp_path: Path):
+    ca = Authority(tmp_path / "ca")
+    own = ca.issue("rest")
+    flags = {"upstream-ca": str(ca.cert), "upstream-cert": str(own.cert), "upstream-key": str(own.key)}
+    flags["upstream-server-name"] = "rerank.internal"
     path = written(read_effective(flags, {}, rest=True), tmp_path / "out.toml")
     assert read_rest_settings({"config": path}, {}) == read_rest_settings(flags, {})
 

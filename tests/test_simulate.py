@@ -14,7 +14,7 @@ import simpy
 
 from benchmarks import report
 from benchmarks.simulate import __main__ as command
-from benchmarks.simulate import costs, loads, measured
+from benchmarks.simulate import callers, costs, loads, measured
 from benchmarks.simulate.costs import Cost
 from benchmarks.simulate.loads import Arrival, Sample
 from benchmarks.simulate.replay import Figures, Replay, percentile, replay
@@ -65,6 +65,15 @@ def test_batches_make_what_waits_cheaper_than_one_at_a_time():
     # The first goes alone, the others together.
     assert found.busy_seconds[0] == pytest.approx(DEVICE.of(100) + DEVICE.of(1_000))
     assert found.seconds == pytest.approx(found.busy_seconds[0])
+
+
+def test_a_caller_with_a_hundred_connections_has_one_callers_share_of_a_replica():
+    many, one = callers.Load("many", 90, 5), callers.Load("one", 1, 50)
+    found = callers.run((many, one), named=True, seconds=300)
+    assert found["one"].share == pytest.approx(0.5, abs=0.05)
+    assert found["one"].refused == 0
+    alike = callers.run((many, one), named=False, seconds=300)
+    assert alike["one"].share < 0.05
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -17,11 +17,12 @@ CHARACTERS_PER_TOKEN = 4  # an assumption, which matters for the gate's bound of
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A call that comes `at` a time in seconds, with the tokens of each of its pairs."""
+    """A caller's call that comes `at` a time in seconds, with the tokens of each of its pairs."""
 
     at: float
     tokens: tuple[int, ...]
     number: int = 0
+    caller: str = ""
 
     @property
     def characters(self) -> int:

@@ -16,10 +16,12 @@ import simpy
 
 from benchmarks.simulate.costs import Cost
 from benchmarks.simulate.loads import Arrival
+from rerank_grpc.callers import Caller
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
+from rerank_grpc.engine.filling import Batch
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.meter import Counts, Meter
-from rerank_grpc.engine.scheduler import Batch, Scheduler
+from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import DeadlineExceeded, RerankError
 from rerank_grpc.gate import Gate
 from rerank_grpc.limits import LIMITS
@@ -95,14 +97,14 @@ class Replica:
 
     def _score(self, arrival: Arrival, deadline: float) -> Steps:
         """A call's path as the reranker has it; raises what that raises."""
-        env, cost = self._env, self.setup.cost
-        with self.gate.enter(arrival.characters) as permit:
-            self.scheduler.check_queue(1, self._forecast)
+        env, cost, caller = self._env, self.setup.cost, Caller(arrival.caller)
+        with self.gate.enter(arrival.characters, caller.name) as permit:
+            self.scheduler.check_queue(1, self._forecast, caller)
             if outside := cost.call_seconds + cost.document_seconds * len(arrival.tokens):
                 yield env.timeout(outside)
             if env.now >= deadline:
                 raise DeadlineExceeded("before it was queued")
-            future, done = Future(sequences_of(arrival), deadline=deadline), env.event()
+            future, done = Future(sequences_of(arrival), deadline=deadline, caller=caller), env.event()
             future.on_done(permit.leave)
             future.on_done(lambda: _ignore(done.succeed()))
             self.scheduler.add(future, env.now, self._forecast)

@@ -1,51 +1,58 @@
-"""Access tokens: their form, the file that holds them, and the one that this process sends."""
+"""The file of tokens, and the token that this process sends."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from rerank_grpc.access.entries import NOTHING, CallerEntry, Known, read_entries
 from rerank_grpc.files.watched import WatchedFile
 
 log = logging.getLogger(__name__)
 
-# What an HTTP header and gRPC's metadata, of 8 KiB, can carry beside what else they hold.
-TOKEN = re.compile(r"[!-~]{1,4096}")
-BAD_TOKEN = "a token is empty, too long, or has characters beyond visible ASCII"
 _BEARER = re.compile("bearer ", re.IGNORECASE)
+NOT_IN_CLEAR = "it holds no token that could be sent, but digests: write one as token = or in a line"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
-    """A file of tokens, one a line, and those that it held when it was read first."""
+    """A file of callers' tokens, the entries that it held when it was read first, and what those may name."""
 
     path: Path
-    tokens: tuple[str, ...] = field(repr=False)
+    entries: tuple[CallerEntry, ...]
+    known: Known = NOTHING
+
+    @classmethod
+    def of(cls, path: Path, content: bytes, known: Known = NOTHING) -> TokenFile:
+        """Reads a content; raises ValueError with an objection, which repeats no token."""
+        return cls(path, read_entries(content, known), known)
+
+    @property
+    def sent(self) -> str | None:
+        """The token that a client sends; None where the file has digests alone."""
+        return first_in_clear(self.entries)
 
 
-def tokens_of(content: bytes) -> tuple[str, ...]:
-    """Reads the tokens of a file, one a line; raises ValueError with an objection, which repeats none."""
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
-    tokens = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    for number, token in tokens:
-        if not TOKEN.fullmatch(token):
-            raise ValueError(f"line {number}: {BAD_TOKEN}")
-    if not tokens:
-        raise ValueError("it holds no token")
-    return tuple(token for _, token in tokens)
+def first_in_clear(entries: tuple[CallerEntry, ...]) -> str | None:
+    """Finds the first token in clear that has not expired, else the first of all; None without any."""
+    now = time.time()
+    held = [entry for entry in entries if entry.tokens]
+    current = [entry for entry in held if entry.caller.expires is None or now < entry.caller.expires]
+    return next((entry.tokens[0] for entry in [*current, *held]), None)
 
 
 class OfFile:
-    """Tokens of a file, if there is one, which `take` gets when it changes, from `watch` to `close`."""
+    """Entries of a file, if there is one, which `take` gets when it changes, from `watch` to `close`."""
 
-    def __init__(self, file: TokenFile | None, take: Callable[[tuple[str, ...]], None]) -> None:
-        self._watched = WatchedFile(file.path, lambda content: take(tokens_of(content))) if file else None
+    def __init__(self, file: TokenFile | None, take: Callable[[tuple[CallerEntry, ...]], None]) -> None:
+        self._watched: WatchedFile | None = None
+        if file is not None:
+            known = file.known
+            self._watched = WatchedFile(file.path, lambda content: take(read_entries(content, known)))
 
     def watch(self) -> None:
         """Begins to read the file again when it changes."""
@@ -63,10 +70,13 @@ class SentToken(OfFile):
 
     def __init__(self, token: str | None, file: TokenFile | None = None) -> None:
         super().__init__(file, self._take)
-        self.value = file.tokens[0] if file else token
+        self.value = file.sent if file else token
 
-    def _take(self, tokens: tuple[str, ...]) -> None:
-        before, self.value = self.value, tokens[0]
+    def _take(self, entries: tuple[CallerEntry, ...]) -> None:
+        before, found = self.value, first_in_clear(entries)
+        if found is None:
+            raise ValueError(NOT_IN_CLEAR)
+        self.value = found
         if self.value != before:
             log.info("the token for the servers was read again", extra={"event": "upstream_token_read"})
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
+import ssl
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -15,14 +18,23 @@ from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.terminal import Row, Screen
 from rerank_grpc.config.options import OptionError
-from rerank_grpc.config.reading import read_catalogue_path, read_client_settings, read_listening
+from rerank_grpc.config.reading import (
+    read_catalogue_path,
+    read_client_settings,
+    read_here_settings,
+    read_listening,
+)
 from rerank_grpc.config.running import server_command
+from rerank_grpc.config.targets import is_local
 from rerank_grpc.errors import ConfigurationError, PermissionDenied, Unauthenticated
 from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.types import ScoredDocument
 
 if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
     from rerank_grpc.client import Client
+    from rerank_grpc.tls.channel import TlsSources
 
 _KNOWN_FIELDS = (
     *("id", "kind", "family", "served", "unsupported", "evidence", "parameters", "max_tokens"),
@@ -111,32 +123,51 @@ def _health_here(parsed: argparse.Namespace) -> int:
     rest = server.command == "rest"
     host, port = read_listening(server.flags, rest=rest)
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    timeout = read_client_settings(parsed.flags, needs_token=False).timeout
-    serving = _rest_serves(host, port, timeout) if rest else _grpc_serves(target, timeout)
+    target = host if host.startswith("unix:") else target
+    timeout, presented = read_here_settings(parsed.flags, server.flags)
+    tls = None if target == host else presented  # a Unix socket is plain
+    serving = _rest_serves(host, port, tls, timeout) if rest else _grpc_serves(target, tls, timeout)
     value = {"role": server.command, "address": target, "serving": serving}
     state = "serving" if serving else "not serving"
     _print(parsed, value, [f"{server.command} at {target} is {state}"])
     return 0 if serving else 1
 
 
-def _grpc_serves(target: str, timeout: float) -> bool:
+def _grpc_serves(target: str, tls: TlsSources | None, timeout: float) -> bool:
     from rerank_grpc.client import Client
+    from rerank_grpc.client.here import believed
 
-    with Client(target, timeout=timeout) as client:
+    given = believed(target, tls, timeout).arguments() if tls is not None else {}
+    with Client(target, timeout=timeout, **given) as client:
         return client.serving()
 
 
-def _rest_serves(host: str, port: int, timeout: float) -> bool:
-    from http.client import HTTPConnection, HTTPException
+def _rest_serves(host: str, port: int, tls: TlsSources | None, timeout: float) -> bool:
+    from http.client import HTTPException
 
-    connection = HTTPConnection(host, port, timeout=timeout)
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
+        with closing(_http_connection(host, port, tls, timeout)) as connection:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
     except (OSError, HTTPException) as error:
         raise ConfigurationError(f"cannot ask REST at {host}:{port}: {error}") from None
-    finally:
-        connection.close()
+
+
+def _http_connection(host: str, port: int, tls: TlsSources | None, timeout: float) -> HTTPConnection:
+    """Makes a connection to REST here, whose certificate is believed: neither token nor text is sent."""
+    from http.client import HTTPConnection, HTTPSConnection
+
+    if tls is not None:
+        context = tls.load().context()
+        context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols(["http/1.1"])
+        return HTTPSConnection(host, port, timeout=timeout, context=context)
+    connection = HTTPConnection("localhost" if host.startswith("unix:") else host, port, timeout=timeout)
+    if host.startswith("unix:"):
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(timeout)
+        connection.sock.connect(host.removeprefix("unix:").removeprefix("//"))
+    return connection
 
 
 def read_lines(file: str) -> Iterable[Line]:
@@ -159,7 +190,15 @@ def _connect(parsed: argparse.Namespace, *, needs_token: bool = True) -> Client:
     from rerank_grpc.client import Client
 
     settings = read_client_settings(parsed.flags, needs_token=needs_token)
-    return Client(settings.target, token=settings.token, timeout=settings.timeout)
+    tls, target = settings.tls, settings.target
+    if tls is None and settings.token and not is_local(target):
+        terminal.warn(f"the token goes to {target} in plaintext: call it with --tls, or with --ca FILE")
+    if tls is not None and settings.own_certificate:
+        from rerank_grpc.client.here import named
+
+        tls = named(target, tls, settings.timeout)
+    given = {} if tls is None else tls.arguments()
+    return Client(target, token=settings.token, timeout=settings.timeout, **given)
 
 
 def _json_of(result: ScoredDocument, line: Line) -> dict[str, Any]:

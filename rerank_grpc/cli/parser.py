@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 from rerank_grpc import __version__
-from rerank_grpc.cli import ask, config, download, serve, verify
+from rerank_grpc.cli import ask, download, serve, verify
 from rerank_grpc.cli.process import needs
 from rerank_grpc.cli.scale import batch, plan, ray_config
+from rerank_grpc.cli.setup import config, token
 from rerank_grpc.cli.top import command as top
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
@@ -23,7 +24,7 @@ from rerank_grpc.config.options import (
     Option,
     OptionError,
 )
-from rerank_grpc.config.parsing import suggestion
+from rerank_grpc.errors import suggestion
 from rerank_grpc.ray.arguments import PLAN_OPTIONS
 
 EXAMPLES = {
@@ -40,10 +41,12 @@ examples:
   rerank-grpc verify bge-reranker-v2-m3           check its scores here
   rerank-grpc batch --input q.jsonl --output r.jsonl   rerank a file of queries
   rerank-grpc config                              the settings, and where each comes from
+  rerank-grpc token new search >> callers.toml    make a caller's token
   rerank-grpc ray-config --replicas 2             a file that Ray Serve serves models by
 """,
     "ray-config": ray_config.EXAMPLES,
     "plan": plan.EXAMPLES,
+    "token": token.EXAMPLES,
     "serve": f"""\
 examples:
   rerank-grpc serve
@@ -245,12 +248,12 @@ def _add(command: Parser, option: Option) -> None:
     if option.repeatable:
         notes.append("repeatable")
     help_text = f"{option.help} ({'; '.join(notes)})" if notes else option.help
+    kind: dict[str, Any] = {"action": "append" if option.repeatable else "store", "metavar": option.metavar}
     command.add_argument(
         f"--{option.name}",
         dest=f"option:{option.name}",
-        metavar=option.metavar,
-        action="append" if option.repeatable else "store",
         help=f"{help_text} [{option.variable}]".replace("%", "%%"),
+        **({"action": "store_const", "const": "on"} if option.switch else kind),
     )
 
 
@@ -329,6 +332,20 @@ PLAN = [
     _argument(f"--{name}", metavar=metavar, help=meaning)
     for name, (_, metavar, meaning) in PLAN_OPTIONS.items()
 ]
+TOKEN = (
+    _argument("action", choices=("new", "list"), help="make a caller's token, or list the callers of a file"),
+    _argument("what", metavar="NAME|FILE", help="the new caller's name, or the file"),
+    _argument("--rights", metavar="LIST", help="rerank, list, admin, with commas (default: rerank,list)"),
+    _argument("--models", metavar="LIST", help="the models that it may call, with commas (default: all)"),
+    _argument(
+        "--expires", metavar="DATE", help="when it is refused from, such as 2027-01-31 (default: never)"
+    ),
+    _argument("--documents-per-second", metavar="N", help="how many documents it may send, on average"),
+    _argument("--tokens-per-second", metavar="N", help="how many tokens of text instead"),
+    _argument("--burst", metavar="N", help="how many at once after a pause (default: those of 10 s)"),
+    _argument("--queue-share", metavar="0..1", help="how much of a model's queue it may fill (default: 1)"),
+    JSON,
+)
 SHELL = _argument("shell", choices=("bash", "zsh"), help="the shell that reads it")
 
 
@@ -392,6 +409,7 @@ COMMANDS = (
     Command(
         "config", "print the settings, and where each comes from", config.run, (OF, TOML), config.options()
     ),
+    Command("token", "make a caller's token, or list the callers of a file", token.run, TOKEN),
     Command(
         "rerank",
         "rank the lines of files by their relevance to a query",

@@ -21,6 +21,7 @@ from rerank_grpc.cli.logs import log_to
 from rerank_grpc.cli.terminal import Screen, error_line, printable
 from rerank_grpc.config import files
 from rerank_grpc.errors import ConfigurationError, describe
+from rerank_grpc.files.sockets import socket_path
 
 log = logging.getLogger(__name__)
 
@@ -143,5 +144,7 @@ def needs(purpose: str, remedy: str) -> Iterator[None]:
 
 
 def address(host: str, port: int) -> str:
-    """Writes host and port as a client dials them."""
+    """Writes host and port as a client dials them; a Unix socket, which has no port, as it is."""
+    if socket_path(host) is not None:
+        return host
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

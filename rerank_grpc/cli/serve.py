@@ -23,6 +23,8 @@ from rerank_grpc.config.reading import forgotten_token, proxy_of, read_rest_sett
 from rerank_grpc.config.settings import ANY_NAME, RestSettings, ServerSettings, token_count
 from rerank_grpc.config.targets import is_loopback
 from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.files.sockets import socket_path
+from rerank_grpc.tls.pair import TlsFiles
 from rerank_grpc.types import ModelInfo, State
 from rerank_grpc.units import size
 
@@ -72,7 +74,7 @@ def run(parsed: argparse.Namespace) -> NoReturn:
     try:
         server, watching = _build(settings, partial(_on_hang, process))
         rest_server = rest_beside(server, watching)
-        watching.follow(lambda: process.log.dropped, server.registry)
+        watching.follow(lambda: process.log.dropped, server.registry, server.certificates)
         watching.start()
         _serve(server, rest_server, watching.port, process)
     except ConfigurationError as error:
@@ -96,7 +98,7 @@ def run_rest(parsed: argparse.Namespace) -> NoReturn:
     except ConfigurationError as error:
         process.fail(error)
         process.end(1)
-    watching.follow(lambda: process.log.dropped)
+    watching.follow(lambda: process.log.dropped, certificates=server.certificates)
     watching.start()
     server.start()
     _say_rest(settings, server.port, watching.port, process)
@@ -120,8 +122,10 @@ def _say_rest(settings: RestSettings, port: int, metrics_port: int | None, proce
 
 def rest_summary(settings: RestSettings, port: int, metrics_port: int | None) -> Iterable[str]:
     """Says where REST and its metrics are, who can reach them, and which targets are behind a proxy."""
-    here, upstreams = address(settings.host, port), ", ".join(settings.targets)
-    yield f"rerank-grpc {__version__} serves REST at http://{here}, from {upstreams}"
+    here, upstreams = _url(settings.host, port, settings.tls), ", ".join(settings.targets)
+    yield f"rerank-grpc {__version__} serves REST at {here}, from {upstreams}"
+    if settings.tls and settings.tls.pair:
+        yield f"TLS: {settings.tls.pair}"
     if metrics_port is not None:
         yield f"The metrics are at {_metrics_url(settings, metrics_port)}"
     for note in _rest_notes(settings, port):
@@ -131,7 +135,7 @@ def rest_summary(settings: RestSettings, port: int, metrics_port: int | None) ->
 
 def _rest_notes(settings: RestSettings, port: int) -> Iterable[Remark]:
     here = address(settings.host, port)
-    if not token_count(settings) and not is_loopback(settings.host):
+    if not _knows_callers(settings) and not is_loopback(settings.host):
         yield Remark(
             "open_to_all", f"{here} can be reached from other machines; who may call is up to the servers."
         )
@@ -219,7 +223,8 @@ def _build_rest(
     if beside is None:
         return RestServer(settings, **watched)
     name_of = beside.registry.configured_name
-    return RestServer(settings, beside.health, access=beside.access, configured_name=name_of, **watched)
+    known: dict[str, Any] = {"access": beside.access, "certificates": beside.certificates}
+    return RestServer(settings, beside.health, configured_name=name_of, **known, **watched)
 
 
 def _load(server: RerankServer, process: Process) -> bool:
@@ -252,16 +257,17 @@ def summary(
 ) -> Iterable[str]:
     """Says which models are served, to callers with one of so many tokens, and at which ports."""
     target = address(settings.host, ports.main)
-    access = _access(tokens, settings.reflection)
+    access = _access(tokens, settings)
     admin = address(settings.admin_host, ports.admin) if ports.admin is not None else "off"
-    rest = _rest(settings.rest, ports.rest) if ports.rest is not None else "off"
+    rest = _rest(settings, ports.rest) if ports.rest is not None else "off"
     metrics = _metrics_url(settings, ports.metrics) if ports.metrics is not None else "off"
     yield from ("", screen.paint(f"rerank-grpc {__version__} serves rerank.v1 at {target}", "bold"), "")
     yield from terminal.models(infos, screen)
     yield ""
     others = [("other names", model.name) for model in settings.models if ANY_NAME in model.aliases]
     told = (("admin port", admin), ("REST", rest), ("metrics", metrics), ("authentication", access))
-    for name, text in (*others, *told):
+    tls = [("TLS", str(settings.tls.pair))] if settings.tls else []
+    for name, text in (*others, *told, *tls):
         yield f"{screen.paint(name, 'dim')}{' ' * (16 - len(name))}{text}"
     for warning in _warnings(settings, target):
         yield ""
@@ -277,28 +283,49 @@ def _facts(settings: ServerSettings, ports: Ports, infos: Sequence[ModelInfo], t
     listening = zip(hosts.items(), ports, strict=True)
     addresses = {name: address(host, port) for (name, host), port in listening if port is not None}
     models = {info.name: info.state.value for info in infos}
-    return {"version": __version__, "models": models, **addresses, "tokens": tokens}
+    return {
+        "version": __version__,
+        "models": models,
+        **addresses,
+        "tokens": tokens,
+        "tls": settings.tls is not None,
+    }
 
 
-def _rest(settings: RestSettings, port: int) -> str:
+def _rest(settings: ServerSettings, port: int) -> str:
     """Says where REST is, and which pages in a browser may call it."""
-    url = f"http://{address(settings.host, port)}"
-    if not settings.cors:
+    url, cors = _url(settings.rest.host, port, settings.tls), settings.rest.cors
+    if not cors:
         return url
-    origins = "every origin" if "*" in settings.cors else ", ".join(settings.cors)
+    origins = "every origin" if "*" in cors else ", ".join(cors)
     return f"{url}, for pages of {origins} too"
+
+
+def _url(host: str, port: int, tls: TlsFiles | None) -> str:
+    """Writes where HTTP is served; a Unix socket as curl's --unix-socket takes its path."""
+    if socket_path(host) is not None:
+        return host
+    return f"{'https' if tls else 'http'}://{address(host, port)}"
 
 
 def _metrics_url(settings: ServerSettings | RestSettings, port: int) -> str:
     return f"http://{address(settings.metrics_host, port)}/metrics"
 
 
-def _access(count: int, reflection: str) -> str:
-    """Says which tokens open the service, and what needs none."""
+def _access(count: int, settings: ServerSettings) -> str:
+    """Says which tokens or certificates open the service, and what needs none."""
+    tokens = f"one of {count} tokens" if count > 1 else "one token"
+    if settings.tls and settings.tls.client_ca:
+        by_token = f", or is that of {tokens} that it sends as well" if count else ""
+        return f"a certificate by {settings.tls.client_ca}, whose name is the caller's{by_token}"
     if not count:
         return "none: any caller is served"
-    tokens = f"one of {count} tokens" if count > 1 else "one token"
-    return f"{tokens}, but for health and reflection" if reflection == "open" else tokens
+    return f"{tokens}, but for health and reflection" if settings.reflection == "open" else tokens
+
+
+def _knows_callers(settings: ServerSettings | RestSettings) -> bool:
+    """Tells whether callers need a token or a certificate."""
+    return token_count(settings) > 0 or (settings.tls is not None and settings.tls.client_ca is not None)
 
 
 def _warnings(settings: ServerSettings, target: str) -> Iterable[Remark]:
@@ -306,18 +333,11 @@ def _warnings(settings: ServerSettings, target: str) -> Iterable[Remark]:
     open_to_all = [] if is_loopback(settings.host) else [target]
     if rest.port is not None and not is_loopback(rest.host):
         open_to_all.append(f"REST at {rest.host}")
-    if open_to_all and not token_count(settings):
+    if open_to_all and not _knows_callers(settings):
         yield Remark(
             "open_to_all",
             f"{' and '.join(open_to_all)} can be reached from other machines, and any caller is served."
             "\nSet RERANK_TOKENS or --token-file, or listen on 127.0.0.1.",
-        )
-    admin_is_open = settings.admin_port is not None and not is_loopback(settings.admin_host)
-    if admin_is_open and not token_count(settings):
-        yield Remark(
-            "open_admin_port",
-            f"the admin port at {settings.admin_host} can be reached from other machines;"
-            "\nwithout tokens, whoever calls it can load and unload models.",
         )
     if settings.metrics_port is not None and not is_loopback(settings.metrics_host):
         yield Remark("open_metrics", f"the metrics at {settings.metrics_host} {_OPEN_METRICS}")

@@ -272,6 +272,14 @@ def error_line(text: str) -> str:
     return f"rerank-grpc: error: {printable(text)}"
 
 
+def warn(text: str) -> None:
+    """Prints a warning in one line to stderr."""
+    print(
+        Screen.of(sys.stderr).paint(error_line(text).replace("error", "warning", 1), "yellow"),
+        file=sys.stderr,
+    )
+
+
 def fail(text: str, status: int) -> int:
     """Prints an error in one line to stderr; returns the given exit status."""
     screen = Screen.of(sys.stderr)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rerank_grpc.server.interceptors import Observer
     from rerank_grpc.telemetry.registry import MetricsRegistry
     from rerank_grpc.telemetry.traces import Traces
+    from rerank_grpc.tls.serving import Certificates
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +76,21 @@ class Watching:
 
         return (RpcMetrics(self._metrics),)
 
-    def follow(self, dropped_lines: Callable[[], int], models: Registry | None = None) -> None:
-        """Has each scrape tell how many lines the log has dropped, and how the models are, at that moment."""
+    def follow(
+        self,
+        dropped_lines: Callable[[], int],
+        models: Registry | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
+        """Has each scrape tell how many lines the log has dropped, and how models and certificates are."""
         if self._metrics is None:
             return
         from rerank_grpc.telemetry.snapshots import BuildSnapshot
         from rerank_grpc.telemetry.state import StateCollector
 
         collect = partial(StateCollector, self._metrics, dropped_lines=dropped_lines)
+        if certificates is not None:
+            collect = partial(collect, certificate=certificates.snapshot)
         if models is None:
             collect(build=partial(BuildSnapshot, __version__))
         else:

@@ -16,6 +16,7 @@ from rerank_grpc.client.errors import (
     IncompleteStream,
     MessageTooLarge,
     ServerUnavailable,
+    TlsError,
     TransportError,
     UnexpectedStatus,
 )
@@ -40,6 +41,7 @@ from rerank_grpc.errors import (
     UnknownModel,
     UnsupportedOption,
 )
+from rerank_grpc.tls.diagnosis import TlsProblem
 from rerank_grpc.types import (
     Document,
     Health,
@@ -92,6 +94,8 @@ __all__ = [
     "ShuttingDown",
     "Span",
     "State",
+    "TlsError",
+    "TlsProblem",
     "TransportError",
     "Truncation",
     "Unauthenticated",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Self, Unpack
@@ -12,6 +13,7 @@ import grpc.aio
 
 from rerank_grpc.client import arguments, core
 from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions
+from rerank_grpc.client.errors import ServerUnavailable
 from rerank_grpc.errors import Cancelled
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -62,11 +64,16 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         """Waits until a server is there and a call would be answered; see Client.wait_until_ready."""
         question = core.health(model)
         attempts = self._attempts(timeout=timeout)
+        patience = core.READY_LOOK_SECONDS
         while remaining := attempts.remaining:
             with suppress(*core.NOT_YET):
-                health = await self._call(question, timeout=remaining, wait_for_ready=True)
+                health = await self._call(question, timeout=min(remaining, patience), wait_for_ready=True)
                 if core.is_ready(health):
                     return health
+            look = self._inquiry.look
+            if patience < remaining and (problem := await asyncio.to_thread(look, attempts.remaining)):
+                raise problem
+            patience = math.inf
             await asyncio.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))
         raise self._not_ready()
 
@@ -97,7 +104,7 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
                         wait_for_ready=wait_for_ready,
                     )
             except grpc.RpcError as error:
-                delay = attempts.delay_after(error)
+                delay = await self._delay_after(error, attempts)
             else:
                 return rpc.read(reply)
             await asyncio.sleep(delay)
@@ -117,11 +124,22 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
                         yield part
                 return
             except grpc.RpcError as error:
-                delay = attempts.delay_after(error)
+                delay = await self._delay_after(error, attempts)
             finally:
                 # Ends a call that the caller has left; one that is over stays as it is.
                 call.cancel()
             await asyncio.sleep(delay)
+
+    async def _delay_after(self, error: grpc.RpcError, attempts: core.Attempts) -> float:
+        try:
+            return attempts.delay_after(error)
+        except ServerUnavailable as unavailable:
+            if attempts.committed:
+                raise
+            explain, remaining = self._inquiry.explain, attempts.remaining
+            if self._inquiry.needs_time(unavailable):
+                raise await asyncio.to_thread(explain, unavailable, remaining) from error
+            raise explain(unavailable, remaining) from error
 
     def _open(self) -> Any:
         """Returns the stub, of a channel that the first call opens."""

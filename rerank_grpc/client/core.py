@@ -16,10 +16,13 @@ from rerank_grpc import __version__, errors
 from rerank_grpc.client import arguments
 from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions, check_type, text
 from rerank_grpc.client.errors import IncompleteStream, ServerUnavailable, exception_of, retry_delay
+from rerank_grpc.client.security import Security
+from rerank_grpc.client.unavailable import Inquiry
 from rerank_grpc.config.reading import proxy_of
 from rerank_grpc.config.settings import DEFAULT_PORT
 from rerank_grpc.config.targets import Proxy, is_local, read_target
 from rerank_grpc.limits import LIMITS, MIB
+from rerank_grpc.tls.channel import Pem, TlsSources
 from rerank_grpc.types import (
     Health,
     ModelInfo,
@@ -41,6 +44,8 @@ MAX_RETRIES = 4
 LEAST_HANG_TIMEOUT = 2.0
 # The interval of wait_until_ready's questions, and the errors after which it asks again.
 READY_POLL_SECONDS = 0.25
+# It waits so long before it looks whether TLS is the reason, which gRPC tells no call that waits.
+READY_LOOK_SECONDS = 1.0
 NOT_YET = (ServerUnavailable, errors.ShuttingDown, errors.DeadlineExceeded)
 
 _SERVICE = "rerank.v1.RerankService"
@@ -110,7 +115,11 @@ class BaseClient(Generic[_Stream]):
         timeout: float = 30.0,
         retries: int = 3,
         hang_timeout: float | None = None,
-        root_certificates: bytes | None = None,
+        tls: bool | None = None,
+        ca: Pem | None = None,
+        cert: Pem | None = None,
+        key: Pem | None = None,
+        server_name: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[ChannelOption] = (),
     ) -> None:
@@ -119,22 +128,33 @@ class BaseClient(Generic[_Stream]):
         A `target` without a port has the default one; this machine is called without a proxy. `timeout` is
         the deadline of a call in seconds, all its attempts together. `retries` is the number of further
         attempts that a call may take, 0 to 4. With a `hang_timeout` of 2 seconds or more a server that
-        hangs is left after twice that, and its calls are tried again. With `root_certificates` (PEM) or
-        `credentials` the channel is TLS. `options` are gRPC channel arguments and win over the client's own.
+        hangs is left after twice that, and its calls are tried again. `options` are gRPC channel arguments
+        and win over the client's own.
+
+        `tls` trusts the CAs of this system, `ca` others; `cert` and `key` are what a server of mutual TLS
+        wants. These three are paths, or PEM as bytes, and mean TLS by themselves. `server_name` is the name
+        of the server's certificate, if not the target's. `credentials` are gRPC's own, in place of all these.
         """
         if not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
             raise ValueError(f"retries: 0 to {MAX_RETRIES}")
         self._target = _target(target)
         self._timeout = seconds(timeout)
         self._retries = retries
-        self._credentials = _credentials(root_certificates, credentials)
         own = _metadata(token)
         # A function: the token must not show in a description of the client.
         self._merged: Callable[[Mapping[str, str]], Metadata] = lambda call: tuple({**own, **call}.items())
-        self._options = channel_options(self._target, retries, [*pings(hang_timeout), *options])
-        self._proxy = _proxy(self._target, dict(self._options))
+        security = Security.of(tls, TlsSources(ca, cert, key, server_name), credentials)
+        self._prepare(security, [*pings(hang_timeout), *security.options, *options])
         self._closed = False
         self._begin()
+
+    def _prepare(self, security: Security, options: Sequence[ChannelOption]) -> None:
+        """Settles how the channel will be opened, and who finds out why it leads nowhere."""
+        self._credentials = security.credentials
+        self._options = channel_options(self._target, self._retries, options)
+        self._proxy = _proxy(self._target, dict(self._options))
+        opaque = security.credentials is not None and security.tls is None
+        self._inquiry = Inquiry(self._target, security.tls, self._proxy, opaque=opaque)
 
     def stream_rerank(
         self,
@@ -275,6 +295,7 @@ class Attempts:
         self._deadline = time.monotonic() + timeout
         self._retries_left = retries
         self._refusal: Failure | None = None
+        self.committed = False
 
     @property
     def remaining(self) -> float:
@@ -285,6 +306,7 @@ class Attempts:
         """Rules out another attempt, because a part of the answer has been handed out."""
         self._retries_left = 0
         self._refusal = None
+        self.committed = True
 
     def delay_after(self, error: grpc.RpcError) -> float:
         """Tells how many seconds to wait before the next attempt, or raises the failure's exception."""
@@ -348,17 +370,6 @@ def _proxy(target: str, options: Mapping[str, str | int]) -> Proxy | None:
         return None
     url = options.get("grpc.http_proxy")
     return proxy_of(target, None if url is None else str(url))
-
-
-def _credentials(
-    root_certificates: bytes | None, credentials: grpc.ChannelCredentials | None
-) -> grpc.ChannelCredentials | None:
-    if root_certificates is None:
-        return credentials
-    if credentials is not None:
-        raise ValueError("root_certificates: not together with credentials, which hold their own")
-    check_type("root_certificates", root_certificates, bytes, "PEM in bytes")
-    return grpc.ssl_channel_credentials(root_certificates=root_certificates)
 
 
 def _metadata(token: str | None) -> dict[str, str]:

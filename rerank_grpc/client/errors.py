@@ -3,6 +3,7 @@
 errors.RerankError
 └── TransportError            no reason that this client knows came with the status
     ├── ServerUnavailable     retried by gRPC
+    │   └── TlsError          no TLS connection comes about; `problem` says why
     ├── MessageTooLarge
     ├── IncompleteStream      results may be missing
     └── UnexpectedStatus      `code` says which
@@ -17,6 +18,7 @@ import grpc
 from rerank_grpc import errors
 from rerank_grpc.config.targets import Proxy
 from rerank_grpc.errors import RerankError
+from rerank_grpc.tls.diagnosis import TlsProblem
 from rerank_grpc.wire.status import Failure
 
 # The largest random share that is added to a wait: callers refused together return apart.
@@ -36,6 +38,18 @@ class TransportError(RerankError):
 
 class ServerUnavailable(TransportError):
     """No server answered: none listens, the connection broke, or it went away."""
+
+
+class TlsError(ServerUnavailable):
+    """No TLS connection comes about, and the text says why; a retry does not help until somebody acts.
+
+    `problem` tells it to programs: a certificate of an unknown CA, of another name, or out of its time; TLS
+    where the server speaks none, or none where it does; no certificate of the caller's, or a refused one.
+    """
+
+    def __init__(self, message: str, *, problem: TlsProblem, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.problem = problem
 
 
 class MessageTooLarge(TransportError):

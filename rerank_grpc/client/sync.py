@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
@@ -11,6 +12,7 @@ import grpc
 
 from rerank_grpc.client import arguments, core
 from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions
+from rerank_grpc.client.errors import ServerUnavailable
 from rerank_grpc.errors import Cancelled
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -61,14 +63,19 @@ class Client(core.BaseClient["RerankStream"]):
     def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and a call for the model would be answered.
 
-        Raises DeadlineExceeded when the time is over, ModelFailed when waiting does not help.
+        Raises DeadlineExceeded when the time is over; ModelFailed or TlsError when waiting does not help.
         """
         question = core.health(model)
         attempts = self._attempts(timeout=timeout)
+        patience = core.READY_LOOK_SECONDS
         while remaining := attempts.remaining:
             with suppress(*core.NOT_YET):
-                if core.is_ready(health := self._call(question, timeout=remaining, wait_for_ready=True)):
+                health = self._call(question, timeout=min(remaining, patience), wait_for_ready=True)
+                if core.is_ready(health):
                     return health
+            if patience < remaining and (problem := self._inquiry.look(attempts.remaining)):
+                raise problem
+            patience = math.inf
             time.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))
         raise self._not_ready()
 
@@ -127,7 +134,12 @@ class Client(core.BaseClient["RerankStream"]):
         """Raises Cancelled for a call that `close` has ended."""
         if self._closed and error.code() is grpc.StatusCode.CANCELLED:
             raise Cancelled("the client was closed") from error
-        return attempts.delay_after(error)
+        try:
+            return attempts.delay_after(error)
+        except ServerUnavailable as unavailable:
+            if attempts.committed:
+                raise
+            raise self._inquiry.explain(unavailable, attempts.remaining) from error
 
 
 class RerankStream(core.Stream, Iterator[ScoredDocument]):

@@ -14,6 +14,7 @@ from rerank_grpc.config.parsing import (
     count,
     device,
     host,
+    host_or_socket,
     model,
     one_of,
     or_none,
@@ -52,6 +53,7 @@ class Option:
     setting: str = ""  # the attribute of `settings`, where that is not the option's name
     plural: str = ""  # names a repeatable option's setting, and its variable of values between commas
     variable: str = ""
+    switch: bool = False  # its flag takes no value, and means "on"
     settings: type[ServerSettings | RestSettings | ClientSettings] = ServerSettings
 
     def __post_init__(self) -> None:
@@ -90,6 +92,41 @@ def _choice(name: str, words: str, help: str) -> Option:
     return Option(name, one_of(*words.split("|")), words, help)
 
 
+def _caller_tls_options(
+    prefix: str, server: str, settings: type[RestSettings | ClientSettings]
+) -> tuple[Option, ...]:
+    """Makes the options of a caller's TLS, whose settings are parts of one."""
+    part = f"{prefix}tls.".replace("-", "_")
+    files = (
+        ("ca", f"the CA of {server}'s certificate, in PEM; implies TLS"),
+        ("cert", "the caller's own certificate and its chain, in PEM, where it has to present one"),
+        ("key", "the private key of that certificate, in PEM"),
+    )
+    return (
+        Option(
+            f"{prefix}tls",
+            one_of("on", "off"),
+            "on|off",
+            f"call {server} by TLS, and trust the CAs that this system trusts",
+            f"{part}on",
+            switch=True,
+            settings=settings,
+        ),
+        *(
+            Option(f"{prefix}{name}", Path, "FILE", text, f"{part}{name}", settings=settings)
+            for name, text in files
+        ),
+        Option(
+            f"{prefix}server-name",
+            text,
+            "NAME",
+            f"the name in {server}'s certificate, where it is called by another one",
+            f"{part}server_name",
+            settings=settings,
+        ),
+    )
+
+
 def _metrics_options(settings: type[ServerSettings | RestSettings]) -> tuple[Option, ...]:
     """Makes the options of the metrics, whose port differs: both servers may share a machine."""
     return (
@@ -104,12 +141,28 @@ def _metrics_options(settings: type[ServerSettings | RestSettings]) -> tuple[Opt
     )
 
 
+_TLS_OPTIONS = (
+    Option(
+        "tls-cert",
+        Path,
+        "FILE",
+        "the server's certificate and its chain in PEM, read again when it changes; ports then speak TLS",
+    ),
+    Option("tls-key", Path, "FILE", "the key of --tls-cert, in PEM, read again when it changes"),
+    Option(
+        "tls-client-ca",
+        Path,
+        "FILE",
+        "the authorities, in PEM, by one of which every caller needs a certificate, which names it",
+    ),
+)
+
 _REST_OPTIONS = (
     Option(
         "rest-host",
-        host,
+        host_or_socket,
         "HOST",
-        "the address of the REST port; --host's where only that is given",
+        "the address of the REST port, or unix:PATH; --host's where only that is given",
         "rest.host",
     ),
     Option("rest-port", _off(port), "PORT|off", "the port for JSON over HTTP", "rest.port"),
@@ -198,7 +251,12 @@ SERVER_OPTIONS = (
         "the instructions that our own operations on a CPU use: this level or the next lower that the "
         "processor has, or none; auto takes the fastest",
     ),
-    Option("host", host, "HOST", "the address to listen on; 0.0.0.0 is every one"),
+    Option(
+        "host",
+        host_or_socket,
+        "HOST",
+        "the address to listen on; 0.0.0.0 is every one, unix:PATH a socket of this machine",
+    ),
     Option("port", port, "PORT", "the port to listen on; 0 is any free one"),
     Option("admin-host", host, "HOST", "the address of the admin port"),
     Option("admin-port", _off(port), "PORT|off", "the port for probes and operators"),
@@ -209,6 +267,7 @@ SERVER_OPTIONS = (
         "FILE",
         "a file of tokens, one a line, read again when it changes; callers must send one of them",
     ),
+    *_TLS_OPTIONS,
     Option("grace", seconds, "SECONDS", "how long calls in progress may take when stopping", "grace_seconds"),
     Option(
         "connection-age",
@@ -278,12 +337,14 @@ REST_OPTIONS = (
         "a file whose first line is the token for the targets, read again when it changes",
         settings=RestSettings,
     ),
+    *_caller_tls_options("upstream-", "the targets", RestSettings),
     *_REST_OPTIONS,
     *_metrics_options(RestSettings),
     *(
         option
         for option in SERVER_OPTIONS
-        if option.name in ("token-file", "grace", "log-level", "log-format")
+        if option.name
+        in ("token-file", "tls-cert", "tls-key", "tls-client-ca", "grace", "log-level", "log-format")
     ),
 )
 
@@ -298,6 +359,7 @@ CLIENT_OPTIONS = (
         "token",
         settings=ClientSettings,
     ),
+    *_caller_tls_options("", "the server", ClientSettings),
 )
 
 # Tokens have no flag: another user of the machine can read a command line.

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 from rerank_grpc.config.settings import ANY_NAME, ModelSpec
 from rerank_grpc.config.targets import read_target
+from rerank_grpc.errors import suggestion
+from rerank_grpc.files.sockets import SCHEME, socket_path
 
 T = TypeVar("T")
 NAME = re.compile(r"[\w.:/@+-]{1,200}")
-
-
-def suggestion(text: str, choices: Iterable[str]) -> str:
-    """Makes "; did you mean …?" of the choice nearest to the text; "" if none is near."""
-    near = difflib.get_close_matches(text, list(choices), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def text(text: str) -> str:
@@ -31,8 +26,22 @@ def text(text: str) -> str:
 def host(name: str) -> str:
     """Reads an address or a name to listen on, never the path of a Unix socket."""
     if "/" in name or name.startswith(("unix:", "unix-abstract:")):
-        raise ValueError("is no address: name an IP address or a host; a server listens on no Unix socket")
+        raise ValueError("is no address: name an IP address or a host; this port is never a Unix socket")
     return text(name)
+
+
+def host_or_socket(name: str) -> str:
+    """Reads an address or a name to listen on, or unix: and the absolute path of a socket."""
+    path = socket_path(name)
+    if path is None:
+        if "/" in name or name.startswith("unix-abstract:"):
+            raise ValueError(
+                "is no address: name an IP address, a host, or a socket as unix:/run/rerank.sock"
+            )
+        return text(name)
+    if not path.is_absolute() or path.name == "":
+        raise ValueError("is no absolute path of a socket, such as unix:/run/rerank.sock")
+    return f"{SCHEME}{text(str(path))}"
 
 
 def targets(text: str) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from rerank_grpc.access.tokens import BAD_TOKEN, TOKEN, TokenFile, tokens_of
+from rerank_grpc.access.entries import BAD_TOKEN, NOTHING, TOKEN, Known, digest_of
+from rerank_grpc.access.tokens import NOT_IN_CLEAR, TokenFile
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
@@ -26,8 +27,8 @@ from rerank_grpc.config.options import (
     OptionError,
 )
 from rerank_grpc.config.origins import Effective, Flags, Given, Origin, gather
-from rerank_grpc.config.parsing import suggestion
 from rerank_grpc.config.settings import (
+    ANY_NAME,
     EMBEDDED,
     ClientSettings,
     EngineSettings,
@@ -38,8 +39,12 @@ from rerank_grpc.config.settings import (
 )
 from rerank_grpc.config.settings_file import read_file
 from rerank_grpc.config.targets import Proxy, proxy_before
+from rerank_grpc.errors import suggestion
 from rerank_grpc.files.obstacles import obstacle
+from rerank_grpc.files.sockets import socket_path
 from rerank_grpc.files.watched import MOST_BYTES
+from rerank_grpc.tls.channel import BadCertificate, TlsSources
+from rerank_grpc.tls.pair import BadFile, TlsFiles
 from rerank_grpc.units import in_bytes
 
 SHARED_MEMORY = "/dev/shm"
@@ -131,9 +136,13 @@ def read_effective(
 def _server_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -> ServerSettings:
     values = _values(SERVER_OPTIONS, given)
     engine, rest = _part(values, "engine."), _part(values, "rest.")
-    values |= _tokens(given, environment)
+    models = _with_aliases(_models(values, given), values.pop("aliases", ()), given)
+    values |= _tokens(given, environment, models)
+    values["tls"] = _tls(values, given)
+    _check_socket(values.get("host", ""), "port", given)
+    _check_socket(rest.get("host", ""), "rest-port", given)
     return ServerSettings(
-        models=_with_aliases(_models(values, given), values.pop("aliases", ()), given),
+        models=models,
         engine=EngineSettings(**engine),
         rest=RestSettings(**rest),
         **values,
@@ -149,7 +158,13 @@ def _rest_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -
         # A flag may hold several too, as the variable does.
         values["targets"] = tuple(chain.from_iterable(values["targets"]))
     values |= _tokens(given, environment)
-    values["upstream_token_file"] = _token_file(given.get("upstream-token-file"))
+    values["upstream_token_file"] = upstream = _token_file(given.get("upstream-token-file"))
+    if upstream is not None and upstream.sent is None:
+        where = _where("upstream-token-file", given)
+        raise OptionError(f"{where}: {str(upstream.path)!r} cannot be used: {NOT_IN_CLEAR}")
+    values["tls"] = _tls(values, given)
+    _check_socket(values.get("host", ""), "rest-port", given)
+    values["upstream_tls"] = _caller_tls(values, "upstream_tls.", given)
     return RestSettings(upstream_token=_token_in(UPSTREAM_TOKEN_VARIABLE, environment), **values)
 
 
@@ -163,34 +178,68 @@ def read_client_settings(
 ) -> ClientSettings:
     """Reads how to reach a server; raises OptionError like :func:`read_settings`.
 
-    Without a target, the server of this machine is meant, with the port and tokens of the environment, and of
-    the file that it names: a container's health check needs no settings of its own. Those tokens are sent to
-    no other target. Where none is needed, a token that cannot be read is left out, unless a flag names it.
+    Without a target, the server of this machine is meant, with the port, tokens and certificate of the
+    environment, and of the file that it names: a container's health check needs no settings of its own. Those
+    tokens are sent to no other target. Where none is needed, a token that cannot be read is left out, unless
+    a flag names it.
     """
     # Without the file of settings: its token-file is a server's.
     given = gather(CLIENT_OPTIONS, flags, _checked(environment), {})
     values, here = _values(CLIENT_OPTIONS, given), "target" not in given
     values.pop("token", None)
     if here:
+        host = _server_value("host", {}, environment) or ""
         port = _server_value("port", {}, environment) or ServerSettings().port  # 0 is no port to call
-        values["target"] = f"127.0.0.1:{port}"
+        values["target"] = host if host.startswith("unix:") else f"127.0.0.1:{port}"
+        # A socket is plain.
+        if not host.startswith("unix:") and not {"tls", "ca", "server-name"} & set(given):
+            values |= _tls_here(environment, given)
     try:
         token = _client_token(given.get("token-file"), environment, of_server=here)
     except OptionError:
         if needs_token or flags.get("token-file") is not None:
             raise
         token = None
+    values["tls"] = _caller_tls(values, "tls.", given)
     return ClientSettings(token=token, **values)
+
+
+def _tls_here(environment: Mapping[str, str], given: Mapping[str, Given]) -> dict[str, Any]:
+    """Finds the settings of TLS by which the server here is called; none where it speaks none."""
+    cert, key, client_ca = (
+        _server_value(name, {}, environment) for name in ("tls-cert", "tls-key", "tls-client-ca")
+    )
+    if cert is None:
+        return {}
+    presented = {"tls.cert": cert, "tls.key": key} if client_ca and "cert" not in given else {}
+    return {"tls.ca": cert, "own_certificate": True, **presented}
+
+
+def _caller_tls(values: dict[str, Any], prefix: str, given: Mapping[str, Given]) -> TlsSources | None:
+    """Takes out the values of a caller's TLS, and reads its files; None for plaintext. Raises OptionError."""
+    parts = _part(values, prefix)
+    switch = parts.pop("on", None)
+    sources = TlsSources(**parts)
+    before = prefix.partition("tls.")[0]
+    try:
+        if sources.ask_for_tls(None if switch is None else switch == "on"):
+            return sources.held()
+    except BadCertificate as error:
+        option = (before + error.argument).replace("_", "-")
+        raise OptionError(f"{_where(option, given)}: {error.text}") from None
+    return None
 
 
 def _client_token(file: Given | None, environment: Mapping[str, str], *, of_server: bool) -> str | None:
     """Finds the token that a client sends; `of_server` is whether it may be one of the server here."""
-    if found := _token_file(file):
-        return found.tokens[0]
+    if file is not None and (found := _token_file(file)):
+        if found.sent is None:
+            raise OptionError(f"{file.where}: {str(found.path)!r} cannot be used: {NOT_IN_CLEAR}")
+        return found.sent
     if (own := _token_in(CLIENT_TOKEN_VARIABLE, environment)) or not of_server:
         return own
     found = _token_file(_given(SERVER_OPTIONS, {}, environment).get("token-file"))
-    return next(iter([*(found.tokens if found else ()), *_variable_tokens(environment)]), None)
+    return (found.sent if found else None) or next(iter(_variable_tokens(environment)), None)
 
 
 def read_metrics_target(environment: Mapping[str, str] = os.environ) -> str:
@@ -220,6 +269,32 @@ def read_listening(
     if not port:
         raise OptionError(f"{_where(names[1], given)}: the system chooses the port, so none is known to call")
     return _reachable(host), port
+
+
+def read_here_settings(
+    flags: Flags, server: Flags, environment: Mapping[str, str] = os.environ
+) -> tuple[float, TlsSources | None]:
+    """Reads how a server of the flags `server` is asked on its machine by a client of `flags`.
+
+    Returns the time in seconds, and the certificate to present, None where the server speaks no TLS: the
+    client's own, else the server's. Raises OptionError like :func:`read_settings`.
+    """
+    given = gather(CLIENT_OPTIONS, flags, environment, {})
+    values = _values(CLIENT_OPTIONS, given)
+    timeout: float = values.get("timeout", ClientSettings().timeout)
+    names = ("tls-cert", "tls-key", "tls-client-ca")
+    options = [option for option in SERVER_OPTIONS if option.name in names]
+    of_server = _values(options, _server_given(server, environment))
+    if "tls_cert" not in of_server:
+        return timeout, None
+    own = {name: values[f"tls.{name}"] for name in ("cert", "key") if f"tls.{name}" in values}
+    before = "" if own else "tls-"
+    if not own and "tls_client_ca" in of_server:
+        own = {"cert": of_server["tls_cert"], "key": of_server.get("tls_key")}
+    try:
+        return timeout, TlsSources(**own).held()
+    except BadCertificate as error:
+        raise OptionError(f"{_where(before + error.argument, given)}: {error.text}") from None
 
 
 def _reachable(host: str) -> str:
@@ -312,7 +387,7 @@ def _server_value(name: str, flags: Flags, environment: Mapping[str, str]) -> An
 
 def _server_given(flags: Flags, environment: Mapping[str, str]) -> dict[str, Given]:
     given = _given(SERVER_OPTIONS, flags, environment)
-    if "host" in given:
+    if "host" in given and socket_path(given["host"].texts[0]) is None:
         given.setdefault("rest-host", given["host"])
     return given
 
@@ -391,10 +466,40 @@ def _with_aliases(
     return tuple(replace(model, aliases=aliases_of[model.name]) for model in models)
 
 
-def _tokens(given: Mapping[str, Given], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Reads the tokens that a server accepts, by setting."""
-    file = _token_file(given.get("token-file"))
-    return {"access_tokens": _variable_tokens(environment), "token_file": file}
+def _tokens(
+    given: Mapping[str, Given], environment: Mapping[str, str], models: Sequence[ModelSpec] = ()
+) -> dict[str, Any]:
+    """Reads the tokens that a server accepts, by setting; without models their names are not checked."""
+    tokens = _variable_tokens(environment)
+    names = {
+        name: model.name for model in models for name in (model.name, *model.aliases) if name != ANY_NAME
+    }
+    known = Known(names or None, frozenset(map(digest_of, tokens)))
+    return {"access_tokens": tokens, "token_file": _token_file(given.get("token-file"), known)}
+
+
+def _tls(values: dict[str, Any], given: Mapping[str, Given]) -> TlsFiles | None:
+    """Takes out the values of TLS, and reads their files; raises OptionError."""
+    cert, key, client_ca = (values.pop(name, None) for name in ("tls_cert", "tls_key", "tls_client_ca"))
+    if not (cert or key or client_ca):
+        return None
+    if not (cert and key):
+        where = next(given[name].where for name in ("tls-cert", "tls-key", "tls-client-ca") if name in given)
+        missing = " and ".join(
+            name for name, value in (("--tls-cert", cert), ("--tls-key", key)) if value is None
+        )
+        raise OptionError(f"{where}: TLS needs a certificate and its key: give {missing} too")
+    files = TlsFiles(cert, key, client_ca)
+    try:
+        return replace(files, pair=files.read())
+    except BadFile as error:
+        raise OptionError(f"{_where(error.role.removeprefix('--'), given)}: {error}") from None
+
+
+def _check_socket(host: str, port: str, given: Mapping[str, Given]) -> None:
+    """Raises OptionError where a port is given to a Unix socket, which has none."""
+    if socket_path(host) is not None and port in given and given[port].texts[0] != "off":
+        raise OptionError(f"{given[port].where}: a Unix socket ({host}) has no port: leave it out")
 
 
 def _variable_tokens(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -405,7 +510,7 @@ def _variable_tokens(environment: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tokens))
 
 
-def _token_file(given: Given | None) -> TokenFile | None:
+def _token_file(given: Given | None, known: Known = NOTHING) -> TokenFile | None:
     if given is None:
         return None
     path = Path(given.texts[0])
@@ -414,13 +519,11 @@ def _token_file(given: Given | None) -> TokenFile | None:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(f"it has more than {in_bytes(MOST_BYTES)}")
-        return TokenFile(path, tokens_of(content))
+        return TokenFile.of(path, content, known)
     except OSError as error:
         raise OptionError(f"{given.where}: cannot read {str(path)!r}: {obstacle(path, error)}") from None
     except ValueError as error:
-        raise OptionError(
-            f"{given.where}: {str(path)!r} is no file of tokens: {error}: write one a line"
-        ) from None
+        raise OptionError(f"{given.where}: {str(path)!r} is no file of tokens: {error}") from None
 
 
 def _token_in(variable: str, environment: Mapping[str, str]) -> str | None:

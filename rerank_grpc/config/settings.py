@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rerank_grpc.access.entries import digest_of
 from rerank_grpc.access.tokens import TokenFile
+from rerank_grpc.tls.channel import TlsSources
+from rerank_grpc.tls.pair import TlsFiles
 
 DEFAULT_PORT = 50_051  # of a gRPC server, for those who serve and those who call
 # Every precision, and the type that activations have in it, as torch names it; with int8 only the products of
@@ -60,8 +63,10 @@ class RestSettings:
     # Callers need one of them, or of the file's; without any, the gRPC servers decide.
     access_tokens: tuple[str, ...] = field(default=(), repr=False)
     token_file: TokenFile | None = None
+    tls: TlsFiles | None = None  # None: plain HTTP
     upstream_token: str | None = field(default=None, repr=False)  # for the REST server's own public routes
     upstream_token_file: TokenFile | None = None  # the first of its tokens is sent instead
+    upstream_tls: TlsSources | None = None  # of the channels to all targets; None: plaintext
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = 9_091
     grace_seconds: float = 30.0
@@ -89,6 +94,7 @@ class ServerSettings:
     metrics_port: int | None = 9_090
     access_tokens: tuple[str, ...] = field(default=(), repr=False)  # of variables
     token_file: TokenFile | None = None  # further ones, read again when it changes
+    tls: TlsFiles | None = None  # of all ports but the metrics'; None: they are plain
     grace_seconds: float = 30.0
     connection_age_seconds: float = 600.0
     max_calls: int = 96
@@ -101,8 +107,16 @@ class ServerSettings:
 
 
 def token_count(settings: RestSettings | ServerSettings) -> int:
-    """Counts the tokens at the start, one of which callers need; without any, none is needed."""
-    return len({*settings.access_tokens, *(settings.token_file.tokens if settings.token_file else ())})
+    """Counts the tokens at the start, one of which callers need; without any, none is needed.
+
+    A caller that has a certificate instead counts too.
+    """
+    entries = settings.token_file.entries if settings.token_file else ()
+    digests = {
+        *map(digest_of, settings.access_tokens),
+        *(each for entry in entries for each in entry.digests),
+    }
+    return len(digests) + sum(not entry.digests for entry in entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +126,5 @@ class ClientSettings:
     target: str = f"127.0.0.1:{DEFAULT_PORT}"
     token: str | None = field(default=None, repr=False)
     timeout: float = 30.0
+    tls: TlsSources | None = None  # None: plaintext
+    own_certificate: bool = False  # the CA is the server's own certificate, which may be for any name

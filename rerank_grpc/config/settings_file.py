@@ -12,7 +12,8 @@ from typing import Any
 
 from rerank_grpc.config.options import Option, OptionError
 from rerank_grpc.config.origins import Effective, Given, Origin
-from rerank_grpc.config.parsing import model, suggestion
+from rerank_grpc.config.parsing import model
+from rerank_grpc.errors import suggestion
 from rerank_grpc.files.obstacles import obstacle
 
 # All options take a few KiB, and a thousand models less than this.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from rerank_grpc.config.settings import DEFAULT_PORT
+from rerank_grpc.files.sockets import SCHEME as SCHEME_OF_SOCKET
 
 # The schemes that gRPC itself resolves; any other one is a mistake, as http: is.
 SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):")
@@ -19,6 +20,9 @@ PLAIN = re.compile(r"(\[[^\[\]]+\]|[\w.-]+)(?::([0-9]{1,5}))?")
 # gRPC obeys the first that is set, also an empty one, which means none; capitals have no meaning to it.
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy")
+
+# The one that gRPC takes for a target of its own schemes that has none.
+GRPCS_PORT = 443
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -64,7 +68,9 @@ def read_target(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether a host's name or address leads to this machine and is reached from no other."""
+    """Tells whether a host's name, address or socket is this machine's and is reached from no other."""
+    if host.startswith(SCHEME_OF_SOCKET):
+        return True
     name = host.strip("[]").rstrip(".").lower()
     address = _address_of(name)
     return name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback)
@@ -78,6 +84,24 @@ def is_local(target: str) -> bool:
     hosts = _hosts_of(target)
     # An address that means every one of a server's means this machine to its caller.
     return bool(hosts) and all(is_loopback(host) or host in ("0.0.0.0", "::") for host in hosts)
+
+
+def endpoints_of(target: str) -> list[tuple[str, int] | str]:
+    """Lists where a target leads to: hosts with ports, or the path of a Unix socket, @ for an abstract one.
+
+    Names of gRPC's own, such as those of xds, lead nowhere.
+    """
+    scheme = SCHEME.match(target)
+    rest = unquote(target[scheme.end() :]) if scheme else target
+    match scheme[1] if scheme else "dns":
+        case "unix":
+            return [rest.removeprefix("//")]
+        case "unix-abstract":
+            return [f"@{rest}"]
+        case "dns" | "ipv4" | "ipv6":
+            addresses = rest.rpartition("/")[2].split(",")
+            return [(_host_of(address), _port_of(address)) for address in addresses]
+    return []
 
 
 def proxy_before(target: str, environment: Mapping[str, str], option: str | None = None) -> Proxy | None:
@@ -113,6 +137,13 @@ def _host_of(address: str) -> str:
         return address[1:].partition("]")[0]
     host, colon, _ = address.rpartition(":")
     return host if colon and ":" not in host else address
+
+
+def _port_of(address: str) -> int:
+    after_host = address.rpartition("]")[2]
+    _, colon, port = after_host.rpartition(":")
+    named = colon and port.isdecimal() and after_host.count(":") == 1
+    return int(port) if named else GRPCS_PORT
 
 
 def _address_of(host: str) -> _Address | None:

@@ -15,9 +15,11 @@ from time import monotonic
 from typing import TypeAlias
 
 from rerank_grpc.config.settings import EngineSettings
+from rerank_grpc.engine.filling import Batch
+from rerank_grpc.engine.forecast import Forecast
 from rerank_grpc.engine.future import Future
 from rerank_grpc.engine.meter import Counts, DeviceClock, Meter, Watchdog
-from rerank_grpc.engine.scheduler import Batch, Forecast, Scheduler
+from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import (
     DeadlineExceeded,
     InternalError,
@@ -55,7 +57,14 @@ class Admission:
         assert self._future is None, "an admission submits once"
         if sequences:
             self._call.check()
-        future = Future(sequences, deadline=self._call.deadline, priority=self._priority, stepwise=stepwise)
+        call = self._call
+        future = Future(
+            sequences,
+            deadline=call.deadline,
+            priority=self._priority,
+            caller=call.caller,
+            stepwise=stepwise,
+        )
         self._engine.enqueue(future)
         self._future = future
         self._call.on_cancel(future.cancel)
@@ -196,7 +205,7 @@ class Engine:
         """Lets a call in before it is tokenized; raises QueueFull, ShuttingDown or ModelFailed."""
         with self._lock:
             self._check_alive()
-            self._scheduler.check_queue(1, self._forecast())
+            self._scheduler.check_queue(1, self._forecast(), call.caller)
         return Admission(self, call, priority)
 
     def enqueue(self, future: Future) -> None:

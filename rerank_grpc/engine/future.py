@@ -8,6 +8,7 @@ from collections.abc import Sequence as Sequence_
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from rerank_grpc.callers import ANYONE, Caller
 from rerank_grpc.errors import Cancelled, DeadlineExceeded, RerankError
 from rerank_grpc.sequence import Output, Sequence, count_tokens
 from rerank_grpc.types import Priority
@@ -26,11 +27,13 @@ class Future:
         *,
         deadline: float = math.inf,
         priority: Priority = Priority.INTERACTIVE,
+        caller: Caller = ANYONE,
         stepwise: bool = False,
     ) -> None:
         self.sequences = sequences
         self.deadline = deadline  # in the seconds of time.monotonic; math.inf for none
         self.priority = priority
+        self.caller = caller
         self.outputs: list[Output | None] = [None] * len(sequences)
         self.tokens = count_tokens(sequences)  # equal ones included; a prefix counts once
         self.batches: list[object] = []  # what the batch sink has returned for those with a sequence of it

@@ -6,88 +6,62 @@ The rules, in order:
 2. Nothing is spent on calls that failed, were cancelled or are too late.
 3. INTERACTIVE goes before BATCH, but BATCH, while it waits, earns an eighth of
    every batch.
-4. Within a class the call that needs least goes first, so that few calls wait
+4. Within a class callers have equal shares, whatever the number of their calls;
+   what one cannot use goes to the others. The caller that needs least goes first
+   until it is four batches ahead of its part; every fourth batch is shared
+   equally at once (sharing.py).
+5. Of one caller's calls that goes first which needs least, so that few calls wait
    for long, and among equals the earliest deadline. A small call enters the next
    batch however large its neighbours are.
-5. A quarter of every batch goes to the call that has received least, one
+6. A quarter of what a caller has goes to its call that has received least, one
    sequence at a time: no call gets less than a quarter of an equal share. A new
-   call starts at the average of the calls that wait.
-6. Equal sequences, of one call or of several, are run once.
+   call starts at the average of the calls that wait (filling.py).
+7. Equal sequences, of one call or of several, are run once.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from collections import Counter
 from operator import attrgetter
-from typing import NamedTuple, TypeAlias
 from weakref import WeakSet
 
+from rerank_grpc.callers import ANYONE, Caller
+from rerank_grpc.engine.filling import (
+    EQUAL_SHARE,
+    Batch,
+    Filling,
+    Item,
+    Queued,
+    Share,
+    Standing,
+    Waiter,
+    take_all,
+)
+from rerank_grpc.engine.forecast import Forecast, Pending, tokens_before
 from rerank_grpc.engine.future import Future
+from rerank_grpc.engine.sharing import EQUAL_TURNS, Contender, contenders_of, fill, fill_background, settle
 from rerank_grpc.errors import DeadlineUnreachable, QueueFull
 from rerank_grpc.sequence import TOKEN_BYTES, Prefix, Sequence
 from rerank_grpc.types import Priority
 
 BACKGROUND_SHARE = 1 / 8  # of BATCH beside INTERACTIVE
-EQUAL_SHARE = 1 / 4  # of the calls that have received least
 # A call is refused if its forecast exceeds the time left by more than this factor: a forecast may be wrong
 # by as much. Only batches correct it. An engine without work admits any call, so batches do run.
 REFUSAL_FACTOR = 2.0
 SHORTEST_RETRY_SECONDS = 0.1  # a shorter delay would invite hammering
 UNKNOWN_SECONDS = 1.0  # the time that a full queue is taken to need where there is no forecast
-
-Forecast: TypeAlias = Callable[[float], float]  # the seconds that tokens will take
-Waiter: TypeAlias = tuple[Future, int]  # a future that waits for a sequence, and the sequence's index there
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """A sequence to be run once, and the futures that wait for it."""
-
-    sequence: Sequence
-    tokens: int  # with those of its prefix if it is the first to bring that
-    waiters: list[Waiter] = field(default_factory=list)
-    started: bool = False
-
-
-class Batch(NamedTuple):
-    """Items that go to the device together, and the sum of their tokens."""
-
-    items: list[Item]
-    tokens: int
-
-
-@dataclass(slots=True)
-class Queued:
-    """A future in the queue; its pending items have not gone to the device."""
-
-    future: Future
-    items: list[Item]
-    received_tokens: float  # those that went to the device, from the average at its arrival
-    pending: deque[Item] = field(default_factory=deque)
-    pending_tokens: int = 0
-
-
-@dataclass(slots=True)
-class Share:
-    """A part of every batch, which is saved until the next sequence fits it."""
-
-    part: float
-    saved_tokens: float = 0.0
-
-    def earn(self, budget: int) -> int:
-        """Adds the part of one more batch; returns the tokens that may be spent, at most a batch."""
-        self.saved_tokens = min(budget, self.saved_tokens + budget * self.part)
-        return int(self.saved_tokens)
+# Of a full queue: the part beyond it that callers may fill who have less than an equal part of it.
+RESERVE = 1 / 8
+MOST_STANDINGS = 1_024  # beyond them those are forgotten of whom nothing waits
 
 
 class Scheduler:
     """The queue of one engine, under whose lock each method is called; times and forecast are arguments."""
 
-    def __init__(self, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
+    def __init__(
+        self, *, max_batch_tokens: int, max_queue_tokens: int, equal_share: float = EQUAL_SHARE
+    ) -> None:
         self.max_batch_tokens = max_batch_tokens
         self.max_queue_tokens = max_queue_tokens
         self.queued_tokens = 0
@@ -97,34 +71,60 @@ class Scheduler:
         self._prefixes: WeakSet[Prefix] = WeakSet()
         self._queued: dict[Future, Queued] = {}  # in the order of arrival
         self._background = Share(BACKGROUND_SHARE)
-        self._equal = {priority: Share(EQUAL_SHARE) for priority in Priority}
-        # The tokens that a future of each class has received if it waited from the beginning.
-        self._average = dict.fromkeys(Priority, 0.0)
+        self._equal_share = equal_share
+        self._standings: dict[tuple[str, Priority], Standing] = {}
+        self._turn = 0  # of the batches that callers share
 
-    def check_queue(self, tokens: int, forecast: Forecast | None = None) -> None:
+    def check_queue(self, tokens: int, forecast: Forecast | None = None, caller: Caller = ANYONE) -> None:
         """Raises QueueFull; an empty queue takes any size, else one larger than itself were never served."""
-        excess = self.queued_tokens + tokens - self.max_queue_tokens
-        if self.queued_tokens and excess > 0:
-            seconds = forecast(min(excess, self.queued_tokens)) if forecast else UNKNOWN_SECONDS
-            sizes = {"queue_tokens": self.queued_tokens, "queue_capacity_tokens": self.max_queue_tokens}
-            raise QueueFull(
-                "the queue is full: retry later, or call another replica",
-                metadata={name: str(tokens) for name, tokens in sizes.items()},
-                retry_after=max(SHORTEST_RETRY_SECONDS, seconds),
-            )
+        most, queued = self.max_queue_tokens, self.queued_tokens
+        full = queued and queued + tokens > most
+        if not full and caller.queue_share >= 1:
+            return
+        waiting = self._waiting_tokens()
+        own = waiting.pop(caller.name, 0)
+        if caller.queue_share < 1 and own and own + tokens > (share := caller.queue_share * most):
+            excess = min(own + tokens - share, own)
+            # Until then those who need less have theirs, and each other one as much.
+            beside = sum([each if each <= own else excess for each in waiting.values()])
+            what = f"{caller.name} has its share of the queue full"
+            raise self._full(what, own, share, excess + beside, forecast)
+        # Whoever has less than an equal part waiting finds room beside those that have filled the queue.
+        fits = (
+            waiting and own + tokens <= most / (len(waiting) + 1) and queued + tokens <= most * (1 + RESERVE)
+        )
+        if full and not fits:
+            raise self._full("the queue is full", queued, most, min(queued + tokens - most, queued), forecast)
+
+    def _waiting_tokens(self) -> Counter[str]:
+        """The tokens that wait of each caller who has some, those that callers share counted for each."""
+        found = Counter[str]()
+        for each in self._queued.values():
+            found[each.standing.name] += each.pending_tokens
+        return +found
+
+    @staticmethod
+    def _full(what: str, queued: int, most: float, excess: float, forecast: Forecast | None) -> QueueFull:
+        sizes = {"queue_tokens": queued, "queue_capacity_tokens": int(most)}
+        return QueueFull(
+            f"{what}: retry later, or call another replica",
+            metadata={name: str(tokens) for name, tokens in sizes.items()},
+            retry_after=max(SHORTEST_RETRY_SECONDS, forecast(excess) if forecast else UNKNOWN_SECONDS),
+        )
 
     def add(self, future: Future, now: float, forecast: Forecast | None = None) -> None:
         """Lets a future in; raises QueueFull, or DeadlineUnreachable by a forecast."""
         items, fresh, prefixes = self._items_of(future)
         tokens = sum([item.tokens for item in fresh.values()])
-        self.check_queue(tokens, forecast)
+        self.check_queue(tokens, forecast, future.caller)
+        standing = self._standing(future.caller.name, future.priority)
         if forecast and future.deadline != math.inf and (self.queued_tokens or self.running_tokens):
-            self._check_deadline(future, items, now, forecast)
+            self._check_deadline(future, standing, items, now, forecast)
         self._items.update(fresh)
         self._prefixes.update(prefixes)
         self.queued_tokens += tokens
         future.admitted_at = now
-        self._queued[future] = queued = Queued(future, items, self._average[future.priority])
+        self._queued[future] = queued = Queued(future, items, standing, standing.average_tokens)
         for index, item in enumerate(items):
             waiters = item.waiters
             if waiters:
@@ -151,12 +151,24 @@ class Scheduler:
             items.append(item)
         return items, fresh, prefixes
 
-    def _check_deadline(self, future: Future, items: list[Item], now: float, forecast: Forecast) -> None:
+    def _standing(self, name: str, priority: Priority) -> Standing:
+        """Finds what a caller's calls of a class have received so far."""
+        standing = self._standings.get((name, priority))
+        if standing is None:
+            if len(self._standings) >= MOST_STANDINGS:
+                waiting = {each.standing for each in self._queued.values()}
+                self._standings = {key: each for key, each in self._standings.items() if each in waiting}
+            standing = self._standings[name, priority] = Standing(name, priority, Share(self._equal_share))
+        return standing
+
+    def _check_deadline(
+        self, future: Future, standing: Standing, items: list[Item], now: float, forecast: Forecast
+    ) -> None:
         remaining = future.deadline - now
         waiting = {item for item in items if not item.started}
         tokens = sum([item.tokens for item in waiting])
         ahead = self._pending_beside(waiting, future.priority)
-        before = self._tokens_before(tokens, future.priority, ahead)
+        before = tokens_before(tokens, standing, ahead, self.max_batch_tokens)
         needed = forecast(self.running_tokens) + forecast(before + tokens)
         if needed <= REFUSAL_FACTOR * remaining:
             return
@@ -169,29 +181,17 @@ class Scheduler:
             retry_after=max(SHORTEST_RETRY_SECONDS, wait),
         )
 
-    def _pending_beside(self, waiting: set[Item], priority: Priority) -> list[tuple[Priority, int]]:
-        """The class and the pending tokens of each call not below a class, without the items it shares."""
+    def _pending_beside(self, waiting: set[Item], priority: Priority) -> list[Pending]:
+        """The pending tokens of each call not below a class, without the items it shares."""
         shared = Counter[Future]()
         for item in waiting:
             for future in {waiter[0] for waiter in item.waiters}:
                 shared[future] += item.tokens
         return [
-            (future.priority, queued.pending_tokens - shared[future])
+            Pending(queued.standing, queued.pending_tokens - shared[future])
             for future, queued in self._queued.items()
             if future.priority <= priority
         ]
-
-    @staticmethod
-    def _tokens_before(tokens: int, priority: Priority, ahead: list[tuple[Priority, int]]) -> float:
-        """Predicts the tokens that run before a new call of `tokens` is done, if no other comes."""
-        first = sum(pending for _, pending in ahead)
-        mine = [pending for of, pending in ahead if of == priority]
-        larger = deque(sorted(each for each in mine if each > tokens))
-        first -= sum(larger)
-        # Larger calls have their quarter meanwhile: those that need less before long go first, too.
-        while larger and larger[0] - first * EQUAL_SHARE / len(larger) <= tokens:
-            first += larger.popleft()
-        return first + min(sum(larger), (first + tokens) * EQUAL_SHARE / (1 - EQUAL_SHARE))
 
     def discard(self, future: Future) -> None:
         """Forgets a future and frees its tokens; items that other futures wait for stay."""
@@ -236,43 +236,35 @@ class Scheduler:
             return None
         if self.queued_tokens <= self.max_batch_tokens:
             self._background.saved_tokens = 0.0
-            return self._start(_take_all(waiting), now)
-        waiting.sort(key=lambda queued: queued.future.deadline)  # stable: then by arrival
-        interactive = [queued for queued in waiting if queued.future.priority is Priority.INTERACTIVE]
-        background = [queued for queued in waiting if queued.future.priority is Priority.BATCH]
-        batch, shared = _Filling(self.max_batch_tokens), 0
-        if interactive and background:
-            shared = self._fill_share(batch, self._background, background, beside=interactive)
-        taken = self._fill(batch, interactive, Priority.INTERACTIVE)
-        if not any(queued.pending for queued in interactive):
-            shared += self._fill(batch, background, Priority.BATCH)
-        self._average[Priority.INTERACTIVE] += taken / max(1, len(interactive))
-        self._average[Priority.BATCH] += shared / max(1, len(background))
+            for standing in self._standings.values():  # nobody lacks anything
+                standing.credit_tokens = 0.0
+            return self._start(take_all(waiting), now)
+        waiting.sort(key=attrgetter("future.deadline"))  # stable: then by arrival
+        contenders = contenders_of(waiting)
+        interactive, background = contenders[Priority.INTERACTIVE], contenders[Priority.BATCH]
+        batch = Filling(self.max_batch_tokens)
         if not background:
             self._background.saved_tokens = 0.0
+        elif interactive:
+            self._fill_background(batch, background, interactive)
+        self._turn = (self._turn + 1) % EQUAL_TURNS
+        if interactive:
+            fill(batch, interactive, equally=self._turn == 0)
+        if background and not any(each.waits for each in interactive):
+            fill(batch, background, equally=self._turn == 0)
+        for priority, found in contenders.items():
+            if found:
+                settle(found, [each for each in self._standings.values() if each.priority is priority])
         return self._start(batch.items, now)
 
-    def _fill(self, batch: _Filling, waiting: list[Queued], priority: Priority) -> int:
-        """Fills a batch with the sequences of one class; returns the tokens taken."""
-        waiting = [queued for queued in waiting if queued.pending]
-        if not waiting:
-            return 0
-        shortest_first = sorted(waiting, key=attrgetter("pending_tokens"))
-        taken = self._fill_share(batch, self._equal[priority], waiting, beside=shortest_first[:1])
-        return taken + batch.fill(shortest_first)
-
-    def _fill_share(
-        self, batch: _Filling, share: Share, waiting: list[Queued], *, beside: list[Queued]
-    ) -> int:
-        """Gives a share to the futures that have received least; returns the tokens taken."""
-        limit = share.earn(self.max_batch_tokens)
-        # A sequence too large to go `beside` the share goes first, until that is a batch.
-        rest = batch.free_tokens - limit
-        if rest > 0 and any(queued.pending[0].tokens > rest for queued in beside):
-            return 0
-        taken = batch.fill_equally(waiting, limit)
-        share.saved_tokens -= taken
-        return taken
+    def _fill_background(
+        self, batch: Filling, background: list[Contender], interactive: list[Contender]
+    ) -> None:
+        """Gives BATCH its share, unless the next sequence of INTERACTIVE had no room then."""
+        beside = [queued for each in interactive for queued in each.calls]
+        limit = batch.earn(self._background, batch.budget, beside=beside)
+        if limit is not None:
+            fill_background(batch, self._background, background, limit)
 
     def _start(self, items: list[Item], now: float) -> Batch | None:
         tokens = 0
@@ -306,69 +298,3 @@ class Scheduler:
             finished.append(item.waiters)
             item.waiters = []
         return finished
-
-
-def _take_all(waiting: Iterable[Queued]) -> list[Item]:
-    """Takes all items, which needs no rules where all of them fit."""
-    items = []
-    for queued in waiting:
-        for item in queued.pending:
-            if not item.started:
-                item.started = True
-                items.append(item)
-        queued.pending.clear()
-        queued.pending_tokens = 0
-    return items
-
-
-class _Filling:
-    """A batch being filled: the tokens that are free, and the items taken."""
-
-    def __init__(self, free_tokens: int) -> None:
-        self.free_tokens = free_tokens
-        self.items: list[Item] = []
-
-    def fill(self, waiting: list[Queued]) -> int:
-        """Takes what fits of one future after the other; returns the tokens."""
-        before = self.free_tokens
-        for queued in waiting:
-            while self.free_tokens > 0 and self._take(queued, floor=0):
-                pass
-        return before - self.free_tokens
-
-    def fill_equally(self, waiting: list[Queued], limit: int) -> int:
-        """Takes sequences of the future that has received least, the first among equals; returns the tokens.
-
-        Takes at most `limit` tokens, and nothing past the first sequence that does not fit: else small
-        sequences would for ever spend the tokens that a larger one waits for.
-        """
-        before = self.free_tokens
-        floor = max(0, self.free_tokens - limit)
-        least = [(queued.received_tokens, index) for index, queued in enumerate(waiting)]
-        heapify(least)
-        while least:
-            _, index = heappop(least)
-            queued = waiting[index]
-            taken = self._take(queued, floor)
-            if taken and queued.pending:
-                heappush(least, (queued.received_tokens, index))
-            elif queued.pending:
-                break
-        return before - self.free_tokens
-
-    def _take(self, queued: Queued, floor: int) -> int:
-        """Takes the next sequence of a future if it fits; returns its tokens."""
-        while queued.pending:
-            item = queued.pending[0]
-            alone = not self.items and floor == 0
-            if not (item.started or alone or self.free_tokens - item.tokens >= floor):
-                break
-            queued.pending.popleft()
-            queued.pending_tokens -= item.tokens
-            if not item.started:
-                item.started = True
-                self.items.append(item)
-                self.free_tokens -= item.tokens
-                queued.received_tokens += item.tokens
-                return item.tokens
-        return 0

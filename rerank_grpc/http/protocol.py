@@ -16,6 +16,7 @@ from rerank_grpc.config.allowance import scaled
 from rerank_grpc.http.chunks import CoarseConnection
 from rerank_grpc.http.errors import HttpError, Writer
 from rerank_grpc.limits import UNREAD_BYTES
+from rerank_grpc.tls.names import CERTIFICATE
 
 HEAD_SECONDS, HEAD_BYTES = 10.0, 32_768
 # A body may take this long, and longer only as long as it comes this fast.
@@ -134,11 +135,13 @@ class PatientProtocol(H11Protocol):
         self._refused = False  # nothing that comes is read any more
         self._refusal: HttpError | None = None  # of a body that came too slowly
         self._reading: asyncio.TimerHandle | None = None
-        self._writing: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Handle | None = None
         self._unread = 0
+        self._certificate: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._certificate = transport.get_extra_info(CERTIFICATE)
         self._open.make_room(transport)
         self._look()
 
@@ -166,10 +169,9 @@ class PatientProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.transport.get_write_buffer_size()
-        self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
         self._open.note(self.transport, self._turn())
-        self._open.wait_for_reader(self.transport, self.loop.time())
+        # The write goes on: TLS takes it in pieces.
+        self._writing = self.loop.call_soon(self._await_reader)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -209,6 +211,8 @@ class PatientProtocol(H11Protocol):
                         pass
             await send(message)
 
+        if self._certificate is not None:
+            scope[CERTIFICATE] = self._certificate
         await self._app(scope, receive_in_time, send_to_the_end)
 
     def _persistence(self, scope: Scope, answer: Message) -> list[tuple[bytes, bytes]]:
@@ -239,6 +243,11 @@ class PatientProtocol(H11Protocol):
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+
+    def _await_reader(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._writing = self.loop.call_later(WRITE_SECONDS, self._look_at_reader)
+        self._open.wait_for_reader(self.transport, self.loop.time())
 
     def _look_at_reader(self) -> None:
         before, self._unread = self._unread, self.transport.get_write_buffer_size()

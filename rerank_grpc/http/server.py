@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from rerank_grpc.config import files
 from rerank_grpc.errors import ConfigurationError, describe
+from rerank_grpc.files.sockets import OwnSocket, making_room, socket_path
 from rerank_grpc.http.errors import Writer
 from rerank_grpc.http.protocol import HEAD_BYTES, Connections, PatientProtocol
+from rerank_grpc.http.tls import Handshake
+from rerank_grpc.tls.serving import Certificates
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +42,14 @@ class HttpServer:
 
     Args:
         app: an ASGI app.
-        host, port: where to listen; port 0 is any free one.
+        host, port: where to listen; port 0 is any free one, and a Unix socket has none: 0 in `port` too.
         name: how messages and the thread call it.
         option: the option that chooses another port, or "off".
         most_connections: the bound of its connections, if the limit of open files allows so many.
         keep_alive_seconds: how long a connection without a request stays open.
         write_error: writes what is answered to bytes that are no request.
         spares_answers: whether a connection whose request is being answered outlives a new one.
+        certificates: what is shown to callers, over TLS; None for plain HTTP.
         running: entered in the server's loop before the first request, left after the last one.
 
     Raises:
@@ -61,14 +68,23 @@ class HttpServer:
         keep_alive_seconds: float,
         write_error: Writer,
         spares_answers: bool = True,
+        certificates: Certificates | None = None,
         running: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         self._app, self._name, self._running = app, name, running
         self._keep_alive = math.ceil(keep_alive_seconds)
         self._connections = Connections(files.connections(most_connections), spares_answers=spares_answers)
         self._protocol = partial(PatientProtocol, self._connections, write_error)
-        self._socket = _bind(host, port, name, option)
-        self.port: int = self._socket.getsockname()[1]
+        # A Unix socket is plain: only this machine's users reach it, and its file says which.
+        path = socket_path(host)
+        self._certificates = certificates if path is None else None
+        self._file: OwnSocket | None = None
+        if path is None:
+            self._socket = _bind(host, port, name, option)
+            self.port: int = self._socket.getsockname()[1]
+        else:
+            self._socket, self._file = _bind_path(path, name)
+            self.port = 0
         self._server: _Server | None = None
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -82,6 +98,8 @@ class HttpServer:
 
         Waits `end_seconds` longer at most.
         """
+        if self._file is not None:
+            self._file.remove()
         if not self._thread.is_alive() or self._server is None:
             self._socket.close()
             return
@@ -99,10 +117,17 @@ class HttpServer:
         finally:
             self._started.set()
 
+    def _make_protocol(self, **options: Any) -> asyncio.Protocol:
+        """Makes a connection's first protocol; the options are uvicorn's."""
+        make = partial(self._protocol, **options)
+        if self._certificates is None:
+            return make()
+        return Handshake(self._certificates, self._connections, make, asyncio.get_running_loop())
+
     async def _serve(self) -> None:
         config = uvicorn.Config(
             self._app,
-            http=self._protocol,  # type: ignore[arg-type]
+            http=self._make_protocol,  # type: ignore[arg-type]
             loop="asyncio",  # whatever else is installed: the protocol makes room in a round of its loop
             ws="none",
             lifespan="off",
@@ -140,6 +165,18 @@ def _with_kind(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("uvicorn.error").addFilter(_with_kind)
+
+
+def _bind_path(path: Path, name: str) -> tuple[socket.socket, OwnSocket]:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with making_room(path):
+            listening.bind(os.fspath(path))
+        listening.listen(BACKLOG)
+        return listening, OwnSocket(path)
+    except ValueError as error:
+        listening.close()
+        raise ConfigurationError(f"cannot listen on unix:{path} for {name}: {error}") from None
 
 
 def _bind(host: str, port: int, name: str, option: str) -> socket.socket:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerank_grpc.config.options import SERVER_OPTIONS, OptionError
-from rerank_grpc.config.parsing import suggestion
 from rerank_grpc.config.reading import read_settings
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.errors import suggestion
 
 # Serve listens, and each replica is one of several behind an address.
 NOT_HERE = (

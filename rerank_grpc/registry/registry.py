@@ -73,9 +73,9 @@ class ModelNames:
             else:
                 self._shared[name] = owners
 
-    def configured(self, name: str) -> str:
-        """Returns a model's configured name, "" for an unknown one."""
-        index = self._found.get(name, self._any)
+    def configured(self, name: str, *, exact: bool = False) -> str:
+        """Returns a model's configured name, "" for an unknown one. If `exact`, ANY_NAME takes no name."""
+        index = self._found.get(name, None if exact else self._any)
         return "" if index is None else self._specs[index].name
 
     def find(self, name: str, *, exact: bool = False) -> int:

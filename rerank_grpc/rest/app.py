@@ -20,6 +20,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerank_grpc.access.accepted import AccessList
+from rerank_grpc.callers import Right
 from rerank_grpc.config.allowance import scaled
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.config.targets import is_loopback
@@ -43,14 +44,14 @@ def build_app(
     health: Callable[[], Health] | None,
     recorder: Recorder,
 ) -> ASGIApp:
-    """Makes the app; with access tokens, callers without one of them are refused here already."""
+    """Makes the app; with access tokens, it refuses callers without one of them, or without the right."""
     budget = BodyBudget(scaled(BODIES_BYTES))
     rerank = RerankEndpoint(settings, upstream, accepted, budget, recorder)
     routes: list[Route] = [ToldRoute(path, rerank, methods=["POST"]) for path in dialects.PATHS]
     connect = ConnectEndpoint(settings, upstream, accepted, budget, recorder)
     routes.append(ToldRoute(CONNECT_PATH, connect, methods=["POST"]))
-    for path, method, endpoint, public in discovery.Discovery(upstream, accepted, health).routes():
-        route = _json_route(method, endpoint, None if public else accepted, recorder)
+    for path, method, endpoint, right in discovery.Discovery(upstream, accepted, health).routes():
+        route = _json_route(method, endpoint, right and (accepted, right), recorder)
         routes.append(Route(path, route, methods=["GET"]))
     routes += docs.routes()
     on_http_exception = partial(_on_http_exception, recorder)
@@ -132,6 +133,9 @@ class RerankEndpoint(Endpoint):
         self._settings = settings
         self._upstream = upstream
 
+    def needs(self, exchange: Exchange) -> Right:
+        return Right.RERANK
+
     def presumed(self, exchange: Exchange) -> Dialect:
         return dialects.presumed(exchange.prefix, exchange.path)
 
@@ -149,6 +153,8 @@ class RerankEndpoint(Endpoint):
             return Reply((), request_id=exchange.request_id)
         exchange.model = decoded.requests[0].model
         timeout, begin = exchange.timeout(self._settings.timeout), time.monotonic()
+        for name in {request.model for request in decoded.requests}:
+            await self._upstream.require_model(exchange.caller, name, exchange.token)
         responses = await self._upstream.rerank_all(decoded, timeout, exchange.passed_on)
         summary, *others = map(attrgetter("summary"), responses)
         exchange.record.summary = RerankSummary.of((summary, *others)) if others else summary
@@ -159,13 +165,13 @@ class RerankEndpoint(Endpoint):
 
 
 def _json_route(
-    method: str, endpoint: discovery.Endpoint, accepted: AccessList | None, recorder: Recorder
+    method: str, endpoint: discovery.Endpoint, needs: tuple[AccessList, Right] | None, recorder: Recorder
 ) -> Callable[[Request], Awaitable[Response]]:
-    """Makes a route of an endpoint that returns JSON; `accepted` is None where it is public."""
+    """Makes a route of an endpoint that returns JSON; `needs` is None where it is public."""
 
     async def answer(exchange: Exchange) -> Response:
-        if accepted is not None:
-            exchange.authenticate(accepted)
+        if needs is not None:
+            exchange.authenticate(*needs)
         content = await endpoint(exchange)
         if isinstance(content, discovery.Unready):
             return exchange.answer(content, 503, {"retry-after": "1"})

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from rerank_grpc.access.accepted import AccessList
+from rerank_grpc.callers import Right
 from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import DeadlineExceeded, InvalidRequest
 from rerank_grpc.http.errors import HttpError
@@ -26,7 +27,7 @@ from rerank_grpc.rest.exchange import Endpoint, Exchange
 from rerank_grpc.rest.forms.decoded import Json
 from rerank_grpc.rest.forms.messages import json_of, message_of
 from rerank_grpc.rest.recorder import Recorder, code_of
-from rerank_grpc.rest.upstream import Upstream
+from rerank_grpc.rest.upstream import Upstream, may_see
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire.messages import summary_from
 from rerank_grpc.wire.status import CODES, status_of
@@ -66,9 +67,10 @@ NOT_OFFERED = (
 
 
 class Method(NamedTuple):
-    """A method with one reply: its name, and the types of its messages."""
+    """A method with one reply: its name, what it needs, and the types of its messages."""
 
     name: str
+    right: Right
     request: type[Message]
     reply: type[Message]
 
@@ -76,9 +78,9 @@ class Method(NamedTuple):
 METHODS = {
     f"/rerank.v1.RerankService/{method.name}": method
     for method in (
-        Method("Rerank", pb.RerankRequest, pb.RerankResponse),
-        Method("ListModels", pb.ListModelsRequest, pb.ListModelsResponse),
-        Method("Health", pb.HealthRequest, pb.HealthResponse),
+        Method("Rerank", Right.RERANK, pb.RerankRequest, pb.RerankResponse),
+        Method("ListModels", Right.LIST, pb.ListModelsRequest, pb.ListModelsResponse),
+        Method("Health", Right.LIST, pb.HealthRequest, pb.HealthResponse),
     )
 }
 
@@ -150,6 +152,10 @@ class ConnectEndpoint(Endpoint):
         self._timeout = settings.timeout
         self._upstream = upstream
 
+    def needs(self, exchange: Exchange) -> Right | None:
+        method = METHODS.get(exchange.path)
+        return method and method.right
+
     def presumed(self, exchange: Exchange) -> ConnectForm:
         return CONNECT
 
@@ -174,7 +180,18 @@ class ConnectEndpoint(Endpoint):
         timeout = deadline - time.monotonic()
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the answer was there")
-        return await self._upstream.relay_question(method.name, message, timeout, exchange.passed_on)
+        if method.request is pb.HealthRequest:
+            await self._require_model(exchange, _model_in(message))
+        reply = await self._upstream.relay_question(method.name, message, timeout, exchange.passed_on)
+        if method.request is pb.ListModelsRequest and exchange.caller.models is not None:
+            listed = pb.ListModelsResponse.FromString(reply).models
+            own = [each for each in listed if may_see(exchange.caller, each.name, each.aliases)]
+            reply = pb.ListModelsResponse(models=own).SerializeToString()
+        return reply
+
+    async def _require_model(self, exchange: Exchange, name: str | None) -> None:
+        # A name that cannot be read is none of a caller's.
+        await self._upstream.require_model(exchange.caller, "\0" if name is None else name, exchange.token)
 
     async def _rerank(self, message: bytes, deadline: float, exchange: Exchange) -> bytes:
         """Passes on a RerankRequest; parses it for the record only once the server has found it in bounds.
@@ -182,6 +199,7 @@ class ConnectEndpoint(Endpoint):
         That takes microseconds, where a hostile message's millions of documents would take all memory.
         """
         exchange.model = _model_in(message)
+        await self._require_model(exchange, exchange.model)
         reply = await self._upstream.relay_rerank(message, deadline, exchange.passed_on)
         exchange.record.documents = len(pb.RerankRequest.FromString(message).documents)
         exchange.record.summary = summary_from(pb.RerankResponse.FromString(reply))
@@ -204,7 +222,7 @@ def _not_offered(exchange: Exchange, media_type: str) -> Response:
 
 
 def _model_in(request: bytes) -> str | None:
-    """Reads the model's name alone out of a RerankRequest, whose first field it is; None where it cannot be.
+    """Reads the model's name alone out of a request, whose first field it is; None where it cannot be.
 
     A message with one field of that number and kind leaves the others unparsed.
     """

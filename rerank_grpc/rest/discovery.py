@@ -9,12 +9,13 @@ from typing import Any
 
 from rerank_grpc import __version__
 from rerank_grpc.access.accepted import AccessList
+from rerank_grpc.callers import Right
 from rerank_grpc.config.settings import ServerSettings
-from rerank_grpc.errors import Unauthenticated, UnknownModel
+from rerank_grpc.errors import PermissionDenied, Unauthenticated, UnknownModel
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.exchange import Exchange
 from rerank_grpc.rest.forms.decoded import Json
-from rerank_grpc.rest.upstream import Upstream
+from rerank_grpc.rest.upstream import Upstream, may_see
 from rerank_grpc.types import LABEL, Health, ModelInfo, State
 
 # A longer name is no model's, and fits no message that asks for its health.
@@ -36,28 +37,29 @@ class Discovery:
         self._own_health = health
         self._created = int(time.time())
 
-    def routes(self) -> Iterator[tuple[str, str, Endpoint, bool]]:
-        """Yields path, the method's name in records, endpoint, and whether it is public."""
-        yield "/", "info", self.root, True
-        yield "/health", "health", self.health, True
-        yield "/ping", "health", self.health, True
-        yield "/v1/cluster/auth", "info", self.cluster_auth, True
-        yield "/v1/models", "models", self.models, False
-        yield "/v1/models/{model:path}", "models", self.model, False
-        yield "/models", "models", self.infinity_models, False
-        yield "/info", "info", self.info, False
-        yield "/model-info", "info", self.model_info, False
-        yield "/.well-known/live", "live", self.live, True
-        yield "/.well-known/ready", "ready", self.ready, True
-        yield "/meta", "info", self.model_info, False
+    def routes(self) -> Iterator[tuple[str, str, Endpoint, Right | None]]:
+        """Yields path, the method's name in records, endpoint, and the right it needs; None is public."""
+        yield "/", "info", self.root, None
+        yield "/health", "health", self.health, None
+        yield "/ping", "health", self.health, None
+        yield "/v1/cluster/auth", "info", self.cluster_auth, None
+        yield "/v1/models", "models", self.models, Right.LIST
+        yield "/v1/models/{model:path}", "models", self.model, Right.LIST
+        yield "/models", "models", self.infinity_models, Right.LIST
+        yield "/info", "info", self.info, Right.LIST
+        yield "/model-info", "info", self.model_info, Right.LIST
+        yield "/.well-known/live", "live", self.live, None
+        yield "/.well-known/ready", "ready", self.ready, None
+        yield "/meta", "info", self.model_info, Right.LIST
 
     async def root(self, _exchange: Exchange) -> Json:
-        """Tells the models, where REST's own token lets it."""
+        """Tells the models, where REST's own token lets it, and every caller may call all of them."""
         models: tuple[ModelInfo, ...] = ()
         try:
-            models = await self._upstream.own_models()
+            if not self._accepted.restricts:
+                models = await self._upstream.own_models()
             locked = await self._is_locked()
-        except Unauthenticated:
+        except (Unauthenticated, PermissionDenied):
             locked = True
         return {
             "status": "running",
@@ -72,10 +74,12 @@ class Discovery:
         """Tells whether a call of the default model would be answered, at once or after a load."""
         try:
             health = self._own_health() if self._own_health else await self._upstream.own_health()
-        except Unauthenticated:
+        except (Unauthenticated, PermissionDenied):
             # Without a token the server tells neither the model nor its state.
             serving = await self._upstream.serving()
             return {"status": "healthy"} if serving else Unready(status="unhealthy")
+        if self._accepted.restricts:
+            return {"status": "healthy"} if health.serving else Unready(status="unhealthy")
         loaded = health.state is State.READY
         if not health.serving:
             return Unready(status="unhealthy", model=health.model, model_loaded=loaded)
@@ -100,23 +104,31 @@ class Discovery:
 
     async def models(self, exchange: Exchange) -> Json:
         """Lists the models and their further names, as OpenAI and Xinference do."""
-        models = await self._upstream.models(exchange.token)
+        models = await self._own(exchange)
         return {"object": "list", "data": [self._entry(name, m) for m in models for name in _names(m)]}
 
     async def model(self, exchange: Exchange) -> Json:
-        """Describes the model that a call of this name would reach, listed or not; raises UnknownModel."""
+        """Describes the model that a call of this name would reach, listed or not.
+
+        Raises UnknownModel, or PermissionDenied to a caller of some models alone.
+        """
         wanted = exchange.request.path_params["model"]
-        models = await self._upstream.models(exchange.token)
+        models = await self._own(exchange)
         listed = {name: model for model in models for name in _names(model)}
         called = wanted
         if wanted not in listed and len(wanted) <= LONGEST_NAME:
-            called = (await self._upstream.health(exchange.token, wanted)).model
+            try:
+                called = (await self._upstream.health(exchange.token, wanted)).model
+            except UnknownModel:
+                exchange.caller.require_model("")  # the error would tell a caller of some models all others
+                raise
         if called not in listed:  # also where, of several servers, another has answered
+            exchange.caller.require_model("")
             raise UnknownModel("no model has that name: see /v1/models")
         return self._entry(wanted, listed[called])
 
     async def infinity_models(self, exchange: Exchange) -> Json:
-        models = await self._upstream.models(exchange.token)
+        models = await self._own(exchange)
         stats = await asyncio.gather(*(self._stats(model, exchange.token) for model in models))
         return {
             "object": "list",
@@ -150,7 +162,7 @@ class Discovery:
 
     async def info(self, exchange: Exchange) -> Json:
         """Describes the default model as TEI does."""
-        model = (await self._upstream.models(exchange.token))[0]
+        model = await self._default(exchange)
         return {
             "model_id": model.hub_id or model.name,
             "model_sha": model.revision or None,
@@ -172,7 +184,7 @@ class Discovery:
 
     async def model_info(self, exchange: Exchange) -> Json:
         """Describes the default model for callers of the legacy batch form, and for Weaviate."""
-        model = (await self._upstream.models(exchange.token))[0]
+        model = await self._default(exchange)
         return {
             "model": model.name,
             "model_name": model.name,
@@ -180,6 +192,18 @@ class Discovery:
             "max_length": model.max_tokens,
             "loaded": model.state is State.READY,
         }
+
+    async def _own(self, exchange: Exchange) -> list[ModelInfo]:
+        """Lists the models that the caller may call."""
+        models = await self._upstream.models(exchange.token)
+        return [model for model in models if may_see(exchange.caller, model.name, model.aliases)]
+
+    async def _default(self, exchange: Exchange) -> ModelInfo:
+        """Describes the default model; raises PermissionDenied where it is not the caller's."""
+        found = [model for model in await self._own(exchange) if model.is_default]
+        if not found:
+            raise PermissionDenied("this caller may not call the default model: see /v1/models")
+        return found[0]
 
     def _entry(self, name: str, model: ModelInfo) -> Json:
         """Describes a model under one of its names, which Xinference's callers look for in model_name."""

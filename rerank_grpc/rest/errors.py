@@ -34,6 +34,7 @@ STATUSES: dict[type[RerankError], int] = {
     errors.InternalError: 500,
     errors.TransportError: 500,
     errors.ServerUnavailable: 503,
+    errors.TlsError: 503,
     errors.MessageTooLarge: 413,
     errors.IncompleteStream: 500,
     errors.UnexpectedStatus: 500,

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import logging
 import math
+import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
@@ -18,7 +19,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from rerank_grpc.access.accepted import AccessList
-from rerank_grpc.access.tokens import TOKEN, split_bearer
+from rerank_grpc.access.entries import TOKEN
+from rerank_grpc.access.tokens import split_bearer
+from rerank_grpc.callers import ANYONE, Caller, Right
 from rerank_grpc.errors import (
     Cancelled,
     InvalidRequest,
@@ -36,6 +39,7 @@ from rerank_grpc.rest.recorder import Recorder, note
 from rerank_grpc.rest.target import authorization
 from rerank_grpc.telemetry.ids import CallIds
 from rerank_grpc.telemetry.records import CallRecord, OpenSpan
+from rerank_grpc.tls.names import CERTIFICATE
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +58,11 @@ class Form(Protocol):
 class Exchange:
     """One request, as its line and headers tell it.
 
-    `token` is None until `authenticate` has read it, and `more_time`, how a call gets more time than it has,
-    empty until `timeout` has. `form` is that of its errors, set by whoever answers it. `model` is the name
-    that it asks for, None until that is known; `trace_headers` are passed on: the caller's, or those of the
-    span that it follows.
+    `certificate` is the name in the caller's certificate, None without one. `token` is None until
+    `authenticate` has read it, and `caller` ANYONE until that has found whose it is.
+    `more_time` is how a call gets more time than it has, empty until `timeout` has run. `form` is that of its
+    errors, set by whoever answers it. `model` is the name that it asks for, None until that is known;
+    `trace_headers` are passed on: the caller's, or those of the span that it follows.
     """
 
     form: Form
@@ -72,6 +77,8 @@ class Exchange:
         ids = CallIds.read(request.headers)
         self.request_id = ids.request_id or uuid.uuid4().hex
         self.token: str | None = None
+        self.caller: Caller = ANYONE
+        self.certificate: str | None = request.scope.get(CERTIFICATE)
         self.more_time = ""
         self.model: str | None = None
         self.ids = {"x-request-id": self.request_id}
@@ -100,15 +107,32 @@ class Exchange:
         """The caller's ids, and the token if it is set, as gRPC metadata."""
         return authorization(self.token) | {"x-request-id": self.request_id, **self.trace_headers}
 
-    def authenticate(self, accepted: AccessList) -> None:
-        """Reads the access token; raises Unauthenticated unless it is accepted, or none is needed."""
+    def authenticate(self, accepted: AccessList, right: Right | None) -> None:
+        """Reads the access token; raises Unauthenticated unless it is accepted, or none is needed.
+
+        Raises PermissionDenied where its caller lacks the right; None is everybody's who is accepted. Where
+        no token is sent, the name counts that TLS has proved by a certificate; `passing` makes the token by
+        which its call is passed on.
+        """
         self.token = _token_of(self.request.headers)
         if not accepted:
             return
+        caller = self._caller_of(accepted)
+        self.caller = self.record.caller = caller
+        caller.require_current(time.time())
+        if right is not None:
+            caller.require(right)
+
+    def _caller_of(self, accepted: AccessList) -> Caller:
+        """Finds who calls; raises Unauthenticated."""
+        if self.token is None and self.certificate is not None and accepted.by_certificate:
+            self.token = accepted.passing(self.certificate)
+            return accepted.certified(self.certificate)
         if self.token is None:
             raise Unauthenticated("send a token in a header: Authorization: Bearer TOKEN")
-        if self.token not in accepted:
+        if (caller := accepted.find(self.token)) is None:
             raise Unauthenticated("the token is wrong")
+        return caller
 
     def timeout(self, default: float) -> float:
         """Reads the seconds that the caller waits, cut to the limit of all calls; raises InvalidRequest."""
@@ -164,7 +188,7 @@ class Endpoint:
         exchange.form = self.presumed(exchange)
         span = None
         try:
-            exchange.authenticate(self._accepted)
+            exchange.authenticate(self._accepted, self.needs(exchange))
             if self._recorder.tracer and (span := self._recorder.begin_span(exchange.record.ids)):
                 exchange.follow(span)
             with self._budget.charging() as charge:
@@ -177,6 +201,10 @@ class Endpoint:
 
     def presumed(self, exchange: Exchange) -> Form:
         """Tells the form of the errors that come before the body is read."""
+        raise NotImplementedError
+
+    def needs(self, exchange: Exchange) -> Right | None:
+        """Tells the right that a caller needs."""
         raise NotImplementedError
 
     async def respond(self, exchange: Exchange, charge: Charge) -> Response:

@@ -19,6 +19,7 @@ from rerank_grpc.rest.recorder import Recorder
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.telemetry.call_log import log_call
 from rerank_grpc.telemetry.records import CallTracer, Sink
+from rerank_grpc.tls.serving import Certificates
 from rerank_grpc.types import Health
 
 # The most connections that callers may hold, if the limit of open files allows them.
@@ -28,11 +29,12 @@ MAX_CONNECTIONS = 4_096
 class RestServer:
     """REST on a port: bound at once, served from `start` to `stop`.
 
-    In the gRPC server's process `health` tells the default model's, as a probe's gRPC call may fail while the
-    model is well, `configured_name` the model that a name stands for, "" for an unknown one, and `access` is
-    that server's list of tokens; else one is made of the settings, and followed while REST is served. `sinks`
-    get the record of each call, and `tracer` begins the span of each that is passed on. Raises
-    ConfigurationError if the port cannot be bound.
+    In the gRPC server's process `health` tells the default model's, as a probe's gRPC call may fail while
+    the model is well, `configured_name` the model that a name stands for, "" for an unknown one, and
+    `access` is that server's list of callers, and `certificates` what it shows, None for plain HTTP; else
+    they are made of the settings, and followed while REST is served. `sinks` get the record of each call,
+    and `tracer` begins the span of each that is passed on. Raises ConfigurationError if the port cannot
+    be bound.
     """
 
     def __init__(
@@ -41,16 +43,26 @@ class RestServer:
         health: Callable[[], Health] | None = None,
         *,
         access: AccessList | None = None,
+        certificates: Certificates | None = None,
         sinks: Sequence[Sink] = (log_call,),
         tracer: CallTracer | None = None,
         configured_name: Callable[[str], str] | None = None,
     ) -> None:
         assert settings.port is not None
         own = SentToken(settings.upstream_token, settings.upstream_token_file)
-        self._upstream = Upstream(settings.targets, token=own)
-        self._followed: list[SentToken | AccessList] = [own]
+        self._upstream = Upstream(
+            settings.targets, token=own, decides=access is None, tls=settings.upstream_tls
+        )
+        self._followed: list[SentToken | AccessList | Certificates] = [own]
+        if certificates is None and settings.tls:
+            certificates = Certificates(settings.tls)
+            self._followed.append(certificates)
+        self.certificates = certificates
         if access is None:
-            access = AccessList(settings.access_tokens, settings.token_file)
+            known = certificates is not None and certificates.names_callers
+            access = AccessList(settings.access_tokens, settings.token_file, by_certificate=known)
+            # The servers behind do not know this process's callers: it calls them by its own token.
+            access.passing = lambda _name: own.value
             self._followed.append(access)
         recorder = Recorder(sinks, tracer, configured_name)
         self._server = HttpServer(
@@ -63,19 +75,20 @@ class RestServer:
             keep_alive_seconds=settings.keep_alive,
             write_error=partial(_in_json, recorder),
             running=self._connected,
+            certificates=certificates,
         )
         self.port = self._server.port
 
     def start(self) -> None:
-        for tokens in self._followed:
-            tokens.watch()
+        for each in self._followed:
+            each.watch()
         self._server.start()
 
     def stop(self, grace_seconds: float) -> None:
         """Takes no more callers, and gives those inside the grace to finish."""
         self._server.stop(grace_seconds)
-        for tokens in self._followed:
-            tokens.close()
+        for each in self._followed:
+            each.close()
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[None]:

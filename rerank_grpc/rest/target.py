@@ -14,6 +14,7 @@ from rerank_grpc.client import AsyncClient, TransportError, UnexpectedStatus
 from rerank_grpc.client.core import service_config
 from rerank_grpc.errors import (
     DeadlineExceeded,
+    PermissionDenied,
     QueueFull,
     RerankError,
     ShuttingDown,
@@ -23,6 +24,7 @@ from rerank_grpc.errors import (
 )
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.telemetry.ids import PROCESS_ID, PROCESS_KEY
+from rerank_grpc.tls.channel import TlsSources
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +46,11 @@ Question = Callable[..., Coroutine[Any, Any, Answer]]
 class Target:
     """One gRPC server; probes have a connection of their own, and never wait behind rerank calls."""
 
-    def __init__(self, name: str, *, retries: int) -> None:
+    def __init__(self, name: str, *, retries: int, tls: TlsSources | None = None) -> None:
         self.well = True
         self._name = name
-        self._client = _connect(name, retries)
-        self._probes = _connect(name, retries)
+        self._client = _connect(name, retries, tls)
+        self._probes = _connect(name, retries, tls)
         self._calls = 0
         self._asked: dict[object, asyncio.Task[Any]] = {}
 
@@ -111,7 +113,7 @@ class Target:
     async def _is_well(self, token: str | None, timeout: float) -> bool:
         try:
             return (await self.ask(AsyncClient.health, token, timeout)).serving
-        except Unauthenticated:
+        except (Unauthenticated, PermissionDenied):
             # Probes of an orchestrator need no token.
             with suppress(UnexpectedStatus):
                 return await self.ask(AsyncClient.serving, None, timeout)
@@ -129,12 +131,12 @@ class Target:
         await self._client.close()
 
 
-def _connect(name: str, retries: int) -> AsyncClient:
+def _connect(name: str, retries: int, tls: TlsSources | None) -> AsyncClient:
     """Makes a client that shares no connection with another, and opens further ones as calls need them."""
     config = json.loads(service_config(retries))
     config["connectionScaling"] = {"maxConnectionsPerSubchannel": CALL_CONNECTIONS}
     options = (("grpc.service_config", json.dumps(config)), ("grpc.use_local_subchannel_pool", 1))
-    return AsyncClient(name, retries=0, options=options)
+    return AsyncClient(name, retries=0, options=options, **(tls.arguments() if tls else {}))
 
 
 def authorization(token: str | None) -> dict[str, str]:

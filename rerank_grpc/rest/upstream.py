@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import Concatenate, ParamSpec
 
 from rerank_grpc.access.tokens import SentToken
+from rerank_grpc.callers import Caller
 from rerank_grpc.client import AsyncClient, ServerUnavailable, UnexpectedStatus
 from rerank_grpc.errors import (
     InvalidRequest,
@@ -24,6 +25,7 @@ from rerank_grpc.http.errors import HttpError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest.forms.decoded import Decoded
 from rerank_grpc.rest.target import PROBE_SECONDS, Answer, Target
+from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
 from rerank_grpc.units import in_bytes
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -44,11 +46,20 @@ class Upstream:
     retries, and sockets that wait here would pile up.
     """
 
-    def __init__(self, targets: Sequence[str], *, token: SentToken) -> None:
+    def __init__(
+        self,
+        targets: Sequence[str],
+        *,
+        token: SentToken,
+        decides: bool = False,
+        tls: TlsSources | None = None,
+    ) -> None:
+        """Takes REST's own token; with `decides`, which models are a caller's is found out here as well."""
         self._token = token
+        self._decides = decides
         # Alone, gRPC itself tries again while the server restarts; of several, the next one is asked.
         retries = 0 if len(targets) > 1 else 3
-        self._targets = [Target(name, retries=retries) for name in targets]
+        self._targets = [Target(name, retries=retries, tls=tls) for name in targets]
         self._next = 0
         self._watcher: asyncio.Task[None] | None = None
         # By name and revision, which the reply to a rerank call tells.
@@ -127,6 +138,20 @@ class Upstream:
         """Lists the models, with a caller's token."""
         return await self._call(Target.ask, AsyncClient.list_models, token, timeout)
 
+    async def require_model(self, caller: Caller, name: str, token: str | None) -> None:
+        """Raises PermissionDenied where a model is not the caller's; of a server beside REST, that one does.
+
+        Of servers elsewhere, only their list tells which further names a model has.
+        """
+        if not self._decides or caller.may_call(name):
+            return
+        models = await self.models(token)
+        named = (
+            each for each in models if name in (each.name, *each.aliases) or (each.is_default and not name)
+        )
+        if not any(may_see(caller, each.name, each.aliases) for each in named):
+            caller.require_model("")
+
     async def health(self, token: str | None, model: str) -> Health:
         """Asks for a model's health, with a caller's token."""
         return await self._call(Target.ask, partial(AsyncClient.health, model=model), token)
@@ -179,3 +204,8 @@ class Upstream:
         while True:
             await asyncio.gather(*(target.look(self._token.value, WATCH_SECONDS) for target in self._targets))
             await asyncio.sleep(WATCH_SECONDS)
+
+
+def may_see(caller: Caller, name: str, aliases: Iterable[str]) -> bool:
+    """Tells whether a model is a caller's, by any of the names that it has."""
+    return any(map(caller.may_call, (name, *aliases)))

@@ -12,6 +12,8 @@ from rerank_grpc.server.guard import UNKNOWN_METHOD, Edge
 from rerank_grpc.server.handler import answering
 from rerank_grpc.server.lanes import Handler, Pool, on_pool
 
+MOST_DENIALS = 10_000
+
 
 class Observer(grpc.ServerInterceptor):
     """An interceptor that sees every call of a server, refused ones too, and decides nothing."""
@@ -53,6 +55,8 @@ class AccessInterceptor(grpc.ServerInterceptor):
     def _denial(self, method: str, error: RerankError) -> Handler:
         """Finds the handler that refuses a call, one for each method and message."""
         key = method, error.message
+        if len(self._denials) > MOST_DENIALS:  # names come and go with the file of tokens
+            self._denials.clear()
         if key not in self._denials:
             self._denials[key] = self._make_denial(method, error.with_traceback(None))
         return self._denials[key]

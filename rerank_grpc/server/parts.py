@@ -47,11 +47,13 @@ def score_parts(
         with renaming(partial(names.own, part.places)):
             checked.append((part, check_request(part.request)))
     characters = sum([size for _, size in checked])
+    charged = sum([len(part.request.documents) for part, _ in checked])  # one call, for the caller's rate
     results: list[ScoredDocument] = []
     summaries = []
     for (request, places), size in checked:
         with renaming(partial(names.own, places)):
-            response = reranker.rerank(request, call, kept=characters - size)
+            response = reranker.rerank(request, call, kept=characters - size, charged=charged)
+        charged = 0
         # A stream of pairs is one call, which would refer to the tokens of all of them.
         call.forget()
         results += [result._replace(index=places[result.index]) for result in response.results]

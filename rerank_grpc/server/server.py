@@ -12,6 +12,7 @@ import grpc
 from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.config import files
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.config.targets import is_loopback
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry.loading import Loader
@@ -20,6 +21,8 @@ from rerank_grpc.server.guard import Edge, Guard
 from rerank_grpc.server.interceptors import AccessInterceptor, Observer
 from rerank_grpc.server.kserve.service import KServeServicer, kserve_service
 from rerank_grpc.server.lanes import Lane, Service
+from rerank_grpc.server.listening.credentials import credentials_of
+from rerank_grpc.server.listening.ports import bind, bind_socket
 from rerank_grpc.server.methods import RERANK_SERVICE, admin_service, call_lanes, rerank_service
 from rerank_grpc.server.patience import Patience
 from rerank_grpc.server.probes.channelz import channelz_service
@@ -32,6 +35,7 @@ from rerank_grpc.server.services import ModelAdminServicer, RerankServicer
 from rerank_grpc.server.tei import TeiServicer, tei_services
 from rerank_grpc.telemetry.call_log import log_call
 from rerank_grpc.telemetry.records import BatchSink, Sink
+from rerank_grpc.tls.serving import Certificates
 from rerank_grpc.types import Health
 
 # Connections of a port, where the limit of open files allows them.
@@ -51,6 +55,8 @@ DRAIN_LOOK_SECONDS, GOODBYE_SECONDS = 0.1, 0.5
 class RerankServer:
     """The service: the reranker, its registry, and the gRPC servers in front of them.
 
+    `port` is 0 where the main server listens on a Unix socket.
+
     `sinks` get the record of each call, `on_batch` that of each batch; `interceptors` see each call of both
     servers first. `on_hang` is called when a model's device hangs, after its calls have failed: only a
     restart of the process frees it. Raises ConfigurationError if a port cannot be bound.
@@ -67,7 +73,9 @@ class RerankServer:
         interceptors: Sequence[Observer] = (),
     ) -> None:
         self.settings = settings
-        self.access = AccessList(settings.access_tokens, settings.token_file)
+        self.certificates = Certificates(settings.tls) if settings.tls else None
+        by_certificate = self.certificates is not None and self.certificates.names_callers
+        self.access = AccessList(settings.access_tokens, settings.token_file, by_certificate=by_certificate)
         guard = Guard(self.access, open_reflection=settings.reflection == "open") if self.access else None
         self._edge = Edge(sinks, guard)
         self._observers = interceptors
@@ -88,15 +96,19 @@ class RerankServer:
             self.reranker, self._patience, lambda: self._leaving, self._edge, max_calls=settings.max_calls
         )
         self._lanes = self._register(self._main, services, "main")
-        self.port = _bind(self._main, settings.host, settings.port, "--port")
+        self._socket = bind_socket(self._main, settings.host, "--host")
+        self.port = 0 if self._socket else self._bind(self._main, settings.host, settings.port, "--port")
         rest = settings.rest.port is not None
-        # A further port for this machine alone, on which no stranger can take REST's last connection.
-        self.local_port = _bind(self._main, "127.0.0.1", 0, "--rest-port off") if rest else None
+        # A further port for this machine alone, on which no stranger can take REST's last connection. It is
+        # plain: only this process calls it.
+        self.local_port = bind(self._main, "127.0.0.1", 0, "--rest-port off") if rest else None
         self._admin, self.admin_port = self._build_admin()
 
     def start(self) -> None:
         """Serves at once, NOT_SERVING, and loads the models in the background."""
         self.access.watch()
+        if self.certificates:
+            self.certificates.watch()
         self._patience.start()
         self._main.start()
         if self._admin:
@@ -142,6 +154,10 @@ class RerankServer:
                 self._admin.stop(0).wait()
             self._patience.close()
             self.access.close()
+            if self.certificates:
+                self.certificates.close()
+            if self._socket:
+                self._socket.remove()
             self._stopped.set()
 
     def _drain(self, grace: float) -> None:
@@ -164,12 +180,22 @@ class RerankServer:
         settings = self.settings
         if settings.admin_port is None:
             return None, None
+        if self._edge.guard is None and not is_loopback(settings.admin_host):
+            raise ConfigurationError(
+                f"--admin-host {settings.admin_host}: whoever reaches the admin port from other machines "
+                "could load and unload models: give operators the right admin in --token-file, or listen on "
+                "127.0.0.1"
+            )
         server = self._build(streams=ADMIN_STREAMS, connections=MOST_ADMIN_CONNECTIONS)
         servicer = ModelAdminServicer(self.registry, self._edge)
         own = [admin_service(servicer, self._patience, self._edge)]
         own.append(channelz_service(self._patience, self._edge))
         self._register(server, own, "admin")
-        return server, _bind(server, settings.admin_host, settings.admin_port, "--admin-port")
+        return server, self._bind(server, settings.admin_host, settings.admin_port, "--admin-port")
+
+    def _bind(self, server: grpc.Server, host: str, port: int, option: str) -> int:
+        """Binds to an address, by TLS where there is a certificate."""
+        return bind(server, host, port, option, credentials_of(self.certificates))
 
     def _build(self, *, streams: int, connections: int) -> grpc.Server:
         """Makes a server without services; where tokens are set, all but its public ones needs one."""
@@ -244,13 +270,3 @@ def _options(settings: ServerSettings, streams: int, connections: int) -> list[t
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 1_500),
     ]
-
-
-def _bind(server: grpc.Server, host: str, port: int, option: str) -> int:
-    try:
-        return server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port}: the port is taken or the address is not this machine's; "
-            f"choose another with {option}, or stop what listens there"
-        ) from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 
+from rerank_grpc.callers import Caller
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.registry.registry import Registry
 from rerank_grpc.reranker import Reranker
@@ -49,13 +50,15 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
     def ListModels(
         self, request: pb.ListModelsRequest, context: grpc.ServicerContext
     ) -> pb.ListModelsResponse:
-        """Lists the configured models, the default first."""
-        with answering(context, "ListModels", self._edge):
-            return pb.ListModelsResponse(models=map(messages.model_to, self._registry.models()))
+        """Lists the configured models that the caller may call, the default first."""
+        with answering(context, "ListModels", self._edge) as record:
+            own = [model for model in self._registry.models() if record.caller.may_call(model.name)]
+            return pb.ListModelsResponse(models=map(messages.model_to, own))
 
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:
         """Tells whether a call for a model would be answered, and how full its queue is."""
-        with answering(context, "Health", self._edge):
+        with answering(context, "Health", self._edge) as record:
+            record.caller.require_model(self._registry.configured_name(request.model))
             return messages.health_to(self._registry.health(request.model))
 
 
@@ -70,7 +73,7 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
         """Loads a configured model and returns once it is READY."""
         with answering(context, "LoadModel", self._edge) as record:
             call = call_of(context, record)
-            info = self._registry.load(_required_name(request.model), call)
+            info = self._registry.load(self._own_name(request.model, call.caller), call)
             return pb.LoadModelResponse(model=messages.model_to(info))
 
     def UnloadModel(
@@ -79,12 +82,16 @@ class ModelAdminServicer(rerank_pb2_grpc.ModelAdminServiceServicer):
         """Waits for the calls in progress on a model, then frees its memory."""
         with answering(context, "UnloadModel", self._edge) as record:
             call = call_of(context, record)
-            info = self._registry.unload(_required_name(request.model), deadline=call.deadline)
+            name = self._own_name(request.model, call.caller)
+            info = self._registry.unload(name, deadline=call.deadline)
             return pb.UnloadModelResponse(model=messages.model_to(info))
 
+    def _own_name(self, name: str, caller: Caller) -> str:
+        """Returns the name of a model that the caller may move.
 
-def _required_name(name: str) -> str:
-    """Returns the name; raises InvalidRequest for an empty one, which callers use for the default model."""
-    if not name:
-        raise InvalidRequest.of("model", "is empty: name the model")
-    return name
+        Raises InvalidRequest for an empty one, which callers use for the default model, and PermissionDenied.
+        """
+        if not name:
+            raise InvalidRequest.of("model", "is empty: name the model")
+        caller.require_model(self._registry.configured_name(name, exact=True))
+        return name

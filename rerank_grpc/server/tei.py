@@ -106,8 +106,9 @@ class TeiServicer:
 
     def Info(self, _request: tei.InfoRequest, context: grpc.ServicerContext) -> tei.InfoResponse:
         """Describes the default model and the limits."""
-        with answering(context, "tei.Info", self._edge):
+        with answering(context, "tei.Info", self._edge) as record:
             model = self._reranker.registry.info("")
+            record.caller.require_model(model.name)
             return tei.InfoResponse(
                 version=__version__,
                 model_id=model.hub_id or model.name,

@@ -24,6 +24,7 @@ def log_call(record: CallRecord) -> None:
     fields: dict[str, object] = {
         "event": "call",
         "method": record.method,
+        "caller": record.caller.name or None,
         "code": record.code,
         "status": record.status or None,
         "documents": record.documents,

@@ -66,7 +66,7 @@ CALLS = MetricFamily(
     "counter",
     "Calls that have ended, refused ones too, but for those of gRPC methods that nobody has; one that gRPC "
     "refuses for its size counts as cancelled.",
-    ("method", "protocol", "dialect", "model", "code", "reason"),
+    ("method", "protocol", "dialect", "model", "code", "reason", "caller"),
     "calls",
 )
 CALL_SECONDS = MetricFamily(
@@ -90,7 +90,7 @@ DOCUMENTS = MetricFamily(
     "rerank_documents_total",
     "counter",
     "Documents of requests that reached the queue.",
-    ("model",),
+    ("model", "caller"),
     "documents",
 )
 PAIRS = MetricFamily(
@@ -105,7 +105,7 @@ REQUEST_TOKENS = MetricFamily(
     "rerank_tokens_total",
     "counter",
     "Tokens of the pairs that reached the queue, those of shared pairs included.",
-    ("model",),
+    ("model", "caller"),
     "tokens",
 )
 TRUNCATED = MetricFamily(
@@ -178,9 +178,13 @@ DEVICE_BUSY = MetricFamily(
     "seconds",
 )
 REFUSALS = MetricFamily(
-    "rerank_refusals_total", "counter", "Calls that were refused though nothing in them was wrong, or for "
-    "want of the right to call.", ("reason",), "calls"
-)  # fmt: skip
+    "rerank_refusals_total",
+    "counter",
+    "Calls that were refused though nothing in them was wrong, or for want of the right to call; with "
+    "`rate_limited` those of a caller above its own rate.",
+    ("reason", "caller"),
+    "calls",
+)
 MODEL_STATE = MetricFamily(
     "rerank_model_state",
     "gauge",
@@ -236,6 +240,21 @@ DEVICE_MEMORY_FREE = MetricFamily(
     ("device",),
     "bytes",
 )
+CERTIFICATE_EXPIRY = MetricFamily(
+    "rerank_tls_certificate_expiry_timestamp_seconds",
+    "gauge",
+    "Unix time at which the certificate in force ends; there is none without TLS.",
+    (),
+    "seconds since 1970",
+)
+CERTIFICATE_RELOADS = MetricFamily(
+    "rerank_tls_reloads_total",
+    "counter",
+    "Changes of the certificate's files since the start: taken, or refused, when the last good certificate "
+    "stays in force.",
+    ("outcome",),
+    "changes",
+)
 LOG_DROPPED = MetricFamily(
     "rerank_log_dropped_lines_total",
     "counter",
@@ -278,6 +297,8 @@ FAMILIES: Sequence[MetricFamily] = (
     AUTHENTICATION_FAILURES,
     DEVICE_MEMORY_USED,
     DEVICE_MEMORY_FREE,
+    CERTIFICATE_EXPIRY,
+    CERTIFICATE_RELOADS,
     LOG_DROPPED,
     BUILD_INFO,
 )
@@ -355,4 +376,5 @@ VALUES: Mapping[str, frozenset[str]] = {
     "reason": frozenset(REASONS.values()) | {""},
     "stage": frozenset(STAGES),
     "state": frozenset(state.value for state in State),
+    "outcome": frozenset(("taken", "refused")),
 }

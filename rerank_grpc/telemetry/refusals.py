@@ -57,7 +57,8 @@ class RefusalLog:
         _tell_end(ended)
         if reason is not None and begins:
             name = reason.name.lower()
-            fields = {"event": "refusing", "reason": name, "model": record.model or None}
+            caller = record.caller.name or None
+            fields = {"event": "refusing", "reason": name, "model": record.model or None, "caller": caller}
             log.warning("refusing calls: %s", name, extra=fields)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The content of the spans of calls and batches: names, attributes and times, and no text of a caller.
 
-`rpc.*`, `http.*`, `url.*` and `error.*` are those of OpenTelemetry's semantic conventions 1.44, `gen_ai.*`
-those of its conventions for generative AI. These have no value for reranking yet, and allow one's own: it is
-"rerank" here. Names that begin with `rerank.` are this service's.
+`rpc.*`, `http.*`, `url.*`, `enduser.*` and `error.*` are those of OpenTelemetry's semantic conventions 1.44,
+`gen_ai.*` those of its conventions for generative AI. These have no value for reranking yet, and allow one's
+own: it is "rerank" here. Names that begin with `rerank.` are this service's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rerank_grpc.types import Timeline
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 
+ENDUSER_ID = "enduser.id"
 ERROR_TYPE = "error.type"
 GEN_AI_OPERATION_NAME = "gen_ai.operation.name"
 GEN_AI_PROVIDER_NAME = "gen_ai.provider.name"
@@ -100,6 +101,8 @@ def attributes_of(record: CallRecord) -> Attributes:
     if record.method in SCORING:
         attributes[GEN_AI_OPERATION_NAME] = "rerank"
         attributes[GEN_AI_PROVIDER_NAME] = "rerank-grpc"
+    if record.caller.name:
+        attributes[ENDUSER_ID] = record.caller.name
     if record.model:
         attributes[GEN_AI_REQUEST_MODEL] = record.model
     if record.summary is not None:

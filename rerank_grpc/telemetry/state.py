@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Metric
 from rerank_grpc.telemetry import families
 from rerank_grpc.telemetry.families import MetricFamily
 from rerank_grpc.telemetry.snapshots import BuildSnapshot, DeviceSnapshot, ModelSnapshot
+from rerank_grpc.tls.serving import CertificateSnapshot
 from rerank_grpc.types import State
 
 _Labels: TypeAlias = tuple[str, ...]  # the values of a family's labels, in their order
@@ -29,9 +30,10 @@ class StateCollector:
         dropped_lines: Callable[[], int],
         models: Callable[[], Sequence[ModelSnapshot]] = tuple,
         devices: Callable[[], Sequence[DeviceSnapshot]] = tuple,
+        certificate: Callable[[], CertificateSnapshot | None] = lambda: None,
     ) -> None:
         self._build, self._dropped_lines = build, dropped_lines
-        self._models, self._devices = models, devices
+        self._models, self._devices, self._certificate = models, devices, certificate
         registry.register(self)
 
     def describe(self) -> Iterable[Metric]:
@@ -50,6 +52,13 @@ class StateCollector:
         )
         yield _filled(families.DEVICE_MEMORY_USED, {(each.device,): each.used_bytes for each in devices})
         yield _filled(families.DEVICE_MEMORY_FREE, {(each.device,): each.free_bytes for each in devices})
+        if (shown := self._certificate()) is not None:
+            yield _filled(families.CERTIFICATE_EXPIRY, {(): shown.expires})
+            outcomes: dict[_Labels, float] = {
+                ("taken",): float(shown.taken),
+                ("refused",): float(shown.refused),
+            }
+            yield _filled(families.CERTIFICATE_RELOADS, outcomes)
         yield _filled(families.LOG_DROPPED, {(): self._dropped_lines()})
         yield _filled(families.BUILD_INFO, {tuple(self._build()): 1})
 
@@ -72,6 +81,8 @@ _OF_STATE = frozenset(
         families.MODEL_STATE,
         families.DEVICE_MEMORY_USED,
         families.DEVICE_MEMORY_FREE,
+        families.CERTIFICATE_EXPIRY,
+        families.CERTIFICATE_RELOADS,
         families.LOG_DROPPED,
         families.BUILD_INFO,
     )

@@ -113,7 +113,8 @@ def _details_of(error: RerankError) -> Iterator[message.Message]:
             )
             yield details.PreconditionFailure(violations=[violation])
         case errors.RateLimited():
-            quota = details.QuotaFailure.Violation(subject="token", description=error.message)
+            caller = error.metadata.get("caller", "")
+            quota = details.QuotaFailure.Violation(subject=caller, description=error.message)
             yield details.QuotaFailure(violations=[quota])
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.cli.config import options
 from rerank_grpc.cli.parser import parse
+from rerank_grpc.cli.setup.config import options
 from rerank_grpc.config.options import CONFIG_OPTION, REST_OPTIONS, SERVER_OPTIONS
 from tests.command import environment, run, served
 

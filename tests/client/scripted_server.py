@@ -35,7 +35,7 @@ class Call:
 
 @dataclass
 class ScriptedServer:
-    """Listens on a loopback port; `stop` and `start` take the server away and back."""
+    """Listens on a loopback port, or at an address of gRPC's; `stop` and `start` take it away and back."""
 
     credentials: grpc.ServerCredentials | None = None
     port: int = 0
@@ -44,10 +44,11 @@ class ScriptedServer:
     calls: list[Call] = field(default_factory=list)
     called: threading.Event = field(default_factory=threading.Event)
     probe: HealthServicer | None = None
+    address: str = ""
 
     @property
     def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return self.address or f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
         options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
@@ -56,11 +57,10 @@ class ScriptedServer:
         rerank_pb2_grpc.add_RerankServiceServicer_to_server(_Servicer(self), self._server)
         if self.probe is not None:
             health_pb2_grpc.add_HealthServicer_to_server(self.probe, self._server)
-        address = f"127.0.0.1:{self.port}"
         self.port = (
-            self._server.add_secure_port(address, self.credentials)
+            self._server.add_secure_port(self.target, self.credentials)
             if self.credentials
-            else self._server.add_insecure_port(address)
+            else self._server.add_insecure_port(self.target)
         )
         self._server.start()
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from typing import Any
 
 import grpc
 import pytest
 
-from rerank_grpc.client import AsyncClient, Client, ServerUnavailable
+from rerank_grpc.client import AsyncClient, Client
 from rerank_grpc.client.core import channel_options, service_config
 from rerank_grpc.limits import LIMITS
-from tests.client.scripted_server import ScriptedServer, hang
+from tests.client.scripted_server import hang
 
 TARGET = "rerank.internal:50051"
 MADE = pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -35,7 +34,7 @@ MADE = pytest.mark.parametrize("kind", [Client, AsyncClient])
         ({"timeout": None}, TypeError, "timeout: seconds"),
         ({"retries": 5}, ValueError, "retries: 0 to 4"),
         ({"retries": -1}, ValueError, "retries: 0 to 4"),
-        ({"root_certificates": "a.pem"}, TypeError, "root_certificates: PEM in bytes"),
+        ({"ca": 5}, TypeError, "ca: a path, or PEM in bytes"),
     ],
 )
 def test_a_bad_argument_is_refused_by_name(kind, arguments, error, says):
@@ -45,36 +44,13 @@ def test_a_bad_argument_is_refused_by_name(kind, arguments, error, says):
 
 
 def test_certificates_come_one_way_only():
-    with pytest.raises(ValueError, match="root_certificates: not together"):
-        Client(root_certificates=b"", credentials=grpc.ssl_channel_credentials())
+    with pytest.raises(ValueError, match="credentials: not together with tls, ca"):
+        Client(ca=b"", credentials=grpc.ssl_channel_credentials())
 
 
 def test_the_token_is_not_in_a_clients_description(server):
     with Client(server.target, token="s3cret") as client:
         assert "s3cret" not in repr(vars(client))
-
-
-def test_tls_is_spoken_with_the_callers_root_certificate_only(connect, certificate):
-    key, chain = certificate
-    server = ScriptedServer(credentials=grpc.ssl_server_credentials([(key, chain)]))
-    server.start()
-    try:
-        assert connect(server.target, root_certificates=chain, token="t").health().version == "1.2.3"
-        credentials = grpc.ssl_channel_credentials(chain)
-        assert connect(server.target, credentials=credentials).health().version == "1.2.3"
-        with pytest.raises(ServerUnavailable):
-            connect(server.target, retries=0).health(timeout=5)
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
-    command = f"""openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1
-        -keyout {key.name} -out {chain.name} -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"""
-    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
-    return key.read_bytes(), chain.read_bytes()
 
 
 def test_the_channel_takes_what_the_service_may_send_and_keeps_what_a_retry_needs():

@@ -6,8 +6,10 @@ import time
 
 import pytest
 
+from rerank_grpc.engine.filling import Batch, Item
+from rerank_grpc.engine.forecast import Forecast
 from rerank_grpc.engine.future import Future
-from rerank_grpc.engine.scheduler import REFUSAL_FACTOR, Batch, Forecast, Item, Scheduler
+from rerank_grpc.engine.scheduler import REFUSAL_FACTOR, Scheduler
 from rerank_grpc.errors import Cancelled, DeadlineUnreachable, QueueFull
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.types import Priority

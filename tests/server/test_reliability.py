@@ -24,7 +24,8 @@ import pytest
 
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.engine.engine import Engine
-from rerank_grpc.engine.scheduler import Batch, Item, Scheduler
+from rerank_grpc.engine.filling import Batch, Item
+from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import InternalError
 from rerank_grpc.runner.runner import OutOfMemory, Runner
 from rerank_grpc.sequence import Output, Sequence

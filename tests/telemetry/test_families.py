@@ -44,7 +44,7 @@ def test_a_name_says_the_service_the_kind_and_the_unit(family: MetricFamily):
     if family.unit.partition(" ")[0] in ("seconds", "bytes", "ratio", "tokens"):
         assert f"_{family.unit.partition(' ')[0]}" in family.name
     assert family.meaning.endswith(".")
-    by_configuration = {"model", "device", "version", "torch", "precision"}
+    by_configuration = {"model", "caller", "device", "version", "torch", "precision"}
     assert set(family.labels) <= VALUES.keys() | by_configuration
 
 

@@ -4,15 +4,24 @@ import threading
 
 import pytest
 
+from rerank_grpc.callers import Caller
 from rerank_grpc.errors import Reason
 from rerank_grpc.telemetry.families import OTHER, REFUSED
 from rerank_grpc.telemetry.ids import CallIds
-from rerank_grpc.telemetry.metrics import MOST_LEARNED, Metrics
+from rerank_grpc.telemetry.metrics import MOST_CALLERS, MOST_LEARNED, Metrics
 from rerank_grpc.telemetry.records import BatchRecord, CallRecord
 from rerank_grpc.telemetry.registry import MetricsRegistry
 from rerank_grpc.types import RerankSummary, Timeline
 
-LABELS = {"method": "Rerank", "protocol": "grpc", "dialect": "", "model": "one", "code": "OK", "reason": ""}
+LABELS = {
+    "method": "Rerank",
+    "protocol": "grpc",
+    "dialect": "",
+    "model": "one",
+    "code": "OK",
+    "reason": "",
+    "caller": "",
+}
 
 
 class Watched:
@@ -81,8 +90,9 @@ def test_an_answered_call_counts_with_its_time_its_stages_and_what_it_brought(wa
         "inference": 4,
         "answer": 5,
     }
-    for name, count in {"documents": 3, "pairs": 5, "tokens": 700}.items():
-        assert watched.value(f"rerank_{name}_total", model="one") == count
+    assert watched.value("rerank_pairs_total", model="one") == 5
+    for name, count in {"documents": 3, "tokens": 700}.items():
+        assert watched.value(f"rerank_{name}_total", model="one", caller="") == count
     assert watched.value("rerank_truncated_documents_total", model="one") == 2
     assert watched.value("rerank_shared_pairs_total", model="one") == 1
     assert watched.total("rerank_refusals_total") == 0
@@ -133,6 +143,24 @@ def test_what_rest_tells_of_is_not_counted_again_but_for_its_stages(watched: Wat
     assert len(watched.stages("count")) == 5
 
 
+def test_a_call_counts_for_its_caller_by_name(watched: Watched):
+    watched.metrics.call(record_of(finished(), summary=RerankSummary("one"), caller=Caller("shop")))
+    limited = {"code": "RESOURCE_EXHAUSTED", "reason": Reason.RATE_LIMITED}
+    watched.metrics.call(record_of(Timeline(100.0, "one"), caller=Caller("shop"), **limited))
+    assert watched.value("rerank_calls_total", **LABELS | {"caller": "shop"}) == 1
+    assert watched.value("rerank_documents_total", model="one", caller="shop") == 3
+    assert watched.value("rerank_tokens_total", model="one", caller="shop") == 700
+    assert watched.value("rerank_refusals_total", reason="rate_limited", caller="shop") == 1
+
+
+def test_callers_beyond_the_first_count_together(watched: Watched):
+    for number in range(MOST_CALLERS + 10):
+        watched.metrics.call(record_of(summary=RerankSummary("one"), caller=Caller(f"caller {number}")))
+    watched.metrics.call(record_of(summary=RerankSummary("one"), caller=Caller("caller 0")))
+    assert watched.value("rerank_calls_total", **LABELS | {"caller": "caller 0"}) == 2
+    assert watched.value("rerank_calls_total", **LABELS | {"caller": OTHER}) == 10
+
+
 def test_a_call_over_rest_counts_with_its_dialect(watched: Watched):
     record = record_of(method="rerank", protocol="rest", dialect="nim", summary=RerankSummary("two"))
     watched.metrics.call(record)
@@ -149,7 +177,7 @@ def test_where_other_servers_have_the_models_the_first_names_that_they_answer_wi
         metrics.call(record_of(method="rerank", protocol="rest", summary=RerankSummary(f"model {number}")))
     failed.known_model = "model 3"
     metrics.call(failed)
-    calls = {"method": "rerank", "protocol": "rest", "dialect": "", "reason": ""}
+    calls = {"method": "rerank", "protocol": "rest", "dialect": "", "reason": "", "caller": ""}
 
     def count(model: str, code: str) -> float | None:
         return registry.get_sample_value("rerank_calls_total", calls | {"model": model, "code": code})
@@ -170,7 +198,9 @@ def test_a_stream_whose_caller_left_was_cancelled(watched: Watched):
 @pytest.mark.parametrize("reason", Reason)
 def test_refusals_are_those_that_a_later_call_or_a_token_mends(watched: Watched, reason: Reason):
     watched.metrics.call(record_of(code="UNAVAILABLE", reason=reason))
-    assert watched.value("rerank_refusals_total", reason=reason.name.lower()) == (reason in REFUSED)
+    assert watched.value("rerank_refusals_total", reason=reason.name.lower(), caller="") == (
+        reason in REFUSED
+    )
     assert watched.total("rerank_refusals_total") == (reason in REFUSED)
 
 
@@ -195,7 +225,7 @@ def test_no_text_of_a_callers_makes_a_series(watched: Watched):
     assert watched.series() == before
     assert "canary" not in repr(before)
     labels = {"method": OTHER, "protocol": "rest", "dialect": OTHER, "model": OTHER, "code": OTHER}
-    assert watched.value("rerank_calls_total", reason="", **labels) == 1_000
+    assert watched.value("rerank_calls_total", reason="", caller="", **labels) == 1_000
 
 
 def test_a_batch_counts_its_tokens_its_fill_and_its_time(watched: Watched):
@@ -209,8 +239,8 @@ def test_a_batch_counts_its_tokens_its_fill_and_its_time(watched: Watched):
 
 def test_what_is_known_before_the_first_call_begins_at_0(watched: Watched):
     series = watched.series()
-    assert ("rerank_refusals_total", (("reason", "queue_full"),)) in series
-    assert ("rerank_tokens_total", (("model", "two"),)) in series
+    assert ("rerank_refusals_total", (("caller", ""), ("reason", "queue_full"))) in series
+    assert ("rerank_tokens_total", (("caller", ""), ("model", "two"))) in series
     assert ("rerank_stage_duration_seconds_count", (("model", "two"), ("stage", "queue"))) in series
 
 

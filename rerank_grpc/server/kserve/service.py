@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.message import Message
 
 from rerank_grpc import __version__
+from rerank_grpc.callers import Caller
 from rerank_grpc.errors import UnknownModel
 from rerank_grpc.protocols import inference_pb2 as pb
 from rerank_grpc.reranker import Reranker
@@ -38,26 +39,28 @@ class KServeServicer:
         self._leaving = leaving
         self._edge = edge
 
-    def ServerLive(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+    def ServerLive(self, _request: pb.ServerLiveRequest, _caller: Caller) -> pb.ServerLiveResponse:
         """Tells that the server answers."""
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, _request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+    def ServerReady(self, _request: pb.ServerReadyRequest, _caller: Caller) -> pb.ServerReadyResponse:
         """Tells whether a call of the default model would be answered."""
         return pb.ServerReadyResponse(ready=self._registry.serving and not self._leaving())
 
-    def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+    def ModelReady(self, request: pb.ModelReadyRequest, caller: Caller) -> pb.ModelReadyResponse:
         """Tells whether a call of one model would be answered."""
-        info = self._model(request.name, request.version)
+        info = self._model(request.name, request.version, caller)
         return pb.ModelReadyResponse(ready=info.serving and not self._leaving())
 
-    def ServerMetadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+    def ServerMetadata(
+        self, _request: pb.ServerMetadataRequest, _caller: Caller
+    ) -> pb.ServerMetadataResponse:
         """Describes the server."""
         return pb.ServerMetadataResponse(name=NAME, version=__version__, extensions=EXTENSIONS)
 
-    def ModelMetadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+    def ModelMetadata(self, request: pb.ModelMetadataRequest, caller: Caller) -> pb.ModelMetadataResponse:
         """Describes a model's tensors."""
-        info = self._model(request.name, request.version)
+        info = self._model(request.name, request.version, caller)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=info.name,
@@ -67,10 +70,10 @@ class KServeServicer:
             outputs=[tensor(name=name, datatype=NUMBER, shape=ANY_SIZE) for name in OUTPUTS],
         )
 
-    def ModelConfig(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+    def ModelConfig(self, request: pb.ModelConfigRequest, caller: Caller) -> pb.ModelConfigResponse:
         """Describes them in Triton's form."""
         config = pb.ModelConfig(
-            name=self._model(request.name, request.version).name,
+            name=self._model(request.name, request.version, caller).name,
             platform=NAME,
             input=[pb.ModelInput(name=each, data_type=pb.TYPE_STRING, dims=ANY_SIZE) for each in INPUTS],
             output=[pb.ModelOutput(name=each, data_type=pb.TYPE_FP32, dims=ANY_SIZE) for each in OUTPUTS],
@@ -83,7 +86,7 @@ class KServeServicer:
         """Scores passages; answers in their order."""
         with answering(context, "kserve.ModelInfer", self._edge) as record:
             call = call_of(context, record)
-            self._model(request.model_name, request.model_version)
+            self._model(request.model_name, request.model_version, call.caller)
             inference = tensors.inference_from(request)
             record.documents = len(inference.passages)
             results, summary = score_parts(self._reranker, inference.parts(), call, tensors.NAMES)
@@ -94,8 +97,12 @@ class KServeServicer:
             response.id = request.id
             return response
 
-    def _model(self, name: str, version: str) -> ModelInfo:
-        """Describes a model; raises UnknownModel for a name, or a version, that is not served."""
+    def _model(self, name: str, version: str, caller: Caller) -> ModelInfo:
+        """Describes a model; raises UnknownModel for a name, or a version, that is not served.
+
+        Raises PermissionDenied for a model that is not the caller's.
+        """
+        caller.require_model(self._registry.configured_name(name))
         info = self._registry.info(name)
         _check_version(info.name, info.revision, version)
         return info
@@ -104,12 +111,12 @@ class KServeServicer:
 def kserve_service(servicer: KServeServicer, lanes: CallLanes, edge: Edge) -> Service:
     """Makes GRPCInferenceService, in the lanes of all calls."""
 
-    def question(answer: Callable[[Any], Message], kind: type[Message]) -> Handler:
+    def question(answer: Callable[[Any, Caller], Message], kind: type[Message]) -> Handler:
         method = f"kserve.{answer.__name__}"
 
         def behaviour(request: Message, context: grpc.ServicerContext) -> Message:
-            with answering(context, method, edge):
-                return answer(request)
+            with answering(context, method, edge) as record:
+                return answer(request, record.caller)
 
         return lanes.probes.unary(method, behaviour, parser(kind))
 

@@ -22,7 +22,6 @@ HEALTH_SERVICE = health.SERVICE_NAME
 V1ALPHA = reflection.SERVICE_NAME
 # The name that newer tools ask for first. It is not listed, because its descriptor is not shipped.
 V1 = "grpc.reflection.v1.ServerReflection"
-REFLECTION_SERVICES = (V1ALPHA, V1)
 # Between two questions of one stream.
 QUESTION_SECONDS = 10.0
 # Watchers of one server; each has a thread.

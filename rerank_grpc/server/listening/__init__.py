@@ -1,0 +1,1 @@
+"""Where gRPC servers listen: addresses and Unix sockets, plain or by TLS."""
