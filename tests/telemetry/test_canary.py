@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import logging
@@ -356,6 +357,28 @@ def records_of(watched: Watched, protocol: str, reason: str) -> list[CallRecord]
     ]
 
 
+def misplaced() -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields paths and headers with a token where callers have put theirs, and where none belongs."""
+    right, wrong = (f"{TOKEN}{ending}" for ending in ("", "-of-another"))
+    for token in (right, wrong):
+        basic = base64.b64encode(f"user:{token}".encode()).decode()
+        user_alone = base64.b64encode(f"{token}:".encode()).decode()
+        yield f"/v1/rerank?token={token}&access_token={token}", {}
+        yield f"/v1/rerank#{token}", {}
+        yield f"/{token}/rerank", {}
+        yield f"/{token}", {}
+        yield "/v1/rerank", {"authorization": f"Basic {basic}"}
+        yield "/v1/rerank", {"authorization": f"Basic {user_alone}"}
+        yield "/v1/rerank", {"authorization": f"Digest username={token}"}
+        yield "/v1/rerank", {"authorization": f"Bearer {token} {token}"}
+        yield "/v1/rerank", {"authorization": f"Bearer \xe9{token}"}
+        for name in ("cookie", "proxy-authorization", "x-api-key", "api-key", "user-agent", "referer"):
+            yield "/v1/rerank", {name: token}
+        for name in ("x-request-timeout", "content-type", "content-encoding", "connect-timeout-ms", "origin"):
+            yield "/v1/rerank", {"authorization": f"Bearer {right}", name: token}
+            yield PATHS["grpc"], {"authorization": f"Bearer {right}", name: token}
+
+
 def test_no_text_of_a_caller_is_told_whatever_is_odd_about_a_call(caplog: pytest.LogCaptureFixture):
     good = Asked()
     bearer = {"authorization": f"Bearer {TOKEN}", "traceparent": TRACEPARENT, "tracestate": STATE}
@@ -372,6 +395,7 @@ def test_no_text_of_a_caller_is_told_whatever_is_odd_about_a_call(caplog: pytest
         ("/tei/rerank", {"query": QUERY, "texts": [DOCUMENT], "truncation_direction": OTHER}, bearer),
         (PATHS["grpc"], {**good.body, "model": MODEL}, {**bearer, "content-type": "application/json"}),
     ]
+    odd += [(path, {**good.body, "return_documents": False}, headers) for path, headers in misplaced()]
     with watched() as (system, told), asking(system) as ask, stub_of(system.server.port) as stub:
         statuses = [ask.keep(call(system.rest_port, "POST", *each)) for each in odd]
         statuses.append(ask.keep(get(system.rest_port, f"/v1/models/{MODEL}", **bearer)))
@@ -382,6 +406,11 @@ def test_no_text_of_a_caller_is_told_whatever_is_odd_about_a_call(caplog: pytest
         for bad in (request_of(QUERY, DOCUMENT, truncation=99), request_of("", DOCUMENT), request_of(QUERY)):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Rerank(bad, metadata=metadata)
+            ask.keep_status(caught.value)
+        for key in ("token", "x-api-key", "cookie", "authorization", "x-token-bin"):
+            sent = TOKEN.encode() if key.endswith("-bin") else TOKEN
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Rerank(request_of(QUERY, DOCUMENT), metadata=((key, sent),))
             ask.keep_status(caught.value)
         left = stub.StreamRerank(pb.StreamRerankRequest(query=QUERY), metadata=metadata)
         left.cancel()
