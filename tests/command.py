@@ -31,14 +31,18 @@ def run(*arguments, stdin="", timeout=60, **variables):
 class Served:
     """A server in a process of its own: its target, the URLs of REST and of its metrics, its lines so far."""
 
-    def __init__(self, *arguments, **variables):
+    def __init__(self, *arguments, folder=None, **variables):
         command = [sys.executable, "-m", "rerank_grpc", "serve", "--admin-port", "off"]
         if not any(each.startswith("unix:") for each in arguments):  # a socket has no port
             command += ["--port", "0"]
         # Arguments that come later win.
         command += ["--rest-port", "off", "--metrics-port", "off"]
         self.process = subprocess.Popen(
-            [*command, *arguments], stderr=subprocess.PIPE, encoding="utf-8", env=environment(**variables)
+            [*command, *arguments],
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env=environment(**variables),
+            cwd=folder,
         )
         assert self.process.stderr is not None
         self._lines = self.process.stderr
@@ -87,9 +91,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(*arguments, **variables):
+def served(*arguments, folder=None, **variables):
     """Serves the embedded model for as long as the block runs."""
-    server = Served(*arguments, **variables)
+    server = Served(*arguments, folder=folder, **variables)
     try:
         yield server
     finally:

@@ -13,6 +13,7 @@ import pytest
 from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.config.options import CONFIG_OPTION, SERVER_OPTIONS
 from tests.command import environment, served
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 BUF = ROOT / "tools/buf/node_modules/.bin/buf"
@@ -99,6 +100,24 @@ def test_the_pages_commands_do_what_they_say(servers, page, number, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_marked_block_is_expected(page):
     assert len(blocks(page)) == len(EXPECTED)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tls_and_two_callers_of_different_rights_take_five_commands(page, tmp_path):
+    """Exactly as they stand: only the ports are others."""
+    setup, call, limits = re.findall(r"<!-- test of callers -->\n```sh\n(.*?)```", read(page), re.DOTALL)
+    *prepare, serve = setup.replace("\\\n", "").splitlines()
+    assert len([*prepare, serve, *call.splitlines()]) == 5
+    execute("sh", "\n".join([f"exec 2>/dev/null; {prepare[0]}", *prepare[1:]]), tmp_path)
+    port, rest = free_port(), free_port()
+    ports = ["--port", str(port), "--rest-port", str(rest)]
+    with served(*ports, *shlex.split(serve.removeprefix("rerank-grpc serve")), folder=tmp_path):
+        export = f"export RERANK_PORT={port}\n"
+        assert re.match(r"1 0\.\d+ .*Forgot password", execute("sh", export + call, tmp_path))
+        told = execute("sh", export + limits.replace("localhost:6006", f"localhost:{rest}"), tmp_path)
+    assert re.search(r"(?s)embedded \(default\).*monitor lacks the right 'rerank'", told)
+    kept = (tmp_path / "callers.toml").read_text()
+    assert not any((tmp_path / f"{name}.token").read_text().strip() in kept for name in ("search", "monitor"))
 
 
 def test_both_pages_have_the_same_commands():

@@ -344,6 +344,7 @@ TOKEN = (
     _argument("--tokens-per-second", metavar="N", help="how many tokens of text instead"),
     _argument("--burst", metavar="N", help="how many at once after a pause (default: those of 10 s)"),
     _argument("--queue-share", metavar="0..1", help="how much of a model's queue it may fill (default: 1)"),
+    _argument("--save", metavar="FILE", help="a new file for the token, which is then not printed"),
     JSON,
 )
 SHELL = _argument("shell", choices=("bash", "zsh"), help="the shell that reads it")

@@ -44,9 +44,25 @@ def test_a_new_token_is_printed_once_and_its_entry_is_taken_for_it(tmp_path: Pat
     assert crawler == Caller("crawler", both, frozenset({"embedded"}), rate)
 
 
+def test_a_token_is_saved_in_a_file_of_ones_own_and_never_over_another(tmp_path: Path) -> None:
+    path = tmp_path / "search.token"
+    done = run("token", "new", "search", "--save", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert path.stat().st_mode & 0o777 == 0o600
+    (token,) = TokenFile.of(path, path.read_bytes()).entries[0].digests
+    assert token.hex() in done.stdout
+    again = run("token", "new", "search", "--save", str(path))
+    assert again.stderr.strip().endswith("is there already: name another, or remove it")
+    assert again.stdout == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "objection"),
     [
+        (
+            ["a", "--save", "/there/is/none"],
+            "--save: cannot write '/there/is/none': no such file or directory",
+        ),
         (["a b"], "['a b']: a name has 1 to 64 characters"),
         (["a", "--rights", "rerunk"], "[a] rights: 'rerunk' is no right; did you mean rerank?"),
         (["a", "--expires", "tomorrow"], "--expires: 'tomorrow' is no date such as 2027-01-31"),

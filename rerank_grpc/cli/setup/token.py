@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import secrets
 import sys
@@ -29,16 +30,18 @@ NEW_ALONE = (
     "tokens_per_second",
     "burst",
     "queue_share",
+    "save",
 )
 EXAMPLES = """\
 examples:
-  rerank-grpc token new search >> callers.toml
+  rerank-grpc token new search --save search.token >> callers.toml
   rerank-grpc token new ops --rights list,admin --expires 2027-01-31 >> callers.toml
   rerank-grpc token new crawler --models embedded --documents-per-second 50 --burst 200
   rerank-grpc token list callers.toml
 
 new prints an entry for a --token-file with the token's SHA-256, and the token
-itself on stderr, once: nothing keeps it. list tells the callers of such a file,
+itself on stderr, once: nothing else keeps it. With --save it goes into a file
+that only you can read, for --token-file of who calls. list tells the callers of such a file,
 what they may do, and until when, without a token.
 """
 
@@ -72,12 +75,28 @@ def _make(parsed: argparse.Namespace) -> int:
         read_entries(entry.encode("utf-8", "replace"))
     except ValueError as error:
         raise OptionError(re.sub(r"^line \d+: ", "", str(error))) from None
+    if parsed.save is not None:
+        _save(token, Path(parsed.save))
     print(f"{entry}\n")
     sys.stdout.flush()
+    if parsed.save is not None:
+        return 0
     print(token, file=sys.stderr)
     send = f"send it as authorization: Bearer TOKEN, or set {CLIENT_TOKEN_VARIABLE}"
     print(f"This is the token of {parsed.what}, which nothing keeps: {send}.", file=sys.stderr)
     return 0
+
+
+def _save(token: str, path: Path) -> None:
+    """Writes a token to a new file of this user's alone; raises OptionError where that fails."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{token}\n")
+    except FileExistsError:
+        raise OptionError(f"--save: {str(path)!r} is there already: name another, or remove it") from None
+    except OSError as error:
+        text = obstacle(path, error, writing=True)
+        raise OptionError(f"--save: cannot write {str(path)!r}: {text}") from None
 
 
 def _lines(parsed: argparse.Namespace, digest: str) -> Iterator[str]:
