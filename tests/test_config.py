@@ -344,3 +344,48 @@ def test_nothing_else_reads_the_environment():
         if re.search(r"os\.environ|os\.getenv|from os import", path.read_text())
     ]
     assert readers == ["config/reading.py"]
+
+
+def callers(tmp_path: Path, text: str) -> str:
+    """Writes a file of callers; returns its path."""
+    path = tmp_path / "callers.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_models_of_a_caller_are_those_that_are_served_by_name_or_alias(tmp_path):
+    path = callers(tmp_path, '[a]\ntoken = "x"\nmodels = ["tiny", "embedded"]\n')
+    models = {"model": ["embedded", "other=dir"], "alias": ["tiny=other", "*=other"]}
+    settings = read_settings({**models, "token-file": path}, {})
+    assert settings.token_file is not None
+    assert settings.token_file.entries[0].caller.models == frozenset({"other", "embedded"})
+    with pytest.raises(OptionError) as caught:
+        read_settings({"token-file": path}, {})
+    assert str(caught.value) == (
+        f"--token-file: {path!r} is no file of tokens: line 3: [a] models: no model is named 'tiny': "
+        "there are embedded"
+    )
+    # REST in front of other servers knows no models.
+    alone = read_rest_settings({"token-file": path}, {})
+    assert alone.token_file is not None
+    assert alone.token_file.entries[0].caller.models == frozenset({"tiny", "embedded"})
+
+
+def test_a_token_that_a_variable_gives_every_right_may_not_stand_in_a_table(tmp_path):
+    path = callers(tmp_path, '[a]\ntoken = "canary"\n')
+    with pytest.raises(OptionError, match=r"line 2: \[a\] token: .* one in the server's variables") as caught:
+        read_settings({"token-file": path}, {"RERANK_TOKENS": "canary"})
+    assert "canary" not in str(caught.value)
+
+
+def test_a_client_sends_a_token_in_clear_and_no_digest(tmp_path):
+    clear = callers(tmp_path, '[a]\nsha256 = "' + "0" * 64 + '"\n[b]\ntoken = "sent"\n')
+    assert read_client_settings({"token-file": clear, "target": "host:1"}, {}).token == "sent"
+    hashed = callers(tmp_path, '[a]\nsha256 = "' + "0" * 64 + '"\n')
+    for read, option in ((read_client_settings, "token-file"), (read_rest_settings, "upstream-token-file")):
+        with pytest.raises(OptionError, match=f"^--{option}: .* holds no token that could be sent"):
+            read({option: hashed}, {})
+    # The health check of a server with digests alone does without.
+    assert read_client_settings({}, {"RERANK_TOKEN_FILE": hashed}).token is None
+    both = {"RERANK_TOKEN_FILE": hashed, "RERANK_TOKEN": "own"}
+    assert read_client_settings({}, both).token == "own"

@@ -233,9 +233,10 @@ def _caller_tls(values: dict[str, Any], prefix: str, given: Mapping[str, Given])
 def _client_token(file: Given | None, environment: Mapping[str, str], *, of_server: bool) -> str | None:
     """Finds the token that a client sends; `of_server` is whether it may be one of the server here."""
     if file is not None and (found := _token_file(file)):
-        if found.sent is None:
+        if found.sent is not None:
+            return found.sent
+        if file.origin.kind == "flag":  # the variable is a server's, too, which needs no token in clear
             raise OptionError(f"{file.where}: {str(found.path)!r} cannot be used: {NOT_IN_CLEAR}")
-        return found.sent
     if (own := _token_in(CLIENT_TOKEN_VARIABLE, environment)) or not of_server:
         return own
     found = _token_file(_given(SERVER_OPTIONS, {}, environment).get("token-file"))
