@@ -45,7 +45,9 @@ class Metrics:
         build = self._gauge("rerank_build_info", "version", "torch", "device", "precision")
         build.labels("0.1.0", "2.11.0", "cuda:0", "bf16").set(1)
         self.states = self._gauge("rerank_model_state", "model", "state")
-        self.calls = self._counter("rerank_calls", "method", "protocol", "dialect", "model", "code", "reason")
+        self.calls = self._counter(
+            "rerank_calls", "method", "protocol", "dialect", "model", "code", "reason", "caller"
+        )
         self.seconds = Histogram(
             "rerank_call_duration_seconds",
             "x",
@@ -53,11 +55,11 @@ class Metrics:
             buckets=BOUNDS,
             registry=self.registry,
         )
-        self.documents = self._counter("rerank_documents", "model")
+        self.documents = self._counter("rerank_documents", "model", "caller")
         self.busy = self._counter("rerank_device_busy_seconds", "model")
         self.tokens = Histogram("rerank_batch_tokens", "x", ("model",), registry=self.registry)
         self.fill = Histogram("rerank_batch_fill_ratio", "x", ("model",), registry=self.registry)
-        self.refusals = self._counter("rerank_refusals", "reason")
+        self.refusals = self._counter("rerank_refusals", "reason", "caller")
         self.inside, self.queue, self.capacity, self.oldest, self.memory = (
             self._gauge(name, "model")
             for name in (
@@ -82,9 +84,9 @@ class Metrics:
             self.states.labels(model, each).set(each == state)
 
     def call(self, model: str, seconds: float = 0.05, code: str = "OK", documents: int = 10) -> None:
-        self.calls.labels("Rerank", "grpc", "", model, code, "").inc()
+        self.calls.labels("Rerank", "grpc", "", model, code, "", "").inc()
         self.seconds.labels("Rerank", "grpc", model).observe(seconds)
-        self.documents.labels(model).inc(documents)
+        self.documents.labels(model, "").inc(documents)
         self.tokens.labels(model).observe(100 * documents)
 
     def text(self) -> str:
@@ -149,7 +151,7 @@ def test_quantiles_are_of_half_a_minute_and_rates_of_five_seconds():
 
 def test_one_scrape_has_no_rates():
     metrics = Metrics("bge")
-    metrics.refusals.labels("queue_full").inc(3)
+    metrics.refusals.labels("queue_full", "").inc(3)
     shown = figures(metrics.scrape(1.0))
     assert (shown.models[0].calls, shown.models[0].busy, shown.models[0].p50) == (None, None, None)
     assert shown.refusals == [Tally("queue_full", None, 3)]
@@ -168,15 +170,15 @@ def test_a_server_that_has_started_anew_begins_anew():
 
 def test_refusals_and_errors_are_listed_by_how_often_they_happen():
     metrics = Metrics("bge")
-    metrics.refusals.labels("rate_limited").inc(50)
-    metrics.refusals.labels("unauthenticated").inc(0)
+    metrics.refusals.labels("rate_limited", "shop").inc(50)
+    metrics.refusals.labels("unauthenticated", "").inc(0)
     metrics.call("bge", code="INTERNAL")
     first = metrics.scrape(0.0)
-    metrics.refusals.labels("queue_full").inc(4)
+    metrics.refusals.labels("queue_full", "").inc(4)
     metrics.call("other", code="NOT_FOUND")
     metrics.call("bge")
     shown = figures(first, metrics.scrape(2.0))
-    assert shown.refusals == [Tally("queue_full", 2.0, 4), Tally("rate_limited", 0.0, 50)]
+    assert shown.refusals == [Tally("queue_full", 2.0, 4), Tally("rate_limited shop", 0.0, 50)]
     assert shown.errors == [Tally("NOT_FOUND", 0.5, 1), Tally("INTERNAL", 0.0, 1)]
     assert [model.name for model in shown.models] == ["bge"]
 
@@ -263,7 +265,7 @@ def busy_server(count: int) -> Figures:
     """Makes the figures of a server with so many models, the later of which do more."""
     metrics = Metrics(*(f"bge-reranker-number-{n}-of-a-long-name" for n in range(count)))
     for reason in ("queue_full", "deadline_unreachable", "unauthenticated", "model_loading"):
-        metrics.refusals.labels(reason).inc(123_456)
+        metrics.refusals.labels(reason, "").inc(123_456)
     first = metrics.scrape(0.0)
     for n in range(count):
         name = f"bge-reranker-number-{n}-of-a-long-name"
@@ -348,7 +350,7 @@ def test_a_server_without_a_device_leaves_no_line_empty_for_it(width: int):
 def test_nothing_of_a_label_commands_the_terminal():
     bad = "\x1b[2J\x07\u202e[red]:smile:\n\r熊猫" * 50
     metrics = Metrics(bad)
-    metrics.refusals.labels(bad).inc()
+    metrics.refusals.labels(bad, bad).inc()
     metrics.call(bad, code=bad)
     metrics._gauge("rerank_device_memory_used_bytes").set(2.0**1000)
     metrics._gauge("rerank_device_memory_free_bytes").set(-1)
@@ -587,7 +589,7 @@ def test_the_screen_renews_itself_follows_a_resize_and_leaves_by_q(
         assert not terminal.drawn.cursor
         for _ in range(100):
             metrics.call("bge-reranker-v2-m3", 0.05)
-        metrics.refusals.labels("queue_full").inc(7)
+        metrics.refusals.labels("queue_full", "").inc(7)
         metrics.state("gte-multilingual", "failed")
         terminal.wait_for(r"^queue_full +\d+(\.\d)? +7\b")
         terminal.wait_for(r"^failed ")

@@ -85,7 +85,7 @@ def scrape_of(samples: Iterable[Sample], at: float, wall: float) -> Scrape:
         elif name == DURATIONS:
             durations[model][_bound(labels)] += value
         elif name == REFUSALS:
-            refusals[labels.get("reason", "")] += value
+            refusals[_refusal(labels)] += value
         elif name == STATE:
             states[model] = labels.get("state", "") if value else states.get(model, "")
         elif name == BUILD:
@@ -94,6 +94,12 @@ def scrape_of(samples: Iterable[Sample], at: float, wall: float) -> Scrape:
             started = value
     uptime = None if started is None else max(wall - started, 0.0)
     return Scrape(at, uptime, started, build, states, sums, durations, refusals, errors)
+
+
+def _refusal(labels: Mapping[str, str]) -> str:
+    """Names a refusal by its reason, and one for a caller's own rate by the caller as well."""
+    reason, caller = labels.get("reason", ""), labels.get("caller", "")
+    return f"{reason} {caller}" if caller and reason == "rate_limited" else reason
 
 
 def _bound(labels: Mapping[str, str]) -> float:
