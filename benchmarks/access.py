@@ -120,8 +120,7 @@ def check(calls: int) -> dict[str, float]:
         guard.caller_by(metadata)  # for the record
 
     def charge() -> None:
-        with rates.charging(caller, 32):
-            pass
+        rates.enter(caller, 32)
 
     return {
         "token and right": least_microseconds(admit, calls),

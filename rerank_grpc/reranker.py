@@ -131,18 +131,25 @@ class Reranker:
         """Leases the model, then passes the gate: a call that waits for a model to load holds no permit."""
         timeline.model = self.registry.configured_name(request.model)
         call.caller.require_model(timeline.model)
-        name = call.caller.name
-        with self.rates.charging(call.caller, charged):
+        self.rates.enter(call.caller, charged)
+        try:
             characters = check_request(request) + kept
-            lease = self.registry.lease_now(request.model)
-            if lease is None:
-                with self.lobby.enter(characters, name):
-                    lease = self.registry.lease(request.model, call)
-            try:
-                return lease, self.gate.enter(characters, name)
-            except BaseException:
-                lease.leave()
-                raise
+            return self._lease(request.model, call, characters)
+        except BaseException:
+            self.rates.give_back(call.caller, charged)
+            raise
+
+    def _lease(self, model: str, call: Call, characters: int) -> tuple[Lease, Permit]:
+        name = call.caller.name
+        lease = self.registry.lease_now(model)
+        if lease is None:
+            with self.lobby.enter(characters, name):
+                lease = self.registry.lease(model, call)
+        try:
+            return lease, self.gate.enter(characters, name)
+        except BaseException:
+            lease.leave()
+            raise
 
     def _admit(self, model: LoadedModel, call: Call, request: RerankRequest, charged: int) -> Admission:
         """Enters the model's engine; a call that finds its queue full was charged for nothing."""

@@ -21,6 +21,7 @@ from pathlib import Path
 UNUSED = (
     "**/__pycache__/",
     "**/tests/",
+    "**/*.pyi",
     "torch/include/",
     "torch/share/",
     "torch/test/",

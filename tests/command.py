@@ -32,7 +32,9 @@ class Served:
     """A server in a process of its own: its target, the URLs of REST and of its metrics, its lines so far."""
 
     def __init__(self, *arguments, **variables):
-        command = [sys.executable, "-m", "rerank_grpc", "serve", "--port", "0", "--admin-port", "off"]
+        command = [sys.executable, "-m", "rerank_grpc", "serve", "--admin-port", "off"]
+        if not any(each.startswith("unix:") for each in arguments):  # a socket has no port
+            command += ["--port", "0"]
         # Arguments that come later win.
         command += ["--rest-port", "off", "--metrics-port", "off"]
         self.process = subprocess.Popen(

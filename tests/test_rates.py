@@ -9,7 +9,7 @@ import pytest
 
 from rerank_grpc.access.rates import MOST_BALANCES, Rates
 from rerank_grpc.callers import ANYONE, Caller, Counted, Rate
-from rerank_grpc.errors import QueueFull, RateLimited
+from rerank_grpc.errors import RateLimited
 
 
 class Clock:
@@ -36,8 +36,7 @@ def by_tokens(per_second: float = 100, burst: float = 500) -> Caller:
 
 
 def enter(rates: Rates, caller: Caller, documents: int) -> None:
-    with rates.charging(caller, documents):
-        pass
+    rates.enter(caller, documents)
 
 
 def refusal(rates: Rates, caller: Caller, documents: int) -> RateLimited:
@@ -110,8 +109,8 @@ def test_a_refused_call_costs_nothing_and_hammering_gains_nothing(clock: Clock):
 def test_what_is_refused_at_the_door_is_taken_back(clock: Clock):
     rates = Rates(clock)
     for _ in range(10):
-        with pytest.raises(QueueFull), rates.charging(caller(), 50):
-            raise QueueFull("full")
+        enter(rates, caller(), 50)
+        rates.give_back(caller(), 50)
     enter(rates, caller(), 50)
     refusal(rates, caller(), 1)
 

@@ -24,6 +24,10 @@ SOON_SECONDS = 7 * 86_400
 
 # Of a caller that a certificate names, and the file of tokens does not.
 CERTIFIED_RIGHTS = frozenset((Right.RERANK, Right.LIST))
+BY_TOKEN = (
+    "the caller of the certificate's name is known by its token alone: send that, "
+    "or have the server's operator set certificate = true for the caller"
+)
 NAMELESS = "the certificate names nobody: have one made with a name of URI, DNS or e-mail, or a common name"
 
 
@@ -53,12 +57,12 @@ class AccessList(OfFile):
         entries = file.entries if file else ()
         # Each is replaced as a whole, so that no reader needs a lock.
         self._callers = self._by_digest(entries) | self._fixed
-        self._named = _by_name(entries)
+        self._named, self._by_token = _by_name(entries), _by_token(entries)
         self.restricts = _restricts(entries)  # whether some caller may not call every model
         _tell_expiry(entries)
 
     def __len__(self) -> int:
-        """Counts the tokens, and the callers that have a certificate instead."""
+        """Counts the tokens, and the file's callers that a certificate names."""
         return len(self._callers) + len(self._named)
 
     def __bool__(self) -> bool:
@@ -76,10 +80,17 @@ class AccessList(OfFile):
         return self._callers.get(digest) or self._own.get(digest) or self._passed_on(token)
 
     def certified(self, name: str) -> Caller:
-        """Finds the caller of a certificate by its name; raises Unauthenticated where it names nobody."""
+        """Finds the caller of a certificate by its name; raises Unauthenticated where it names nobody.
+
+        It does so too for the name of a caller that has a token alone: its limits would not hold.
+        """
         if not name:
             raise Unauthenticated(NAMELESS)
-        return self.named(name) or Caller(name, CERTIFIED_RIGHTS)
+        if (caller := self.named(name)) is not None:
+            return caller
+        if name in self._by_token or RESERVED.fullmatch(name):
+            raise Unauthenticated(BY_TOKEN)
+        return Caller(name, CERTIFIED_RIGHTS)
 
     def token_of(self, name: str) -> str:
         """Makes the token by which REST passes on a call of a certificate's name to its own process's server.
@@ -95,7 +106,7 @@ class AccessList(OfFile):
         return self.certified(unquote(name))
 
     def named(self, name: str) -> Caller | None:
-        """Finds a caller without a token by the name that its certificate has; None where nobody has it."""
+        """Finds a caller of the file by the name that its certificate has; None where nobody has it."""
         return self._named.get(name)
 
     def _by_digest(self, entries: Iterable[CallerEntry]) -> dict[bytes, Caller]:
@@ -103,7 +114,8 @@ class AccessList(OfFile):
 
     def _take(self, entries: tuple[CallerEntry, ...]) -> None:
         before = self._all()
-        self._callers, self._named = {**self._by_digest(entries), **self._fixed}, _by_name(entries)
+        self._by_token, self._named = _by_token(entries), _by_name(entries)
+        self._callers = {**self._by_digest(entries), **self._fixed}
         self.restricts, after = _restricts(entries), self._all()
         new, gone = len(after.keys() - before), len(before.keys() - after)
         changed = sum(_told(before[key]) != _told(after[key]) for key in after.keys() & before)
@@ -121,7 +133,12 @@ class AccessList(OfFile):
 
 
 def _by_name(entries: Iterable[CallerEntry]) -> dict[str, Caller]:
-    return {entry.caller.name: entry.caller for entry in entries if not entry.digests}
+    return {entry.caller.name: entry.caller for entry in entries if entry.certified}
+
+
+def _by_token(entries: Iterable[CallerEntry]) -> frozenset[str]:
+    """Collects the names whose rights a certificate must not give, nor more."""
+    return frozenset(entry.caller.name for entry in entries if not entry.certified)
 
 
 def _restricts(entries: Iterable[CallerEntry]) -> bool:

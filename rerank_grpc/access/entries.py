@@ -7,7 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from typing import Any, NoReturn
 
@@ -29,6 +29,7 @@ RESERVED = re.compile(r"(?:token|line)-[0-9]+|rest")
 KEYS = (
     "token",
     "sha256",
+    "certificate",
     "rights",
     "models",
     "documents_per_second",
@@ -52,14 +53,15 @@ _PLACE = re.compile(r" \((?:at line (\d+), column \d+|at end of document)\)$")
 
 @dataclass(frozen=True, slots=True)
 class CallerEntry:
-    """A caller and the SHA-256 of each of its tokens; one without any is a client certificate's.
+    """A caller and the SHA-256 of each of its tokens; `tokens` are those that the file has in clear.
 
-    `tokens` are those that the file has in clear.
+    With `certified` it is known by the name in a client certificate too; one without a token always is.
     """
 
     caller: Caller
     digests: tuple[bytes, ...] = field(default=(), repr=False)
     tokens: tuple[str, ...] = field(default=(), repr=False)
+    certified: bool = False
 
     @classmethod
     def of(cls, caller: Caller, tokens: Sequence[str], digests: Sequence[bytes] = ()) -> CallerEntry:
@@ -198,7 +200,16 @@ class _Table:
                 self.refuse(key, "the list has the same twice" if texts else "is empty: leave the key out")
         if not all(map(TOKEN.fullmatch, tokens or ())):
             self.refuse("token", BAD_TOKEN)
-        return CallerEntry.of(caller, tokens or (), list(map(self._digest, digests or ())))
+        entry = CallerEntry.of(caller, tokens or (), list(map(self._digest, digests or ())))
+        return replace(entry, certified=self._certified(not entry.digests))
+
+    def _certified(self, default: bool) -> bool:
+        value = self._values.get("certificate", default)
+        if not isinstance(value, bool):
+            self.refuse("certificate", "is neither true nor false")
+        if default and not value:
+            self.refuse("certificate", "is false, and the caller has no token: nothing would let it in")
+        return value
 
     def _digest(self, text: str) -> bytes:
         if not re.fullmatch("[0-9a-fA-F]{64}", text):
@@ -271,7 +282,7 @@ class _Table:
         table, header = "", 0
         for number, line in enumerate(self._text.split("\n"), 1):
             if _HEADER.fullmatch(line.rstrip("\r")):
-                table = _first_key(line)
+                table = _first_key(line.rstrip("\r"))
                 header = header or (number if table == self._name else 0)
             elif "=" in line:
                 name = line.partition("=")[0].strip().strip("\"'")

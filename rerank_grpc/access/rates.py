@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -58,24 +57,15 @@ class Rates:
         self._lock = threading.Lock()
         self._balances: dict[str, Balance] = {}
 
-    @contextmanager
-    def charging(self, caller: Caller, documents: int) -> Iterator[None]:
-        """Charges a call at the door, and takes that back where it is refused within the `with` statement.
+    def enter(self, caller: Caller, documents: int) -> None:
+        """Lets a call in and charges its documents; raises RateLimited, which costs nothing.
 
-        A part of a call that was charged has no documents. Raises RateLimited, which costs nothing.
+        A part of a call that was charged has no documents.
         """
-        self._enter(caller, documents)
-        try:
-            yield
-        except BaseException:
-            self.give_back(caller, documents)
-            raise
-
-    def _enter(self, caller: Caller, documents: int) -> None:
         rate = caller.rate
         if rate is None or not documents:
             return
-        amount = float(documents) if rate.counted is Counted.DOCUMENTS else 0.0
+        amount = documents if rate.counted is Counted.DOCUMENTS else 0
         with self._lock:
             balance = self._balance(caller.name, rate)
             if not (seconds := balance.seconds_until(amount)):
@@ -107,7 +97,7 @@ class Rates:
                 self._forget_full(now)
             balance = self._balances[name] = Balance(rate, rate.burst, now)
         balance.bring_to(now)
-        if balance.rate != rate:
+        if balance.rate is not rate:  # nor equal, or of a file that was read again
             balance.change(rate)
         return balance
 

@@ -341,6 +341,12 @@ def _warnings(settings: ServerSettings, target: str) -> Iterable[Remark]:
         )
     if settings.metrics_port is not None and not is_loopback(settings.metrics_host):
         yield Remark("open_metrics", f"the metrics at {settings.metrics_host} {_OPEN_METRICS}")
+    if rest.port is not None and "*" in rest.cors and not token_count(settings):
+        yield Remark(
+            "open_to_pages",
+            "--rest-cors * without tokens lets every page that somebody here looks at call REST."
+            "\nName the origins of your pages, or set tokens.",
+        )
     if forgotten_token(settings):
         yield Remark("forgotten_token", "RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS.")
 

@@ -265,7 +265,8 @@ SERVER_OPTIONS = (
         "token-file",
         Path,
         "FILE",
-        "a file of tokens, one a line, read again when it changes; callers must send one of them",
+        "a file of tokens, one a line or with a name and rights in TOML, read again when it changes; "
+        "callers must send one",
     ),
     *_TLS_OPTIONS,
     Option("grace", seconds, "SECONDS", "how long calls in progress may take when stopping", "grace_seconds"),

@@ -109,14 +109,14 @@ class ServerSettings:
 def token_count(settings: RestSettings | ServerSettings) -> int:
     """Counts the tokens at the start, one of which callers need; without any, none is needed.
 
-    A caller that has a certificate instead counts too.
+    A caller that is known by its certificate counts too.
     """
     entries = settings.token_file.entries if settings.token_file else ()
     digests = {
         *map(digest_of, settings.access_tokens),
         *(each for entry in entries for each in entry.digests),
     }
-    return len(digests) + sum(not entry.digests for entry in entries)
+    return len(digests) + sum(entry.certified for entry in entries)
 
 
 @dataclass(frozen=True, slots=True)

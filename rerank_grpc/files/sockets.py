@@ -58,7 +58,7 @@ def making_room(path: Path) -> Iterator[None]:
         folder = path.parent
         if error.errno == errno.EADDRINUSE:
             raise ValueError("another process has taken it: choose another path") from None
-        where = "" if folder.is_dir() else f"the folder {folder} "
+        where = "" if folder.is_dir() else f"the folder {folder}: "
         raise ValueError(f"{where}{obstacle(folder, error, writing=True)}") from None
 
 

@@ -13,11 +13,12 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rerank_grpc.config.allowance import scaled
+from rerank_grpc.http.chunks import CoarseConnection
 from rerank_grpc.http.errors import HttpError, Writer
 from rerank_grpc.limits import UNREAD_BYTES
 from rerank_grpc.tls.names import CERTIFICATE
 
-HEAD_SECONDS = 10.0
+HEAD_SECONDS, HEAD_BYTES = 10.0, 32_768
 # A body may take this long, and longer only as long as it comes this fast.
 BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 65_536
@@ -32,7 +33,11 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 16 << 20
 # A connection stays open for longer than its callers are told: one that they use at the last moment is there.
 SPARE_SECONDS = 1
+# A certificate is looked at when its connection begins: one that has been there for longer is to come again.
+CERTIFIED_SECONDS = 600.0
 CLOSE = (b"connection", b"close")
+# Browsers take an answer for what its type says, whatever a caller's text in it looks like.
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class Turn(enum.Enum):
@@ -116,8 +121,11 @@ class PatientProtocol(H11Protocol):
     amid a body is reset. `write_error` writes the answer to bytes that never became a request.
     """
 
+    conn: CoarseConnection
+
     def __init__(self, connections: Connections, write_error: Writer, **options: Any) -> None:
         super().__init__(**options)
+        self.conn = CoarseConnection(HEAD_BYTES)
         self._open, self._write_error = connections, write_error
         self._stays = (b"keep-alive", b"timeout=%d" % self.timeout_keep_alive)
         self.timeout_keep_alive += SPARE_SECONDS
@@ -132,10 +140,12 @@ class PatientProtocol(H11Protocol):
         self._writing: asyncio.Handle | None = None
         self._unread = 0
         self._certificate: str | None = None
+        self._began = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._certificate = transport.get_extra_info(CERTIFICATE)
+        self._began = self.loop.time()
         self._open.make_room(transport)
         self._look()
 
@@ -176,7 +186,9 @@ class PatientProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers bytes that are no HTTP as the app's other errors, where uvicorn has words of its own."""
-        self._refuse(HttpError(400, "this is no HTTP request that can be read"))
+        fine = "the body comes in too many small chunks: write it in larger pieces, or with its length"
+        text = fine if self.conn.too_fine else "this is no HTTP request that can be read"
+        self._refuse(HttpError(400, text))
 
     def _should_upgrade(self) -> bool:
         """Declines every offer of another protocol, as HTTP allows; uvicorn would log a warning for each."""
@@ -193,7 +205,7 @@ class PatientProtocol(H11Protocol):
 
         async def send_to_the_end(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *self._persistence(scope, message)]
+                message["headers"] = [*message["headers"], NOSNIFF, *self._persistence(scope, message)]
             elif not message.get("more_body") and self._is_early():
                 await send({**message, "more_body": True})
                 self._look()
@@ -211,6 +223,8 @@ class PatientProtocol(H11Protocol):
         """Makes the header that tells how long the connection stays, where it does."""
         if not self.cycle.keep_alive:  # the server is stopping
             return [CLOSE]
+        if self._certificate is not None and self.loop.time() - self._began > CERTIFIED_SECONDS:
+            return [CLOSE]
         asked = [value.lower() for name, value in scope["headers"] if name == b"connection"]
         closes = scope["http_version"] != "1.1" or CLOSE in answer["headers"] or b"close" in b",".join(asked)
         return [] if closes or self._is_early() else [self._stays]
@@ -226,7 +240,7 @@ class PatientProtocol(H11Protocol):
             return
         content_type, body = self._write_error(error)
         reason = http.HTTPStatus(error.status).phrase.encode()
-        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), CLOSE]
+        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), NOSNIFF, CLOSE]
         head = h11.Response(status_code=error.status, headers=headers, reason=reason)
         for event in (head, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

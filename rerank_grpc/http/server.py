@@ -21,7 +21,7 @@ from rerank_grpc.config import files
 from rerank_grpc.errors import ConfigurationError, describe
 from rerank_grpc.files.sockets import OwnSocket, making_room, socket_path
 from rerank_grpc.http.errors import Writer
-from rerank_grpc.http.protocol import Connections, PatientProtocol
+from rerank_grpc.http.protocol import HEAD_BYTES, Connections, PatientProtocol
 from rerank_grpc.http.tls import Handshake
 from rerank_grpc.tls.serving import Certificates
 
@@ -138,7 +138,7 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=self._keep_alive,
-            h11_max_incomplete_event_size=32_768,
+            h11_max_incomplete_event_size=HEAD_BYTES,
             backlog=ACCEPTS_PER_ROUND,
         )
         self._server = _Server(config)

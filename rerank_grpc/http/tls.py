@@ -130,9 +130,6 @@ class Pieces(asyncio.Transport):
     def write_eof(self) -> None:
         """Does nothing: TLS has no half of a connection to close."""
 
-    def can_write_eof(self) -> bool:
-        return False
-
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 

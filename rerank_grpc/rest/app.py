@@ -23,7 +23,9 @@ from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.callers import Right
 from rerank_grpc.config.allowance import scaled
 from rerank_grpc.config.settings import RestSettings
+from rerank_grpc.config.targets import is_loopback
 from rerank_grpc.http.errors import HttpError
+from rerank_grpc.http.pages import FOREIGN, OwnPages
 from rerank_grpc.limits import BODIES_BYTES
 from rerank_grpc.rest import dialects, discovery, docs
 from rerank_grpc.rest.body import BodyBudget, Charge, read_json
@@ -56,7 +58,18 @@ def build_app(
     app = Starlette(routes=routes, exception_handlers={HTTPException: on_http_exception})
     # NormalPath takes the slash off that a redirect puts on, and the caller's Host would say where it leads.
     app.router.redirect_slashes = False
-    return NormalPath(_open_to(settings.cors, app) if settings.cors else app)
+    opened = NormalPath(_open_to(settings.cors, app) if settings.cors else app)
+    if "*" in settings.cors or not is_loopback(settings.host):
+        return opened
+    return OwnPages(opened, settings.cors, lambda: not accepted, partial(_refuse_page, recorder))
+
+
+def _refuse_page(recorder: Recorder, scope: Scope) -> Response:
+    """Refuses the call of a page that may not make any."""
+    exchange = _bare_exchange(Request(scope), "other")
+    response = refusal(exchange, HttpError(403, FOREIGN))
+    recorder.end(exchange.record, response.status_code, exchange.model)
+    return response
 
 
 def _open_to(origins: Sequence[str], app: ASGIApp) -> ASGIApp:

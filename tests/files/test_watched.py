@@ -3,12 +3,13 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from rerank_grpc.files.watched import LOOK_SECONDS, WatchedFile
+from rerank_grpc.files import watched
+from rerank_grpc.files.watched import LOOK_SECONDS, Unfinished, WatchedFile, WatchedFiles
 
 
 class Taken(list[bytes]):
@@ -219,3 +220,49 @@ def test_a_pipe_in_the_files_place_blocks_nothing(tmp_path: Path) -> None:
 
 def test_two_looks_are_within_two_seconds() -> None:
     assert 3 * LOOK_SECONDS <= 2
+
+
+class Fitting(list[tuple[bytes, ...]]):
+    """The contents of two files that were taken; those that are not the same seem to be on their way."""
+
+    def __call__(self, contents: Sequence[bytes]) -> None:
+        if contents[0] != contents[1]:
+            raise Unfinished("they do not fit")
+        self.append(tuple(contents))
+
+
+def test_files_that_belong_together_are_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    one, two, objections = tmp_path / "one", tmp_path / "two", list[str]()
+    in_place(one, b"old")
+    in_place(two, b"old")
+    taken = Fitting()
+    files = WatchedFiles([one, two], taken, lambda: objections.append("refused"))
+
+    def look(times: int = 2) -> None:
+        for _ in range(times):
+            files.look()
+
+    look()
+    by_rename(one, b"new")
+    look(20)
+    assert (taken, objections, caplog.messages) == ([(b"old", b"old")], [], [])
+    by_rename(two, b"new")
+    look()
+    assert taken.pop() == (b"new", b"new")
+    by_rename(one, b"newer")
+    look()
+    monkeypatch.setattr(watched, "UNFINISHED_SECONDS", 0.0)
+    look()
+    assert objections == ["refused"]
+    assert caplog.messages == [
+        f"{one} and {two} is not read again, and what it held before stays in force: they do not fit"
+    ]
+    two.unlink()
+    look()
+    assert objections == ["refused"] * 2
+    assert f": {two}: no such file or directory" in caplog.messages[1]
+    in_place(two, b"newer")
+    look()
+    assert taken.pop() == (b"newer", b"newer")

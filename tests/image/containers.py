@@ -241,10 +241,20 @@ def steady(call: Callable[[], Any], rate: float) -> Iterator[list[Any]]:
             thread.join()
 
 
-def layers(image: str) -> Mapping[str, int]:
-    """The layers of an image by digest, and the bytes of the files in each, which a pull sends compressed."""
+def layers(image: str) -> Mapping[str, Path]:
+    """The layers of an image by digest, and the folder that each is unpacked in."""
     (found,) = json.loads(podman("inspect", "--type", "image", image).stdout)
     driver = found["GraphDriver"]["Data"]
     folders = [driver["UpperDir"], *filter(None, driver.get("LowerDir", "").split(":"))]
-    sizes = [sum(path.lstat().st_size for path in Path(each).rglob("*")) for each in reversed(folders)]
-    return dict(zip(found["RootFS"]["Layers"], sizes, strict=True))
+    return dict(zip(found["RootFS"]["Layers"], map(Path, reversed(folders)), strict=True))
+
+
+def bytes_of(layer: Path) -> int:
+    """The bytes of the files in a layer."""
+    return sum(path.lstat().st_size for path in layer.rglob("*"))
+
+
+def pulled_bytes(layer: Path) -> int:
+    """The bytes that a pull of a layer takes: registries keep it as a tar file that is compressed by gzip."""
+    packed = subprocess.run(["tar", "-czC", str(layer), "."], stdout=subprocess.PIPE, check=True)
+    return len(packed.stdout)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import workloads
+from benchmarks import resources, workloads
 from benchmarks.checkpoints import cache_folder
 from tests.image.containers import HARDENED, Container, once, running
 
@@ -30,13 +30,15 @@ OF_BASE = (*HARDENED, f"--volume={BASE}:/models/base:ro", "--user=0:0")
 LOAD_MIB, SPARE = 500, 1.1
 
 
-def scheduled(container: Container) -> tuple[int, int]:
-    """How many periods of its quota the container has had, and in how many it was held back."""
+def scheduled(container: Container) -> tuple[float, float]:
+    """How many seconds the periods of its quota have lasted, and for how many it was held back."""
     text = container.run(
         "sh", "-c", "cat /sys/fs/cgroup/cpu/cpu.stat /sys/fs/cgroup/cpu.stat 2>/dev/null || :"
     )
-    found = dict(line.split() for line in text.splitlines())
-    return int(found["nr_periods"]), int(found["nr_throttled"])
+    found = {name: int(number) for name, number in (line.split() for line in text.splitlines())}
+    # Nanoseconds in control groups of version 1, microseconds in those of version 2.
+    held = found["throttled_time"] / 1e9 if "throttled_time" in found else found["throttled_usec"] / 1e6
+    return found["nr_periods"] * resources.PERIOD_SECONDS, held
 
 
 @contextmanager
@@ -64,10 +66,11 @@ def test_a_server_of_one_cpu_is_not_held_back_by_its_own_threads(image: str, mod
         for _ in range(CALLS):
             assert container.ask("/v1/rerank", LOAD)[0] == 200
         after = scheduled(container)
-    periods, throttled = (late - early for early, late in zip(before, after, strict=True))
-    print(f"{model}: {throttled} of {periods} periods throttled")
-    assert periods > 0
-    assert throttled <= max(1, 0.02 * periods), f"{throttled} of {periods} periods"
+    passed, held = (late - early for early, late in zip(before, after, strict=True))
+    print(f"{model}: held back for {held:.3f} of {passed:.1f} s")
+    assert passed > 0
+    # Many periods end so, for a moment: threads that parse and answer work beside the one that computes.
+    assert held <= resources.THROTTLED * passed, f"{held:.3f} of {passed:.1f} s"
 
 
 def planned(image: str, *words: str, engine: tuple[str, ...] = ()) -> Mapping[str, Any]:

@@ -164,14 +164,17 @@ def _free(port: int) -> bool:
 
 
 def test_a_stop_ends_the_calls_in_progress_first(image: str):
-    long = {"query": "what is a panda?", "documents": ["a word of a long document " * 60] * 100}
+    # No two are the same, which would be scored once.
+    documents = [f"{number} is a word of a long document " * 60 for number in range(50)]
+    long = {"query": "what is a panda?", "documents": documents}
     with running(image) as container, ThreadPoolExecutor() as caller:
         container.wait()
         call = caller.submit(container.ask, "/v1/rerank", long)
         wait_for(lambda: _in_flight(container) > 0, seconds=60)
         assert container.stop() == 0, container.log()
         status, answer = call.result()
-        assert (status, len(answer["results"])) == (200, 100)
+        assert (status, len(answer["results"])) == (200, 50)
+        assert [line["calls"] for line in container.events("draining")] == [1]
         assert [line["calls"] for line in container.events("drained")] == [0]
         assert "Traceback" not in container.log()
 

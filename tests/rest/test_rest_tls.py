@@ -144,6 +144,20 @@ def test_a_certificate_names_its_caller_to_the_grpc_server_too(
         assert records.pop().caller.name == name
 
 
+def test_a_connection_by_certificate_ends_at_its_age_with_an_answer(
+    shown: Issued, authority: Authority, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(protocol, "CERTIFIED_SECONDS", 0.0)
+    own = authority.issue("search")
+    with beside(shown, authority.cert) as (port, _), connection_to(port, authority, own) as connection:
+        reply = rerank(connection)
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
+        assert connection.sock is None
+        assert rerank(connection).status == 200
+    with beside(shown) as (port, _), connection_to(port, authority) as connection:
+        assert "keep-alive" in rerank(connection).headers
+
+
 def test_a_certificate_that_names_nobody_is_told_so(shown: Issued, authority: Authority):
     own = authority.issue("x\ty")
     with beside(shown, authority.cert) as (port, _), connection_to(port, authority, own) as connection:

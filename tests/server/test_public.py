@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import grpc
 import pytest
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
 
 from rerank_grpc.callers import Right
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.protocols import inference_pb2, tei_pb2
 from rerank_grpc.server.guard import NEEDS
 from rerank_grpc.server.lanes import Lane
@@ -18,8 +26,17 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.callers import STRANGERS, settings_of
 from tests.http2 import raw_connections
-from tests.stubs import message_of
-from tests.support import CountingRunner, channel_of, request_of, serving
+from tests.stubs import HealthStub, message_of
+from tests.support import (
+    WAIT,
+    CountingRunner,
+    ScriptedLoader,
+    channel_of,
+    logged,
+    request_of,
+    serving,
+    wait_for,
+)
 
 PAIR = tei_pb2.PredictPairRequest(inputs=["q", "d"])
 # Requests for the default model that are answered; of other methods an empty one is.
@@ -221,3 +238,76 @@ def test_a_model_that_is_not_there_and_one_that_is_anothers_are_told_apart_by_no
             told.append((caught.value.code(), message_of(caught.value), tuple(map(tuple, trailers))))
     assert len(set(told)) == 1
     assert told[0][0] is grpc.StatusCode.PERMISSION_DENIED
+
+
+class Ahead:
+    """The time of the system, which a test puts forward in place of waiting."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds, now = 0.0, time.time
+        monkeypatch.setattr(time, "time", lambda: now() + self.seconds)
+
+
+def test_a_token_is_refused_from_the_moment_that_it_expires(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    moment = datetime.now(UTC) + timedelta(days=30)
+    settings = settings_of(f'[a]\ntoken = "a-token"\nexpires = {moment.isoformat()}\n')
+    clock, metadata = Ahead(monkeypatch), [("authorization", "Bearer a-token")]
+    caplog.set_level(logging.INFO)
+    with serving(settings, runner=CountingRunner()) as server, channel_of(server.port) as channel:
+        stub = rerank_pb2_grpc.RerankServiceStub(channel)
+        clock.seconds = 30 * 86_400 - 60
+        assert stub.Rerank(request_of("q", "d"), metadata=metadata).results
+        clock.seconds += 61
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Rerank(request_of("q", "d"), metadata=metadata)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert message_of(caught.value) == "the token of a has expired: the server's operator makes another"
+    assert "a-token" not in logged(caplog)
+
+
+def test_a_caller_that_is_taken_off_the_list_while_its_request_is_awaited_gets_nothing() -> None:
+    runner, gone = CountingRunner(), threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        assert gone.wait(WAIT)
+        yield request_of("q", "d", model="one").SerializeToString()
+
+    with serving(settings_of(), runner=runner) as server, channel_of(server.port) as channel:
+        ask: Any = channel.stream_stream("/rerank.v1.RerankService/Rerank")
+        call = ask(requests(), metadata=NARROW, timeout=WAIT)
+        wait_for(lambda: not server._lanes[0].idle)
+        server.access._take(())
+        gone.set()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert message_of(caught.value).startswith("this caller may not call this model")
+    assert runner.sequences == 0
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
+def test_without_callers_the_admin_port_is_not_opened_to_other_machines(host: str) -> None:
+    settings = ServerSettings(admin_host=host, port=0, admin_port=0)
+    with pytest.raises(ConfigurationError, match=f"^--admin-host {host}: whoever reaches the admin port"):
+        RerankServer(settings, loader=ScriptedLoader())
+
+
+def test_with_callers_it_is_and_health_is_public_there() -> None:
+    settings = replace(settings_of(), admin_host="0.0.0.0")
+    with (
+        serving(settings, runner=CountingRunner()) as server,
+        channel_of(server.admin_port) as channel,
+    ):
+        status = HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+        assert status == health_pb2.HealthCheckResponse.SERVING
+        stub = rerank_pb2_grpc.ModelAdminServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.LoadModel(pb.LoadModelRequest(model="one"))
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        for name in ("one", "three"):  # narrow has the right, but for another model
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.LoadModel(pb.LoadModelRequest(model=name), metadata=NARROW)
+            assert message_of(caught.value).startswith("narrow may not call this model")
+        assert stub.LoadModel(pb.LoadModelRequest(model="due"), metadata=NARROW).model.name == "two"

@@ -149,6 +149,7 @@ def traced(
             port=0,
             targets=(f"127.0.0.1:{server.local_port}",),
             access_tokens=tokens,
+            token_file=settings.token_file,
             upstream_token=tokens[0] if tokens else None,
         ),
         server.health,

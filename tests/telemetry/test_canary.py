@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import logging
@@ -10,12 +11,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from prometheus_client import generate_latest
 
+from rerank_grpc.access.entries import Known
+from rerank_grpc.access.tokens import TokenFile
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.engine.meter import Counts
 from rerank_grpc.protocols import tei_pb2
@@ -177,7 +181,8 @@ class Watched:
 def watched(**given: Any) -> Iterator[tuple[Traced, Watched]]:
     """Runs both servers with traces, metrics and the log."""
     registry, settings = MetricsRegistry(), given.pop("settings", ServerSettings())
-    settings = replace(settings, access_tokens=(TOKEN,))
+    if settings.token_file is None:
+        settings = replace(settings, access_tokens=(TOKEN,))
     with receiving() as receiver:
         told = Watched(receiver, registry)
         sinks = (log_call, Metrics(registry, ["embedded"]).call, told.records.append)
@@ -244,6 +249,17 @@ def close(system: Traced, _runner: Runner, _ask: Asking) -> None:
     system.server.registry.close()
 
 
+def use_up(_system: Traced, _runner: Runner, ask: Asking) -> None:
+    """Has the caller use up its rate."""
+    ask("grpc", Asked()).result(WAIT)
+
+
+def named(entry: str) -> ServerSettings:
+    """Makes settings of one caller, whose name is known."""
+    table = f'[shop]\ntoken = "{TOKEN}"\n{entry}'
+    return ServerSettings(token_file=TokenFile.of(Path("nowhere"), table.encode(), Known()))
+
+
 @dataclass(frozen=True)
 class Failure:
     """An error, and how it comes about."""
@@ -272,6 +288,7 @@ FAILURES = {
     "queue_full": Failure(
         runner=HeldRunner, settings=ServerSettings(engine=EngineSettings(max_queue_tokens=5)), before=fill
     ),
+    "rate_limited": Failure(settings=named("documents_per_second = 0.001\nburst = 1"), before=use_up),
     "deadline_unreachable": Failure(
         Asked(document=f"{DOCUMENT} " * 200, seconds=5), runner=HeldRunner, before=slow_down
     ),
@@ -314,12 +331,52 @@ def test_no_text_of_a_caller_is_told_when_a_call_fails(
     assert bool(told.receiver.spans) is (reason != "unauthenticated")
 
 
+def test_a_callers_name_is_told_where_its_token_is_not(caplog: pytest.LogCaptureFixture):
+    with watched(settings=named("")) as (system, told):
+        with asking(system) as ask:
+            for protocol in PROTOCOLS:
+                ask(protocol, Asked()).result(WAIT)
+        wait_for(lambda: len(told.records) == 5)  # two of the call over REST
+    check(told, [], caplog)  # replies may return documents
+    calls = [span for span in told.receiver.spans if "/" in span.name]
+    assert len(calls) == 5
+    for span in calls:
+        attributes = {each.key: each.value.string_value for each in span.attributes}
+        assert attributes["enduser.id"] == "shop"
+    lines = [line for line in caplog.records if getattr(line, "event", "") == "call"]
+    assert [line.caller for line in lines] == ["shop"] * 5  # type: ignore[attr-defined]
+    metrics = generate_latest(told.registry).decode()
+    assert 'rerank_documents_total{caller="shop",model="embedded"} 4.0' in metrics
+
+
 def records_of(watched: Watched, protocol: str, reason: str) -> list[CallRecord]:
     return [
         record
         for record in watched.records
         if record.protocol == protocol and record.reason and record.reason.name.lower() == reason
     ]
+
+
+def misplaced() -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields paths and headers with a token where callers have put theirs, and where none belongs."""
+    right, wrong = (f"{TOKEN}{ending}" for ending in ("", "-of-another"))
+    for token in (right, wrong):
+        basic = base64.b64encode(f"user:{token}".encode()).decode()
+        user_alone = base64.b64encode(f"{token}:".encode()).decode()
+        yield f"/v1/rerank?token={token}&access_token={token}", {}
+        yield f"/v1/rerank#{token}", {}
+        yield f"/{token}/rerank", {}
+        yield f"/{token}", {}
+        yield "/v1/rerank", {"authorization": f"Basic {basic}"}
+        yield "/v1/rerank", {"authorization": f"Basic {user_alone}"}
+        yield "/v1/rerank", {"authorization": f"Digest username={token}"}
+        yield "/v1/rerank", {"authorization": f"Bearer {token} {token}"}
+        yield "/v1/rerank", {"authorization": f"Bearer \xe9{token}"}
+        for name in ("cookie", "proxy-authorization", "x-api-key", "api-key", "user-agent", "referer"):
+            yield "/v1/rerank", {name: token}
+        for name in ("x-request-timeout", "content-type", "content-encoding", "connect-timeout-ms", "origin"):
+            yield "/v1/rerank", {"authorization": f"Bearer {right}", name: token}
+            yield PATHS["grpc"], {"authorization": f"Bearer {right}", name: token}
 
 
 def test_no_text_of_a_caller_is_told_whatever_is_odd_about_a_call(caplog: pytest.LogCaptureFixture):
@@ -338,6 +395,7 @@ def test_no_text_of_a_caller_is_told_whatever_is_odd_about_a_call(caplog: pytest
         ("/tei/rerank", {"query": QUERY, "texts": [DOCUMENT], "truncation_direction": OTHER}, bearer),
         (PATHS["grpc"], {**good.body, "model": MODEL}, {**bearer, "content-type": "application/json"}),
     ]
+    odd += [(path, {**good.body, "return_documents": False}, headers) for path, headers in misplaced()]
     with watched() as (system, told), asking(system) as ask, stub_of(system.server.port) as stub:
         statuses = [ask.keep(call(system.rest_port, "POST", *each)) for each in odd]
         statuses.append(ask.keep(get(system.rest_port, f"/v1/models/{MODEL}", **bearer)))
@@ -348,6 +406,11 @@ def test_no_text_of_a_caller_is_told_whatever_is_odd_about_a_call(caplog: pytest
         for bad in (request_of(QUERY, DOCUMENT, truncation=99), request_of("", DOCUMENT), request_of(QUERY)):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Rerank(bad, metadata=metadata)
+            ask.keep_status(caught.value)
+        for key in ("token", "x-api-key", "cookie", "authorization", "x-token-bin"):
+            sent = TOKEN.encode() if key.endswith("-bin") else TOKEN
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Rerank(request_of(QUERY, DOCUMENT), metadata=((key, sent),))
             ask.keep_status(caught.value)
         left = stub.StreamRerank(pb.StreamRerankRequest(query=QUERY), metadata=metadata)
         left.cancel()

@@ -112,7 +112,8 @@ def _read(path: Path) -> tuple[CallerEntry, ...]:
 
 def _described(entry: CallerEntry) -> dict[str, Any]:
     caller, count = entry.caller, len(entry.digests)
-    known_by = "certificate" if not count else "token" if count == 1 else f"{count} tokens"
+    by = [f"{count} tokens" if count > 1 else "token"] if count else []
+    known_by = ", ".join([*by, *(["certificate"] if entry.certified else [])])
     rate, expires = caller.rate, caller.expires
     return {
         "name": caller.name,

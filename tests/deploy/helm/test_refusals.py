@@ -192,8 +192,9 @@ CONTRADICTIONS: list[tuple[Object, str]] = [
             "download.enabled: no model in models is on the hub, such as BAAI/bge-reranker-v2-m3",
         ),
         (
-            {"admin": {"open": True}, "networkPolicy": {"enabled": False}},
-            "admin.open: whoever reaches the admin port unloads models: set auth, or networkPolicy.enabled",
+            {"admin": {"open": True}},
+            "admin.open: whoever reaches the admin port unloads models, so the server wants tokens there: "
+            "set auth",
         ),
         (
             {"auth": {"existingSecret": "callers", "tokens": [TOKEN]}},

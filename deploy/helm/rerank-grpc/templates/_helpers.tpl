@@ -167,8 +167,8 @@ metadata:
 {{- if and .Values.download.enabled (not (include "rerank.downloads" .)) -}}
 {{- fail "download.enabled: no model in models is on the hub, such as BAAI/bge-reranker-v2-m3" -}}
 {{- end -}}
-{{- if and .Values.admin.open (not (include "rerank.tokens" .)) (not .Values.networkPolicy.enabled) -}}
-{{- fail "admin.open: whoever reaches the admin port unloads models: set auth, or networkPolicy.enabled" -}}
+{{- if and .Values.admin.open (not (include "rerank.tokens" .)) -}}
+{{- fail "admin.open: whoever reaches the admin port unloads models, so the server wants tokens there: set auth" -}}
 {{- end -}}
 {{- if and .Values.auth.existingSecret .Values.auth.tokens -}}
 {{- fail "auth: set existingSecret or tokens, not both" -}}
