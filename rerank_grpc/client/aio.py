@@ -66,12 +66,13 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         attempts = self._attempts(timeout=timeout)
         patience = core.READY_LOOK_SECONDS
         while remaining := attempts.remaining:
+            health = None
             with suppress(*core.NOT_YET):
                 health = await self._call(question, timeout=min(remaining, patience), wait_for_ready=True)
                 if core.is_ready(health):
                     return health
-            look = self._inquiry.look
-            if patience < remaining and (problem := await asyncio.to_thread(look, attempts.remaining)):
+            silent, look = health is None and patience < remaining, self._inquiry.look
+            if silent and (problem := await asyncio.to_thread(look, attempts.remaining)):
                 raise problem
             patience = math.inf
             await asyncio.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))

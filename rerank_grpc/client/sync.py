@@ -69,11 +69,13 @@ class Client(core.BaseClient["RerankStream"]):
         attempts = self._attempts(timeout=timeout)
         patience = core.READY_LOOK_SECONDS
         while remaining := attempts.remaining:
+            health = None
             with suppress(*core.NOT_YET):
                 health = self._call(question, timeout=min(remaining, patience), wait_for_ready=True)
                 if core.is_ready(health):
                     return health
-            if patience < remaining and (problem := self._inquiry.look(attempts.remaining)):
+            silent = health is None and patience < remaining
+            if silent and (problem := self._inquiry.look(attempts.remaining)):
                 raise problem
             patience = math.inf
             time.sleep(min(core.READY_POLL_SECONDS, attempts.remaining))

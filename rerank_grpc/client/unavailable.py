@@ -82,6 +82,8 @@ class Inquiry:
             text = f"{self._target}: no server listens there: start it, or name its address and port"
         elif "No such file" in text and self._target.startswith("unix:"):
             text = f"{self._target}: no such socket: start the server, or name its socket"
+        elif "ermission denied" in text and self._target.startswith("unix:"):
+            text = f"{self._target}: this user may not call it: run as one of the socket's group"
         elif "resolving" in text and _NAME.search(text):
             text = f"{self._target}: no such host: check the name"
         return type(error)(text, metadata=error.metadata, retry_after=error.retry_after)

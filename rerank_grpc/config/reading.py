@@ -191,8 +191,8 @@ def read_client_settings(
         host = _server_value("host", {}, environment) or ""
         port = _server_value("port", {}, environment) or ServerSettings().port  # 0 is no port to call
         values["target"] = host if host.startswith("unix:") else f"127.0.0.1:{port}"
-        # A socket is plain.
-        if not host.startswith("unix:") and not {"tls", "ca", "server-name"} & set(given):
+        own = {"ca", "server-name"} & set(given) or values.get("tls.on") == "off"
+        if not own and not host.startswith("unix:"):  # a socket is plain
             values |= _tls_here(environment, given)
     try:
         token = _client_token(given.get("token-file"), environment, of_server=here)

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-from rerank_grpc.client import AsyncClient, Client, ServerUnavailable, TlsError, TlsProblem
+from rerank_grpc.client import AsyncClient, Client, ServerUnavailable, TlsError, TlsProblem, unavailable
+from rerank_grpc.client.unavailable import Inquiry
+from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.authority import HERE, Authority, Issued
-from tests.client.scripted_server import ScriptedServer
+from tests.client.scripted_server import ScriptedServer, fail, health, reply
 from tests.ports import refusing_port
 
 Serve = Callable[..., ScriptedServer]
@@ -217,6 +219,27 @@ def test_a_server_is_looked_at_once_for_many_failed_calls(papers: Papers, serve:
         server.stop()
         # What was found is believed for some seconds, so nothing connects again.
         assert client._inquiry.look(1) is not None
+
+
+def test_a_socket_of_another_user_is_told():
+    error = ServerUnavailable("last error: unix:/run/r.sock: connect failed: error: Permission denied")
+    told = Inquiry("unix:/run/r.sock", None, None, opaque=False).explain(error, 1)
+    assert str(told) == "unix:/run/r.sock: this user may not call it: run as one of the socket's group"
+
+
+@pytest.mark.parametrize("kind", ["serving", "not yet"])
+def test_a_server_that_answers_is_never_looked_at(
+    kind: str, connect, papers: Papers, serve: Serve, monkeypatch
+):
+    monkeypatch.setattr(unavailable, "probe", lambda *_: pytest.fail("it connects once more"))
+    server = serve("here")
+    if kind == "not yet":
+        server.script.append(reply(health(pb.MODEL_STATE_LOADING)))
+    server.otherwise = reply(health(pb.MODEL_STATE_READY, True))
+    assert connect(server.target, ca=papers.ca).wait_until_ready(20).serving
+    server.script.append(fail(grpc.StatusCode.UNAVAILABLE, "overloaded"))
+    with pytest.raises(ServerUnavailable, match="overloaded"):
+        connect(server.target, ca=papers.ca, retries=0).health()
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

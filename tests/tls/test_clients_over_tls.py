@@ -207,9 +207,12 @@ def test_the_health_check_of_rest_by_tls(server: Server, mutual: Server, monkeyp
 def test_a_client_without_a_target_calls_the_server_here_by_its_own_certificate(server, mutual, papers):
     for called, token in ((server, {"RERANK_TOKENS": TOKEN}), (mutual, {})):
         variables = here(called, mutual=called is mutual).variables | token
-        done = run("models", **variables)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "embedded" in done.stdout
+        for options in ((), ("--tls",)):
+            done = run("models", *options, **variables)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "embedded" in done.stdout
+    done = run("models", RERANK_TLS="off", **here(server, mutual=False).variables)
+    assert "it speaks TLS there" in done.stderr
 
 
 def test_a_token_is_not_sent_to_another_certificate_than_the_servers_own(server, papers, tmp_path):
