@@ -104,7 +104,9 @@ def test_a_bomb_over_grpc_is_refused_and_costs_little(
 ) -> None:
     unbounded = ("grpc.max_send_message_length", -1)
     with channel_of(target.port(CALLS[method]), unbounded) as channel, target.bombed():
-        call = channel.stream_stream(f"/{method}")  # on the wire, a call of any kind
+        call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+            f"/{method}"
+        )  # on the wire, a call of any kind
         with pytest.raises(grpc.RpcError) as refused:
             list(call(iter([message()]), timeout=60, compression=packed))
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, refused.value.details()

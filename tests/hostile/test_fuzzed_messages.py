@@ -72,7 +72,8 @@ def server() -> Iterator[RerankServer]:
 def asked(channel: grpc.Channel, path: str, message: bytes) -> Answer:
     """Sends a message to a method of any kind, and reads its answers, of a watch the first."""
     started = time.process_time()
-    call = channel.stream_stream(path)(iter([message]), timeout=20)
+    method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(path)
+    call = method(iter([message]), timeout=20)
     code, text = grpc.StatusCode.OK, ""
     try:
         for _ in call:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
@@ -66,7 +67,7 @@ def test_nothing_of_a_grpc_call_forges_a_line(server: RerankServer, caplog: pyte
     for port, calls in ((server.port, CALLS), (server.admin_port, ADMIN_CALLS)):
         with channel_of(port, ("grpc.primary_user_agent", IN_HEADER)) as channel:
             for path, message in calls.items():
-                ask = channel.stream_unary(path)
+                ask: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(path)
                 ended = ask.future(iter([message.SerializeToString()]), metadata=METADATA, timeout=20)
                 ended.exception()
                 assert (ended.details() or "").isprintable()
