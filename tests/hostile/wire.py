@@ -74,7 +74,8 @@ def value_of(kind: FieldDescriptor, depth: int) -> st.SearchStrategy[bytes]:
         return st.binary(min_size=8, max_size=8).map(lambda value: field(number, FIXED64, value))
     if kind.type in (KIND.TYPE_FIXED32, KIND.TYPE_SFIXED32):
         return st.binary(min_size=4, max_size=4).map(lambda value: field(number, FIXED32, value))
-    if kind.message_type is not None:
+    if kind.type == KIND.TYPE_MESSAGE:
+        assert kind.message_type is not None
         inner = fields_of(kind.message_type, depth - 1) if depth else st.just(b"")
         return (inner | texts).map(lambda value: field(number, BYTES, value))
     if kind.type in (KIND.TYPE_STRING, KIND.TYPE_BYTES):
