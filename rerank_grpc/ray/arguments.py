@@ -20,6 +20,9 @@ NOT_HERE = (
     "admin-port",
     "metrics-host",
     "metrics-port",
+    "tls-cert",
+    "tls-key",
+    "tls-client-ca",
     "connection-age",
     "grace",
 )

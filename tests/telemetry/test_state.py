@@ -7,6 +7,7 @@ from rerank_grpc.telemetry.metrics import Metrics
 from rerank_grpc.telemetry.registry import MetricsRegistry
 from rerank_grpc.telemetry.snapshots import BuildSnapshot, DeviceSnapshot, ModelSnapshot
 from rerank_grpc.telemetry.state import StateCollector
+from rerank_grpc.tls.serving import CertificateSnapshot
 from rerank_grpc.types import State
 
 READY = ModelSnapshot("one", State.READY, 2.5, 1_000, 1_700_000_000.5, 3, 4, 50, 2.25, 60, 7.5, 80.25)
@@ -95,3 +96,15 @@ def test_it_stands_beside_the_metrics_of_calls_in_one_registry_and_no_second_tim
     Metrics(registry, ["one"])
     with pytest.raises(ValueError, match="Duplicated"):
         StateCollector(registry, build=lambda: RELEASE, dropped_lines=int)
+
+
+def test_a_certificate_tells_its_end_and_what_became_of_new_ones():
+    registry = MetricsRegistry()
+    certificate = CertificateSnapshot(1_800_000_000.0, 3, 1)
+    StateCollector(registry, build=lambda: RELEASE, dropped_lines=int, certificate=lambda: certificate)
+    assert registry.get_sample_value("rerank_tls_certificate_expiry_timestamp_seconds") == 1_800_000_000.0
+    told = [
+        registry.get_sample_value("rerank_tls_reloads_total", {"outcome": outcome})
+        for outcome in ("taken", "refused")
+    ]
+    assert told == [3, 1]
