@@ -328,7 +328,7 @@ def test_a_second_server_on_the_same_port_says_so(server):
         (["rest", "--tar"], "--target"),
         (["completion", ""], "bash zsh"),
         (["models", "--av"], "--available"),
-        (["to"], "top"),
+        (["tok"], "token"),
         (["top", "--on"], "--once"),
     ],
 )
