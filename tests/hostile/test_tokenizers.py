@@ -30,8 +30,8 @@ FAMILIES: dict[str, Callable[[], Upstream]] = {
 }
 MAX_TOKENS = 512
 RATIO, SECONDS = 2.5, 2.0
-# Shorter than this, the ratio of two times is chance.
-LEAST_SECONDS = 0.05
+# The longest text that a caller may send costs what it costs: below half a second the ratio says little.
+LEAST_SECONDS = 0.2
 CHANCE = random.Random(24)
 
 
