@@ -132,8 +132,9 @@ def test_twice_a_hostile_text_takes_twice_the_time(
         tokenizer.tokenize(RerankRequest(text, (Document("a document"),), truncation=Truncation.START))
 
     for name, text in HOSTILE.items():
-        check(document, text, 100_000, name)
-        check(query, text, 100_000, f"{name}, as a query")
+        check(document, text, 100_000 if chunks == 1 else 50_000, name)
+        if chunks == 1:
+            check(query, text, 100_000, f"{name}, as a query")
     if chunks == 1:
         check(document, LIGATURE, 100_000, "a character that becomes eighteen")
 
