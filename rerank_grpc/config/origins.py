@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rerank_grpc.config.options import Option
 
@@ -76,3 +76,13 @@ def _texts(option: Option, given: str | Sequence[str]) -> tuple[str, ...]:
         return (str(given),)
     texts = given.split(",") if isinstance(given, str) else given
     return tuple(text.strip() for text in texts)
+
+
+def where_of(name: str, given: Mapping[str, Given]) -> str:
+    """Begins an error about an option, by the place that gives it."""
+    return given[name].where if name in given else f"--{name}"
+
+
+def taken_out(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Takes out the values of one nested dataclass, under their names there."""
+    return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from rerank_grpc.access.entries import BAD_TOKEN, NOTHING, TOKEN, Known, digest_of
-from rerank_grpc.access.tokens import NOT_IN_CLEAR, TokenFile
+from rerank_grpc.access.tokens import NOT_IN_CLEAR
+from rerank_grpc.config.credentials import (
+    accepted_tokens,
+    caller_tls,
+    server_tls,
+    token_file,
+    token_in,
+    variable_tokens,
+)
 from rerank_grpc.config.options import (
     CLIENT_OPTIONS,
     CLIENT_TOKEN_VARIABLE,
@@ -26,9 +33,8 @@ from rerank_grpc.config.options import (
     Option,
     OptionError,
 )
-from rerank_grpc.config.origins import Effective, Flags, Given, Origin, gather
+from rerank_grpc.config.origins import Effective, Flags, Given, Origin, gather, taken_out, where_of
 from rerank_grpc.config.settings import (
-    ANY_NAME,
     EMBEDDED,
     ClientSettings,
     EngineSettings,
@@ -40,12 +46,8 @@ from rerank_grpc.config.settings import (
 from rerank_grpc.config.settings_file import read_file
 from rerank_grpc.config.targets import Proxy, proxy_before
 from rerank_grpc.errors import suggestion
-from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.files.sockets import socket_path
-from rerank_grpc.files.watched import MOST_BYTES
 from rerank_grpc.tls.channel import BadCertificate, TlsSources
-from rerank_grpc.tls.pair import BadFile, TlsFiles
-from rerank_grpc.units import in_bytes
 
 SHARED_MEMORY = "/dev/shm"
 _URL = re.compile(r"https?://[^/\s]", re.IGNORECASE)
@@ -135,10 +137,10 @@ def read_effective(
 
 def _server_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -> ServerSettings:
     values = _values(SERVER_OPTIONS, given)
-    engine, rest = _part(values, "engine."), _part(values, "rest.")
+    engine, rest = taken_out(values, "engine."), taken_out(values, "rest.")
     models = _with_aliases(_models(values, given), values.pop("aliases", ()), given)
-    values |= _tokens(given, environment, models)
-    values["tls"] = _tls(values, given)
+    values |= accepted_tokens(given, environment, models)
+    values["tls"] = server_tls(values, given)
     _check_socket(values.get("host", ""), "port", given)
     _check_socket(rest.get("host", ""), "rest-port", given)
     return ServerSettings(
@@ -151,26 +153,21 @@ def _server_settings(given: Mapping[str, Given], environment: Mapping[str, str])
 
 def _rest_settings(given: Mapping[str, Given], environment: Mapping[str, str]) -> RestSettings:
     values = _values(REST_OPTIONS, given)
-    values |= _part(values, "rest.")
+    values |= taken_out(values, "rest.")
     if values.get("port", 0) is None:
-        raise OptionError(f"{_where('rest-port', given)}: 'off' leaves nothing to run")
+        raise OptionError(f"{where_of('rest-port', given)}: 'off' leaves nothing to run")
     if "targets" in values:
         # A flag may hold several too, as the variable does.
         values["targets"] = tuple(chain.from_iterable(values["targets"]))
-    values |= _tokens(given, environment)
-    values["upstream_token_file"] = upstream = _token_file(given.get("upstream-token-file"))
+    values |= accepted_tokens(given, environment)
+    values["upstream_token_file"] = upstream = token_file(given.get("upstream-token-file"))
     if upstream is not None and upstream.sent is None:
-        where = _where("upstream-token-file", given)
+        where = where_of("upstream-token-file", given)
         raise OptionError(f"{where}: {str(upstream.path)!r} cannot be used: {NOT_IN_CLEAR}")
-    values["tls"] = _tls(values, given)
+    values["tls"] = server_tls(values, given)
     _check_socket(values.get("host", ""), "rest-port", given)
-    values["upstream_tls"] = _caller_tls(values, "upstream_tls.", given)
-    return RestSettings(upstream_token=_token_in(UPSTREAM_TOKEN_VARIABLE, environment), **values)
-
-
-def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Takes out the values of one nested dataclass, under their names there."""
-    return {key.removeprefix(prefix): values.pop(key) for key in list(values) if key.startswith(prefix)}
+    values["upstream_tls"] = caller_tls(values, "upstream_tls.", given)
+    return RestSettings(upstream_token=token_in(UPSTREAM_TOKEN_VARIABLE, environment), **values)
 
 
 def read_client_settings(
@@ -200,7 +197,7 @@ def read_client_settings(
         if needs_token or flags.get("token-file") is not None:
             raise
         token = None
-    values["tls"] = _caller_tls(values, "tls.", given)
+    values["tls"] = caller_tls(values, "tls.", given)
     return ClientSettings(token=token, **values)
 
 
@@ -215,32 +212,17 @@ def _tls_here(environment: Mapping[str, str], given: Mapping[str, Given]) -> dic
     return {"tls.ca": cert, "own_certificate": True, **presented}
 
 
-def _caller_tls(values: dict[str, Any], prefix: str, given: Mapping[str, Given]) -> TlsSources | None:
-    """Takes out the values of a caller's TLS, and reads its files; None for plaintext. Raises OptionError."""
-    parts = _part(values, prefix)
-    switch = parts.pop("on", None)
-    sources = TlsSources(**parts)
-    before = prefix.partition("tls.")[0]
-    try:
-        if sources.ask_for_tls(None if switch is None else switch == "on"):
-            return sources.held()
-    except BadCertificate as error:
-        option = (before + error.argument).replace("_", "-")
-        raise OptionError(f"{_where(option, given)}: {error.text}") from None
-    return None
-
-
 def _client_token(file: Given | None, environment: Mapping[str, str], *, of_server: bool) -> str | None:
     """Finds the token that a client sends; `of_server` is whether it may be one of the server here."""
-    if file is not None and (found := _token_file(file)):
+    if file is not None and (found := token_file(file)):
         if found.sent is not None:
             return found.sent
         if file.origin.kind == "flag":  # the variable is a server's, too, which needs no token in clear
             raise OptionError(f"{file.where}: {str(found.path)!r} cannot be used: {NOT_IN_CLEAR}")
-    if (own := _token_in(CLIENT_TOKEN_VARIABLE, environment)) or not of_server:
+    if (own := token_in(CLIENT_TOKEN_VARIABLE, environment)) or not of_server:
         return own
-    found = _token_file(_given(SERVER_OPTIONS, {}, environment).get("token-file"))
-    return (found.sent if found else None) or next(iter(_variable_tokens(environment)), None)
+    found = token_file(_given(SERVER_OPTIONS, {}, environment).get("token-file"))
+    return (found.sent if found else None) or next(iter(variable_tokens(environment)), None)
 
 
 def read_metrics_target(environment: Mapping[str, str] = os.environ) -> str:
@@ -268,7 +250,9 @@ def read_listening(
     default = ServerSettings().rest.port if rest else ServerSettings().port
     host, port = values[0] or "127.0.0.1", default if values[1] is None else values[1]
     if not port:
-        raise OptionError(f"{_where(names[1], given)}: the system chooses the port, so none is known to call")
+        raise OptionError(
+            f"{where_of(names[1], given)}: the system chooses the port, so none is known to call"
+        )
     return _reachable(host), port
 
 
@@ -295,7 +279,7 @@ def read_here_settings(
     try:
         return timeout, TlsSources(**own).held()
     except BadCertificate as error:
-        raise OptionError(f"{_where(before + error.argument, given)}: {error.text}") from None
+        raise OptionError(f"{where_of(before + error.argument, given)}: {error.text}") from None
 
 
 def _reachable(host: str) -> str:
@@ -432,18 +416,13 @@ def _checked(environment: Mapping[str, str]) -> Mapping[str, str]:
     return environment
 
 
-def _where(name: str, given: Mapping[str, Given]) -> str:
-    """Begins an error about an option, by the place that gives it."""
-    return given[name].where if name in given else f"--{name}"
-
-
 def _models(values: dict[str, Any], given: Mapping[str, Given]) -> tuple[ModelSpec, ...]:
     models = values.pop("models", (EMBEDDED,))
     models += tuple(replace(model, lazy=True) for model in values.pop("lazy_models", ()))
     pins, names = values.pop("pins", ()), [model.name for model in models]
     for pin in pins:
         if pin not in names:
-            where = _where("pin", given)
+            where = where_of("pin", given)
             raise OptionError(f"{where}: no model is named {pin!r}{suggestion(pin, names)}")
     return tuple(replace(model, pinned=model.name in pins) for model in models)
 
@@ -457,83 +436,19 @@ def _with_aliases(
     twice = [name for place, name in enumerate(every) if name in every[:place]]
     if twice:
         raise OptionError(
-            f"{_where('model', given)}, {_where('alias', given)}: the name {twice[0]!r} is given twice"
+            f"{where_of('model', given)}, {where_of('alias', given)}: the name {twice[0]!r} is given twice"
         )
     for alias, name in aliases:
         if name not in names:
             hint = suggestion(name, names)
-            raise OptionError(f"{_where('alias', given)}: {alias}={name}: no --model is named {name!r}{hint}")
+            raise OptionError(
+                f"{where_of('alias', given)}: {alias}={name}: no --model is named {name!r}{hint}"
+            )
     aliases_of = {name: tuple(alias for alias, of in aliases if of == name) for name in names}
     return tuple(replace(model, aliases=aliases_of[model.name]) for model in models)
-
-
-def _tokens(
-    given: Mapping[str, Given], environment: Mapping[str, str], models: Sequence[ModelSpec] = ()
-) -> dict[str, Any]:
-    """Reads the tokens that a server accepts, by setting; without models their names are not checked."""
-    tokens = _variable_tokens(environment)
-    names = {
-        name: model.name for model in models for name in (model.name, *model.aliases) if name != ANY_NAME
-    }
-    known = Known(names or None, frozenset(map(digest_of, tokens)))
-    return {"access_tokens": tokens, "token_file": _token_file(given.get("token-file"), known)}
-
-
-def _tls(values: dict[str, Any], given: Mapping[str, Given]) -> TlsFiles | None:
-    """Takes out the values of TLS, and reads their files; raises OptionError."""
-    cert, key, client_ca = (values.pop(name, None) for name in ("tls_cert", "tls_key", "tls_client_ca"))
-    if not (cert or key or client_ca):
-        return None
-    if not (cert and key):
-        where = next(given[name].where for name in ("tls-cert", "tls-key", "tls-client-ca") if name in given)
-        missing = " and ".join(
-            name for name, value in (("--tls-cert", cert), ("--tls-key", key)) if value is None
-        )
-        raise OptionError(f"{where}: TLS needs a certificate and its key: give {missing} too")
-    files = TlsFiles(cert, key, client_ca)
-    try:
-        return replace(files, pair=files.read())
-    except BadFile as error:
-        raise OptionError(f"{_where(error.role.removeprefix('--'), given)}: {error}") from None
 
 
 def _check_socket(host: str, port: str, given: Mapping[str, Given]) -> None:
     """Raises OptionError where a port is given to a Unix socket, which has none."""
     if socket_path(host) is not None and port in given and given[port].texts[0] != "off":
         raise OptionError(f"{given[port].where}: a Unix socket ({host}) has no port: leave it out")
-
-
-def _variable_tokens(environment: Mapping[str, str]) -> tuple[str, ...]:
-    listed, *single = SERVER_TOKEN_VARIABLES
-    texts = environment[listed].split(",") if environment.get(listed) else ()
-    tokens = [_token(text.strip(), listed) for text in texts]
-    tokens += [token for name in single if (token := _token_in(name, environment))]
-    return tuple(dict.fromkeys(tokens))
-
-
-def _token_file(given: Given | None, known: Known = NOTHING) -> TokenFile | None:
-    if given is None:
-        return None
-    path = Path(given.texts[0])
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"it has more than {in_bytes(MOST_BYTES)}")
-        return TokenFile.of(path, content, known)
-    except OSError as error:
-        raise OptionError(f"{given.where}: cannot read {str(path)!r}: {obstacle(path, error)}") from None
-    except ValueError as error:
-        raise OptionError(f"{given.where}: {str(path)!r} is no file of tokens: {error}") from None
-
-
-def _token_in(variable: str, environment: Mapping[str, str]) -> str | None:
-    text = environment.get(variable)
-    return _token(text, variable) if text else None
-
-
-def _token(text: str, origin: str) -> str:
-    """Checks one token, and never repeats it: an HTTP header carries it."""
-    if not TOKEN.fullmatch(text):
-        raise OptionError(f"{origin}: {BAD_TOKEN}")
-    return text
