@@ -131,24 +131,21 @@ class Reranker:
         """Leases the model, then passes the gate: a call that waits for a model to load holds no permit."""
         timeline.model = self.registry.configured_name(request.model)
         call.caller.require_model(timeline.model)
-        self.rates.enter(call.caller, charged)
+        name = call.caller.name
+        if call.caller.rate is not None:
+            self.rates.enter(call.caller, charged)
+        lease: Lease | None = None
         try:
             characters = check_request(request) + kept
-            return self._lease(request.model, call, characters)
-        except BaseException:
-            self.rates.give_back(call.caller, charged)
-            raise
-
-    def _lease(self, model: str, call: Call, characters: int) -> tuple[Lease, Permit]:
-        name = call.caller.name
-        lease = self.registry.lease_now(model)
-        if lease is None:
-            with self.lobby.enter(characters, name):
-                lease = self.registry.lease(model, call)
-        try:
+            lease = self.registry.lease_now(request.model)
+            if lease is None:
+                with self.lobby.enter(characters, name):
+                    lease = self.registry.lease(request.model, call)
             return lease, self.gate.enter(characters, name)
         except BaseException:
-            lease.leave()
+            if lease is not None:
+                lease.leave()
+            self.rates.give_back(call.caller, charged)
             raise
 
     def _admit(self, model: LoadedModel, call: Call, request: RerankRequest, charged: int) -> Admission:

@@ -117,7 +117,8 @@ class Scheduler:
         items, fresh, prefixes = self._items_of(future)
         tokens = sum([item.tokens for item in fresh.values()])
         self.check_queue(tokens, forecast, future.caller)
-        standing = self._standing(future.caller.name, future.priority)
+        key = future.caller.name, future.priority
+        standing = self._standings.get(key) or self._new_standing(*key)
         if forecast and future.deadline != math.inf and (self.queued_tokens or self.running_tokens):
             self._check_deadline(future, standing, items, now, forecast)
         self._items.update(fresh)
@@ -151,15 +152,13 @@ class Scheduler:
             items.append(item)
         return items, fresh, prefixes
 
-    def _standing(self, name: str, priority: Priority) -> Standing:
-        """Finds what a caller's calls of a class have received so far."""
-        standing = self._standings.get((name, priority))
-        if standing is None:
-            if len(self._standings) >= MOST_STANDINGS:
-                waiting = {each.standing for each in self._queued.values()}
-                self._standings = {key: each for key, each in self._standings.items() if each in waiting}
-            standing = self._standings[name, priority] = Standing(name, priority, Share(self._equal_share))
-        return standing
+    def _new_standing(self, name: str, priority: Priority) -> Standing:
+        """Begins to count what a caller's calls of a class receive."""
+        if len(self._standings) >= MOST_STANDINGS:
+            waiting = {each.standing for each in self._queued.values()}
+            self._standings = {key: each for key, each in self._standings.items() if each in waiting}
+        found = self._standings[name, priority] = Standing(name, priority, Share(self._equal_share))
+        return found
 
     def _check_deadline(
         self, future: Future, standing: Standing, items: list[Item], now: float, forecast: Forecast

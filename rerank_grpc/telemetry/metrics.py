@@ -70,9 +70,12 @@ class Metrics:
 
     def _count_call(self, record: CallRecord) -> None:
         """Counts a call; one that this process's REST server tells of as well, by its requests alone."""
+        caller = record.caller.name
+        if caller not in self._callers:
+            caller = self._learned(caller)
         if not record.ids.told_by_rest:
-            self._count_outcome(record)
-        timelines, caller = record.timelines, self._caller(record.caller.name)
+            self._count_outcome(record, caller)
+        timelines = record.timelines
         for timeline in timelines:
             self._count_request(timeline, caller)
         if timelines and (finished := timelines[-1].finished):
@@ -88,13 +91,13 @@ class Metrics:
         self._batch_fill[model].observe(record.tokens / record.budget)
         self._batch_seconds[model].observe(record.ended - record.started)
 
-    def _count_outcome(self, record: CallRecord) -> None:
+    def _count_outcome(self, record: CallRecord, caller: str) -> None:
         if self._learns and record.summary is not None and len(self._models) < MOST_LEARNED:
             self._models.add(record.summary.model)
         method, code = _bounded("method", record.method), _bounded("code", record.code)
         model, reason = self._model(record.model), record.reason
         text = "" if reason is None else REASONS[reason]
-        protocol, caller = record.protocol, self._caller(record.caller.name)
+        protocol = record.protocol
         self._calls[method, protocol, _bounded("dialect", record.dialect), model, code, text, caller].inc()
         self._call_seconds[method, protocol, model].observe(record.seconds)
         if reason in REFUSED:
@@ -120,12 +123,11 @@ class Metrics:
     def _model(self, name: str) -> str:
         return name if name in self._models else OTHER
 
-    def _caller(self, name: str) -> str:
-        if name not in self._callers:
-            if len(self._callers) > MOST_CALLERS:
-                return OTHER
-            self._callers.add(name)
-        return name
+    def _learned(self, caller: str) -> str:
+        if len(self._callers) > MOST_CALLERS:
+            return OTHER
+        self._callers.add(caller)
+        return caller
 
 
 def _bounded(label: str, value: str) -> str:
