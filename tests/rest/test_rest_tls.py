@@ -136,7 +136,8 @@ def test_a_certificate_names_its_caller_to_the_grpc_server_too(
         connection.request("GET", "/v1/models")
         assert read(connection).status == 200
         # A token that is sent has to be right, and headers name nobody.
-        assert rerank(connection, authorization="Bearer wrong").status == 401
+        for sent in ("Bearer wrong", "Bearer two words", "Basic !", ""):
+            assert rerank(connection, authorization=sent).status == 401, sent
         headers = {"tls.name": "other", "x-forwarded-client-cert": "URI=other"}
         records.clear()
         assert rerank(connection, **headers).status == 200
