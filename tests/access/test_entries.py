@@ -58,7 +58,9 @@ def test_a_plain_line_is_a_token_with_every_right_named_by_its_line() -> None:
     assert (second.caller, second.tokens) == (Caller("line-3", EVERY_RIGHT), ("#two",))
 
 
-@pytest.mark.parametrize("first", ["[search", "[search]]", "[[search]]", "\u00a0[search]", "burst=5", "search"])
+@pytest.mark.parametrize(
+    "first", ["[search", "[search]]", "[[search]]", "\u00a0[search]", "burst=5", "search"]
+)
 def test_a_table_with_a_slip_in_its_first_line_makes_no_token(first: str) -> None:
     """Its digest, which is no secret, would else be a token with every right."""
     with pytest.raises(ValueError, match=r"^line [12]: this is no token but TOML"):
