@@ -35,7 +35,8 @@ class Issued(NamedTuple):
 class Authority:
     """A CA in a folder of its own; `cert` is what its friends trust."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, above: Authority | None = None) -> None:
+        """Makes a CA: one that signs itself, or by `above`."""
         folder.mkdir(parents=True)
         self._folder = folder
         self.cert = folder / "ca.pem"
@@ -49,6 +50,7 @@ class Authority:
             "2",
             "-subj",
             f"/CN={folder.name}",
+            *(("-CA", str(above.cert), "-CAkey", str(above.cert.with_suffix(".key"))) if above else ()),
             out=Issued(self.cert, folder / "ca.key"),
         )
 

@@ -6,10 +6,11 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from rerank_grpc.access.entries import LONGEST_TOKEN, RESERVED, CallerEntry, digest_of
@@ -27,6 +28,10 @@ CERTIFIED_RIGHTS = frozenset((Right.RERANK, Right.LIST))
 BY_TOKEN = (
     "the caller of the certificate's name is known by its token alone: send that, "
     "or have the server's operator set certificate = true for the caller"
+)
+ALIKE = (
+    "the certificate's name is that of a caller whose limits are set, but for capital letters or a last dot: "
+    "have a certificate made with the very name"
 )
 NAMELESS = "the certificate names nobody: have one made with a name of URI, DNS or e-mail, or a common name"
 
@@ -57,13 +62,13 @@ class AccessList(OfFile):
         entries = file.entries if file else ()
         # Each is replaced as a whole, so that no reader needs a lock.
         self._callers = self._by_digest(entries) | self._fixed
-        self._named, self._by_token = _by_name(entries), _by_token(entries)
+        self._names = _Names.of(entries)
         self.restricts = _restricts(entries)  # whether some caller may not call every model
         _tell_expiry(entries)
 
     def __len__(self) -> int:
         """Counts the tokens, and the file's callers that a certificate names."""
-        return len(self._callers) + len(self._named)
+        return len(self._callers) + len(self._names.certified)
 
     def __bool__(self) -> bool:
         """Whether callers are known at all: by tokens or by certificates."""
@@ -82,14 +87,18 @@ class AccessList(OfFile):
     def certified(self, name: str) -> Caller:
         """Finds the caller of a certificate by its name; raises Unauthenticated where it names nobody.
 
-        It does so too for the name of a caller that has a token alone: its limits would not hold.
+        It does so too for the name of a caller that has a token alone, and for one that differs from a
+        caller's in its capitals only, as names of hosts may: the limits would not hold.
         """
+        names = self._names  # read once: the file may be read again meanwhile
         if not name:
             raise Unauthenticated(NAMELESS)
-        if (caller := self.named(name)) is not None:
+        if (caller := names.certified.get(name)) is not None:
             return caller
-        if name in self._by_token or RESERVED.fullmatch(name):
+        if name in names.by_token or RESERVED.fullmatch(name):
             raise Unauthenticated(BY_TOKEN)
+        if _folded(name) in names.folded:
+            raise Unauthenticated(ALIKE)
         return Caller(name, CERTIFIED_RIGHTS)
 
     def token_of(self, name: str) -> str:
@@ -107,14 +116,14 @@ class AccessList(OfFile):
 
     def named(self, name: str) -> Caller | None:
         """Finds a caller of the file by the name that its certificate has; None where nobody has it."""
-        return self._named.get(name)
+        return self._names.certified.get(name)
 
     def _by_digest(self, entries: Iterable[CallerEntry]) -> dict[bytes, Caller]:
         return {self._keyed(digest): entry.caller for entry in entries for digest in entry.digests}
 
     def _take(self, entries: tuple[CallerEntry, ...]) -> None:
         before = self._all()
-        self._by_token, self._named = _by_token(entries), _by_name(entries)
+        self._names = _Names.of(entries)
         self._callers = {**self._by_digest(entries), **self._fixed}
         self.restricts, after = _restricts(entries), self._all()
         new, gone = len(after.keys() - before), len(before.keys() - after)
@@ -126,19 +135,29 @@ class AccessList(OfFile):
             _tell_expiry(entries)
 
     def _all(self) -> dict[object, Caller]:
-        return dict[object, Caller](chain(self._callers.items(), self._named.items()))
+        return dict[object, Caller](chain(self._callers.items(), self._names.certified.items()))
 
     def _keyed(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._key, digest_size=32).digest()
 
 
-def _by_name(entries: Iterable[CallerEntry]) -> dict[str, Caller]:
-    return {entry.caller.name: entry.caller for entry in entries if entry.certified}
+class _Names(NamedTuple):
+    """The callers of a file by name: those with a certificate, those whose token alone counts, and all."""
+
+    certified: Mapping[str, Caller]
+    by_token: frozenset[str]
+    folded: frozenset[str]
+
+    @classmethod
+    def of(cls, entries: Iterable[CallerEntry]) -> _Names:
+        """Collects them; a certificate must not give the rights of those by token, nor more."""
+        found = {entry.caller.name: entry for entry in entries}
+        certified = {name: entry.caller for name, entry in found.items() if entry.certified}
+        return cls(certified, frozenset(found.keys() - certified), frozenset(map(_folded, found)))
 
 
-def _by_token(entries: Iterable[CallerEntry]) -> frozenset[str]:
-    """Collects the names whose rights a certificate must not give, nor more."""
-    return frozenset(entry.caller.name for entry in entries if not entry.certified)
+def _folded(name: str) -> str:
+    return name.casefold().rstrip(".")
 
 
 def _restricts(entries: Iterable[CallerEntry]) -> bool:

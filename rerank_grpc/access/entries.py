@@ -47,6 +47,7 @@ MOST_DOTS = 1_000
 # No plain line is taken for these: base64's padding is no value of a key.
 _HEADER = re.compile(r"[ \t]*\[[^\]]+\][ \t]*(#.*)?")
 _KEY = re.compile(r"[ \t]*[\w.\"'-]+[ \t]*=[ \t]*[\"'\[{].*|[ \t]*[\w-]+[ \t]+=[ \t].*")
+_ENTRY = re.compile(rf"\[.*\]|(?:{'|'.join(KEYS)})\s*=\s*[^\s=].*")
 _WORD = re.compile(r"[a-z_-]{1,20}")
 _PLACE = re.compile(r" \((?:at line (\d+), column \d+|at end of document)\)$")
 
@@ -110,6 +111,9 @@ def is_toml(text: str) -> bool:
 def _lines(text: str) -> tuple[CallerEntry, ...]:
     tokens = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     for number, token in tokens:
+        # Of a table with a slip in its first line each would else be a token with every right.
+        if _ENTRY.fullmatch(token):
+            raise ValueError(f"line {number}: this is no token but TOML, whose first line is [NAME] or a key")
         if not TOKEN.fullmatch(token):
             raise ValueError(f"line {number}: {BAD_TOKEN}: write one a line")
     return tuple(CallerEntry.of(Caller(f"line-{number}"), [token]) for number, token in tokens)

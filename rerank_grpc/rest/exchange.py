@@ -43,6 +43,9 @@ from rerank_grpc.tls.names import CERTIFICATE
 
 log = logging.getLogger(__name__)
 
+# Where a token may be; the first of them that is sent counts.
+TOKEN_HEADERS = ("authorization", "api-key", "x-api-key")
+
 _Result = TypeVar("_Result")
 
 
@@ -125,7 +128,8 @@ class Exchange:
 
     def _caller_of(self, accepted: AccessList) -> Caller:
         """Finds who calls; raises Unauthenticated."""
-        if self.token is None and self.certificate is not None and accepted.by_certificate:
+        sent = any(name in self.request.headers for name in TOKEN_HEADERS)
+        if not sent and self.certificate is not None and accepted.by_certificate:
             self.token = accepted.passing(self.certificate)
             return accepted.certified(self.certificate)
         if self.token is None:
@@ -241,7 +245,7 @@ def _positive(text: str) -> float:
 
 def _token_of(headers: Headers) -> str | None:
     """Reads an access token, with Bearer before it, alone, or within Basic; None for what can be no token."""
-    for name in ("authorization", "api-key", "x-api-key"):
+    for name in TOKEN_HEADERS:
         values = headers.getlist(name)
         if len(values) > 1:
             raise Unauthenticated(f"send one {name}, not several")

@@ -73,6 +73,8 @@ class Pair:
         context.set_alpn_protocols(["http/1.1"])
         if self.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
+            # As gRPC does, it takes any certificate of the file for a root.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.load_verify_locations(cadata=_text(self.client_ca))
         return context
 

@@ -59,6 +59,20 @@ def test_a_plain_line_is_a_token_with_every_right_named_by_its_line() -> None:
 
 
 @pytest.mark.parametrize(
+    "first", ["[search", "[search]]", "[[search]]", "\u00a0[search]", "burst=5", "search"]
+)
+def test_a_table_with_a_slip_in_its_first_line_makes_no_token(first: str) -> None:
+    """Its digest, which is no secret, would else be a token with every right."""
+    with pytest.raises(ValueError, match=r"^line [12]: this is no token but TOML"):
+        read_entries(f'{first}\nsha256="{HEX}"\nrights=["rerank"]\n'.encode())
+
+
+def test_a_plain_token_may_begin_or_end_as_a_line_of_toml_does() -> None:
+    tokens = ["[b4", "b4]", "dG9rZW4=", "token==", "rights"]
+    assert [entry.tokens for entry in read_entries("\n".join(tokens).encode())] == [(t,) for t in tokens]
+
+
+@pytest.mark.parametrize(
     ("text", "toml"),
     [
         ("[a]\n", True),

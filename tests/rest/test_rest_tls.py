@@ -118,6 +118,17 @@ def test_a_caller_of_plain_http_is_told(shown: Issued):
         assert (reply.status, reply.raw) == (400, b"this port speaks TLS: call it by https://\n")
 
 
+def test_an_authority_below_another_is_a_root_as_it_is_to_grpc(
+    shown: Issued, authority: Authority, tmp_path: Path
+):
+    below = Authority(tmp_path / "below", authority)
+    with beside(shown, below.cert) as (port, _):
+        with connection_to(port, authority, below.issue("search")) as connection:
+            assert rerank(connection).status == 200
+        with connection_to(port, authority, authority.issue("above")) as connection, pytest.raises(REFUSED):
+            rerank(connection)
+
+
 @pytest.mark.parametrize(
     ("alternatives", "name"),
     [(("URI:spiffe://example/a%20b",), "spiffe://example/a%20b"), ((), "search")],
@@ -136,7 +147,8 @@ def test_a_certificate_names_its_caller_to_the_grpc_server_too(
         connection.request("GET", "/v1/models")
         assert read(connection).status == 200
         # A token that is sent has to be right, and headers name nobody.
-        assert rerank(connection, authorization="Bearer wrong").status == 401
+        for sent in ("Bearer wrong", "Bearer two words", "Basic !", ""):
+            assert rerank(connection, authorization=sent).status == 401, sent
         headers = {"tls.name": "other", "x-forwarded-client-cert": "URI=other"}
         records.clear()
         assert rerank(connection, **headers).status == 200
