@@ -204,12 +204,16 @@ def freeze_imports() -> None:
 
 
 def rest_beside(server: RerankServer, watching: Watching | None = None) -> RestServer | None:
-    """Makes the REST server of a gRPC server's process, which calls its local port; None where it is off."""
-    if server.local_port is None:
+    """Makes the REST server of a gRPC server's process, which calls its local port or socket.
+
+    None where it is off.
+    """
+    if server.settings.rest.port is None:
         return None
     own = server.access.own if server.access else None
-    targets = (address("127.0.0.1", server.local_port),)
-    settings = replace(server.settings.rest, targets=targets, upstream_token=own)
+    port = server.local_port
+    target = server.settings.host if port is None else address("127.0.0.1", port)
+    settings = replace(server.settings.rest, targets=(target,), upstream_token=own)
     return _build_rest(settings, watching, server)
 
 

@@ -98,10 +98,10 @@ class RerankServer:
         self._lanes = self._register(self._main, services, "main")
         self._socket = bind_socket(self._main, settings.host, "--host")
         self.port = 0 if self._socket else self._bind(self._main, settings.host, settings.port, "--port")
-        rest = settings.rest.port is not None
         # A further port for this machine alone, on which no stranger can take REST's last connection. It is
-        # plain: only this process calls it.
-        self.local_port = bind(self._main, "127.0.0.1", 0, "--rest-port off") if rest else None
+        # plain: only this process calls it. Beside a socket, whose mode bounds who may call, there is none.
+        needs_port = settings.rest.port is not None and self._socket is None
+        self.local_port = bind(self._main, "127.0.0.1", 0, "--rest-port off") if needs_port else None
         self._admin, self.admin_port = self._build_admin()
 
     def start(self) -> None:
