@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -60,22 +61,25 @@ def test_both_answer_at_their_sockets_with_tokens_and_remove_them(tmp_path: Path
 
 def test_where_both_have_sockets_nothing_listens_on_a_port(tmp_path: Path):
     """Or any user of the machine would call past the mode of the socket."""
-    settings, before = settings_of(tmp_path, admin_port=None), listening(os.getpid())
+    settings, before = settings_of(tmp_path), listening(os.getpid())
     with serving(settings, runner=CountingRunner()) as server:
         rest = rest_beside(server)
         assert rest is not None
         rest.start()
         assert get(tmp_path / "rest") == b"HTTP/1.1 200 OK"
         assert server.local_port is None
-        assert listening(os.getpid()) == before
+        assert listening(os.getpid()) == before + (server.admin_port is not None)
         rest.stop(5)
 
 
 def listening(process: int) -> int:
     """Counts the TCP ports that a process listens at."""
-    folder = Path(f"/proc/{process}")
-    inodes = {os.readlink(each) for each in (folder / "fd").iterdir()}
-    rows = [line.split() for kind in ("tcp", "tcp6") for line in (folder / "net" / kind).open()]
+    folder, inodes = Path(f"/proc/{process}"), set[str]()
+    for each in (folder / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the folder itself has been closed
+            inodes.add(os.readlink(each))
+    tables = [(folder / "net" / kind).read_text() for kind in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table.splitlines()]
     return sum(row[3] == "0A" and f"socket:[{row[9]}]" in inodes for row in rows)
 
 
