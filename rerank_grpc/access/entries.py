@@ -112,6 +112,10 @@ def _lines(text: str) -> tuple[CallerEntry, ...]:
     for number, token in tokens:
         if not TOKEN.fullmatch(token):
             raise ValueError(f"line {number}: {BAD_TOKEN}: write one a line")
+        # Below a first line that lacks a bracket, a table's lines would be tokens that anybody guesses.
+        if _HEADER.fullmatch(token) or _KEY.fullmatch(token):
+            text = "a line of TOML in a file of tokens alone, as its first line makes it: is that a [NAME]?"
+            raise ValueError(f"line {number}: {text}")
     return tuple(CallerEntry.of(Caller(f"line-{number}"), [token]) for number, token in tokens)
 
 

@@ -81,6 +81,12 @@ def test_the_first_line_that_says_something_decides_what_a_file_is(text: str, to
 
 
 REFUSED = {
+    '[a\ntoken="canary-TOKEN"\n': (
+        "line 2: a line of TOML in a file of tokens alone, as its first line makes it: is that a [NAME]?"
+    ),
+    "token\n[a]\n": (
+        "line 2: a line of TOML in a file of tokens alone, as its first line makes it: is that a [NAME]?"
+    ),
     '[a]\ntoken = "x"\nrights = ["rerunk"]\n': (
         "line 3: [a] rights: 'rerunk' is no right; did you mean rerank?"
     ),
