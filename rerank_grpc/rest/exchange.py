@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
+TOKEN_HEADERS = ("authorization", "api-key", "x-api-key")  # the first that is there counts
+
 
 class Form(Protocol):
     """The form of a caller's errors, and its name in records."""
@@ -125,11 +127,13 @@ class Exchange:
 
     def _caller_of(self, accepted: AccessList) -> Caller:
         """Finds who calls; raises Unauthenticated."""
-        if self.token is None and self.certificate is not None and accepted.by_certificate:
+        sent = any(name in self.request.headers for name in TOKEN_HEADERS)
+        if not sent and self.certificate is not None and accepted.by_certificate:
             self.token = accepted.passing(self.certificate)
             return accepted.certified(self.certificate)
         if self.token is None:
-            raise Unauthenticated("send a token in a header: Authorization: Bearer TOKEN")
+            text = "what was sent is no token: send one" if sent else "send a token"
+            raise Unauthenticated(f"{text} in a header: Authorization: Bearer TOKEN")
         if (caller := accepted.find(self.token)) is None:
             raise Unauthenticated("the token is wrong")
         return caller
@@ -241,7 +245,7 @@ def _positive(text: str) -> float:
 
 def _token_of(headers: Headers) -> str | None:
     """Reads an access token, with Bearer before it, alone, or within Basic; None for what can be no token."""
-    for name in ("authorization", "api-key", "x-api-key"):
+    for name in TOKEN_HEADERS:
         values = headers.getlist(name)
         if len(values) > 1:
             raise Unauthenticated(f"send one {name}, not several")
