@@ -22,6 +22,7 @@ from rerank_grpc.cli import terminal
 from rerank_grpc.cli.serve import Ports, rest_summary, summary
 from rerank_grpc.cli.terminal import Row, Screen, bar, cells, clip, printable, ranking, table
 from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
+from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.types import ModelInfo, State
 from tests.command import Served, environment, full_pipe, run, served
 from tests.ports import free_port
@@ -213,6 +214,17 @@ def test_the_rest_server_says_where_its_metrics_are_and_who_can_read_them():
     assert last == "Ctrl-C stops it."
     assert "NOTE: the metrics at 0.0.0.0 can be read" in "\n".join(lines(1, metrics_host="0.0.0.0"))
     assert lines(None, metrics_host="0.0.0.0", metrics_port=None) == [first, last]
+
+
+def test_the_rest_server_says_that_strangers_call_by_its_certificate():
+    def told(**settings):
+        upstream = TlsSources(ca="ca.pem", cert="c.pem", key="k.pem")
+        own = RestSettings(targets=("127.0.0.1:1",), upstream_tls=upstream, **settings)
+        return "\n".join(rest_summary(own, 6006, None))
+
+    note = "whoever reaches 127.0.0.1:6006 without a token calls the servers by the certificate"
+    assert note in told()
+    assert note not in told(access_tokens=("t0ken",))
 
 
 def test_the_banner_says_which_pages_may_call_and_who_takes_other_names():

@@ -112,8 +112,11 @@ def _lines(text: str) -> tuple[CallerEntry, ...]:
     tokens = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     for number, token in tokens:
         # Of a table with a slip in its first line each would else be a token with every right.
-        if _ENTRY.fullmatch(token):
+        if _ENTRY.fullmatch(token) or _HEADER.fullmatch(token) or _KEY.fullmatch(token):
             raise ValueError(f"line {number}: this is no token but TOML, whose first line is [NAME] or a key")
+        # Whoever had a token that is commented out could go on with # before it.
+        if token.startswith("#"):
+            raise ValueError(f"line {number}: begins with #, which no token may here: remove the line")
         if not TOKEN.fullmatch(token):
             raise ValueError(f"line {number}: {BAD_TOKEN}: write one a line")
     return tuple(CallerEntry.of(Caller(f"line-{number}"), [token]) for number, token in tokens)

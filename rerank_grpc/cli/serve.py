@@ -139,6 +139,12 @@ def _rest_notes(settings: RestSettings, port: int) -> Iterable[Remark]:
         yield Remark(
             "open_to_all", f"{here} can be reached from other machines; who may call is up to the servers."
         )
+    if not _knows_callers(settings) and settings.upstream_tls and settings.upstream_tls.cert:
+        yield Remark(
+            "calls_by_certificate",
+            f"whoever reaches {here} without a token calls the servers by the certificate --upstream-cert; "
+            "--token-file or --tls-client-ca asks callers for more.",
+        )
     if settings.metrics_port is not None and not is_loopback(settings.metrics_host):
         yield Remark("open_metrics", f"the metrics at {settings.metrics_host} {_OPEN_METRICS}")
     for target in settings.targets:

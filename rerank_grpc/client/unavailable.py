@@ -15,6 +15,7 @@ from rerank_grpc.tls.diagnosis import PROBE_SECONDS, Endpoint, Peer, is_worth_a_
 BELIEVED_SECONDS = 5.0
 
 _ADDRESS = re.compile(r"(?:ipv[46]:[^\s,]+:[0-9]+|unix:[^\s:]+)(?=: )")
+_REFUSED = "onnection refused"
 _NAME = re.compile(r"lookup failed|could not resolve|not found", re.IGNORECASE)
 
 
@@ -36,7 +37,8 @@ class Inquiry:
 
     def needs_time(self, error: ServerUnavailable) -> bool:
         """Tells whether `explain` may connect, and so take up to two seconds."""
-        return self._may_connect and is_worth_a_look(error.message)
+        text = error.message
+        return self._may_connect and (is_worth_a_look(text) or self._refused_by_one(text))
 
     def explain(self, error: ServerUnavailable, remaining: float) -> ServerUnavailable:
         """Makes the error that tells more, within the seconds that remain to a call; else gives it back."""
@@ -66,8 +68,13 @@ class Inquiry:
 
     def _endpoints(self, text: str) -> list[Endpoint]:
         """Takes the address that the words name; the target may stand for several."""
-        address = _ADDRESS.search(text)
+        address = None if self._refused_by_one(text) else _ADDRESS.search(text)
         return endpoints_of(address[0] if address else self._target)
+
+    def _refused_by_one(self, text: str) -> bool:
+        """Tells whether one address of a name refused, as localhost's [::1] may: others may tell more."""
+        address = _ADDRESS.search(text) if _REFUSED in text else None
+        return address is not None and endpoints_of(address[0]) != endpoints_of(self._target)
 
     def _error(self, peer: Peer, error: ServerUnavailable | None = None) -> TlsError:
         assert peer.problem is not None
@@ -78,7 +85,7 @@ class Inquiry:
         text = error.message
         if self._proxy is not None:  # which may be what refuses
             return error
-        if "onnection refused" in text:
+        if _REFUSED in text:
             text = f"{self._target}: no server listens there: start it, or name its address and port"
         elif "No such file" in text and self._target.startswith("unix:"):
             text = f"{self._target}: no such socket: start the server, or name its socket"

@@ -1,4 +1,4 @@
-"""HTTP/1.1 that is read without many small chunks, each of which costs as much as a large one."""
+"""HTTP/1.1 without many small chunks, which cost as much as large ones each, nor two ends of one body."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FREE_CHUNKS, BYTES_PER_CHUNK = 4_000, 64
 
 
 class CoarseConnection(h11.Connection):
-    """A server's side of a connection that refuses bodies in many small chunks as no HTTP.
+    """A server's side of a connection that refuses bodies in many small chunks as no HTTP, or of two lengths.
 
     `too_fine` tells that this was the reason.
     """
@@ -23,7 +23,7 @@ class CoarseConnection(h11.Connection):
         self._chunks = self._bytes = 0
 
     def next_event(self) -> Any:
-        """Returns the next event; raises RemoteProtocolError also at the first chunk too many."""
+        """Returns the next event; raises RemoteProtocolError also at a chunk too many and a second length."""
         event = super().next_event()
         if isinstance(event, h11.Data):
             self._bytes += len(event.data)
@@ -33,4 +33,8 @@ class CoarseConnection(h11.Connection):
                 raise h11.RemoteProtocolError("too many small chunks")
         elif isinstance(event, h11.Request):
             self._chunks = self._bytes = 0
+            # Where such a body ends, a proxy in front may see otherwise, and take one caller's request for
+            # part of another's. h11 reads chunks then, and keeps the connection.
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                raise h11.RemoteProtocolError("a body with a length and in chunks")
         return event

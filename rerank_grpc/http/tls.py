@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,6 +29,10 @@ PLAIN_HTTP = (
 )
 # asyncio encrypts a whole write at once, and sees only afterwards how much of it waits for its reader.
 PIECE_BYTES = 65_536
+# asyncio gives each connection, silent ones too, a buffer of 256 KiB to read into: 1 GiB for all that a port
+# takes. TLS comes in records of 16 KiB at most. There is no way to say so to one connection alone.
+READ_BYTES = 32_768
+SSLProtocol.max_size = READ_BYTES
 
 
 class Handshake(asyncio.Protocol):
@@ -80,7 +85,7 @@ class Handshake(asyncio.Protocol):
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
                 ssl_shutdown_timeout=GOODBYE_SECONDS,
             )
-        except (OSError, asyncio.CancelledError) as error:
+        except (OSError, ValueError, asyncio.CancelledError) as error:  # ValueError: a name that is no text
             plain.abort()
             log.debug("a handshake failed: %s", getattr(error, "reason", None) or type(error).__name__)
             return

@@ -44,7 +44,7 @@ from rerank_grpc.tls.names import CERTIFICATE
 log = logging.getLogger(__name__)
 
 # Where a token may be; the first of them that is sent counts.
-TOKEN_HEADERS = ("authorization", "api-key", "x-api-key")
+TOKEN_HEADERS = ("authorization", "api-key", "x-api-key")  # the first that is there counts
 
 _Result = TypeVar("_Result")
 
@@ -133,7 +133,8 @@ class Exchange:
             self.token = accepted.passing(self.certificate)
             return accepted.certified(self.certificate)
         if self.token is None:
-            raise Unauthenticated("send a token in a header: Authorization: Bearer TOKEN")
+            text = "what was sent is no token: send one" if sent else "send a token"
+            raise Unauthenticated(f"{text} in a header: Authorization: Bearer TOKEN")
         if (caller := accepted.find(self.token)) is None:
             raise Unauthenticated("the token is wrong")
         return caller

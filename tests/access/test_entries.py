@@ -53,9 +53,9 @@ expires = 2030-01-31
 
 
 def test_a_plain_line_is_a_token_with_every_right_named_by_its_line() -> None:
-    first, second = read_entries(b"\xef\xbb\xbfone\r\n\r\n  #two  \n")
+    first, second = read_entries(b"\xef\xbb\xbfone\r\n\r\n  two#  \n")
     assert (first.caller, first.tokens) == (Caller("line-1", EVERY_RIGHT), ("one",))
-    assert (second.caller, second.tokens) == (Caller("line-3", EVERY_RIGHT), ("#two",))
+    assert (second.caller, second.tokens) == (Caller("line-3", EVERY_RIGHT), ("two#",))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,9 @@ def test_the_first_line_that_says_something_decides_what_a_file_is(text: str, to
 
 
 REFUSED = {
+    '[a\ntoken="canary-TOKEN"\n': "line 2: this is no token but TOML, whose first line is [NAME] or a key",
+    "token\n[a]\n": "line 2: this is no token but TOML, whose first line is [NAME] or a key",
+    "token\n#canary-TOKEN\n": "line 2: begins with #, which no token may here: remove the line",
     '[a]\ntoken = "x"\nrights = ["rerunk"]\n': (
         "line 3: [a] rights: 'rerunk' is no right; did you mean rerank?"
     ),

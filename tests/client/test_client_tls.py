@@ -227,6 +227,17 @@ def test_a_socket_of_another_user_is_told():
     assert str(told) == "unix:/run/r.sock: this user may not call it: run as one of the socket's group"
 
 
+def test_a_name_with_an_address_that_refuses_is_looked_at_by_its_others(papers: Papers, serve: Serve):
+    target = f"localhost:{serve('here').target.rpartition(':')[2]}"
+    error = ServerUnavailable(f"last error: ipv6:[::1]:{target[10:]}: connect: Connection refused (111)")
+    told = Inquiry(target, None, None, opaque=False).explain(error, 20)
+    assert isinstance(told, TlsError)
+    assert told.problem is TlsProblem.TLS_PORT
+    with refusing_port() as port:
+        told = Inquiry(f"localhost:{port}", None, None, opaque=False).explain(error, 20)
+    assert str(told).startswith(f"localhost:{port}: no server listens there")
+
+
 @pytest.mark.parametrize("kind", ["serving", "not yet"])
 def test_a_server_that_answers_is_never_looked_at(
     kind: str, connect, papers: Papers, serve: Serve, monkeypatch

@@ -1,4 +1,4 @@
-"""Bodies in chunks: a writer's usual pieces are read, single bytes are refused before they cost much."""
+"""Bodies in chunks: a writer's usual pieces are read; single bytes, and a length beside them, are refused."""
 
 from __future__ import annotations
 
@@ -43,3 +43,15 @@ def test_a_large_body_of_single_bytes_is_refused_with_the_remedy(port: int) -> N
     assert status == 400
     assert b"too many small chunks: write it in larger pieces" in answer
     assert post(port, "/v1/rerank", {"query": "q", "documents": ["d"]}).status == 200
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_body_with_a_length_and_in_chunks_is_refused_and_nothing_behind_it_is_read(
+    port: int, order: int
+) -> None:
+    two = [b"Content-Length: 4\r\n", b"Transfer-Encoding: chunked\r\n"][::order]
+    head = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\n" + b"".join(two) + b"\r\n0\r\n\r\n"
+    status, answer = sent(port, head, [b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"])
+    assert status == 400
+    assert b"200 OK" not in answer
+    assert b"connection: close" in answer.lower()

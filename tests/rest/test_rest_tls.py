@@ -7,8 +7,9 @@ import json
 import socket
 import ssl
 import subprocess
+import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -146,9 +147,9 @@ def test_a_certificate_names_its_caller_to_the_grpc_server_too(
         assert records.pop().caller.name == name
         connection.request("GET", "/v1/models")
         assert read(connection).status == 200
-        # A token that is sent has to be right, and headers name nobody.
-        for sent in ("Bearer wrong", "Bearer two words", "Basic !", ""):
-            assert rerank(connection, authorization=sent).status == 401, sent
+        # A token that is sent has to be right, also where it cannot be one, and headers name nobody.
+        for sent in ("Bearer wrong", "Bearer two words", "Bearer ", "Basic !", "", f"Bearer {'a' * 5_000}"):
+            assert rerank(connection, authorization=sent).status == 401, sent[:20]
         headers = {"tls.name": "other", "x-forwarded-client-cert": "URI=other"}
         records.clear()
         assert rerank(connection, **headers).status == 200
@@ -176,6 +177,20 @@ def test_a_certificate_that_names_nobody_is_told_so(shown: Issued, authority: Au
         reply = rerank(connection)
         assert reply.status == 401
         assert b"the certificate names nobody" in reply.raw
+
+
+def test_connections_that_say_nothing_cost_little_memory(shown: Issued):
+    count = 50
+    with beside(shown) as (port, _), ExitStack() as opened:
+        call(port, "GET", "/health")
+        tracemalloc.start()
+        opened.callback(tracemalloc.stop)
+        for _ in range(count):
+            opened.enter_context(socket.create_connection((HOST, port), WAIT)).sendall(b"\x16")
+        # A TLS record is 16 KiB; asyncio by itself takes 256 KiB for each.
+        wait_for(lambda: tracemalloc.get_traced_memory()[0] > count * 16_384)
+        call(port, "GET", "/health")  # behind all of them
+        assert tracemalloc.get_traced_memory()[0] < count * 100_000
 
 
 def test_without_a_certificate_of_the_client_ca_nobody_comes_in(
