@@ -22,7 +22,8 @@ from rerank_grpc.config.reading import proxy_of
 from rerank_grpc.config.settings import DEFAULT_PORT
 from rerank_grpc.config.targets import Proxy, is_local, read_target
 from rerank_grpc.limits import LIMITS, MIB
-from rerank_grpc.tls.channel import Pem, TlsSources
+from rerank_grpc.tls.channel import TlsSources
+from rerank_grpc.tls.pem import Pem
 from rerank_grpc.types import (
     Health,
     ModelInfo,

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from rerank_grpc.client.errors import TlsError
 from rerank_grpc.config.targets import endpoints_of
-from rerank_grpc.tls.certificate import called_by
 from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.diagnosis import PROBE_SECONDS, certificate_served, probe, told
+from rerank_grpc.tls.names import called_by
 
 
 def named(target: str, sources: TlsSources, timeout: float) -> TlsSources:

@@ -14,8 +14,9 @@ from rerank_grpc.config.origins import Given, taken_out, where_of
 from rerank_grpc.config.settings import ANY_NAME, ModelSpec
 from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.files.watched import MOST_BYTES
-from rerank_grpc.tls.channel import BadCertificate, TlsSources
-from rerank_grpc.tls.pair import BadFile, TlsFiles
+from rerank_grpc.tls.channel import TlsSources
+from rerank_grpc.tls.pair import TlsFiles
+from rerank_grpc.tls.pem import BadPem
 from rerank_grpc.units import in_bytes
 
 
@@ -84,8 +85,8 @@ def server_tls(values: dict[str, Any], given: Mapping[str, Given]) -> TlsFiles |
     files = TlsFiles(cert, key, client_ca)
     try:
         return replace(files, pair=files.read())
-    except BadFile as error:
-        raise OptionError(f"{where_of(error.role.removeprefix('--'), given)}: {error}") from None
+    except BadPem as error:
+        raise OptionError(f"{where_of(error.argument.removeprefix('--'), given)}: {error.text}") from None
 
 
 def caller_tls(values: dict[str, Any], prefix: str, given: Mapping[str, Given]) -> TlsSources | None:
@@ -97,7 +98,7 @@ def caller_tls(values: dict[str, Any], prefix: str, given: Mapping[str, Given]) 
     try:
         if sources.ask_for_tls(None if switch is None else switch == "on"):
             return sources.held()
-    except BadCertificate as error:
+    except BadPem as error:
         option = (before + error.argument).replace("_", "-")
         raise OptionError(f"{where_of(option, given)}: {error.text}") from None
     return None

@@ -47,7 +47,8 @@ from rerank_grpc.config.settings_file import read_file
 from rerank_grpc.config.targets import Proxy, proxy_before
 from rerank_grpc.errors import suggestion
 from rerank_grpc.files.sockets import socket_path
-from rerank_grpc.tls.channel import BadCertificate, TlsSources
+from rerank_grpc.tls.channel import TlsSources
+from rerank_grpc.tls.pem import BadPem
 
 SHARED_MEMORY = "/dev/shm"
 _URL = re.compile(r"https?://[^/\s]", re.IGNORECASE)
@@ -278,7 +279,7 @@ def read_here_settings(
         own = {"cert": of_server["tls_cert"], "key": of_server.get("tls_key")}
     try:
         return timeout, TlsSources(**own).held()
-    except BadCertificate as error:
+    except BadPem as error:
         raise OptionError(f"{where_of(before + error.argument, given)}: {error.text}") from None
 
 

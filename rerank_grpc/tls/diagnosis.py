@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from rerank_grpc.tls.certificate import certificate_of, fits, names_of
-from rerank_grpc.tls.channel import NO_CHECK_TIME, ChannelTls
+from rerank_grpc.tls.channel import ChannelTls
+from rerank_grpc.tls.names import fits, names_of
+from rerank_grpc.tls.pem import NO_CHECK_TIME, certificate_of
 
 PROBE_SECONDS = 2.0
 MOST_NAMES = 8  # of a certificate, in one line
@@ -156,7 +157,7 @@ def _refused(tls: ChannelTls, clock: str) -> str:
 def _examined(plain: socket.socket, tls: ChannelTls, name: str | None, deadline: float) -> Peer:
     """Shakes hands as the channel does, and looks whether the server goes on after that."""
     context = tls.context()
-    context.verify_flags = ssl.VerifyFlags(context.verify_flags | NO_CHECK_TIME)
+    context.verify_flags |= NO_CHECK_TIME
     certificate: Mapping[str, Any] = {}
     try:
         with _shaken(plain, context, deadline, name) as secure:

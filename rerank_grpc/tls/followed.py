@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc.files.watched import WatchedFiles
-from rerank_grpc.tls.channel import ARGUMENTS, FileContent, TlsSources
+from rerank_grpc.tls.channel import ARGUMENTS, TlsSources
+from rerank_grpc.tls.pem import FileContent
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class FollowedSources:
         self._watched.stop()
 
     def _take(self, contents: Sequence[bytes]) -> None:
-        """Puts new contents in force; raises BadCertificate."""
+        """Puts new contents in force; raises BadPem."""
         held: dict[str, Any] = {
             name: FileContent(content, path)
             for (name, path), content in zip(self._paths.items(), contents, strict=True)

@@ -1,8 +1,10 @@
-"""The name that a caller's certificate gives it, over gRPC and over HTTP alike."""
+"""The names in a certificate: those that a server is called by, and the one that it gives a caller."""
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 # In the scope of a request: the name in the caller's certificate, "" where it names nobody, else absent.
@@ -31,8 +33,39 @@ def name_in_certificate(shown: Mapping[str, Any] | None) -> str:
     return _first(value.encode() for key, value in subject if key == "commonName")
 
 
+def names_of(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Lists the hosts and addresses of a decoded certificate: the common name only where it has no others."""
+    named = certificate.get("subjectAltName", ())
+    names = tuple(name for kind, name in named if kind in ("DNS", "IP Address"))
+    if names:
+        return names
+    subject = (pair for group in certificate.get("subject", ()) for pair in group)
+    return tuple(value for field, value in subject if field == "commonName")
+
+
+def fits(certificate: Mapping[str, Any], name: str) -> bool:
+    """Tells whether a certificate is for a host or an address; * stands for the first part of a name."""
+    wanted = name.strip("[]").rstrip(".").lower()
+    with suppress(ValueError):
+        address = ipaddress.ip_address(wanted)
+        return any(_is_address(each, address) for each in names_of(certificate))
+    rest = wanted.partition(".")[2]
+    return any(each.lower() in (wanted, f"*.{rest}") for each in names_of(certificate))
+
+
+def called_by(certificate: Mapping[str, Any]) -> str | None:
+    """Chooses a name by which the server of a certificate can be called; None where it has none."""
+    return next((name.replace("*", "any") for name in names_of(certificate)), None)
+
+
 def _first(values: Iterable[bytes]) -> str:
     """Reads the first of some names; "" where that is of a form that no name has."""
     text = next(iter(values), b"").decode("utf-8", "replace")
     ok = len(text) <= NAME_CHARACTERS and text.isprintable() and "\ufffd" not in text
     return text if ok and text == text.strip() else ""
+
+
+def _is_address(text: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(text) == address
+    return False

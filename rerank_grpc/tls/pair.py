@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import re
 import ssl
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from rerank_grpc.files.obstacles import obstacle
-from rerank_grpc.files.watched import MOST_BYTES, Unfinished
 from rerank_grpc.tls.alerts import TellingContext
-from rerank_grpc.units import in_bytes
+from rerank_grpc.tls.names import names_of
+from rerank_grpc.tls.pem import (
+    FileContent,
+    content_of,
+    objection,
+    present,
+    reason_of,
+    shake_hands,
+    trust,
+    trusting,
+)
 
-_CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----")
-_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
-_LOCKED = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type: *4, *ENCRYPTED", re.MULTILINE)
 # Numbers of X509_V_ERR, as OpenSSL's verify(1) has them.
 _NOT_YET_VALID, _EXPIRED, _PURPOSE = 9, 10, 26
 # How a public key begins that gRPC's BoringSSL has no signatures for: Ed25519, Ed448, P-521.
@@ -30,18 +32,6 @@ _NOT_OF_GRPC = tuple(
     )
 )
 ROLES = ("--tls-cert", "--tls-key", "--tls-client-ca")
-
-
-class BadFile(ValueError):
-    """A file that TLS cannot be served with; `role` is the option that names it."""
-
-    def __init__(self, role: str, path: Path, objection: str) -> None:
-        super().__init__(f"{str(path)!r}: {objection}")
-        self.role = role
-
-
-class Mismatch(BadFile, Unfinished):
-    """A certificate and the key of another one: perhaps one of the two files is being replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +63,7 @@ class Pair:
         context.set_alpn_protocols(["http/1.1"])
         if self.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            # As gRPC does, it takes any certificate of the file for a root.
-            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-            context.load_verify_locations(cadata=_text(self.client_ca))
+            trust(context, self.client_ca)
         return context
 
 
@@ -94,80 +82,21 @@ class TlsFiles:
         return [path for path in (self.cert, self.key, self.client_ca) if path is not None]
 
     def read(self) -> Pair:
-        """Reads the files, once; raises BadFile with what is wrong with one, and what to do."""
-        return self.pair_of([_content(*each) for each in zip(ROLES, self.paths, strict=False)])
+        """Reads the files, once; raises BadPem with what is wrong with one, and what to do."""
+        return self.pair_of([content_of(*each) for each in zip(ROLES, self.paths, strict=False)])
 
     def pair_of(self, contents: Sequence[bytes]) -> Pair:
-        """Checks the contents of the files, in the order of `paths`; raises BadFile."""
-        chain, key, *rest = contents
-        if not _CERTIFICATE.search(chain):
-            raise BadFile(ROLES[0], self.cert, _no_pem("certificate", chain))
-        if _LOCKED.search(key):
-            text = "the key needs a passphrase, which a server cannot ask for: write it without one, by "
-            raise BadFile(ROLES[1], self.key, f"{text}openssl pkey -in {self.key} -out KEY")
-        if not _KEY.search(key):
-            raise BadFile(ROLES[1], self.key, _no_pem("private key", key))
-        names, expires = self._shown(chain, key)
+        """Checks the contents of the files, in the order of `paths`; raises BadPem."""
+        chain, key, *rest = map(FileContent, contents, map(str, self.paths))
+        shown = _seen(chain, _server_context(chain, key))
         for content in rest:
-            self._check_authorities(content)
-        return Pair(chain, key, next(iter(rest), None), names, expires)
-
-    def _shown(self, chain: bytes, key: bytes) -> tuple[tuple[str, ...], float]:
-        """Finds the names and the end of a certificate by a handshake, as a client does."""
-        try:
-            server = _server_context(chain, key)
-        except ssl.SSLError as error:
-            raise self._unusable(error, chain, key) from None
-        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        client.check_hostname = False
-        # The chain's own certificates are trusted: who else trusts them is the clients' matter.
-        client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        try:
-            client.load_verify_locations(cadata=_text(chain))
-            names, expires, certificate = _seen_by(client, server)
-        except ssl.SSLCertVerificationError as error:
-            raise BadFile(ROLES[0], self.cert, _invalid(error)) from None
-        except ssl.SSLError as error:
-            text = f"no client can use the certificate ({_reason(error)}): have a new one made"
-            raise BadFile(ROLES[0], self.cert, text) from None
-        if any(key_begins in certificate for key_begins in _NOT_OF_GRPC):
-            text = "gRPC has no signatures for a key of Ed25519, Ed448 or P-521: make one of P-256 or RSA"
-            raise BadFile(ROLES[0], self.cert, text)
-        return names, expires
-
-    def _unusable(self, error: ssl.SSLError, chain: bytes, key: bytes) -> BadFile:
-        """Finds which of the two files OpenSSL refuses."""
-        if "MISMATCH" in (error.reason or ""):
-            text = f"the certificate does not fit the key {str(self.key)!r}: give the key that it "
-            text += "was made for, and have the server's own certificate come first"
-            return Mismatch(ROLES[0], self.cert, text)
-        if "TOO_SMALL" in (error.reason or "") or "TOO_WEAK" in (error.reason or ""):
-            text = (
-                f"clients refuse the certificate as too weak ({_reason(error)}): make one with a larger key"
-            )
-            return BadFile(ROLES[0], self.cert, text)
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=_text(chain))
-        except ssl.SSLError:
-            text = "its certificate is damaged or cut off: copy it again, whole"
-            return BadFile(ROLES[0], self.cert, text)
-        return BadFile(
-            ROLES[1], self.key, "its private key is damaged, cut off or of no known kind: copy it again"
-        )
-
-    def _check_authorities(self, content: bytes) -> None:
-        assert self.client_ca is not None
-        if not _CERTIFICATE.search(content):
-            raise BadFile(ROLES[2], self.client_ca, _no_pem("certificate", content))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_verify_locations(cadata=_text(content))
-        except ssl.SSLError:
-            text = "a certificate in it is damaged or cut off: copy it again, whole"
-            raise BadFile(ROLES[2], self.client_ca, text) from None
-        if not context.cert_store_stats()["x509_ca"]:
-            text = "it holds no certificate of an authority, so no caller could ever come in: give the one "
-            raise BadFile(ROLES[2], self.client_ca, f"{text}that callers' certificates are signed by")
+            if not trusting(ROLES[2], content).cert_store_stats()["x509_ca"]:
+                text = "it holds no certificate of an authority, so no caller could ever come in: give the "
+                raise objection(ROLES[2], content, f"{text}one that callers' certificates are signed by")
+        expires = float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
+        # gRPC's servers take bytes themselves, and nothing derived from them.
+        client_ca = bytes(rest[0]) if rest else None
+        return Pair(bytes(chain), bytes(key), client_ca, names_of(shown), expires)
 
 
 def readable_by_all(path: Path) -> bool:
@@ -178,74 +107,32 @@ def readable_by_all(path: Path) -> bool:
         return False
 
 
-def _content(role: str, path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise BadFile(role, path, f"it cannot be read: {obstacle(path, error)}") from None
-    if len(content) > MOST_BYTES:
-        raise BadFile(role, path, f"it has more than {in_bytes(MOST_BYTES)}: name another file")
-    return content
-
-
-def _no_pem(kind: str, content: bytes) -> str:
-    if not content.strip():
-        return f"it is empty, where a {kind} in PEM is expected: copy it again"
-    if kind == "certificate" and _KEY.search(content):
-        return "it holds a key and no certificate: name the file of the certificate"
-    if kind == "private key" and _CERTIFICATE.search(content):
-        return "it holds a certificate and no private key: name the file of the key"
-    line = f"-----BEGIN {kind.upper()}-----"
-    return f"it holds no {kind} in PEM, a text with the line {line}: convert it by openssl"
-
-
 def _server_context(chain: bytes, key: bytes) -> ssl.SSLContext:
-    """Makes a server's context, of TLS 1.2 and later; raises ssl.SSLError."""
+    """Makes a server's context, of TLS 1.2 and later; raises BadPem."""
     context = TellingContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
-    with _as_path(chain) as chain_path, _as_path(key) as key_path:
-        # Without a function for the passphrase OpenSSL would ask at the terminal.
-        context.load_cert_chain(chain_path, key_path, password=lambda: "")
+    present(context, chain, key, ROLES)
     return context
 
 
-@contextmanager
-def _as_path(content: bytes) -> Iterator[str]:
-    """Gives a content that was read a path, which is all that Python's ssl takes: in memory, if it can."""
-    if hasattr(os, "memfd_create"):
-        number = os.memfd_create("tls", os.MFD_CLOEXEC)
-        with open(number, "wb") as file:
-            file.write(content)
-            file.flush()
-            yield f"/proc/self/fd/{number}"
-    else:
-        with tempfile.NamedTemporaryFile() as file:  # only its owner can read it
-            file.write(content)
-            file.flush()
-            yield file.name
+def _seen(chain: bytes, server: ssl.SSLContext) -> Mapping[str, Any]:
+    """Decodes a server's certificate as a client does that trusts its chain; raises BadPem.
 
-
-def _seen_by(client: ssl.SSLContext, server: ssl.SSLContext) -> tuple[tuple[str, ...], float, bytes]:
-    """Shakes hands in memory; returns the shown certificate's names, its end, and itself in DER."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [
-        server.wrap_bio(to_server, to_client, server_side=True),
-        client.wrap_bio(to_client, to_server),
-    ]
-    left = list(ends)
-    while left:
-        for end in left[::-1]:
-            try:
-                end.do_handshake()
-                left.remove(end)
-            except ssl.SSLWantReadError:
-                pass
-    shown = ends[1].getpeercert() or {}
-    names = [str(entry[1]) for entry in shown.get("subjectAltName", ())]
-    expires = float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
-    return tuple(names), expires, ends[1].getpeercert(binary_form=True) or b""
+    Which other certificates clients trust is their own matter.
+    """
+    try:
+        client_end = shake_hands(server, trusting(ROLES[0], chain))
+    except ssl.SSLCertVerificationError as error:
+        raise objection(ROLES[0], chain, _invalid(error)) from None
+    except ssl.SSLError as error:
+        text = f"no client can use the certificate ({reason_of(error)}): have a new one made"
+        raise objection(ROLES[0], chain, text) from None
+    der = client_end.getpeercert(binary_form=True) or b""
+    if any(key_begins in der for key_begins in _NOT_OF_GRPC):
+        text = "gRPC has no signatures for a key of Ed25519, Ed448 or P-521: make one of P-256 or RSA"
+        raise objection(ROLES[0], chain, text)
+    return client_end.getpeercert() or {}
 
 
 def _invalid(error: ssl.SSLCertVerificationError) -> str:
@@ -258,12 +145,3 @@ def _invalid(error: ssl.SSLCertVerificationError) -> str:
             return "the certificate is not for servers: have one made with serverAuth in extendedKeyUsage"
         case _:
             return f"clients refuse the certificate ({error.verify_message}): have a new one made"
-
-
-def _reason(error: ssl.SSLError) -> str:
-    return (error.reason or "no reason is known").replace("_", " ").lower()
-
-
-def _text(pem: bytes) -> str:
-    """Decodes PEM, which may have any text between its blocks, as ssl takes it: ASCII."""
-    return pem.decode("ascii", "replace").replace("\ufffd", "?")

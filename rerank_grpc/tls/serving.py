@@ -66,7 +66,7 @@ class Certificates:
         self._watched.stop()
 
     def _take(self, contents: Sequence[bytes]) -> None:
-        """Puts new contents in force; raises BadFile."""
+        """Puts new contents in force; raises BadPem."""
         pair = self._files.pair_of(contents)
         if (pair.chain, pair.key, pair.client_ca) == (self.pair.chain, self.pair.key, self.pair.client_ca):
             return

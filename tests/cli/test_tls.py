@@ -114,8 +114,11 @@ def test_a_failure_is_one_line_that_begins_with_the_target(pair, options, says, 
         (["--cert", "alice.pem"], "--cert: needs its private key: give key too"),
         (["--key", "alice.key"], "--key: needs the certificate that it belongs to"),
         (["--ca", "none.pem"], "--ca: cannot read 'none.pem': no such file or directory: check the path"),
-        (["--ca", "alice.key"], "--ca: 'alice.key' holds a private key, and no certificate"),
-        (["--cert", "alice.pem", "--key", "here.key"], "--key: does not belong to the certificate"),
+        (["--ca", "alice.key"], "--ca: 'alice.key': it holds a key and no certificate"),
+        (
+            ["--cert", "alice.pem", "--key", "here.key"],
+            "--cert: 'alice.pem': the certificate does not fit the key 'here.key'",
+        ),
         (["--server-name", "a"], "--server-name: is for TLS: give tls or ca too"),
     ],
 )

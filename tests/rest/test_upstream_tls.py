@@ -95,7 +95,7 @@ def test_a_broken_file_leaves_what_was_in_force(
     with caplog.at_level(logging.INFO), rest_server(server.port, upstream_tls=sources) as port:
         cert.write_text("broken")
         wait_for(lambda: "is not read again, and what it held before stays in force" in caplog.text)
-        assert "holds no certificate as PEM" in caplog.text
+        assert "it holds no certificate in PEM" in caplog.text
         assert status(port) == 200
 
 

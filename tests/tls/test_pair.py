@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.tls.pair import BadFile, Mismatch, Pair, TlsFiles
+from rerank_grpc.tls.pair import Pair, TlsFiles
+from rerank_grpc.tls.pem import BadPem, MismatchedPair
 from tests.authority import HERE, Authority, Issued
 
 
@@ -35,10 +36,10 @@ def own_signed(folder: Path, *algorithm: str, extension: str = "basicConstraints
 
 
 def refusal(cert: Path, key: Path, client_ca: Path | None = None) -> tuple[str, str]:
-    with pytest.raises(BadFile) as caught:
+    with pytest.raises(BadPem) as caught:
         TlsFiles(cert, key, client_ca).read()
     assert "\n" not in str(caught.value)
-    return caught.value.role, str(caught.value)
+    return caught.value.argument, str(caught.value)
 
 
 def test_a_good_pair_tells_its_names_and_its_end(authority: Authority, server: Issued):
@@ -56,7 +57,7 @@ def test_a_chain_counts_from_its_first_certificate(authority: Authority, server:
     chain.write_bytes(authority.cert.read_bytes() + server.cert.read_bytes())
     role, text = refusal(chain, server.key)
     assert role == "--tls-cert"
-    assert text.endswith("have the server's own certificate come first")
+    assert text.endswith("have its own certificate come first")
 
 
 def test_a_file_of_both_serves_as_both(server: Issued, tmp_path: Path):
@@ -67,7 +68,7 @@ def test_a_file_of_both_serves_as_both(server: Issued, tmp_path: Path):
 
 def test_a_certificate_of_another_key_may_be_on_its_way(authority: Authority, server: Issued):
     other = authority.issue("other", *HERE)
-    with pytest.raises(Mismatch, match="the certificate does not fit the key") as caught:
+    with pytest.raises(MismatchedPair, match="the certificate does not fit the key") as caught:
         TlsFiles(server.cert, other.key).read()
     assert str(server.cert) in str(caught.value)
     assert str(other.key) in str(caught.value)
@@ -86,7 +87,7 @@ def test_a_certificate_is_valid_now(authority: Authority, days: tuple[float, flo
 
 def test_a_certificate_is_one_that_clients_take(tmp_path: Path):
     weak = own_signed(tmp_path, "RSA", "-pkeyopt", "rsa_keygen_bits:1024")
-    assert "clients refuse the certificate as too weak (ee key too small)" in refusal(*weak)[1]
+    assert "the certificate is refused as too weak (ee key too small)" in refusal(*weak)[1]
     only_client = own_signed(
         tmp_path, "EC", "-pkeyopt", "ec_paramgen_curve:P-256", extension="extendedKeyUsage=clientAuth"
     )
@@ -129,8 +130,8 @@ def test_each_file_that_is_none_is_named(authority: Authority, server: Issued, t
         ((empty, key), "--tls-cert", "it is empty"),
         ((cert, empty), "--tls-key", "it is empty"),
         ((der, key), "--tls-cert", "it holds no certificate in PEM"),
-        ((tmp_path / "no", key), "--tls-cert", "it cannot be read: no such file or directory"),
-        ((cert, folder), "--tls-key", "it cannot be read: is a directory"),
+        ((tmp_path / "no", key), "--tls-cert", f"cannot read '{tmp_path}/no': no such file or directory"),
+        ((cert, folder), "--tls-key", f"cannot read '{folder}': is a directory"),
         ((cut(cert, folder), key), "--tls-cert", "is damaged or cut off"),
         ((cert, cut(key, folder)), "--tls-key", "is damaged, cut off or of no known kind"),
         ((cert, key, empty), "--tls-client-ca", "it is empty"),

@@ -61,7 +61,7 @@ def test_what_is_wrong_names_the_option_and_the_file(authority: Authority, tmp_p
     flags = {"tls-cert": str(server.cert), "tls-key": str(other.key)}
     with pytest.raises(OptionError, match=rf"^--tls-cert: '{server.cert}': the certificate does not fit"):
         read_settings(flags, {})
-    with pytest.raises(OptionError, match=r"^RERANK_TLS_KEY: '/nowhere': it cannot be read: no such file"):
+    with pytest.raises(OptionError, match=r"^RERANK_TLS_KEY: cannot read '/nowhere': no such file"):
         read_settings({"tls-cert": str(server.cert)}, {"RERANK_TLS_KEY": "/nowhere"})
 
 
