@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -12,15 +13,25 @@ CERTIFICATE = "tls.name"
 NAME_CHARACTERS = 256  # of a name that is one; a longer one, or one that cannot be printed, is none
 # The kinds of a certificate's names as Python's ssl and gRPC's auth context call them, the first one wins.
 _KINDS = (("URI", "peer_uri"), ("DNS", "peer_dns"), ("email", "peer_email"))
-_COMMON_NAME = "x509_common_name"
+_COMMON_NAME, _PEM = "x509_common_name", "x509_pem_cert"
 
 
 def name_in_context(context: Mapping[str, Iterable[bytes]]) -> str:
     """Finds the name in gRPC's auth context; "" without a certificate, or where it names nobody."""
-    for _, key in _KINDS:
-        if name := _first(context.get(key, ())):
-            return name
-    return _first(context.get(_COMMON_NAME, ()))
+    found = (_first(context.get(key, ())) for key in (*(key for _, key in _KINDS), _COMMON_NAME))
+    name = next(filter(None, found), "")
+    return "" if name and _was_cut(name, context.get(_PEM, ())) else name
+
+
+def _was_cut(name: str, certificates: Iterable[bytes]) -> bool:
+    """Tells whether a name goes on behind a NUL in its certificate, where gRPC ends it.
+
+    In DER nothing else follows a text as a NUL: no element begins with one.
+    """
+    ders = [ssl.PEM_cert_to_DER_cert(certificate.decode("ascii")) for certificate in certificates]
+    encodings = ("utf-8", "latin-1", "utf-16-be", "utf-32-be")  # of the types of text that names have
+    cut = [f"{name}\0".encode(encoding, "replace") for encoding in encodings]
+    return any(each in der for der in ders for each in cut)
 
 
 def name_in_certificate(shown: Mapping[str, Any] | None) -> str:

@@ -107,6 +107,20 @@ def test_a_client_that_trusts_another_authority_stays_out(by_tls: RerankServer, 
         assert refused(channel).code() is CODE.UNAVAILABLE
 
 
+def test_a_name_that_goes_on_behind_a_nul_is_nobodys(
+    mutual: tuple[RerankServer, list[CallRecord]], authority: Authority
+):
+    """gRPC would end it there, and take it for another's."""
+    name = b"search\0.example"
+    element = bytes([0x82, len(name)]) + name  # a DNS name, in DER
+    cut = authority.issue("forged", f"DER:{bytes([0x30, len(element)]).hex()}{element.hex()}")
+    with channel_by_tls(mutual[0].port, authority, cut) as channel:
+        assert refused(channel).code() is CODE.UNAUTHENTICATED
+    well = authority.issue("well", "DNS:search")
+    with channel_by_tls(mutual[0].port, authority, well) as channel:
+        assert rerank(channel).results
+
+
 @pytest.mark.parametrize(("version", "comes_in"), [("-tls1_1", False), ("-tls1_2", True), ("-tls1_3", True)])
 def test_tls_is_1_2_or_later(by_tls: RerankServer, authority: Authority, version: str, comes_in: bool):
     command = ["openssl", "s_client", version, "-cipher", "DEFAULT@SECLEVEL=0", "-alpn", "h2"]
