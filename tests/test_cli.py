@@ -13,16 +13,19 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from rerank_grpc import cli
+from rerank_grpc.access.tokens import TokenFile
 from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.serve import Ports, rest_summary, summary
 from rerank_grpc.cli.terminal import Row, Screen, bar, cells, clip, printable, ranking, table
 from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.tls.channel import TlsSources
+from rerank_grpc.tls.pair import TlsFiles
 from rerank_grpc.types import ModelInfo, State
 from tests.command import Served, environment, full_pipe, run, served
 from tests.ports import free_port
@@ -225,6 +228,50 @@ def test_the_rest_server_says_that_strangers_call_by_its_certificate():
     note = "whoever reaches 127.0.0.1:6006 without a token calls the servers by the certificate"
     assert note in told()
     assert note not in told(access_tokens=("t0ken",))
+
+
+LIMITED = b"""
+[shop]
+token = "canary"
+documents_per_second = 5
+"""
+SHARED = LIMITED.replace(b"documents_per_second = 5", b"queue_share = 0.5")
+BY_CERTIFICATE = b"""
+[search]
+[crawler]
+certificate = true
+[ops]
+token = "canary"
+certificate = true
+"""
+
+
+def remarks_of(content, **settings):
+    """Lists what both starts remark on a token file: `serve` and `rest` alone."""
+    file = TokenFile.of(Path("nowhere"), content)
+    own = summary(ServerSettings(token_file=file, **settings), Ports(1), (), 1, Screen(80))
+    alone = rest_summary(RestSettings(targets=("127.0.0.1:1",), token_file=file, **settings), 6006, None)
+    return [
+        [line.removeprefix(f"{mark}: ") for line in lines if line.startswith(mark)]
+        for mark, lines in (("WARNING", own), ("NOTE", alone))
+    ]
+
+
+@pytest.mark.parametrize("content", [LIMITED, SHARED])
+def test_rest_alone_says_that_limits_hold_at_the_servers(content):
+    note = "the rates and queue shares of --token-file hold where the servers behind have the file too."
+    assert remarks_of(content) == [[], [note]]
+
+
+def test_a_start_says_of_whom_it_asks_no_certificate():
+    remark = (
+        "search and 1 more of --token-file can call by certificate alone,"
+        " and none is asked for without --tls-client-ca."
+    )
+    assert remarks_of(BY_CERTIFICATE) == [[remark], [remark]]
+    tls = TlsFiles(Path("cert"), Path("key"), Path("ca"))
+    assert remarks_of(BY_CERTIFICATE, tls=tls) == [[], []]
+    assert remarks_of(b"canary\n") == [[], []]
 
 
 def test_the_banner_says_which_pages_may_call_and_who_takes_other_names():

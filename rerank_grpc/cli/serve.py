@@ -147,9 +147,29 @@ def _rest_notes(settings: RestSettings, port: int) -> Iterable[Remark]:
         )
     if settings.metrics_port is not None and not is_loopback(settings.metrics_host):
         yield Remark("open_metrics", f"the metrics at {settings.metrics_host} {_OPEN_METRICS}")
+    yield from _notes_of_callers(settings)
     for target in settings.targets:
         if proxy := proxy_of(target):
             yield Remark("proxied_target", f"{target} is called {proxy}.")
+
+
+def _notes_of_callers(settings: RestSettings | ServerSettings) -> Iterable[Remark]:
+    """Says which limits of the token file another process has to keep, and whom nothing lets in."""
+    entries = settings.token_file.entries if settings.token_file else ()
+    limited = any(entry.caller.rate or entry.caller.queue_share < 1 for entry in entries)
+    if limited and isinstance(settings, RestSettings):
+        yield Remark(
+            "limits_elsewhere",
+            "the rates and queue shares of --token-file hold where the servers behind have the file too.",
+        )
+    certified = [entry.caller.name for entry in entries if not entry.digests]
+    if certified and not (settings.tls and settings.tls.client_ca):
+        more = f" and {len(certified) - 1} more" if len(certified) > 1 else ""
+        yield Remark(
+            "certificate_unasked",
+            f"{certified[0]}{more} of --token-file can call by certificate alone, and none is asked for"
+            " without --tls-client-ca.",
+        )
 
 
 def _tell(remarks: Iterable[Remark], level: int, process: Process) -> None:
@@ -357,6 +377,7 @@ def _warnings(settings: ServerSettings, target: str) -> Iterable[Remark]:
             "--rest-cors * without tokens lets every page that somebody here looks at call REST."
             "\nName the origins of your pages, or set tokens.",
         )
+    yield from _notes_of_callers(settings)
     if forgotten_token(settings):
         yield Remark("forgotten_token", "RERANK_TOKEN is what a client sends; a server reads RERANK_TOKENS.")
 

@@ -155,7 +155,7 @@ class RerankEndpoint(Endpoint):
         timeout, begin = exchange.timeout(self._settings.timeout), time.monotonic()
         for name in {request.model for request in decoded.requests}:
             await self._upstream.require_model(exchange.caller, name, exchange.token)
-        responses = await self._upstream.rerank_all(decoded, timeout, exchange.passed_on)
+        responses = await self._upstream.rerank_all(decoded, timeout, exchange.passed_on, exchange.caller)
         summary, *others = map(attrgetter("summary"), responses)
         exchange.record.summary = RerankSummary.of((summary, *others)) if others else summary
         seconds, device = time.monotonic() - begin, ""

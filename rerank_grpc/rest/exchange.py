@@ -90,8 +90,8 @@ class Exchange:
             self.ids["traceparent"] = self.trace_headers["traceparent"] = ids.traceparent
         if ids.tracestate:
             self.trace_headers["tracestate"] = ids.tracestate
-        # A header of a caller's never tells that the call comes from this process.
-        ids = ids._replace(request_id=self.request_id, told_by_rest=False)
+        # A header of a caller's never tells that the call comes from this process, nor what it is charged.
+        ids = ids._replace(request_id=self.request_id, told_by_rest=False, charge=None)
         self.record = CallRecord(method, ids, "rest")
         if route := request.scope.get("rest.route"):
             self.record.route = f"{request.method} {route}"

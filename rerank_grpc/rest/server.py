@@ -51,7 +51,7 @@ class RestServer:
         assert settings.port is not None
         own = SentToken(settings.upstream_token, settings.upstream_token_file)
         self._upstream = Upstream(
-            settings.targets, token=own, decides=access is None, tls=settings.upstream_tls
+            settings.targets, token=own, alone=access is None, tls=settings.upstream_tls
         )
         self._followed: list[SentToken | AccessList | Certificates] = [own]
         if certificates is None and settings.tls:

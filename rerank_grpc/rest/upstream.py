@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from rerank_grpc.access.tokens import SentToken
-from rerank_grpc.callers import Caller
+from rerank_grpc.callers import ANYONE, Caller
 from rerank_grpc.client import AsyncClient, ServerUnavailable, UnexpectedStatus
 from rerank_grpc.errors import (
     InvalidRequest,
@@ -22,9 +22,10 @@ from rerank_grpc.errors import (
     Unauthenticated,
 )
 from rerank_grpc.http.errors import HttpError
-from rerank_grpc.limits import LIMITS
+from rerank_grpc.limits import LIMITS, check_request
 from rerank_grpc.rest.forms.decoded import Decoded
-from rerank_grpc.rest.target import PROBE_SECONDS, Answer, Target
+from rerank_grpc.rest.target import NO_METADATA, PROBE_SECONDS, Answer, Target
+from rerank_grpc.telemetry.ids import CHARGE_KEY
 from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.followed import FollowedSources
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, RerankSummary
@@ -52,13 +53,17 @@ class Upstream:
         targets: Sequence[str],
         *,
         token: SentToken,
-        decides: bool = False,
+        alone: bool = False,
         tls: TlsSources | None = None,
     ) -> None:
-        """Takes REST's own token; with `decides`, which models are a caller's is found out here as well."""
+        """Takes REST's own token.
+
+        REST that is `alone`, in a process without a gRPC server, finds out itself which models are a
+        caller's, and has servers charge each request of a body: they would not believe it a sum.
+        """
         self._token = token
         self._tls = FollowedSources(tls) if tls else None
-        self._decides = decides
+        self._alone = alone
         # Alone, gRPC itself tries again while the server restarts; of several, the next one is asked.
         retries = 0 if len(targets) > 1 else 3
         self._targets = [Target(name, retries=retries, tls=tls) for name in targets]
@@ -89,44 +94,42 @@ class Upstream:
             await target.close()
 
     async def rerank_all(
-        self, decoded: Decoded, timeout: float, metadata: Mapping[str, str]
+        self, decoded: Decoded, timeout: float, metadata: Mapping[str, str], caller: Caller = ANYONE
     ) -> list[RerankResponse]:
         """Asks a body's requests, several at a time, all within `timeout` seconds.
 
-        The first failure ends them; an InvalidRequest names the fields of the body.
+        The first failure ends them; an InvalidRequest names the fields of the body. A caller with a rate is
+        charged once for all of them, by the first, which goes alone: a body that is refused costs nothing.
         """
         deadline = time.monotonic() + timeout
         under_way = asyncio.Semaphore(CONCURRENCY)
 
-        async def ask(index: int, request: RerankRequest) -> RerankResponse:
-            # Clients of other APIs send an instruction whether or not the model takes one.
-            request = request._replace(ignore_unsupported_options=True)
+        async def ask(index: int, charge: Mapping[str, str] = NO_METADATA) -> RerankResponse:
             async with under_way:
                 try:
-                    message = messages.request_to(pb.RerankRequest, request).SerializeToString()
-                    reply = await self.relay_rerank(message, deadline, metadata)
+                    message = _message_of(decoded.requests[index])
+                    reply = await self.relay_rerank(message, deadline, {**metadata, **charge})
                 except InvalidRequest as error:
                     raise decoded.in_own_words(error, index) from None
             return messages.response_from(pb.RerankResponse.FromString(reply))
 
-        if len(decoded.requests) == 1:
-            return [await ask(0, decoded.requests[0])]
-        tasks = [asyncio.create_task(ask(*numbered)) for numbered in enumerate(decoded.requests)]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        indices = range(len(decoded.requests))
+        if len(indices) == 1:
+            return [await ask(0)]
+        if self._alone or caller.rate is None:
+            return await _gathered(map(ask, indices))
+        for index in indices:
+            _check(decoded, index)
+        documents = sum([len(request.documents) for request in decoded.requests])
+        first = await ask(0, {CHARGE_KEY: str(documents)})
+        return [first, *await _gathered(ask(index, {CHARGE_KEY: "0"}) for index in indices[1:])]
 
     async def relay_rerank(self, message: bytes, deadline: float, metadata: Mapping[str, str]) -> bytes:
         """Passes on a RerankRequest as it is; returns the RerankResponse.
 
         `deadline` is of time.monotonic. Raises HttpError 413 for a request that no server takes.
         """
-        if len(message) > LIMITS.message_bytes:
-            most = in_bytes(LIMITS.message_bytes)
-            text = f"the request has {len(message):,} bytes of text in UTF-8, at most {most} are allowed"
-            raise HttpError(413, f"{text}: send fewer or shorter documents")
+        _check_size(message)
         return await self._call(Target.rerank, message, deadline, metadata)
 
     async def relay_question(
@@ -154,7 +157,7 @@ class Upstream:
 
         Of servers elsewhere, only their list tells which further names a model has.
         """
-        if not self._decides or caller.may_call(name):
+        if not self._alone or caller.may_call(name):
             return
         models = await self.models(token)
         named = (
@@ -220,3 +223,35 @@ class Upstream:
 def may_see(caller: Caller, name: str, aliases: Iterable[str]) -> bool:
     """Tells whether a model is a caller's, by any of the names that it has."""
     return any(map(caller.may_call, (name, *aliases)))
+
+
+def _message_of(request: RerankRequest) -> bytes:
+    # Clients of other APIs send an instruction whether or not the model takes one.
+    request = request._replace(ignore_unsupported_options=True)
+    return messages.request_to(pb.RerankRequest, request).SerializeToString()
+
+
+def _check_size(message: bytes) -> None:
+    if len(message) > LIMITS.message_bytes:
+        most = in_bytes(LIMITS.message_bytes)
+        text = f"the request has {len(message):,} bytes of text in UTF-8, at most {most} are allowed"
+        raise HttpError(413, f"{text}: send fewer or shorter documents")
+
+
+def _check(decoded: Decoded, index: int) -> None:
+    """Refuses what the server would refuse of one request, once the first of its body had been charged."""
+    try:
+        check_request(decoded.requests[index])
+        _check_size(_message_of(decoded.requests[index]))
+    except InvalidRequest as error:
+        raise decoded.in_own_words(error, index) from None
+
+
+async def _gathered(asked: Iterable[Coroutine[Any, Any, RerankResponse]]) -> list[RerankResponse]:
+    """Awaits all; the first failure ends them."""
+    tasks = [asyncio.create_task(each) for each in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -31,7 +31,7 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         with answering(context, "Rerank", self._edge) as record:
             record.documents = len(request.documents)
             call = call_of(context, record)
-            response = self._reranker.rerank(messages.request_from(request), call)
+            response = self._reranker.rerank(messages.request_from(request), call, charged=record.ids.charge)
             record.summary = response.summary
             return messages.response_to(response)
 

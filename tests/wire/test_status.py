@@ -8,7 +8,7 @@ from google.rpc import error_details_pb2
 from rerank_grpc import errors
 from rerank_grpc.client.errors import exception_of
 from rerank_grpc.errors import FieldViolation
-from rerank_grpc.telemetry.ids import CallIds
+from rerank_grpc.telemetry.ids import CHARGE_KEY, PROCESS_ID, PROCESS_KEY, CallIds
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire import status
 
@@ -68,6 +68,29 @@ def test_a_valid_trace_is_read_as_it_is():
     ids = CallIds.read({"traceparent": TRACEPARENT})
     assert ids == CallIds(traceparent=TRACEPARENT)
     assert ids.trace_id == TRACE_ID
+
+
+@pytest.mark.parametrize(
+    ("value", "charge"), [("0", 0), ("1000", 1_000), ("", None), ("-1", None), ("9" * 10, None)]
+)
+def test_a_charge_of_this_process_is_read(value: str, charge: int | None):
+    ids = CallIds.read({PROCESS_KEY: PROCESS_ID, CHARGE_KEY: value})
+    assert ids == CallIds(told_by_rest=True, charge=charge)
+
+
+FOREIGN_IDS = {
+    "nothing": "",
+    "zeros": "0" * 32,
+    "shorter": PROCESS_ID[:-1],
+    "longer": f"{PROCESS_ID} ",
+    "not ASCII": f"{PROCESS_ID}\xe9",
+    "bytes": b"\xff",
+}
+
+
+@pytest.mark.parametrize("value", FOREIGN_IDS.values(), ids=FOREIGN_IDS)
+def test_a_charge_of_anybody_else_counts_as_absent(value: str | bytes):
+    assert CallIds.read({PROCESS_KEY: value, CHARGE_KEY: "0"}) == CallIds()
 
 
 @pytest.mark.parametrize("value", ["", "two words", "x" * 129, "tab\tbed"])
