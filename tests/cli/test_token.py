@@ -63,6 +63,7 @@ def test_a_token_is_saved_in_a_file_of_ones_own_and_never_over_another(tmp_path:
             ["a", "--save", "/there/is/none"],
             "--save: cannot write '/there/is/none': no such file or directory",
         ),
+        (["a", "--expires", "2020-01-31"], "--expires: 2020-01-31 is over already"),
         (["a b"], "['a b']: a name has 1 to 64 characters"),
         (["a", "--rights", "rerunk"], "[a] rights: 'rerunk' is no right; did you mean rerank?"),
         (["a", "--expires", "tomorrow"], "--expires: 'tomorrow' is no date such as 2027-01-31"),

@@ -72,9 +72,11 @@ def _make(parsed: argparse.Namespace) -> int:
     token = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     entry = "\n".join(_lines(parsed, digest_of(token).hex()))
     try:
-        read_entries(entry.encode("utf-8", "replace"))
+        (read,) = read_entries(entry.encode("utf-8", "replace"))
     except ValueError as error:
         raise OptionError(re.sub(r"^line \d+: ", "", str(error))) from None
+    if read.caller.expires is not None and read.caller.expires <= datetime.now(UTC).timestamp():
+        raise OptionError(f"--expires: {parsed.expires} is over already")
     if parsed.save is not None:
         _save(token, Path(parsed.save))
     print(f"{entry}\n")
