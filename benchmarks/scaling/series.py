@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -23,7 +24,7 @@ def count_series() -> dict[str, int]:
     def scraped(until: str) -> str:
         """The first scrape with such a line: a call is counted a moment after its answer."""
         end, text = monotonic() + metrics_cost.START_SECONDS, ""
-        while until not in text:
+        while not re.search(until, text):
             if monotonic() > end or process.poll() is not None:
                 raise SystemExit(f"the server whose series are counted ended, or never told {until}")
             sleep(0.05)
@@ -39,12 +40,12 @@ def count_series() -> dict[str, int]:
         command, stderr=subprocess.DEVNULL, env=environment | {"RERANK_TOKENS": servers.TOKEN}
     )
     try:
-        scraped('rerank_model_state{model="model",state="ready"} 1')
+        scraped(r'rerank_model_state\{model="model",state="ready"\} 1')
         with contextlib.closing(load.Caller(f"127.0.0.1:{port}")) as caller:
             caller.call(load.request_of("a query", ["a document"]))
-            one = scraped('rerank_calls_total{code="OK"')
+            one = scraped(r'rerank_calls_total\{[^}]*code="OK"')
             caller.call(load.request_of("a query", []))
-            two = scraped('rerank_calls_total{code="INVALID_ARGUMENT"')
+            two = scraped(r'rerank_calls_total\{[^}]*code="INVALID_ARGUMENT"')
             caller.health()
             three = scraped('method="Health"')
     finally:

@@ -33,8 +33,9 @@ from tests.models.kinds.probes import cases
 from tests.texts import tokenize
 
 # Of the spread of the oracle's logits, which is its highest less its lowest. In fp32, which no kernel of
-# ours computes, torch adds in another order with AMX, padded or not: 1.2e-4 was measured there.
-BOUND = 2e-4 if torch.cpu._is_amx_tile_supported() else 1e-4
+# ours computes, torch adds in another order on each kind of processor, padded or not: on Intel's, with AMX and
+# without, 1.2e-4 was measured of minicpm3's wild weights, by code that keeps to 1e-4 on AMD's.
+BOUND = 2e-4
 BF16_BOUND = 0.1
 # Scores closer together than this would prove nothing: logits, and cosines.
 LEAST_SPREAD, LEAST_COSINES = 0.5, 0.05
