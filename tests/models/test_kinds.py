@@ -33,8 +33,8 @@ from tests.models.kinds.probes import cases
 from tests.texts import tokenize
 
 # Of the spread of the oracle's logits, which is its highest less its lowest. In fp32, which no kernel of
-# ours computes, torch adds in another order on each kind of processor, padded or not: on Intel's, with AMX and
-# without, 1.2e-4 was measured of minicpm3's wild weights, by code that keeps to 1e-4 on AMD's.
+# ours computes, torch adds in another order on each kind of processor, padded or not: on Intel's, with AMX
+# and without, 1.2e-4 was measured of minicpm3's wild weights, by code that keeps to 1e-4 on AMD's.
 BOUND = 2e-4
 BF16_BOUND = 0.1
 # Scores closer together than this would prove nothing: logits, and cosines.
