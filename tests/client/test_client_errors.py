@@ -25,7 +25,10 @@ from rerank_grpc.client import (
     Unauthenticated,
     UnexpectedStatus,
 )
+from rerank_grpc.client.errors import exception_of
+from rerank_grpc.config.targets import Proxy
 from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.wire.status import Failure
 from tests.client.scripted_server import end, fail
 from tests.stubs import status_code
 
@@ -184,3 +187,10 @@ def test_a_request_over_eight_mebibytes_is_too_large_and_never_sent(client, serv
     with pytest.raises(MessageTooLarge):
         client.rerank("q", ["x" * (9 << 20)])
     assert server.calls == []
+
+
+def test_a_lost_server_behind_a_proxy_names_the_proxy():
+    proxy = Proxy("proxy.example:3128", "rerank.example", "https_proxy", "no_proxy")
+    error = exception_of(Failure(Code.UNAVAILABLE, "Socket closed"), proxy)
+    assert isinstance(error, ServerUnavailable)
+    assert "through the proxy proxy.example:3128 of https_proxy" in str(error)

@@ -12,7 +12,10 @@ import grpc
 import pytest
 
 from rerank_grpc.client import AsyncClient, Client, ServerUnavailable, TlsError, TlsProblem, unavailable
+from rerank_grpc.client.here import named
 from rerank_grpc.client.unavailable import Inquiry
+from rerank_grpc.config.targets import Proxy
+from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.authority import HERE, Authority, Issued
 from tests.client.scripted_server import ScriptedServer, fail, health, reply
@@ -225,6 +228,26 @@ def test_a_socket_of_another_user_is_told():
     error = ServerUnavailable("last error: unix:/run/r.sock: connect failed: error: Permission denied")
     told = Inquiry("unix:/run/r.sock", None, None, opaque=False).explain(error, 1)
     assert str(told) == "unix:/run/r.sock: this user may not call it: run as one of the socket's group"
+
+
+def test_what_another_opens_or_stands_between_is_not_connected_to():
+    error = ServerUnavailable("last error: ipv4:192.0.2.7:1: Socket closed")
+    proxy = Proxy("proxy.example:3128", "192.0.2.7", "https_proxy", "no_proxy")
+    for inquiry in (
+        Inquiry("192.0.2.7:1", None, None, opaque=True),
+        Inquiry("192.0.2.7:1", None, proxy, opaque=False),
+    ):
+        assert inquiry.look(1) is None
+        assert not inquiry.needs_time(error)
+        assert str(error) in str(inquiry.explain(error, 1))
+
+
+def test_a_server_of_another_chain_than_the_one_here_is_told(papers: Papers, serve: Serve):
+    server = serve("here")
+    assert named(server.target, TlsSources(ca=papers.ca), 20).server_name
+    with pytest.raises(TlsError) as caught:
+        named(server.target, TlsSources(ca=papers.other_ca), 20)
+    assert caught.value.problem is not None
 
 
 def test_a_name_with_an_address_that_refuses_is_looked_at_by_its_others(papers: Papers, serve: Serve):

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Reason
+from rerank_grpc.server import interceptors
 from rerank_grpc.server.guard import Edge, Guard
 from rerank_grpc.server.interceptors import AccessInterceptor
 from rerank_grpc.server.server import RerankServer
@@ -118,6 +119,16 @@ def test_a_token_outside_ascii_is_wrong_and_breaks_nothing(value: str | bytes):
     details = HandlerCallDetails("/rerank.v1.RerankService/Rerank", (("authorization", value),))
     denied = interceptor.intercept_service(lambda _: pytest.fail("entered"), details)
     assert denied is not None
+
+
+def test_refusals_are_kept_for_as_many_messages_as_there_may_be(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(interceptors, "MOST_DENIALS", 1)
+    methods = {f"/{method}": method for method in ("Rerank", "Health", "ListModels")}
+    interceptor = AccessInterceptor(Edge(guard=Guard(AccessList(TOKENS))), methods)
+    for path in methods:
+        details = HandlerCallDetails(path, ())
+        assert interceptor.intercept_service(lambda _: pytest.fail("entered"), details) is not None
+        assert len(interceptor._denials) <= 2
 
 
 def test_a_refusal_is_recorded_by_the_name_of_its_method_and_never_by_a_callers_text():

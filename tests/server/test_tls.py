@@ -14,9 +14,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.server.listening.credentials import credentials_of
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.telemetry.records import CallRecord
 from rerank_grpc.tls.pair import TlsFiles
+from rerank_grpc.tls.serving import Certificates
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.authority import HERE, Authority, Issued
@@ -238,3 +240,24 @@ def test_the_name_that_rest_passes_on_cannot_be_forged(
         assert records.pop().caller.name == "spiffe://example/search"
     with serving(ServerSettings(access_tokens=("t0ken",)), runner=CountingRunner()) as plain:
         assert plain.access.find(plain.access.token_of("anybody")) is None
+
+
+def test_grpc_is_handed_a_pair_again_only_when_it_has_changed(
+    shown: Issued, authority: Authority, monkeypatch: pytest.MonkeyPatch
+):
+    """gRPC asks on a thread of its own, which no measure of coverage sees."""
+    asked = []
+    monkeypatch.setattr(
+        grpc, "dynamic_ssl_server_credentials", lambda _, renewed, **__: asked.append(renewed)
+    )
+    certificates = Certificates(TlsFiles(shown.cert, shown.key))
+    credentials_of(certificates)
+    assert asked[0]() is None
+    other = authority.issue("another", *HERE)
+    certificates.pair = TlsFiles(other.cert, other.key).read()
+    assert asked[0]() is not None
+    assert asked[0]() is None
+
+
+def test_without_certificates_there_are_no_credentials():
+    assert credentials_of(None) is None
