@@ -72,7 +72,7 @@ class AccessList(OfFile):
 
     def __bool__(self) -> bool:
         """Whether callers are known at all: by tokens or by certificates."""
-        return self.by_certificate or len(self) > 0
+        return self.by_certificate or bool(self._callers or self._names.certified)
 
     def __contains__(self, token: str) -> bool:
         return self.find(token) is not None
