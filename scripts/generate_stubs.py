@@ -5,8 +5,7 @@ path under which every other caller's own stubs register it too, so that both
 can be imported in one process; only then is the one import between the
 generated files rewritten to where they live in this package.
 
-Run it through ``make proto``: grpcio-tools is pinned there to the oldest
-supported grpcio, because stubs refuse a grpcio older than their generator.
+Run it through ``make proto``. The generator is that of scripts/protoc.py.
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import grpc_tools
-from grpc_tools import protoc
+from protoc import ROOT, protoc
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rerank_grpc"
 
 
@@ -41,9 +38,7 @@ PROTOS = (
 
 def generate(proto: Proto, out: Path) -> None:
     """Runs protoc into `out`; raises SystemExit with protoc's status if it fails."""
-    includes = ["-Iproto", f"-I{Path(grpc_tools.__file__).parent / '_proto'}"]
-    outputs = [f"--{kind}_out={out}" for kind in proto.kinds]
-    status = protoc.main(["protoc", *includes, *outputs, proto.file])
+    status = protoc("-Iproto", *(f"--{kind}_out={out}" for kind in proto.kinds), proto.file)
     if status:
         raise SystemExit(status)
 

@@ -87,7 +87,7 @@ class RerankRequest(_message.Message):
     raw_scores: bool
     return_text: bool
     truncation_direction: TruncationDirection
-    def __init__(self, query: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., truncate: _Optional[bool] = ..., raw_scores: _Optional[bool] = ..., return_text: _Optional[bool] = ..., truncation_direction: _Optional[_Union[TruncationDirection, str]] = ...) -> None: ...
+    def __init__(self, query: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., truncate: bool = ..., raw_scores: bool = ..., return_text: bool = ..., truncation_direction: _Optional[_Union[TruncationDirection, str]] = ...) -> None: ...
 
 class RerankStreamRequest(_message.Message):
     __slots__ = ("query", "text", "truncate", "raw_scores", "return_text", "truncation_direction")
@@ -103,7 +103,7 @@ class RerankStreamRequest(_message.Message):
     raw_scores: bool
     return_text: bool
     truncation_direction: TruncationDirection
-    def __init__(self, query: _Optional[str] = ..., text: _Optional[str] = ..., truncate: _Optional[bool] = ..., raw_scores: _Optional[bool] = ..., return_text: _Optional[bool] = ..., truncation_direction: _Optional[_Union[TruncationDirection, str]] = ...) -> None: ...
+    def __init__(self, query: _Optional[str] = ..., text: _Optional[str] = ..., truncate: bool = ..., raw_scores: bool = ..., return_text: bool = ..., truncation_direction: _Optional[_Union[TruncationDirection, str]] = ...) -> None: ...
 
 class Rank(_message.Message):
     __slots__ = ("index", "text", "score")
@@ -133,7 +133,7 @@ class PredictPairRequest(_message.Message):
     truncate: bool
     raw_scores: bool
     truncation_direction: TruncationDirection
-    def __init__(self, inputs: _Optional[_Iterable[str]] = ..., truncate: _Optional[bool] = ..., raw_scores: _Optional[bool] = ..., truncation_direction: _Optional[_Union[TruncationDirection, str]] = ...) -> None: ...
+    def __init__(self, inputs: _Optional[_Iterable[str]] = ..., truncate: bool = ..., raw_scores: bool = ..., truncation_direction: _Optional[_Union[TruncationDirection, str]] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("score", "label")

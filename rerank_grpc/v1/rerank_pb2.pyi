@@ -1,5 +1,3 @@
-import datetime
-
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -129,7 +127,7 @@ class RerankRequest(_message.Message):
     max_chunks_per_document: int
     priority: Priority
     ignore_unsupported_options: bool
-    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: _Optional[bool] = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: bool = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: bool = ...) -> None: ...
 
 class StreamRerankRequest(_message.Message):
     __slots__ = ("model", "query", "documents", "top_n", "return_documents", "min_relevance_score", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document", "priority", "ignore_unsupported_options")
@@ -157,7 +155,7 @@ class StreamRerankRequest(_message.Message):
     max_chunks_per_document: int
     priority: Priority
     ignore_unsupported_options: bool
-    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: _Optional[bool] = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: bool = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: bool = ...) -> None: ...
 
 class RerankResult(_message.Message):
     __slots__ = ("index", "id", "relevance_score", "logit", "document", "tokens", "truncated", "best_chunk")
@@ -177,7 +175,7 @@ class RerankResult(_message.Message):
     tokens: int
     truncated: bool
     best_chunk: Span
-    def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., relevance_score: _Optional[float] = ..., logit: _Optional[float] = ..., document: _Optional[_Union[Document, _Mapping]] = ..., tokens: _Optional[int] = ..., truncated: _Optional[bool] = ..., best_chunk: _Optional[_Union[Span, _Mapping]] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., relevance_score: _Optional[float] = ..., logit: _Optional[float] = ..., document: _Optional[_Union[Document, _Mapping]] = ..., tokens: _Optional[int] = ..., truncated: bool = ..., best_chunk: _Optional[_Union[Span, _Mapping]] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("start", "end")
@@ -199,7 +197,7 @@ class Usage(_message.Message):
     tokenization_duration: _duration_pb2.Duration
     queue_duration: _duration_pb2.Duration
     inference_duration: _duration_pb2.Duration
-    def __init__(self, input_tokens: _Optional[int] = ..., cached_pairs: _Optional[int] = ..., tokenization_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., inference_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    def __init__(self, input_tokens: _Optional[int] = ..., cached_pairs: _Optional[int] = ..., tokenization_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., queue_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., inference_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class RerankResponse(_message.Message):
     __slots__ = ("results", "model", "model_revision", "usage", "query_truncated")
@@ -213,7 +211,7 @@ class RerankResponse(_message.Message):
     model_revision: str
     usage: Usage
     query_truncated: bool
-    def __init__(self, results: _Optional[_Iterable[_Union[RerankResult, _Mapping]]] = ..., model: _Optional[str] = ..., model_revision: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., query_truncated: _Optional[bool] = ...) -> None: ...
+    def __init__(self, results: _Optional[_Iterable[_Union[RerankResult, _Mapping]]] = ..., model: _Optional[str] = ..., model_revision: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., query_truncated: bool = ...) -> None: ...
 
 class StreamRerankResponse(_message.Message):
     __slots__ = ("results", "summary")
@@ -233,7 +231,7 @@ class RerankSummary(_message.Message):
     model_revision: str
     usage: Usage
     query_truncated: bool
-    def __init__(self, model: _Optional[str] = ..., model_revision: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., query_truncated: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., model_revision: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., query_truncated: bool = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
@@ -291,7 +289,7 @@ class Model(_message.Message):
     pooling: str
     prompt_source: str
     hub_id: str
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: _Optional[bool] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: _Optional[bool] = ..., local_available: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., serving: _Optional[bool] = ..., activation: _Optional[str] = ..., pooling: _Optional[str] = ..., prompt_source: _Optional[str] = ..., hub_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: bool = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: bool = ..., local_available: bool = ..., memory_bytes: _Optional[int] = ..., pinned: bool = ..., serving: bool = ..., activation: _Optional[str] = ..., pooling: _Optional[str] = ..., prompt_source: _Optional[str] = ..., hub_id: _Optional[str] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ("model",)
@@ -317,7 +315,7 @@ class HealthResponse(_message.Message):
     queue_capacity_tokens: int
     tokens_per_second: float
     serving: bool
-    def __init__(self, model: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_tokens: _Optional[int] = ..., queue_capacity_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., serving: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., version: _Optional[str] = ..., uptime: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., queue_tokens: _Optional[int] = ..., queue_capacity_tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., serving: bool = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
     __slots__ = ("model",)

@@ -5,7 +5,7 @@ import warnings
 
 from rerank_grpc.v1 import rerank_pb2 as rerank_dot_v1_dot_rerank__pb2
 
-GRPC_GENERATED_VERSION = '1.84.0'
+GRPC_GENERATED_VERSION = '1.72.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in rerank/v1/rerank_pb2_grpc.py depends on'
+        + f' but the generated code in rerank/v1/rerank_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class RerankServiceStub:
+class RerankServiceStub(object):
     """Scores documents against a query.
     """
 
@@ -57,7 +57,7 @@ class RerankServiceStub:
                 _registered_method=True)
 
 
-class RerankServiceServicer:
+class RerankServiceServicer(object):
     """Scores documents against a query.
     """
 
@@ -122,7 +122,7 @@ def add_RerankServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class RerankService:
+class RerankService(object):
     """Scores documents against a query.
     """
 
@@ -235,7 +235,7 @@ class RerankService:
             _registered_method=True)
 
 
-class ModelAdminServiceStub:
+class ModelAdminServiceStub(object):
     """Loads and unloads models. Served on the admin port only.
     """
 
@@ -257,7 +257,7 @@ class ModelAdminServiceStub:
                 _registered_method=True)
 
 
-class ModelAdminServiceServicer:
+class ModelAdminServiceServicer(object):
     """Loads and unloads models. Served on the admin port only.
     """
 
@@ -298,7 +298,7 @@ def add_ModelAdminServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class ModelAdminService:
+class ModelAdminService(object):
     """Loads and unloads models. Served on the admin port only.
     """
 

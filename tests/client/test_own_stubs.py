@@ -27,7 +27,7 @@ assert theirs.DESCRIPTOR.name == ours.DESCRIPTOR.name == "rerank/v1/rerank.proto
 def own_stubs(tmp_path_factory):
     out = tmp_path_factory.mktemp("stubs")
     outputs = [f"--python_out={out}", f"--grpc_python_out={out}"]
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-Iproto", *outputs, "rerank/v1/rerank.proto"]
+    command = [sys.executable, "scripts/protoc.py", "-Iproto", *outputs, "rerank/v1/rerank.proto"]
     subprocess.run(command, cwd=ROOT, check=True)
     return out
 

@@ -49,6 +49,7 @@ from tests.support import (
     wait_for,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 QUERY = "How do I reset my password?"
 TEXTS = [
     "Our office is closed on public holidays.",
@@ -798,14 +799,14 @@ def test_stubs_that_a_caller_generates_under_teis_own_file_name_are_served(
 ):
     """In a process of their own: two files with the same messages clash in one."""
     from google.protobuf import descriptor_pb2
-    from grpc_tools import protoc
 
     file = descriptor_pb2.FileDescriptorProto.FromString(described(embedded.port))
     assert (file.package, list(file.dependency)) == ("tei.v1", [])
     file.name = "tei.proto"
     (tmp_path / "set").write_bytes(descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString())
     outs = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python")]
-    assert protoc.main(["protoc", f"--descriptor_set_in={tmp_path / 'set'}", *outs, "tei.proto"]) == 0
+    generator = [sys.executable, str(ROOT / "scripts/protoc.py"), f"--descriptor_set_in={tmp_path / 'set'}", *outs]
+    subprocess.run([*generator, "tei.proto"], check=True)
     (tmp_path / "caller.py").write_text(CALLER)
     command = [sys.executable, "caller.py", f"127.0.0.1:{embedded.port}"]
     own = {**os.environ, "no_grpc_proxy": "127.0.0.1"}  # its channel is gRPC's own, and obeys gRPC's own rule
