@@ -37,11 +37,11 @@ UNTIMED := $(PYTEST) -m 'not clock and not ray and not image' -n auto --dist loa
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-ray test-clients test-clients-quick test-openapi lint format proto baseline wheels image test-image lock \
+.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-ray test-clients test-clients-quick test-clients-native test-openapi lint format proto baseline wheels image test-image lock \
   publish-image publish-index publish-release sbom audit release-check clean
 
 help:  ## Lists these targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Installs, starts a server, reranks an example, stops it.
 	@$(BIN)/python scripts/demo.py
@@ -82,6 +82,9 @@ test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs again
 
 test-clients-quick: $(VENV)/.demo  ## The same with those that install fastest, in a minute.
 	@$(BIN)/python clients/conformance/run.py quick
+
+test-clients-native: $(VENV)/.demo  ## Sends one list of requests through every client of the contract, and compares.
+	@$(BIN)/python -m clients.conformance.contract.run $(ARGS)
 
 test-openapi: $(VENV)/.dev  ## Runs schemathesis against the REST server's OpenAPI document.
 	@$(BIN)/python clients/conformance/openapi.py

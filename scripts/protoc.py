@@ -2,9 +2,9 @@
 
     python scripts/protoc.py -Iproto --python_out=out --grpc_python_out=out rerank/v1/rerank.proto
 
-The version in constraints.txt is the oldest whose stubs are wanted: stubs refuse a protobuf and a grpcio older
-than their generator. That generator asks for an older protobuf than the server has, so it is installed apart,
-under .tools and without what it depends on, when it is first needed.
+The version in constraints.txt is that of the oldest protobuf supported: stubs refuse a protobuf and a grpcio
+older than their generator. That generator asks for an older protobuf than the server has, so it is installed
+apart, under .tools and without what it depends on, when it is first needed.
 """
 
 from __future__ import annotations

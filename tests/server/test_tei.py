@@ -805,7 +805,12 @@ def test_stubs_that_a_caller_generates_under_teis_own_file_name_are_served(
     file.name = "tei.proto"
     (tmp_path / "set").write_bytes(descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString())
     outs = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python")]
-    generator = [sys.executable, str(ROOT / "scripts/protoc.py"), f"--descriptor_set_in={tmp_path / 'set'}", *outs]
+    generator = [
+        sys.executable,
+        str(ROOT / "scripts/protoc.py"),
+        f"--descriptor_set_in={tmp_path / 'set'}",
+        *outs,
+    ]
     subprocess.run([*generator, "tei.proto"], check=True)
     (tmp_path / "caller.py").write_text(CALLER)
     command = [sys.executable, "caller.py", f"127.0.0.1:{embedded.port}"]
