@@ -3,6 +3,9 @@
 import inspect
 import os
 import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,15 @@ import pytest
 from rerank_grpc import config
 from rerank_grpc.access.tokens import TokenFile
 from rerank_grpc.config.options import CLIENT_OPTIONS, REST_OPTIONS, SERVER_OPTIONS, OptionError
-from rerank_grpc.config.reading import read_client_settings, read_rest_settings, read_settings
+from rerank_grpc.config.reading import (
+    mask_kernels,
+    may_color,
+    provide_temporary_folder,
+    read_client_settings,
+    read_kernels,
+    read_rest_settings,
+    read_settings,
+)
 from rerank_grpc.config.settings import (
     EMBEDDED,
     ClientSettings,
@@ -56,6 +67,9 @@ SAMPLES = {
     "rest-documents": ("asked", "asked"),
     "rest-cors": ("https://a.example", ("https://a.example",)),
 }
+
+
+ECHO_KERNELS = "import os; print(os.environ['RERANK_KERNELS'], end='')"
 
 
 def setting(settings, path):
@@ -269,6 +283,44 @@ def test_a_bad_token_file_is_refused(tmp_path, content):
         with pytest.raises(OptionError, match=r"^--token-file") as caught:
             read({"token-file": str(file)}, {})
         assert "canary" not in str(caught.value)
+
+
+def test_a_token_file_without_end_is_refused_before_it_is_read_whole():
+    with pytest.raises(
+        OptionError, match=r"^--token-file: '/dev/zero' is no file of tokens: it has more than"
+    ):
+        read_settings({"token-file": "/dev/zero"}, {})
+
+
+def test_a_system_without_a_temporary_folder_has_one_in_shared_memory(monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/proc")
+    for name in ("TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    provide_temporary_folder()
+    assert os.environ["TMPDIR"] == "/proc", "another folder can be written to, and is taken"
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    provide_temporary_folder()
+    assert os.environ["TMPDIR"] == "/dev/shm"
+
+
+def test_the_kernels_that_are_allowed_hold_for_the_whole_process(monkeypatch):
+    monkeypatch.setenv("RERANK_KERNELS", "auto")
+    mask_kernels("none")
+    assert read_kernels() == "none"
+    assert subprocess.check_output([sys.executable, "-c", ECHO_KERNELS], text=True) == "none"
+
+
+def test_a_terminal_keeps_its_colours_unless_the_environment_takes_them(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert may_color()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not may_color()
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not may_color()
 
 
 def test_a_token_file_may_be_a_pipe(tmp_path):

@@ -18,6 +18,7 @@ from rerank_grpc.config.targets import (
     PROXY_VARIABLES,
     endpoints_of,
     is_local,
+    is_loopback,
     read_target,
 )
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -116,10 +117,27 @@ def test_all_others_are_not(target: str) -> None:
     assert not is_local(target)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost.", "unix:/run/rerank.sock"])
+def test_a_host_that_no_other_machine_reaches_is_loopback(host: str) -> None:
+    assert is_loopback(host)
+    assert not is_loopback("0.0.0.0")
+
+
 def test_the_credentials_of_a_proxy_are_nowhere() -> None:
     proxy = proxy_of("host:1", environment={"http_proxy": "http://user:s3cret@proxy:3128/"})
     assert str(proxy) == "through the proxy proxy:3128 of http_proxy: add host to no_proxy to go without it"
     assert "s3cret" not in repr(proxy)
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://", "socks5://proxy:1", "proxy:1"])
+def test_what_grpc_takes_for_no_proxy_is_none(url: str) -> None:
+    assert proxy_of("host:1", environment={"https_proxy": url}) is None
+
+
+@pytest.mark.parametrize("port", [0, 65_536, 99_999])
+def test_a_port_that_does_not_exist_is_refused(port: int) -> None:
+    with pytest.raises(ValueError, match=r"^is not HOST:PORT with a port from 1 to 65535$"):
+        read_target(f"host:{port}")
 
 
 class RefusingProxy:
