@@ -201,6 +201,10 @@ CONTRADICTIONS: list[tuple[Object, str]] = [
             "auth: set existingSecret or tokens, not both",
         ),
         (
+            {"tls": {"clientCAKey": "ca.crt"}},
+            "tls.clientCAKey: it is a key of the server's own Secret: set tls.existingSecret",
+        ),
+        (
             {"autoscaling": {"minReplicas": 11}},
             "autoscaling.minReplicas is above autoscaling.maxReplicas",
         ),

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import re
 import signal
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rerank_grpc.cli import ask, main
 from tests import hub, random_models
 from tests.command import Served, run
-from tests.deploy.helm.common import PROBES, TOKEN
+from tests.deploy.helm.common import PROBES, TOKEN, placed
 from tests.deploy.kubernetes import Object, environment_of, pod_of, render, server_of, values_of
 from tests.ports import free_port
 from tests.stubs import HealthStub
@@ -34,7 +36,7 @@ def running(container: Object, tokens: Path) -> Iterator[tuple[Served, dict[int,
     ports = {port: free_port() for port in (50051, 50052, 9090, 6006)}
     arguments = []
     for each in container["args"][1:]:
-        text = each.replace("/run/secrets/rerank/tokens", str(tokens)).replace("/models", str(tokens.parent))
+        text = placed(each, tokens).replace("/models", str(tokens.parent))
         number = re.search(r"port=(\d+)$", text)
         arguments.append(text.replace(number[1], str(ports[int(number[1])])) if number else text)
     server = Served(*arguments, **local(environment_of(container), tokens.parent))
@@ -68,6 +70,49 @@ def test_a_server_with_the_rendered_command_answers_the_probes_and_ends_by_sigte
             scraped.request("GET", "/metrics")
             assert b'rerank_queue_seconds{model="embedded"} 0.0' in scraped.getresponse().read()
         assert server.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"tls": {"existingSecret": "tls"}},
+        {"tls": {"existingSecret": "tls"}, "rest": {"enabled": False}},
+        {"tls": {"existingSecret": "tls", "clientCAKey": "ca.crt"}},
+    ],
+    ids=["HTTPS", "without REST", "mutual"],
+)
+def test_the_probes_of_a_server_with_tls_find_it_well(values, tokens, monkeypatch):
+    container = server_of(render(values))
+    probes = [container[each] for each in PROBES]
+    asked = {"httpGet": by_https, "exec": by_command}
+    with running(container, tokens) as (server, ports):
+        # This machine runs other servers too; in a container there is one.
+        monkeypatch.setattr(ask, "server_command", lambda: server.process.args[3:])
+        for probe in probes:
+            (way,) = asked.keys() & probe.keys()
+            assert asked[way](probe[way], ports)
+        with stub_of(ports[50051]) as stub, pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
+            stub.Rerank(request_of("query", "document"), timeout=30)
+        assert server.stop(signal.SIGTERM) == 0
+    assert by_command({"command": ["rerank-grpc", "health", "--here"]}, ports) is False, "it has ended"
+
+
+def by_https(probe: Object, ports: dict[int, int]) -> bool:
+    """Asks as the kubelet does, which takes any certificate."""
+    assert probe["scheme"] == "HTTPS"
+    any_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    any_certificate.check_hostname, any_certificate.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPSConnection(
+        "127.0.0.1", ports[probe["port"]], timeout=10, context=any_certificate
+    )
+    with contextlib.closing(connection):
+        connection.request("GET", probe["path"])
+        return connection.getresponse().status == 200
+
+
+def by_command(probe: Object, _ports: dict[int, int]) -> bool:
+    """Runs a probe's command, in this process."""
+    return main(probe["command"][1:]) == 0
 
 
 def test_what_the_init_container_fetches_is_served_without_the_hub(tokens):

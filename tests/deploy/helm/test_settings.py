@@ -14,7 +14,7 @@ from tests.deploy.kubernetes import CHART, environment_of, pod_of, render, serve
 DECIDED = {  # by other values than settings
     "model", "alias", "lazy-model", "pin", "models-dir", "device", "host", "port", "admin-host", "admin-port",
     "metrics-host", "metrics-port", "rest-host", "rest-port", "token-file", "grace",
-    "tls-cert", "tls-key", "tls-client-ca",  # the kubelet's probes speak no TLS
+    "tls-cert", "tls-key", "tls-client-ca",
 }  # fmt: skip
 
 

@@ -173,6 +173,9 @@ metadata:
 {{- if and .Values.auth.existingSecret .Values.auth.tokens -}}
 {{- fail "auth: set existingSecret or tokens, not both" -}}
 {{- end -}}
+{{- if and .Values.tls.clientCAKey (not .Values.tls.existingSecret) -}}
+{{- fail "tls.clientCAKey: it is a key of the server's own Secret: set tls.existingSecret" -}}
+{{- end -}}
 {{- if and (eq .Values.monitor.kind "ServiceMonitor") (not .Values.service.headless) -}}
 {{- fail "monitor.kind ServiceMonitor: it finds pods by the headless Service: set service.headless, or take PodMonitor" -}}
 {{- end -}}

@@ -44,6 +44,13 @@ securityContext:
 {{- if include "rerank.tokens" . }}
 - --token-file=/run/secrets/rerank/tokens
 {{- end }}
+{{- if .Values.tls.existingSecret }}
+- --tls-cert=/run/secrets/tls/cert.pem
+- --tls-key=/run/secrets/tls/key.pem
+{{- if .Values.tls.clientCAKey }}
+- --tls-client-ca=/run/secrets/tls/client-ca.pem
+{{- end }}
+{{- end }}
 {{- if .Values.gpu.count }}
 - --device=cuda
 {{- end }}
@@ -116,25 +123,47 @@ securityContext:
 {{ toYaml $resources }}
 {{- end -}}
 
+{{/* How the kubelet asks: by gRPC; where there is TLS, which its gRPC lacks, by HTTPS, whose certificate it takes as it
+is; where callers need a certificate, or there is no REST, by a command in the container. */}}
+{{- define "rerank.ask" -}}
+{{- if include "rerank.askedByCommand" .root -}}
+exec: {command: [rerank-grpc, health, --here]}
+{{- else if .root.Values.tls.existingSecret -}}
+httpGet: {path: /health, port: 6006, scheme: HTTPS}
+{{- else -}}
+grpc: {{ toJson .grpc }}
+{{- end -}}
+{{- end -}}
+
+{{/* Not empty where the probes are a command. */}}
+{{- define "rerank.askedByCommand" -}}
+{{- if and .Values.tls.existingSecret (or .Values.tls.clientCAKey (not .Values.rest.enabled)) -}}true{{- end -}}
+{{- end -}}
+
 {{- define "rerank.probes" -}}
-{{- $period := .Values.probes.periodSeconds -}}
+{{- /* A command starts a Python each time: half a second of a processor, and several where all of them compute. */ -}}
+{{- $command := not (empty (include "rerank.askedByCommand" .)) -}}
+{{- $period := ternary (max 15 .Values.probes.periodSeconds) .Values.probes.periodSeconds $command -}}
+{{- $patience := ternary 10 3 $command -}}
 {{- $grpc := dict "port" 50051 "service" "rerank.v1.RerankService" -}}
+{{- $ready := dict "root" . "grpc" $grpc -}}
+{{- $alive := dict "root" . "grpc" (ternary (dict "port" 50052) $grpc .Values.admin.open) -}}
 # Not SERVING before the default model's warm-up is done.
 startupProbe:
-  grpc: {{ toJson $grpc }}
+  {{ include "rerank.ask" $ready }}
   periodSeconds: {{ $period }}
-  timeoutSeconds: 3
+  timeoutSeconds: {{ $patience }}
   failureThreshold: {{ div (add .Values.probes.startupSeconds (sub $period 1)) $period }}
 readinessProbe:
-  grpc: {{ toJson $grpc }}
+  {{ include "rerank.ask" $ready }}
   periodSeconds: {{ $period }}
-  timeoutSeconds: 3
+  timeoutSeconds: {{ $patience }}
   failureThreshold: {{ .Values.probes.readinessFailures }}
 # A device that broke stays NOT_SERVING until the process is started anew; one that hangs ends it.
 livenessProbe:
-  grpc: {{ ternary (dict "port" 50052) $grpc .Values.admin.open | toJson }}
+  {{ include "rerank.ask" $alive }}
   periodSeconds: {{ $period }}
-  timeoutSeconds: 5
+  timeoutSeconds: {{ max 5 $patience }}
   failureThreshold: {{ .Values.probes.livenessFailures }}
 {{- end -}}
 
@@ -170,6 +199,11 @@ livenessProbe:
     {{- if include "rerank.tokens" . }}
     - name: tokens
       mountPath: /run/secrets/rerank
+      readOnly: true
+    {{- end }}
+    {{- if .Values.tls.existingSecret }}
+    - name: tls
+      mountPath: /run/secrets/tls
       readOnly: true
     {{- end }}
 {{- end -}}
@@ -225,6 +259,18 @@ livenessProbe:
     items:
       - key: {{ ternary $.Values.auth.key "tokens" (not (empty $.Values.auth.existingSecret)) | quote }}
         path: tokens
+{{- end }}
+{{- with .Values.tls.existingSecret }}
+- name: tls
+  secret:
+    secretName: {{ quote . }}
+    defaultMode: 0440
+    items:
+      - {key: {{ quote $.Values.tls.certKey }}, path: cert.pem}
+      - {key: {{ quote $.Values.tls.keyKey }}, path: key.pem}
+      {{- with $.Values.tls.clientCAKey }}
+      - {key: {{ quote . }}, path: client-ca.pem}
+      {{- end }}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
