@@ -3,6 +3,7 @@ package rerank
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"regexp"
 	"time"
@@ -10,6 +11,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 )
+
+const certificateRemedy = "the server wants a certificate from its callers, of a CA that it knows: " +
+	"give yours by WithCertificateFiles"
 
 // What gRPC and Go say where no connection comes about, and what its caller can do.
 var remedies = []struct {
@@ -33,13 +37,19 @@ var remedies = []struct {
 		"the server speaks no TLS there: call it without the options of TLS",
 	},
 	{
-		regexp.MustCompile(`remote error: tls|client's certificate`),
-		"the server wants a certificate from its callers, of a CA that it knows: give yours by WithCertificateFiles",
+		alert,
+		certificateRemedy,
 	},
 }
 
 // ended is what is said of a connection that the other side has closed while it was being made, for any reason.
-var ended = regexp.MustCompile(`(?i)server preface|connection (is )?clos|connection reset|broken pipe|EOF|handshake`)
+var ended = regexp.MustCompile(`(?i)server preface|clos|connection reset|broken pipe|EOF|handshake`)
+
+// alert is what is said of a TLS connection that the other side refuses.
+var alert = regexp.MustCompile(`remote error: tls`)
+
+// hello is the client's preface of HTTP/2, and its SETTINGS, which every server answers.
+const hello = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
 // lookTime bounds the connection by which the reason of a failed one is looked for.
 const lookTime = 2 * time.Second
@@ -87,25 +97,56 @@ func (c *Client) remedy(text string) string {
 			return known.remedy
 		}
 	}
-	if c.settings.tls == nil && ended.MatchString(text) && c.speaksTLS() {
+	if !ended.MatchString(text) {
+		return ""
+	}
+	switch {
+	case c.settings.tls == nil && c.look(speaksTLS):
 		return "the server speaks TLS there: call it with WithTLS, or WithCAFile for a CA of your own"
+	case c.settings.tls != nil && c.look(c.refusesCertificate):
+		return certificateRemedy
 	}
 	return ""
 }
 
-// speaksTLS connects once and looks whether the other side answers in TLS, by a certificate or by refusing ours.
-func (c *Client) speaksTLS() bool {
+// look makes one connection to the first server that takes it, and returns what is found out by it.
+func (c *Client) look(find func(connection net.Conn, host string) bool) bool {
 	for _, address := range c.addresses {
-		plain, err := net.DialTimeout("tcp", address, lookTime)
+		connection, err := net.DialTimeout("tcp", address, lookTime)
 		if err != nil {
 			continue
 		}
-		defer plain.Close()
-		plain.SetDeadline(time.Now().Add(lookTime))
-		// Nothing but the kind of the answer is looked at, and nothing is sent.
-		secure := tls.Client(plain, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
-		err = secure.Handshake()
-		return err == nil || regexp.MustCompile(`remote error: tls`).MatchString(err.Error())
+		defer connection.Close()
+		connection.SetDeadline(time.Now().Add(lookTime))
+		host, _, _ := net.SplitHostPort(address) // which readTarget has joined
+		return find(connection, host)
 	}
 	return false
+}
+
+// speaksTLS reports whether the other side answers in TLS, by its certificate or by refusing ours.
+func speaksTLS(plain net.Conn, _ string) bool {
+	// Only the kind of the answer counts, and nothing is sent.
+	err := tls.Client(plain, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}).Handshake()
+	return err == nil || alert.MatchString(err.Error())
+}
+
+// refusesCertificate reports whether the other side ends a connection once it has seen whose it is. With TLS 1.3 the
+// caller has finished its handshake by then, and gRPC's server closes without a word.
+func (c *Client) refusesCertificate(plain net.Conn, host string) bool {
+	config := c.settings.tls.Clone()
+	config.NextProtos = []string{"h2"}
+	if config.ServerName == "" {
+		config.ServerName = host
+	}
+	secure := tls.Client(plain, config)
+	if err := secure.Handshake(); err != nil {
+		return alert.MatchString(err.Error())
+	}
+	_, err := secure.Write([]byte(hello))
+	if err == nil {
+		_, err = secure.Read(make([]byte, 1))
+	}
+	var slow net.Error
+	return err != nil && !(errors.As(err, &slow) && slow.Timeout())
 }

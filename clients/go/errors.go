@@ -3,7 +3,6 @@ package rerank
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -68,7 +67,7 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	return fmt.Sprintf("rerank: %s: %s", e.Reason, e.Message)
+	return "rerank: " + string(e.Reason) + ": " + e.Message
 }
 
 // Is reports whether a Reason is the error's, and lets errors.Is find those of context.

@@ -3,8 +3,8 @@
     python -m clients.go.tasks test      formats, vets, compares the stubs with the contract, tests; a minute
     python -m clients.go.tasks stubs     generates the stubs anew
 
-Debian's packages are sources below /usr/share/gocode, so modules are off and GOPATH has two folders: ours, where
-the client lies under its import path, and Debian's. Other folders of sources go into GO_PACKAGES.
+Debian's packages are sources below /usr/share/gocode, so modules are off and GOPATH has two folders: ours,
+where the client lies under its import path, and Debian's. GO_PACKAGES names another in the place of that one.
 """
 
 from __future__ import annotations
