@@ -23,7 +23,7 @@ import (
 
 const testToken = "rrk_go_test"
 
-// Both are real, with the embedded model, and start when a test first asks for them.
+// Both are real, with the embedded model.
 var (
 	plain  = &server{}
 	secure = &server{options: []string{
@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 		defer os.RemoveAll(folder)
 		defer plain.stop()
 		defer secure.stop()
+		// They take their time, so both at once.
+		go plain.ready()
+		go secure.ready()
 		return m.Run()
 	}())
 }
@@ -58,6 +61,14 @@ type server struct {
 // at returns where it serves.
 func (s *server) at(t *testing.T) string {
 	t.Helper()
+	if err := s.ready(); err != nil {
+		t.Fatal(err)
+	}
+	return s.target
+}
+
+// ready returns once it serves, or has failed to.
+func (s *server) ready() error {
 	s.once.Do(func() {
 		if len(s.options) > 0 {
 			s.problem = certify()
@@ -66,10 +77,7 @@ func (s *server) at(t *testing.T) string {
 			s.problem = s.start()
 		}
 	})
-	if s.problem != nil {
-		t.Fatal(s.problem)
-	}
-	return s.target
+	return s.problem
 }
 
 func (s *server) start() error {
@@ -118,6 +126,7 @@ func (s *server) start() error {
 }
 
 func (s *server) stop() {
+	s.once.Do(func() { s.problem = errors.New("the tests are over") })
 	if s.command != nil && s.command.Process != nil {
 		s.command.Process.Signal(syscall.SIGTERM)
 		s.command.Wait()

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clients.conformance.contract.tools import Missing
@@ -38,7 +38,7 @@ NEEDED = ("grpc", "protobuf/proto", "genproto/googleapis/rpc/errdetails")
 
 def main() -> int:
     """Does what the command line says; 1 if it fails."""
-    tasks = {"test": test, "stubs": lambda: generate(HERE)}
+    tasks: dict[str, Callable[[], None]] = {"test": test, "stubs": lambda: generate(HERE)}
     if len(sys.argv) != 2 or sys.argv[1] not in tasks:
         print(f"usage: python -m clients.go.tasks {'|'.join(tasks)}", file=sys.stderr)
         return 2
