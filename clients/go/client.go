@@ -26,6 +26,7 @@ type Client struct {
 	connection *grpc.ClientConn
 	stub       rerankv1.RerankServiceClient
 	settings   settings
+	target     string   // as it was given, for errors
 	addresses  []string // HOST:PORT, where the target names them
 }
 
@@ -56,7 +57,7 @@ func New(target string, options ...Option) (*Client, error) {
 		return nil, err
 	}
 	stub := rerankv1.NewRerankServiceClient(connection)
-	return &Client{connection, stub, settings, place.addresses}, nil
+	return &Client{connection, stub, settings, target, place.addresses}, nil
 }
 
 // Close ends the connections. Calls in progress fail with Cancelled.

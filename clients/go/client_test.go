@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -234,8 +236,22 @@ func TestWhereNobodyListensTheServerIsUnavailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	listener.Close()
-	_, err = client(t, listener.Addr().String()).Rerank(background, question)
-	if !errors.Is(err, ServerUnavailable) || errors.Is(err, TLSFailed) || !strings.Contains(err.Error(), "refused") {
+	target := listener.Addr().String()
+	_, err = client(t, target).Rerank(background, question)
+	if !errors.Is(err, ServerUnavailable) || errors.Is(err, TLSFailed) {
+		t.Error(err)
+	}
+	if !strings.Contains(err.Error(), target+": no server answers there") {
+		t.Error(err)
+	}
+}
+
+func TestAServerOfHTTP1IsNotTakenForOneThatIsAway(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	target := "dns:///" + server.Listener.Addr().String()
+	_, err := client(t, target).Rerank(background, question)
+	if !errors.Is(err, ServerUnavailable) || !strings.Contains(err.Error(), "REST port") {
 		t.Error(err)
 	}
 }

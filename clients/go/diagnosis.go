@@ -4,7 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
+	"net/http"
+	"net/url"
 	"regexp"
 	"time"
 
@@ -51,18 +54,16 @@ var alert = regexp.MustCompile(`remote error: tls`)
 // hello is the client's preface of HTTP/2, and its SETTINGS, which every server answers.
 const hello = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
-// lookTime bounds the connection by which the reason of a failed one is looked for.
+// lookTime bounds a connection by which the reason of a failed one is looked for.
 const lookTime = 2 * time.Second
 
 // explain gives a status that the service has not described its reason, and its text what helps.
 func (c *Client) explain(ctx context.Context, failure *Error) {
 	switch failure.Code {
 	case codes.Unavailable:
-		failure.Reason = ServerUnavailable
-		if remedy := c.remedy(failure.Message); remedy != "" {
-			failure.Reason = TLSFailed
-			failure.Message = remedy + " (" + failure.Message + ")"
-		}
+		reason, remedy := c.remedy(ctx, failure.Message)
+		failure.Reason = reason
+		failure.Message = c.target + ": " + remedy + " (" + failure.Message + ")"
 	case codes.DeadlineExceeded:
 		failure.Reason = DeadlineExceeded
 		failure.Message = "no answer came within the deadline: " + failure.Message
@@ -90,38 +91,54 @@ func (c *Client) explain(ctx context.Context, failure *Error) {
 	}
 }
 
-// remedy says what keeps TLS from coming about, and what to do; "" where TLS is not the reason.
-func (c *Client) remedy(text string) string {
+// remedy finds out by gRPC's words, or by a connection where those do not tell, why no server answers.
+func (c *Client) remedy(ctx context.Context, text string) (Reason, string) {
+	secure := c.settings.tls != nil
 	for _, known := range remedies {
-		if c.settings.tls != nil && known.words.MatchString(text) {
-			return known.remedy
+		if secure && known.words.MatchString(text) {
+			return TLSFailed, known.remedy
 		}
 	}
-	if !ended.MatchString(text) {
-		return ""
+	if ended.MatchString(text) {
+		switch {
+		case secure && c.look(ctx, c.refusesCertificate):
+			return TLSFailed, certificateRemedy
+		case !secure && c.look(ctx, speaksTLS):
+			return TLSFailed, "the server speaks TLS there: call it with WithTLS, or WithCAFile for a CA of your own"
+		case !secure && c.look(ctx, speaksHTTP1):
+			return ServerUnavailable, "no gRPC is spoken there but HTTP/1, as at the REST port: the port of gRPC is " +
+				DefaultPort + " by default"
+		}
 	}
-	switch {
-	case c.settings.tls == nil && c.look(speaksTLS):
-		return "the server speaks TLS there: call it with WithTLS, or WithCAFile for a CA of your own"
-	case c.settings.tls != nil && c.look(c.refusesCertificate):
-		return certificateRemedy
-	}
-	return ""
+	return ServerUnavailable, "no server answers there"
 }
 
-// look makes one connection to the first server that takes it, and returns what is found out by it.
-func (c *Client) look(find func(connection net.Conn, host string) bool) bool {
+// look makes one connection to the first server that takes it, and returns what is found out by it. It never takes
+// longer than the call has left.
+func (c *Client) look(ctx context.Context, find func(connection net.Conn, host string) bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
 	for _, address := range c.addresses {
-		connection, err := net.DialTimeout("tcp", address, lookTime)
+		if proxied(address) { // whose connection would be another one
+			continue
+		}
+		connection, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 		if err != nil {
 			continue
 		}
 		defer connection.Close()
-		connection.SetDeadline(time.Now().Add(lookTime))
+		deadline, _ := ctx.Deadline()
+		connection.SetDeadline(deadline)
 		host, _, _ := net.SplitHostPort(address) // which readTarget has joined
 		return find(connection, host)
 	}
 	return false
+}
+
+// proxied reports whether gRPC goes to an address through a proxy of the environment.
+func proxied(address string) bool {
+	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: &url.URL{Scheme: "https", Host: address}})
+	return err != nil || proxy != nil
 }
 
 // speaksTLS reports whether the other side answers in TLS, by its certificate or by refusing ours.
@@ -129,6 +146,16 @@ func speaksTLS(plain net.Conn, _ string) bool {
 	// Only the kind of the answer counts, and nothing is sent.
 	err := tls.Client(plain, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}).Handshake()
 	return err == nil || alert.MatchString(err.Error())
+}
+
+// speaksHTTP1 reports whether the other side answers in words of HTTP/1.
+func speaksHTTP1(plain net.Conn, _ string) bool {
+	answer := make([]byte, len("HTTP/1"))
+	if _, err := plain.Write([]byte(hello)); err != nil {
+		return false
+	}
+	_, err := io.ReadFull(plain, answer)
+	return err == nil && string(answer) == "HTTP/1"
 }
 
 // refusesCertificate reports whether the other side ends a connection once it has seen whose it is. With TLS 1.3 the

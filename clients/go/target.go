@@ -21,7 +21,11 @@ type place struct {
 
 func readTarget(target string) (place, error) {
 	if schemes.MatchString(target) {
-		return place{target: target}, nil
+		named := strings.TrimPrefix(target, "dns:///")
+		if _, _, err := net.SplitHostPort(named); err != nil || named == target {
+			return place{target: target}, nil
+		}
+		return place{target, []string{named}}, nil
 	}
 	var addresses []string
 	for _, part := range strings.Split(target, ",") {
