@@ -63,7 +63,9 @@ func (a *attempts) after(err error) error {
 		return failure
 	}
 	// Later than asked, never earlier: before that moment there is no room.
-	delay := time.Duration(float64(failure.RetryAfter) * (1 + jitter*rand.Float64()))
+	// The source is new, because Go's own is the same in every process before 1.20.
+	random := rand.New(rand.NewSource(time.Now().UnixNano())).Float64()
+	delay := time.Duration(float64(failure.RetryAfter) * (1 + jitter*random))
 	deadline, _ := a.ctx.Deadline() // of each call, by prepare
 	if time.Now().Add(delay).After(deadline) {
 		return failure

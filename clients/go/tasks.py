@@ -86,7 +86,8 @@ def go(*arguments: str) -> None:
     """Runs Go in the module's folder, where its import path says it is."""
     place = BUILT / "src" / MODULE
     place.parent.mkdir(parents=True, exist_ok=True)
-    if not place.is_symlink():
+    if place.resolve() != HERE:
+        place.unlink(missing_ok=True)  # of a checkout that has moved
         place.symlink_to(HERE, target_is_directory=True)
     # Go takes PWD for the folder's name, where it is one of this folder.
     variables = {**os.environ, **environment(), "PWD": str(place)}
