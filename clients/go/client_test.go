@@ -167,23 +167,6 @@ func TestACallWithoutADeadlineGetsTheClients(t *testing.T) {
 	}
 }
 
-func TestCallsAreSpreadOverAllAddresses(t *testing.T) {
-	answer := func(context.Context, int) (*rerankv1.RerankResponse, error) {
-		return &rerankv1.RerankResponse{}, nil
-	}
-	one, other := &scripted{answer: answer}, &scripted{answer: answer}
-	client := client(t, one.serve(t)+", "+other.serve(t))
-	// The second connection may come later than the first call.
-	for call := 0; call < 10_000 && (one.count() == 0 || other.count() == 0); call++ {
-		if _, err := client.Rerank(background, question); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if one.count() == 0 || other.count() == 0 {
-		t.Errorf("%d and %d calls", one.count(), other.count())
-	}
-}
-
 func TestATargetNamesItsPortOrHasTheDefaultOne(t *testing.T) {
 	for target, wanted := range map[string]string{
 		"localhost":            "dns:///localhost:50051",

@@ -177,6 +177,7 @@ func client(t *testing.T, target string, options ...Option) *Client {
 // scripted is a server of the test's own, for what the real one says only when it is full or breaks.
 type scripted struct {
 	rerankv1.UnimplementedRerankServiceServer
+	grpc   *grpc.Server
 	mutex  sync.Mutex
 	calls  int
 	answer func(ctx context.Context, call int) (*rerankv1.RerankResponse, error)
@@ -203,14 +204,19 @@ func (s *scripted) StreamRerank(
 // serve runs it until the test ends, and returns its address.
 func (s *scripted) serve(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	return s.serveAt(t, "127.0.0.1:0")
+}
+
+func (s *scripted) serveAt(t *testing.T, address string) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
-	rerankv1.RegisterRerankServiceServer(server, s)
-	go server.Serve(listener)
-	t.Cleanup(server.Stop)
+	s.grpc = grpc.NewServer()
+	rerankv1.RegisterRerankServiceServer(s.grpc, s)
+	go s.grpc.Serve(listener)
+	t.Cleanup(s.grpc.Stop)
 	return listener.Addr().String()
 }
 
