@@ -7,8 +7,8 @@ import { type Failure, readFailure } from "./failures";
 const JITTER = 0.2;
 const FIRST_BACKOFF_MS = 100;
 const LONGEST_BACKOFF_MS = 2_000;
-// gRPC's throttle: a failed attempt costs a token, a good one brings back half; retries need half of them. In an
-// outage there are 50 retries, then none.
+// gRPC's throttle: a failed attempt costs a token, a good one brings back half, and a retry needs more than half of
+// all: after 50 failed attempts there are none.
 const TOKENS = 100;
 const TOKEN_RATIO = 0.5;
 

@@ -46,6 +46,15 @@ export async function serve(...options) {
   await ready;
   return {
     ...places,
+    // Has the server's process stand still for a while.
+    stopped: async (meanwhile) => {
+      child.kill("SIGSTOP");
+      try {
+        await meanwhile();
+      } finally {
+        child.kill("SIGCONT");
+      }
+    },
     stop: async (signal = "SIGTERM") => {
       child.kill(signal);
       await ended;
