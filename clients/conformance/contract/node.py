@@ -64,3 +64,7 @@ def digest_of(files: Iterator[Path]) -> str:
     """Sums up the names and contents of files."""
     sums = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    command()

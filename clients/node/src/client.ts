@@ -40,6 +40,8 @@ export class Client {
   readonly #settings: Settings;
   readonly #session: Http2SessionManager;
   readonly #stub: Stub<typeof RerankService>;
+  // Of the calls that are on their way; AbortSignal.any would stay in a signal that lives longer than its call.
+  readonly #calls = new Set<AbortController>();
   #closed = false;
   #probe: Promise<TlsProblem | undefined> | undefined;
 
@@ -108,9 +110,10 @@ export class Client {
     return await this.#call(options, (connect) => this.#stub.health({ model }, connect));
   }
 
-  /** Closes the connection; calls that are on their way fail. */
+  /** Cancels the calls that are on their way, and closes the connection. */
   close(): void {
     this.#closed = true;
+    for (const call of this.#calls) call.abort();
     this.#session.abort(new ConnectError("the client is closed", Code.Canceled));
   }
 
@@ -120,10 +123,13 @@ export class Client {
 
   async #call<Reply>(options: CallOptions, send: (connect: ConnectOptions) => Promise<Reply>): Promise<Reply> {
     const [connect, attempts] = this.#connectOptions(options);
+    const [signal, end] = this.#begin(options.signal);
     try {
-      return await send(connect);
+      return await send({ ...connect, signal });
     } catch (error) {
       throw await this.#errorOf(error, options, attempts);
+    } finally {
+      end();
     }
   }
 
@@ -132,16 +138,30 @@ export class Client {
     options: CallOptions,
   ): AsyncGenerator<StreamRerankResponse, void, undefined> {
     const [connect, attempts] = this.#connectOptions(options);
-    const left = new AbortController();
-    const signal = options.signal ? AbortSignal.any([options.signal, left.signal]) : left.signal;
+    const [signal, end] = this.#begin(options.signal);
     try {
       yield* this.#stub.streamRerank(request, { ...connect, signal });
     } catch (error) {
       throw await this.#errorOf(error, options, attempts);
     } finally {
-      // Of a loop that was left early, so that the server stops.
-      left.abort();
+      // Cancels the call where a loop was left early, so that the server stops.
+      end();
     }
+  }
+
+  /** Makes the signal of a call, which its caller's signal and `close` abort, and the function that ends it. */
+  #begin(given: AbortSignal | undefined): [AbortSignal, () => void] {
+    const call = new AbortController();
+    const abort = () => call.abort(given?.reason);
+    if (given?.aborted) abort();
+    given?.addEventListener("abort", abort, { once: true });
+    this.#calls.add(call);
+    const end = () => {
+      given?.removeEventListener("abort", abort);
+      this.#calls.delete(call);
+      call.abort();
+    };
+    return [call.signal, end];
   }
 
   #connectOptions(options: CallOptions): [ConnectOptions, Attempts] {
@@ -153,7 +173,6 @@ export class Client {
         timeoutMs: Math.max(timeoutMs, 1),
         headers: { "user-agent": `rerank-grpc-node/${version}`, ...this.#settings.headers, ...options.headers },
         contextValues: createContextValues().set(ATTEMPTS, attempts),
-        ...(options.signal ? { signal: options.signal } : {}),
       },
       attempts,
     ];
@@ -167,6 +186,7 @@ export class Client {
         ? new DeadlineExceeded("the caller's signal has timed out", { cause })
         : new Cancelled("the caller cancelled", { cause });
     }
+    if (this.#closed && !failure.told) return new Cancelled("the client is closed", { cause: failure.cause });
     if (failure.code === Code.DeadlineExceeded && !failure.described) {
       // The last attempt only ran out of time: the failure before it tells more.
       if (attempts.failure) return errorOf(attempts.failure, this.#settings.target);
@@ -180,7 +200,7 @@ export class Client {
   async #examined(failure: Failure): Promise<Failure> {
     const refused = /ECONNREFUSED|ENOTFOUND|EAI_AGAIN|ETIMEDOUT/.test(codesOf(failure.cause).join());
     const lost = [Code.Unavailable, Code.Canceled].includes(failure.code) && !/^(idle|open)$/.test(this.#session.state());
-    if (failure.told || failure.tls || refused || !lost || this.#closed) return failure;
+    if (failure.told || failure.tls || refused || !lost) return failure;
     // One for all calls that the connection has taken with it.
     this.#probe ??= probe(this.#settings.target, this.#settings.tls).finally(() => (this.#probe = undefined));
     return { ...failure, code: Code.Unavailable, tls: await this.#probe };

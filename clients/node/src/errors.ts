@@ -184,22 +184,3 @@ export class UnexpectedStatus extends TransportError {
     super(`${code}: ${message}`, details);
   }
 }
-
-/** The classes of the reasons that a server gives. */
-export const BY_REASON: Readonly<Record<Reason, new (message: string, details?: ErrorDetails) => RerankError>> = {
-  INVALID_REQUEST: InvalidRequest,
-  UNKNOWN_MODEL: UnknownModel,
-  MODEL_LOADING: ModelLoading,
-  MODEL_FAILED: ModelFailed,
-  QUEUE_FULL: QueueFull,
-  DEADLINE_UNREACHABLE: DeadlineUnreachable,
-  RATE_LIMITED: RateLimited,
-  DEADLINE_EXCEEDED: DeadlineExceeded,
-  CANCELLED: Cancelled,
-  UNSUPPORTED_OPTION: UnsupportedOption,
-  PERMISSION_DENIED: PermissionDenied,
-  PAIR_TOO_LARGE: PairTooLarge,
-  UNAUTHENTICATED: Unauthenticated,
-  SHUTTING_DOWN: ShuttingDown,
-  INTERNAL: InternalError,
-};

@@ -1,21 +1,7 @@
 /** The status of a failed call, read from its trailers or from what Node says of the connection. */
 import { Code, ConnectError } from "@connectrpc/connect";
-import {
-  BY_REASON,
-  DeadlineExceeded,
-  type ErrorDetails,
-  type FieldViolation,
-  InvalidRequest,
-  MessageTooLarge,
-  PermissionDenied,
-  type Reason,
-  type RerankError,
-  ServerUnavailable,
-  TlsError,
-  type TlsProblem,
-  Unauthenticated,
-  UnexpectedStatus,
-} from "./errors";
+import * as errors from "./errors";
+import type { ErrorDetails, FieldViolation, Reason, RerankError, TlsProblem } from "./errors";
 import { type BadRequest, BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "./gen/google/rpc/error_details_pb";
 import { tlsAdvice, tlsProblemOf } from "./tls";
 
@@ -25,6 +11,25 @@ const PUSHBACK = "grpc-retry-pushback-ms";
 const STATUS = "grpc-status";
 // What Node says of a connection that broke, or never came about: for most, Connect's code is INTERNAL or ABORTED.
 const BROKEN = /^E[A-Z]+$|^ERR_HTTP2_(ERROR|GOAWAY_SESSION|INVALID_SESSION|INVALID_STREAM|SESSION_ERROR|STREAM_CANCEL)$/;
+
+/** The classes of the reasons that a server gives. */
+const BY_REASON: Readonly<Record<Reason, new (message: string, details?: ErrorDetails) => RerankError>> = {
+  INVALID_REQUEST: errors.InvalidRequest,
+  UNKNOWN_MODEL: errors.UnknownModel,
+  MODEL_LOADING: errors.ModelLoading,
+  MODEL_FAILED: errors.ModelFailed,
+  QUEUE_FULL: errors.QueueFull,
+  DEADLINE_UNREACHABLE: errors.DeadlineUnreachable,
+  RATE_LIMITED: errors.RateLimited,
+  DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+  CANCELLED: errors.Cancelled,
+  UNSUPPORTED_OPTION: errors.UnsupportedOption,
+  PERMISSION_DENIED: errors.PermissionDenied,
+  PAIR_TOO_LARGE: errors.PairTooLarge,
+  UNAUTHENTICATED: errors.Unauthenticated,
+  SHUTTING_DOWN: errors.ShuttingDown,
+  INTERNAL: errors.InternalError,
+};
 
 /** A failed call, as the server, a proxy, Connect or Node tells it. */
 export interface Failure {
@@ -77,28 +82,28 @@ export function errorOf(failure: Failure, target: string): RerankError {
   const details: ErrorDetails = failure;
   if (reason !== undefined) return new BY_REASON[reason](text, details);
   if (failure.tls) {
-    return new TlsError(`${target}: ${tlsAdvice(failure.tls, codesOf(failure.cause))}`, failure.tls, details);
+    return new errors.TlsError(`${target}: ${tlsAdvice(failure.tls, codesOf(failure.cause))}`, failure.tls, details);
   }
   if (!failure.told && failure.violations.length) {
     const [{ field, description }] = failure.violations as [FieldViolation];
-    return new InvalidRequest(`${field}: ${description}`, details);
+    return new errors.InvalidRequest(`${field}: ${description}`, details);
   }
   switch (code) {
     case Code.InvalidArgument:
-      return failure.described ? new InvalidRequest(text, details) : unexpected(failure);
+      return failure.described ? new errors.InvalidRequest(text, details) : unexpected(failure);
     case Code.ResourceExhausted:
-      return failure.described ? unexpected(failure) : new MessageTooLarge(text, details);
+      return failure.described ? unexpected(failure) : new errors.MessageTooLarge(text, details);
     case Code.Unavailable:
-      return new ServerUnavailable(failure.told ? text : unanswered(failure, target), details);
+      return new errors.ServerUnavailable(failure.told ? text : unanswered(failure, target), details);
     case Code.DeadlineExceeded:
-      return new DeadlineExceeded(text, details);
+      return new errors.DeadlineExceeded(text, details);
     case Code.Unauthenticated:
-      return new Unauthenticated(text, details);
+      return new errors.Unauthenticated(text, details);
     case Code.PermissionDenied:
-      return new PermissionDenied(text, details);
+      return new errors.PermissionDenied(text, details);
     case Code.Unimplemented: {
       const advice = `what listens at ${target} is older than this client, or no rerank-grpc on its gRPC port`;
-      return new UnexpectedStatus(`${text}: ${advice}`, "UNIMPLEMENTED", details);
+      return new errors.UnexpectedStatus(`${text}: ${advice}`, "UNIMPLEMENTED", details);
     }
     default:
       return unexpected(failure);
@@ -112,13 +117,13 @@ function unanswered({ text, cause }: Failure, target: string): string {
     : `no server answers at ${target}: ${text}`;
 }
 
-function unexpected(failure: Failure): UnexpectedStatus {
+function unexpected(failure: Failure): RerankError {
   // Connect spells it as HTTP does.
   const name = failure.code === Code.Canceled ? "CANCELLED" : Code[failure.code] ?? String(failure.code);
   const code = name.replace(/(?<=[a-z])(?=[A-Z])/g, "_").toUpperCase();
   const ended = "the server or a proxy ended the call: its request came too slowly, or its results were not read";
   const text = failure.code === Code.Canceled && !failure.described ? ended : failure.text;
-  return new UnexpectedStatus(text, code, failure);
+  return new errors.UnexpectedStatus(text, code, failure);
 }
 
 function reasonOf(name: string | undefined): Reason | undefined {

@@ -36,8 +36,9 @@ test("the page's stubs are made and its program runs", async (context) => {
 });
 
 // Calls Health once by grpc-js with a service config; resolves to the status, and how many attempts came.
-async function attemptsWith(config) {
-  const one = await scripted(Array.from({ length: 9 }, () => ({ code: status.UNAVAILABLE, metadata: { "grpc-retry-pushback-ms": "1" } })));
+async function attemptsWith(config, pushback = "1") {
+  const metadata = { "grpc-retry-pushback-ms": pushback };
+  const one = await scripted(Array.from({ length: 9 }, () => ({ code: status.UNAVAILABLE, metadata })));
   const client = new Client(one.target, credentials.createInsecure(), { "grpc.service_config": JSON.stringify(config) });
   const code = await new Promise((resolve) => {
     client.makeUnaryRequest(
@@ -64,6 +65,10 @@ test("grpc-js retries by a policy in camelCase, and ignores one in snake_case wi
   assert.deepEqual(await attemptsWith({ methodConfig: [{ name, retryPolicy: policy(3) }] }), [status.UNAVAILABLE, 3]);
   assert.deepEqual(await attemptsWith({ method_config: [{ name, retryPolicy: policy(3) }] }), [status.UNAVAILABLE, 1]);
   assert.deepEqual(await attemptsWith({ methodConfig: [{ name, retry_policy: policy(3) }] }), [status.UNAVAILABLE, 1]);
+});
+
+test("grpc-js obeys a pushback", async () => {
+  assert.deepEqual(await attemptsWith({ methodConfig: [{ name, retryPolicy: policy(3) }] }, "-1"), [status.UNAVAILABLE, 1]);
 });
 
 test("grpc-js takes more than five attempts for five", async () => {
