@@ -11,6 +11,8 @@ const PUSHBACK = "grpc-retry-pushback-ms";
 const STATUS = "grpc-status";
 // What Node says of a connection that broke, or never came about: for most, Connect's code is INTERNAL or ABORTED.
 const BROKEN = /^E[A-Z]+$|^ERR_HTTP2_(ERROR|GOAWAY_SESSION|INVALID_SESSION|INVALID_STREAM|SESSION_ERROR|STREAM_CANCEL)$/;
+// A server that has as many calls as it takes: gRPC counts that as UNAVAILABLE, Connect as INTERNAL.
+const REFUSED = /REFUSED_STREAM/;
 
 /** The classes of the reasons that a server gives. */
 const BY_REASON: Readonly<Record<Reason, new (message: string, details?: ErrorDetails) => RerankError>> = {
@@ -60,8 +62,9 @@ export function readFailure(reason: unknown): Failure {
   const told = error.metadata.has(STATUS);
   const codes = told ? [] : codesOf(error);
   const tls = tlsProblemOf(codes);
+  const broken = codes.some((code) => BROKEN.test(code)) || (!told && REFUSED.test(error.rawMessage));
   return {
-    code: tls || codes.some((code) => BROKEN.test(code)) ? Code.Unavailable : error.code,
+    code: tls || broken ? Code.Unavailable : error.code,
     // Node's error for several addresses has no text.
     text: error.rawMessage || codes.join(", "),
     described: info !== undefined,

@@ -1,5 +1,6 @@
 // Further attempts: what the server asks for, within the deadline. The server is a scripted one.
 import assert from "node:assert/strict";
+import { constants, createServer } from "node:http2";
 import { after, test } from "node:test";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { anyPack, AnySchema, DurationSchema } from "@bufbuild/protobuf/wkt";
@@ -97,6 +98,22 @@ test("a further attempt gets what is left of the deadline", async () => {
 test("an attempt that runs out of time tells of the refusal before it", async () => {
   const { client } = await against([refusal("QUEUE_FULL", status.RESOURCE_EXHAUSTED, 100), { wait: true }]);
   await assert.rejects(client.health("", { timeoutMs: 1_000 }), rerank.QueueFull);
+});
+
+test("a call that a full connection refuses is sent again", async (context) => {
+  let calls = 0;
+  const server = createServer().on("stream", (stream) => {
+    calls += 1;
+    stream.on("error", () => {}).close(constants.NGHTTP2_REFUSED_STREAM);
+  });
+  await new Promise((listening) => server.listen(0, "127.0.0.1", listening));
+  const client = new rerank.Client(`127.0.0.1:${server.address().port}`);
+  context.after(() => {
+    client.close();
+    server.close();
+  });
+  await assert.rejects(client.health(), rerank.ServerUnavailable);
+  assert.equal(calls, 4);
 });
 
 test("retries: 0 makes one attempt, and 3 make four", async () => {
