@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clients.conformance.contract import golang, requests
+from clients.conformance.contract import golang, node, requests
 from clients.conformance.contract.tools import Missing
 from clients.conformance.run import DIRECT, server
 from rerank_grpc.client import Client, RateLimited
@@ -57,6 +57,7 @@ CLIENTS: Mapping[str, Callable[[], list[str]]] = {
     "python": python("python_sync"),
     "python-async": python("python_async"),
     "go": golang.command,
+    "node": node.command,
 }
 
 

@@ -1,0 +1,101 @@
+// Why no server answers: a wrong address, TLS of the wrong kind, a server that ends.
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { Client, DeadlineExceeded, ServerUnavailable, TlsError } from "rerank-grpc";
+import { certify, callsInside, DOCUMENTS, eventually, MANY, QUERY, serve, TOKEN, unusedPort } from "./servers.mjs";
+
+let files;
+let other;
+let secure;
+let mutual;
+let plain;
+
+before(async () => {
+  [files, other] = [certify(), certify()];
+  const own = ["--tls-cert", files.paths.cert, "--tls-key", files.paths.key];
+  const kinds = [serve(...own), serve(...own, "--tls-client-ca", files.paths.ca), serve()];
+  [secure, mutual, plain] = await Promise.all(kinds);
+});
+after(async () => {
+  for (const one of [files, other]) one.remove();
+  await Promise.all([secure, mutual, plain].map((server) => server.stop()));
+});
+
+async function failure(target, options = {}) {
+  const client = new Client(target, { token: TOKEN, ...options });
+  const error = await client.health().then(() => undefined, (thrown) => thrown);
+  client.close();
+  return error;
+}
+
+async function tlsProblem(server, options) {
+  const error = await failure(server.target, options);
+  assert.ok(error instanceof TlsError, `${error}`);
+  assert.ok(error instanceof ServerUnavailable);
+  assert.ok(error.message.startsWith(`${server.target}: `) && !error.message.includes("\n"), error.message);
+  return error.problem;
+}
+
+test("calls go over TLS, and over mutual TLS", async () => {
+  const { ca, cert, key } = files.pem;
+  assert.equal(await failure(secure.target, { ca }), undefined);
+  assert.equal(await failure(secure.target.replace("127.0.0.1", "localhost"), { ca: ca.toString() }), undefined);
+  assert.equal(await failure(secure.target, { ca, serverName: "localhost" }), undefined);
+  assert.equal(await failure(mutual.target, { ca, cert, key }), undefined);
+});
+
+test("each mismatch of TLS has a name of its own", async () => {
+  const { ca } = files.pem;
+  assert.equal(await tlsProblem(secure, { tls: true }), "unknown_ca");
+  assert.equal(await tlsProblem(secure, { ca: other.pem.ca }), "unknown_ca");
+  assert.equal(await tlsProblem(secure, { ca, serverName: "other.example" }), "wrong_name");
+  assert.equal(await tlsProblem(plain, { ca }), "plaintext_port");
+  assert.equal(await tlsProblem(secure, {}), "tls_port");
+  assert.equal(await tlsProblem(mutual, { ca }), "client_certificate_missing");
+  const { cert, key } = other.pem;
+  assert.equal(await tlsProblem(mutual, { ca, cert, key }), "client_certificate_refused");
+});
+
+test("an address where nothing listens is named", async () => {
+  const target = `127.0.0.1:${await unusedPort()}`;
+  const error = await failure(target);
+  assert.ok(error instanceof ServerUnavailable && !(error instanceof TlsError), `${error}`);
+  assert.match(error.message, new RegExp(`no server answers at ${target}: .*ECONNREFUSED`));
+  const nowhere = await failure("no-such-host.invalid");
+  assert.match(nowhere.message, /no server answers at no-such-host\.invalid:50051: .*no-such-host/);
+});
+
+test("the REST port is told from a port where nothing listens", async () => {
+  const error = await failure(new URL(plain.rest).host);
+  assert.ok(error instanceof ServerUnavailable, `${error}`);
+  assert.match(error.message, /is it the REST port\?/);
+});
+
+test("a server that hangs is left after twice the hang timeout", async () => {
+  const client = new Client(plain.target, { token: TOKEN, retries: 0, hangTimeoutMs: 2_000 });
+  assert.ok(await client.health());
+  await plain.stopped(async () => {
+    const begun = performance.now();
+    await assert.rejects(client.health("", { timeoutMs: 30_000 }), (error) => {
+      assert.ok(error instanceof ServerUnavailable && !(error instanceof DeadlineExceeded), `${error}`);
+      return true;
+    });
+    assert.ok(performance.now() - begun < 25_000);
+  });
+  client.close();
+});
+
+test("a server that is killed is unavailable, and one that comes back is found", async () => {
+  const port = plain.target.split(":")[1];
+  const client = new Client(plain.target, { token: TOKEN, retries: 0 });
+  const call = client.rerank(QUERY, MANY);
+  call.catch(() => {});
+  await eventually(() => callsInside(plain), (calls) => calls === 1);
+  await plain.stop("SIGKILL");
+  await assert.rejects(call, (error) => error instanceof ServerUnavailable);
+  await assert.rejects(client.health(), /ECONNREFUSED/);
+  plain = await serve("--port", port);
+  const { results } = await client.rerank(QUERY, DOCUMENTS);
+  assert.equal(results.length, 2);
+  client.close();
+});
