@@ -92,6 +92,10 @@ final class Failures {
       StatusRuntimeException error, String target, boolean cancelledHere) {
     Status.Code code = error.getStatus().getCode();
     String text = text(error);
+    if (Connections.isHttp1(error)) {
+      String http = target + " speaks HTTP/1, as the REST port does: name the port of gRPC";
+      return without(http, code, Problem.UNREACHABLE, error);
+    }
     switch (code) {
       case CANCELLED:
         return cancelledHere ? cancelled(error) : without(ended(text), code, Problem.OTHER, error);

@@ -43,6 +43,7 @@ public final class RerankClient implements AutoCloseable {
   private final String target;
   private final Duration timeout;
   private final int retries;
+  private final TlsLook look;
   private final ManagedChannel channel;
   private final RerankServiceBlockingStub stub;
   private final AtomicLong lastReconnect = new AtomicLong(System.nanoTime() - RECONNECT_NANOS);
@@ -52,6 +53,7 @@ public final class RerankClient implements AutoCloseable {
     target = builder.channel.target();
     timeout = builder.timeout;
     retries = builder.channel.retries;
+    look = builder.channel.tls ? null : new TlsLook(target);
     channel = builder.channel.open();
     stub = RerankServiceGrpc.newBlockingStub(channel);
   }
@@ -94,7 +96,9 @@ public final class RerankClient implements AutoCloseable {
   public RerankStream streamRerank(StreamRerankRequest request, Duration timeout) {
     Attempts attempts = attempts(timeout);
     return new RerankStream(
-        () -> ready(attempts).streamRerank(request), attempts, (error, left) -> failure(error, () -> left));
+        () -> ready(attempts).streamRerank(request),
+        attempts,
+        (error, left) -> failure(error, attempts, () -> left));
   }
 
   /** Lists the models that the server is configured with; its default model is first. */
@@ -135,7 +139,7 @@ public final class RerankClient implements AutoCloseable {
       try {
         return rpc.apply(ready(attempts));
       } catch (StatusRuntimeException error) {
-        attempts.waitAfter(failure(error, Context.current()::isCancelled));
+        attempts.waitAfter(failure(error, attempts, Context.current()::isCancelled));
       }
     }
   }
@@ -163,9 +167,11 @@ public final class RerankClient implements AutoCloseable {
     }
   }
 
-  private RerankException failure(StatusRuntimeException error, BooleanSupplier leftByCaller) {
+  private RerankException failure(
+      StatusRuntimeException error, Attempts attempts, BooleanSupplier leftByCaller) {
     boolean cancelled = closed || leftByCaller.getAsBoolean() || Thread.currentThread().isInterrupted();
-    return Failures.of(error, target, cancelled);
+    RerankException failure = Failures.of(error, target, cancelled);
+    return look == null ? failure : look.explain(failure, attempts.deadline());
   }
 
   private static long nanos(Duration timeout) {
