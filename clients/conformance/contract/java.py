@@ -6,6 +6,7 @@ which Debian's grpc-java lacks, are generated from the files that googleapis-com
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.util
 import shutil
@@ -20,15 +21,21 @@ SOURCES = ROOT / "clients" / "java" / "src"
 PROTO = ROOT / "proto"
 BUILD = BUILT / "java"
 JARS = Path("/usr/share/java")
+# Debian's Netty has TLS with ALPN only by this library, and looks for it under another name.
+NATIVE, SOUGHT = "/usr/lib/*/jni/libnetty-tcnative.so", "libnetty_tcnative.so"
 
 # By package of Debian: what of it is needed.
 LIBRARIES = {
-    "libgrpc-java": ("grpc-api", "grpc-context", "grpc-core", "grpc-netty", "grpc-protobuf", "grpc-stub"),
+    "libgrpc-java": (
+        *("grpc-api", "grpc-context", "grpc-core", "grpc-netty", "grpc-protobuf", "grpc-protobuf-lite"),
+        "grpc-stub",
+    ),
     "libprotobuf-java": ("protobuf-util",),
     "libnetty-java": (
         *("netty-buffer", "netty-codec", "netty-codec-http", "netty-codec-http2", "netty-codec-socks"),
         *("netty-common", "netty-handler", "netty-handler-proxy", "netty-resolver", "netty-transport"),
     ),
+    "libnetty-tcnative-java": ("netty-tcnative",),
     "libperfmark-java": ("perfmark-api",),
     "libguava-java": ("guava",),
     "libgoogle-gson-java": ("gson",),
@@ -40,8 +47,6 @@ PROGRAMS = {
     "protobuf-compiler": "protoc",
     "protobuf-compiler-grpc-java-plugin": "grpc_java_plugin",
 }
-# grpc-protobuf names it beside grpc-protobuf.
-LIBRARIES["libgrpc-java"] += ("grpc-protobuf-lite",)
 
 
 def command() -> list[str]:
@@ -52,7 +57,7 @@ def command() -> list[str]:
 def java(main: str, *arguments: str) -> list[str]:
     """Builds what has changed; returns the command that runs a class."""
     build()
-    return ["java", "-cp", classpath(), main, *arguments]
+    return ["java", f"-Djava.library.path={BUILD / 'native'}", "-cp", classpath(), main, *arguments]
 
 
 def build() -> None:
@@ -62,8 +67,9 @@ def build() -> None:
     if stamp.exists() and stamp.read_text() == made:
         return
     shutil.rmtree(BUILD, ignore_errors=True)
-    for folder in ("generated", "classes"):
+    for folder in ("generated", "classes", "native"):
         (BUILD / folder).mkdir(parents=True)
+    shutil.copy(next(libraries()), BUILD / "native" / SOUGHT)
     generate()
     sources = [*(BUILD / "generated").rglob("*.java"), *SOURCES.rglob("*.java")]
     # Generated code uses what protobuf has deprecated.
@@ -80,8 +86,15 @@ def check() -> None:
         for package, names in LIBRARIES.items()
         if not all((JARS / f"{name}.jar").exists() for name in names)
     ]
+    if next(libraries(), None) is None:
+        packages.append("libnetty-tcnative-jni")
     if packages:
         raise Missing(f"apt install {' '.join(packages)}")
+
+
+def libraries() -> Iterator[str]:
+    """Yields the native library of TLS, if it is installed."""
+    return glob.iglob(NATIVE)
 
 
 def classpath() -> str:

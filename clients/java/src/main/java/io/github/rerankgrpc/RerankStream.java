@@ -8,6 +8,7 @@ import io.grpc.StatusRuntimeException;
 import java.util.Collections;
 import java.util.Iterator;
 import java.util.NoSuchElementException;
+import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.Supplier;
 
 /**
@@ -22,12 +23,13 @@ public final class RerankStream implements Iterator<RerankResult>, AutoCloseable
   private final Attempts attempts;
   private final Translation translation;
   private final Context.CancellableContext context = Context.current().withCancellation();
+  private final ReentrantLock reading = new ReentrantLock();
   private volatile boolean closed;
   private Iterator<StreamRerankResponse> messages;
   private Iterator<RerankResult> results = Collections.emptyIterator();
   private RerankSummary summary;
   private RerankException failure;
-  private boolean ended;
+  private volatile boolean ended;
 
   RerankStream(Supplier<Iterator<StreamRerankResponse>> call, Attempts attempts, Translation translation) {
     this.call = call;
@@ -75,6 +77,24 @@ public final class RerankStream implements Iterator<RerankResult>, AutoCloseable
   public void close() {
     closed = true;
     context.cancel(null);
+    if (!ended && reading.tryLock()) { // else the thread that reads sees the end
+      try {
+        drain();
+      } finally {
+        reading.unlock();
+      }
+    }
+  }
+
+  /** Reads what came before the end: interceptors are told of the end only when it is read. */
+  private void drain() {
+    try {
+      while (messages.hasNext()) {
+        messages.next();
+      }
+    } catch (StatusRuntimeException cancelled) {
+      return; // as asked
+    }
   }
 
   private void begin() {
@@ -88,6 +108,7 @@ public final class RerankStream implements Iterator<RerankResult>, AutoCloseable
 
   /** Reads one message; makes the call anew where it was refused before its first. */
   private void read() {
+    reading.lock();
     try {
       if (!messages.hasNext()) {
         end(summary == null ? Failures.incomplete() : null);
@@ -101,6 +122,8 @@ public final class RerankStream implements Iterator<RerankResult>, AutoCloseable
       }
     } catch (StatusRuntimeException error) {
       tryAgain(translation.of(error, context.isCancelled()));
+    } finally {
+      reading.unlock();
     }
   }
 
