@@ -21,6 +21,7 @@ from pathlib import Path
 from clients.conformance.contract import java
 from clients.conformance.contract.tools import Missing
 from clients.conformance.run import DIRECT, ROOT, server
+from rerank_grpc import __version__
 from tests.authority import HERE, Authority
 
 FOLDER = ROOT / "clients" / "java"
@@ -45,9 +46,10 @@ burst = 1
 
 def main() -> int:
     """Returns 0 if all is well, 1 if a test failed, 2 if tools are missing."""
-    absent = list(missing_blocks())
-    for block in absent:
-        print(f"FAILED README.md: this block is not in {EXAMPLES.name}:\n{block}")
+    problems = [f"this block is not in {EXAMPLES.name}:\n{block}" for block in missing_blocks()]
+    problems += other_versions()
+    for problem in problems:
+        print(f"FAILED README.md: {problem}")
     tests = [path.stem for path in sorted(EXAMPLES.parent.glob("*Test.java"))]
     try:
         command = java.java("org.junit.runner.JUnitCore", *(f"io.github.rerankgrpc.{name}" for name in tests))
@@ -56,16 +58,28 @@ def main() -> int:
         return 2
     with serving() as variables:
         done = subprocess.run(command, env={**os.environ, **variables, **DIRECT}, timeout=300)
-    return 1 if done.returncode or absent else 0
+    return 1 if done.returncode or problems else 0
 
 
 def missing_blocks() -> Iterator[str]:
     """Yields the page's blocks of Java that the examples do not hold, whatever their indentation."""
-    examples = words((EXAMPLES).read_text("utf-8"))
+    examples = words(EXAMPLES.read_text("utf-8"))
     page = (FOLDER / "README.md").read_text("utf-8")
     for block in re.findall(r"```java\n(.*?)```", page, re.DOTALL):
         if words(block) not in examples:
             yield textwrap.indent(block, "    ")
+
+
+def other_versions() -> Iterator[str]:
+    """Tells where the page names another version than pom.xml, or pom.xml than this package."""
+    pom, page = ((FOLDER / name).read_text("utf-8") for name in ("pom.xml", "README.md"))
+    grpc = re.findall(r"<grpc.version>(.*?)<", pom)[0]
+    own = f"<artifactId>rerank-grpc-client</artifactId>\n  <version>{__version__}</version>"
+    netty = f"<artifactId>grpc-netty-shaded</artifactId>\n  <version>{grpc}</version>"
+    if own not in pom or own not in page:
+        yield f"it, or pom.xml, names another version than {__version__}"
+    if netty not in page:
+        yield f"grpc-netty-shaded is not the {grpc} of pom.xml"
 
 
 def words(text: str) -> str:

@@ -65,7 +65,9 @@ final class Connections {
       return "the server's certificate is of an authority that is not trusted here: name it with ca()";
     }
     if (WRONG_NAME.matcher(words).find()) {
-      return "the server's certificate is for another name: " + innermost(error) + " Name it with serverName()";
+      return "the server's certificate is for another name: "
+          + innermost(error)
+          + " Name it with serverName()";
     }
     if (WANTS_CERTIFICATE.matcher(words).find()) {
       return "the server ended the TLS handshake: it wants a certificate of the caller (certificate()), or"
@@ -82,9 +84,9 @@ final class Connections {
       return "no server listens there: start it, or name its address and port (" + innermost(error) + ")";
     }
     if (CLOSED.matcher(words).find()) {
-      return "the connection was closed: the server has ended, or expects TLS (" + Failures.text(error) + ")";
+      return "the connection was closed: the server has ended, or expects TLS";
     }
-    String text = Failures.text(error);
+    String text = Failures.text(error).lines().findFirst().orElse(""); // of which gRPC's pipeline is left out
     return text.equals("io exception") ? innermost(error) : text;
   }
 

@@ -35,9 +35,11 @@ final class Failures {
     Metadata trailers = error.getTrailers();
     byte[] details = trailers == null ? null : trailers.get(DETAILS);
     try {
-      RerankException told = details == null ? null : described(error, com.google.rpc.Status.parseFrom(details));
-      if (told != null) {
-        return told;
+      if (details != null) {
+        RerankException told = described(error, com.google.rpc.Status.parseFrom(details));
+        if (told != null) {
+          return told;
+        }
       }
     } catch (InvalidProtocolBufferException unreadable) {
       error.addSuppressed(unreadable); // details that cannot be parsed count as absent

@@ -242,7 +242,7 @@ public final class RerankClient implements AutoCloseable {
       return this;
     }
 
-    /** Makes the client; the connection is opened by its first call. Throws IOException for an unreadable PEM file. */
+    /** Makes the client, which connects with its first call; throws IOException for an unreadable file. */
     public RerankClient build() throws IOException {
       return new RerankClient(this);
     }

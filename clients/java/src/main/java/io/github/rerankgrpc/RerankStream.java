@@ -45,10 +45,10 @@ public final class RerankStream implements Iterator<RerankResult>, AutoCloseable
 
   @Override
   public boolean hasNext() {
+    if (closed && !ended) {
+      throw new IllegalStateException("the stream is closed");
+    }
     while (!results.hasNext() && !ended) {
-      if (closed) {
-        throw new IllegalStateException("the stream is closed");
-      }
       read();
     }
     if (failure != null && !results.hasNext()) {

@@ -87,6 +87,7 @@ public final class RerankStreamTest {
   public void aClosedStreamGivesNoFurtherResults() throws Exception {
     try (RerankClient client = plain("FULL").build()) {
       RerankStream stream = client.streamRerank(stream(request("one", "two")));
+      assertTrue(stream.hasNext());
       stream.close();
       assertThrows(IllegalStateException.class, stream::hasNext);
     }

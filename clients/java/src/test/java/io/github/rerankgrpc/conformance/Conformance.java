@@ -19,7 +19,7 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
 
-/** Sends the conformance list through RerankClient; clients/conformance/contract/requests.py tells its form. */
+/** Sends the conformance list through RerankClient; contract/requests.py tells its form. */
 public final class Conformance {
   private static final ScheduledExecutorService TIMER =
       Executors.newSingleThreadScheduledExecutor(
