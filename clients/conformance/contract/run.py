@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clients.conformance.contract import golang, node, requests
+from clients.conformance.contract import golang, java, node, requests
 from clients.conformance.contract.tools import Missing
 from clients.conformance.run import DIRECT, server
 from rerank_grpc.client import Client, RateLimited
@@ -58,6 +58,7 @@ CLIENTS: Mapping[str, Callable[[], list[str]]] = {
     "python-async": python("python_async"),
     "go": golang.command,
     "node": node.command,
+    "java": java.command,
 }
 
 
