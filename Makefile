@@ -37,7 +37,7 @@ UNTIMED := $(PYTEST) -m 'not clock and not ray and not image' -n auto --dist loa
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-ray test-clients test-clients-quick test-clients-native test-openapi lint format proto baseline wheels image test-image lock \
+.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-ray test-clients test-clients-quick test-clients-native test-node test-go test-java test-openapi lint format proto baseline wheels image test-image lock \
   publish-image publish-index publish-release sbom audit release-check clean
 
 help:  ## Lists these targets.
@@ -85,6 +85,16 @@ test-clients-quick: $(VENV)/.demo  ## The same with those that install fastest, 
 
 test-clients-native: $(VENV)/.demo  ## Sends one list of requests through every client of the contract, and compares.
 	@$(BIN)/python -m clients.conformance.contract.run $(ARGS)
+
+test-node: $(VENV)/.demo  ## Builds the client for Node, and tests it against real servers.
+	@$(BIN)/python -m clients.conformance.contract.node
+	@npm --prefix clients/node test --silent
+
+test-go: $(VENV)/.demo  ## Builds the client for Go with Debian's packages, and tests it against real servers.
+	@$(BIN)/python -m clients.go.tasks test
+
+test-java: $(VENV)/.demo  ## Builds the client for Java with Debian's packages, and tests it against real servers.
+	@$(BIN)/python -m clients.java.check
 
 test-openapi: $(VENV)/.dev  ## Runs schemathesis against the REST server's OpenAPI document.
 	@$(BIN)/python clients/conformance/openapi.py
@@ -138,7 +148,7 @@ release-check: $(VENV)/.dev $(BUF)  ## Checks that this tree can be released as 
 	@$(if $(TORCH_INDEX),TORCH_INDEX='$(TORCH_INDEX)') $(BIN)/python scripts/release_check.py $(TAG) $(ARGS)
 
 clean:  ## Removes what the targets above have installed and cached.
-	rm -rf $(VENV) .tools/conformance tools/buf/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	rm -rf $(VENV) .tools/conformance tools/buf/node_modules clients/node/node_modules clients/node/dist clients/node/src/gen build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
