@@ -74,7 +74,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def need(tool: str) -> None:
     """Skips a test where a tool is missing; fails in CI, which brings buf."""
-    if tool == "buf" and BUF.exists() or tool != "buf" and shutil.which(tool):
+    if BUF.exists() if tool == "buf" else bool(shutil.which(tool)):
         return
     if os.environ.get("CI") and tool == "buf":
         pytest.fail("buf is missing: `make lint` installs it")

@@ -12,7 +12,7 @@ from rerank_grpc.cli import terminal
 from rerank_grpc.cli.ask import connect
 from rerank_grpc.cli.rerank.progress import ProgressLine
 from rerank_grpc.cli.rerank.records import DocumentRecord, ReadingOptions, refuse
-from rerank_grpc.cli.rerank.sources import DocumentSource, check_fields, read, sources_of
+from rerank_grpc.cli.rerank.sources import DocumentSource, check_fields, read, size_of, sources_of
 from rerank_grpc.cli.rerank.whole import FolderSearch, told
 from rerank_grpc.cli.terminal import Row, Screen
 from rerank_grpc.config.options import OptionError
@@ -34,7 +34,7 @@ def run(parsed: argparse.Namespace) -> int:
     check_fields(sources, [name for name in ("--text-field", "--id-field") if _field(parsed, name)])
     if search.left:
         terminal.warn(told(search.left))
-    progress = ProgressLine(sys.stderr, sum(source.size for source in sources))
+    progress = ProgressLine(sys.stderr, size_of(sources))
     records = _read(parsed, sources, progress, omitted)
     response = _ask(parsed, records, progress)
     ranked = [(result, records[result.index]) for result in response.results]

@@ -47,7 +47,7 @@ class ProgressLine:
             delay = PATIENCE_SECONDS
             while not ended.wait(delay):
                 passed = duration(monotonic() - began)
-                self._draw(f"{self.documents:,} documents are being scored, since {passed}")
+                self._draw(f"scoring  {_count(self.documents)}, for {passed} so far")
                 delay = RENEWED_SECONDS
 
         renewing = threading.Thread(target=renew, daemon=True)
@@ -67,7 +67,7 @@ class ProgressLine:
             self._drawn = False
 
     def _reading(self) -> str:
-        documents = f"{self.documents:,} documents, {size(self._read)}"
+        documents = f"{_count(self.documents)}, {size(self._read)}"
         if not self._total:
             return f"reading  {documents}"
         share = min(self._read / self._total, 1.0)
@@ -76,6 +76,11 @@ class ProgressLine:
 
     def _draw(self, text: str) -> None:
         text = clip(text, self._width - 1)
-        self._stream.write("\r" + text + " " * (self._width - 1 - cells(text)))
+        # With the cursor at the start the ^C of a key is written over the text, and cleared with it.
+        self._stream.write("\r" + text + " " * (self._width - 1 - cells(text)) + "\r")
         self._stream.flush()
         self._drawn = True
+
+
+def _count(documents: int) -> str:
+    return f"{documents:,} document{'s' * (documents != 1)}"

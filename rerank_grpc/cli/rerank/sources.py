@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +23,19 @@ class DocumentSource(NamedTuple):
     format: str
     found: bool = False
 
-    @property
-    def size(self) -> int:
-        """The bytes of the file; 0 where they are not known."""
+
+def size_of(sources: Sequence[DocumentSource]) -> int:
+    """Adds up the bytes of files; 0 where those of one are not known, as of stdin."""
+    total = 0
+    for source in sources:
         try:
-            return os.stat(self.path).st_size if self.path != STDIN else 0
+            found = os.stat(source.path)
         except OSError:
             return 0
+        if not stat.S_ISREG(found.st_mode):
+            return 0
+        total += found.st_size
+    return total
 
 
 def sources_of(paths: Sequence[str], format: str, search: FolderSearch) -> list[DocumentSource]:
