@@ -26,12 +26,12 @@ def read_lines(path: str, options: ReadingOptions) -> Iterator[DocumentRecord]:
 
 def read_jsonl(path: str, options: ReadingOptions) -> Iterator[DocumentRecord]:
     """Reads a document from the object on each line that is not blank; raises ConfigurationError."""
-    for number, text in decoded_lines(path, options):
-        if not text.strip():
+    for number, line in decoded_lines(path, options):
+        if not (text := line.strip()):
             continue
         place = f"{name_of(path)}:{number}"
         try:
-            value = json.loads(text.strip(), parse_constant=_refuse_constant)
+            value = _JSON.decode(text)
         except json.JSONDecodeError as error:
             options.bad(f"{place}: is not JSON ({error.msg} at column {error.colno}): a line holds an object")
             continue
@@ -81,6 +81,13 @@ FORMATS: Mapping[str, Callable[[str, ReadingOptions], Iterator[DocumentRecord]]]
 }
 WITH_FIELDS = ("jsonl", "csv")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)  # made once: json.loads would make one a line
 
 
 def _checked(record: DocumentRecord, options: ReadingOptions) -> Iterator[DocumentRecord]:
@@ -135,10 +142,6 @@ def _named(names: Mapping[str, Any] | Sequence[str]) -> str:
 
 def _kind(value: object) -> str:
     return "a string" if isinstance(value, str) else _KINDS.get(type(value), "null")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"JSON has no {name}")
 
 
 def _broken(error: csv.Error) -> str:
