@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,10 +43,10 @@ def read(name: str) -> str:
     return (FOLDER / f"{name}.md" if name else PAGES[0]).read_text("utf-8")
 
 
-def blocks() -> list[Block]:
-    """Returns every fenced block of every page."""
+def blocks(pages: Iterable[Path] = PAGES) -> list[Block]:
+    """Returns every fenced block of pages; of all of the operators' where none is named."""
     found = []
-    for path in PAGES:
+    for path in pages:
         page = path.read_text("utf-8")
         for match in _BLOCK.finditer(page):
             line = page.count("\n", 0, match.start("language")) + 1

@@ -467,7 +467,7 @@ def test_a_wrong_token_and_bad_input_are_refused(server, tmp_path):
     assert (done.returncode, "canary" in done.stderr) == (1, False)
     (tmp_path / "bad.txt").write_bytes(b"fine\n\xff\n")
     done = call(server, "rerank", QUERY, str(tmp_path / "bad.txt"))
-    assert "line 2 is not UTF-8" in done.stderr
+    assert "bad.txt:2: is not UTF-8" in done.stderr
     assert call(server, "rerank", QUERY, "-", stdin="\n \n").returncode == 1
 
 

@@ -1,4 +1,4 @@
-"""Asks a running server: `rerank-grpc rerank`, `models` and `health`; lists the known models without one."""
+"""Asks a running server: `rerank-grpc models` and `health`; lists the known models without one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import json
 import socket
 import ssl
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from operator import attrgetter
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.cli import terminal
-from rerank_grpc.cli.terminal import Row, Screen
+from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config.options import OptionError
 from rerank_grpc.config.reading import (
     read_catalogue_path,
@@ -27,8 +26,6 @@ from rerank_grpc.config.reading import (
 from rerank_grpc.config.running import server_command
 from rerank_grpc.config.targets import is_local
 from rerank_grpc.errors import ConfigurationError, PermissionDenied, Unauthenticated
-from rerank_grpc.files.obstacles import obstacle
-from rerank_grpc.types import ScoredDocument
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection
@@ -40,35 +37,6 @@ _KNOWN_FIELDS = (
     *("id", "kind", "family", "served", "unsupported", "evidence", "parameters", "max_tokens"),
     *("languages", "licence", "noncommercial", "good_for"),
 )
-_RESULT_FIELDS = ("index", "relevance_score", "logit", "tokens", "truncated")
-
-
-class Line(NamedTuple):
-    """A document: one line of a file; lines count from 1."""
-
-    text: str
-    file: str
-    number: int
-
-    def place(self, files: Sequence[str]) -> str:
-        """Names the file too where there are several."""
-        return f"{self.file}:{self.number}" if len(files) > 1 else str(self.number)
-
-
-def rerank(parsed: argparse.Namespace) -> int:
-    """Ranks the lines of files; raises RerankError, or ConfigurationError for a file."""
-    lines = [line for file in parsed.files for line in read_lines(file)]
-    if not lines:
-        raise ConfigurationError(f"{', '.join(parsed.files)}: no documents: every line is empty")
-    with _connect(parsed) as client:
-        texts = [line.text for line in lines]
-        response = client.rerank(parsed.query, texts, model=parsed.model, top_n=parsed.top_n or None)
-    ranked = [(result, lines[result.index]) for result in response.results]
-    summary, results = response.summary, [_json_of(*each) for each in ranked]
-    value = {**summary._asdict(), "usage": summary.usage._asdict(), "results": results}
-    rows = [Row(result.relevance_score, line.place(parsed.files), line.text) for result, line in ranked]
-    _print(parsed, value, terminal.ranking(rows, Screen.of(sys.stdout)))
-    return 0
 
 
 def models(parsed: argparse.Namespace) -> int:
@@ -78,7 +46,7 @@ def models(parsed: argparse.Namespace) -> int:
         value = {"models": [{name: getattr(each, name) for name in _KNOWN_FIELDS} for each in known]}
         _print(parsed, value, terminal.available(known, Screen.of(sys.stdout)))
         return 0
-    with _connect(parsed) as client:
+    with connect(parsed) as client:
         infos = tuple(client.list_models())
     _print(parsed, {"models": list(map(asdict, infos))}, terminal.models(infos, Screen.of(sys.stdout)))
     return 0
@@ -92,7 +60,7 @@ def health(parsed: argparse.Namespace) -> int:
     """
     if parsed.here:
         return _health_here(parsed)
-    with _connect(parsed, needs_token=False) as client:
+    with connect(parsed, needs_token=False) as client:
         try:
             answer = client.health(parsed.model)
         except (Unauthenticated, PermissionDenied):
@@ -170,23 +138,8 @@ def _http_connection(host: str, port: int, tls: TlsSources | None, timeout: floa
     return connection
 
 
-def read_lines(file: str) -> Iterable[Line]:
-    """Reads a file's documents, one a line; "-" is stdin; raises ConfigurationError."""
-    name = "stdin" if file == "-" else file
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {name}: {obstacle(file, error)}") from None
-    except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError(f"cannot read {name}: line {row} is not UTF-8") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield Line(line.rstrip("\r"), name, number)
-
-
-def _connect(parsed: argparse.Namespace, *, needs_token: bool = True) -> Client:
+def connect(parsed: argparse.Namespace, *, needs_token: bool = True) -> Client:
+    """Makes a client of the server that the options name; raises OptionError or ConfigurationError."""
     from rerank_grpc.client import Client
 
     settings = read_client_settings(parsed.flags, needs_token=needs_token)
@@ -199,11 +152,6 @@ def _connect(parsed: argparse.Namespace, *, needs_token: bool = True) -> Client:
         tls = named(target, tls, settings.timeout)
     given = {} if tls is None else tls.arguments()
     return Client(target, token=settings.token, timeout=settings.timeout, **given)
-
-
-def _json_of(result: ScoredDocument, line: Line) -> dict[str, Any]:
-    fields = {name: getattr(result, name) for name in _RESULT_FIELDS}
-    return {**fields, "file": line.file, "line": line.number, "text": line.text}
 
 
 def _print(parsed: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple, TypeAlias
 
-from rerank_grpc.cli.ask import read_lines
+from rerank_grpc.cli.rerank.lines import decoded_lines
+from rerank_grpc.cli.rerank.records import ReadingOptions
 from rerank_grpc.errors import ConfigurationError, InvalidRequest
 from rerank_grpc.limits import check_request
 from rerank_grpc.types import Document, RerankRequest
@@ -69,13 +70,15 @@ def read_questions(file: str) -> list[Ranking]:
 
     Raises ConfigurationError that names the file and the line.
     """
-    lines = list(read_lines(file))
+    read = decoded_lines(file, ReadingOptions())
+    lines = [(number, text.rstrip("\r\n")) for number, text in read if text.strip()]
     if not lines:
         raise ConfigurationError(f"{file}: no texts: every line is empty")
-    if not lines[0].text.lstrip().startswith("{"):
-        questions = [Ranking(lines[0].text, tuple(line.text for line in lines[1:]))]
+    texts = [text for _, text in lines]
+    if not texts[0].lstrip().startswith("{"):
+        questions = [Ranking(texts[0], tuple(texts[1:]))]
     else:
-        questions = [_read_question(line.text, f"{file}: line {line.number}") for line in lines]
+        questions = [_read_question(text, f"{file}: line {number}") for number, text in lines]
     if all(len(question.documents) < 2 for question in questions):
         raise ConfigurationError(f"{file}: no query has two documents, so none has an order to compare")
     for number, question in enumerate(questions, 1):

@@ -10,6 +10,8 @@ from typing import Any, NoReturn, TypeAlias
 from rerank_grpc import __version__
 from rerank_grpc.cli import ask, download, serve, verify
 from rerank_grpc.cli.process import needs
+from rerank_grpc.cli.rerank import arguments as rerank
+from rerank_grpc.cli.rerank.command import run as run_rerank
 from rerank_grpc.cli.scale import batch, plan, ray_config
 from rerank_grpc.cli.setup import config, token
 from rerank_grpc.cli.top import command as top
@@ -85,15 +87,7 @@ Takes the options of the server that is asked about, starts nothing, and prints
 what it would have, and what each setting comes from: its default, a file, a
 variable or a flag. Tokens are only counted. --toml prints a file for --config.
 """,
-    "rerank": f"""\
-examples:
-  rerank-grpc rerank "what is a panda?" docs.txt
-  rerank-grpc rerank "what is a panda?" a.txt b.txt --top-n 5
-  grep -h panda *.txt | rerank-grpc rerank "what is a panda?" - --json
-
-A file holds one document a line; empty lines are skipped. The token to send
-comes from {CLIENT_TOKEN_VARIABLE} or --token-file.
-""",
+    "rerank": rerank.EXAMPLES,
     "models": f"""\
 examples:
   rerank-grpc models
@@ -281,8 +275,6 @@ def _argument(name: str, **keywords: Any) -> Argument:
     return name, keywords
 
 
-QUERY = _argument("query", metavar="QUERY", help="what the documents are to answer")
-FILES = _argument("files", metavar="FILE", nargs="+", help="documents, one a line; - is stdin")
 TOP_N = _argument("--top-n", metavar="N", type=_top_n, default=0, help="print only the N best")
 MODEL = _argument("--model", metavar="NAME", help="the model to ask (default: the server's)")
 AVAILABLE = _argument(
@@ -413,9 +405,9 @@ COMMANDS = (
     Command("token", "make a caller's token, or list the callers of a file", token.run, TOKEN),
     Command(
         "rerank",
-        "rank the lines of files by their relevance to a query",
-        ask.rerank,
-        (QUERY, FILES, TOP_N, MODEL, JSON),
+        "rank the documents of files by their relevance to a query",
+        run_rerank,
+        (*rerank.ARGUMENTS, TOP_N, MODEL, JSON),
         CLIENT_OPTIONS,
     ),
     Command(

@@ -1,0 +1,1 @@
+"""The command `rerank-grpc rerank`: ranks the documents of files by a running server."""
