@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from rerank_grpc.client import AsyncClient, Client
-from rerank_grpc.client.core import channel_options, service_config
+from rerank_grpc.client.channel import channel_options, service_config
 from rerank_grpc.limits import LIMITS
 from tests.client.scripted_server import hang
 

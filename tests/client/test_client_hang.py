@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.client.core import LEAST_HANG_TIMEOUT, pings
+from rerank_grpc.client.channel import LEAST_HANG_TIMEOUT, pings
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.client import scripted_server
 from tests.http2 import PING, frame, raw_connections
