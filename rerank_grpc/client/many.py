@@ -96,6 +96,10 @@ class Tally(Generic[Outcome]):
     def _window(self) -> int:
         return self._concurrency * READ_AHEAD
 
+    def _hungry(self, waiting: int, *, more: bool) -> bool:
+        """Tells whether jobs are to be begun before a response is given, which may keep its reader busy."""
+        return more and waiting <= self._concurrency
+
     def _count(self) -> None:
         self._done += 1
         if self._progress is not None:
@@ -147,7 +151,7 @@ class RerankResponses(Tally[Outcome], Iterator[Outcome]):
                 while not finished.empty() or (head_is_done and self._done <= place):
                     finished.get()
                     self._count()
-                if head_is_done:
+                if head_is_done and not self._hungry(len(waiting), more=more):
                     yield self._outcome(waiting.popleft(), place)
                     place += 1
                 elif more and len(waiting) < self._window:
@@ -222,7 +226,7 @@ class AsyncRerankResponses(Tally[Outcome], AsyncIterator[Outcome]):
                 while more or waiting:
                     while self._done < self._finished:
                         self._count()
-                    if waiting and waiting[0].done():
+                    if waiting and waiting[0].done() and not self._hungry(len(waiting), more=more):
                         yield self._outcome(waiting.popleft(), place)
                         place += 1
                     elif more and len(waiting) < self._window:

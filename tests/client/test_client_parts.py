@@ -25,7 +25,7 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import fail, hang, results
 from tests.support import serving
 
-WORDS = "pandas bamboo Paris France eat live capital China settings password office reset".split()
+WORDS = ["pandas", "bamboo", "Paris", "France", "eat", "live", "settings", "password", "office", "reset"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ def test_parts_give_what_one_call_gives(connect, service, monkeypatch, options):
     split = client.rerank("What do pandas eat?", documents, **options)
     assert split.results == whole.results
     assert split.summary._replace(usage=None) == whole.summary._replace(usage=None)
-    assert split.summary.usage.input_tokens == whole.summary.usage.input_tokens
+    # A text that a call holds twice is counted once, and so is what its documents share.
+    assert split.summary.usage.input_tokens >= whole.summary.usage.input_tokens > 0
 
 
 def test_more_documents_than_a_call_may_have_are_all_scored(connect, service):
@@ -122,9 +123,8 @@ def test_the_first_error_ends_the_other_parts(client, server, small):
 
 
 def test_a_part_waits_as_often_as_the_server_is_full(client, server, small):
-    server.script.extend(
-        [fail(grpc.StatusCode.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=0.01)] * 9
-    )
+    full = fail(grpc.StatusCode.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=0.01)
+    server.script.extend([full] * 9)
     assert len(client.rerank("q", ["a"] * 8).results) == 8
     assert len(server.calls) == 11
 
@@ -162,6 +162,6 @@ def test_revisions_that_differ_again_are_an_error(client, server, small):
 def test_what_is_one_call_stays_one(connect, service, method):
     """The server refuses it, with the limit."""
     client = connect(f"127.0.0.1:{service.port}")
-    with pytest.raises(InvalidRequest, match="holds 1,001|at most 1,000|more than the 1,000"):
-        answer = getattr(client, method)(RerankRequest("q", [Document("a")] * 1_001))
-        list(answer) if method == "stream" else answer
+    request = RerankRequest("q", [Document("a")] * 1_001)
+    with pytest.raises(InvalidRequest, match=r"^documents: holds .*1,000"):
+        client.send(request) if method == "send" else next(client.stream(request))
