@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Self, Unpack
 
 import grpc
 import grpc.aio
@@ -16,7 +16,7 @@ from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOption
 from rerank_grpc.client.channel import Replica
 from rerank_grpc.client.errors import ServerUnavailable, TlsError, unimplemented
 from rerank_grpc.client.many import CONCURRENCY, AsyncRerankResponses, Job, Progress
-from rerank_grpc.errors import Cancelled, RerankError
+from rerank_grpc.errors import Cancelled
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
 
@@ -40,7 +40,6 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         request, call = arguments.rerank_request(query, documents, model, top_n, **options)
         return await self._in_parts(request, self._attempts(**call), parts.AT_ONCE)
 
-    @overload
     def rerank_many(
         self,
         jobs: Iterable[Job] | AsyncIterable[Job],
@@ -49,34 +48,8 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         *,
         concurrency: int = CONCURRENCY,
         progress: Progress | None = None,
-        keep_errors: Literal[False] = False,
         **options: Unpack[RerankOptions],
-    ) -> AsyncRerankResponses[RerankResponse]: ...
-
-    @overload
-    def rerank_many(
-        self,
-        jobs: Iterable[Job] | AsyncIterable[Job],
-        model: str | None = None,
-        top_n: int | None = None,
-        *,
-        concurrency: int = CONCURRENCY,
-        progress: Progress | None = None,
-        keep_errors: Literal[True],
-        **options: Unpack[RerankOptions],
-    ) -> AsyncRerankResponses[RerankResponse | RerankError]: ...
-
-    def rerank_many(
-        self,
-        jobs: Iterable[Job] | AsyncIterable[Job],
-        model: str | None = None,
-        top_n: int | None = None,
-        *,
-        concurrency: int = CONCURRENCY,
-        progress: Progress | None = None,
-        keep_errors: bool = False,
-        **options: Unpack[RerankOptions],
-    ) -> AsyncRerankResponses[Any]:
+    ) -> AsyncRerankResponses:
         """Yields the response of each job in the order of the jobs; see Client.rerank_many."""
         batch = arguments.batch_options(options)
 
@@ -84,7 +57,7 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
             request, call = arguments.rerank_request(*arguments.pair(job), model, top_n, **batch)
             return await self._in_parts(request, self._attempts(**call, patient=True), at_once=1)
 
-        return AsyncRerankResponses(jobs, answer, concurrency, progress, keep_errors=keep_errors)
+        return AsyncRerankResponses(jobs, answer, concurrency, progress)
 
     async def send(self, request: RerankRequest, **call: Unpack[CallOptions]) -> RerankResponse:
         """Scores the documents of a request; see Client.send."""

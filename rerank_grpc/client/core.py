@@ -112,7 +112,7 @@ class BaseClient(Generic[_Stream]):
         cert: Pem | None = None,
         key: Pem | None = None,
         server_name: str | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: object | None = None,
         options: Sequence[ChannelOption] = (),
     ) -> None:
         """Makes a client; raises TypeError or ValueError, naming the argument.
@@ -126,7 +126,8 @@ class BaseClient(Generic[_Stream]):
 
         `tls` trusts the CAs of this system, `ca` others; `cert` and `key` are what a server of mutual TLS
         wants. These three are paths, or PEM as bytes, and mean TLS by themselves. `server_name` is the name
-        of the server's certificate, if not the target's. `credentials` are gRPC's own, in place of all these.
+        of the server's certificate, if not the target's. `credentials` are gRPC's own (a
+        grpc.ChannelCredentials), in place of all these.
         """
         if not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
             raise ValueError(f"retries: 0 to {MAX_RETRIES}")

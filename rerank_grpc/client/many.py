@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 import grpc
 
@@ -32,7 +32,6 @@ from rerank_grpc.types import RerankResponse
 Job = tuple[str, Iterable[DocumentLike]]
 # Is told how many jobs are done, and of how many; None where the jobs have no length.
 Progress = Callable[[int, int | None], object]
-Outcome = TypeVar("Outcome")
 
 CONCURRENCY = 8
 MOST_AT_ONCE = 256
@@ -77,18 +76,16 @@ class Scope:
             call.cancel()
 
 
-class Tally(Generic[Outcome]):
+class Tally:
     """What both kinds of responses share: the settings, checked, and how many jobs are done."""
 
-    def __init__(
-        self, jobs: object, concurrency: int, progress: Progress | None, *, keep_errors: bool
-    ) -> None:
+    def __init__(self, jobs: object, concurrency: int, progress: Progress | None) -> None:
         check_type("concurrency", concurrency, int, "an int")
         if not 1 <= concurrency <= MOST_AT_ONCE:
             raise ValueError(f"concurrency: 1 to {MOST_AT_ONCE}, not {concurrency}")
         self._concurrency = concurrency
         self._progress = progress
-        self._keep_errors = keep_errors
+        self._keep_errors = False
         self._total = len(jobs) if isinstance(jobs, Sized) else None
         self._done = 0
 
@@ -116,7 +113,7 @@ class Tally(Generic[Outcome]):
         raise error
 
 
-class RerankResponses(Tally[Outcome], Iterator[Outcome]):
+class RerankResponses(Tally, Iterator[RerankResponse]):
     """The responses of Client.rerank_many in the order of its jobs, to be read once.
 
     Leaving early without `close` (or `with`) ends the calls when this is collected.
@@ -128,18 +125,21 @@ class RerankResponses(Tally[Outcome], Iterator[Outcome]):
         answer: Callable[[Job, Scope], RerankResponse],
         concurrency: int,
         progress: Progress | None,
-        *,
-        keep_errors: bool,
     ) -> None:
-        super().__init__(jobs, concurrency, progress, keep_errors=keep_errors)
+        super().__init__(jobs, concurrency, progress)
         self._answer = answer
         self._outcomes = self._read(iter(jobs))
+
+    def outcomes(self) -> Iterator[RerankResponse | RerankError]:
+        """Yields what is left: a job's response, or its RerankError, after which the others go on."""
+        self._keep_errors = True
+        return self._outcomes
 
     def close(self) -> None:
         """Ends the calls in progress; later jobs are not begun."""
         self._outcomes.close()
 
-    def _read(self, jobs: Iterator[Job]) -> Generator[Outcome, None, None]:
+    def _read(self, jobs: Iterator[Job]) -> Generator[Any, None, None]:
         scope, waiting = Scope(), deque[Future[RerankResponse]]()
         finished = SimpleQueue[object]()
         threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="rerank_many")
@@ -183,8 +183,9 @@ class RerankResponses(Tally[Outcome], Iterator[Outcome]):
             failed.set_exception(error)
             return failed
 
-    def __next__(self) -> Outcome:
-        return next(self._outcomes)
+    def __next__(self) -> RerankResponse:
+        response: RerankResponse = next(self._outcomes)
+        return response
 
     def __enter__(self) -> Self:
         return self
@@ -193,7 +194,7 @@ class RerankResponses(Tally[Outcome], Iterator[Outcome]):
         self.close()
 
 
-class AsyncRerankResponses(Tally[Outcome], AsyncIterator[Outcome]):
+class AsyncRerankResponses(Tally, AsyncIterator[RerankResponse]):
     """The responses of AsyncClient.rerank_many in the order of its jobs, to be read once.
 
     `async with` or `aclose` ends the calls of one that is left early.
@@ -205,19 +206,22 @@ class AsyncRerankResponses(Tally[Outcome], AsyncIterator[Outcome]):
         answer: Callable[[Job], Awaitable[RerankResponse]],
         concurrency: int,
         progress: Progress | None,
-        *,
-        keep_errors: bool,
     ) -> None:
-        super().__init__(jobs, concurrency, progress, keep_errors=keep_errors)
+        super().__init__(jobs, concurrency, progress)
         self._answer = answer
         self._finished = 0
         self._outcomes = self._read(jobs)
+
+    def outcomes(self) -> AsyncIterator[RerankResponse | RerankError]:
+        """Yields what is left: a job's response, or its RerankError, after which the others go on."""
+        self._keep_errors = True
+        return self._outcomes
 
     async def aclose(self) -> None:
         """Ends the calls in progress; later jobs are not begun."""
         await self._outcomes.aclose()
 
-    async def _read(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncGenerator[Outcome, None]:
+    async def _read(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncGenerator[Any, None]:
         waiting = deque[asyncio.Task[RerankResponse]]()
         room, woken = asyncio.Semaphore(self._concurrency), asyncio.Event()
         more, place = True, 0
@@ -261,8 +265,9 @@ class AsyncRerankResponses(Tally[Outcome], AsyncIterator[Outcome]):
             self._finished += 1
             woken.set()
 
-    async def __anext__(self) -> Outcome:
-        return await anext(self._outcomes)
+    async def __anext__(self) -> RerankResponse:
+        response: RerankResponse = await anext(self._outcomes)
+        return response
 
     async def __aenter__(self) -> Self:
         return self

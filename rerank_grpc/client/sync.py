@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Self, Unpack
 
 import grpc
 
@@ -16,7 +16,7 @@ from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOption
 from rerank_grpc.client.channel import Replica
 from rerank_grpc.client.errors import ServerUnavailable, TlsError, unimplemented
 from rerank_grpc.client.many import CONCURRENCY, Job, Progress, RerankResponses, Scope
-from rerank_grpc.errors import Cancelled, RerankError
+from rerank_grpc.errors import Cancelled
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
 
@@ -45,7 +45,6 @@ class Client(core.BaseClient["RerankStream"]):
         request, call = arguments.rerank_request(query, documents, model, top_n, **options)
         return self._in_parts(request, self._attempts(**call))
 
-    @overload
     def rerank_many(
         self,
         jobs: Iterable[Job],
@@ -54,41 +53,15 @@ class Client(core.BaseClient["RerankStream"]):
         *,
         concurrency: int = CONCURRENCY,
         progress: Progress | None = None,
-        keep_errors: Literal[False] = False,
         **options: Unpack[RerankOptions],
-    ) -> RerankResponses[RerankResponse]: ...
-
-    @overload
-    def rerank_many(
-        self,
-        jobs: Iterable[Job],
-        model: str | None = None,
-        top_n: int | None = None,
-        *,
-        concurrency: int = CONCURRENCY,
-        progress: Progress | None = None,
-        keep_errors: Literal[True],
-        **options: Unpack[RerankOptions],
-    ) -> RerankResponses[RerankResponse | RerankError]: ...
-
-    def rerank_many(
-        self,
-        jobs: Iterable[Job],
-        model: str | None = None,
-        top_n: int | None = None,
-        *,
-        concurrency: int = CONCURRENCY,
-        progress: Progress | None = None,
-        keep_errors: bool = False,
-        **options: Unpack[RerankOptions],
-    ) -> RerankResponses[Any]:
+    ) -> RerankResponses:
         """Yields the response of each job, a query and its documents, in the order of the jobs.
 
         `jobs` may be a generator: it is read a few jobs ahead. `concurrency` is the number of calls at once,
         1 to 256. Each job has the whole `timeout`, and waits within it as long as the server is full; its
         priority is "batch" unless said otherwise. `progress` is called with how many jobs are done, and of
         how many (None for a generator), by the thread that reads. A job's error is raised in its place, and
-        ends the others; with `keep_errors` a RerankError is yielded there instead, and the others go on.
+        ends the others; `outcomes()` of what is returned yields a RerankError there instead, and goes on.
         """
         batch = arguments.batch_options(options)
 
@@ -96,7 +69,7 @@ class Client(core.BaseClient["RerankStream"]):
             request, call = arguments.rerank_request(*arguments.pair(job), model, top_n, **batch)
             return self._in_parts(request, self._attempts(**call, patient=True), scope)
 
-        return RerankResponses(jobs, answer, concurrency, progress, keep_errors=keep_errors)
+        return RerankResponses(jobs, answer, concurrency, progress)
 
     def send(self, request: RerankRequest, **call: Unpack[CallOptions]) -> RerankResponse:
         """Scores the documents of a request in one call: `rerank` without its checks of types."""

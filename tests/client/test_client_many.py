@@ -7,6 +7,7 @@ import gc
 import threading
 from collections import Counter
 from itertools import count
+from typing import Any
 
 import grpc
 import pytest
@@ -20,20 +21,20 @@ KINDS = pytest.mark.parametrize("kind", [Client, AsyncClient])
 broken = fail(grpc.StatusCode.INTERNAL, "broken", reason=Reason.INTERNAL)
 
 
-def outcomes(kind, target, jobs, first=None, **options):
+def outcomes(kind, target, jobs, first=None, keep_errors=False, **options):
     """Reads the outcomes of jobs, or so many of them, by one kind of client; an error raised comes last."""
-    found = []
+    found: list[Any] = []
 
     def read():
         with Client(target) as client, client.rerank_many(jobs, **options) as answers:
-            for answer in answers:
+            for answer in answers.outcomes() if keep_errors else answers:
                 found.append(answer)
                 if len(found) == first:
                     return
 
     async def read_async():
         async with AsyncClient(target) as client, client.rerank_many(jobs, **options) as answers:
-            async for answer in answers:
+            async for answer in answers.outcomes() if keep_errors else answers:
                 found.append(answer)
                 if len(found) == first:
                     return
@@ -56,7 +57,7 @@ def failing_at(place):
 
 @KINDS
 def test_responses_come_in_the_order_of_the_jobs_whatever_ends_first(kind, server):
-    turns = Counter()
+    turns = Counter[str]()
     both = threading.Barrier(2)
 
     def step(request, _context):

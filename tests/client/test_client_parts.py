@@ -19,9 +19,9 @@ from rerank_grpc.client import (
     RevisionChanged,
     parts,
 )
-from rerank_grpc.client.core import rerank as rpc_of
 from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.v1 import rerank_pb2 as pb
+from rerank_grpc.wire import messages
 from tests.client.scripted_server import fail, hang, results
 from tests.support import serving
 
@@ -100,7 +100,7 @@ def test_parts_stay_within_the_limit_of_bytes(client, server):
 def test_no_part_is_larger_than_a_message_may_be(size):
     request = RerankRequest("q", [Document("x" * (size // 2), "i" * 200)] * 2, instruction="é" * 50)
     for part in parts.parts_of(request):
-        assert rpc_of(part.request).message.ByteSize() <= LIMITS.message_bytes
+        assert messages.request_to(pb.RerankRequest, part.request).ByteSize() <= LIMITS.message_bytes
 
 
 def test_a_document_that_fits_no_message_is_refused(client):
