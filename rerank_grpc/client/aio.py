@@ -151,7 +151,7 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         raise parts.changed(replies)
 
     async def _at_once(
-        self, several: list[parts.Part], attempts: core.Attempts, room: asyncio.Semaphore
+        self, several: list[parts.RequestPart], attempts: core.Attempts, room: asyncio.Semaphore
     ) -> list[RerankResponse]:
         """Answers parts, a few at once; the first error ends the others."""
         asked = [asyncio.create_task(self._part(part, attempts, room)) for part in several]
@@ -166,7 +166,7 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
             await asyncio.gather(*asked, return_exceptions=True)
 
     async def _part(
-        self, part: parts.Part, attempts: core.Attempts, room: asyncio.Semaphore
+        self, part: parts.RequestPart, attempts: core.Attempts, room: asyncio.Semaphore
     ) -> RerankResponse:
         with parts.named(part):
             async with room:

@@ -76,8 +76,8 @@ class Scope:
             call.cancel()
 
 
-class Tally:
-    """What both kinds of responses share: the settings, checked, and how many jobs are done."""
+class JobRun:
+    """The half of both kinds of responses: the settings, checked, and how many jobs are done."""
 
     def __init__(self, jobs: object, concurrency: int, progress: Progress | None) -> None:
         check_type("concurrency", concurrency, int, "an int")
@@ -113,7 +113,7 @@ class Tally:
         raise error
 
 
-class RerankResponses(Tally, Iterator[RerankResponse]):
+class RerankResponses(JobRun, Iterator[RerankResponse]):
     """The responses of Client.rerank_many in the order of its jobs, to be read once.
 
     Leaving early without `close` (or `with`) ends the calls when this is collected.
@@ -194,7 +194,7 @@ class RerankResponses(Tally, Iterator[RerankResponse]):
         self.close()
 
 
-class AsyncRerankResponses(Tally, AsyncIterator[RerankResponse]):
+class AsyncRerankResponses(JobRun, AsyncIterator[RerankResponse]):
     """The responses of AsyncClient.rerank_many in the order of its jobs, to be read once.
 
     `async with` or `aclose` ends the calls of one that is left early.

@@ -23,26 +23,28 @@ ASKED_AGAIN = 1
 DOCUMENT_BYTES, OPTION_BYTES = 24, 128
 
 
-class Part(NamedTuple):
+class RequestPart(NamedTuple):
     """A request whose first document is the caller's at `offset`."""
 
     offset: int
     request: RerankRequest
 
 
-def parts_of(request: RerankRequest) -> list[Part]:
+def parts_of(request: RerankRequest) -> list[RequestPart]:
     """Splits a request into as few parts as the limits allow; most requests are one part."""
     texts = (request.model, request.query, request.instruction)
     shared = sum(map(_bytes_of, texts)) + OPTION_BYTES
     most = LIMITS.message_bytes - shared
     bounds = list(_bounds(request.documents, most))
     if len(bounds) <= 1:
-        return [Part(0, request)]
-    return [Part(start, request._replace(documents=request.documents[start:end])) for start, end in bounds]
+        return [RequestPart(0, request)]
+    return [
+        RequestPart(start, request._replace(documents=request.documents[start:end])) for start, end in bounds
+    ]
 
 
 def merged(
-    request: RerankRequest, parts: Sequence[Part], replies: Sequence[RerankResponse]
+    request: RerankRequest, parts: Sequence[RequestPart], replies: Sequence[RerankResponse]
 ) -> RerankResponse:
     """Makes the response of the whole request; its usage is the sum of the parts'."""
     if len(parts) == 1:
@@ -70,7 +72,7 @@ def changed(replies: Sequence[RerankResponse]) -> RevisionChanged:
 
 
 @contextmanager
-def named(part: Part) -> Iterator[None]:
+def named(part: RequestPart) -> Iterator[None]:
     """Has a refusal of a part name the documents by the caller's numbers."""
     try:
         yield
@@ -78,7 +80,7 @@ def named(part: Part) -> Iterator[None]:
         raise in_the_whole(error, part) from error.__cause__
 
 
-def in_the_whole(error: InvalidRequest, part: Part) -> InvalidRequest:
+def in_the_whole(error: InvalidRequest, part: RequestPart) -> InvalidRequest:
     """Makes the same error with the caller's numbers of documents."""
 
     def name_of(field: str) -> str:

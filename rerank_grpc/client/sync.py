@@ -171,7 +171,7 @@ class Client(core.BaseClient["RerankStream"]):
                 return parts.merged(request, several, replies)
         raise parts.changed(replies)
 
-    def _at_once(self, several: list[parts.Part], attempts: core.Attempts) -> list[RerankResponse]:
+    def _at_once(self, several: list[parts.RequestPart], attempts: core.Attempts) -> list[RerankResponse]:
         """Answers parts, a few at once; the first error ends the others."""
         scope = Scope()
         with ThreadPoolExecutor(parts.AT_ONCE) as threads:
@@ -185,7 +185,7 @@ class Client(core.BaseClient["RerankStream"]):
                 scope.end()
                 threads.shutdown(wait=False, cancel_futures=True)
 
-    def _part(self, part: parts.Part, attempts: core.Attempts, scope: Scope) -> RerankResponse:
+    def _part(self, part: parts.RequestPart, attempts: core.Attempts, scope: Scope) -> RerankResponse:
         with parts.named(part):
             return self._call(core.rerank(part.request), attempts.of_a_part(), scope)
 
