@@ -15,11 +15,13 @@ from rerank_grpc.client.arguments import DocumentLike, RerankOptions
 from rerank_grpc.client.errors import (
     IncompleteStream,
     MessageTooLarge,
+    RevisionChanged,
     ServerUnavailable,
     TlsError,
     TransportError,
     UnexpectedStatus,
 )
+from rerank_grpc.client.many import AsyncRerankResponses, RerankResponses
 from rerank_grpc.client.sync import Client, RerankStream
 from rerank_grpc.errors import (
     Cancelled,
@@ -60,6 +62,7 @@ from rerank_grpc.types import (
 
 __all__ = [
     "AsyncClient",
+    "AsyncRerankResponses",
     "AsyncRerankStream",
     "Cancelled",
     "Client",
@@ -86,8 +89,10 @@ __all__ = [
     "RerankOptions",
     "RerankRequest",
     "RerankResponse",
+    "RerankResponses",
     "RerankStream",
     "RerankSummary",
+    "RevisionChanged",
     "ScoredDocument",
     "Scoring",
     "ServerUnavailable",

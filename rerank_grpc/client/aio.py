@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import aclosing, contextmanager, suppress
-from typing import Any, Self, Unpack
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Self, Unpack
 
 import grpc
 import grpc.aio
 
-from rerank_grpc.client import arguments, core
+from rerank_grpc.client import arguments, core, parts
 from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions
-from rerank_grpc.client.errors import ServerUnavailable
+from rerank_grpc.client.channel import Replica
+from rerank_grpc.client.errors import ServerUnavailable, TlsError, unimplemented
+from rerank_grpc.client.many import CONCURRENCY, AsyncRerankResponses, Job, Progress
 from rerank_grpc.errors import Cancelled
 from rerank_grpc.types import Health, ModelInfo, RerankRequest, RerankResponse, ScoredDocument
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -25,8 +27,6 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
     def _begin(self) -> None:
         # A channel of grpc.aio belongs to its loop, which may not run yet.
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: Any = None
 
     async def rerank(
         self,
@@ -38,27 +38,46 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
     ) -> RerankResponse:
         """Scores documents against a query, best first; see Client.rerank."""
         request, call = arguments.rerank_request(query, documents, model, top_n, **options)
-        return await self.send(request, **call)
+        return await self._in_parts(request, self._attempts(**call), parts.AT_ONCE)
+
+    def rerank_many(
+        self,
+        jobs: Iterable[Job] | AsyncIterable[Job],
+        model: str | None = None,
+        top_n: int | None = None,
+        *,
+        concurrency: int = CONCURRENCY,
+        progress: Progress | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> AsyncRerankResponses:
+        """Yields the response of each job in the order of the jobs; see Client.rerank_many."""
+        batch = arguments.batch_options(options)
+
+        async def answer(job: Job) -> RerankResponse:
+            request, call = arguments.rerank_request(*arguments.pair(job), model, top_n, **batch)
+            return await self._in_parts(request, self._attempts(**call, patient=True), at_once=1)
+
+        return AsyncRerankResponses(jobs, answer, concurrency, progress)
 
     async def send(self, request: RerankRequest, **call: Unpack[CallOptions]) -> RerankResponse:
         """Scores the documents of a request; see Client.send."""
-        return await self._call(core.rerank(request), **call)
+        return await self._call(core.rerank(request), self._attempts(**call))
 
     async def relay(self, method: str, message: bytes, **call: Unpack[CallOptions]) -> bytes:
         """Passes a serialized request on as it is; returns the serialized reply."""
-        return await self._call(core.relay(method, message), **call)
+        return await self._call(core.relay(method, message), self._attempts(**call))
 
     async def list_models(self, **call: Unpack[CallOptions]) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
-        return await self._call(core.list_models(), **call)
+        return await self._call(core.list_models(), self._attempts(**call))
 
     async def health(self, model: str | None = None, **call: Unpack[CallOptions]) -> Health:
         """Tells whether a call for a model would be answered, and how full its queue is."""
-        return await self._call(core.health(model), **call)
+        return await self._call(core.health(model), self._attempts(**call))
 
     async def serving(self, service: str = "", **call: Unpack[CallOptions]) -> bool:
         """Asks grpc.health.v1, which needs no token; see Client.serving."""
-        return await self._call(core.serving(service), **call)
+        return await self._call(core.serving(service), self._attempts(**call))
 
     async def wait_until_ready(self, timeout: float | None = None, *, model: str | None = None) -> Health:
         """Waits until a server is there and a call would be answered; see Client.wait_until_ready."""
@@ -67,11 +86,16 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         patience = core.READY_LOOK_SECONDS
         while remaining := attempts.remaining:
             health = None
-            with suppress(*core.NOT_YET):
-                health = await self._call(question, timeout=min(remaining, patience), wait_for_ready=True)
+            try:
+                once = self._attempts(timeout=min(remaining, patience))
+                health = await self._call(question, once, wait_for_ready=not self._replicas.several)
                 if core.is_ready(health):
                     return health
-            silent, look = health is None and patience < remaining, self._inquiry.look
+            except TlsError:
+                raise
+            except core.NOT_YET:
+                pass
+            silent, look = health is None and patience < remaining, self._replicas.first.inquiry.look
             if silent and (problem := await asyncio.to_thread(look, attempts.remaining)):
                 raise problem
             patience = math.inf
@@ -81,8 +105,9 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
     async def close(self) -> None:
         """Ends the client; calls in progress raise Cancelled."""
         self._closed = True
-        if self._channel is not None:
-            await self._channel.close(None)
+        for replica in self._replicas.all:
+            if replica.channel is not None:
+                await replica.channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,24 +116,61 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         await self.close()
 
     async def _call(
-        self, rpc: core.Rpc[core.Reply], *, wait_for_ready: bool = False, **call: Unpack[CallOptions]
+        self, rpc: core.Rpc[core.Reply], attempts: core.Attempts, *, wait_for_ready: bool = False
     ) -> core.Reply:
-        attempts = self._attempts(**call)
         while True:
-            method = getattr(self._open(), rpc.method)
-            try:
-                with self._cancelled_by_close():
-                    reply = await method(
-                        rpc.message,
-                        timeout=attempts.remaining,
-                        metadata=attempts.metadata,
-                        wait_for_ready=wait_for_ready,
-                    )
-            except grpc.RpcError as error:
-                delay = await self._delay_after(error, attempts)
-            else:
-                return rpc.read(reply)
+            self._check_open()
+            self._open()
+            with self._replicas.turn() as replica:
+                try:
+                    with self._cancelled_by_close():
+                        reply = await getattr(replica.stub, rpc.method)(
+                            rpc.message,
+                            timeout=attempts.remaining,
+                            metadata=attempts.metadata,
+                            wait_for_ready=wait_for_ready,
+                        )
+                except grpc.RpcError as error:
+                    delay = await self._delay_after(error, attempts, replica, rpc.method)
+                else:
+                    self._replicas.answered(replica)
+                    return rpc.read(reply)
             await asyncio.sleep(delay)
+
+    async def _in_parts(
+        self, request: RerankRequest, attempts: core.Attempts, at_once: int
+    ) -> RerankResponse:
+        """Answers a request of any size, so many parts of it at once."""
+        several = parts.parts_of(request)
+        if len(several) == 1:
+            return await self._call(core.rerank(request), attempts)
+        for _ in range(1 + parts.ASKED_AGAIN):
+            replies = await self._at_once(several, attempts, asyncio.Semaphore(at_once))
+            if parts.of_one_revision(replies):
+                return parts.merged(request, several, replies)
+        raise parts.changed(replies)
+
+    async def _at_once(
+        self, several: list[parts.RequestPart], attempts: core.Attempts, room: asyncio.Semaphore
+    ) -> list[RerankResponse]:
+        """Answers parts, a few at once; the first error ends the others."""
+        asked = [asyncio.create_task(self._part(part, attempts, room)) for part in several]
+        try:
+            over, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_EXCEPTION)
+            if failed := [task for task in asked if task in over and task.exception()]:
+                failed[0].result()
+            return [task.result() for task in asked]
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _part(
+        self, part: parts.RequestPart, attempts: core.Attempts, room: asyncio.Semaphore
+    ) -> RerankResponse:
+        with parts.named(part):
+            async with room:
+                return await self._call(core.rerank(part.request), attempts.of_a_part())
 
     def _results(self, message: pb.StreamRerankRequest, attempts: core.Attempts) -> AsyncRerankStream:
         return AsyncRerankStream(self._stream(message, attempts))
@@ -117,41 +179,59 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         self, message: pb.StreamRerankRequest, attempts: core.Attempts
     ) -> AsyncGenerator[pb.StreamRerankResponse, None]:
         while True:
-            call = self._open().StreamRerank(message, timeout=attempts.remaining, metadata=attempts.metadata)
-            try:
-                with self._cancelled_by_close():
-                    async for part in call:
-                        attempts.commit()
-                        yield part
-                return
-            except grpc.RpcError as error:
-                delay = await self._delay_after(error, attempts)
-            finally:
-                # Ends a call that the caller has left; one that is over stays as it is.
-                call.cancel()
+            self._check_open()
+            self._open()
+            with self._replicas.turn() as replica:
+                call = replica.stub.StreamRerank(
+                    message, timeout=attempts.remaining, metadata=attempts.metadata
+                )
+                try:
+                    with self._cancelled_by_close():
+                        async for part in call:
+                            attempts.commit()
+                            yield part
+                    self._replicas.answered(replica)
+                    return
+                except grpc.RpcError as error:
+                    delay = await self._delay_after(error, attempts, replica, "StreamRerank")
+                finally:
+                    # Ends a call that the caller has left; one that is over stays as it is.
+                    call.cancel()
             await asyncio.sleep(delay)
 
-    async def _delay_after(self, error: grpc.RpcError, attempts: core.Attempts) -> float:
+    async def _delay_after(
+        self, error: grpc.RpcError, attempts: core.Attempts, replica: Replica, method: str
+    ) -> float:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            code = error.code() if method == "Rerank" else await self._code_of_rerank(replica, attempts)
+            raise unimplemented(replica.target, method, error.details(), code) from error
         try:
-            return attempts.delay_after(error)
+            return attempts.delay_after(error, replica)
         except ServerUnavailable as unavailable:
             if attempts.committed:
                 raise
-            explain, remaining = self._inquiry.explain, attempts.remaining
-            if self._inquiry.needs_time(unavailable):
-                raise await asyncio.to_thread(explain, unavailable, remaining) from error
-            raise explain(unavailable, remaining) from error
+            inquiry, remaining = replica.inquiry, attempts.remaining
+            if inquiry.needs_time(unavailable):
+                raise await asyncio.to_thread(inquiry.explain, unavailable, remaining) from error
+            raise inquiry.explain(unavailable, remaining) from error
 
-    def _open(self) -> Any:
-        """Returns the stub, of a channel that the first call opens."""
-        self._check_open()
+    async def _code_of_rerank(self, replica: Replica, attempts: core.Attempts) -> grpc.StatusCode | None:
+        """Asks for nothing to be reranked, which tells whether the service is there at all."""
+        try:
+            await replica.stub.Rerank(core.NOTHING, timeout=attempts.looking, metadata=attempts.metadata)
+        except grpc.RpcError as error:
+            return error.code()
+        return None
+
+    def _open(self) -> None:
+        """Opens the channels at the first call."""
         loop = asyncio.get_running_loop()
-        if self._stub is None:
-            self._loop, self._channel = loop, self._connect(grpc.aio)
-            self._stub = core.stub_of(self._channel)
+        if self._loop is None:
+            self._loop = loop
+            for replica in self._replicas.all:
+                replica.open(grpc.aio)
         if loop is not self._loop:
             raise RuntimeError("the client belongs to another event loop: make one for each")
-        return self._stub
 
     @contextmanager
     def _cancelled_by_close(self) -> Iterator[None]:

@@ -70,6 +70,21 @@ def rerank_request(
     return request, {"timeout": timeout, "metadata": metadata}
 
 
+def batch_options(options: RerankOptions) -> RerankOptions:
+    """Makes the options of a job of `rerank_many`: background work, unless the caller says otherwise."""
+    if options.get("priority") is not None:
+        return options
+    return {**options, "priority": Priority.BATCH}
+
+
+def pair(job: object) -> tuple[str, Iterable[DocumentLike]]:
+    """Reads a job of `rerank_many`; raises TypeError unless it is a query and its documents."""
+    if not isinstance(job, tuple | list) or len(job) != 2:
+        raise TypeError(f"jobs: pairs of a query and its documents, not {type(job).__name__}")
+    query, documents = job
+    return query, documents
+
+
 def check_type(field: str, value: object, kind: type | UnionType, noun: str) -> None:
     """Raises TypeError for a value that is not of a kind; a bool is no number."""
     if not isinstance(value, kind) or isinstance(value, bool):

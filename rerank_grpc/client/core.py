@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -12,16 +11,19 @@ from typing import Any, Generic, NamedTuple, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from rerank_grpc import __version__, errors
+from rerank_grpc import errors
 from rerank_grpc.client import arguments
 from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOptions, check_type, text
-from rerank_grpc.client.errors import IncompleteStream, ServerUnavailable, exception_of, retry_delay
+from rerank_grpc.client.channel import ChannelOption, Replica, Replicas, pings, replicas_of
+from rerank_grpc.client.errors import (
+    JITTER,
+    IncompleteStream,
+    ServerUnavailable,
+    asked_delay,
+    exception_of,
+)
 from rerank_grpc.client.security import Security
-from rerank_grpc.client.unavailable import Inquiry
-from rerank_grpc.config.reading import proxy_of
 from rerank_grpc.config.settings import DEFAULT_PORT
-from rerank_grpc.config.targets import Proxy, is_local, read_target
-from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.pem import Pem
 from rerank_grpc.types import (
@@ -34,26 +36,23 @@ from rerank_grpc.types import (
     State,
 )
 from rerank_grpc.v1 import rerank_pb2 as pb
-from rerank_grpc.v1 import rerank_pb2_grpc
 from rerank_grpc.wire import messages
 from rerank_grpc.wire.status import Failure, read_failure
 
 DEFAULT_TARGET = f"localhost:{DEFAULT_PORT}"
 # gRPC cuts a policy of more than five attempts down to five.
 MAX_RETRIES = 4
-# Servers take a ping every two seconds for an attack if they come more often.
-LEAST_HANG_TIMEOUT = 2.0
 # The interval of wait_until_ready's questions, and the errors after which it asks again.
 READY_POLL_SECONDS = 0.25
 # It waits so long before it looks whether TLS is the reason, which gRPC tells no call that waits.
 READY_LOOK_SECONDS = 1.0
 NOT_YET = (ServerUnavailable, errors.ShuttingDown, errors.DeadlineExceeded)
 
-_SERVICE = "rerank.v1.RerankService"
-# The methods with one reply, which also take a request that is serialized already.
-RELAYED = ("Rerank", "ListModels", "Health")
+# A request that every server of the contract refuses, whatever its model is doing.
+NOTHING = pb.RerankRequest()
+# How long an error may be looked into.
+LOOK_SECONDS = 2.0
 
-ChannelOption = tuple[str, str | int]
 Metadata = tuple[tuple[str, str], ...]
 Reply = TypeVar("Reply")
 _Stream = TypeVar("_Stream")
@@ -82,6 +81,11 @@ def health(model: str | None) -> Rpc[Health]:
     return Rpc("Health", messages.health_request(text("model", model or "")), messages.health_from)
 
 
+def ask(method: Any, message: object, **options: object) -> Any:
+    """Makes one attempt of a blocking call."""
+    return method(message, **options)
+
+
 def serving(service: str) -> Rpc[bool]:
     """Makes the call of grpc.health.v1.Health/Check; "" is the server as a whole."""
     return Rpc("Check", messages.check_request(text("service", service)), messages.is_serving)
@@ -92,25 +96,12 @@ def relay(method: str, message: bytes) -> Rpc[bytes]:
     return Rpc(f"{method}Bytes", message, bytes)
 
 
-def stub_of(channel: grpc.Channel | grpc.aio.Channel) -> Any:
-    """Makes the stub of a channel, with a method for each Rpc."""
-    stub: Any = rerank_pb2_grpc.RerankServiceStub(channel)
-    stub.Check = channel.unary_unary(
-        messages.CHECK_METHOD,
-        request_serializer=messages.CheckRequest.SerializeToString,
-        response_deserializer=messages.CheckResponse.FromString,
-    )
-    for method in RELAYED:
-        setattr(stub, f"{method}Bytes", channel.unary_unary(f"/{_SERVICE}/{method}"))
-    return stub
-
-
 class BaseClient(Generic[_Stream]):
     """The settings of a client, checked when it is made, and the methods that the shells share."""
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | Iterable[str] = DEFAULT_TARGET,
         *,
         token: str | None = None,
         timeout: float = 30.0,
@@ -121,41 +112,35 @@ class BaseClient(Generic[_Stream]):
         cert: Pem | None = None,
         key: Pem | None = None,
         server_name: str | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: object | None = None,
         options: Sequence[ChannelOption] = (),
     ) -> None:
         """Makes a client; raises TypeError or ValueError, naming the argument.
 
-        A `target` without a port has the default one; this machine is called without a proxy. `timeout` is
-        the deadline of a call in seconds, all its attempts together. `retries` is the number of further
-        attempts that a call may take, 0 to 4. With a `hang_timeout` of 2 seconds or more a server that
-        hangs is left after twice that, and its calls are tried again. `options` are gRPC channel arguments
-        and win over the client's own.
+        A `target` without a port has the default one; this machine is called without a proxy. Of several
+        targets each call goes to the one with the fewest calls of this client, and is tried again at
+        another. `timeout` is the deadline of a call in seconds, all its attempts together. `retries` is the
+        number of further attempts that a call may take, 0 to 4. With a `hang_timeout` of 2 seconds or more a
+        server that hangs is left after twice that, and its calls are tried again. `options` are gRPC channel
+        arguments and win over the client's own.
 
         `tls` trusts the CAs of this system, `ca` others; `cert` and `key` are what a server of mutual TLS
         wants. These three are paths, or PEM as bytes, and mean TLS by themselves. `server_name` is the name
-        of the server's certificate, if not the target's. `credentials` are gRPC's own, in place of all these.
+        of the server's certificate, if not the target's. `credentials` are gRPC's own (a
+        grpc.ChannelCredentials), in place of all these.
         """
         if not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
             raise ValueError(f"retries: 0 to {MAX_RETRIES}")
-        self._target = _target(target)
         self._timeout = seconds(timeout)
         self._retries = retries
         own = _metadata(token)
         # A function: the token must not show in a description of the client.
         self._merged: Callable[[Mapping[str, str]], Metadata] = lambda call: tuple({**own, **call}.items())
         security = Security.of(tls, TlsSources(ca, cert, key, server_name), credentials)
-        self._prepare(security, [*pings(hang_timeout), *security.options, *options])
+        settings = [*pings(hang_timeout), *security.options, *options]
+        self._replicas = replicas_of(target, retries, security, settings)
         self._closed = False
         self._begin()
-
-    def _prepare(self, security: Security, options: Sequence[ChannelOption]) -> None:
-        """Settles how the channel will be opened, and who finds out why it leads nowhere."""
-        self._credentials = security.credentials
-        self._options = channel_options(self._target, self._retries, options)
-        self._proxy = _proxy(self._target, dict(self._options))
-        opaque = security.credentials is not None and security.tls is None
-        self._inquiry = Inquiry(self._target, security.tls, self._proxy, opaque=opaque)
 
     def stream_rerank(
         self,
@@ -183,22 +168,21 @@ class BaseClient(Generic[_Stream]):
     def _results(self, message: pb.StreamRerankRequest, attempts: Attempts) -> _Stream:
         raise NotImplementedError
 
-    def _connect(self, kind: Any) -> Any:
-        """Opens a channel of one kind: of the module grpc or of grpc.aio."""
-        if self._credentials is None:
-            return kind.insecure_channel(self._target, self._options)
-        return kind.secure_channel(self._target, self._credentials, self._options)
-
     def _attempts(
-        self, *, timeout: float | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        patient: bool = False,
     ) -> Attempts:
         timeout = self._timeout if timeout is None else seconds(timeout)
-        return Attempts(self._retries, timeout, self._merged(metadata or {}), self._proxy)
+        merged = self._merged(metadata or {})
+        return Attempts(self._replicas, self._retries, time.monotonic() + timeout, merged, patient=patient)
 
     def _not_ready(self) -> errors.DeadlineExceeded:
         """Makes the error of a wait in vain, which a proxy may be the reason for."""
-        way = f" ({self._proxy})" if self._proxy else ""
-        return errors.DeadlineExceeded(f"the model was not ready in time{way}")
+        proxy = self._replicas.first.proxy
+        return errors.DeadlineExceeded(f"the model was not ready in time{f' ({proxy})' if proxy else ''}")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -213,88 +197,20 @@ def seconds(timeout: float) -> float:
     return float(timeout)
 
 
-def channel_options(
-    target: str, retries: int, options: Sequence[ChannelOption] = ()
-) -> tuple[ChannelOption, ...]:
-    """Makes the options of a target's channel; the caller's own win."""
-    ours: dict[str, str | int] = {
-        "grpc.service_config": service_config(retries),
-        "grpc.primary_user_agent": f"rerank-grpc-python/{__version__}",
-        "grpc.max_send_message_length": LIMITS.message_bytes,
-        "grpc.max_receive_message_length": LIMITS.reply_bytes,
-        # A request over this is never retried, silently; the MiB is for metadata, which counts too.
-        "grpc.per_rpc_retry_buffer_size": LIMITS.message_bytes + MIB,
-        # A peer that stops acknowledging is noticed in 10 s: with a keepalive gRPC sets
-        # TCP_USER_TIMEOUT. The ping itself stays above the 5 minutes below which servers close the
-        # connection, and is never sent without calls, which they allow every 2 hours only.
-        "grpc.keepalive_time_ms": 330_000,
-        "grpc.keepalive_timeout_ms": 10_000,
-        # The same for pings by which gRPC measures the connection. A keepalive waits for the answer to one of
-        # these, by default for a minute.
-        "grpc.http2.ping_timeout_ms": 10_000,
-        # A server that comes back is found within 2 s, not 2 minutes.
-        "grpc.initial_reconnect_backoff_ms": 200,
-        "grpc.max_reconnect_backoff_ms": 2_000,
-        # How long one attempt to connect may take; the default is 20 s.
-        "grpc.min_reconnect_backoff_ms": 5_000,
-        # Replicas that were replaced have new addresses; the default is 30 s.
-        "grpc.dns_min_time_between_resolutions_ms": 5_000,
-    }
-    if is_local(target):
-        ours["grpc.enable_http_proxy"] = 0
-    return tuple((ours | dict(options)).items())
-
-
-def pings(hang_timeout: float | None) -> tuple[ChannelOption, ...]:
-    """Makes the options that find a server whose process hangs while its kernel acknowledges all it gets.
-
-    gRPC pings while a call waits and nothing comes: after `hang_timeout` seconds, and gives the connection up
-    after as many without an answer. None leaves the options as they are.
-    """
-    if hang_timeout is None:
-        return ()
-    check_type("hang_timeout", hang_timeout, int | float, "seconds")
-    if not LEAST_HANG_TIMEOUT <= hang_timeout < math.inf:
-        raise ValueError(
-            f"hang_timeout: {LEAST_HANG_TIMEOUT:g} seconds or more and finite, not {hang_timeout}"
-        )
-    milliseconds = round(hang_timeout * 1000)
-    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
-    # The default is two pings in a row: a call that takes longer would be watched no further.
-    return *((name, milliseconds) for name in names), ("grpc.http2.max_pings_without_data", 0)
-
-
-def service_config(retries: int) -> str:
-    """Makes gRPC's service config: its choice of a replica, and its own retries.
-
-    The throttle allows 1.5 attempts per call in the long run, and 50 retries in an outage. A call shows the
-    status of gRPC's last attempt alone: a deadline that passes while gRPC waits hides the reason of the
-    attempts before, so the server forbids a retry that has no time. Where no server listens, four attempts
-    take about a second: a shorter deadline is DeadlineExceeded, not ServerUnavailable. A server that
-    stops says CANCELLED to calls that were on their way; a call that its caller cancels is not retried.
-    """
-    config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
-    if retries:
-        policy = {
-            "maxAttempts": retries + 1,
-            "initialBackoff": "0.1s",
-            "maxBackoff": "2s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-        }
-        config["methodConfig"] = [{"name": [{"service": _SERVICE}], "retryPolicy": policy}]
-        config["retryThrottling"] = {"maxTokens": 100, "tokenRatio": 0.5}
-    return json.dumps(config)
-
-
 class Attempts:
-    """One call's attempts, all within one deadline and with the same metadata."""
+    """One call's attempts, all within one deadline of time.monotonic and with the same metadata.
 
-    def __init__(self, retries: int, timeout: float, metadata: Metadata, proxy: Proxy | None = None) -> None:
+    A `patient` call waits as often as it is refused with a time to come back, as far as the deadline allows.
+    """
+
+    def __init__(
+        self, replicas: Replicas, retries: int, deadline: float, metadata: Metadata, *, patient: bool = False
+    ) -> None:
         self.metadata = metadata
-        self._proxy = proxy
-        self._deadline = time.monotonic() + timeout
-        self._retries_left = retries
+        self._replicas = replicas
+        self._deadline = deadline
+        self._retries = self._retries_left = retries
+        self._patient = patient
         self._refusal: Failure | None = None
         self.committed = False
 
@@ -303,13 +219,22 @@ class Attempts:
         """The seconds left for the next attempt, never below zero."""
         return max(self._deadline - time.monotonic(), 0.0)
 
+    @property
+    def looking(self) -> float:
+        """The seconds for which an error may be looked into."""
+        return min(self.remaining, LOOK_SECONDS)
+
+    def of_a_part(self) -> Attempts:
+        """Makes the attempts of one part of a call: of the same deadline, and patient."""
+        return Attempts(self._replicas, self._retries, self._deadline, self.metadata, patient=True)
+
     def commit(self) -> None:
         """Rules out another attempt, because a part of the answer has been handed out."""
         self._retries_left = 0
         self._refusal = None
         self.committed = True
 
-    def delay_after(self, error: grpc.RpcError) -> float:
+    def delay_after(self, error: grpc.RpcError, replica: Replica) -> float:
         """Tells how many seconds to wait before the next attempt, or raises the failure's exception."""
         trailers: Any = error.trailing_metadata()  # pairs, or None
         failure = read_failure(error.code(), error.details(), trailers)
@@ -317,13 +242,24 @@ class Attempts:
         if timed_out and self._refusal is not None:
             # The attempt only ran out of time: the refusal before it tells more.
             raise exception_of(self._refusal) from error
-        delay = retry_delay(
-            failure, retries_left=self._retries_left, remaining=self.remaining, jitter=random.random()
-        )
-        if delay is None:
-            raise exception_of(failure, self._proxy) from error
-        self._retries_left -= 1
+        delay = None if self.committed else self._next(failure, replica)
+        if delay is None or delay >= self.remaining:
+            raise exception_of(failure, replica.proxy) from error
         self._refusal = failure
+        return delay
+
+    def _next(self, failure: Failure, replica: Replica) -> float | None:
+        """Tells when there may be another attempt, at the same address or another; None means never."""
+        patient = self._patient and failure.retry_after is not None
+        asked = asked_delay(failure, elsewhere=self._replicas.several, patient=patient)
+        if asked is None:
+            return None
+        # Later than asked, never earlier: before that moment there is no room.
+        delay = self._replicas.leave(replica, asked) * (1 + JITTER * random.random())
+        if not patient:
+            if self._retries_left <= 0:
+                return None
+            self._retries_left -= 1
         return delay
 
 
@@ -356,21 +292,6 @@ def is_ready(health: Health) -> bool:
     if health.state is State.FAILED:
         raise errors.ModelFailed(f"model {health.model!r} has failed", metadata={"model": health.model})
     return health.serving
-
-
-def _target(target: str) -> str:
-    try:
-        return read_target(text("target", target))
-    except ValueError as error:
-        raise ValueError(f"target: {error}") from None
-
-
-def _proxy(target: str, options: Mapping[str, str | int]) -> Proxy | None:
-    """Finds the proxy of a channel with these options."""
-    if not options.get("grpc.enable_http_proxy", 1):
-        return None
-    url = options.get("grpc.http_proxy")
-    return proxy_of(target, None if url is None else str(url))
 
 
 def _metadata(token: str | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ errors.RerankError
     │   └── TlsError          no TLS connection comes about; `problem` says why
     ├── MessageTooLarge
     ├── IncompleteStream      results may be missing
+    ├── RevisionChanged       the model was replaced, twice, while a large call was answered in parts
     └── UnexpectedStatus      `code` says which
 """
 
@@ -15,14 +16,16 @@ from collections.abc import Mapping
 
 import grpc
 
-from rerank_grpc import errors
+from rerank_grpc import __version__, errors
 from rerank_grpc.config.targets import Proxy
 from rerank_grpc.errors import RerankError
 from rerank_grpc.tls.diagnosis import TlsProblem
-from rerank_grpc.wire.status import Failure
+from rerank_grpc.wire.status import SHORTEST_DELAY_SECONDS, Failure
 
 # The largest random share that is added to a wait: callers refused together return apart.
 JITTER = 0.2
+# An address that fails is called again after so long, if there are others.
+OUT_SECONDS = 1.0
 
 # gRPC's own text says no more than that the stream was reset.
 _ENDED_THERE = (
@@ -58,6 +61,10 @@ class MessageTooLarge(TransportError):
 
 class IncompleteStream(TransportError):
     """A stream of results ended without its summary: results may be missing."""
+
+
+class RevisionChanged(TransportError):
+    """The parts of a large call were scored by different revisions of the model, and so were they again."""
 
 
 class UnexpectedStatus(TransportError):
@@ -100,7 +107,7 @@ def exception_of(failure: Failure, proxy: Proxy | None = None) -> RerankError:
     if code is grpc.StatusCode.INVALID_ARGUMENT and failure.described:
         return errors.InvalidRequest(text, metadata=failure.metadata, violations=failure.violations)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.described:
-        return MessageTooLarge(text)
+        return MessageTooLarge(too_large(text))
     if code is grpc.StatusCode.CANCELLED and not failure.described:
         return UnexpectedStatus(_ENDED_THERE, code=code.name)
     if code is grpc.StatusCode.UNAVAILABLE and proxy is not None:
@@ -110,15 +117,43 @@ def exception_of(failure: Failure, proxy: Proxy | None = None) -> RerankError:
     return UnexpectedStatus(text, code=code.name, metadata=failure.metadata, retry_after=failure.retry_after)
 
 
-def retry_delay(failure: Failure, *, retries_left: int, remaining: float, jitter: float) -> float | None:
-    """Tells how many seconds to wait before another attempt; None means give up.
+def asked_delay(failure: Failure, *, elsewhere: bool, patient: bool) -> float | None:
+    """Tells for how many seconds an address is not to be called again; None means that the call has failed.
 
-    Only RESOURCE_EXHAUSTED with a RetryInfo is tried again here: gRPC itself
-    retries UNAVAILABLE, and an oversized message stays one. `remaining` is the
-    seconds until the call's deadline, `jitter` a random number in [0, 1).
+    At one address gRPC itself retries UNAVAILABLE and CANCELLED, so here only RESOURCE_EXHAUSTED with a
+    RetryInfo is tried again: an oversized message stays one. Where there are others (`elsewhere`) gRPC
+    retries nothing. A `patient` call comes back after whatever refusal told it when, but never at once.
     """
-    if failure.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or failure.retry_after is None:
-        return None
-    # Later than asked, never earlier: before that moment there is no room.
-    delay = max(failure.retry_after, 0.0) * (1 + JITTER * jitter)
-    return delay if retries_left > 0 and delay < remaining else None
+    code, after = failure.code, failure.retry_after
+    if patient and after is not None:
+        return max(after, SHORTEST_DELAY_SECONDS)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and after is not None:
+        return max(after, 0.0)
+    lost = code is grpc.StatusCode.UNAVAILABLE
+    ended = code is grpc.StatusCode.CANCELLED and not failure.described
+    if elsewhere and (lost or ended):
+        return OUT_SECONDS if after is None else max(after, 0.0)
+    return None
+
+
+def too_large(text: str) -> str:
+    """Adds to gRPC's words what helps against a message that is too large."""
+    if "larger than max" not in text:
+        return text
+    if "eceived" in text and "SERVER" not in text:
+        return f"{text}: ask for fewer results with top_n, or without return_documents"
+    return f"{text}: send fewer or shorter documents in one call; `rerank` splits a large call itself"
+
+
+def unimplemented(
+    target: str, method: str, words: str | None, code: grpc.StatusCode | None
+) -> UnexpectedStatus:
+    """Makes the error of a method that a server lacks; `code` is that of an empty Rerank there."""
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        text = f"{target} is a gRPC server of another service: name the address of the rerank server"
+    else:
+        text = (
+            f"{target} has no {method}, so the server's version differs from this client's ({__version__}): "
+            "upgrade the older one"
+        )
+    return UnexpectedStatus(f"{text} ({words})", code="UNIMPLEMENTED")

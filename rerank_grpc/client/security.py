@@ -18,11 +18,11 @@ class Security(NamedTuple):
     tls: ChannelTls | None = None
 
     @classmethod
-    def of(
-        cls, tls: bool | None, sources: TlsSources, credentials: grpc.ChannelCredentials | None = None
-    ) -> Security:
+    def of(cls, tls: bool | None, sources: TlsSources, credentials: object | None = None) -> Security:
         """Reads what a caller names; raises ValueError or TypeError, naming the argument."""
         if credentials is not None:
+            if not isinstance(credentials, grpc.ChannelCredentials):
+                raise TypeError(f"credentials: grpc.ChannelCredentials, not {type(credentials).__name__}")
             if tls is not None or sources != TlsSources():
                 text = "not together with tls, ca, cert, key or server_name, all of which they hold"
                 raise ValueError(f"credentials: {text}")

@@ -16,6 +16,8 @@ BELIEVED_SECONDS = 5.0
 
 _ADDRESS = re.compile(r"(?:ipv[46]:[^\s,]+:[0-9]+|unix:[^\s:]+)(?=: )")
 _REFUSED = "onnection refused"
+# gRPC takes the first bytes of "HTTP/1.1 …" for a frame, of the type "/".
+_HTTP1 = re.compile(r"got frame type 79|http1\.x server", re.IGNORECASE)
 _NAME = re.compile(r"lookup failed|could not resolve|not found", re.IGNORECASE)
 
 
@@ -85,7 +87,9 @@ class Inquiry:
         text = error.message
         if self._proxy is not None:  # which may be what refuses
             return error
-        if _REFUSED in text:
+        if _HTTP1.search(text):
+            text = f"{self._target}: an HTTP/1 server listens there, not gRPC: name the port of gRPC"
+        elif _REFUSED in text:
             text = f"{self._target}: no server listens there: start it, or name its address and port"
         elif "No such file" in text and self._target.startswith("unix:"):
             text = f"{self._target}: no such socket: start the server, or name its socket"

@@ -37,6 +37,7 @@ STATUSES: dict[type[RerankError], int] = {
     errors.TlsError: 503,
     errors.MessageTooLarge: 413,
     errors.IncompleteStream: 500,
+    errors.RevisionChanged: 503,
     errors.UnexpectedStatus: 500,
 }
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from rerank_grpc.client import AsyncClient, TransportError, UnexpectedStatus
-from rerank_grpc.client.core import service_config
+from rerank_grpc.client.channel import service_config
 from rerank_grpc.errors import (
     DeadlineExceeded,
     PermissionDenied,

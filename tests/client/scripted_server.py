@@ -19,8 +19,14 @@ from grpc_health.v1.health import HealthServicer
 
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
+from tests.authority import Issued
 
 Step = Callable[[Any, grpc.ServicerContext], Any]
+
+
+def shown(issued: Issued) -> grpc.ServerCredentials:
+    """Makes the credentials of a server that shows a certificate and asks for none."""
+    return grpc.ssl_server_credentials([(issued.key.read_bytes(), issued.cert.read_bytes())])
 
 
 @dataclass(frozen=True)

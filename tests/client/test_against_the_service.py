@@ -24,7 +24,7 @@ from rerank_grpc.client import (
     UnknownModel,
     UnsupportedOption,
 )
-from rerank_grpc.client.core import service_config
+from rerank_grpc.client.channel import service_config
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2_grpc

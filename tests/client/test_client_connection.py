@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from rerank_grpc.client import AsyncClient, Client
-from rerank_grpc.client.core import channel_options, service_config
+from rerank_grpc.client.channel import channel_options, service_config
 from rerank_grpc.limits import LIMITS
 from tests.client.scripted_server import hang
 
@@ -34,6 +34,7 @@ MADE = pytest.mark.parametrize("kind", [Client, AsyncClient])
         ({"timeout": None}, TypeError, "timeout: seconds"),
         ({"retries": 5}, ValueError, "retries: 0 to 4"),
         ({"retries": -1}, ValueError, "retries: 0 to 4"),
+        ({"credentials": 5}, TypeError, "credentials: grpc.ChannelCredentials, not int"),
         ({"ca": 5}, TypeError, "ca: a path, or PEM in bytes"),
     ],
 )

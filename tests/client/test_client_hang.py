@@ -12,7 +12,9 @@ import grpc
 import pytest
 
 from rerank_grpc.client import Client
-from rerank_grpc.client.core import LEAST_HANG_TIMEOUT, pings
+from rerank_grpc.client.channel import LEAST_HANG_TIMEOUT, channel_options, pings
+from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.server.server import _options
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.client import scripted_server
 from tests.http2 import PING, frame, raw_connections
@@ -81,6 +83,20 @@ def test_the_service_ends_a_connection_that_pings_without_a_pause():
 def test_a_bad_hang_timeout_is_refused_by_name(seconds, error, says):
     with pytest.raises(error, match=says):
         Client(hang_timeout=seconds)
+
+
+def test_the_client_pings_no_more_often_than_the_service_allows():
+    """By the options of both: three pings too many end a connection."""
+    theirs = dict(_options(ServerSettings(), 1, 1))
+    least = dict(pings(LEAST_HANG_TIMEOUT))["grpc.keepalive_time_ms"]
+    ours = dict(channel_options("rerank.internal:50051", 3))
+    allowed = theirs["grpc.http2.min_ping_interval_without_data_ms"]
+    assert allowed * 1.2 < int(least) < int(ours["grpc.keepalive_time_ms"])
+    # Pings without a call are never sent, and would be allowed.
+    assert "grpc.keepalive_permit_without_calls" not in ours
+    assert theirs["grpc.keepalive_permit_without_calls"] == 1
+    # A connection without calls is ended before a keepalive of it would be sent.
+    assert theirs["grpc.max_connection_idle_ms"] < int(ours["grpc.keepalive_time_ms"])
 
 
 def test_without_a_hang_timeout_no_ping_comes_sooner_than_servers_allow():

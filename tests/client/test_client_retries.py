@@ -20,7 +20,7 @@ from rerank_grpc.client import (
     ServerUnavailable,
     ShuttingDown,
 )
-from rerank_grpc.client.errors import retry_delay
+from rerank_grpc.client.errors import OUT_SECONDS, asked_delay
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire.status import Failure
 from tests.client import scripted_server
@@ -175,14 +175,20 @@ def test_a_stream_that_has_yielded_is_not_started_again(client, server):
     assert len(server.calls) == 1
 
 
-def test_the_decision_waits_as_told_and_a_little_longer_never_shorter():
-    failure = Failure(Code.RESOURCE_EXHAUSTED, "", described=True, reason=Reason.QUEUE_FULL, retry_after=2.0)
-    assert retry_delay(failure, retries_left=1, remaining=30, jitter=0.0) == 2.0
-    assert retry_delay(failure, retries_left=1, remaining=30, jitter=1.0) == pytest.approx(2.4)
-    assert retry_delay(failure, retries_left=0, remaining=30, jitter=0.0) is None
-    assert retry_delay(failure, retries_left=1, remaining=2.0, jitter=0.0) is None
-    unavailable = Failure(Code.UNAVAILABLE, "", described=True, retry_after=0.1)
-    assert retry_delay(unavailable, retries_left=3, remaining=30, jitter=0.0) is None
+def test_an_address_is_left_for_as_long_as_it_asks():
+    def asked(failure, elsewhere=False, patient=False):
+        return asked_delay(failure, elsewhere=elsewhere, patient=patient)
+
+    full = Failure(Code.RESOURCE_EXHAUSTED, "", described=True, reason=Reason.QUEUE_FULL, retry_after=2.0)
+    assert asked(full) == asked(full, elsewhere=True) == asked(full, patient=True) == 2.0
+    loading = Failure(Code.UNAVAILABLE, "", described=True, retry_after=0.01)
+    assert asked(loading) is None, "gRPC has tried it again"
+    assert asked(loading, elsewhere=True) == 0.01
+    assert asked(loading, patient=True) == 0.1, "never at once: it may be asked any number of times"
+    lost = Failure(Code.UNAVAILABLE, "Socket closed")
+    assert asked(lost, patient=True) is None
+    assert asked(lost, elsewhere=True) == OUT_SECONDS
+    assert asked(Failure(Code.RESOURCE_EXHAUSTED, "too large"), elsewhere=True) is None
 
 
 def test_an_outage_costs_at_most_half_as_many_attempts_again(client, server):

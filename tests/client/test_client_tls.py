@@ -221,7 +221,7 @@ def test_a_server_is_looked_at_once_for_many_failed_calls(papers: Papers, serve:
                 client.health()
         server.stop()
         # What was found is believed for some seconds, so nothing connects again.
-        assert client._inquiry.look(1) is not None
+        assert client._replicas.first.inquiry.look(1) is not None
 
 
 def test_a_socket_of_another_user_is_told():
@@ -325,4 +325,4 @@ def test_a_text_of_pem_is_told_to_be_bytes_and_not_repeated(papers: Papers):
 def test_no_description_of_a_client_shows_its_key(papers: Papers):
     with Client("rerank.internal", **papers.presenting("alice")) as client:
         secret = papers.issued["alice"].key.read_text().splitlines()[1]
-        assert secret not in repr(vars(client)) + repr(vars(client._inquiry))
+        assert secret not in repr(vars(client)) + repr(vars(client._replicas.first.inquiry))
