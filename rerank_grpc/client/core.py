@@ -18,9 +18,8 @@ from rerank_grpc.client.arguments import CallOptions, DocumentLike, RerankOption
 from rerank_grpc.client.errors import IncompleteStream, ServerUnavailable, exception_of, retry_delay
 from rerank_grpc.client.security import Security
 from rerank_grpc.client.unavailable import Inquiry
-from rerank_grpc.config.reading import proxy_of
-from rerank_grpc.config.settings import DEFAULT_PORT
-from rerank_grpc.config.targets import Proxy, is_local, read_target
+from rerank_grpc.config.environment import proxy_of
+from rerank_grpc.config.targets import DEFAULT_PORT, Proxy, is_local, read_target
 from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.pem import Pem

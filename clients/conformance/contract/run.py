@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clients.conformance.contract import requests
+from clients.conformance.contract import requests, small
 from clients.conformance.contract.tools import Missing
 from clients.conformance.run import DIRECT, server
 from rerank_grpc.client import Client, RateLimited
@@ -56,6 +56,8 @@ def python(module: str) -> Callable[[], list[str]]:
 CLIENTS: Mapping[str, Callable[[], list[str]]] = {
     "python": python("python_sync"),
     "python-async": python("python_async"),
+    "python-oldest": small.client("oldest"),
+    "python-newest": small.client("newest"),
 }
 
 
