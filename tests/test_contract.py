@@ -29,7 +29,8 @@ def buf(tmp_path):
 
     def run(*arguments, change=lambda text: text):
         target = tmp_path / PROTO
-        target.parent.mkdir(parents=True, exist_ok=True)
+        # The baseline is of all protocols that are served, so none may be missing.
+        shutil.copytree(ROOT / "proto", tmp_path / "proto", dirs_exist_ok=True)
         target.write_text(change((ROOT / PROTO).read_text()))
         shutil.copy(ROOT / "buf.yaml", tmp_path)
         return subprocess.run([BUF, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clients.conformance.contract import small
+from clients.conformance.run import BUILT, ROOT
 
 MOST_BYTES = 25_000_000  # unpacked from the wheels, without what the interpreter compiles
 MOST_SECONDS = 0.05  # of importing the client, beyond grpcio's own import
@@ -36,7 +37,7 @@ def versions(interpreter: Path) -> dict[str, str]:
 
 def test_the_oldest_environment_has_every_floor_of_pyproject():
     installed = versions(small.build("oldest"))
-    asked = tomllib.loads((small.ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     for requirement in asked:
         name, floor = re.split(">=", requirement.partition(",")[0])
         assert f"{installed[name]}.0.0".startswith(f"{floor}."), (name, floor)
@@ -45,7 +46,7 @@ def test_the_oldest_environment_has_every_floor_of_pyproject():
 @pytest.mark.timeout(300)
 def test_the_client_imports_without_a_warning(interpreter):
     code = "import rerank_grpc.client; print(rerank_grpc.__file__)"
-    assert str(small.BUILT) in output(interpreter, "-I", "-W", "error", "-c", code)
+    assert str(BUILT) in output(interpreter, "-I", "-W", "error", "-c", code)
 
 
 def test_the_command_line_helps(interpreter):

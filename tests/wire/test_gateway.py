@@ -14,6 +14,7 @@ import yaml
 
 from clients.conformance.contract.tools import Missing
 from clients.conformance.gateway import build
+from clients.conformance.run import ROOT
 from rerank_grpc.v1 import rerank_pb2
 from tests.command import served
 
@@ -53,7 +54,7 @@ def test_a_rule_has_one_path_of_its_own_and_a_body_only_where_it_posts():
 
 
 def test_the_page_tells_each_rule():
-    page = (build.ROOT / "docs" / "contract.md").read_text("utf-8")
+    page = (ROOT / "docs" / "contract.md").read_text("utf-8")
     for rule in RULES:
         (verb,) = rule.keys() & {"get", "post"}
         told = [line for line in page.splitlines() if line.startswith(f"| `{verb.upper()} {rule[verb]}")]

@@ -71,20 +71,11 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plugins = BUILT / "protoc-gen-es"
     if not (plugins / "node_modules" / ".bin" / "protoc-gen-es").exists():
         plugins.mkdir(parents=True, exist_ok=True)
-        install = [
-            "npm",
-            "install",
-            "--silent",
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-            "--prefix",
-            plugins,
-        ]
-        subprocess.run([*install, GEN_ES], check=True)
+        install = ["npm", "install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"]
+        subprocess.run([*install, str(plugins), GEN_ES], check=True)
     out: Path = tmp_path_factory.mktemp("generated")
     path = f"{os.environ['PATH']}:{plugins / 'node_modules' / '.bin'}"
-    command = [BUF, "generate", "--template", "buf.gen.local.yaml", "-o", out]
+    command = [str(BUF), "generate", "--template", "buf.gen.local.yaml", "-o", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PATH": path})
     assert done.returncode == 0, done.stderr
     return out / "gen"
