@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 import subprocess
 import tomllib
 from pathlib import Path
@@ -14,7 +13,8 @@ from clients.conformance.contract import small
 from clients.conformance.run import BUILT, ROOT
 
 MOST_BYTES = 25_000_000  # unpacked from the wheels, without what the interpreter compiles
-MOST_SECONDS = 0.05  # of importing the client, beyond grpcio's own import
+MOST_SECONDS = 0.05  # of importing the client, beyond what any generated stub imports
+ANY_STUB = "grpc, google.rpc.error_details_pb2"
 TOOLS = ("pip", "setuptools", "wheel")
 
 
@@ -82,7 +82,7 @@ def test_the_base_install_stays_small(interpreter):
 
 
 @pytest.mark.clock
-def test_the_client_imports_nearly_as_fast_as_grpcio(interpreter):
+def test_the_client_imports_nearly_as_fast_as_any_stub(interpreter):
     def seconds(module):
         code = (
             f"import time; began = time.process_time(); import {module}; print(time.process_time() - began)"
@@ -90,6 +90,6 @@ def test_the_client_imports_nearly_as_fast_as_grpcio(interpreter):
         return float(output(interpreter, "-I", "-c", code))
 
     output(interpreter, "-I", "-c", "import rerank_grpc.client")  # which compiles what pip has not
-    pairs = [(seconds("grpc"), seconds("rerank_grpc.client")) for _ in range(9)]
-    grpcio, client = (min(times) for times in zip(*pairs, strict=True))
-    assert client - grpcio <= MOST_SECONDS, (grpcio, client, statistics.median(map(max, pairs)))
+    pairs = [(seconds(ANY_STUB), seconds("rerank_grpc.client")) for _ in range(9)]
+    stub, client = (min(times) for times in zip(*pairs, strict=True))
+    assert client - stub <= MOST_SECONDS, (stub, client)
