@@ -81,7 +81,7 @@ def wheel(folder: Path) -> str:
         if (name.startswith("rerank_grpc/") or "/" not in name) and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    _pip(None, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source))
+    _pip(None, "wheel", "--no-deps", "-w", str(folder), str(source))
     (built,) = folder.glob("*.whl")
     return str(built)
 
