@@ -23,7 +23,6 @@ ConfigurationError            the operator's: one line, at start
 
 from __future__ import annotations
 
-import difflib
 import enum
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -224,6 +223,8 @@ def shortened(text: str, most_bytes: int) -> str:
 
 def suggestion(text: str, choices: Iterable[str]) -> str:
     """Makes "; did you mean …?" of the choice nearest to the text; "" if none is near."""
+    import difflib  # for mistakes in a command alone, which no client makes while it is imported
+
     near = difflib.get_close_matches(text, list(choices), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -12,7 +12,7 @@ from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import Reason
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.v1 import rerank_pb2
-from rerank_grpc.wire.status import SHORTEST_DELAY_SECONDS
+from rerank_grpc.wire.status import CODES, SHORTEST_DELAY_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = Path("proto/rerank/v1/rerank.proto")
@@ -29,7 +29,8 @@ def buf(tmp_path):
 
     def run(*arguments, change=lambda text: text):
         target = tmp_path / PROTO
-        target.parent.mkdir(parents=True, exist_ok=True)
+        # The baseline is of all protocols that are served, so none may be missing.
+        shutil.copytree(ROOT / "proto", tmp_path / "proto", dirs_exist_ok=True)
         target.write_text(change((ROOT / PROTO).read_text()))
         shutil.copy(ROOT / "buf.yaml", tmp_path)
         return subprocess.run([BUF, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -123,6 +124,14 @@ def comments():
 )
 def test_the_limits_stated_are_the_limits_kept(declaration, stated):
     assert stated in comments()[declaration]
+
+
+def test_the_code_of_a_reason_is_the_one_stated():
+    stated = comments()
+    for cls, code in CODES.items():
+        if cls.reason is not None:
+            number = rerank_pb2.ErrorReason.Value(cls.reason.value)
+            assert f" {code.name}" in stated[f"{cls.reason.value} = {number};"]
 
 
 def test_the_shortest_delay_stated_is_the_one_kept():

@@ -2,7 +2,7 @@ import resource
 
 import pytest
 
-from rerank_grpc.config import files
+from rerank_grpc.files import open_files
 
 
 @pytest.fixture
@@ -15,15 +15,15 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one(limits: list[tuple[int, int]]):
-    files.raise_limit()
-    assert files.limit() == 4_096
+    open_files.raise_limit()
+    assert open_files.limit() == 4_096
     assert limits[-1] == (4_096, 4_096)
 
 
 def test_a_hard_limit_without_end_is_not_taken_at_its_word(limits: list[tuple[int, int]]):
     limits.append((1_024, resource.RLIM_INFINITY))
-    files.raise_limit()
-    assert limits[-1] == (files.UNLIMITED, resource.RLIM_INFINITY)
+    open_files.raise_limit()
+    assert limits[-1] == (open_files.UNLIMITED, resource.RLIM_INFINITY)
 
 
 def test_a_system_that_allows_less_than_it_says_keeps_its_limit(
@@ -33,11 +33,11 @@ def test_a_system_that_allows_less_than_it_says_keeps_its_limit(
         raise ValueError("not allowed to raise maximum limit")
 
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    files.raise_limit()
-    assert files.limit() == 256
+    open_files.raise_limit()
+    assert open_files.limit() == 256
 
 
 def test_a_port_may_take_a_quarter_of_the_open_files(limits: list[tuple[int, int]]):
     limits.append((4_096, 4_096))
-    assert files.connections(8_192) == 4_096 // 4
-    assert files.connections(64) == 64
+    assert open_files.connections(8_192) == 4_096 // 4
+    assert open_files.connections(64) == 64

@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # The first version without a hole that a caller, a page or a model could use, and what that was.
 MENDED = {
     "grpcio": ("1.84", "inflates a bomb before it looks at the limit of a message's size"),
-    "protobuf": ("6.33.5", "CVE-2026-0994: JSON within Any is nested without a limit"),
     "transformers": ("5.5", "CVE-2026-4372, CVE-2026-5241: a model's config runs code"),
     "torch": ("2.11", "CVE-2025-32434, CVE-2026-24747: weights run code; up to 2.10, PYSEC-2026-139"),
     "jinja2": ("3.1.6", "CVE-2025-27516: a template leaves the sandbox"),
@@ -25,6 +24,12 @@ MENDED = {
     "orjson": ("3.11.6", "CVE-2025-67221: recursion without a limit"),
     "ray": ("2.55", "CVE-2026-41486: Parquet's extension types run code"),
     "pyarrow": ("23.0.1", "CVE-2026-25087: memory that is used after it was freed"),
+}
+
+
+# What only one side meets: the hole, where it opens, and the extras that let it in.
+MENDED_IN_EXTRAS = {
+    "protobuf": ("6.33.5", "CVE-2026-0994: JSON within Any is nested without a limit", ("server", "rest")),
 }
 
 
@@ -70,6 +75,26 @@ def test_no_floor_lets_a_known_hole_in(name: str):
         floor = floor_of(each)
         assert floor is not None, f"{each} takes versions with a hole: {hole}"
         assert floor >= Version(mended), f"{each} takes versions with a hole: {hole}"
+
+
+@pytest.mark.parametrize("name", MENDED_IN_EXTRAS)
+def test_no_floor_of_what_serves_lets_in_a_hole_that_clients_never_meet(name: str):
+    mended, hole, extras = MENDED_IN_EXTRAS[name]
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        lists = tomllib.load(file)["project"]["optional-dependencies"]
+    for extra in extras:
+        floors = [floor_of(each) for each in map(Requirement, lists[extra]) if each.name == name]
+        assert floors, f"[{extra}] takes versions with a hole: {hole}"
+        assert all(floor and floor >= Version(mended) for floor in floors)
+
+
+def test_only_what_serves_reads_json_into_messages():
+    reading = [
+        str(path.relative_to(ROOT / "rerank_grpc"))
+        for path in (ROOT / "rerank_grpc").rglob("*.py")
+        if re.search(r"json_format\.Parse", path.read_text("utf-8"))
+    ]
+    assert reading == ["rest/forms/messages.py"]
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from rerank_grpc.config.reading import proxy_of
+from rerank_grpc.config.environment import proxy_of
 from rerank_grpc.config.targets import (
     EXCEPTION_VARIABLES,
     PROXY_VARIABLES,

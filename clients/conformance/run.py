@@ -112,7 +112,7 @@ def build_python(name: str) -> Path:
     if not stamp.exists() or stamp.read_text() != wanted.read_text():
         print(f"installing {name} ...", flush=True)
         venv.create(folder, clear=True, with_pip=True)
-        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", wanted]
+        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", str(wanted)]
         subprocess.run(pip, check=True)
         stamp.write_text(wanted.read_text())
     return python

@@ -11,8 +11,9 @@ from typing import Any, TextIO, cast
 
 from rerank_grpc.cli.parser import parse
 from rerank_grpc.cli.terminal import fail
+from rerank_grpc.config.environment import quiet_libraries
 from rerank_grpc.config.options import OptionError
-from rerank_grpc.config.reading import mask_kernels, provide_temporary_folder, quiet_libraries
+from rerank_grpc.config.reading import mask_kernels, provide_temporary_folder
 from rerank_grpc.errors import ConfigurationError, RerankError
 from rerank_grpc.files.obstacles import cause, obstacle
 

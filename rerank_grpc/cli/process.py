@@ -19,8 +19,8 @@ from typing import NoReturn
 from rerank_grpc import kept
 from rerank_grpc.cli.logs import log_to
 from rerank_grpc.cli.terminal import Screen, error_line, printable
-from rerank_grpc.config import files
 from rerank_grpc.errors import ConfigurationError, describe
+from rerank_grpc.files import open_files
 from rerank_grpc.files.sockets import socket_path
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Process:
         self._grace_seconds = grace_seconds
         self._dump_at = math.inf
         self.stopping = False
-        files.raise_limit()
+        open_files.raise_limit()
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)

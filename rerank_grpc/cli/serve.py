@@ -19,7 +19,8 @@ from rerank_grpc.cli.process import Process, address, needs
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.cli.watching import Watching
 from rerank_grpc.config.allowance import memory_limit, provide_threads
-from rerank_grpc.config.reading import forgotten_token, proxy_of, read_rest_settings, read_settings
+from rerank_grpc.config.environment import proxy_of
+from rerank_grpc.config.reading import forgotten_token, read_rest_settings, read_settings
 from rerank_grpc.config.settings import ANY_NAME, RestSettings, ServerSettings, token_count
 from rerank_grpc.config.targets import is_loopback
 from rerank_grpc.errors import ConfigurationError

@@ -17,7 +17,7 @@ from rerank_grpc.client.arguments import check_type, text
 from rerank_grpc.client.errors import OUT_SECONDS
 from rerank_grpc.client.security import Security
 from rerank_grpc.client.unavailable import Inquiry
-from rerank_grpc.config.reading import proxy_of
+from rerank_grpc.config.environment import proxy_of
 from rerank_grpc.config.targets import Proxy, is_local, read_target
 from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.v1 import rerank_pb2_grpc

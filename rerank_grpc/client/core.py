@@ -23,7 +23,7 @@ from rerank_grpc.client.errors import (
     exception_of,
 )
 from rerank_grpc.client.security import Security
-from rerank_grpc.config.settings import DEFAULT_PORT
+from rerank_grpc.config.targets import DEFAULT_PORT
 from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.pem import Pem
 from rerank_grpc.types import (

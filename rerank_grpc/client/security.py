@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import grpc
 
-from rerank_grpc.config.reading import provided
+from rerank_grpc.config.environment import provided
 from rerank_grpc.tls.channel import ChannelTls, TlsSources
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from rerank_grpc.config.reading import provide, provided
+from rerank_grpc.config.environment import provide, provided
 
 ROOT = Path("/")
 THREADS_VARIABLE = "OMP_NUM_THREADS"

@@ -12,8 +12,7 @@ from rerank_grpc.access.tokens import TokenFile
 from rerank_grpc.config.options import SERVER_TOKEN_VARIABLES, OptionError
 from rerank_grpc.config.origins import Given, taken_out, where_of
 from rerank_grpc.config.settings import ANY_NAME, ModelSpec
-from rerank_grpc.files.obstacles import obstacle
-from rerank_grpc.files.watched import MOST_BYTES
+from rerank_grpc.files.obstacles import MOST_BYTES, obstacle
 from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.pair import TlsFiles
 from rerank_grpc.tls.pem import BadPem

@@ -1,4 +1,4 @@
-"""Flags, environment and a file to settings; the only reader of the environment."""
+"""Flags, environment and a file to settings; with environment.py the only reader of the environment."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ from rerank_grpc.config.settings import (
     token_count,
 )
 from rerank_grpc.config.settings_file import read_file
-from rerank_grpc.config.targets import Proxy, proxy_before
 from rerank_grpc.errors import suggestion
 from rerank_grpc.files.sockets import socket_path
 from rerank_grpc.tls.channel import TlsSources
@@ -54,22 +53,6 @@ SHARED_MEMORY = "/dev/shm"
 _URL = re.compile(r"https?://[^/\s]", re.IGNORECASE)
 # The characters of a value are those of the SDK's own, liberal pattern.
 _HEADER = re.compile(r"[ \t]*[A-Za-z0-9_.-]+[ \t]*=[\x20\x21\x23-\x3a\x3c-\x5b\x5d-\x7e]*[ \t]*")
-
-
-def provide(variable: str, value: str) -> None:
-    """Sets a variable that only a library reads, unless the operator has set it."""
-    os.environ.setdefault(variable, value)
-
-
-def provided(variable: str) -> str:
-    """Returns a variable that only a library reads, as the operator has set it; "" if it is not set."""
-    return os.environ.get(variable, "")
-
-
-def quiet_libraries() -> None:
-    """Keeps libraries from printing errors that are raised as well, with URLs; before their import."""
-    provide("GRPC_VERBOSITY", "NONE")
-    provide("HF_HUB_VERBOSITY", "critical")
 
 
 def provide_temporary_folder() -> None:
@@ -286,13 +269,6 @@ def read_here_settings(
 def _reachable(host: str) -> str:
     """Names this machine where a server listens on its every address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
-def proxy_of(
-    target: str, option: str | None = None, environment: Mapping[str, str] = os.environ
-) -> Proxy | None:
-    """Finds the proxy that gRPC reaches a target through; see :func:`targets.proxy_before`."""
-    return proxy_before(target, environment, option)
 
 
 def read_catalogue_path(flags: Flags, environment: Mapping[str, str] = os.environ) -> Path | None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rerank_grpc.access.entries import digest_of
 from rerank_grpc.access.tokens import TokenFile
+from rerank_grpc.config.targets import DEFAULT_PORT
 from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.pair import TlsFiles
 
-DEFAULT_PORT = 50_051  # of a gRPC server, for those who serve and those who call
 # Every precision, and the type that activations have in it, as torch names it; with int8 only the products of
 # linear layers are int8, and those that are delicate in language models with int8-all alone.
 PRECISIONS: Mapping[str, str] = {

@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from rerank_grpc.config.settings import DEFAULT_PORT
 from rerank_grpc.files.sockets import SCHEME as SCHEME_OF_SOCKET
 
+DEFAULT_PORT = 50_051  # of a gRPC server, for those who serve and those who call
 # The schemes that gRPC itself resolves; any other one is a mistake, as http: is.
 SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):")
 SOCKETS = ("unix", "unix-abstract", "vsock")

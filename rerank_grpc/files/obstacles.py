@@ -1,4 +1,4 @@
-"""Why a file cannot be read, listed or written: the mode, the owner and the user, and the remedy."""
+"""Why a file cannot be read, listed, written or used yet: the mode, the owner, the user, and the remedy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+MOST_BYTES = 1 << 20  # of a file with certificates, keys or tokens
 _EFFECTIVE = os.access in os.supports_effective_ids
 _REMEDIES = {
     errno.EMFILE: "the process has too many files open: raise `ulimit -n`",
@@ -18,6 +19,10 @@ _REMEDIES = {
     errno.ESTALE: "the mount has lost the file: mount it anew",
     errno.ENAMETOOLONG: "the name is too long: check it",
 }
+
+
+class Unfinished(ValueError):
+    """An objection to contents that seem to be on their way, such as a certificate without its new key."""
 
 
 def obstacle(path: str | os.PathLike[str], error: OSError, *, writing: bool = False) -> str:

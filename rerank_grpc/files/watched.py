@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rerank_grpc.errors import describe
-from rerank_grpc.files.obstacles import obstacle
+from rerank_grpc.files.obstacles import MOST_BYTES, Unfinished, obstacle
 from rerank_grpc.units import in_bytes
 
 log = logging.getLogger(__name__)
@@ -21,11 +21,6 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5
 # Files that are replaced one after the other, by programs or by hand, are all there by then.
 UNFINISHED_SECONDS = 10.0
-MOST_BYTES = 1 << 20
-
-
-class Unfinished(ValueError):
-    """An objection to contents that seem to be on their way, such as a certificate without its new key."""
 
 
 class WatchedFiles:

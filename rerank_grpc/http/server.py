@@ -17,8 +17,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from rerank_grpc.config import files
 from rerank_grpc.errors import ConfigurationError, describe
+from rerank_grpc.files import open_files
 from rerank_grpc.files.sockets import OwnSocket, making_room, socket_path
 from rerank_grpc.http.errors import Writer
 from rerank_grpc.http.protocol import HEAD_BYTES, Connections, PatientProtocol
@@ -73,7 +73,9 @@ class HttpServer:
     ) -> None:
         self._app, self._name, self._running = app, name, running
         self._keep_alive = math.ceil(keep_alive_seconds)
-        self._connections = Connections(files.connections(most_connections), spares_answers=spares_answers)
+        self._connections = Connections(
+            open_files.connections(most_connections), spares_answers=spares_answers
+        )
         self._protocol = partial(PatientProtocol, self._connections, write_error)
         # A Unix socket is plain: only this machine's users reach it, and its file says which.
         path = socket_path(host)

@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 
 from rerank_grpc.checkpoints.checkpoint import Checkpoint
-from rerank_grpc.config.reading import provide
+from rerank_grpc.config.environment import provide
 from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.evidence import read_evidence
 from rerank_grpc.evidence.facts import Evidence

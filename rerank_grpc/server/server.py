@@ -10,10 +10,10 @@ from time import monotonic
 import grpc
 
 from rerank_grpc.access.accepted import AccessList
-from rerank_grpc.config import files
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.config.targets import is_loopback
 from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.files import open_files
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry.loading import Loader
 from rerank_grpc.reranker import Reranker, build_reranker
@@ -251,7 +251,7 @@ def _options(settings: ServerSettings, streams: int, connections: int) -> list[t
         ("grpc.max_send_message_length", LIMITS.reply_bytes),
         ("grpc.max_concurrent_streams", streams),
         # For each port of the server. Without a bound, connections take every open file.
-        ("grpc.max_allowed_incoming_connections", files.connections(connections)),
+        ("grpc.max_allowed_incoming_connections", open_files.connections(connections)),
         ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
         ("grpc.max_connection_idle_ms", round(IDLE_SECONDS * 1000)),
         ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),

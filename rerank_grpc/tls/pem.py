@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-from rerank_grpc.files.obstacles import obstacle
-from rerank_grpc.files.watched import MOST_BYTES, Unfinished
+from rerank_grpc.files.obstacles import MOST_BYTES, Unfinished, obstacle
 from rerank_grpc.units import in_bytes
 
 Pem = str | os.PathLike[str] | bytes  # a file's path, or what it holds
@@ -182,6 +180,8 @@ def _as_path(content: bytes) -> Iterator[str]:
             file.flush()
             yield f"/proc/self/fd/{number}"
     else:
+        import tempfile  # shutil and every codec come with it, and Linux needs none of them
+
         with tempfile.NamedTemporaryFile() as file:  # only its owner can read it
             file.write(content)
             file.flush()

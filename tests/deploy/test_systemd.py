@@ -17,9 +17,9 @@ import pytest
 
 from rerank_grpc.cli.parser import parse
 from rerank_grpc.cli.process import ALARM_SECONDS
-from rerank_grpc.config.files import UNLIMITED
 from rerank_grpc.config.reading import read_effective, read_settings
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.files.open_files import UNLIMITED
 from tests.command import environment
 from tests.deploy.files import ROOT
 from tests.deploy.systemd import PROGRAM, SYSTEMD, UNIT, analyze, complaints, settings

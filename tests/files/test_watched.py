@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rerank_grpc.files import watched
-from rerank_grpc.files.watched import LOOK_SECONDS, Unfinished, WatchedFile, WatchedFiles
+from rerank_grpc.files.obstacles import Unfinished
+from rerank_grpc.files.watched import LOOK_SECONDS, WatchedFile, WatchedFiles
 
 
 class Taken(list[bytes]):

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clients.conformance.contract import buf_curl, golang, java, node, requests
+from clients.conformance.contract import buf_curl, golang, java, node, requests, small
 from clients.conformance.contract.tools import Missing
 from clients.conformance.run import DIRECT, server
 from rerank_grpc.client import Client, RateLimited
@@ -60,6 +60,8 @@ CLIENTS: Mapping[str, Callable[[], list[str]]] = {
     "go": golang.command,
     "java": java.command,
     "buf-curl": buf_curl.command,
+    "python-oldest": small.client("oldest"),
+    "python-newest": small.client("newest"),
 }
 # Their tools are not everywhere; those of the others have to be.
 OPTIONAL = ("go", "java")

@@ -9,7 +9,8 @@ from pathlib import Path
 from rerank_grpc.cli.process import needs
 from rerank_grpc.cli.terminal import Screen
 from rerank_grpc.config.allowance import provide_threads
-from rerank_grpc.config.reading import provide, read_settings
+from rerank_grpc.config.environment import provide
+from rerank_grpc.config.reading import read_settings
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -87,7 +87,9 @@ def test_the_probes_of_a_server_with_tls_find_it_well(values, tokens, monkeypatc
     asked = {"httpGet": by_https, "exec": by_command}
     with running(container, tokens) as (server, ports):
         # This machine runs other servers too; in a container there is one.
-        monkeypatch.setattr(ask, "server_command", lambda: server.process.args[3:])
+        command = server.process.args
+        assert isinstance(command, list)
+        monkeypatch.setattr(ask, "server_command", lambda: command[3:])
         for probe in probes:
             (way,) = asked.keys() & probe.keys()
             assert asked[way](probe[way], ports)
