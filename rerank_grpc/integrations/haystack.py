@@ -1,7 +1,6 @@
 """A ranker component for Haystack's pipelines."""
 
-from __future__ import annotations
-
+# Without postponed annotations: Haystack 2 compares the types of a component's sockets as they stand.
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
