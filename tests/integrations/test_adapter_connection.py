@@ -34,7 +34,7 @@ class Adapter(ClosesClients):
         self._connection = connection
 
 
-def indices(results):
+def indices(results) -> list[int]:
     return [result.index for result in results]
 
 
