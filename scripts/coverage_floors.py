@@ -23,6 +23,7 @@ FLOORS = {
     "evidence": 92,
     "files": 83,  # modes and owners are tried by processes of their own
     "http": 96,
+    "integrations": 97,
     "kernels": 94,
     "models": 96,
     "ray": 90,

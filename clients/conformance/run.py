@@ -1,6 +1,6 @@
 """Runs real clients against the running server and says what each of them made of it.
 
-    python clients/conformance/run.py quick     those that install fastest, in a minute
+    python clients/conformance/run.py quick     those that install fastest, and the frameworks' adapters
     python clients/conformance/run.py all       every one, in ten minutes
     ... --write                                 and writes docs/clients.md's table
 
@@ -47,8 +47,8 @@ DOCUMENTS = (
     "密码至少要有十二个字符。",
 )
 
-# For clients that obey the environment's proxies on this machine too.
-DIRECT = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+# For clients that obey the environment's proxies on this machine too, and for one that reports its use.
+DIRECT = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
 
 # Environment → scripts; None is the one of node.
 PYTHON = {
@@ -73,7 +73,17 @@ PYTHON = {
     "milvus": ("milvus_model_sdk.py",),
     "haystack": ("haystack_tei_grpc_sdk.py",),
     "triton": ("tritonclient_sdk.py",),
+    "frameworks": (
+        "langchain_adapter.py",
+        "llama_index_adapter.py",
+        "haystack_adapter.py",
+        "rerankers_adapter.py",
+    ),
+    "frameworks-dspy": ("dspy_adapter.py",),
 }
+QUICK = ("quick", "frameworks", "frameworks-dspy")
+# Adapters of this package, which these environments have in the place of an installed one.
+ADAPTERS = {"frameworks": ("langchain", "llama_index", "haystack", "rerankers"), "frameworks-dspy": ("dspy",)}
 NODE = ("cohere-ai.mjs", "ai.mjs", "openrouter-sdk.mjs", "connect.mjs", "grpc-js.mjs")
 
 
@@ -83,15 +93,18 @@ def main() -> int:
     parser.add_argument("which", choices=("quick", "all"))
     parser.add_argument("--write", action="store_true", help="write the table into docs/clients.md")
     given = parser.parse_args()
-    environments = ["quick"] if given.which == "quick" else list(PYTHON)
+    environments = QUICK if given.which == "quick" else tuple(PYTHON)
     pythons = {name: build_python(name) for name in environments}
     folder = build_node()
-    lines = []
+    lines: list[dict[str, str]] = []
+    for name in ADAPTERS.keys() & pythons.keys():
+        lines += check_types(name, pythons[name])
     with serving() as variables, serving_by_tls() as secure:
         variables |= secure
         for name, python in pythons.items():
             for script in PYTHON[name]:
-                lines += run([str(python), str(HERE / "python" / script)], variables)
+                ours = {"PYTHONPATH": str(ROOT)} if name in ADAPTERS else {}
+                lines += run([str(python), str(HERE / "python" / script)], variables | ours)
         for script in NODE:
             lines += run(["node", str(folder / script)], variables)
     rows = list(table(lines))
@@ -112,10 +125,27 @@ def build_python(name: str) -> Path:
     if not stamp.exists() or stamp.read_text() != wanted.read_text():
         print(f"installing {name} ...", flush=True)
         venv.create(folder, clear=True, with_pip=True)
-        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r", str(wanted)]
-        subprocess.run(pip, check=True)
+        if not installed_by_uv(python, wanted):
+            pip = [
+                str(python),
+                "-m",
+                "pip",
+                "install",
+                "-qq",
+                "--disable-pip-version-check",
+                "-r",
+                str(wanted),
+            ]
+            subprocess.run(pip, check=True)
         stamp.write_text(wanted.read_text())
     return python
+
+
+def installed_by_uv(python: Path, wanted: Path) -> bool:
+    """Installs by uv, which takes a tenth of pip's time; pip does where uv is missing or finds no package."""
+    uv = Path(sys.executable).with_name("uv")
+    command = [uv, "pip", "install", "-q", "--python", python, "-r", wanted]
+    return uv.exists() and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def build_node() -> Path:
@@ -242,6 +272,18 @@ def run(command: list[str], variables: dict[str, str]) -> list[dict[str, str]]:
         problem = f"exit {done.returncode}: {done.stderr[-2000:]}"
         lines.append({"client": Path(command[-1]).stem, "version": "", "check": "runs", "problem": problem})
     return lines
+
+
+def check_types(name: str, python: Path) -> list[dict[str, str]]:
+    """Has mypy check an environment's adapters against the types of their frameworks."""
+    modules = [f"--module=rerank_grpc.integrations.{each}" for each in ADAPTERS[name]]
+    command = [python, "-m", "mypy", "--strict", "--follow-imports=silent", *modules]
+    command += [f"--cache-dir={BUILT / name / 'mypy'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    problem = done.stdout + done.stderr if done.returncode else ""
+    version = subprocess.check_output([python, "-m", "mypy", "--version"], text=True).split()[1]
+    label = f"mypy --strict, adapters of {', '.join(ADAPTERS[name])}"
+    return [{"client": label, "version": version, "check": "types", "problem": problem[:2000]}]
 
 
 def table(lines: list[dict[str, str]]) -> Iterator[str]:
