@@ -126,17 +126,8 @@ def build_python(name: str) -> Path:
         print(f"installing {name} ...", flush=True)
         venv.create(folder, clear=True, with_pip=True)
         if not installed_by_uv(python, wanted):
-            pip = [
-                str(python),
-                "-m",
-                "pip",
-                "install",
-                "-qq",
-                "--disable-pip-version-check",
-                "-r",
-                str(wanted),
-            ]
-            subprocess.run(pip, check=True)
+            pip = f"-m pip install -qq --disable-pip-version-check -r {wanted}"
+            subprocess.run([str(python), *pip.split()], check=True)
         stamp.write_text(wanted.read_text())
     return python
 
@@ -144,7 +135,7 @@ def build_python(name: str) -> Path:
 def installed_by_uv(python: Path, wanted: Path) -> bool:
     """Installs by uv, which takes a tenth of pip's time; pip does where uv is missing or finds no package."""
     uv = Path(sys.executable).with_name("uv")
-    command = [uv, "pip", "install", "-q", "--python", python, "-r", wanted]
+    command = [str(uv), "pip", "install", "-q", "--python", str(python), "-r", str(wanted)]
     return uv.exists() and subprocess.run(command, capture_output=True).returncode == 0
 
 
@@ -277,7 +268,7 @@ def run(command: list[str], variables: dict[str, str]) -> list[dict[str, str]]:
 def check_types(name: str, python: Path) -> list[dict[str, str]]:
     """Has mypy check an environment's adapters against the types of their frameworks."""
     modules = [f"--module=rerank_grpc.integrations.{each}" for each in ADAPTERS[name]]
-    command = [python, "-m", "mypy", "--strict", "--follow-imports=silent", *modules]
+    command = [str(python), "-m", "mypy", "--strict", "--follow-imports=silent", *modules]
     command += [f"--cache-dir={BUILT / name / 'mypy'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     problem = done.stdout + done.stderr if done.returncode else ""
