@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-BUF = ROOT / "tools" / "buf"
+LOCKED = (ROOT / "tools" / "buf", ROOT / "clients" / "node")  # the folders with a lock file of npm's
 
 
 class UnreachableError(Exception):
@@ -60,17 +60,21 @@ def python_lines(dependencies: list[dict[str, Any]]) -> list[str]:
 
 
 def npm_findings() -> list[str]:
-    """Asks npm about buf's lock file; returns a line for each vulnerability."""
-    return npm_lines(answer("npm", "npm", "--prefix", BUF, "audit", "--json"))
+    """Asks npm about each lock file; returns a line for each vulnerability."""
+    return [
+        line
+        for folder in LOCKED
+        for line in npm_lines(answer("npm", "npm", "--prefix", folder, "audit", "--json"), folder)
+    ]
 
 
-def npm_lines(found: dict[str, Any]) -> list[str]:
-    """Reads npm's answer; raises UnreachableError where it is an error."""
+def npm_lines(found: dict[str, Any], folder: Path = LOCKED[0]) -> list[str]:
+    """Reads npm's answer about a folder; raises UnreachableError where it is an error."""
     if "vulnerabilities" not in found:
         said = found.get("message") or found.get("error", {}).get("summary") or "no answer"
         raise UnreachableError(f"npm could not be asked: {said}")
     return [
-        f"{name} {flaw['range']} (tools/buf): {flaw['severity']}"
+        f"{name} {flaw['range']} ({folder.relative_to(ROOT)}): {flaw['severity']}"
         for name, flaw in found["vulnerabilities"].items()
     ]
 
