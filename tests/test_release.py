@@ -22,6 +22,7 @@ QUICK = ("version", "changelog", "stubs", "pins", "documents", "links")
 # What the quick checks read.
 READ = re.compile(
     r"(docs|deploy|scripts|proto|tools|rerank_grpc/(v1|protocols)|rerank_grpc/__init__\.py)(/|$)|[^/]*$"
+    r"|clients/conformance/python/frameworks"
 )
 TAG = f"v{__version__}"
 
