@@ -1,7 +1,7 @@
 """A call that is too large for the server's limits: split into parts, whose replies are merged exactly.
 
 A document's score depends on no other document, so the merged response is what one call would have given:
-the order is by score, ties in the caller's order, and `top_n` is cut from the whole.
+the order is by score, equal scores by logit and then in the caller's order; `top_n` is cut from the whole.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def merged(
     results: list[ScoredDocument] = []
     for part, reply in zip(parts, replies, strict=True):
         results += [result._replace(index=result.index + part.offset) for result in reply.results]
-    results.sort(key=lambda result: (-result.relevance_score, result.index))
+    # The server sorts by logits: high ones that differ have equal scores, of 1.0 and just below.
+    results.sort(key=lambda result: (-result.relevance_score, -result.logit, result.index))
     summary = RerankSummary.of([reply.summary for reply in replies])
     return RerankResponse(tuple(results[: request.top_n or None]), summary)
 
