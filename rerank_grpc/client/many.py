@@ -49,6 +49,7 @@ class Scope:
 
     def ask(self, method: Any, message: object, **options: object) -> Any:
         """Makes one attempt of a call; raises grpc.RpcError, or Cancelled where the scope has ended."""
+        self._check()
         call = method.future(message, **options)
         with self._lock:
             self._calls.add(call)
@@ -64,7 +65,11 @@ class Scope:
 
     def sleep(self, seconds: float) -> None:
         """Waits; raises Cancelled where the scope has ended."""
-        if self._ended.wait(seconds):
+        self._ended.wait(seconds)
+        self._check()
+
+    def _check(self) -> None:
+        if self._ended.is_set():
             raise Cancelled("the call was left")
 
     def end(self) -> None:
