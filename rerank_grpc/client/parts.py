@@ -35,6 +35,8 @@ def parts_of(request: RerankRequest) -> list[RequestPart]:
     texts = (request.model, request.query, request.instruction)
     shared = sum(map(_bytes_of, texts)) + OPTION_BYTES
     most = LIMITS.message_bytes - shared
+    if _surely_fit(request.documents, most):
+        return [RequestPart(0, request)]
     bounds = list(_bounds(request.documents, most))
     if len(bounds) <= 1:
         return [RequestPart(0, request)]
@@ -92,6 +94,14 @@ def in_the_whole(error: InvalidRequest, part: RequestPart) -> InvalidRequest:
         return f"documents[{int(number) + part.offset}]{tail}"
 
     return error.renamed(name_of)
+
+
+def _surely_fit(documents: Sequence[Document], most: int) -> bool:
+    """Tells few and short documents by their characters alone, each of which has 4 bytes at most."""
+    if len(documents) > LIMITS.documents:
+        return False
+    characters = sum([len(document.text) + len(document.id) for document in documents])
+    return 4 * characters + DOCUMENT_BYTES * len(documents) <= most
 
 
 def _bounds(documents: Sequence[Document], most: int) -> Iterator[tuple[int, int]]:
