@@ -131,7 +131,8 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
                             wait_for_ready=wait_for_ready,
                         )
                 except grpc.RpcError as error:
-                    delay = await self._delay_after(error, attempts, replica, rpc.method)
+                    method = rpc.method.removesuffix("Bytes")  # of a call that is relayed
+                    delay = await self._delay_after(error, attempts, replica, method)
                 else:
                     self._replicas.answered(replica)
                     return rpc.read(reply)

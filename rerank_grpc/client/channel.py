@@ -51,6 +51,7 @@ class Replica:
         self.turn = 0  # the number of its last call
         self.out_until = 0.0  # of time.monotonic; no call goes there before, if another address is well
         self.failing = False
+        self.probed = False  # whether a call has been sent there since it failed
 
     def open(self, kind: Any) -> None:
         """Opens the channel, of one kind: of the module grpc or of grpc.aio."""
@@ -94,6 +95,7 @@ class Replicas:
             chosen.calls += 1
             if chosen.failing:  # this call finds out whether it still does, and no other one with it
                 chosen.out_until = max(chosen.out_until, now + OUT_SECONDS)
+                chosen.probed = True
         try:
             yield chosen
         finally:
@@ -101,15 +103,17 @@ class Replicas:
                 chosen.calls -= 1
 
     def answered(self, replica: Replica) -> None:
-        """Has an address in turn again."""
+        """Has an address in turn again, unless the call is one from before it failed."""
         if replica.failing:
-            replica.failing, replica.out_until = False, 0.0
+            with self._lock:
+                if replica.probed:
+                    replica.failing, replica.out_until = False, 0.0
 
     def leave(self, replica: Replica, seconds: float) -> float:
         """Puts an address out of turn for so long; returns the seconds until one is in turn."""
         with self._lock:
             now = time.monotonic()
-            replica.failing = True
+            replica.failing, replica.probed = True, False
             replica.out_until = now + seconds
             return max(min(each.out_until for each in self.all) - now, 0.0)
 

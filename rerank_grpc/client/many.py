@@ -49,6 +49,7 @@ class Scope:
 
     def ask(self, method: Any, message: object, **options: object) -> Any:
         """Makes one attempt of a call; raises grpc.RpcError, or Cancelled where the scope has ended."""
+        self._check()
         call = method.future(message, **options)
         with self._lock:
             self._calls.add(call)
@@ -64,7 +65,11 @@ class Scope:
 
     def sleep(self, seconds: float) -> None:
         """Waits; raises Cancelled where the scope has ended."""
-        if self._ended.wait(seconds):
+        self._ended.wait(seconds)
+        self._check()
+
+    def _check(self) -> None:
+        if self._ended.is_set():
             raise Cancelled("the call was left")
 
     def end(self) -> None:
@@ -88,6 +93,7 @@ class JobRun:
         self._keep_errors = False
         self._total = len(jobs) if isinstance(jobs, Sized) else None
         self._done = 0
+        self._error_of_jobs: Exception | None = None
 
     @property
     def _window(self) -> int:
@@ -107,7 +113,8 @@ class JobRun:
         error = job.exception()
         if error is None:
             return job.result()
-        if self._keep_errors and isinstance(error, RerankError) and not isinstance(error, Cancelled):
+        kept = isinstance(error, RerankError) and not isinstance(error, Cancelled)
+        if self._keep_errors and kept and error is not self._error_of_jobs:
             return error
         error.add_note(f"in jobs[{place}]")
         raise error
@@ -179,6 +186,7 @@ class RerankResponses(JobRun, Iterator[RerankResponse]):
         except StopIteration:
             return None
         except Exception as error:
+            self._error_of_jobs = self._error_of_jobs or error
             failed = Future[RerankResponse]()
             failed.set_exception(error)
             return failed
@@ -253,6 +261,7 @@ class AsyncRerankResponses(JobRun, AsyncIterator[RerankResponse]):
         except StopAsyncIteration:
             return None
         except Exception as error:
+            self._error_of_jobs = self._error_of_jobs or error
             return partial(_fail, error)
 
     async def _run(

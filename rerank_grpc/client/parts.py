@@ -1,7 +1,7 @@
 """A call that is too large for the server's limits: split into parts, whose replies are merged exactly.
 
 A document's score depends on no other document, so the merged response is what one call would have given:
-the order is by score, ties in the caller's order, and `top_n` is cut from the whole.
+the order is by score, equal scores by logit and then in the caller's order; `top_n` is cut from the whole.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def parts_of(request: RerankRequest) -> list[RequestPart]:
     texts = (request.model, request.query, request.instruction)
     shared = sum(map(_bytes_of, texts)) + OPTION_BYTES
     most = LIMITS.message_bytes - shared
+    if _surely_fit(request.documents, most):
+        return [RequestPart(0, request)]
     bounds = list(_bounds(request.documents, most))
     if len(bounds) <= 1:
         return [RequestPart(0, request)]
@@ -52,7 +54,8 @@ def merged(
     results: list[ScoredDocument] = []
     for part, reply in zip(parts, replies, strict=True):
         results += [result._replace(index=result.index + part.offset) for result in reply.results]
-    results.sort(key=lambda result: (-result.relevance_score, result.index))
+    # The server sorts by logits: high ones that differ have equal scores, of 1.0 and just below.
+    results.sort(key=lambda result: (-result.relevance_score, -result.logit, result.index))
     summary = RerankSummary.of([reply.summary for reply in replies])
     return RerankResponse(tuple(results[: request.top_n or None]), summary)
 
@@ -91,6 +94,14 @@ def in_the_whole(error: InvalidRequest, part: RequestPart) -> InvalidRequest:
         return f"documents[{int(number) + part.offset}]{tail}"
 
     return error.renamed(name_of)
+
+
+def _surely_fit(documents: Sequence[Document], most: int) -> bool:
+    """Tells few and short documents by their characters alone, each of which has 4 bytes at most."""
+    if len(documents) > LIMITS.documents:
+        return False
+    characters = sum([len(document.text) + len(document.id) for document in documents])
+    return 4 * characters + DOCUMENT_BYTES * len(documents) <= most
 
 
 def _bounds(documents: Sequence[Document], most: int) -> Iterator[tuple[int, int]]:

@@ -70,11 +70,13 @@ class RerankGrpcRanker:
 
     def close(self) -> None:
         """Closes the client that the ranker made; the next run makes a new one."""
-        self._connected().close()
+        if self._connection is not None:  # without it there is no client, and maybe no token
+            self._connection.close()
 
     async def close_async(self) -> None:
         """Closes the client of this event loop, and what `close` closes."""
-        await self._connected().aclose()
+        if self._connection is not None:
+            await self._connection.aclose()
 
     @component.output_types(documents=list[Document])
     def run(

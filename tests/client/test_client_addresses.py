@@ -90,6 +90,33 @@ def test_a_server_that_is_full_has_its_calls_answered_by_another(connect, server
     assert [len(server.calls) for server in servers] == [1, 10]
 
 
+def test_a_call_from_before_a_refusal_does_not_bring_its_server_back(connect, servers, targets):
+    """Only one that is begun after the time that the server has named tells that there is room again."""
+    held = threading.Event()
+
+    def first(request, _context):
+        held.wait(20)
+        return scored(request)
+
+    full = fail(Code.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=60)
+    servers[0].script.extend([first, full])
+    client = connect(targets)
+    with ThreadPoolExecutor(2) as threads:
+        inside = threads.submit(client.rerank, "q", ["a"])
+        assert servers[0].called.wait(10)
+        servers[1].script.append(first)  # so that both have one call, and the next is the first one's again
+        other = threads.submit(client.rerank, "q", ["a"])
+        assert servers[1].called.wait(10)
+        client.rerank("q", ["a"])
+        assert len(servers[0].calls) == 2
+        held.set()
+        for each in (inside, other):
+            each.result(20)
+    for _ in range(10):
+        client.rerank("q", ["a"])
+    assert len(servers[0].calls) == 2
+
+
 def test_calls_come_back_to_a_server_that_is_well_again(connect, servers, targets):
     servers[0].script.append(fail(Code.UNAVAILABLE, reason=Reason.SHUTTING_DOWN, retry_after=0.01))
     client = connect(targets)

@@ -139,6 +139,22 @@ def test_an_error_of_the_callers_own_loses_no_response_before_it(kind, server, k
 
 
 @KINDS
+def test_an_error_of_the_callers_iterator_is_raised_also_where_it_is_of_our_kind(kind, server):
+    class Jobs:
+        """Raises again and again, as an iterator may that is no generator."""
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise QueueFull("of another client")
+
+    (error,) = outcomes(kind, server.target, Jobs(), keep_errors=True)
+    assert isinstance(error, QueueFull)
+    assert error.__notes__ == ["in jobs[0]"]
+
+
+@KINDS
 def test_a_full_server_slows_the_jobs_down_and_fails_none(kind, server):
     """Ten refusals of one job: many more than `retries` allows."""
     server.script.extend(

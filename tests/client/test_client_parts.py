@@ -11,6 +11,7 @@ import pytest
 from rerank_grpc.client import (
     DeadlineExceeded,
     Document,
+    InternalError,
     InvalidRequest,
     MessageTooLarge,
     QueueFull,
@@ -23,7 +24,7 @@ from rerank_grpc.limits import LIMITS, MIB
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire import messages
 from tests.client.scripted_server import fail, hang, results
-from tests.support import serving
+from tests.support import serving, wait_for
 
 WORDS = ["pandas", "bamboo", "Paris", "France", "eat", "live", "settings", "password", "office", "reset"]
 
@@ -68,6 +69,25 @@ def test_parts_give_what_one_call_gives(connect, service, monkeypatch, options):
     assert split.summary._replace(usage=None) == whole.summary._replace(usage=None)
     # A text that a call holds twice is counted once, and so is what its documents share.
     assert split.summary.usage.input_tokens >= whole.summary.usage.input_tokens > 0
+
+
+def saturated(request, _context):
+    """Scores as the service does: by logits, here the documents, whose high ones all give 1.0."""
+    given = [(index, float(document.text)) for index, document in enumerate(request.documents)]
+    made = [pb.RerankResult(index=index, logit=logit, relevance_score=1) for index, logit in given]
+    made.sort(key=lambda result: -result.logit)
+    return pb.RerankResponse(results=made[: request.top_n or None], model="embedded")
+
+
+@pytest.mark.parametrize("top_n", [None, 3])
+def test_equal_scores_of_two_parts_are_in_the_order_of_their_logits(connect, server, monkeypatch, top_n):
+    server.otherwise = saturated
+    client = connect(server.target)
+    documents = ["18", "25", "20", "19", "22", "25", "18", "30", "25"]
+    whole = client.rerank("q", documents, top_n=top_n)
+    monkeypatch.setattr(parts, "LIMITS", replace(LIMITS, documents=2))
+    assert client.rerank("q", documents, top_n=top_n).results == whole.results
+    assert len(server.calls) == 1 + 5
 
 
 def test_more_documents_than_a_call_may_have_are_all_scored(connect, service):
@@ -116,10 +136,29 @@ def test_the_parts_share_one_deadline(client, server, small):
 
 
 def test_the_first_error_ends_the_other_parts(client, server, small):
-    server.script.append(fail(grpc.StatusCode.INTERNAL, "broken", reason=Reason.INTERNAL))
-    server.otherwise = hang
-    with pytest.raises(Exception, match="broken"):
-        client.rerank("q", ["a"] * 30, timeout=60)
+    begun, ended = [], []
+
+    def hanging(request, context):
+        begun.append(request)
+
+        def end():
+            ended.append(context.time_remaining())
+
+        if not context.add_callback(end):
+            end()  # before it came here
+        return hang(request, context)
+
+    def breaking(request, context):
+        wait_for(lambda: len(begun) == 3)
+        return fail(grpc.StatusCode.INTERNAL, "broken", reason=Reason.INTERNAL)(request, context)
+
+    server.script.append(breaking)
+    server.otherwise = hanging
+    with pytest.raises(InternalError, match="broken"):
+        client.rerank("q", ["a"] * 60, timeout=25)
+    wait_for(lambda: len(ended) == len(begun))
+    assert min(ended) > 5, "they are not ended by their deadline"
+    assert len(begun) in (3, 4), "the place of the failed part may go to one more, which ends too"
 
 
 def test_a_part_waits_as_often_as_the_server_is_full(client, server, small):

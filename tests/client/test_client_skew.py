@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import threading
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
 from rerank_grpc import __version__
-from rerank_grpc.client import Document as Text
 from rerank_grpc.client import (
+    AsyncClient,
     MessageTooLarge,
     RerankError,
     RerankRequest,
@@ -25,6 +26,7 @@ from rerank_grpc.client import (
     Unauthenticated,
     UnexpectedStatus,
 )
+from rerank_grpc.client import Document as Text
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -148,6 +150,15 @@ def test_a_method_that_the_server_lacks_is_told_with_its_name(connect, method):
             next(answer)
 
         assert "so the server's version differs" in str(error_of(call))
+
+
+def test_a_relayed_method_is_told_by_the_contracts_name():
+    async def ask(port):
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
+            await client.relay("Health", b"")
+
+    with grpc_server(older) as port:
+        assert f"127.0.0.1:{port} has no Health, so" in str(error_of(lambda: asyncio.run(ask(port))))
 
 
 def test_a_newer_servers_values_and_fields_are_survived(client, server):

@@ -146,6 +146,8 @@ def async_pipeline():
 def no_variable():
     asked = RerankGrpcRanker(TARGET, token=Secret.from_env_var("NO_SUCH_TOKEN"))
     raises(ValueError, asked.warm_up, "NO_SUCH_TOKEN")
+    asked.close()  # as a pipeline does that could not begin
+    asyncio.run(asked.close_async())
 
 
 main(
