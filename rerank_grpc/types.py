@@ -128,7 +128,7 @@ class RerankSummary(NamedTuple):
 
 
 class RerankResponse(NamedTuple):
-    """Results by descending relevance_score, ties in the caller's order."""
+    """Results by descending relevance_score; equal scores by logit, then in the caller's order."""
 
     results: tuple[ScoredDocument, ...]
     summary: RerankSummary

@@ -142,7 +142,7 @@ def too_large(text: str) -> str:
         return text
     if "eceived" in text and "SERVER" not in text:
         return f"{text}: ask for fewer results with top_n, or without return_documents"
-    return f"{text}: send fewer or shorter documents in one call; `rerank` splits a large call itself"
+    return f"{text}: send shorter documents, or fewer in a call; `rerank` splits between documents by itself"
 
 
 def unimplemented(
@@ -153,7 +153,7 @@ def unimplemented(
         text = f"{target} is a gRPC server of another service: name the address of the rerank server"
     else:
         text = (
-            f"{target} has no {method}, so the server's version differs from this client's ({__version__}): "
-            "upgrade the older one"
+            f"{target} has no {method}: its version differs from this client's ({__version__}), so upgrade the "
+            "older one; or it is not the rerank server"
         )
     return UnexpectedStatus(f"{text} ({words})", code="UNIMPLEMENTED")

@@ -123,11 +123,12 @@ class RerankGrpcRanker:
         return ranker
 
     def _connected(self) -> Connection:
-        if self._connection is None:
-            token = self.token.resolve_value() if self.token else None
-            options: ClientOptions = {**self._of_client, "token": token}
-            self._connection = Connection(self.target, *self._clients, **options)
-        return self._connection
+        with self._connecting:  # a pipeline may run in several threads
+            if self._connection is None:
+                token = self.token.resolve_value() if self.token else None
+                options: ClientOptions = {**self._of_client, "token": token}
+                self._connection = Connection(self.target, *self._clients, **options)
+            return self._connection
 
     def _arguments(self, top_k: int | None, instruction: str | None) -> CallArguments:
         _check_top_k(top_k)
