@@ -120,8 +120,9 @@ func (e *Error) describe(details []interface{}) {
 				e.Metadata = detail.Metadata
 			}
 		case *errdetails.RetryInfo:
-			if delay := detail.RetryDelay; delay != nil {
-				retryAfter = time.Duration(delay.Seconds)*time.Second + time.Duration(delay.Nanos)
+			// AsDuration stops at 292 years, where a product of the seconds would turn negative.
+			if delay := detail.RetryDelay.AsDuration(); delay > 0 {
+				retryAfter = delay
 			}
 		case *errdetails.BadRequest:
 			for _, violation := range detail.FieldViolations {

@@ -92,6 +92,9 @@ func WithTLS() Option {
 // WithTLSConfig calls by TLS with a configuration of the caller's own. Options after it change a copy of it.
 func WithTLSConfig(config *tls.Config) Option {
 	return func(s *settings) error {
+		if config == nil {
+			return errors.New("rerank: WithTLSConfig has no configuration: WithTLS means the usual one")
+		}
 		s.tls = config.Clone()
 		return nil
 	}

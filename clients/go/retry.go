@@ -62,12 +62,16 @@ func (a *attempts) after(err error) error {
 	if failure.Code != codes.ResourceExhausted || failure.RetryAfter == 0 || a.left == 0 {
 		return failure
 	}
+	deadline, _ := a.ctx.Deadline() // of each call, by prepare
+	left := time.Until(deadline)
+	if failure.RetryAfter >= left {
+		return failure
+	}
 	// Later than asked, never earlier: before that moment there is no room.
 	// The source is new, because Go's own is the same in every process before 1.20.
 	random := rand.New(rand.NewSource(time.Now().UnixNano())).Float64()
 	delay := time.Duration(float64(failure.RetryAfter) * (1 + jitter*random))
-	deadline, _ := a.ctx.Deadline() // of each call, by prepare
-	if time.Now().Add(delay).After(deadline) {
+	if delay >= left {
 		return failure
 	}
 	if !pause(a.ctx, delay) {

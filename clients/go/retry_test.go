@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"strconv"
 	"testing"
 	"time"
@@ -70,6 +71,24 @@ func TestADelayThatEndsAfterTheDeadlineIsNotWaitedFor(t *testing.T) {
 	_, err := client(t, server.serve(t)).Rerank(background, question)
 	if !errors.Is(err, RateLimited) || failure(t, err).RetryAfter != time.Hour || server.count() != 1 {
 		t.Errorf("%v after %d attempts", err, server.count())
+	}
+}
+
+func TestADelayThatIsNoTimeToWaitIsNoReasonForAnotherAttempt(t *testing.T) {
+	const century = 100 * 365 * 24 * 60 * 60
+	for _, seconds := range []int64{-5, 0, 120 * century, math.MaxInt64} {
+		told, err := status.New(codes.ResourceExhausted, "not now").WithDetails(
+			&errdetails.ErrorInfo{Reason: "ERROR_REASON_QUEUE_FULL", Domain: "rerank.v1"},
+			&errdetails.RetryInfo{RetryDelay: &durationpb.Duration{Seconds: seconds}},
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := full(9, told.Err(), "")
+		_, err = client(t, server.serve(t)).Rerank(background, question)
+		if !errors.Is(err, QueueFull) || failure(t, err).RetryAfter < 0 || server.count() != 1 {
+			t.Errorf("%d s: %v after %d attempts", seconds, err, server.count())
+		}
 	}
 }
 

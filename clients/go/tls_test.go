@@ -69,3 +69,9 @@ func TestATLSConnectionThatDoesNotComeAboutTellsWhatToDo(t *testing.T) {
 		}
 	}
 }
+
+func TestNoConfigurationOfTLSIsNotTakenForPlaintext(t *testing.T) {
+	if _, err := New("localhost", WithTLSConfig(nil)); err == nil {
+		t.Error("a client was made, which would send its token in plaintext")
+	}
+}

@@ -18,7 +18,7 @@ import {
   type StreamRerankResponse,
   StreamRerankRequestSchema,
 } from "./gen/rerank/v1/rerank_pb";
-import { type CallOptions, type ClientOptions, milliseconds, type Settings, settingsOf } from "./options";
+import { type CallOptions, type ClientOptions, metadataOf, milliseconds, type Settings, settingsOf } from "./options";
 import { type DocumentLike, type RerankOptions, rerankRequest } from "./request";
 import { ATTEMPTS, type Attempts, retrying } from "./retries";
 import { RerankStream } from "./stream";
@@ -127,7 +127,7 @@ export class Client {
     try {
       return await send({ ...connect, signal });
     } catch (error) {
-      throw await this.#errorOf(error, options, attempts);
+      throw await this.#errorOf(error, options, attempts, signal);
     } finally {
       end();
     }
@@ -142,7 +142,7 @@ export class Client {
     try {
       yield* this.#stub.streamRerank(request, { ...connect, signal });
     } catch (error) {
-      throw await this.#errorOf(error, options, attempts);
+      throw await this.#errorOf(error, options, attempts, signal);
     } finally {
       // Cancels the call where a loop was left early, so that the server stops.
       end();
@@ -171,14 +171,23 @@ export class Client {
     return [
       {
         timeoutMs: Math.max(timeoutMs, 1),
-        headers: { "user-agent": `rerank-grpc-node/${version}`, ...this.#settings.headers, ...options.headers },
+        headers: metadataOf(
+          { "user-agent": `rerank-grpc-node/${version}`, ...this.#settings.headers },
+          options.headers,
+        ),
         contextValues: createContextValues().set(ATTEMPTS, attempts),
       },
       attempts,
     ];
   }
 
-  async #errorOf(error: unknown, { signal, timeoutMs }: CallOptions, attempts: Attempts): Promise<RerankError> {
+  /** Makes the error of a call; `ended` is the call's own signal. */
+  async #errorOf(
+    error: unknown,
+    { signal, timeoutMs }: CallOptions,
+    attempts: Attempts,
+    ended: AbortSignal,
+  ): Promise<RerankError> {
     const failure = readFailure(error);
     if (signal?.aborted && !failure.described) {
       const cause: unknown = signal.reason;
@@ -189,22 +198,41 @@ export class Client {
     if (this.#closed && !failure.told) return new Cancelled("the client is closed", { cause: failure.cause });
     if (failure.code === Code.DeadlineExceeded && !failure.described) {
       // The last attempt only ran out of time: the failure before it tells more.
-      if (attempts.failure) return errorOf(attempts.failure, this.#settings.target);
+      const { failure: before } = attempts;
+      if (before) return errorOf(await this.#examined(before, attempts.deadline, ended), this.#settings.target);
       const cause = failure.cause;
       return new DeadlineExceeded(`no answer in ${timeoutMs ?? this.#settings.timeoutMs} ms`, { cause });
     }
-    return errorOf(await this.#examined(failure), this.#settings.target);
+    return errorOf(await this.#examined(failure, attempts.deadline, ended), this.#settings.target);
   }
 
-  /** Finds out whether TLS is the reason for which a connection ended, which Node does not tell. */
-  async #examined(failure: Failure): Promise<Failure> {
+  /** Finds out, while the call has time, whether TLS is why a connection ended, which Node does not tell. */
+  async #examined(failure: Failure, deadline: number, ended: AbortSignal): Promise<Failure> {
     const refused = /ECONNREFUSED|ENOTFOUND|EAI_AGAIN|ETIMEDOUT/.test(codesOf(failure.cause).join());
     const lost = [Code.Unavailable, Code.Canceled].includes(failure.code) && !/^(idle|open)$/.test(this.#session.state());
     if (failure.told || failure.tls || refused || !lost) return failure;
+    const known: Failure = { ...failure, code: Code.Unavailable };
+    const left = deadline - performance.now();
+    if (left <= 0 || ended.aborted) return known;
     // One for all calls that the connection has taken with it.
     this.#probe ??= probe(this.#settings.target, this.#settings.tls).finally(() => (this.#probe = undefined));
-    return { ...failure, code: Code.Unavailable, tls: await this.#probe };
+    return { ...known, tls: await within(this.#probe, left, ended) };
   }
+}
+
+/** Waits for what never rejects, so many milliseconds at the most; undefined if that or the signal comes first. */
+function within<Value>(promise: Promise<Value>, ms: number, signal: AbortSignal): Promise<Value | undefined> {
+  return new Promise((resolve) => {
+    const found = (value?: Value) => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", left);
+      resolve(value);
+    };
+    const left = () => found();
+    const timer = setTimeout(left, ms);
+    signal.addEventListener("abort", left);
+    void promise.then(found);
+  });
 }
 
 function split(options: RerankOptions & CallOptions): [CallOptions, RerankOptions] {

@@ -70,7 +70,7 @@ export function readFailure(reason: unknown): Failure {
     described: info !== undefined,
     reason: reasonOf(info?.reason),
     metadata: { ...info?.metadata },
-    retryAfterMs: delay && Number(delay.seconds) * 1_000 + delay.nanos / 1e6,
+    retryAfterMs: delay && Math.max(0, Number(delay.seconds) * 1_000 + delay.nanos / 1e6),
     violations: told ? violationsOf(bad) : unwritable(error.rawMessage),
     pushbackMs: pushbackOf(error.metadata.get(PUSHBACK)),
     tls,

@@ -84,6 +84,24 @@ export function milliseconds(name: string, value: number, least: number): number
   return value;
 }
 
+/**
+ * Makes the metadata of a call: the client's, and in its place the call's own of the same name.
+ *
+ * Throws TypeError, which holds no value: it may be a token.
+ */
+export function metadataOf(client: Record<string, string>, call: Readonly<Record<string, string>> = {}): Headers {
+  const headers = new Headers(client);
+  for (const [name, value] of Object.entries(call)) {
+    try {
+      headers.set(name, value);
+    } catch {
+      const what = "a name of letters, digits and hyphens, and a value in one line of Latin-1, are expected";
+      throw new TypeError(`headers: ${JSON.stringify(name)}: ${what}`);
+    }
+  }
+  return headers;
+}
+
 /** Adds the port that a target leaves out. */
 function targetOf(target: string): string {
   const wanted = "target: HOST or HOST:PORT, e.g. localhost:50051 or [::1]:50051";

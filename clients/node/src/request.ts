@@ -32,8 +32,10 @@ export function rerankRequest(
   if (typeof documents === "string" || typeof documents?.[Symbol.iterator] !== "function") {
     throw new TypeError("documents: a list of texts is expected");
   }
+  const given = Object.entries(options).filter(([, value]) => value !== undefined);
+  for (const [name, value] of given) if (typeof value === "string") text(name, value);
   return create(RerankRequestSchema, {
-    ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
+    ...Object.fromEntries(given),
     query: text("query", query),
     documents: Array.from(documents, document),
   });

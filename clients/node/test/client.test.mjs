@@ -106,6 +106,8 @@ test("a value that no message can hold is refused before it is sent", async () =
   await assert.rejects(client.rerank(QUERY, DOCUMENTS, { topN: -1 }), of(rerank.InvalidRequest, negative));
   const half = { message: /^documents\[1\]\.text: holds half of a surrogate pair/ };
   await assert.rejects(client.rerank(QUERY, ["whole", "half \ud800"]), of(rerank.InvalidRequest, half));
+  const told = { message: /^instruction: holds half of a surrogate pair/ };
+  await assert.rejects(client.rerank(QUERY, DOCUMENTS, { instruction: "\udc00" }), of(rerank.InvalidRequest, told));
 });
 
 test("an argument of a wrong type or name is a TypeError", async () => {
@@ -113,6 +115,12 @@ test("an argument of a wrong type or name is a TypeError", async () => {
   await assert.rejects(client.rerank(QUERY, [7]), { name: "TypeError", message: /^documents\[0\]: / });
   await assert.rejects(client.rerank(undefined, []), { name: "TypeError", message: /^query: / });
   await assert.rejects(client.rerank(QUERY, DOCUMENTS, { top_n: 1 }), { name: "TypeError", message: /^top_n: no such option/ });
+  for (const headers of [{ "x-note": "two\nlines of rrk_secret" }, { "x-note": "\u20ac rrk_secret" }, { "a name": "" }]) {
+    await assert.rejects(client.health("", { headers }), (error) => {
+      assert.ok(error instanceof TypeError && !/rrk_secret|\n/.test(error.message), `${error}`);
+      return error.message.startsWith("headers: ");
+    });
+  }
   await assert.rejects(client.rerank(QUERY, DOCUMENTS, { timeoutMs: -1 }), { name: "RangeError", message: /^timeoutMs: / });
 });
 
@@ -147,6 +155,12 @@ test("a wrong token and a missing one are told apart from a wrong address", asyn
     await assert.rejects(stream.next(), of(rerank.Unauthenticated));
     stranger.close();
   }
+});
+
+test("a call's own token takes the place of the client's, however its name is written", async () => {
+  const other = new rerank.Client(server.target, { token: "wrong" });
+  assert.ok(await other.health("", { headers: { Authorization: `Bearer ${TOKEN}` } }));
+  other.close();
 });
 
 test("a message too large says so", async () => {

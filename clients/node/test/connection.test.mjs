@@ -1,5 +1,6 @@
 // Why no server answers: a wrong address, TLS of the wrong kind, a server that ends.
 import assert from "node:assert/strict";
+import { createServer } from "node:net";
 import { after, before, test } from "node:test";
 import { Client, DeadlineExceeded, ServerUnavailable, TlsError } from "rerank-grpc";
 import { certify, callsInside, DOCUMENTS, eventually, MANY, QUERY, serve, TOKEN, unusedPort } from "./servers.mjs";
@@ -69,6 +70,23 @@ test("the REST port is told from a port where nothing listens", async () => {
   const error = await failure(new URL(plain.rest).host);
   assert.ok(error instanceof ServerUnavailable, `${error}`);
   assert.match(error.message, /is it the REST port\?/);
+});
+
+test("the look for a reason ends with its call", async () => {
+  // It ends the first of two connections, which is the call's, and says nothing on the other.
+  const sockets = [];
+  const silent = createServer((socket) => {
+    socket.on("error", () => {}).resume();
+    if (sockets.push(socket) % 2) socket.end();
+  });
+  await new Promise((listening) => silent.listen(0, "127.0.0.1", listening));
+  const client = new Client(`127.0.0.1:${silent.address().port}`, { retries: 0 });
+  const begun = performance.now();
+  await assert.rejects(client.health("", { timeoutMs: 300 }), ServerUnavailable);
+  assert.ok(performance.now() - begun < 1_000, "a look takes two seconds");
+  client.close();
+  for (const socket of sockets) socket.destroy();
+  silent.close();
 });
 
 test("a server that hangs is left after twice the hang timeout", async () => {

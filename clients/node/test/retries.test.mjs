@@ -65,6 +65,12 @@ test("a negative pushback forbids a retry, and one that is no number too", async
   }
 });
 
+test("a RetryInfo below zero is no time", async () => {
+  const refused = refusal("QUEUE_FULL", status.RESOURCE_EXHAUSTED, -5_000);
+  const { client } = await against([refused], { retries: 0 });
+  await assert.rejects(client.health(), { name: "QueueFull", retryAfterMs: 0 });
+});
+
 test("a full queue is asked again after its RetryInfo", async () => {
   const { client, server } = await against([refusal("QUEUE_FULL", status.RESOURCE_EXHAUSTED, 400)]);
   await client.health();

@@ -18,6 +18,7 @@ import java.util.Map;
 /** The exception of each failed call. */
 final class Failures {
   private static final String DOMAIN = "rerank.v1";
+  private static final long LONGEST_SECONDS = 315_576_000_000L;
   private static final Metadata.Key<byte[]> DETAILS =
       Metadata.Key.of("grpc-status-details-bin", Metadata.BINARY_BYTE_MARSHALLER);
 
@@ -69,7 +70,7 @@ final class Failures {
         info = detail.unpack(ErrorInfo.class);
       } else if (detail.is(RetryInfo.class)) {
         com.google.protobuf.Duration delay = detail.unpack(RetryInfo.class).getRetryDelay();
-        retryAfter = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
+        retryAfter = duration(delay.getSeconds(), delay.getNanos());
       } else if (detail.is(BadRequest.class)) {
         fields = detail.unpack(BadRequest.class).getFieldViolationsList();
       }
@@ -80,6 +81,12 @@ final class Failures {
     Details details = new Details(fields, retryAfter, info.getMetadataMap());
     return new RerankException(
         text(error), error.getStatus().getCode(), reason(info.getReason()), Problem.NONE, details, error);
+  }
+
+  /** Reads a delay within the bounds of protobuf's, which hold 10,000 years; none is below 0. */
+  private static Duration duration(long seconds, int nanos) {
+    Duration delay = Duration.ofSeconds(Math.max(-1, Math.min(seconds, LONGEST_SECONDS)), nanos);
+    return delay.isNegative() ? Duration.ZERO : delay;
   }
 
   private static ErrorReason reason(String name) {
@@ -100,7 +107,7 @@ final class Failures {
     }
     switch (code) {
       case CANCELLED:
-        return cancelledHere ? cancelled(error) : without(ended(text), code, Problem.OTHER, error);
+        return cancelledHere ? cancelled(error) : without(ended(error, text), code, Problem.OTHER, error);
       case UNAVAILABLE:
         return cancelledHere ? cancelled(error) : Connections.unavailable(error, target);
       case RESOURCE_EXHAUSTED:
@@ -117,7 +124,12 @@ final class Failures {
     }
   }
 
-  private static String ended(String text) {
+  private static String ended(StatusRuntimeException error, String text) {
+    for (Throwable cause = error.getCause(); cause != null; cause = cause.getCause()) {
+      if (cause instanceof InvalidProtocolBufferException) { // gRPC itself cancels the call then
+        return "the reply cannot be read: another service answers there, or another version (" + text + ")";
+      }
+    }
     return "the server or a proxy ended the call: its request came too slowly, or its results were not read ("
         + text
         + ")";

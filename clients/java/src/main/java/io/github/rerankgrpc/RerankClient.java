@@ -47,7 +47,8 @@ public final class RerankClient implements AutoCloseable {
   private final ManagedChannel channel;
   private final RerankServiceBlockingStub stub;
   private final AtomicLong lastReconnect = new AtomicLong(System.nanoTime() - RECONNECT_NANOS);
-  private volatile boolean closed;
+  /** Ends with the client. */
+  private final Context.CancellableContext open = Context.ROOT.withCancellation();
 
   private RerankClient(Builder builder) throws IOException {
     target = builder.channel.target();
@@ -129,7 +130,7 @@ public final class RerankClient implements AutoCloseable {
   /** Ends the calls in progress and closes the connections. */
   @Override
   public void close() {
-    closed = true;
+    open.cancel(null);
     channel.shutdownNow();
   }
 
@@ -139,17 +140,18 @@ public final class RerankClient implements AutoCloseable {
       try {
         return rpc.apply(ready(attempts));
       } catch (StatusRuntimeException error) {
-        attempts.waitAfter(failure(error, attempts, Context.current()::isCancelled));
+        Context context = Context.current();
+        attempts.waitAfter(failure(error, attempts, context::isCancelled), context);
       }
     }
   }
 
   private Attempts attempts(Duration timeout) {
-    return new Attempts(Deadline.after(nanos(timeout), TimeUnit.NANOSECONDS), retries);
+    return new Attempts(Deadline.after(nanos(timeout), TimeUnit.NANOSECONDS), open, retries);
   }
 
   private RerankServiceBlockingStub ready(Attempts attempts) {
-    if (closed) {
+    if (open.isCancelled()) {
       throw new IllegalStateException("the client is closed");
     }
     reconnect();
@@ -169,7 +171,7 @@ public final class RerankClient implements AutoCloseable {
 
   private RerankException failure(
       StatusRuntimeException error, Attempts attempts, BooleanSupplier leftByCaller) {
-    boolean cancelled = closed || leftByCaller.getAsBoolean() || Thread.currentThread().isInterrupted();
+    boolean cancelled = open.isCancelled() || leftByCaller.getAsBoolean() || Thread.currentThread().isInterrupted();
     RerankException failure = Failures.of(error, target, cancelled);
     return look == null ? failure : look.explain(failure, attempts.deadline());
   }

@@ -129,7 +129,7 @@ public final class RerankStream implements Iterator<RerankResult>, AutoCloseable
 
   private void tryAgain(RerankException refused) {
     try {
-      attempts.waitAfter(refused);
+      attempts.waitAfter(refused, context);
     } catch (RerankException last) {
       end(last);
       return;

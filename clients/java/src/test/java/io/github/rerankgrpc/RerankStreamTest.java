@@ -16,6 +16,7 @@ import io.grpc.CallOptions;
 import io.grpc.Channel;
 import io.grpc.ClientCall;
 import io.grpc.ClientInterceptor;
+import io.grpc.Context;
 import io.grpc.Deadline;
 import io.grpc.ForwardingClientCall.SimpleForwardingClientCall;
 import io.grpc.ForwardingClientCallListener.SimpleForwardingClientCallListener;
@@ -127,7 +128,7 @@ public final class RerankStreamTest {
   @Test
   public void aStreamWithoutItsSummaryIsIncomplete() {
     Stream<StreamRerankResponse> cut = Stream.of(StreamRerankResponse.getDefaultInstance());
-    Attempts attempts = new Attempts(Deadline.after(1, TimeUnit.SECONDS), 0);
+    Attempts attempts = new Attempts(Deadline.after(1, TimeUnit.SECONDS), Context.ROOT, 0);
     RerankStream stream = new RerankStream(cut::iterator, attempts, (error, left) -> null);
     assertEquals(Problem.INCOMPLETE_STREAM, failure(stream::hasNext).problem());
   }
