@@ -138,8 +138,11 @@ def _http_connection(host: str, port: int, tls: TlsSources | None, timeout: floa
     return connection
 
 
-def connect(parsed: argparse.Namespace, *, needs_token: bool = True) -> Client:
-    """Makes a client of the server that the options name; raises OptionError or ConfigurationError."""
+def connect(parsed: argparse.Namespace, *, needs_token: bool = True, calls: int = 1) -> Client:
+    """Makes a client of the server that the options name; raises OptionError or ConfigurationError.
+
+    Its deadline is the time of so many calls: a large one is sent in as many.
+    """
     from rerank_grpc.client import Client
 
     settings = read_client_settings(parsed.flags, needs_token=needs_token)
@@ -151,7 +154,7 @@ def connect(parsed: argparse.Namespace, *, needs_token: bool = True) -> Client:
 
         tls = named(target, tls, settings.timeout)
     given = {} if tls is None else tls.arguments()
-    return Client(target, token=settings.token, timeout=settings.timeout, **given)
+    return Client(target, token=settings.token, timeout=settings.timeout * calls, **given)
 
 
 def _print(parsed: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:

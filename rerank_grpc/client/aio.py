@@ -34,11 +34,13 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         documents: Iterable[DocumentLike],
         model: str | None = None,
         top_n: int | None = None,
+        *,
+        progress: Progress | None = None,
         **options: Unpack[RerankOptions],
     ) -> RerankResponse:
         """Scores documents against a query, best first; see Client.rerank."""
         request, call = arguments.rerank_request(query, documents, model, top_n, **options)
-        return await self._in_parts(request, self._attempts(**call), parts.AT_ONCE)
+        return await self._in_parts(request, self._attempts(**call), parts.AT_ONCE, progress)
 
     def rerank_many(
         self,
@@ -139,23 +141,30 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
             await asyncio.sleep(delay)
 
     async def _in_parts(
-        self, request: RerankRequest, attempts: core.Attempts, at_once: int
+        self, request: RerankRequest, attempts: core.Attempts, at_once: int, progress: Progress | None = None
     ) -> RerankResponse:
         """Answers a request of any size, so many parts of it at once."""
         several = parts.parts_of(request)
         if len(several) == 1:
-            return await self._call(core.rerank(request), attempts)
+            response = await self._call(core.rerank(request), attempts)
+            parts.PartsTally(request, progress).add(request)
+            return response
         for _ in range(1 + parts.ASKED_AGAIN):
-            replies = await self._at_once(several, attempts, asyncio.Semaphore(at_once))
+            room, scored = asyncio.Semaphore(at_once), parts.PartsTally(request, progress)
+            replies = await self._at_once(several, attempts, room, scored)
             if parts.of_one_revision(replies):
                 return parts.merged(request, several, replies)
         raise parts.changed(replies)
 
     async def _at_once(
-        self, several: list[parts.RequestPart], attempts: core.Attempts, room: asyncio.Semaphore
+        self,
+        several: list[parts.RequestPart],
+        attempts: core.Attempts,
+        room: asyncio.Semaphore,
+        scored: parts.PartsTally,
     ) -> list[RerankResponse]:
         """Answers parts, a few at once; the first error ends the others."""
-        asked = [asyncio.create_task(self._part(part, attempts, room)) for part in several]
+        asked = [asyncio.create_task(self._part(part, attempts, room, scored)) for part in several]
         try:
             over, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_EXCEPTION)
             if failed := [task for task in asked if task in over and task.exception()]:
@@ -167,11 +176,13 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
             await asyncio.gather(*asked, return_exceptions=True)
 
     async def _part(
-        self, part: parts.RequestPart, attempts: core.Attempts, room: asyncio.Semaphore
+        self, part: parts.RequestPart, attempts: core.Attempts, room: asyncio.Semaphore, scored: parts.PartsTally
     ) -> RerankResponse:
         with parts.named(part):
             async with room:
-                return await self._call(core.rerank(part.request), attempts.of_a_part())
+                reply = await self._call(core.rerank(part.request), attempts.of_a_part())
+        scored.add(part.request)
+        return reply
 
     def _results(self, message: pb.StreamRerankRequest, attempts: core.Attempts) -> AsyncRerankStream:
         return AsyncRerankStream(self._stream(message, attempts))

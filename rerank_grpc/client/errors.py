@@ -153,7 +153,7 @@ def unimplemented(
         text = f"{target} is a gRPC server of another service: name the address of the rerank server"
     else:
         text = (
-            f"{target} has no {method}: its version differs from this client's ({__version__}), so upgrade the "
-            "older one; or it is not the rerank server"
+            f"{target} has no {method}: it is of another version than this client ({__version__}), and the "
+            "older one wants an upgrade; or it is not the rerank server"
         )
     return UnexpectedStatus(f"{text} ({words})", code="UNIMPLEMENTED")

@@ -231,28 +231,50 @@ class AsyncRerankResponses(JobRun, AsyncIterator[RerankResponse]):
 
     async def _read(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> AsyncGenerator[Any, None]:
         waiting = deque[asyncio.Task[RerankResponse]]()
-        room, woken = asyncio.Semaphore(self._concurrency), asyncio.Event()
-        more, place = True, 0
+        woken, space = asyncio.Event(), asyncio.Event()
+        reader = asyncio.create_task(self._begin_each(jobs, waiting, woken, space))
+        place = 0
+        try:
+            while waiting or not reader.done():
+                woken.clear()
+                while self._done < self._finished:
+                    self._count()
+                if not (waiting and waiting[0].done()):
+                    await woken.wait()
+                    continue
+                if self._hungry(len(waiting), more=not reader.done()):
+                    await asyncio.sleep(0)  # the turn in which jobs that are there are begun
+                response = waiting.popleft()
+                space.set()
+                yield self._outcome(response, place)
+                place += 1
+            await reader
+        finally:
+            for task in (reader, *waiting):
+                task.cancel()
+            await asyncio.gather(reader, *waiting, return_exceptions=True)
+
+    async def _begin_each(
+        self,
+        jobs: Iterable[Job] | AsyncIterable[Job],
+        waiting: deque[asyncio.Task[RerankResponse]],
+        woken: asyncio.Event,
+        space: asyncio.Event,
+    ) -> None:
+        """Begins each job as it comes, and waits for space where enough of them are begun.
+
+        A task of its own: a source that waits for a response before it gives the next job holds up none.
+        """
+        room = asyncio.Semaphore(self._concurrency)
         try:
             async with aclosing(_each(jobs)) as coming:
-                while more or waiting:
-                    while self._done < self._finished:
-                        self._count()
-                    if waiting and waiting[0].done() and not self._hungry(len(waiting), more=more):
-                        yield self._outcome(waiting.popleft(), place)
-                        place += 1
-                    elif more and len(waiting) < self._window:
-                        answer = await self._next(coming)
-                        more = answer is not None
-                        if answer is not None:
-                            waiting.append(asyncio.create_task(self._run(answer, room, woken)))
-                    else:
-                        woken.clear()
-                        await woken.wait()
+                while answer := await self._next(coming):
+                    waiting.append(asyncio.create_task(self._run(answer, room, woken)))
+                    while len(waiting) >= self._window:
+                        space.clear()
+                        await space.wait()
         finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            woken.set()
 
     async def _next(self, jobs: AsyncIterator[Job]) -> Callable[[], Awaitable[RerankResponse]] | None:
         """Reads the next job; None where there is none. An error of the caller's iterator waits its turn."""

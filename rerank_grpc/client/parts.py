@@ -6,7 +6,7 @@ the order is by score, equal scores by logit and then in the caller's order; `to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -28,6 +28,19 @@ class RequestPart(NamedTuple):
 
     offset: int
     request: RerankRequest
+
+
+class PartsTally:
+    """How many documents of a request are scored, for its caller's `progress`."""
+
+    def __init__(self, request: RerankRequest, progress: Callable[[int, int], object] | None) -> None:
+        self._total, self._done, self._progress = len(request.documents), 0, progress
+
+    def add(self, part: RerankRequest) -> None:
+        """Counts those of a part."""
+        self._done += len(part.documents)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 def parts_of(request: RerankRequest) -> list[RequestPart]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from typing import Self, Unpack
 
@@ -34,16 +34,19 @@ class Client(core.BaseClient["RerankStream"]):
         documents: Iterable[DocumentLike],
         model: str | None = None,
         top_n: int | None = None,
+        *,
+        progress: Progress | None = None,
         **options: Unpack[RerankOptions],
     ) -> RerankResponse:
         """Scores documents against a query, best first.
 
         A document is a text, a Document or a mapping with "text" and maybe "id".
         `truncation` is "end", "start" or "none", `priority` "interactive" or "batch". More documents than a
-        call may have are sent in several, within one deadline, and give the response of one.
+        call may have are sent in several, within one deadline, and give the response of one; `progress` is
+        called after each with how many documents are scored, and of how many.
         """
         request, call = arguments.rerank_request(query, documents, model, top_n, **options)
-        return self._in_parts(request, self._attempts(**call))
+        return self._in_parts(request, self._attempts(**call), progress=progress)
 
     def rerank_many(
         self,
@@ -156,31 +159,39 @@ class Client(core.BaseClient["RerankStream"]):
             sleep(delay)
 
     def _in_parts(
-        self, request: RerankRequest, attempts: core.Attempts, scope: Scope | None = None
+        self,
+        request: RerankRequest,
+        attempts: core.Attempts,
+        scope: Scope | None = None,
+        progress: Progress | None = None,
     ) -> RerankResponse:
         """Answers a request of any size; within a scope, which bounds the calls at once, part by part."""
         several = parts.parts_of(request)
         if len(several) == 1:
-            return self._call(core.rerank(request), attempts, scope)
+            response = self._call(core.rerank(request), attempts, scope)
+            parts.PartsTally(request, progress).add(request)
+            return response
         for _ in range(1 + parts.ASKED_AGAIN):
             if scope is None:
-                replies = self._at_once(several, attempts)
+                replies = self._at_once(several, attempts, parts.PartsTally(request, progress))
             else:
                 replies = [self._part(part, attempts, scope) for part in several]
             if parts.of_one_revision(replies):
                 return parts.merged(request, several, replies)
         raise parts.changed(replies)
 
-    def _at_once(self, several: list[parts.RequestPart], attempts: core.Attempts) -> list[RerankResponse]:
+    def _at_once(
+        self, several: list[parts.RequestPart], attempts: core.Attempts, scored: parts.PartsTally
+    ) -> list[RerankResponse]:
         """Answers parts, a few at once; the first error ends the others."""
         scope = Scope()
         with ThreadPoolExecutor(parts.AT_ONCE) as threads:
             try:
-                asked = [threads.submit(self._part, part, attempts, scope) for part in several]
-                over = wait(asked, return_when=FIRST_EXCEPTION)
-                if failed := [part for part in asked if part in over.done and part.exception()]:
-                    failed[0].result()
-                return [part.result() for part in asked]
+                asked = {threads.submit(self._part, part, attempts, scope): part for part in several}
+                for over in as_completed(asked):
+                    over.result()
+                    scored.add(asked[over].request)
+                return [reply.result() for reply in asked]
             finally:
                 scope.end()
                 threads.shutdown(wait=False, cancel_futures=True)

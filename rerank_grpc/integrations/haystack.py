@@ -2,6 +2,7 @@
 
 # Without postponed annotations: Haystack 2 compares the types of a component's sockets as they stand.
 import enum
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
@@ -19,6 +20,9 @@ from rerank_grpc.integrations.connection import (
     Scored,
     split,
 )
+
+# Of all rankers: a pipeline may run in several threads, and a ranker with a lock of its own cannot be copied.
+_CONNECTING = threading.Lock()
 
 
 @component
@@ -123,7 +127,7 @@ class RerankGrpcRanker:
         return ranker
 
     def _connected(self) -> Connection:
-        with self._connecting:  # a pipeline may run in several threads
+        with _CONNECTING:
             if self._connection is None:
                 token = self.token.resolve_value() if self.token else None
                 options: ClientOptions = {**self._of_client, "token": token}

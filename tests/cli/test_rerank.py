@@ -389,6 +389,23 @@ def test_a_terminal_shows_that_documents_are_scored(scripted: ScriptedServer, tm
         assert not any("Traceback" in line for line in screen.lines)
 
 
+def test_a_terminal_shows_the_share_of_documents_that_are_scored(scripted: ScriptedServer, tmp_path: Path):
+    """The first call of three is answered, the others hang."""
+    scripted.script.append(lambda request, _: scored(request))
+    scripted.otherwise = hang
+    path = written(tmp_path / "many.txt", "text\n" * 2_500)
+    with Terminal(100, 24, "rerank", QUERY, str(path), "--target", scripted.target) as screen:
+        screen.wait_for("^scoring .* (40%  1,000|20%  500) of 2,500 documents, for ")
+        assert screen.end(by="\x03") == 128 + signal.SIGINT
+
+
+def test_a_call_for_each_thousand_documents_has_the_whole_time(scripted: ScriptedServer, tmp_path: Path):
+    path = written(tmp_path / "many.txt", "text\n" * 2_500)
+    ask(scripted, str(path), "--timeout", "30")
+    assert sorted(len(call.request.documents) for call in scripted.calls) == [500, 1_000, 1_000]
+    assert all(60 < call.time_remaining < 90.5 for call in scripted.calls)
+
+
 def test_ctrl_c_ends_the_reading_quietly(scripted: ScriptedServer, feed: tuple[Path, Callable[[], None]]):
     with Terminal(80, 24, "rerank", QUERY, str(feed[0]), "--target", scripted.target) as screen:
         screen.wait_for("^reading ")

@@ -236,6 +236,43 @@ def test_jobs_may_come_from_an_async_generator(server):
     assert len(outcomes(AsyncClient, server.target, jobs())) == 5
 
 
+def test_an_async_source_may_wait_for_a_response_before_it_gives_the_next_job(server):
+    async def read():
+        answered = asyncio.Queue[RerankResponse]()
+
+        async def jobs():
+            for number in range(3):
+                yield str(number), ["a"]
+                await answered.get()
+
+        async with AsyncClient(server.target) as client, client.rerank_many(jobs()) as answers:
+            count = 0
+            async for answer in answers:
+                count += 1
+                answered.put_nowait(answer)
+            return count
+
+    async def bounded():
+        async with asyncio.timeout(20):
+            return await read()
+
+    assert asyncio.run(bounded()) == 3
+
+
+def test_an_async_source_is_closed_where_its_responses_are_left(server):
+    closed = []
+
+    async def jobs():
+        try:
+            for number in count():
+                yield str(number), ["a"]
+        finally:
+            closed.append(True)
+
+    assert len(outcomes(AsyncClient, server.target, jobs(), first=3)) == 3
+    assert closed == [True]
+
+
 @KINDS
 def test_the_service_answers_many_jobs_as_it_answers_each(kind):
     with serving() as service:

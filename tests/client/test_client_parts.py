@@ -98,6 +98,15 @@ def test_more_documents_than_a_call_may_have_are_all_scored(connect, service):
     assert scores == sorted(scores)
 
 
+@pytest.mark.parametrize("count", [3, 20])
+def test_the_caller_is_told_how_many_documents_are_scored(connect, service, small, count):
+    client, told = connect(f"127.0.0.1:{service.port}"), []
+    client.rerank("pandas", ["text"] * count, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (count, count)
+    assert len(told) == -(-count // 7)
+    assert told == sorted(told)
+
+
 def test_a_refused_document_is_named_by_its_place_in_the_whole(connect, service, small):
     client = connect(f"127.0.0.1:{service.port}")
     documents = ["short"] * 9 + ["x" * (LIMITS.characters + 1)]
@@ -124,7 +133,7 @@ def test_no_part_is_larger_than_a_message_may_be(size):
 
 
 def test_a_document_that_fits_no_message_is_refused(client):
-    with pytest.raises(MessageTooLarge, match="send fewer or shorter documents"):
+    with pytest.raises(MessageTooLarge, match="send shorter documents, or fewer in a call"):
         client.rerank("q", ["x" * (9 * MIB)])
 
 

@@ -132,8 +132,8 @@ def test_each_kind_of_wrong_server_is_told_apart(connect, tmp_path):
         "service": "is a gRPC server of another service: name the address of the rerank server",
         "token": "token",
         "tls": "TLS",
-        "large": "send fewer or shorter documents",
-        "older": f"has no ListModels, so the server's version differs from this client's ({__version__})",
+        "large": "send shorter documents, or fewer in a call",
+        "older": f"has no ListModels: it is of another version than this client ({__version__})",
     }
     for name, words in said.items():
         assert [other for other, error in told.items() if words in str(error)] == [name], str(told[name])
@@ -149,7 +149,7 @@ def test_a_method_that_the_server_lacks_is_told_with_its_name(connect, method):
             answer = getattr(client, method)(*arguments)
             next(answer)
 
-        assert "so the server's version differs" in str(error_of(call))
+        assert "it is of another version than this client" in str(error_of(call))
 
 
 def test_a_relayed_method_is_told_by_the_contracts_name():

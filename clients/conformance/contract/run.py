@@ -175,7 +175,10 @@ def unlike(outcome: Outcome, first: Outcome) -> Iterator[str]:
     for name in first.keys() | outcome.keys() - {"results"}:
         if name != "results" and outcome.get(name) != first.get(name):
             yield f"{name} is {outcome.get(name)!r}, for the first client {first.get(name)!r}"
-    for mine, theirs in zip(outcome.get("results", []), first.get("results", []), strict=False):
+    seen, known = outcome.get("results", []), first.get("results", [])
+    if len(seen) != len(known):
+        yield f"{len(seen)} results, for the first client {len(known)}"
+    for mine, theirs in zip(seen, known, strict=False):
         for name in mine.keys() | theirs.keys():
             tolerance = {"relevance_score": SCORE_TOLERANCE, "logit": LOGIT_TOLERANCE}.get(name)
             one, other = mine.get(name), theirs.get(name)

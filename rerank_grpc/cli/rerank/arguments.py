@@ -17,11 +17,13 @@ examples:
   rerank-grpc rerank "what is a panda?" docs.jsonl --text-field body --jsonl | jq -r .fields.title
   rerank-grpc rerank "what is a panda?" docs.csv notes/ --min-score 0.5
   grep -h panda *.txt | rerank-grpc rerank "what is a panda?" - --json
+  rerank-grpc rerank "what is a panda?" - --format jsonl --timeout 120 < many.jsonl
 
 A document is a line of a file, an object on a line of JSON lines (.jsonl, .ndjson),
 a row of CSV (.csv, with a header), or a whole file: each text file in a directory
 and below, but for hidden ones, is a document. Empty lines and files are skipped.
-Fields beside the text are printed under "fields" by --json and --jsonl.
+Fields beside the text are printed under "fields" by --json and --jsonl. Standard input
+is read as lines unless --format says otherwise. --timeout counts for each 1,000 documents.
 
 A document that cannot be read ends the command, with its file and line; with
 --skip-bad it is told and left out. The token to send comes from {CLIENT_TOKEN_VARIABLE} or

@@ -17,7 +17,7 @@ from rerank_grpc.cli.rerank.whole import FolderSearch, told
 from rerank_grpc.cli.terminal import Row, Screen
 from rerank_grpc.config.options import OptionError
 from rerank_grpc.errors import ConfigurationError, InvalidRequest
-from rerank_grpc.limits import DOCUMENT_TEXT
+from rerank_grpc.limits import DOCUMENT_TEXT, LIMITS
 from rerank_grpc.types import RerankResponse, ScoredDocument
 
 _RESULT_FIELDS = ("index", "relevance_score", "logit", "tokens", "truncated")
@@ -109,7 +109,8 @@ def _ask(
     parsed: argparse.Namespace, records: Sequence[DocumentRecord], progress: ProgressLine
 ) -> RerankResponse:
     """Has a server score the documents; names the file and the line of one that it refuses."""
-    with connect(parsed) as client, progress.scoring():
+    calls = -(-len(records) // LIMITS.documents)
+    with connect(parsed, calls=calls) as client, progress.scoring():
         try:
             return client.rerank(
                 parsed.query,
@@ -119,6 +120,7 @@ def _ask(
                 instruction=parsed.instruction,
                 min_relevance_score=parsed.min_score,
                 priority=parsed.priority,
+                progress=progress.score,
             )
         except InvalidRequest as error:
             for violation in error.violations:

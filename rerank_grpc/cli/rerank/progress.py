@@ -26,6 +26,7 @@ class ProgressLine:
         self._width = self._screen.width or 0
         self._next = monotonic() + PATIENCE_SECONDS
         self._drawn = False
+        self._scored = 0
 
     def advance(self, count: int) -> None:
         """Counts bytes that have been read, and shows the line unless it has just been renewed."""
@@ -33,6 +34,10 @@ class ProgressLine:
         if self._width and monotonic() >= self._next:
             self._next = monotonic() + RENEWED_SECONDS
             self._draw(self._reading())
+
+    def score(self, done: int, _total: int | None) -> None:
+        """Takes how many documents are scored; `scoring` shows them."""
+        self._scored = done
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
@@ -46,8 +51,7 @@ class ProgressLine:
         def renew() -> None:
             delay = PATIENCE_SECONDS
             while not ended.wait(delay):
-                passed = duration(monotonic() - began)
-                self._draw(f"scoring  {_count(self.documents)}, for {passed} so far")
+                self._draw(f"scoring  {self._scoring()}, for {duration(monotonic() - began)} so far")
                 delay = RENEWED_SECONDS
 
         renewing = threading.Thread(target=renew, daemon=True)
@@ -73,6 +77,13 @@ class ProgressLine:
         share = min(self._read / self._total, 1.0)
         drawn = bar(share, _BAR_CELLS, unicode=self._screen.unicode)
         return f"reading  {drawn} {share:4.0%}  {documents} of {size(self._total)}"
+
+    def _scoring(self) -> str:
+        if not self._scored:
+            return _count(self.documents)
+        share = self._scored / self.documents
+        drawn = bar(share, _BAR_CELLS, unicode=self._screen.unicode)
+        return f"{drawn} {share:4.0%}  {self._scored:,} of {_count(self.documents)}"
 
     def _draw(self, text: str) -> None:
         text = clip(text, self._width - 1)
