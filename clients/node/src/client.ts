@@ -18,7 +18,15 @@ import {
   type StreamRerankResponse,
   StreamRerankRequestSchema,
 } from "./gen/rerank/v1/rerank_pb";
-import { type CallOptions, type ClientOptions, metadataOf, milliseconds, type Settings, settingsOf } from "./options";
+import {
+  type CallOptions,
+  callOptionsOf,
+  type ClientOptions,
+  metadataOf,
+  milliseconds,
+  type Settings,
+  settingsOf,
+} from "./options";
 import { type DocumentLike, type RerankOptions, rerankRequest } from "./request";
 import { ATTEMPTS, type Attempts, retrying } from "./retries";
 import { RerankStream } from "./stream";
@@ -102,12 +110,12 @@ export class Client {
 
   /** Lists the configured models, the default one first. */
   async listModels(options: CallOptions = {}): Promise<Model[]> {
-    return (await this.#call(options, (connect) => this.#stub.listModels({}, connect))).models;
+    return (await this.#call(callOptionsOf(options), (connect) => this.#stub.listModels({}, connect))).models;
   }
 
   /** Tells whether a call for a model would be answered, the default one unless named. */
   async health(model = "", options: CallOptions = {}): Promise<HealthResponse> {
-    return await this.#call(options, (connect) => this.#stub.health({ model }, connect));
+    return await this.#call(callOptionsOf(options), (connect) => this.#stub.health({ model }, connect));
   }
 
   /** Cancels the calls that are on their way, and closes the connection. */
