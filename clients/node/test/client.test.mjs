@@ -60,6 +60,16 @@ test("a stream yields every result, then its summary", async () => {
   assert.equal(stream.summary.model, "embedded");
 });
 
+test("a stream is read once, to its end or not", async () => {
+  const [read, left] = [client.streamRerank(QUERY, DOCUMENTS), client.streamRerank(QUERY, DOCUMENTS)];
+  for await (const _ of read);
+  for await (const _ of left) break;
+  for (const stream of [read, left]) {
+    await assert.rejects(stream[Symbol.asyncIterator]().next(), { name: "Error", message: /^a stream is read once/ });
+  }
+  assert.equal(read.summary.model, "embedded");
+});
+
 test("the server stops when a stream is left", async () => {
   for await (const result of client.streamRerank(QUERY, MANY)) {
     assert.ok(result.relevanceScore >= 0);
