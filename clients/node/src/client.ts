@@ -7,7 +7,7 @@ import {
   createContextValues,
   type Client as Stub,
 } from "@connectrpc/connect";
-import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { createGrpcTransport } from "@connectrpc/connect-node";
 import { Cancelled, DeadlineExceeded, type RerankError, type TlsProblem } from "./errors";
 import { codesOf, errorOf, type Failure, readFailure } from "./failures";
 import {
@@ -29,6 +29,7 @@ import {
 } from "./options";
 import { type DocumentLike, type RerankOptions, rerankRequest } from "./request";
 import { ATTEMPTS, type Attempts, retrying } from "./retries";
+import { Session } from "./session";
 import { RerankStream } from "./stream";
 import { probe } from "./tls";
 import { version } from "./version";
@@ -46,7 +47,7 @@ const CONNECT_TIMEOUT_MS = 5_000;
 /** A client of one server, with one connection that opens at the first call and again when it breaks. */
 export class Client {
   readonly #settings: Settings;
-  readonly #session: Http2SessionManager;
+  readonly #session: Session;
   readonly #stub: Stub<typeof RerankService>;
   // Of the calls that are on their way; AbortSignal.any would stay in a signal that lives longer than its call.
   readonly #calls = new Set<AbortController>();
@@ -67,7 +68,7 @@ export class Client {
       connectTimeoutMs: CONNECT_TIMEOUT_MS,
     };
     this.#settings = settings;
-    this.#session = new Http2SessionManager(url, pings, settings.tls);
+    this.#session = new Session(url, pings, settings.tls);
     const transport = createGrpcTransport({
       baseUrl: url,
       sessionManager: this.#session,

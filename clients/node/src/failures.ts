@@ -65,11 +65,7 @@ export interface Failure {
   readonly cause: unknown;
 }
 
-/**
- * Reads a failure; a detail that cannot be parsed counts as absent.
- *
- * A whole trailer of details that cannot be parsed is Connect's DATA_LOSS: it throws before anyone sees the status.
- */
+/** Reads a failure; a detail that cannot be parsed counts as absent. */
 export function readFailure(reason: unknown): Failure {
   const error = ConnectError.from(reason);
   const [info] = error.findDetails(ErrorInfoSchema).filter((one) => one.domain === DOMAIN);

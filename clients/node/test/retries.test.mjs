@@ -185,10 +185,20 @@ test("a stream that is cut after a result is not begun again", async (context) =
   assert.equal(calls, 1);
 });
 
-test("a status whose details cannot be parsed is told as lost data", async (context) => {
-  const status = { "grpc-status": "13", "grpc-message": "broken", "grpc-status-details-bin": "////" };
-  const client = await answered(context, (stream) => stream.respond({ ...HEADERS, ...status }, { endStream: true }));
-  await assert.rejects(client.health(), { name: "UnexpectedStatus", code: "DATA_LOSS" });
+test("details that cannot be parsed count as absent", async (context) => {
+  const broken = { "grpc-status": "13", "grpc-message": "broken", "grpc-status-details-bin": "////" };
+  const headers = (stream) => stream.respond({ ...HEADERS, ...broken }, { endStream: true });
+  const trailers = (stream) => {
+    stream.on("wantTrailers", () => stream.sendTrailers(broken));
+    stream.respond(HEADERS, { waitForTrailers: true });
+    stream.end();
+  };
+  const told = { name: "UnexpectedStatus", message: "INTERNAL: broken" };
+  for (const answer of [headers, trailers]) {
+    const client = await answered(context, answer);
+    await assert.rejects(client.health(), told);
+    await assert.rejects(client.streamRerank("query", ["document"])[Symbol.asyncIterator]().next(), told);
+  }
 });
 
 test("retries: 0 makes one attempt, and 3 make four", async () => {
