@@ -12,6 +12,7 @@ errors.RerankError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import grpc
@@ -30,6 +31,16 @@ OUT_SECONDS = 1.0
 # gRPC's own text says no more than that the stream was reset.
 _ENDED_THERE = (
     "the server or a proxy ended the call: its request came too slowly, or its results were not read"
+)
+
+# What gRPC's libraries say of a message's size: grpc-core, grpc-go and grpc-js; grpc-java and .NET; Connect.
+_TOO_LARGE = re.compile(
+    r"message (after decompression )?larger than max"
+    r"|message (that decompresses to|with) a size larger than"
+    r"|message exceeds (the )?maximum (configured message )?size"
+    r"|message too large \d"
+    r"|larger than configured (read|write)MaxBytes",
+    re.IGNORECASE,
 )
 
 
@@ -106,7 +117,8 @@ def exception_of(failure: Failure, proxy: Proxy | None = None) -> RerankError:
         )
     if code is grpc.StatusCode.INVALID_ARGUMENT and failure.described:
         return errors.InvalidRequest(text, metadata=failure.metadata, violations=failure.violations)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.described:
+    # A proxy's rate limit has the same code.
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not failure.described and _TOO_LARGE.search(text):
         return MessageTooLarge(too_large(text))
     if code is grpc.StatusCode.CANCELLED and not failure.described:
         return UnexpectedStatus(_ENDED_THERE, code=code.name)

@@ -99,7 +99,7 @@ def test_a_refusal_carries_its_delay_and_the_fields_that_are_wrong(connect, serv
         (Code.UNAVAILABLE, ServerUnavailable),
         (Code.DEADLINE_EXCEEDED, DeadlineExceeded),
         (Code.CANCELLED, UnexpectedStatus),
-        (Code.RESOURCE_EXHAUSTED, MessageTooLarge),
+        (Code.RESOURCE_EXHAUSTED, UnexpectedStatus),
         (Code.UNAUTHENTICATED, Unauthenticated),
         (Code.PERMISSION_DENIED, PermissionDenied),
         (Code.UNIMPLEMENTED, UnexpectedStatus),
@@ -139,6 +139,36 @@ def test_a_reason_newer_than_this_client_degrades_by_its_code(connect, server, c
         connect(server.target, retries=0).rerank("q", ["a"])
     assert type(caught.value) is expected
     assert caught.value.metadata == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SERVER: Received message larger than max (9437230 vs. 8388608)",
+        "CLIENT: Sent message larger than max (9437230 vs. 8388608)",
+        "grpc: received message larger than max (9437230 vs. 8388608)",
+        "grpc: received message after decompression larger than max 8388608",
+        "trying to send message larger than max (9437230 vs. 8388608)",
+        "Received message that decompresses to a size larger than 8388608",
+        "gRPC message exceeds maximum size 8388608: 9437230",
+        "message too large 9437230 > 8388608",
+        "Received message exceeds the maximum configured message size.",
+        "message size 9437230 is larger than configured readMaxBytes 8388608",
+    ],
+)
+def test_a_message_too_large_is_told_by_the_words_of_grpcs_libraries(client, server, text):
+    server.script.append(fail(Code.RESOURCE_EXHAUSTED, text))
+    with pytest.raises(MessageTooLarge):
+        client.rerank("q", ["a"])
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("text", ["", "rate limit exceeded", "message rate exceeds the maximum: slow down"])
+def test_a_proxys_rate_limit_is_no_message_too_large(client, server, text):
+    server.script.append(fail(Code.RESOURCE_EXHAUSTED, text))
+    with pytest.raises(UnexpectedStatus) as caught:
+        client.rerank("q", ["a"])
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
 
 
 def test_a_call_that_the_server_ended_is_not_said_to_be_cancelled_by_its_caller(client, server):

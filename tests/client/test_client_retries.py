@@ -19,6 +19,7 @@ from rerank_grpc.client import (
     Reason,
     ServerUnavailable,
     ShuttingDown,
+    UnexpectedStatus,
 )
 from rerank_grpc.client.errors import OUT_SECONDS, asked_delay
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -148,8 +149,8 @@ def test_a_stream_that_was_admitted_forgets_the_refusal_before_it(client, server
 @pytest.mark.parametrize(
     ("step", "error"),
     [
-        (fail(Code.RESOURCE_EXHAUSTED), MessageTooLarge),
-        (fail(Code.RESOURCE_EXHAUSTED, retry_after=0.01), MessageTooLarge),
+        (fail(Code.RESOURCE_EXHAUSTED, "Received message larger than max (2 vs. 1)"), MessageTooLarge),
+        (fail(Code.RESOURCE_EXHAUSTED, retry_after=0.01), UnexpectedStatus),
         (fail(Code.RESOURCE_EXHAUSTED, reason=Reason.PAIR_TOO_LARGE), PairTooLarge),
         (fail(Code.RESOURCE_EXHAUSTED, reason=Reason.DEADLINE_UNREACHABLE), DeadlineUnreachable),
     ],

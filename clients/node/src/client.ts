@@ -7,7 +7,7 @@ import {
   createContextValues,
   type Client as Stub,
 } from "@connectrpc/connect";
-import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { createGrpcTransport } from "@connectrpc/connect-node";
 import { Cancelled, DeadlineExceeded, type RerankError, type TlsProblem } from "./errors";
 import { codesOf, errorOf, type Failure, readFailure } from "./failures";
 import {
@@ -18,9 +18,18 @@ import {
   type StreamRerankResponse,
   StreamRerankRequestSchema,
 } from "./gen/rerank/v1/rerank_pb";
-import { type CallOptions, type ClientOptions, metadataOf, milliseconds, type Settings, settingsOf } from "./options";
+import {
+  type CallOptions,
+  callOptionsOf,
+  type ClientOptions,
+  metadataOf,
+  milliseconds,
+  type Settings,
+  settingsOf,
+} from "./options";
 import { type DocumentLike, type RerankOptions, rerankRequest } from "./request";
 import { ATTEMPTS, type Attempts, retrying } from "./retries";
+import { Session } from "./session";
 import { RerankStream } from "./stream";
 import { probe } from "./tls";
 import { version } from "./version";
@@ -38,7 +47,7 @@ const CONNECT_TIMEOUT_MS = 5_000;
 /** A client of one server, with one connection that opens at the first call and again when it breaks. */
 export class Client {
   readonly #settings: Settings;
-  readonly #session: Http2SessionManager;
+  readonly #session: Session;
   readonly #stub: Stub<typeof RerankService>;
   // Of the calls that are on their way; AbortSignal.any would stay in a signal that lives longer than its call.
   readonly #calls = new Set<AbortController>();
@@ -59,7 +68,7 @@ export class Client {
       connectTimeoutMs: CONNECT_TIMEOUT_MS,
     };
     this.#settings = settings;
-    this.#session = new Http2SessionManager(url, pings, settings.tls);
+    this.#session = new Session(url, pings, settings.tls);
     const transport = createGrpcTransport({
       baseUrl: url,
       sessionManager: this.#session,
@@ -102,12 +111,12 @@ export class Client {
 
   /** Lists the configured models, the default one first. */
   async listModels(options: CallOptions = {}): Promise<Model[]> {
-    return (await this.#call(options, (connect) => this.#stub.listModels({}, connect))).models;
+    return (await this.#call(callOptionsOf(options), (connect) => this.#stub.listModels({}, connect))).models;
   }
 
   /** Tells whether a call for a model would be answered, the default one unless named. */
   async health(model = "", options: CallOptions = {}): Promise<HealthResponse> {
-    return await this.#call(options, (connect) => this.#stub.health({ model }, connect));
+    return await this.#call(callOptionsOf(options), (connect) => this.#stub.health({ model }, connect));
   }
 
   /** Cancels the calls that are on their way, and closes the connection. */

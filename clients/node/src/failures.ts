@@ -13,6 +13,19 @@ const STATUS = "grpc-status";
 const BROKEN = /^E[A-Z]+$|^ERR_HTTP2_(ERROR|GOAWAY_SESSION|INVALID_SESSION|INVALID_STREAM|SESSION_ERROR|STREAM_CANCEL)$/;
 // A server that has as many calls as it takes: gRPC counts that as UNAVAILABLE, Connect as INTERNAL.
 const REFUSED = /REFUSED_STREAM/;
+// What gRPC's libraries say of a message's size: a proxy's rate limit has the same code.
+const TOO_LARGE: readonly RegExp[] = [
+  // grpc-core, grpc-go, grpc-js
+  /message (after decompression )?larger than max/i,
+  /message (that decompresses to|with) a size larger than/i,
+  // grpc-java, .NET
+  /message exceeds (the )?maximum (configured message )?size/i,
+  /message too large \d/,
+  // Connect
+  /larger than configured (read|write)MaxBytes/,
+];
+// A reply that ends within a message: Connect blames the caller for it.
+const CUT = /^protocol error: incomplete envelope/;
 
 /** The classes of the reasons that a server gives. */
 const BY_REASON: Readonly<Record<Reason, new (message: string, details?: ErrorDetails) => RerankError>> = {
@@ -62,7 +75,8 @@ export function readFailure(reason: unknown): Failure {
   const told = error.metadata.has(STATUS);
   const codes = told ? [] : codesOf(error);
   const tls = tlsProblemOf(codes);
-  const broken = codes.some((code) => BROKEN.test(code)) || (!told && REFUSED.test(error.rawMessage));
+  const lost = !told && (REFUSED.test(error.rawMessage) || CUT.test(error.rawMessage));
+  const broken = lost || codes.some((code) => BROKEN.test(code));
   return {
     code: tls || broken ? Code.Unavailable : error.code,
     // Node's error for several addresses has no text.
@@ -95,7 +109,7 @@ export function errorOf(failure: Failure, target: string): RerankError {
     case Code.InvalidArgument:
       return failure.described ? new errors.InvalidRequest(text, details) : unexpected(failure);
     case Code.ResourceExhausted:
-      return failure.described ? unexpected(failure) : new errors.MessageTooLarge(text, details);
+      return isTooLarge(failure) ? new errors.MessageTooLarge(text, details) : unexpected(failure);
     case Code.Unavailable:
       return new errors.ServerUnavailable(failure.told ? text : unanswered(failure, target), details);
     case Code.DeadlineExceeded:
@@ -113,7 +127,12 @@ export function errorOf(failure: Failure, target: string): RerankError {
   }
 }
 
+function isTooLarge({ described, text }: Failure): boolean {
+  return !described && TOO_LARGE.some((words) => words.test(text));
+}
+
 function unanswered({ text, cause }: Failure, target: string): string {
+  if (CUT.test(text)) return `the connection to ${target} was cut in the middle of a reply (${text})`;
   const foreign = codesOf(cause).includes("ERR_HTTP2_ERROR");
   return foreign
     ? `what listens at ${target} does not speak HTTP/2 as gRPC does; is it the REST port? (${text})`

@@ -58,9 +58,25 @@ const LEAST_HANG_TIMEOUT_MS = 2_000;
 // gRPC writes a deadline in eight digits.
 const LONGEST_MS = 99_999_999;
 
+/** What each option of a client is; the record has them all. */
+const CLIENT_OPTIONS: Readonly<Record<keyof ClientOptions, "boolean" | "number" | "PEM" | "string">> = {
+  token: "string",
+  timeoutMs: "number",
+  retries: "number",
+  tls: "boolean",
+  ca: "PEM",
+  cert: "PEM",
+  key: "PEM",
+  serverName: "string",
+  hangTimeoutMs: "number",
+};
+const CALL_OPTIONS: Readonly<Record<keyof CallOptions, true>> = { timeoutMs: true, signal: true, headers: true };
+
 /** Checks a client's settings; throws TypeError or RangeError, naming the setting. */
 export function settingsOf(target: string, options: ClientOptions): Settings {
   const host = targetOf(target);
+  known(options, CLIENT_OPTIONS);
+  for (const [name, kind] of Object.entries(CLIENT_OPTIONS)) typed(name, kind, options[name as keyof ClientOptions]);
   const tls = tlsOf(options);
   return {
     target: host,
@@ -74,6 +90,25 @@ export function settingsOf(target: string, options: ClientOptions): Settings {
     headers: headersOf(options.token),
     tls,
   };
+}
+
+/** Checks the names of a call's options: a misspelt one would have no effect. */
+export function callOptionsOf(options: CallOptions): CallOptions {
+  known(options, CALL_OPTIONS);
+  return options;
+}
+
+function known(options: object, all: object): void {
+  const unknown = Object.keys(options).find((name) => !Object.hasOwn(all, name));
+  if (unknown !== undefined) throw new TypeError(`${unknown}: no such option; there are ${Object.keys(all).join(", ")}`);
+}
+
+/** Checks an option's type; the value may be a secret and is not repeated. */
+function typed(name: string, kind: string, value: unknown): void {
+  if (value === undefined) return;
+  const right = kind === "PEM" ? typeof value === "string" || ArrayBuffer.isView(value) : typeof value === kind;
+  const wanted = kind === "PEM" ? "a file's content as a string or bytes" : `a ${kind}`;
+  if (!right) throw new TypeError(`${name}: ${wanted} is expected`);
 }
 
 /** Checks a time in milliseconds. */

@@ -4,6 +4,7 @@ import type { RerankResult, RerankSummary, StreamRerankResponse } from "./gen/re
 /** The results of one StreamRerank call as they are scored; leaving the loop early cancels the call. */
 export class RerankStream implements AsyncIterable<RerankResult> {
   readonly #messages: AsyncIterable<StreamRerankResponse>;
+  #begun = false;
   #summary: RerankSummary | undefined;
 
   /** @internal */
@@ -17,8 +18,10 @@ export class RerankStream implements AsyncIterable<RerankResult> {
     return this.#summary;
   }
 
-  /** Reads the stream, once; throws IncompleteStream where it ends without its summary. */
+  /** Reads the stream; throws an Error the second time, and IncompleteStream where it ends without its summary. */
   async *[Symbol.asyncIterator](): AsyncGenerator<RerankResult, void, undefined> {
+    if (this.#begun) throw new Error("a stream is read once: keep its results, or call streamRerank again");
+    this.#begun = true;
     for await (const message of this.#messages) {
       if (message.summary) this.#summary = message.summary;
       yield* message.results;

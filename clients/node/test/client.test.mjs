@@ -60,6 +60,16 @@ test("a stream yields every result, then its summary", async () => {
   assert.equal(stream.summary.model, "embedded");
 });
 
+test("a stream is read once, to its end or not", async () => {
+  const [read, left] = [client.streamRerank(QUERY, DOCUMENTS), client.streamRerank(QUERY, DOCUMENTS)];
+  for await (const _ of read);
+  for await (const _ of left) break;
+  for (const stream of [read, left]) {
+    await assert.rejects(stream[Symbol.asyncIterator]().next(), { name: "Error", message: /^a stream is read once/ });
+  }
+  assert.equal(read.summary.model, "embedded");
+});
+
 test("the server stops when a stream is left", async () => {
   for await (const result of client.streamRerank(QUERY, MANY)) {
     assert.ok(result.relevanceScore >= 0);
@@ -134,11 +144,31 @@ test("settings are checked when a client is made", () => {
     "cert, key: ": ["localhost", { cert: "-----BEGIN CERTIFICATE-----" }],
     "tls: false": ["localhost", { tls: false, serverName: "other" }],
     "hangTimeoutMs: ": ["localhost", { hangTimeoutMs: 100 }],
+    "timeoutMs: 1 to": ["localhost", { timeoutMs: 0 }],
   };
   for (const [text, given] of Object.entries(wrong)) {
     assert.throws(() => new Client(...given), (error) => error.message.startsWith(text), text);
   }
   assert.throws(() => new Client("localhost", { token: "se cret" }), (error) => !error.message.includes("cret"));
+});
+
+test("a setting of a wrong name or type is a TypeError that does not repeat it", async () => {
+  const wrong = { timeoutMS: 5, token: 567, tls: "yes", serverName: 567, ca: 567, key: {}, retries: "2", timeoutMs: null };
+  for (const [name, value] of Object.entries(wrong)) {
+    assert.throws(() => new Client("localhost", { [name]: value }), (error) => {
+      assert.ok(error instanceof TypeError && error.message.startsWith(`${name}: `), `${error}`);
+      return !error.message.includes("567");
+    });
+  }
+  assert.throws(() => new Client("localhost", { timeoutMS: 5 }), /no such option; there are token, timeoutMs, /);
+  const misspelt = { name: "TypeError", message: /^timeout: no such option; there are timeoutMs, signal, headers$/ };
+  await assert.rejects(client.health("", { timeout: 5 }), misspelt);
+  await assert.rejects(client.listModels({ timeout: 5 }), misspelt);
+});
+
+test("settings that are left undefined have their defaults", () => {
+  const given = ["token", "timeoutMs", "retries", "tls", "ca", "cert", "key", "serverName", "hangTimeoutMs"];
+  new Client("localhost", Object.fromEntries(given.map((name) => [name, undefined]))).close();
 });
 
 test("an unknown model is told with those that are known", async () => {

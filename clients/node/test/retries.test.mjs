@@ -24,6 +24,23 @@ async function against(steps, options = {}) {
   return { client, server };
 }
 
+// Has a server of HTTP/2 answer each stream by a function; resolves to a client of it.
+async function answered(context, answer) {
+  const server = createServer().on("stream", (stream) => answer(stream.on("error", () => {})));
+  await new Promise((listening) => server.listen(0, "127.0.0.1", listening));
+  const client = new rerank.Client(`127.0.0.1:${server.address().port}`);
+  context.after(() => {
+    client.close();
+    server.close();
+  });
+  return client;
+}
+
+const HEADERS = { ":status": 200, "content-type": "application/grpc+proto" };
+// Half of a message of 50 bytes; and a whole one, a result whose index is 1.
+const HALF = Buffer.from([0, 0, 0, 0, 50, 1, 2]);
+const RESULT = Buffer.from([0, 0, 0, 0, 4, 0x0a, 2, 0x08, 1]);
+
 // A google.rpc.Status of these details, in the bytes that its fields have.
 function refusal(reason, code, delayMs) {
   const domain = "rerank.v1";
@@ -77,10 +94,34 @@ test("a full queue is asked again after its RetryInfo", async () => {
   assert.ok(gap(server) >= 395, `${gap(server)} ms`);
 });
 
-test("a message too large is never sent again", async () => {
-  const { client, server } = await against([{ code: status.RESOURCE_EXHAUSTED, details: "too large" }]);
-  await assert.rejects(client.health(), rerank.MessageTooLarge);
-  assert.equal(server.calls.length, 1);
+test("a message too large is told by gRPC's own words, and is never sent again", async () => {
+  const words = [
+    "SERVER: Received message larger than max (9437230 vs. 8388608)",
+    "CLIENT: Sent message larger than max (9437230 vs. 8388608)",
+    "grpc: received message larger than max (9437230 vs. 8388608)",
+    "grpc: received message larger than max length allowed on current machine (9437230 vs. 8388608)",
+    "grpc: received message after decompression larger than max 8388608",
+    "trying to send message larger than max (9437230 vs. 8388608)",
+    "Received message that decompresses to a size larger than 8388608",
+    "gRPC message exceeds maximum size 8388608: 9437230",
+    "Decompressed gRPC message exceeds maximum size 8388608",
+    "message too large 9437230 > 8388608",
+    "Received message exceeds the maximum configured message size.",
+    "message size 9437230 is larger than configured readMaxBytes 8388608",
+  ];
+  for (const details of words) {
+    const { client, server } = await against([{ code: status.RESOURCE_EXHAUSTED, details }]);
+    await assert.rejects(client.health(), { name: "MessageTooLarge", message: details });
+    assert.equal(server.calls.length, 1);
+  }
+});
+
+test("a proxy's rate limit is not told as a message too large", async () => {
+  for (const details of ["", "rate limit exceeded", "message rate exceeds the maximum: too many requests"]) {
+    const { client, server } = await against([{ code: status.RESOURCE_EXHAUSTED, details }]);
+    await assert.rejects(client.health(), { name: "UnexpectedStatus", code: "RESOURCE_EXHAUSTED" });
+    assert.equal(server.calls.length, 1);
+  }
 });
 
 test("a delay beyond the deadline is no retry, and the refusal is typed", async () => {
@@ -108,18 +149,56 @@ test("an attempt that runs out of time tells of the refusal before it", async ()
 
 test("a call that a full connection refuses is sent again", async (context) => {
   let calls = 0;
-  const server = createServer().on("stream", (stream) => {
+  const client = await answered(context, (stream) => {
     calls += 1;
-    stream.on("error", () => {}).close(constants.NGHTTP2_REFUSED_STREAM);
-  });
-  await new Promise((listening) => server.listen(0, "127.0.0.1", listening));
-  const client = new rerank.Client(`127.0.0.1:${server.address().port}`);
-  context.after(() => {
-    client.close();
-    server.close();
+    stream.close(constants.NGHTTP2_REFUSED_STREAM);
   });
   await assert.rejects(client.health(), rerank.ServerUnavailable);
   assert.equal(calls, 4);
+});
+
+test("a reply that is cut within a message is a lost connection, and is asked for again", async (context) => {
+  let calls = 0;
+  const client = await answered(context, (stream) => {
+    calls += 1;
+    stream.respond(HEADERS);
+    if (calls % 2) stream.end(HALF);
+    else stream.write(HALF, () => stream.close(constants.NGHTTP2_CANCEL));
+  });
+  const cut = { name: "ServerUnavailable", message: /^the connection to 127\.0\.0\.1:\d+ was cut in the middle of a reply/ };
+  await assert.rejects(client.health(), cut);
+  assert.equal(calls, 4);
+  await assert.rejects(client.streamRerank("query", ["document"])[Symbol.asyncIterator]().next(), cut);
+  assert.equal(calls, 8);
+});
+
+test("a stream that is cut after a result is not begun again", async (context) => {
+  let calls = 0;
+  const client = await answered(context, (stream) => {
+    calls += 1;
+    stream.respond(HEADERS);
+    stream.end(Buffer.concat([RESULT, HALF]));
+  });
+  const results = client.streamRerank("query", ["document"])[Symbol.asyncIterator]();
+  assert.equal((await results.next()).value.index, 1);
+  await assert.rejects(results.next(), { name: "ServerUnavailable", message: /was cut in the middle of a reply/ });
+  assert.equal(calls, 1);
+});
+
+test("details that cannot be parsed count as absent", async (context) => {
+  const broken = { "grpc-status": "13", "grpc-message": "broken", "grpc-status-details-bin": "////" };
+  const headers = (stream) => stream.respond({ ...HEADERS, ...broken }, { endStream: true });
+  const trailers = (stream) => {
+    stream.on("wantTrailers", () => stream.sendTrailers(broken));
+    stream.respond(HEADERS, { waitForTrailers: true });
+    stream.end();
+  };
+  const told = { name: "UnexpectedStatus", message: "INTERNAL: broken" };
+  for (const answer of [headers, trailers]) {
+    const client = await answered(context, answer);
+    await assert.rejects(client.health(), told);
+    await assert.rejects(client.streamRerank("query", ["document"])[Symbol.asyncIterator]().next(), told);
+  }
 });
 
 test("retries: 0 makes one attempt, and 3 make four", async () => {
