@@ -74,21 +74,44 @@ func TestADelayThatEndsAfterTheDeadlineIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-func TestADelayThatIsNoTimeToWaitIsNoReasonForAnotherAttempt(t *testing.T) {
+func TestADelayIsWaitedForWhereItIsATimeToWait(t *testing.T) {
 	const century = 100 * 365 * 24 * 60 * 60
-	for _, seconds := range []int64{-5, 0, 120 * century, math.MaxInt64} {
-		told, err := status.New(codes.ResourceExhausted, "not now").WithDetails(
+	for _, told := range []struct {
+		delay    *durationpb.Duration
+		attempts int
+	}{
+		{nil, 4},
+		{&durationpb.Duration{}, 4},
+		{&durationpb.Duration{Seconds: -5}, 4},
+		{&durationpb.Duration{Seconds: 120 * century}, 1},
+		{&durationpb.Duration{Seconds: math.MaxInt64}, 1},
+	} {
+		refusal, err := status.New(codes.ResourceExhausted, "not now").WithDetails(
 			&errdetails.ErrorInfo{Reason: "ERROR_REASON_QUEUE_FULL", Domain: "rerank.v1"},
-			&errdetails.RetryInfo{RetryDelay: &durationpb.Duration{Seconds: seconds}},
+			&errdetails.RetryInfo{RetryDelay: told.delay},
 		)
 		if err != nil {
 			t.Fatal(err)
 		}
-		server := full(9, told.Err(), "")
+		server := full(9, refusal.Err(), "")
 		_, err = client(t, server.serve(t)).Rerank(background, question)
-		if !errors.Is(err, QueueFull) || failure(t, err).RetryAfter < 0 || server.count() != 1 {
-			t.Errorf("%d s: %v after %d attempts", seconds, err, server.count())
+		if !errors.Is(err, QueueFull) || failure(t, err).RetryAfter < 0 || server.count() != told.attempts {
+			t.Errorf("%v: %v after %d attempts", told.delay, err, server.count())
 		}
+	}
+}
+
+func TestARefusalWithoutADelayIsNotTriedAgain(t *testing.T) {
+	told, err := status.New(codes.ResourceExhausted, "not now").WithDetails(
+		&errdetails.ErrorInfo{Reason: "ERROR_REASON_QUEUE_FULL", Domain: "rerank.v1"},
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := full(9, told.Err(), "")
+	_, err = client(t, server.serve(t)).Rerank(background, question)
+	if !errors.Is(err, QueueFull) || server.count() != 1 {
+		t.Errorf("%v after %d attempts", err, server.count())
 	}
 }
 
