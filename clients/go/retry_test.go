@@ -129,6 +129,51 @@ func TestAWaitEndsWithItsCallersPatience(t *testing.T) {
 	}
 }
 
+// closing returns the error of a call that waits an hour for another attempt while its client is closed.
+func closing(t *testing.T, refusal error, pushback string, call func(*Client) error) error {
+	t.Helper()
+	server := full(9, refusal, pushback)
+	caller := client(t, server.serve(t), WithTimeout(2*time.Hour))
+	answer := server.answer
+	server.answer = func(ctx context.Context, number int) (*rerankv1.RerankResponse, error) {
+		time.AfterFunc(50*time.Millisecond, func() { caller.Close() })
+		return answer(ctx, number)
+	}
+	server.stream = func(int, rerankv1.RerankService_StreamRerankServer) error {
+		time.AfterFunc(50*time.Millisecond, func() { caller.Close() })
+		return refusal
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- call(caller) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(20 * time.Second):
+		return errors.New("the call goes on")
+	}
+}
+
+func TestAWaitEndsWithItsClient(t *testing.T) {
+	limited := refusal(t, codes.ResourceExhausted, "RATE_LIMITED", time.Hour)
+	rerank := func(client *Client) error {
+		_, err := client.Rerank(background, question)
+		return err
+	}
+	stream := func(client *Client) error {
+		_, err := client.StreamRerank(background, &rerankv1.StreamRerankRequest{})
+		return err
+	}
+	for wait, err := range map[string]error{
+		"this package's":              closing(t, limited, "", rerank),
+		"this package's for a stream": closing(t, limited, "", stream),
+		"gRPC's":                      closing(t, refusal(t, codes.Unavailable, "MODEL_LOADING", 0), "3600000", rerank),
+	} {
+		if !errors.Is(err, Cancelled) {
+			t.Errorf("%s: %v", wait, err)
+		}
+	}
+}
+
 func TestAnAttemptThatRunsOutOfTimeLeavesTheRefusalBeforeIt(t *testing.T) {
 	server := full(1, refusal(t, codes.ResourceExhausted, "QUEUE_FULL", time.Millisecond), "")
 	answer := server.answer
