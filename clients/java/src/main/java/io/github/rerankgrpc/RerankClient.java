@@ -172,7 +172,7 @@ public final class RerankClient implements AutoCloseable {
   private RerankException failure(
       StatusRuntimeException error, Attempts attempts, BooleanSupplier leftByCaller) {
     boolean cancelled = open.isCancelled() || leftByCaller.getAsBoolean() || Thread.currentThread().isInterrupted();
-    RerankException failure = Failures.of(error, target, cancelled);
+    RerankException failure = Failures.of(error, target, attempts.limit(), cancelled);
     return look == null ? failure : look.explain(failure, attempts.deadline());
   }
 

@@ -99,6 +99,8 @@ public final class RerankClientTest {
     try (RerankClient client = plain("FULL").build()) {
       RerankException error = failure(() -> client.rerank(large(), Duration.ofMillis(20)));
       assertEquals(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, error.reason());
+      assertTrue(error.getMessage(), error.getMessage().matches("no answer within \\d+ ms"));
+      assertTrue(error.getCause().getMessage().startsWith("DEADLINE_EXCEEDED"));
     }
   }
 
