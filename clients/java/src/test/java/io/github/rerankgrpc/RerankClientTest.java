@@ -21,10 +21,15 @@ import io.grpc.MethodDescriptor;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.stub.ClientCalls;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.time.Duration;
+import java.util.List;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
 import org.junit.Test;
+import org.junit.function.ThrowingRunnable;
 
 /** Calls with one reply, and what their errors tell. */
 public final class RerankClientTest {
@@ -196,6 +201,47 @@ public final class RerankClientTest {
         assertThrows(IllegalArgumentException.class, () -> builder.token("two words"));
     assertFalse(error.getMessage().contains("two words"));
     assertThrows(IllegalArgumentException.class, () -> RerankClient.builder(" "));
+  }
+
+  @Test
+  public void nothingIsTakenWhereItIsMissing() {
+    RerankClient.Builder builder = RerankClient.builder("localhost");
+    missing("target", () -> RerankClient.create(null));
+    missing("token", () -> builder.token(null));
+    missing("timeout", () -> builder.timeout(null));
+    missing("file", () -> builder.ca(null));
+    missing("key", () -> builder.certificate(Path.of("chain.pem"), null));
+  }
+
+  private static void missing(String name, ThrowingRunnable call) {
+    assertEquals(name, assertThrows(NullPointerException.class, call).getMessage());
+  }
+
+  @Test
+  public void aTargetOfAnotherSchemeIsRefused() {
+    for (String target : new String[] {"http://localhost:1", "grpc://localhost:1"}) {
+      IllegalArgumentException error =
+          assertThrows(IllegalArgumentException.class, () -> RerankClient.create(target));
+      assertTrue(error.getMessage(), error.getMessage().startsWith("target: HOST:PORT without a scheme"));
+      assertTrue(error.getMessage(), error.getMessage().endsWith(target));
+    }
+  }
+
+  @Test
+  public void aFileThatHoldsNoCertificateIsNamed() throws Exception {
+    Path text = Files.createTempFile("rerank", ".pem");
+    try {
+      Files.writeString(text, "no certificate");
+      for (RerankClient.Builder builder :
+          List.of(
+              RerankClient.builder("localhost").ca(text),
+              RerankClient.builder("localhost").certificate(text, text))) {
+        IOException error = assertThrows(IOException.class, builder::build);
+        assertTrue(error.getMessage(), error.getMessage().startsWith(text.toString()));
+      }
+    } finally {
+      Files.delete(text);
+    }
   }
 
   @Test
