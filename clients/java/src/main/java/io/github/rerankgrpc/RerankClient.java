@@ -86,7 +86,7 @@ public final class RerankClient implements AutoCloseable {
 
   /** Does the same with a deadline of its own. */
   public RerankResponse rerank(RerankRequest request, Duration timeout) {
-    Objects.requireNonNull(request, "request");
+    Texts.check(Objects.requireNonNull(request, "request"));
     return call(timeout, stub -> stub.rerank(request));
   }
 
@@ -97,7 +97,7 @@ public final class RerankClient implements AutoCloseable {
 
   /** Does the same with a deadline of its own, which counts from here to the last result. */
   public RerankStream streamRerank(StreamRerankRequest request, Duration timeout) {
-    Objects.requireNonNull(request, "request");
+    Texts.check(Objects.requireNonNull(request, "request"));
     Attempts attempts = attempts(timeout);
     return new RerankStream(
         () -> ready(attempts).streamRerank(request),
@@ -119,6 +119,7 @@ public final class RerankClient implements AutoCloseable {
   public HealthResponse health(String model) {
     HealthRequest request =
         HealthRequest.newBuilder().setModel(Objects.requireNonNull(model, "model")).build();
+    Texts.check(request);
     return call(timeout, stub -> stub.health(request));
   }
 

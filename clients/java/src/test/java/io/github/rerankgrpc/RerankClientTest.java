@@ -245,6 +245,28 @@ public final class RerankClientTest {
   }
 
   @Test
+  public void halfOfASurrogatePairIsRefusedBeforeItIsSent() throws Exception {
+    String half = "a \uD83D b";
+    RerankRequest whole = request("one", "two \uD83D\uDE00");
+    try (RerankClient client = plain("FULL").build()) {
+      assertEquals(2, client.rerank(whole).getResultsCount());
+      unwritable("query", () -> client.rerank(whole.toBuilder().setQuery(half).build()));
+      unwritable("model", () -> client.rerank(whole.toBuilder().setModel("\uDE00").build()));
+      unwritable("instruction", () -> client.rerank(whole.toBuilder().setInstruction("\uD83D").build()));
+      unwritable("documents[1].text", () -> client.rerank(request("one", half)));
+      unwritable("documents[0].text", () -> client.streamRerank(Servers.stream(request(half))));
+      unwritable("model", () -> client.health(half));
+    }
+  }
+
+  private static void unwritable(String field, ThrowingRunnable call) {
+    RerankException error = failure(call);
+    assertEquals(ErrorReason.ERROR_REASON_INVALID_REQUEST, error.reason());
+    assertEquals(field, error.fields().get(0).getField());
+    assertTrue(error.getMessage(), error.getMessage().startsWith(field + ": holds half"));
+  }
+
+  @Test
   public void aTargetWithoutAPortHasTheDefaultOne() {
     assertEquals("localhost:50051", new ChannelSettings("localhost").target());
     assertEquals("localhost:9", new ChannelSettings("localhost:9").target());
