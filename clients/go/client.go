@@ -28,6 +28,8 @@ type Client struct {
 	settings   settings
 	target     string   // as it was given, for errors
 	addresses  []string // HOST:PORT, where the target names them
+	open       context.Context
+	end        context.CancelFunc
 }
 
 // New makes a client of a target. It does not wait for a connection: a server that is not there shows when it
@@ -57,11 +59,13 @@ func New(target string, options ...Option) (*Client, error) {
 		return nil, err
 	}
 	stub := rerankv1.NewRerankServiceClient(connection)
-	return &Client{connection, stub, settings, target, place.addresses}, nil
+	open, end := context.WithCancel(context.Background())
+	return &Client{connection, stub, settings, target, place.addresses, open, end}, nil
 }
 
 // Close ends the connections. Calls in progress fail with Cancelled.
 func (c *Client) Close() error {
+	c.end()
 	return c.connection.Close()
 }
 
@@ -122,7 +126,8 @@ func call[Request, Reply any](
 	}
 }
 
-// prepare gives a call its deadline, unless the caller did, and its token.
+// prepare gives a call its deadline, unless the caller did, and its token. The call ends with its client, also
+// while it waits for another attempt.
 func (c *Client) prepare(ctx context.Context) (context.Context, context.CancelFunc) {
 	cancel := context.CancelFunc(func() {})
 	if _, limited := ctx.Deadline(); !limited {
@@ -130,6 +135,13 @@ func (c *Client) prepare(ctx context.Context) (context.Context, context.CancelFu
 	} else {
 		ctx, cancel = context.WithCancel(ctx)
 	}
+	go func() {
+		select {
+		case <-c.open.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	own, _ := metadata.FromOutgoingContext(ctx)
 	if c.settings.token != "" && len(own.Get(tokenHeader)) == 0 {
 		ctx = metadata.AppendToOutgoingContext(ctx, tokenHeader, "Bearer "+c.settings.token)

@@ -275,6 +275,26 @@ func TestARepliesLimitIsSixteenMebibytes(t *testing.T) {
 	}
 }
 
+func TestARefusalThatIsNotAboutAMessagesSizeIsNoMessageTooLarge(t *testing.T) {
+	for text, reason := range map[string]Reason{
+		"SERVER: Received message larger than max (9000000 vs. 8388608)": MessageTooLarge, // grpcio
+		"grpc: received message larger than max (9000000 vs. 8388608)":   MessageTooLarge, // grpc-go
+		"trying to send message larger than max (9000000 vs. 8388608)":   MessageTooLarge,
+		"grpc: message too large (9000000 bytes)":                        MessageTooLarge,
+		"gRPC message exceeds maximum size 8388608: 9000000":             MessageTooLarge, // grpc-java
+		"message size 9000000 is larger than configured maximum":         MessageTooLarge, // Connect
+		"quota of the tenant exceeded":                                   UnexpectedStatus,
+		"too many requests: the queue exceeds its maximum":               UnexpectedStatus,
+		"": UnexpectedStatus,
+	} {
+		server := full(9, status.Error(codes.ResourceExhausted, text), "")
+		_, err := client(t, server.serve(t)).Rerank(background, question)
+		if !errors.Is(err, reason) || !strings.Contains(err.Error(), text) || server.count() != 1 {
+			t.Errorf("%q: %v after %d attempts", text, err, server.count())
+		}
+	}
+}
+
 func TestTheVersionIsThatOfThePackageBesideIt(t *testing.T) {
 	here, err := filepath.EvalSymlinks(".")
 	if err != nil {

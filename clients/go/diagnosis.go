@@ -48,6 +48,9 @@ var remedies = []struct {
 // ended is what is said of a connection that the other side has closed while it was being made, for any reason.
 var ended = regexp.MustCompile(`(?i)server preface|clos|connection reset|broken pipe|EOF|handshake`)
 
+// oversized is what implementations of gRPC say of a message above a limit. Their status is the one of a quota too.
+var oversized = regexp.MustCompile(`(?i)\bmessage\b.*\b(larger than|exceeds (the )?max|too large)|\bmessage size\b`)
+
 // alert is what is said of a TLS connection that the other side refuses.
 var alert = regexp.MustCompile(`remote error: tls`)
 
@@ -75,6 +78,11 @@ func (c *Client) explain(ctx context.Context, failure *Error) {
 				"were not read (" + failure.Message + ")"
 		}
 	case codes.ResourceExhausted:
+		if !oversized.MatchString(failure.Message) {
+			failure.Reason = UnexpectedStatus
+			failure.Message = failure.Code.String() + ": " + failure.Message
+			return
+		}
 		failure.Reason = MessageTooLarge
 		failure.Message += ": send fewer documents in a call, or ask for fewer back"
 	case codes.Unimplemented:

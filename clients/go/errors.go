@@ -59,10 +59,11 @@ type Error struct {
 	Reason     Reason
 	Message    string
 	Fields     []FieldViolation
-	RetryAfter time.Duration     // 0 where a retry does not help
+	RetryAfter time.Duration     // 0 where the server names no delay, or none is needed
 	Metadata   map[string]string // of the reason; the contract says which
 
 	described bool // by the server
+	delayed   bool // by a RetryInfo, which may name a delay of 0
 	status    *status.Status
 }
 
@@ -111,6 +112,7 @@ func (c *Client) failure(ctx context.Context, err error) *Error {
 func (e *Error) describe(details []interface{}) {
 	var fields []FieldViolation
 	var retryAfter time.Duration
+	delayed := false
 	for _, detail := range details {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
@@ -120,6 +122,7 @@ func (e *Error) describe(details []interface{}) {
 				e.Metadata = detail.Metadata
 			}
 		case *errdetails.RetryInfo:
+			delayed = true
 			// AsDuration stops at 292 years, where a product of the seconds would turn negative.
 			if delay := detail.RetryDelay.AsDuration(); delay > 0 {
 				retryAfter = delay
@@ -131,6 +134,6 @@ func (e *Error) describe(details []interface{}) {
 		}
 	}
 	if e.described {
-		e.Fields, e.RetryAfter = fields, retryAfter
+		e.Fields, e.RetryAfter, e.delayed = fields, retryAfter, delayed
 	}
 }

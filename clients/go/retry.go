@@ -59,7 +59,7 @@ func (a *attempts) after(err error) error {
 		// The attempt only ran out of time: the refusal before it tells more.
 		return a.refusal
 	}
-	if failure.Code != codes.ResourceExhausted || failure.RetryAfter == 0 || a.left == 0 {
+	if failure.Code != codes.ResourceExhausted || !failure.delayed || a.left == 0 {
 		return failure
 	}
 	deadline, _ := a.ctx.Deadline() // of each call, by prepare

@@ -74,21 +74,44 @@ func TestADelayThatEndsAfterTheDeadlineIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-func TestADelayThatIsNoTimeToWaitIsNoReasonForAnotherAttempt(t *testing.T) {
+func TestADelayIsWaitedForWhereItIsATimeToWait(t *testing.T) {
 	const century = 100 * 365 * 24 * 60 * 60
-	for _, seconds := range []int64{-5, 0, 120 * century, math.MaxInt64} {
-		told, err := status.New(codes.ResourceExhausted, "not now").WithDetails(
+	for _, told := range []struct {
+		delay    *durationpb.Duration
+		attempts int
+	}{
+		{nil, 4},
+		{&durationpb.Duration{}, 4},
+		{&durationpb.Duration{Seconds: -5}, 4},
+		{&durationpb.Duration{Seconds: 120 * century}, 1},
+		{&durationpb.Duration{Seconds: math.MaxInt64}, 1},
+	} {
+		refusal, err := status.New(codes.ResourceExhausted, "not now").WithDetails(
 			&errdetails.ErrorInfo{Reason: "ERROR_REASON_QUEUE_FULL", Domain: "rerank.v1"},
-			&errdetails.RetryInfo{RetryDelay: &durationpb.Duration{Seconds: seconds}},
+			&errdetails.RetryInfo{RetryDelay: told.delay},
 		)
 		if err != nil {
 			t.Fatal(err)
 		}
-		server := full(9, told.Err(), "")
+		server := full(9, refusal.Err(), "")
 		_, err = client(t, server.serve(t)).Rerank(background, question)
-		if !errors.Is(err, QueueFull) || failure(t, err).RetryAfter < 0 || server.count() != 1 {
-			t.Errorf("%d s: %v after %d attempts", seconds, err, server.count())
+		if !errors.Is(err, QueueFull) || failure(t, err).RetryAfter < 0 || server.count() != told.attempts {
+			t.Errorf("%v: %v after %d attempts", told.delay, err, server.count())
 		}
+	}
+}
+
+func TestARefusalWithoutADelayIsNotTriedAgain(t *testing.T) {
+	told, err := status.New(codes.ResourceExhausted, "not now").WithDetails(
+		&errdetails.ErrorInfo{Reason: "ERROR_REASON_QUEUE_FULL", Domain: "rerank.v1"},
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := full(9, told.Err(), "")
+	_, err = client(t, server.serve(t)).Rerank(background, question)
+	if !errors.Is(err, QueueFull) || server.count() != 1 {
+		t.Errorf("%v after %d attempts", err, server.count())
 	}
 }
 
@@ -103,6 +126,51 @@ func TestAWaitEndsWithItsCallersPatience(t *testing.T) {
 	_, err := client(t, server.serve(t), WithTimeout(time.Hour)).Rerank(ctx, question)
 	if !errors.Is(err, Cancelled) || server.count() != 1 {
 		t.Errorf("%v after %d attempts", err, server.count())
+	}
+}
+
+// closing returns the error of a call that waits an hour for another attempt while its client is closed.
+func closing(t *testing.T, refusal error, pushback string, call func(*Client) error) error {
+	t.Helper()
+	server := full(9, refusal, pushback)
+	caller := client(t, server.serve(t), WithTimeout(2*time.Hour))
+	answer := server.answer
+	server.answer = func(ctx context.Context, number int) (*rerankv1.RerankResponse, error) {
+		time.AfterFunc(50*time.Millisecond, func() { caller.Close() })
+		return answer(ctx, number)
+	}
+	server.stream = func(int, rerankv1.RerankService_StreamRerankServer) error {
+		time.AfterFunc(50*time.Millisecond, func() { caller.Close() })
+		return refusal
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- call(caller) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(20 * time.Second):
+		return errors.New("the call goes on")
+	}
+}
+
+func TestAWaitEndsWithItsClient(t *testing.T) {
+	limited := refusal(t, codes.ResourceExhausted, "RATE_LIMITED", time.Hour)
+	rerank := func(client *Client) error {
+		_, err := client.Rerank(background, question)
+		return err
+	}
+	stream := func(client *Client) error {
+		_, err := client.StreamRerank(background, &rerankv1.StreamRerankRequest{})
+		return err
+	}
+	for wait, err := range map[string]error{
+		"this package's":              closing(t, limited, "", rerank),
+		"this package's for a stream": closing(t, limited, "", stream),
+		"gRPC's":                      closing(t, refusal(t, codes.Unavailable, "MODEL_LOADING", 0), "3600000", rerank),
+	} {
+		if !errors.Is(err, Cancelled) {
+			t.Errorf("%s: %v", wait, err)
+		}
 	}
 }
 

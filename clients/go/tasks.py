@@ -1,6 +1,6 @@
 """Builds and tests the Go client with Debian's Go and its packaged gRPC, which need no network.
 
-    python -m clients.go.tasks test      formats, vets, compares the stubs with the contract, tests; a minute
+    python -m clients.go.tasks test      formats, vets, compares the stubs, tests, installs; a minute
     python -m clients.go.tasks stubs     generates the stubs anew
 
 Debian's packages are sources below /usr/share/gocode, so modules are off and GOPATH has two folders: ours,
@@ -18,11 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clients.conformance.contract.tools import Missing
+from clients.go import install
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+HERE, ROOT, MODULE = install.HERE, install.ROOT, install.MODULE
 BUILT = ROOT / ".tools" / "go"
-MODULE = "github.com/rerank-grpc/rerank-grpc/clients/go"
 STUBS = ("rerank/v1/rerank.pb.go", "rerank/v1/rerank_grpc.pb.go")
 
 INSTALL = (
@@ -44,7 +43,7 @@ def main() -> int:
         return 2
     try:
         tasks[sys.argv[1]]()
-    except (Missing, Stale) as problem:
+    except (Missing, Stale, install.Uninstallable) as problem:
         print(problem, file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as failed:
@@ -57,12 +56,13 @@ class Stale(Exception):
 
 
 def test() -> None:
-    """Checks form, sense and stubs, and runs the tests against the real server."""
+    """Checks form, sense, stubs and installation, and runs the tests against the real server."""
     need(*COMPILER, *GENERATORS)
     formatted()
     fresh()
     go("vet", "./...")
     go("test", "-count=1", "./...")
+    install.check(os.environ.get("GO_PACKAGES", PACKAGES))
 
 
 def build(package: str) -> Path:

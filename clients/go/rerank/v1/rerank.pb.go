@@ -1046,7 +1046,8 @@ type RerankResponse struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// The results by descending relevance_score, ties in the caller's order.
+	// The results by descending relevance_score; equal scores by descending
+	// logit, and then in the caller's order.
 	Results []*RerankResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	// The name of the model that scored, also when the request named an alias.
 	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`

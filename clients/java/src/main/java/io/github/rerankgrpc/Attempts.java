@@ -19,6 +19,7 @@ final class Attempts {
 
   private final Deadline deadline;
   private final Context client;
+  private final String limit;
   private int left;
   private RerankException refusal;
 
@@ -26,11 +27,20 @@ final class Attempts {
   Attempts(Deadline deadline, Context client, int retries) {
     this.deadline = deadline;
     this.client = client;
+    Deadline outer = Context.current().getDeadline();
+    Deadline first = outer == null ? deadline : deadline.minimum(outer);
+    long nanos = first.timeRemaining(TimeUnit.NANOSECONDS);
+    limit = (Math.max(0, nanos) + 999_999) / 1_000_000 + " ms"; // rounded up, as some have passed
     this.left = retries;
   }
 
   Deadline deadline() {
     return deadline;
+  }
+
+  /** The time that the call had as it began, for people. */
+  String limit() {
+    return limit;
   }
 
   /** Rules out another attempt, because a part of the answer has been handed out. */

@@ -5,6 +5,7 @@ import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
+import io.grpc.ManagedChannelProvider.ProviderNotFoundException;
 import io.grpc.Metadata;
 import io.grpc.TlsChannelCredentials;
 import io.grpc.stub.MetadataUtils;
@@ -12,8 +13,11 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
 
 /** What a client's channel is opened with. */
 final class ChannelSettings {
@@ -42,7 +46,7 @@ final class ChannelSettings {
   Consumer<ManagedChannelBuilder<?>> change = builder -> {};
 
   ChannelSettings(String target) {
-    if (target.isBlank()) {
+    if (Objects.requireNonNull(target, "target").isBlank()) {
       throw new IllegalArgumentException("target: HOST or HOST:PORT, not empty");
     }
     boolean complete = target.contains("://") || target.matches(".*[^:]:[^:\\]]*|.*]:\\d+");
@@ -57,7 +61,7 @@ final class ChannelSettings {
 
   void token(String token) {
     // The text itself is never repeated in an error.
-    if (!token.matches("[!-~]+")) {
+    if (!Objects.requireNonNull(token, "token").matches("[!-~]+")) {
       throw new IllegalArgumentException("token: not empty, printable ASCII without spaces");
     }
     this.token = token;
@@ -71,7 +75,7 @@ final class ChannelSettings {
   }
 
   ManagedChannel open() throws IOException {
-    ManagedChannelBuilder<?> builder = Grpc.newChannelBuilder(target, credentials());
+    ManagedChannelBuilder<?> builder = builder();
     builder
         .defaultServiceConfig(serviceConfig(retries))
         .enableRetry()
@@ -95,7 +99,34 @@ final class ChannelSettings {
       builder.overrideAuthority(serverName);
     }
     change.accept(builder);
-    return builder.build();
+    try {
+      return builder.build();
+    } catch (IllegalArgumentException unresolved) {
+      if (!target.contains("://")) {
+        throw unresolved;
+      }
+      throw new IllegalArgumentException(
+          "target: HOST:PORT without a scheme such as http://, or dns:///HOST:PORT, not " + target, unresolved);
+    }
+  }
+
+  private ManagedChannelBuilder<?> builder() throws IOException {
+    ChannelCredentials credentials = credentials();
+    try {
+      return Grpc.newChannelBuilder(target, credentials);
+    } catch (IllegalArgumentException | ProviderNotFoundException unreadable) {
+      String files =
+          Stream.of(ca, chain, key)
+              .filter(Objects::nonNull)
+              .map(Path::toString)
+              .distinct()
+              .collect(Collectors.joining(", "));
+      if (files.isEmpty()) {
+        throw unreadable;
+      }
+      throw new IOException(
+          files + ": no certificate in PEM, or no key in PKCS#8: " + unreadable.getMessage(), unreadable);
+    }
   }
 
   private ChannelCredentials credentials() throws IOException {

@@ -14,6 +14,7 @@ import io.grpc.StatusRuntimeException;
 import java.time.Duration;
 import java.util.List;
 import java.util.Map;
+import java.util.regex.Pattern;
 
 /** The exception of each failed call. */
 final class Failures {
@@ -25,14 +26,20 @@ final class Failures {
   /** The meaning of a code whose reason is missing, as a proxy leaves it. */
   private static final Map<Status.Code, ErrorReason> BY_CODE =
       Map.of(
-          Status.Code.DEADLINE_EXCEEDED, ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
           Status.Code.UNAUTHENTICATED, ErrorReason.ERROR_REASON_UNAUTHENTICATED,
           Status.Code.PERMISSION_DENIED, ErrorReason.ERROR_REASON_PERMISSION_DENIED);
 
+  /** What implementations of gRPC say of a message above a limit; their code is that of a quota too. */
+  private static final Pattern OVERSIZED =
+      Pattern.compile(
+          "\\bmessage\\b.*\\b(larger than|exceeds (the )?max|too large)|\\bmessage size\\b",
+          Pattern.CASE_INSENSITIVE);
+
   private Failures() {}
 
-  /** Makes the exception of a status: by its reason, else by its code. */
-  static RerankException of(StatusRuntimeException error, String target, boolean cancelledHere) {
+  /** Makes the exception of a status: by its reason, else by its code; `limit` is the time that the call had. */
+  static RerankException of(
+      StatusRuntimeException error, String target, String limit, boolean cancelledHere) {
     Metadata trailers = error.getTrailers();
     byte[] details = trailers == null ? null : trailers.get(DETAILS);
     try {
@@ -45,7 +52,7 @@ final class Failures {
     } catch (InvalidProtocolBufferException unreadable) {
       error.addSuppressed(unreadable); // details that cannot be parsed count as absent
     }
-    return undescribed(error, target, cancelledHere);
+    return undescribed(error, target, limit, cancelledHere);
   }
 
   static RerankException cancelled(Throwable cause) {
@@ -98,7 +105,7 @@ final class Failures {
   }
 
   private static RerankException undescribed(
-      StatusRuntimeException error, String target, boolean cancelledHere) {
+      StatusRuntimeException error, String target, String limit, boolean cancelledHere) {
     Status.Code code = error.getStatus().getCode();
     String text = text(error);
     if (Connections.isHttp1(error)) {
@@ -110,7 +117,13 @@ final class Failures {
         return cancelledHere ? cancelled(error) : without(ended(error, text), code, Problem.OTHER, error);
       case UNAVAILABLE:
         return cancelledHere ? cancelled(error) : Connections.unavailable(error, target);
+      case DEADLINE_EXCEEDED:
+        ErrorReason late = ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED;
+        return new RerankException("no answer within " + limit, code, late, Problem.NONE, error);
       case RESOURCE_EXHAUSTED:
+        if (!OVERSIZED.matcher(text).find()) {
+          return without(code + ": " + text, code, Problem.OTHER, error);
+        }
         String hint = ": a request has at most 8 MiB, a reply 16 MiB: send fewer documents at once";
         return without(text + hint, code, Problem.MESSAGE_TOO_LARGE, error);
       case UNIMPLEMENTED:

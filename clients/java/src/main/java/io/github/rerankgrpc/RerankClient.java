@@ -20,6 +20,7 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.List;
+import java.util.Objects;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.function.BooleanSupplier;
@@ -85,6 +86,7 @@ public final class RerankClient implements AutoCloseable {
 
   /** Does the same with a deadline of its own. */
   public RerankResponse rerank(RerankRequest request, Duration timeout) {
+    Texts.check(Objects.requireNonNull(request, "request"));
     return call(timeout, stub -> stub.rerank(request));
   }
 
@@ -95,6 +97,7 @@ public final class RerankClient implements AutoCloseable {
 
   /** Does the same with a deadline of its own, which counts from here to the last result. */
   public RerankStream streamRerank(StreamRerankRequest request, Duration timeout) {
+    Texts.check(Objects.requireNonNull(request, "request"));
     Attempts attempts = attempts(timeout);
     return new RerankStream(
         () -> ready(attempts).streamRerank(request),
@@ -114,7 +117,9 @@ public final class RerankClient implements AutoCloseable {
 
   /** Tells whether a call for a model would be answered; "" is the default model. */
   public HealthResponse health(String model) {
-    HealthRequest request = HealthRequest.newBuilder().setModel(model).build();
+    HealthRequest request =
+        HealthRequest.newBuilder().setModel(Objects.requireNonNull(model, "model")).build();
+    Texts.check(request);
     return call(timeout, stub -> stub.health(request));
   }
 
@@ -172,18 +177,19 @@ public final class RerankClient implements AutoCloseable {
   private RerankException failure(
       StatusRuntimeException error, Attempts attempts, BooleanSupplier leftByCaller) {
     boolean cancelled = open.isCancelled() || leftByCaller.getAsBoolean() || Thread.currentThread().isInterrupted();
-    RerankException failure = Failures.of(error, target, cancelled);
+    RerankException failure = Failures.of(error, target, attempts.limit(), cancelled);
     return look == null ? failure : look.explain(failure, attempts.deadline());
   }
 
   private static long nanos(Duration timeout) {
+    Objects.requireNonNull(timeout, "timeout");
     if (timeout.isNegative() || timeout.isZero() || timeout.compareTo(Duration.ofDays(1)) > 0) {
       throw new IllegalArgumentException("timeout: more than 0 and at most a day, not " + timeout);
     }
     return timeout.toNanos();
   }
 
-  /** The settings of a client; each method checks its argument and throws IllegalArgumentException. */
+  /** The settings of a client; each method checks its argument and throws IllegalArgumentException. None takes null. */
   public static final class Builder {
     private final ChannelSettings channel;
     private Duration timeout = Duration.ofSeconds(30);
@@ -220,31 +226,36 @@ public final class RerankClient implements AutoCloseable {
     /** Speaks TLS, and trusts the authorities of this PEM file alone. */
     public Builder ca(Path file) {
       channel.tls = true;
-      channel.ca = file;
+      channel.ca = Objects.requireNonNull(file, "file");
       return this;
     }
 
     /** Speaks TLS and shows a certificate: its chain and its key, PEM files; the key in PKCS#8. */
     public Builder certificate(Path chain, Path key) {
       channel.tls = true;
-      channel.chain = chain;
-      channel.key = key;
+      channel.chain = Objects.requireNonNull(chain, "chain");
+      channel.key = Objects.requireNonNull(key, "key");
       return this;
     }
 
     /** Sets the name that the server's certificate is for, where that is not the target's. */
     public Builder serverName(String name) {
-      channel.serverName = name;
+      channel.serverName = Objects.requireNonNull(name, "name");
       return this;
     }
 
     /** Changes gRPC's own builder after this client has set it up: interceptors, an executor, a proxy. */
     public Builder configure(Consumer<ManagedChannelBuilder<?>> change) {
-      channel.change = channel.change.andThen(change);
+      channel.change = channel.change.andThen(Objects.requireNonNull(change, "change"));
       return this;
     }
 
-    /** Makes the client, which connects with its first call; throws IOException for an unreadable file. */
+    /**
+     * Makes the client, which connects with its first call.
+     *
+     * @throws IOException for a file that cannot be read, or holds no certificate or key
+     * @throws IllegalArgumentException for a target of a scheme that gRPC does not resolve, such as http
+     */
     public RerankClient build() throws IOException {
       return new RerankClient(this);
     }

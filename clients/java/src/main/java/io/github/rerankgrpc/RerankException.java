@@ -51,7 +51,7 @@ public final class RerankException extends RuntimeException {
 
   /** Reads the error of a stub that the caller has made with {@link RerankClient#channel}. */
   public static RerankException of(StatusRuntimeException error) {
-    return Failures.of(error, "the server", Thread.currentThread().isInterrupted());
+    return Failures.of(error, "the server", "the deadline", Thread.currentThread().isInterrupted());
   }
 
   /**

@@ -9,6 +9,7 @@ import com.google.protobuf.Any;
 import com.google.protobuf.InvalidProtocolBufferException;
 import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
+import io.github.rerankgrpc.RerankException.Problem;
 import io.github.rerankgrpc.v1.ErrorReason;
 import io.grpc.Context;
 import io.grpc.Deadline;
@@ -59,6 +60,28 @@ public final class AttemptsTest {
     RerankException error =
         RerankException.of(new StatusRuntimeException(cancelled.withCause(unreadable)));
     assertTrue(error.getMessage(), error.getMessage().startsWith("the reply cannot be read"));
+  }
+
+  @Test
+  public void onlyARefusalAboutAMessagesSizeIsOneTooLarge() {
+    for (String text :
+        new String[] {
+          "SERVER: Received message larger than max (9000000 vs. 8388608)",
+          "grpc: trying to send message larger than max (9000000 vs. 8388608)",
+          "gRPC message exceeds maximum size 8388608: 9000000",
+          "message too large 9000000 > 8388608",
+        }) {
+      assertEquals(text, Problem.MESSAGE_TOO_LARGE, undescribed(text).problem());
+    }
+    for (String text : new String[] {"quota of the tenant exceeded", "the queue exceeds its maximum", null}) {
+      RerankException error = undescribed(text);
+      assertEquals(text, Problem.OTHER, error.problem());
+      assertTrue(error.getMessage(), error.getMessage().startsWith("RESOURCE_EXHAUSTED: "));
+    }
+  }
+
+  private static RerankException undescribed(String text) {
+    return RerankException.of(new StatusRuntimeException(Status.RESOURCE_EXHAUSTED.withDescription(text)));
   }
 
   /** Begins a wait, ends it as soon as it is seen, and expects that the call is cancelled. */

@@ -21,10 +21,15 @@ import io.grpc.MethodDescriptor;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.stub.ClientCalls;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.time.Duration;
+import java.util.List;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
 import org.junit.Test;
+import org.junit.function.ThrowingRunnable;
 
 /** Calls with one reply, and what their errors tell. */
 public final class RerankClientTest {
@@ -99,6 +104,8 @@ public final class RerankClientTest {
     try (RerankClient client = plain("FULL").build()) {
       RerankException error = failure(() -> client.rerank(large(), Duration.ofMillis(20)));
       assertEquals(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, error.reason());
+      assertTrue(error.getMessage(), error.getMessage().matches("no answer within \\d+ ms"));
+      assertTrue(error.getCause().getMessage().startsWith("DEADLINE_EXCEEDED"));
     }
   }
 
@@ -194,6 +201,69 @@ public final class RerankClientTest {
         assertThrows(IllegalArgumentException.class, () -> builder.token("two words"));
     assertFalse(error.getMessage().contains("two words"));
     assertThrows(IllegalArgumentException.class, () -> RerankClient.builder(" "));
+  }
+
+  @Test
+  public void nothingIsTakenWhereItIsMissing() {
+    RerankClient.Builder builder = RerankClient.builder("localhost");
+    missing("target", () -> RerankClient.create(null));
+    missing("token", () -> builder.token(null));
+    missing("timeout", () -> builder.timeout(null));
+    missing("file", () -> builder.ca(null));
+    missing("key", () -> builder.certificate(Path.of("chain.pem"), null));
+  }
+
+  private static void missing(String name, ThrowingRunnable call) {
+    assertEquals(name, assertThrows(NullPointerException.class, call).getMessage());
+  }
+
+  @Test
+  public void aTargetOfAnotherSchemeIsRefused() {
+    for (String target : new String[] {"http://localhost:1", "grpc://localhost:1"}) {
+      IllegalArgumentException error =
+          assertThrows(IllegalArgumentException.class, () -> RerankClient.create(target));
+      assertTrue(error.getMessage(), error.getMessage().startsWith("target: HOST:PORT without a scheme"));
+      assertTrue(error.getMessage(), error.getMessage().endsWith(target));
+    }
+  }
+
+  @Test
+  public void aFileThatHoldsNoCertificateIsNamed() throws Exception {
+    Path text = Files.createTempFile("rerank", ".pem");
+    try {
+      Files.writeString(text, "no certificate");
+      for (RerankClient.Builder builder :
+          List.of(
+              RerankClient.builder("localhost").ca(text),
+              RerankClient.builder("localhost").certificate(text, text))) {
+        IOException error = assertThrows(IOException.class, builder::build);
+        assertTrue(error.getMessage(), error.getMessage().startsWith(text.toString()));
+      }
+    } finally {
+      Files.delete(text);
+    }
+  }
+
+  @Test
+  public void halfOfASurrogatePairIsRefusedBeforeItIsSent() throws Exception {
+    String half = "a \uD83D b";
+    RerankRequest whole = request("one", "two \uD83D\uDE00");
+    try (RerankClient client = plain("FULL").build()) {
+      assertEquals(2, client.rerank(whole).getResultsCount());
+      unwritable("query", () -> client.rerank(whole.toBuilder().setQuery(half).build()));
+      unwritable("model", () -> client.rerank(whole.toBuilder().setModel("\uDE00").build()));
+      unwritable("instruction", () -> client.rerank(whole.toBuilder().setInstruction("\uD83D").build()));
+      unwritable("documents[1].text", () -> client.rerank(request("one", half)));
+      unwritable("documents[0].text", () -> client.streamRerank(Servers.stream(request(half))));
+      unwritable("model", () -> client.health(half));
+    }
+  }
+
+  private static void unwritable(String field, ThrowingRunnable call) {
+    RerankException error = failure(call);
+    assertEquals(ErrorReason.ERROR_REASON_INVALID_REQUEST, error.reason());
+    assertEquals(field, error.fields().get(0).getField());
+    assertTrue(error.getMessage(), error.getMessage().startsWith(field + ": holds half"));
   }
 
   @Test
