@@ -176,7 +176,11 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
             await asyncio.gather(*asked, return_exceptions=True)
 
     async def _part(
-        self, part: parts.RequestPart, attempts: core.Attempts, room: asyncio.Semaphore, scored: parts.PartsTally
+        self,
+        part: parts.RequestPart,
+        attempts: core.Attempts,
+        room: asyncio.Semaphore,
+        scored: parts.PartsTally,
     ) -> RerankResponse:
         with parts.named(part):
             async with room:

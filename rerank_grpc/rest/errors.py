@@ -91,6 +91,9 @@ def _told(error: RerankError) -> tuple[int, str]:
     if isinstance(error, errors.UnexpectedStatus) and error.code == "CANCELLED":
         # A server ends a call whose message reaches it too slowly, or for which it has no free place.
         return 503, "the rerank server ended the call before it had all of it: send it again"
+    if isinstance(error, errors.UnexpectedStatus) and error.code == "RESOURCE_EXHAUSTED":
+        # Without a reason of the service, and not about a size: a proxy's own limit.
+        return 503, "what stands before the rerank server refuses calls for now: send it again later"
     # gRPC's own texts name addresses and versions, which are no caller's business.
     return status, _TRANSPORT_TEXTS.get(status, "internal error")
 

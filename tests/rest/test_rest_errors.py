@@ -191,6 +191,20 @@ def test_a_call_that_the_server_has_ended_may_be_sent_again() -> None:
         server.stop()
 
 
+def test_a_proxy_that_refuses_calls_is_told_from_a_request_that_is_too_large() -> None:
+    server = ScriptedServer()
+    server.script.append(fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests"))
+    server.start()
+    try:
+        with rest_server(server.port) as port:
+            reply = post(port, "/v1/rerank", GOOD)
+            assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+            assert "refuses calls for now" in reply.json["message"]
+            check_shape(reply)
+    finally:
+        server.stop()
+
+
 def test_a_fault_of_ours_is_a_fixed_text(
     scripted: RerankServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
