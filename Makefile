@@ -35,9 +35,16 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TIMED := $(PYTEST) -m 'clock and not ray and not image'
 UNTIMED := $(PYTEST) -m 'not clock and not ray and not image' -n auto --dist loadfile
 
+APT := apt-get -qq -y --no-install-recommends
+NATIVE := golang-go golang-google-grpc-dev golang-google-protobuf-dev golang-google-genproto-dev \
+  golang-github-golang-protobuf-1-5-dev protobuf-compiler protoc-gen-go protoc-gen-go-grpc \
+  default-jdk-headless protobuf-compiler-grpc-java-plugin libgrpc-java libprotobuf-java libnetty-java \
+  libnetty-tcnative-java libperfmark-java libguava-java libgoogle-gson-java \
+  libgeronimo-annotation-1.3-spec-java junit4
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-ray test-clients test-clients-quick test-clients-native test-node test-go test-java test-openapi lint format proto baseline wheels image test-image lock \
+.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-ray test-clients test-clients-quick test-clients-native native-tools test-node test-go test-java test-openapi lint format proto baseline wheels image test-image lock \
   publish-image publish-index publish-release sbom audit release-check clean
 
 help:  ## Lists these targets.
@@ -83,8 +90,11 @@ test-clients: $(VENV)/.demo  ## Runs the real clients of other rerank APIs again
 test-clients-quick: $(VENV)/.demo  ## The same with those that install fastest, in a minute.
 	@$(BIN)/python clients/conformance/run.py quick
 
-test-clients-native: $(VENV)/.demo  ## Sends one list of requests through every client of the contract, and compares.
+test-clients-native: $(VENV)/.demo $(BUF)  ## Sends one list of requests through every client, and compares; Go and Java after native-tools.
 	@$(BIN)/python -m clients.conformance.contract.run $(ARGS)
+
+native-tools:  ## Installs Debian's packages that the clients for Go and Java are built with.
+	@$(APT) install $(NATIVE) || { $(APT) update && $(APT) install $(NATIVE); }
 
 test-node: $(VENV)/.demo  ## Builds the client for Node, and tests it against real servers.
 	@$(BIN)/python -m clients.conformance.contract.node
