@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,32 @@ from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.models.base import Model
 from rerank_grpc.registry.loading import ModelLoader
 from tests import random_models as checkpoints
+from tests.kernels.at_level import EXACT_INT8
+
+# What the product says where a processor cannot do what is asked: the test cannot run there either.
+_LACKING = "has neither AVX-512 BF16 nor AMX|needs AVX-512 VNNI or AMX"
+if not EXACT_INT8:
+    _LACKING += "|precision 'int8(-all)?' moves outputs by"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    yield from _skipped_where_the_processor_lacks_what_is_asked()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    yield from _skipped_where_the_processor_lacks_what_is_asked()
+
+
+def _skipped_where_the_processor_lacks_what_is_asked() -> Generator[None, None, None]:
+    try:
+        return (yield)
+    except Exception as error:
+        if re.search(_LACKING, str(error)):
+            pytest.skip(f"this processor: {error}")
+        raise
+
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "bert": checkpoints.bert,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rerank_grpc.client import Client, MessageTooLarge
+from rerank_grpc.client import Client, Document, MessageTooLarge, RerankRequest
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest import body as bodies
 from rerank_grpc.server.server import RerankServer
@@ -234,5 +234,6 @@ def test_text_within_the_limit_is_taken_in_any_writing_and_grpc_has_the_same_lim
     with Client(f"127.0.0.1:{server.port}") as client:
         assert len(client.rerank("q", plain["documents"]).results) == 27
         for texts in (LONG, CJK):
+            request = RerankRequest("q", tuple(map(Document, texts)))
             with pytest.raises(MessageTooLarge):
-                client.rerank("q", texts)
+                client.send(request)

@@ -16,7 +16,7 @@ from rerank_grpc.kernels import cpu
 from rerank_grpc.kernels.base import Activation, Heads
 from rerank_grpc.kernels.device import fast_bf16
 from rerank_grpc.kernels.native import ACTIVATIONS, Kernels
-from tests.kernels.at_level import HERE, NAMES, kernels_at
+from tests.kernels.at_level import EXACT_INT8, HERE, NAMES, kernels_at
 
 # A result is rounded to bf16, and so are the weights of attention: half of the last of 8 bits each.
 ROUNDING = 2.0**-8
@@ -440,6 +440,7 @@ def test_a_prefix_that_is_not_a_number_reaches_its_own_parts_alone(kernels: Kern
 # ---- int8
 
 
+@pytest.mark.skipif(not EXACT_INT8, reason="torch's own int8 products overflow on this processor")
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"), [(1, 64, 128), (7, 768, 64), (101, 128, 192), (400, 64, 64), (0, 64, 64)]
