@@ -5,16 +5,16 @@ from __future__ import annotations
 import platform
 
 import pytest
-import torch
 
 from rerank_grpc.kernels import native
+from rerank_grpc.kernels.device import onednn_int8
 from rerank_grpc.kernels.levels import LEVELS, levels_of, processor_features
 from rerank_grpc.kernels.native import Kernels
 
 NAMES = [level.name for level in LEVELS]
 HERE = levels_of(platform.machine(), processor_features())
 # Whether torch's own int8 products are exact here: without VNNI their sums of 16 bits overflow.
-EXACT_INT8 = torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
+EXACT_INT8 = onednn_int8()
 
 
 def kernels_at(name: str, monkeypatch: pytest.MonkeyPatch) -> Kernels:
