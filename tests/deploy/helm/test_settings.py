@@ -48,7 +48,7 @@ def test_values_become_settings(rendered, name, tokens):
         assert spec.pinned == each.get("pinned", False)
         assert spec.aliases == tuple(each.get("aliases", ()))
         assert each.get("name", spec.name) == spec.name
-    assert settings.grace_seconds == values.get("shutdown", defaults["shutdown"])["graceSeconds"]
+    assert settings.grace_seconds == (defaults["shutdown"] | values.get("shutdown", {}))["graceSeconds"]
     assert settings.device == ("cuda" if values.get("gpu") else "auto")
     for option in SERVER_OPTIONS:
         if option.name in values.get("settings", {}):
