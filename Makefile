@@ -173,7 +173,7 @@ $(VENV)/.demo: constraints.txt pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: constraints.txt pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV): about a minute with torch's CPU wheel, longer with CUDA's."
-	$(INSTALL) -e '.[server,embedded,rest,otel,top,ray,batch,dev]'
+	$(INSTALL) -e '.[server,embedded,rest,otel,top,ray,batch,bench,eval,dev]'
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.bench: constraints.txt pyproject.toml | $(BIN)/python

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from rerank_grpc import __version__
 from rerank_grpc.cli import ask, download, serve, verify
+from rerank_grpc.cli.judge import bench, calibrate, evaluate, recommend
 from rerank_grpc.cli.process import needs
 from rerank_grpc.cli.rerank import arguments as rerank
 from rerank_grpc.cli.rerank.command import run as run_rerank
@@ -44,11 +45,19 @@ examples:
   rerank-grpc batch --input q.jsonl --output r.jsonl   rerank a file of queries
   rerank-grpc config                              the settings, and where each comes from
   rerank-grpc token new search >> callers.toml    make a caller's token
+  rerank-grpc eval --beir scifact                 measure a model by judged queries
+  rerank-grpc calibrate --beir scifact            fit scores to the probability of relevance
+  rerank-grpc bench --rate 20                     put load on a running server
+  rerank-grpc recommend                           measure what this machine could serve
   rerank-grpc ray-config --replicas 2             a file that Ray Serve serves models by
 """,
     "ray-config": ray_config.EXAMPLES,
     "plan": plan.EXAMPLES,
     "token": token.EXAMPLES,
+    "eval": evaluate.EXAMPLES,
+    "calibrate": calibrate.EXAMPLES,
+    "bench": bench.EXAMPLES,
+    "recommend": recommend.EXAMPLES,
     "serve": f"""\
 examples:
   rerank-grpc serve
@@ -393,6 +402,8 @@ CATALOGUE_OPTION = _server_options("catalogue")
 BATCH_OPTIONS = _server_options(
     "models-dir", "catalogue", "device", "precision", "kernels", "max-batch-tokens"
 )
+# A server that runs is asked with the client's options; a model that is loaded here takes the others.
+JUDGE_OPTIONS = [*CLIENT_OPTIONS, *BATCH_OPTIONS]
 VERIFY_OPTIONS = _server_options("models-dir", "catalogue", "device", "precision", "kernels")
 COMMANDS = (
     Command("serve", "serve models", serve.run, (), (CONFIG_OPTION, *SERVER_OPTIONS)),
@@ -429,6 +440,22 @@ COMMANDS = (
     Command("plan", "tell the memory that a model needs", plan.run, (PLANNED, JSON), BATCH_OPTIONS),
     Command("verify", "check a model's scores on this machine", verify.run, (CHECKED, TEXTS), VERIFY_OPTIONS),
     Command("batch", "rerank a file of queries and their documents", batch.run, BATCH, BATCH_OPTIONS),
+    Command("eval", "measure models by judged queries", evaluate.run, evaluate.ARGUMENTS, JUDGE_OPTIONS),
+    Command(
+        "calibrate",
+        "fit the map from a model's logits to the probability of relevance",
+        calibrate.run,
+        calibrate.ARGUMENTS,
+        JUDGE_OPTIONS,
+    ),
+    Command("bench", "put load on a running server, and measure", bench.run, bench.ARGUMENTS, CLIENT_OPTIONS),
+    Command(
+        "recommend",
+        "measure what this machine could serve",
+        recommend.run,
+        recommend.ARGUMENTS,
+        BATCH_OPTIONS,
+    ),
     Command("top", "show what a running server does, renewed every second", top.run, (ENDPOINT, ONCE)),
     Command(
         "ray-config",

@@ -1,0 +1,1 @@
+"""Commands by which a model, its scores and a machine are judged."""

@@ -1,0 +1,20 @@
+"""`rerank-grpc recommend`: measures what this machine could serve."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from rerank_grpc.errors import ConfigurationError
+
+EXAMPLES = """\
+examples:
+  rerank-grpc recommend
+"""
+ARGUMENTS: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Raises ConfigurationError."""
+    raise ConfigurationError("recommend: not there yet")

@@ -1,0 +1,1 @@
+"""Judged collections: read, reranked, measured, reported; the figures that choose a model."""

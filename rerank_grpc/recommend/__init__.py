@@ -1,0 +1,1 @@
+"""Measures what one machine could serve of the models of the catalogue."""
