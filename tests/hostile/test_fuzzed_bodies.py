@@ -30,7 +30,7 @@ def golden() -> dict[str, list[Any]]:
         for exchange in exchanges(caller):
             if exchange.get("method", "POST") == "POST" and isinstance(exchange.get("body"), dict):
                 bodies.setdefault(exchange["path"].partition("?")[0], []).append(exchange["body"])
-    del bodies["/rerank.v1.RerankService/StreamRerank"]  # which Connect does not offer
+    del bodies["/rerank.v1.RerankService/Nothing"]  # which Connect does not offer
     for method in ("ListModels", "Health"):
         bodies[f"/rerank.v1.RerankService/{method}"] = [{}, {"model": "embedded"}]
     return bodies

@@ -18,7 +18,7 @@ from rerank_grpc.callers import Right
 from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.errors import PermissionDenied
 from rerank_grpc.rest.app import NormalPath, RerankEndpoint, build_app
-from rerank_grpc.rest.connect import METHODS, ConnectEndpoint
+from rerank_grpc.rest.connect.unary import METHODS, ConnectEndpoint
 from rerank_grpc.rest.dialects import PREFIXES
 from rerank_grpc.rest.discovery import Discovery
 from rerank_grpc.rest.errors import problem_of

@@ -14,7 +14,7 @@ from rerank_grpc.access.tokens import SentToken
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.rest import dialects
 from rerank_grpc.rest.app import RerankEndpoint
-from rerank_grpc.rest.connect import METHODS, ConnectEndpoint
+from rerank_grpc.rest.connect.unary import METHODS, ConnectEndpoint
 from rerank_grpc.rest.discovery import Discovery
 from rerank_grpc.rest.forms.decoded import Dialect
 from rerank_grpc.rest.upstream import Upstream
