@@ -141,8 +141,10 @@ class StreamEndpoint(Endpoint):
             return refusal(exchange, error)
         problem = noted(exchange, error)
         _, content = CONNECT.error(problem)
-        metadata: dict[str, Json] = {name: [text] for name, text in problem.headers.items()}
-        return EndOfStream(exchange, media_type, {"error": content, "metadata": metadata})
+        end = {"error": content}
+        if problem.headers:  # of which an answer with status 200 tells nothing
+            end["metadata"] = {name: [text] for name, text in problem.headers.items()}
+        return EndOfStream(exchange, media_type, end)
 
     async def _pass_on(self, codec: Codec, message: bytes, deadline: float, exchange: Exchange) -> None:
         """Sends each message of the server's in an envelope; parses the request as ConnectEndpoint does."""
