@@ -228,6 +228,22 @@ def test_an_error_after_some_messages_ends_the_stream() -> None:
     assert (record.documents, record.summary) == (1, None)
 
 
+def test_a_server_that_dies_amid_a_stream_is_unavailable() -> None:
+    dead = threading.Event()
+
+    def hold(request: Any, _context: object) -> Iterator[pb.StreamRerankResponse]:
+        yield pb.StreamRerankResponse(results=results(request))
+        dead.wait(WAIT)
+
+    with before(hold) as (server, port), begun(port, GOOD) as response:
+        read_envelope(response)
+        server.stop()
+        dead.set()
+        messages, end = opened(response.read())
+    assert (messages, end["error"]["code"]) == ([], "unavailable")
+    assert end["metadata"] == {"retry-after": ["1"]}
+
+
 def test_a_stream_without_its_summary_is_an_error() -> None:
     def cut_short(request: Any, _context: object) -> Iterator[pb.StreamRerankResponse]:
         yield pb.StreamRerankResponse(results=results(request))
