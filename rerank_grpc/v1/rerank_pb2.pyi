@@ -300,16 +300,26 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: bool = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: bool = ..., local_available: bool = ..., memory_bytes: _Optional[int] = ..., pinned: bool = ..., serving: bool = ..., activation: _Optional[str] = ..., pooling: _Optional[str] = ..., prompt_source: _Optional[str] = ..., hub_id: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ...) -> None: ...
 
 class Calibration(_message.Message):
-    __slots__ = ("method", "created", "pairs", "relevant_pairs")
+    __slots__ = ("method", "created", "queries", "relevant_pairs", "irrelevant_pairs", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
-    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
     RELEVANT_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    IRRELEVANT_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_PER_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    MAX_CHUNKS_PER_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     method: str
     created: str
-    pairs: int
+    queries: int
     relevant_pairs: int
-    def __init__(self, method: _Optional[str] = ..., created: _Optional[str] = ..., pairs: _Optional[int] = ..., relevant_pairs: _Optional[int] = ...) -> None: ...
+    irrelevant_pairs: int
+    instruction: str
+    max_tokens_per_document: int
+    truncation: Truncation
+    max_chunks_per_document: int
+    def __init__(self, method: _Optional[str] = ..., created: _Optional[str] = ..., queries: _Optional[int] = ..., relevant_pairs: _Optional[int] = ..., irrelevant_pairs: _Optional[int] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ("model",)
