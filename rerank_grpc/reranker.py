@@ -116,7 +116,7 @@ class Reranker:
         with permit, lease as model, self._admit(model, call, request, charged) as admission:
             timeline.admitted = monotonic()
             if request.min_calibrated_score is not None and model.calibration is None:
-                request = _without_calibration(request)
+                request = _without_calibration(request, model.name)
             left_out = blank_texts(request.documents) if self._blanks_last else ()
             tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check), left_out)
             timeline.tokenized = monotonic()
@@ -186,11 +186,12 @@ def build_reranker(
     return Reranker(registry, gate, lobby, blanks_last=settings.blank_documents == "last")
 
 
-def _without_calibration(request: RerankRequest) -> RerankRequest:
+def _without_calibration(request: RerankRequest, model: str) -> RerankRequest:
     """Leaves out the bound that a model without a calibration cannot keep; raises UnsupportedOption."""
     if not request.ignore_unsupported_options:
         text = "this model has no calibration: leave it out, or start the server with --calibration"
-        raise UnsupportedOption.of("min_calibrated_score", text)
+        metadata = {"model": model, "option": "min_calibrated_score"}
+        raise UnsupportedOption.of("min_calibrated_score", text, metadata=metadata)
     return request._replace(min_calibrated_score=None)
 
 
@@ -239,7 +240,9 @@ class _Job:
                 results.append(
                     ScoredDocument(index, score, logit, source.id, document, tokens, truncated, span)
                 )
-        return results if self.model.calibration is None else self._calibrated(results, self.model.calibration)
+        return (
+            results if self.model.calibration is None else self._calibrated(results, self.model.calibration)
+        )
 
     def _calibrated(
         self, results: Sequence[ScoredDocument], calibration: Calibration

@@ -129,9 +129,7 @@ def relevance_scores(
 def calibrated_scores(logits: Sequence[float], calibration: Calibration) -> list[float]:
     """Maps logits to probabilities of relevance, rounded to float32; 0 for a document that is not scored."""
     found = calibration.probabilities(logits)
-    return [
-        score if logit > EMPTY_LOGIT else 0.0 for logit, score in zip(logits, found, strict=True)
-    ]
+    return [score if logit > EMPTY_LOGIT else 0.0 for logit, score in zip(logits, found, strict=True)]
 
 
 def _mapped_cosines(cosines: Iterable[float]) -> list[float]:

@@ -429,7 +429,7 @@ def _with_aliases(
 def _with_calibrations(
     models: tuple[ModelSpec, ...], calibrations: tuple[tuple[str, Path], ...], given: Mapping[str, Given]
 ) -> tuple[ModelSpec, ...]:
-    """Gives each model its calibration; raises OptionError for an unknown model, and for a second file of one."""
+    """Gives each model its calibration; raises OptionError for an unknown model, or a second file of one."""
     names, files = [model.name for model in models], dict[str, Path]()
     for name, file in calibrations:
         if name not in names:
@@ -437,7 +437,8 @@ def _with_calibrations(
             text = f"{name}={file}: no --model is named {name!r}{hint}"
             raise OptionError(f"{where_of('calibration', given)}: {text}")
         if files.setdefault(name, file) != file:
-            raise OptionError(f"{where_of('calibration', given)}: the model {name!r} is given two files")
+            text = f"the model {name!r} is given two files: {files[name]}, {file}"
+            raise OptionError(f"{where_of('calibration', given)}: {text}")
     return tuple(replace(model, calibration=files.get(model.name)) for model in models)
 
 

@@ -154,7 +154,7 @@ class ModelLoader:
         return model
 
     def _calibration(self, spec: ModelSpec, card: ModelCard) -> Calibration | None:
-        """Finds a model's calibration; raises ModelLoadError for that of another model, or of other weights."""
+        """Finds a model's calibration; raises ModelLoadError where it holds for other weights."""
         found = self._calibrations.get(spec.name)
         if found is None:
             return None
