@@ -148,7 +148,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class CalibrationInfo(NamedTuple):
-    """The map from a model's logits to probabilities: its method, what it was fitted on, and with which options."""
+    """The map from a model's logits to probabilities: its method, the pairs and the options it comes from."""
 
     method: str
     created: str = ""  # by RFC 3339

@@ -12,9 +12,9 @@ from tests.deploy.helm.common import TOKEN, every_file, settings_of
 from tests.deploy.kubernetes import CHART, environment_of, pod_of, render, server_of, values_of
 
 DECIDED = {  # by other values than settings
-    "model", "alias", "lazy-model", "pin", "calibration", "models-dir", "device", "host", "port", "admin-host",
-    "admin-port", "metrics-host", "metrics-port", "rest-host", "rest-port", "token-file", "grace",
-    "tls-cert", "tls-key", "tls-client-ca",
+    "model", "alias", "lazy-model", "pin", "calibration", "models-dir", "device", "host", "port",
+    "admin-host", "admin-port", "metrics-host", "metrics-port", "rest-host", "rest-port", "token-file",
+    "grace", "tls-cert", "tls-key", "tls-client-ca",
 }  # fmt: skip
 
 
