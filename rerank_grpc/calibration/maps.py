@@ -45,12 +45,18 @@ class PlattMap:
     def probabilities(self, logits: Iterable[float]) -> list[float]:
         """Maps logits to [0, 1], rounded to float32; a higher logit never gets less."""
         slope, intercept, exp = self.slope, self.intercept, math.exp
-        # One formula for both signs: each of its steps is monotone when rounded, and so is the whole.
+        if slope == 0:  # an infinite logit times 0 is no number
+            constant = array("f", [1 / (1 + exp(-max(intercept, _SMALLEST_EXPONENT)))])[0]
+            return [constant for _ in logits]
+        # One formula for both signs: each of its steps is monotone when rounded, and so is the whole. NaN,
+        # which no model should give, fails the comparison and counts as the lowest logit.
         return array(
             "f",
             [
-                1 / (1 + exp(-max(slope * logit + intercept, _SMALLEST_EXPONENT)))
-                for logit in map(_bounded, logits)
+                1 / (1 + exp(-exponent))
+                if (exponent := slope * logit + intercept) > _SMALLEST_EXPONENT
+                else 0.0
+                for logit in logits
             ],
         ).tolist()
 
@@ -92,16 +98,17 @@ class IsotonicMap:
 
     def probabilities(self, logits: Iterable[float]) -> list[float]:
         """Maps logits to [0, 1], rounded to float32; a higher logit never gets less."""
-        return array("f", [self._probability(_bounded(logit)) for logit in logits]).tolist()
+        return array("f", [self._probability(logit) for logit in logits]).tolist()
 
     def _probability(self, logit: float) -> float:
-        above = bisect_right(self._logits, logit)
-        if above == 0:
-            return self.knots[0][1]
-        left, low = self.knots[above - 1]
-        if above == len(self.knots):
-            return low
-        right, high = self.knots[above]
+        knots, logits = self.knots, self._logits
+        if not logit > logits[0]:  # or NaN, which no model should give
+            return knots[0][1]
+        if logit >= logits[-1]:
+            return knots[-1][1]
+        above = bisect_right(logits, logit)
+        left, low = knots[above - 1]
+        right, high = knots[above]
         # Rounding can carry the end of a line past its knot.
         return min(low + (logit - left) / (right - left) * (high - low), high)
 
@@ -113,8 +120,3 @@ class IsotonicMap:
             if probability <= high:
                 return min(left + (probability - low) / (high - low) * (right - left), right)
         return math.inf
-
-
-def _bounded(logit: float) -> float:
-    # In this order of arguments NaN, which no model should give, becomes the lowest logit.
-    return max(-LARGEST_LOGIT, min(logit, LARGEST_LOGIT))
