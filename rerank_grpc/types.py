@@ -147,7 +147,8 @@ LABEL = "LABEL_0"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-class CalibrationInfo(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CalibrationInfo:
     """The map from a model's logits to probabilities: its method, the pairs and the options it comes from."""
 
     method: str

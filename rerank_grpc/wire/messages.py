@@ -218,6 +218,7 @@ def duration_from(message: Duration) -> float:
 _MODEL_FIELDS = {each.name for each in fields(ModelInfo)} - {
     *("aliases", "state", "scoring", "serving", "calibration")
 }
+_CALIBRATION_FIELDS = {each.name for each in fields(CalibrationInfo)} - {"truncation"}
 _HEALTH_FIELDS = {each.name for each in fields(Health)} - {"state", "uptime_seconds", "serving"}
 
 
@@ -249,12 +250,13 @@ def model_from(message: pb.Model) -> ModelInfo:
 
 
 def _calibration_to(info: CalibrationInfo) -> pb.Calibration:
-    return pb.Calibration(**info._asdict() | {"truncation": TRUNCATION_NUMBERS[info.truncation]})
+    copied = _copied(info, _CALIBRATION_FIELDS)
+    return pb.Calibration(truncation=TRUNCATION_NUMBERS[info.truncation], **copied)
 
 
 def _calibration_from(message: pb.Calibration) -> CalibrationInfo:
-    copied = _copied(message, CalibrationInfo._fields)
-    return CalibrationInfo(**copied | {"truncation": TRUNCATIONS.get(message.truncation, Truncation.END)})
+    truncation = TRUNCATIONS.get(message.truncation, Truncation.END)
+    return CalibrationInfo(truncation=truncation, **_copied(message, _CALIBRATION_FIELDS))
 
 
 def models_from(message: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:

@@ -118,7 +118,7 @@ def _results(ids: Mapping[int, Json], score: Score, calibrated: bool, reply: Rep
             written["id"] = ids[result.index]
         if result.truncated:
             written["truncated"] = True
-        if calibrated:
+        if calibrated and result.calibrated_score is not None:  # of an older server it is
             written["calibrated_score"] = result.calibrated_score
     return results
 
