@@ -250,7 +250,7 @@ class _Job:
         scores = calibrated_scores([result.logit for result in results], calibration)
         (least,) = array("f", [self.request.min_calibrated_score or 0])
         return [
-            result._replace(calibrated_score=score)
+            ScoredDocument(*result[:-1], score)  # which costs a third of _replace
             for result, score in zip(results, scores, strict=True)
             if score >= least
         ]
