@@ -169,7 +169,10 @@ def build_reranker(
     on_hang: Callable[[], None] = lambda: None,
     on_batch: BatchSink | None = None,
 ) -> Reranker:
-    """Makes a reranker, its registry not yet started; raises ModelLoadError for an unreadable catalogue."""
+    """Makes a reranker, its registry not yet started.
+
+    Raises ConfigurationError for a catalogue or a calibration that cannot be read.
+    """
     # Calls that wait hold worker threads: half of those stay for models that are READY.
     waiting, characters = max(1, settings.max_calls // 2), scaled(LIMITS.characters_inside)
     registry = Registry(
