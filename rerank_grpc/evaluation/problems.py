@@ -1,4 +1,4 @@
-"""What was left out of a collection while it was read, with file, line and reason."""
+"""Lines that were left out of a collection while it was read, with file, line and reason."""
 
 from __future__ import annotations
 
