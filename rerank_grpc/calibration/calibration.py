@@ -177,12 +177,6 @@ class Calibration:
             )
         return ""
 
-    def differing(self, options: ScoringOptions) -> tuple[str, ...]:
-        """Names the options in which a request differs from those that the map was fitted with."""
-        return tuple(
-            name for name in ScoringOptions.__slots__ if getattr(options, name) != getattr(self.options, name)
-        )
-
 
 def _number_format(precision: str) -> str:
     return "float" if precision in FLOATS else precision

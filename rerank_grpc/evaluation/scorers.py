@@ -13,7 +13,7 @@ from rerank_grpc.client import Client
 from rerank_grpc.client.parts import merged, named, parts_of
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.errors import ConfigurationError, RerankError
-from rerank_grpc.types import Document, RerankRequest, RerankResponse
+from rerank_grpc.types import Document, ModelInfo, RerankRequest, RerankResponse
 
 PROBE = "which model is this?"  # asked once, so that a wrong name is told before the work
 CONCURRENCY = 8  # calls at once to a server: its batches are full while others wait
@@ -54,6 +54,9 @@ class QueryScorer(Protocol):
 
     identity: ModelIdentity  # known before the first query
     concurrency: int  # how many calls at once are of use
+
+    def info(self) -> ModelInfo:
+        """Describes the model as ListModels does; raises RerankError."""
 
     def scores(self, query: str, documents: Sequence[str]) -> list[PairScore]:
         """Scores documents, at least one; raises RerankError."""
@@ -108,6 +111,10 @@ class ServerScorer(_Scorer):
         summary = self._ask(PROBE, [PROBE]).summary
         self.identity = ModelIdentity(summary.model, summary.model_revision)
 
+    def info(self) -> ModelInfo:
+        """Asks the server for the model's description; raises RerankError."""
+        return next(each for each in self._client.list_models() if each.name == self.identity.name)
+
     def _answer(self, query: str, documents: Sequence[str]) -> RerankResponse:
         response = self._ask(query, documents)
         found = ModelIdentity(response.summary.model, response.summary.model_revision)
@@ -151,6 +158,10 @@ class LoadedScorer(_Scorer):
             raise
         info = registry.info("")
         self.identity = ModelIdentity(summary.model, summary.model_revision, info.precision)
+
+    def info(self) -> ModelInfo:
+        """Describes the model."""
+        return self._reranker.registry.info("")
 
     def close(self) -> None:
         """Ends the engine, and lets the model leave memory."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rerank_grpc.calibration.maps import MOST_KNOTS, IsotonicMap, PlattMap
+from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evaluation.calibrating.calibrate import mapped
 from rerank_grpc.evaluation.calibrating.figures import expected_calibration_error
 from rerank_grpc.evaluation.calibrating.fitting import fit, fit_isotonic, fit_platt
@@ -42,6 +45,14 @@ def test_shuffled_labels_are_no_clean_separation_and_carry_no_threshold(method):
     assert calibration.figures.auc_low < 0.5 < calibration.figures.auc_high
     assert calibration.thresholds == ()
     assert fresh_error(calibration.map) > 0.1  # the check of a good fit fails here
+
+
+def test_logits_that_are_all_equal_are_refused():
+    pairs = drawn(400, 1)
+    with pytest.raises(ConfigurationError, match=r"all 400 logits are 1\.5: this model tells no pair"):
+        fitted(replace(pairs, logits=np.full(400, 1.5)))
+    half = fit_platt(np.full(400, 1.5), pairs.relevant)  # of all queries, some differ
+    assert half.probabilities([0.0]) == pytest.approx([pairs.relevant.mean()], abs=0.005)
 
 
 def test_labels_that_run_against_the_logit_give_a_constant():

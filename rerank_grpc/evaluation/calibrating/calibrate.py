@@ -17,6 +17,7 @@ from rerank_grpc.calibration.calibration import (
     ScoringOptions,
 )
 from rerank_grpc.calibration.maps import IsotonicMap, PlattMap
+from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evaluation.calibrating.figures import held_out_figures
 from rerank_grpc.evaluation.calibrating.fitting import fit
 from rerank_grpc.evaluation.calibrating.labelled import LabelledPairs, halves
@@ -58,8 +59,13 @@ def calibrate(
 ) -> FittedCalibration:
     """Fits on half of the queries, and measures that very map on the other half.
 
-    Thresholds are proposed only where scores separate. Raises ConfigurationError where pairs are too few.
+    Thresholds are proposed only where scores separate. Raises ConfigurationError where pairs are too few, or
+    all logits are equal.
     """
+    if np.ptp(pairs.logits) == 0:
+        raise ConfigurationError(
+            f"all {len(pairs.logits):,} logits are {pairs.logits[0]:g}: this model tells no pair from another"
+        )
     fitted_on, held_out = halves(pairs, rule, options.seed)
     found = fit(options.method, fitted_on.logits, fitted_on.relevant)
     of_fit, of_held_out = mapped(found, fitted_on), mapped(found, held_out)

@@ -64,7 +64,7 @@ def scored_pairs(
 def labelled(pairs: Iterable[ScoredPair], rule: LabelRule) -> tuple[LabelledPairs, int]:
     """Labels pairs by a rule; tells as well how many are left out, because their text was not scored.
 
-    Raises ConfigurationError where nothing is left, or all logits are equal.
+    Raises ConfigurationError where nothing is left.
     """
     kept, unscored = [], 0
     for pair in pairs:
@@ -80,10 +80,6 @@ def labelled(pairs: Iterable[ScoredPair], rule: LabelRule) -> tuple[LabelledPair
         np.array([pair.relevance_score for pair in kept]),
         np.array([pair.grade is not None and pair.grade >= rule.relevant_from for pair in kept]),
     )
-    if np.ptp(found.logits) == 0:
-        raise ConfigurationError(
-            f"all {len(kept):,} logits are {found.logits[0]:g}: this model tells no pair from another"
-        )
     return found, unscored
 
 
