@@ -104,7 +104,9 @@ def shortened(text: str) -> str:
 
 
 def main(manual: Path, folder: Path) -> None:
-    queries, documents, judged = [], {}, []
+    queries: list[dict[str, str]] = []
+    documents: dict[str, dict[str, str]] = {}
+    judged: list[tuple[str, str]] = []
     for page in FAQ:
         for _, title, text in sections(manual / "faq" / f"{page}.html"):
             if title.endswith(("?", "…")) and len(text) >= LEAST_CHARACTERS:
