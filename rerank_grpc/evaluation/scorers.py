@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from rerank_grpc.client import Client
@@ -26,8 +26,7 @@ class PairScore(NamedTuple):
     relevance_score: float
 
 
-@dataclass(frozen=True, slots=True)
-class ModelIdentity:
+class ModelIdentity(NamedTuple):
     """The model that scores: its name, and the revision of its files.
 
     `precision` is that of a model that is loaded here, "" of a server's, whose answers do not tell it.

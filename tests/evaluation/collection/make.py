@@ -13,7 +13,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 FAQ = ("general", "programming", "design", "library", "extending", "windows", "gui", "installed")
-HOWTO = ("functional", "sorting", "regex", "unicode", "logging", "sockets", "urllib2", "argparse", "descriptor")
+HOWTO = (
+    "functional",
+    "sorting",
+    "regex",
+    "unicode",
+    "logging",
+    "sockets",
+    "urllib2",
+    "argparse",
+    "descriptor",
+)
 MOST_CHARACTERS = 700  # of a document: it ends at the last sentence or line before
 LEAST_CHARACTERS = 80
 HEADINGS = ("h1", "h2", "h3", "h4")
@@ -21,7 +31,7 @@ BLOCKS = (*HEADINGS, "p", "pre", "li", "dt", "dd", "div", "tr", "section")
 
 
 class Sections(HTMLParser):
-    """Collects (id, title, text) of each section and of each glossary entry, without the text of those below."""
+    """Collects (id, title, text) of each section and glossary entry, without the text of those below."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,9 +104,11 @@ def shortened(text: str) -> str:
 
 
 def main(manual: Path, folder: Path) -> None:
-    queries, documents, judged = [], {}, []
+    queries: list[dict[str, str]] = []
+    documents: dict[str, dict[str, str]] = {}
+    judged: list[tuple[str, str]] = []
     for page in FAQ:
-        for name, title, text in sections(manual / "faq" / f"{page}.html"):
+        for _, title, text in sections(manual / "faq" / f"{page}.html"):
             if title.endswith(("?", "…")) and len(text) >= LEAST_CHARACTERS:
                 number = f"q{len(queries) + 1:03}"
                 queries.append({"_id": number, "text": title})
@@ -104,7 +116,10 @@ def main(manual: Path, folder: Path) -> None:
                 answer = f"faq/{page}-{len(queries):03}"
                 documents[answer] = {"_id": answer, "title": "", "text": text}
                 judged.append((number, answer))
-    others = [*(manual / "howto" / f"{page}.html" for page in HOWTO), *sorted((manual / "tutorial").glob("*.html"))]
+    others = [
+        *(manual / "howto" / f"{page}.html" for page in HOWTO),
+        *sorted((manual / "tutorial").glob("*.html")),
+    ]
     for path in [*others, manual / "glossary.html"]:
         for name, title, text in sections(path):
             if len(text) >= LEAST_CHARACTERS and ("#term-" in name or path.stem != "glossary"):
