@@ -18,6 +18,7 @@ from rerank_grpc.cli.judge.judged import (
     EVAL_EXTRA,
     SCORING_ARGUMENTS,
     read_judged,
+    scored_queries,
     scorers_of,
 )
 from rerank_grpc.cli.process import needs
@@ -25,7 +26,6 @@ from rerank_grpc.config.options import OptionError
 from rerank_grpc.errors import ConfigurationError, one_line
 from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.files.whole import write_whole
-from rerank_grpc.types import ModelInfo
 
 if TYPE_CHECKING:
     from rerank_grpc.evaluation.calibrating.calibrate import FitOptions, FittedCalibration
@@ -63,12 +63,11 @@ ARGUMENTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     *SCORING_ARGUMENTS,
     ("--model", {"metavar": "MODEL", "default": "", "help": "the model whose logits are mapped"}),
     (
-        "-o",
+        "-o, --output",
         {
-            "dest": "output",
             "metavar": "FILE",
             "required": True,
-            "help": "the calibration; a reliability diagram goes beside it, as .png",
+            "help": "the calibration; beside it go a reliability diagram (.png) and the scores (.scores)",
         },
     ),
     (
@@ -130,13 +129,19 @@ def run(parsed: argparse.Namespace) -> int:
     with needs("calibrate", EVAL_EXTRA):
         from rerank_grpc.evaluation.calibrating.calibrate import calibrate
         from rerank_grpc.evaluation.calibrating.chart import reliability_png
+    from rerank_grpc.evaluation.journal import folder_of
+
     rule = LabelRule(parsed.relevant_from, parsed.unjudged)
     collection, _ = read_judged(parsed)
     _check_labels(collection, rule, parsed.seed)
-    with scorers_of(parsed) as scorer_of, scorer_of(parsed.model) as scorer:
-        model = _model(parsed.model, scorer.info())
-        scores = _scores(collection, scorer)
-    pairs = _labelled(collection, scores, rule)
+    with (
+        folder_of(output.with_suffix(".scores")) as folder,
+        scorers_of(parsed) as scorer_of,
+        scorer_of(parsed.model) as scorer,
+    ):
+        model = _model(parsed.model, scorer)
+        scored = scored_queries(collection, scorer, folder, parsed.instruction)
+    pairs = _labelled(collection, {name: each.scores for name, each in scored.items()}, rule)
     options = ScoringOptions(instruction=parsed.instruction)
     fitted = calibrate(pairs, model, rule, options, _fit_options(parsed))
     found, chart = fitted.calibration, output.with_suffix(".png")
@@ -168,25 +173,10 @@ def _check_output(output: Path) -> None:
 def _check_labels(collection: Collection, rule: LabelRule, seed: int) -> None:
     """Finds before any scoring that there are too few pairs of a label; raises ConfigurationError."""
     from rerank_grpc.evaluation.calibrating.labelled import halves, labelled, scored_pairs
-    from rerank_grpc.evaluation.calibrating.scoring import unscored
 
-    candidates = collection.candidates
-    pairs, _ = labelled(scored_pairs(candidates, collection.qrels, unscored(candidates)), rule)
+    zeros = {name: [(0.0, 0.0)] * len(found) for name, found in collection.candidates.items()}
+    pairs, _ = labelled(scored_pairs(collection.candidates, collection.qrels, zeros), rule)
     halves(pairs, rule, seed)
-
-
-def _scores(collection: Collection, scorer: QueryScorer) -> dict[str, list[PairScore]]:
-    from rerank_grpc.evaluation.calibrating.scoring import candidate_scores
-
-    with needs("calibrate", EVAL_EXTRA):
-        from tqdm import tqdm
-    scores: dict[str, list[PairScore]] = {name: [] for name in collection.candidates}
-    # It stays silent where stderr is no terminal.
-    with tqdm(total=collection.pairs, unit="pair", desc=scorer.identity.name, disable=None) as bar:
-        for name, found in candidate_scores(collection, scorer):
-            scores[name] = found
-            bar.update(len(found))
-    return scores
 
 
 def _labelled(
@@ -200,9 +190,11 @@ def _labelled(
     return pairs
 
 
-def _model(asked: str, info: ModelInfo) -> CalibratedModel:
-    if info.scoring is None:
-        raise ConfigurationError(f"the server does not tell how model {info.name} scores: update the server")
+def _model(asked: str, scorer: QueryScorer) -> CalibratedModel:
+    """Describes the model that scores; raises RerankError, or ConfigurationError where too little is told."""
+    info = scorer.info()
+    if info.scoring is None or info.revision != scorer.identity.revision:
+        raise ConfigurationError(f"the server has unloaded or replaced model {info.name}: run it once more")
     return CalibratedModel(
         name=asked or info.name,
         hub_id=info.hub_id,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,11 @@ from rerank_grpc.cli.judge.judged import (
     SCORING_ARGUMENTS,
     ScorerFactory,
     read_judged,
+    scored_queries,
     scorers_of,
     whole_number,
 )
 from rerank_grpc.cli.process import needs
-from rerank_grpc.errors import ConfigurationError, RerankError
 
 if TYPE_CHECKING:
     from rerank_grpc.evaluation.collection import Collection
@@ -103,33 +102,8 @@ def _scored(
     collection: Collection, model: str, scorer_of: ScorerFactory, folder: Path, instruction: str
 ) -> ScoredModel:
     """Has a model score what its journal in the folder lacks."""
-    from tqdm import tqdm
-
     from rerank_grpc.evaluation.figures import ScoredModel
-    from rerank_grpc.evaluation.journal import ScoreJournal, stem_of
-    from rerank_grpc.evaluation.scoring import score_all
 
     with scorer_of(model) as scorer:
-        identity = scorer.identity
-        begun = {"collection": collection.digest, **identity._asdict(), "instruction": instruction}
-        begun["model"] = begun.pop("name")
-        journal = ScoreJournal(folder / f"{stem_of(identity.name)}.scores.jsonl", begun)
-        total = sum(map(bool, collection.candidates.values()))
-        bar = tqdm(
-            total=total,
-            initial=len(journal.done),
-            desc=identity.name,
-            unit="query",
-            disable=None,
-            file=sys.stderr,
-        )
-        try:
-            with bar:
-                score_all(collection, scorer, journal, bar.update)
-        except RerankError as error:
-            raise ConfigurationError(
-                f"{error}: {len(journal.done):,} of {total:,} queries are scored; the same command goes on"
-            ) from None
-        finally:
-            journal.close()
-        return ScoredModel(identity, journal.done, scorer.concurrency)
+        scored = scored_queries(collection, scorer, folder, instruction)
+        return ScoredModel(scorer.identity, scored, scorer.concurrency)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ from rerank_grpc.cli.process import SERVER_EXTRA, needs
 from rerank_grpc.config.allowance import provide_threads
 from rerank_grpc.config.options import OptionError
 from rerank_grpc.config.reading import names_server, read_settings
+from rerank_grpc.errors import ConfigurationError, RerankError
 
 if TYPE_CHECKING:
     from rerank_grpc.evaluation.collection import Collection, CollectionFiles
+    from rerank_grpc.evaluation.journal import ScoredQuery
     from rerank_grpc.evaluation.problems import Problems
     from rerank_grpc.evaluation.scorers import QueryScorer
 
@@ -127,3 +130,40 @@ def scorers_of(parsed: argparse.Namespace) -> Iterator[ScorerFactory]:
     yield lambda source: loaded_scorer(
         source or "embedded", settings, instruction=parsed.instruction, concurrency=parsed.concurrency or 1
     )
+
+
+def scored_queries(
+    collection: Collection, scorer: QueryScorer, folder: Path, instruction: str
+) -> dict[str, ScoredQuery]:
+    """Has a model score what its journal in a folder lacks, and returns all of it by query.
+
+    A bar shows how far it is, where stderr is a terminal. Raises ConfigurationError where it cannot go on.
+    """
+    from tqdm import tqdm
+
+    from rerank_grpc.evaluation.journal import ScoreJournal, stem_of
+    from rerank_grpc.evaluation.scoring import score_all
+
+    identity = scorer.identity
+    begun = {"collection": collection.digest, **identity._asdict(), "instruction": instruction}
+    begun["model"] = begun.pop("name")
+    journal = ScoreJournal(folder / f"{stem_of(identity.name)}.scores.jsonl", begun)
+    total = sum(map(bool, collection.candidates.values()))
+    bar = tqdm(
+        total=total,
+        initial=len(journal.done),
+        desc=identity.name,
+        unit="query",
+        disable=None,
+        file=sys.stderr,
+    )
+    try:
+        with bar:
+            score_all(collection, scorer, journal, bar.update)
+    except RerankError as error:
+        raise ConfigurationError(
+            f"{error}: {len(journal.done):,} of {total:,} queries are scored; the same command goes on"
+        ) from None
+    finally:
+        journal.close()
+    return journal.done

@@ -54,10 +54,10 @@ def scored_pairs(
     qrels: Mapping[str, Mapping[str, int]],
     scores: Mapping[str, Sequence[tuple[float, float]]],
 ) -> Iterable[ScoredPair]:
-    """Joins candidates with their (logit, relevance_score) and their grades, query by query."""
+    """Joins candidates with their (logit, relevance_score) and grades; a query may have no candidate."""
     for query, documents in candidates.items():
         grades = qrels.get(query, {})
-        for document, (logit, score) in zip(documents, scores[query], strict=True):
+        for document, (logit, score) in zip(documents, scores.get(query, ()), strict=True):
             yield ScoredPair(query, logit, score, grades.get(document))
 
 
