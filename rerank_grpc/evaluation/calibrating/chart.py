@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,13 @@ def reliability_png(
     figure.suptitle(
         f"{calibration.model.name}: {counts.relevant + counts.irrelevant:,} held-out pairs of "
         f"{counts.queries:,} queries, {counts.relevant:,} of them relevant"
-        + ("" if figures.clean_separation else "\nno clean separation")
+        + ("" if figures.clean_separation else "\nno clean separation"),
+        parse_math=False,  # a model's name may hold dollars
     )
     content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters of the name that the font does not have
+        FigureCanvasAgg(figure).print_png(content)
     return content.getvalue()
 
 
@@ -50,22 +54,21 @@ def _draw(
     """Draws one diagram and, below it, the histograms of both labels."""
     top, bottom = axes
     bins = binned(probabilities, relevant)
+    least, most = bins.counts.min(), bins.counts.max()
+    sizes = f"{least:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
+    label = f"{len(bins.counts)} bins of {sizes} pairs"
     top.plot([0, 1], [0, 1], "--", color=_IDEAL, linewidth=1, label="exact")
-    top.plot(bins.predicted, bins.observed, "o-", color=colour, markersize=5, label="bins of equal size")
-    for predicted, observed, count in zip(*bins, strict=True):
-        top.annotate(f"{count:,.0f}", (predicted, observed), (5, -11), textcoords="offset points", fontsize=7)
-    top.set(title=title, ylabel="share of relevant pairs", xlim=(-0.02, 1.02), ylim=(-0.04, 1.04))
-    top.text(
-        0.98,
-        0.04,
-        f"ECE {fidelity.ece:.3f}\nBrier {fidelity.brier:.3f}\nAUC {fidelity.auc:.3f}",
-        transform=top.transAxes,
-        ha="right",
-        bbox={"facecolor": "white", "edgecolor": "#cccccc"},
-    )
+    top.plot(bins.predicted, bins.observed, "o-", color=colour, markersize=5, label=label)
+    if most > 1.5 * least:  # otherwise the label tells it
+        for predicted, observed, count in zip(*bins, strict=True):
+            place = (predicted, observed)
+            top.annotate(f"{count:,.0f}", place, (5, -11), textcoords="offset points", fontsize=7)
+    measured = f"ECE {fidelity.ece:.3f}, Brier {fidelity.brier:.3f}, AUC {fidelity.auc:.3f}"
+    top.set_title(f"{title}\n{measured}", fontsize=11)
+    top.set(ylabel="share of relevant pairs", xlim=(-0.02, 1.02), ylim=(-0.04, 1.04))
     top.legend(loc="upper left", frameon=False)
     edges = np.linspace(0, 1, 31)
-    for chosen, shade, label in ((~relevant, "#bbbbbb", "irrelevant"), (relevant, colour, "relevant")):
-        bottom.hist(probabilities[chosen], edges, color=shade, alpha=0.75, label=label)
+    for chosen, shade, name in ((~relevant, "#bbbbbb", "irrelevant"), (relevant, colour, "relevant")):
+        bottom.hist(probabilities[chosen], edges, color=shade, alpha=0.75, label=name)
     bottom.set(yscale="symlog", xlabel="probability", ylabel="pairs")
-    bottom.legend(loc="upper center", frameon=False, ncols=2, fontsize=8)
+    bottom.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2, fontsize=8)
