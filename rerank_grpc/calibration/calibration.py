@@ -91,20 +91,22 @@ class Fidelity:
 class HeldOutFigures:
     """Figures on the held-out queries: of relevance_score taken as a probability, and of the map.
 
-    `bins` is the number of bins of the expected calibration error; `auc_low` and `auc_high` bound the area
-    before the map with 95 % confidence. Raises BadField.
+    `bins` is the number of bins of the expected calibration error, and `ece_of_chance` the error that exact
+    probabilities would show with as many pairs; `auc_low` and `auc_high` bound the area before the map with
+    95 % confidence. Raises BadField.
     """
 
     bins: int
     before: Fidelity
     after: Fidelity
+    ece_of_chance: float
     auc_low: float
     auc_high: float
     clean_separation: bool
 
     def __post_init__(self) -> None:
-        _check_unit("auc_low", self.auc_low)
-        _check_unit("auc_high", self.auc_high)
+        for name in ("ece_of_chance", "auc_low", "auc_high"):
+            _check_unit(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +176,6 @@ class Calibration:
                 f"it was fitted at precision {fitted.precision}, and the model runs at {precision}: {remedy}"
             )
         return ""
-
-    def differing(self, options: ScoringOptions) -> tuple[str, ...]:
-        """Names the options in which a request differs from those that the map was fitted with."""
-        return tuple(
-            name for name in ScoringOptions.__slots__ if getattr(options, name) != getattr(self.options, name)
-        )
 
 
 def _number_format(precision: str) -> str:

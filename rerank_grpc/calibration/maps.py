@@ -11,7 +11,6 @@ from typing import ClassVar
 
 LARGEST_LOGIT = 3.4028234663852886e38  # float32's own: every logit of a model lies within
 MOST_KNOTS = 4_096
-_STEEPEST = 1e6  # of a slope and an intercept: beyond, a map is a step, and its file a mistake
 _SMALLEST_EXPONENT = -700.0  # exp(700) is still finite, and 1 / (1 + exp(700)) is 0 in float32
 
 
@@ -37,10 +36,11 @@ class PlattMap:
     intercept: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.slope <= _STEEPEST:
-            raise BadField("slope", f"a number from 0 to {_STEEPEST:,.0f} is expected")
-        if not -_STEEPEST <= self.intercept <= _STEEPEST:
-            raise BadField("intercept", f"a number from -{_STEEPEST:,.0f} to {_STEEPEST:,.0f} is expected")
+        # Within float32, no product or sum of these and a logit overflows float64.
+        if not 0 <= self.slope <= LARGEST_LOGIT:
+            raise BadField("slope", "a number of 0 or more is expected, within float32")
+        if not -LARGEST_LOGIT <= self.intercept <= LARGEST_LOGIT:
+            raise BadField("intercept", "a number is expected, within float32")
 
     def probabilities(self, logits: Iterable[float]) -> list[float]:
         """Maps logits to [0, 1], rounded to float32; a higher logit never gets less."""
@@ -59,14 +59,6 @@ class PlattMap:
                 for logit in logits
             ],
         ).tolist()
-
-    def logit_at(self, probability: float) -> float:
-        """Finds the least logit whose probability is at least this; inf where there is none."""
-        if self.slope == 0:
-            return -LARGEST_LOGIT if self.probabilities([0.0])[0] >= probability else math.inf
-        if not 0 < probability < 1:
-            return -LARGEST_LOGIT if probability <= 0 else math.inf
-        return (math.log(probability / (1 - probability)) - self.intercept) / self.slope
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +103,3 @@ class IsotonicMap:
         right, high = knots[above]
         # Rounding can carry the end of a line past its knot.
         return min(low + (logit - left) / (right - left) * (high - low), high)
-
-    def logit_at(self, probability: float) -> float:
-        """Finds the least logit whose probability is at least this; inf where there is none."""
-        if probability <= self.knots[0][1]:
-            return -LARGEST_LOGIT
-        for (left, low), (right, high) in zip(self.knots, self.knots[1:], strict=False):
-            if probability <= high:
-                return min(left + (probability - low) / (high - low) * (right - left), right)
-        return math.inf

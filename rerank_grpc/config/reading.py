@@ -186,6 +186,11 @@ def read_client_settings(
     return ClientSettings(token=token, **values)
 
 
+def names_server(flags: Flags, environment: Mapping[str, str] = os.environ) -> bool:
+    """Tells whether a flag or a variable names a server to call, for commands that else load a model."""
+    return "target" in gather(CLIENT_OPTIONS, flags, _checked(environment), {})
+
+
 def _tls_here(environment: Mapping[str, str], given: Mapping[str, Given]) -> dict[str, Any]:
     """Finds the settings of TLS by which the server here is called; none where it speaks none."""
     cert, key, client_ca = (

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from rerank_grpc.calibration.calibration import ScoringOptions
-from rerank_grpc.types import Scoring, Truncation
+from rerank_grpc.types import Scoring
 from tests.calibration.made import MODEL, made
 
 REVISION = MODEL.revision
@@ -36,17 +33,4 @@ def test_another_revision_does_not_fit(revision):
 def test_another_scoring_does_not_fit():
     assert "by cosine, and the model's are by sigmoid" in made().mismatch(
         revision=REVISION, scoring=Scoring.SIGMOID
-    )
-
-
-def test_options_that_differ_are_named():
-    options = made().options
-    assert made().differing(options) == ()
-    other = replace(options, instruction="", truncation=Truncation.END)
-    assert made().differing(other) == ("instruction", "truncation")
-    assert made().differing(ScoringOptions()) == (
-        "instruction",
-        "max_tokens_per_document",
-        "truncation",
-        "max_chunks_per_document",
     )

@@ -51,7 +51,7 @@ def test_an_editors_byte_order_mark_is_no_obstacle(path):
         (["format"], "x", 'format: an object with "format": "rerank-grpc calibration" is expected'),
         (["version"], 2, "version: 1 is expected"),
         (["version"], True, "version: 1 is expected"),
-        (["map", "slope"], -0.1, "map.slope: a number from 0 to 1,000,000 is expected"),
+        (["map", "slope"], -0.1, "map.slope: a number of 0 or more is expected"),
         (["map", "slope"], "3", "map.slope: a finite number is expected"),
         (["map", "slope"], True, "map.slope: a finite number is expected"),
         (["map", "slope"], 10**400, "map.slope: a finite number is expected"),

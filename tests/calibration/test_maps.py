@@ -17,6 +17,7 @@ MAPS = [
     PLATT,
     PlattMap(0.0, 0.3),
     PlattMap(1e6, -1e6),
+    PlattMap(LARGEST_LOGIT, -LARGEST_LOGIT),
     PlattMap(1e-300, 0.0),
     ISOTONIC,
     IsotonicMap(((0.0, 0.5),)),
@@ -57,20 +58,6 @@ def test_between_knots_is_a_line_and_beyond_them_a_constant():
     logits = [-9.0, -1.0, -0.5, 0.0, 0.2, 0.5, 1.25, 2.0, 9.0]
     expected = [0.0625, 0.0625, 0.15625, 0.25, 0.25, 0.25, 0.5625, 0.875, 0.875]
     assert ISOTONIC.probabilities(logits) == expected
-
-
-@pytest.mark.parametrize("each", [PLATT, ISOTONIC], ids=repr)
-@pytest.mark.parametrize("probability", [0.1, 0.25, 0.5, 0.8])
-def test_the_logit_at_a_probability_is_the_least_that_has_it(each, probability):
-    logit = each.logit_at(probability)
-    below, there = each.probabilities([logit - 1e-4, logit + 1e-6])
-    assert below < probability <= there + 1e-6
-
-
-@pytest.mark.parametrize("each", [PlattMap(0.0, 0.0), ISOTONIC], ids=repr)
-def test_no_logit_has_a_probability_that_is_never_reached(each):
-    assert each.logit_at(0.95) == math.inf
-    assert each.logit_at(0.01) == -LARGEST_LOGIT
 
 
 @pytest.mark.parametrize(
