@@ -17,7 +17,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from rerank_grpc.calibration.calibration import Calibration, ScoringOptions
-from rerank_grpc.calibration.file import write_calibration
+from rerank_grpc.calibration.file import read_calibration, write_calibration
 from rerank_grpc.calibration.maps import IsotonicMap, PlattMap
 from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.checkpoints.checkpoint import open_checkpoint
@@ -36,6 +36,7 @@ from tests.rest.support import post, rest_server
 from tests.server.test_errors import details_of
 from tests.support import request_of, serving, stub_of
 
+ROOT = Path(__file__).resolve().parents[2]
 QUERY = "what do pandas eat?"
 WORDS = ["pandas", "bamboo", "Paris", "France", "eat", "live", "settings", "password", "office", "reset"]
 MAP = PlattMap(8.0, -3.0)
@@ -415,6 +416,11 @@ def test_over_connect_the_contract_is_passed_on(service: Service, rest: int):
         rest, path, body | {"minCalibratedScore": None, "model": "plain"}, content_type="application/json"
     )
     assert b"alibrat" not in plain.raw
+
+
+def test_the_calibration_of_the_conformance_list_is_for_the_embedded_model():
+    found = read_calibration(ROOT / "clients" / "conformance" / "contract" / "calibration.json")
+    assert found.mismatch(revision=REVISION, scoring=Scoring.COSINE, precision="fp32") == ""
 
 
 def test_the_options_of_the_file_are_those_of_a_request():
