@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rerank_grpc.files.obstacles import obstacle
+from rerank_grpc.files.whole import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -114,24 +115,12 @@ class Kept:
         text = json.dumps({"key": dict(key), "value": dict(value), "digest": _digest(value)})
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write_whole(self._path(key), text)
+            write_whole(self._path(key), text.encode(), private=True)
         except OSError:
             pass
 
     def _path(self, key: Key) -> Path:
         return self._folder / f"{_digest(key)}.json"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Gives a file its name once it is whole, and leaves none behind if it does not become so."""
-    number, unfinished = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(unfinished).replace(path)
-    except BaseException:  # a full disk, or Ctrl-C
-        Path(unfinished).unlink(missing_ok=True)
-        raise
 
 
 def _digest(fact: Mapping[str, Any]) -> str:

@@ -84,9 +84,10 @@ def check_request(request: RerankRequest) -> int:
         for index, document in enumerate(request.documents):
             check_length(f"documents[{index}].text", document.text, LIMITS.characters)
             check_length(f"documents[{index}].id", document.id, LIMITS.id_characters)
-    score = request.min_relevance_score
-    if score is not None and not 0 <= score <= 1:
-        raise InvalidRequest.of("min_relevance_score", f"is {score:g}, must be from 0 to 1")
+    for field in ("min_relevance_score", "min_calibrated_score"):
+        score = getattr(request, field)
+        if score is not None and not 0 <= score <= 1:
+            raise InvalidRequest.of(field, f"is {score:g}, must be from 0 to 1")
     chunks = request.max_chunks_per_document
     if chunks > LIMITS.chunks:
         text = f"is {chunks:,}, at most {LIMITS.chunks} are allowed"

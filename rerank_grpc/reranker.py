@@ -11,17 +11,19 @@ from operator import attrgetter
 from time import monotonic
 
 from rerank_grpc.access.rates import Rates
+from rerank_grpc.calibration.calibration import Calibration
 from rerank_grpc.config.allowance import scaled
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.engine.engine import Admission
 from rerank_grpc.engine.future import Future
+from rerank_grpc.errors import UnsupportedOption
 from rerank_grpc.gate import Gate, Permit
 from rerank_grpc.limits import LIMITS, LOBBY_PARTS, blank_texts, check_request
 from rerank_grpc.registry.loading import Loader, ModelLoader
 from rerank_grpc.registry.needs import models_budget
 from rerank_grpc.registry.registry import Lease, Registry
 from rerank_grpc.registry.slot import LoadedModel
-from rerank_grpc.scores import best_chunks, count_query_tokens, relevance_scores
+from rerank_grpc.scores import best_chunks, calibrated_scores, count_query_tokens, relevance_scores
 from rerank_grpc.sequence import Chunk, TokenizedRequest, count_tokens
 from rerank_grpc.telemetry.records import BatchSink
 from rerank_grpc.tokenizer.pace import Pace, Turns
@@ -113,6 +115,8 @@ class Reranker:
         lease, permit = self._enter(request, call, kept, timeline, charged)
         with permit, lease as model, self._admit(model, call, request, charged) as admission:
             timeline.admitted = monotonic()
+            if request.min_calibrated_score is not None and model.calibration is None:
+                request = _without_calibration(request, model.name)
             left_out = blank_texts(request.documents) if self._blanks_last else ()
             tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check), left_out)
             timeline.tokenized = monotonic()
@@ -165,7 +169,10 @@ def build_reranker(
     on_hang: Callable[[], None] = lambda: None,
     on_batch: BatchSink | None = None,
 ) -> Reranker:
-    """Makes a reranker, its registry not yet started; raises ModelLoadError for an unreadable catalogue."""
+    """Makes a reranker, its registry not yet started.
+
+    Raises ConfigurationError for a catalogue or a calibration that cannot be read.
+    """
     # Calls that wait hold worker threads: half of those stay for models that are READY.
     waiting, characters = max(1, settings.max_calls // 2), scaled(LIMITS.characters_inside)
     registry = Registry(
@@ -180,6 +187,15 @@ def build_reranker(
     )
     gate, lobby = Gate(settings.max_calls, characters), Gate(waiting, characters // LOBBY_PARTS)
     return Reranker(registry, gate, lobby, blanks_last=settings.blank_documents == "last")
+
+
+def _without_calibration(request: RerankRequest, model: str) -> RerankRequest:
+    """Leaves out the bound that a model without a calibration cannot keep; raises UnsupportedOption."""
+    if not request.ignore_unsupported_options:
+        text = "this model has no calibration: leave it out, or start the server with --calibration"
+        metadata = {"model": model, "option": "min_calibrated_score"}
+        raise UnsupportedOption.of("min_calibrated_score", text, metadata=metadata)
+    return request._replace(min_calibrated_score=None)
 
 
 def _complete(timeline: Timeline, tokenized: TokenizedRequest, future: Future) -> None:
@@ -202,7 +218,7 @@ class _Job:
     tokenization_seconds: float
 
     def results(self, indices: Sequence[int]) -> list[ScoredDocument]:
-        """Makes the results of scored documents, without those below the request's least score."""
+        """Makes the results of scored documents, without those below the request's least scores."""
         documents = list(map(self.tokenized.documents.__getitem__, indices))
         card, outputs, query = self.model.card, self.future.outputs, self.tokenized.query
         mean = card.late is not None and card.late.mean
@@ -227,7 +243,20 @@ class _Job:
                 results.append(
                     ScoredDocument(index, score, logit, source.id, document, tokens, truncated, span)
                 )
-        return results
+        return (
+            results if self.model.calibration is None else self._calibrated(results, self.model.calibration)
+        )
+
+    def _calibrated(
+        self, results: Sequence[ScoredDocument], calibration: Calibration
+    ) -> list[ScoredDocument]:
+        scores = calibrated_scores([result.logit for result in results], calibration)
+        (least,) = array("f", [self.request.min_calibrated_score or 0])
+        return [
+            ScoredDocument(*result[:-1], score)  # which costs a third of _replace
+            for result, score in zip(results, scores, strict=True)
+            if score >= least
+        ]
 
     def summary(self) -> RerankSummary:
         """Makes the part of the response that concerns the whole call."""

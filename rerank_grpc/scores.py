@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from rerank_grpc.calibration.calibration import Calibration
 from rerank_grpc.sequence import Output, TokenizedDocument
 from rerank_grpc.types import Scoring
 
@@ -123,6 +124,12 @@ def relevance_scores(
     if scoring is Scoring.TANH:  # (1 + tanh(x)) / 2 is the sigmoid of 2x, which loses no small score
         logits = (2 * logit for logit in logits)
     return array("f", map(_sigmoid, logits)).tolist()
+
+
+def calibrated_scores(logits: Sequence[float], calibration: Calibration) -> list[float]:
+    """Maps logits to probabilities of relevance, rounded to float32; 0 for a document that is not scored."""
+    found = calibration.probabilities(logits)
+    return [score if logit > EMPTY_LOGIT else 0.0 for logit, score in zip(logits, found, strict=True)]
 
 
 def _mapped_cosines(cosines: Iterable[float]) -> list[float]:

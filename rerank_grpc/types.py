@@ -63,7 +63,8 @@ class RerankRequest(NamedTuple):
 
     `top_n` and `max_tokens_per_document` of 0 mean all; `max_chunks_per_document`
     of 1 means that a long document is truncated. With `ignore_unsupported_options`
-    an instruction is left out where the model takes none, instead of refused.
+    an instruction is left out where the model takes none, instead of refused, and
+    `min_calibrated_score` where it has no calibration.
     """
 
     query: str
@@ -78,6 +79,7 @@ class RerankRequest(NamedTuple):
     max_chunks_per_document: int = 1
     priority: Priority = Priority.INTERACTIVE
     ignore_unsupported_options: bool = False
+    min_calibrated_score: float | None = None
 
 
 class Span(NamedTuple):
@@ -88,7 +90,10 @@ class Span(NamedTuple):
 
 
 class ScoredDocument(NamedTuple):
-    """One result: `index` is the document's place in the request."""
+    """One result: `index` is the document's place in the request.
+
+    `calibrated_score` is the probability of relevance, None where the model has no calibration.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
     relevance_score: float
@@ -98,6 +103,7 @@ class ScoredDocument(NamedTuple):
     tokens: int = 0
     truncated: bool = False
     best_chunk: Span | None = None
+    calibrated_score: float | None = None
 
 
 class Usage(NamedTuple):
@@ -142,6 +148,21 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationInfo:
+    """The map from a model's logits to probabilities: its method, the pairs and the options it comes from."""
+
+    method: str
+    created: str = ""  # by RFC 3339
+    queries: int = 0
+    relevant_pairs: int = 0
+    irrelevant_pairs: int = 0
+    instruction: str = ""
+    max_tokens_per_document: int = 0
+    truncation: Truncation = Truncation.END
+    max_chunks_per_document: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """One configured model; `serving` tells whether a call would be answered."""
 
@@ -167,6 +188,7 @@ class ModelInfo:
     pooling: str = ""
     prompt_source: str = ""
     hub_id: str = ""
+    calibration: CalibrationInfo | None = None
 
     @property
     def dtype(self) -> str:

@@ -1,15 +1,18 @@
 """Writes the requests and replies that every later release must read, to tests/golden/contract/VERSION.
 
-    python scripts/golden_messages.py           those of this tree's version, once; at a release
+    python scripts/golden_messages.py               those of this tree's version, once; at a release
+    python scripts/golden_messages.py --unreleased  those of what the next release adds, to `unreleased`
 
 For each message that a method takes or gives there is NAME.binpb, its bytes, and NAME.json, what they mean;
 several for one that has enums itself, so that each value of these is there. Every field is filled, with a
-value of its own. The files of a release never change: a change that needs another file breaks a caller.
+value of its own. The files of a release never change: a change that needs another file breaks a caller. Those
+of `unreleased` may, until a release replaces them.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "golden" / "contract"
+UNRELEASED = "unreleased"
 COPIES = 5  # of a repeated message: as many as the longest enum has values, so that each value is there
 
 
@@ -93,12 +97,14 @@ def write(folder: Path) -> None:
 
 
 def main() -> None:
-    """Writes the set of this version; raises SystemExit if it is there."""
+    """Writes the set of this version, or that of the next; raises SystemExit if a release's is there."""
     from rerank_grpc import __version__
 
-    folder = FOLDER / __version__
-    if folder.exists():
+    unreleased = f"--{UNRELEASED}" in sys.argv[1:]
+    folder = FOLDER / (UNRELEASED if unreleased else __version__)
+    if folder.exists() and not unreleased:
         raise SystemExit(f"{folder.relative_to(ROOT)} is there already: a release's messages never change")
+    shutil.rmtree(FOLDER / UNRELEASED, ignore_errors=True)
     write(folder)
     print(f"wrote {len(list(folder.iterdir()))} files to {folder.relative_to(ROOT)}")
 

@@ -37,6 +37,7 @@ SAMPLES = {
     "alias": ("tiny=embedded", None),
     "lazy-model": ("bge=/srv/bge", None),
     "pin": ("embedded", None),
+    "calibration": ("embedded=/srv/own.json", None),
     "models-dir": ("/srv", Path("/srv")),
     "catalogue": ("own.toml", Path("own.toml")),
     "model-memory": ("1.5GiB", 3 << 29),
@@ -109,6 +110,8 @@ def test_flag_and_variable_mean_the_same_and_the_flag_wins(option, tmp_path):
         assert by_flag.models == (EMBEDDED, ModelSpec("bge", "/srv/bge", lazy=True))
     elif option.name == "pin":
         assert by_flag.models == (ModelSpec("embedded", "embedded", pinned=True),)
+    elif option.name == "calibration":
+        assert by_flag.models == (ModelSpec("embedded", "embedded", calibration=Path("/srv/own.json")),)
     else:
         assert setting(by_flag, option.setting) == expected
 
@@ -186,6 +189,7 @@ def test_the_rest_server_alone_reads_its_own_settings():
         ("alias", "a="),
         ("lazy-model", "a="),
         ("pin", " "),
+        *(("calibration", text) for text in ("a", "a=", "=own.json")),
         ("model-memory", "20"),
         ("model-memory", "0GiB"),
         ("model-memory", "lots"),
@@ -247,6 +251,20 @@ def test_aliases_belong_to_one_model_and_names_are_unique():
     for flags in ({"model": ["a=x", "a=y"]}, {"model": ["a=x", "b=y"], "alias": ["a=b"]}):
         with pytest.raises(OptionError, match="'a' is given twice"):
             read_settings(flags, {})
+
+
+def test_a_calibration_belongs_to_one_model():
+    flags = {"model": ["a=x", "b=y"], "lazy-model": ["c=z"], "calibration": ["c=c=1.json", "a=a.json"]}
+    models = read_settings(flags, {}).models
+    assert [model.calibration for model in models] == [Path("a.json"), None, Path("c=1.json")]
+    text = r"^--calibration: aa=a.json: no --model is named 'aa'; did you mean a\?"
+    with pytest.raises(OptionError, match=text):
+        read_settings(flags | {"calibration": ["aa=a.json"]}, {})
+    with pytest.raises(
+        OptionError, match=r"^--calibration: the model 'a' is given two files: a\.json, b\.json$"
+    ):
+        read_settings(flags | {"calibration": ["a=a.json", "a=b.json"]}, {})
+    assert read_settings(flags | {"calibration": ["a=a.json", "a=a.json"]}, {}).models[0].calibration
 
 
 def in_clear(file: TokenFile | None) -> list[str]:
@@ -375,7 +393,16 @@ def test_defaults_are_said_as_one_would_type_them(options, read):
         if text:
             assert read({option.name: [text] if option.repeatable else text}, {}) == read({}, {})
     assert {option.name for option in options if not option.default_text} <= {
-        *("alias", "lazy-model", "pin", "catalogue", "token-file", "rest-cors", "upstream-token-file"),
+        *(
+            "alias",
+            "lazy-model",
+            "pin",
+            "calibration",
+            "catalogue",
+            "token-file",
+            "rest-cors",
+            "upstream-token-file",
+        ),
         *(f"{of}{name}" for of in ("", "upstream-") for name in ("ca", "cert", "key", "server-name")),
         *("tls-cert", "tls-key", "tls-client-ca"),
     }

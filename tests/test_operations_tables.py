@@ -153,6 +153,7 @@ def test_lists_are_separated_as_the_table_says(tmp_path):
         "RERANK_MODELS": "embedded, b=/b",
         "RERANK_LAZY_MODELS": "a=/a , b=/b",
         "RERANK_PINS": "embedded,embedded",
+        "RERANK_CALIBRATIONS": "embedded=/c, embedded=/c",
     }
     two |= {"RERANK_ALIASES": "a=embedded,b=embedded", "RERANK_REST_CORS": "http://a, http://b"}
     for variable, text in two.items():
@@ -162,6 +163,7 @@ def test_lists_are_separated_as_the_table_says(tmp_path):
             "models": settings.models,
             "lazy_models": [model for model in settings.models if model.lazy],
             "pins": [model for model in settings.models if model.pinned] * 2,
+            "calibrations": [model for model in settings.models if model.calibration] * 2,
             "aliases": settings.models[0].aliases,
             "rest_cors": settings.rest.cors,
         }[name]

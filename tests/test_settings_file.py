@@ -368,13 +368,19 @@ def test_the_defaults_behind_their_marks_are_the_defaults(tmp_path: Path):
 def test_paths_come_out_absolute_and_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "start").mkdir()
     monkeypatch.chdir(tmp_path / "start")
-    flags = {"model": ["a=./m", "b=plain"], "models-dir": "dir", "catalogue": "../own.toml"}
+    flags = {
+        "model": ["a=./m", "b=plain"],
+        "models-dir": "dir",
+        "catalogue": "../own.toml",
+        "calibration": ["b=own/b.json"],
+    }
     path = written(read_effective(flags, {}), tmp_path / "out.toml")
     monkeypatch.chdir("/")
     settings = read_settings({"config": path}, {})
     assert [model.source for model in settings.models] == [f"{tmp_path}/start/m", "plain"]
     assert settings.models_dir == tmp_path / "start" / "dir"
     assert settings.catalogue == tmp_path / "start" / ".." / "own.toml"
+    assert settings.models[1].calibration == tmp_path / "start" / "own" / "b.json"
 
 
 @pytest.mark.parametrize(

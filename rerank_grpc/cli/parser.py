@@ -231,7 +231,7 @@ def _build() -> tuple[Parser, dict[str, Parser]]:
         )
         added.set_defaults(run=command.run)
         for name, keywords in command.arguments:
-            added.add_argument(name, **keywords)
+            added.add_argument(*name.split(", "), **keywords)  # as "-o, --output"
         for option in command.options:
             _add(added, option)
     return parser, built

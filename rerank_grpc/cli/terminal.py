@@ -12,7 +12,7 @@ from typing import NamedTuple, TextIO
 
 from rerank_grpc.checkpoints.catalogue import KnownModel
 from rerank_grpc.config.reading import may_color
-from rerank_grpc.types import Health, ModelInfo, State
+from rerank_grpc.types import CalibrationInfo, Health, ModelInfo, State
 from rerank_grpc.units import million, size
 
 # Zero-width (non-)joiners shape Persian and emoji; other format characters
@@ -100,15 +100,19 @@ def bar(score: float, width: int, *, unicode: bool = True) -> str:
 
 
 class Row(NamedTuple):
-    """One line of a ranked table; `place` is the document's file and line."""
+    """One line of a ranked table; `place` is the document's file and line.
+
+    `calibrated` is the probability of relevance, where the model has a calibration.
+    """
 
     score: float
     place: str
     text: str
+    calibrated: float | None = None
 
 
 def ranking(rows: Sequence[Row], screen: Screen) -> Iterable[str]:
-    """Lays out results, best first: rank, score, bar, place and as much text as fits."""
+    """Lays out results, best first: rank, score, bar, calibrated score, place and as much text as fits."""
     if not rows:
         yield "no results"
         return
@@ -117,7 +121,8 @@ def ranking(rows: Sequence[Row], screen: Screen) -> Iterable[str]:
     if screen.width is not None:
         bar_width = min(max((screen.width - 40) // 4, 4), 24)
         place_width = min(place_width, max(screen.width // 5, 4))
-    left = rank_width + 1 + 6 + 1 + bar_width + 1 + place_width + 2
+    calibrated_width = 0 if rows[0].calibrated is None else len("p=0.0000 ")
+    left = rank_width + 1 + 6 + 1 + bar_width + 1 + calibrated_width + place_width + 2
     for rank, row in enumerate(rows, 1):
         number = screen.paint(f"{rank:>{rank_width}}", "bold")
         drawn = bar(row.score, bar_width, unicode=screen.unicode)
@@ -126,7 +131,8 @@ def ranking(rows: Sequence[Row], screen: Screen) -> Iterable[str]:
         text = printable(row.text)
         if screen.width is not None:
             text = clip(text, max(screen.width - left, 8))
-        yield f"{number} {row.score:.4f} {drawn} {place}  {text}".rstrip()
+        calibrated = "" if row.calibrated is None else f"p={row.calibrated:.4f} "
+        yield f"{number} {row.score:.4f} {drawn} {calibrated}{place}  {text}".rstrip()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) -> Iterable[str]:
@@ -174,6 +180,13 @@ def _blocks(head: Sequence[str], rows: Sequence[Sequence[str]], screen: Screen) 
                 yield f"{screen.paint(pad(name, label), 'dim')}  {clip(cell, room)}"
 
 
+def _calibration(info: CalibrationInfo | None) -> str:
+    """Names how a model was calibrated, the judged pairs and the day, in a cell; "" where it was not."""
+    if info is None:
+        return ""
+    return f"{info.method}, {info.relevant_pairs + info.irrelevant_pairs:,} pairs, {info.created[:10]}"
+
+
 _COLUMNS: tuple[tuple[str, Callable[[ModelInfo], str]], ...] = (
     ("model", lambda model: model.name + (" (default)" if model.is_default else "")),
     ("state", lambda model: model.state.value.upper()),
@@ -186,6 +199,7 @@ _COLUMNS: tuple[tuple[str, Callable[[ModelInfo], str]], ...] = (
     ("pooling", lambda model: model.pooling),
     ("activation", lambda model: model.activation),
     ("prompt", lambda model: model.prompt_source),
+    ("calibration", lambda model: _calibration(model.calibration)),
     ("tokens", lambda model: str(model.max_tokens or "")),
     ("memory", lambda model: size(model.memory_bytes) if model.memory_bytes else ""),
 )

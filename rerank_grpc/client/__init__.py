@@ -45,6 +45,7 @@ from rerank_grpc.errors import (
 )
 from rerank_grpc.tls.diagnosis import TlsProblem
 from rerank_grpc.types import (
+    CalibrationInfo,
     Document,
     Health,
     ModelInfo,
@@ -64,6 +65,7 @@ __all__ = [
     "AsyncClient",
     "AsyncRerankResponses",
     "AsyncRerankStream",
+    "CalibrationInfo",
     "Cancelled",
     "Client",
     "DeadlineExceeded",

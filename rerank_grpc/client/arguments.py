@@ -33,6 +33,7 @@ class RerankOptions(CallOptions, total=False):
     max_chunks_per_document: int | None
     priority: Priority | str | None
     ignore_unsupported_options: bool
+    min_calibrated_score: float | None
 
 
 def rerank_request(
@@ -51,6 +52,7 @@ def rerank_request(
     max_chunks_per_document: int | None = None,
     priority: Priority | str | None = None,
     ignore_unsupported_options: bool = False,
+    min_calibrated_score: float | None = None,
 ) -> tuple[RerankRequest, CallOptions]:
     """Splits arguments; raises TypeError for a wrong type, InvalidRequest for a wrong value."""
     request = RerankRequest(
@@ -66,6 +68,7 @@ def rerank_request(
         max_chunks_per_document=_count("max_chunks_per_document", max_chunks_per_document) or 1,
         priority=_choice("priority", priority, Priority.INTERACTIVE),
         ignore_unsupported_options=bool(ignore_unsupported_options),
+        min_calibrated_score=_number("min_calibrated_score", min_calibrated_score),
     )
     return request, {"timeout": timeout, "metadata": metadata}
 

@@ -11,6 +11,7 @@ from typing import Any
 from rerank_grpc.config.parsing import (
     alias,
     amount,
+    calibration,
     count,
     device,
     host,
@@ -221,6 +222,13 @@ SERVER_OPTIONS = (
         plural="lazy-models",
     ),
     Option("pin", text, "NAME", "a model that stays in memory once it is there", plural="pins"),
+    Option(
+        "calibration",
+        calibration,
+        "NAME=FILE",
+        "the file by rerank-grpc calibrate that gives a model's results their calibrated_score",
+        plural="calibrations",
+    ),
     Option("models-dir", Path, "DIR", "where DIR/basename stands for the hub id ORG/basename"),
     Option("catalogue", Path, "FILE", "a TOML file of further models: see docs/models.md"),
     Option(

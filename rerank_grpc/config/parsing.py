@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from rerank_grpc.config.settings import ANY_NAME, ModelSpec
@@ -132,3 +133,11 @@ def alias(text: str) -> tuple[str, str]:
     if not equals or not name or not (alias == ANY_NAME or NAME.fullmatch(alias)):
         raise ValueError("is not ALIAS=NAME, nor *=NAME for every unknown name")
     return alias, name
+
+
+def calibration(text: str) -> tuple[str, Path]:
+    """Reads NAME=FILE, a model and the file of its calibration."""
+    name, equals, file = text.partition("=")
+    if not equals or not file or not NAME.fullmatch(name):
+        raise ValueError("is not NAME=FILE, a model's name and its calibration")
+    return name, Path(file)

@@ -123,6 +123,7 @@ def _server_settings(given: Mapping[str, Given], environment: Mapping[str, str])
     values = _values(SERVER_OPTIONS, given)
     engine, rest = taken_out(values, "engine."), taken_out(values, "rest.")
     models = _with_aliases(_models(values, given), values.pop("aliases", ()), given)
+    models = _with_calibrations(models, values.pop("calibrations", ()), given)
     values |= accepted_tokens(given, environment, models)
     values["tls"] = server_tls(values, given)
     _check_socket(values.get("host", ""), "port", given)
@@ -183,6 +184,11 @@ def read_client_settings(
         token = None
     values["tls"] = caller_tls(values, "tls.", given)
     return ClientSettings(token=token, **values)
+
+
+def names_server(flags: Flags, environment: Mapping[str, str] = os.environ) -> bool:
+    """Tells whether a flag or a variable names a server to call, for commands that else load a model."""
+    return "target" in gather(CLIENT_OPTIONS, flags, _checked(environment), {})
 
 
 def _tls_here(environment: Mapping[str, str], given: Mapping[str, Given]) -> dict[str, Any]:
@@ -423,6 +429,22 @@ def _with_aliases(
             )
     aliases_of = {name: tuple(alias for alias, of in aliases if of == name) for name in names}
     return tuple(replace(model, aliases=aliases_of[model.name]) for model in models)
+
+
+def _with_calibrations(
+    models: tuple[ModelSpec, ...], calibrations: tuple[tuple[str, Path], ...], given: Mapping[str, Given]
+) -> tuple[ModelSpec, ...]:
+    """Gives each model its calibration; raises OptionError for an unknown model, or a second file of one."""
+    names, files = [model.name for model in models], dict[str, Path]()
+    for name, file in calibrations:
+        if name not in names:
+            hint = suggestion(name, names)
+            text = f"{name}={file}: no --model is named {name!r}{hint}"
+            raise OptionError(f"{where_of('calibration', given)}: {text}")
+        if files.setdefault(name, file) != file:
+            text = f"the model {name!r} is given two files: {files[name]}, {file}"
+            raise OptionError(f"{where_of('calibration', given)}: {text}")
+    return tuple(replace(model, calibration=files.get(model.name)) for model in models)
 
 
 def _check_socket(host: str, port: str, given: Mapping[str, Given]) -> None:

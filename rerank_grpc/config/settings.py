@@ -35,6 +35,7 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     lazy: bool = False  # loaded at its first call
     pinned: bool = False  # once in memory, stays there
+    calibration: Path | None = None  # the file of the map from its logits to probabilities
 
 
 EMBEDDED = ModelSpec("embedded", "embedded")

@@ -12,7 +12,7 @@ from typing import Any
 
 from rerank_grpc.config.options import Option, OptionError
 from rerank_grpc.config.origins import Effective, Given, Origin
-from rerank_grpc.config.parsing import model
+from rerank_grpc.config.parsing import calibration, model
 from rerank_grpc.errors import suggestion
 from rerank_grpc.files.obstacles import obstacle
 
@@ -54,6 +54,9 @@ def placed(option: Option, text: str, folder: str) -> str:
     """Takes a relative path from a folder: of a file's option, and of a model that begins with ./ or ../ ."""
     if option.read is Path:
         return os.path.join(folder, text)
+    if option.read is calibration:
+        name, equals, file = text.partition("=")
+        return name + equals + os.path.join(folder, file) if file else text
     if option.read is model:
         name, equals, source = text.partition("=") if "=" in text else ("", "", text)
         if re.match(r"\.\.?(/|$)", source):

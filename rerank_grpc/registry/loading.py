@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from rerank_grpc.calibration.calibration import Calibration
+from rerank_grpc.calibration.file import read_calibration
 from rerank_grpc.checkpoints.catalogue import KnownModel, read_catalogue
 from rerank_grpc.checkpoints.checkpoint import Checkpoint, find_weights, open_checkpoint, read_config
 from rerank_grpc.checkpoints.disk import files_told
@@ -23,7 +25,7 @@ from rerank_grpc.errors import ModelLoadError
 from rerank_grpc.evidence.evidence import read_evidence
 from rerank_grpc.kept import Kept
 from rerank_grpc.kernels.device import choose_device, choose_precision, fast_int8
-from rerank_grpc.models.base import Model
+from rerank_grpc.models.base import Model, ModelCard
 from rerank_grpc.models.loader import asks_transformers, card_of, load_model
 from rerank_grpc.registry import memory
 from rerank_grpc.registry.needs import (
@@ -66,6 +68,9 @@ class ModelLoader:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self.catalogue = read_catalogue(settings.catalogue)
+        self._calibrations = {
+            spec.name: read_calibration(spec.calibration) for spec in settings.models if spec.calibration
+        }
         if settings.kernels != "auto":
             mask_kernels(settings.kernels)
         self._clock = DeviceClock()  # all models of a server run on one device
@@ -101,6 +106,7 @@ class ModelLoader:
         checkpoint = self._open(spec.source)
         evidence = read_evidence(checkpoint)
         card = card_of(checkpoint, evidence, device, precision)
+        calibration = self._calibration(spec, card)
         batch_bytes = 0
         if device.type == "cpu":
             limit = memory_limit()
@@ -130,7 +136,7 @@ class ModelLoader:
         memory.give_back(device)
         grown = max(0, memory.used_bytes(device) - before)
         kept = MAX_KEPT_TOKENS * model.card.prefix_token_bytes
-        return LoadedModel(spec.name, model.card, tokenizer, engine, grown + kept, batch_bytes)
+        return LoadedModel(spec.name, model.card, tokenizer, engine, grown + kept, batch_bytes, calibration)
 
     @files_told()
     def read_model(self, name: str, checkpoint: Checkpoint | None = None) -> Model:
@@ -146,6 +152,16 @@ class ModelLoader:
         model = load_model(checkpoint, device, precision)
         memory.give_back(memory.HOST)  # reading the weights frees as much as they take
         return model
+
+    def _calibration(self, spec: ModelSpec, card: ModelCard) -> Calibration | None:
+        """Finds a model's calibration; raises ModelLoadError where it holds for other weights."""
+        found = self._calibrations.get(spec.name)
+        if found is None:
+            return None
+        why = found.mismatch(revision=card.revision, scoring=card.scoring, precision=card.precision)
+        if why:
+            raise ModelLoadError(f"{spec.calibration}: {why}")
+        return found
 
     def _open(self, name: str) -> Checkpoint:
         found = Source.of(name, self.catalogue).locate(self._settings.models_dir)

@@ -7,13 +7,14 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from queue import Empty, SimpleQueue
 
+from rerank_grpc.calibration.calibration import Calibration
 from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.errors import ModelFailed, ModelLoading, RerankError, shortened
 from rerank_grpc.models.base import ModelCard
 from rerank_grpc.telemetry.snapshots import ModelSnapshot
 from rerank_grpc.tokenizer.tokenizer import Tokenizer
-from rerank_grpc.types import ModelInfo, State
+from rerank_grpc.types import CalibrationInfo, ModelInfo, State
 
 RETRY_SECONDS = 1.0  # the hint when to call again for a model that has never been loaded
 # The most of a reason that an error carries, three times over: gRPC drops trailers of more than 8 KiB.
@@ -24,7 +25,8 @@ REASON_BYTES = 500
 class LoadedModel:
     """A model in memory; `memory_bytes` is the device's growth by it and the most that its prefixes take.
 
-    On a CPU `batch_bytes` are those of its largest batch, which come on top.
+    On a CPU `batch_bytes` are those of its largest batch, which come on top. `calibration` maps its logits to
+    probabilities, where there is one.
     """
 
     name: str
@@ -33,6 +35,7 @@ class LoadedModel:
     engine: Engine
     memory_bytes: int = 0
     batch_bytes: int = 0
+    calibration: Calibration | None = None
 
 
 class Ticket:
@@ -141,6 +144,7 @@ class Slot:
             activation=card.activation,
             pooling=card.pooling,
             prompt_source=card.reading.prompt.source if card.reading.prompt else "",
+            calibration=_info_of(self.loaded.calibration) if self.loaded.calibration else None,
         )
 
     def snapshot(self, now: float) -> ModelSnapshot:
@@ -183,3 +187,19 @@ class Slot:
             metadata={"model": self.spec.name},
             retry_after=max(RETRY_SECONDS, self.load_seconds),
         )
+
+
+def _info_of(calibration: Calibration) -> CalibrationInfo:
+    """Describes a calibration as ListModels does."""
+    fitted, options = calibration.fitted_on, calibration.options
+    return CalibrationInfo(
+        method=calibration.map.method,
+        created=calibration.made,
+        queries=fitted.queries,
+        relevant_pairs=fitted.relevant,
+        irrelevant_pairs=fitted.irrelevant,
+        instruction=options.instruction,
+        max_tokens_per_document=options.max_tokens_per_document,
+        truncation=options.truncation,
+        max_chunks_per_document=options.max_chunks_per_document,
+    )

@@ -256,8 +256,9 @@ def may_see(caller: Caller, name: str, aliases: Iterable[str]) -> bool:
 
 
 def _message_of(request: RerankRequest) -> bytes:
-    # Clients of other APIs send an instruction whether or not the model takes one.
-    request = request._replace(ignore_unsupported_options=True)
+    # Clients of other APIs send an instruction whether or not the model takes one. One that sends this
+    # bound knows the service, and results that do not keep it would mislead it.
+    request = request._replace(ignore_unsupported_options=request.min_calibrated_score is None)
     return messages.request_to(pb.RerankRequest, request).SerializeToString()
 
 

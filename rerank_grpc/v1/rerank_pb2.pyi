@@ -102,7 +102,7 @@ class Document(_message.Message):
     def __init__(self, text: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
 
 class RerankRequest(_message.Message):
-    __slots__ = ("model", "query", "documents", "top_n", "return_documents", "min_relevance_score", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document", "priority", "ignore_unsupported_options")
+    __slots__ = ("model", "query", "documents", "top_n", "return_documents", "min_relevance_score", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document", "priority", "ignore_unsupported_options", "min_calibrated_score")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +115,7 @@ class RerankRequest(_message.Message):
     MAX_CHUNKS_PER_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     IGNORE_UNSUPPORTED_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    MIN_CALIBRATED_SCORE_FIELD_NUMBER: _ClassVar[int]
     model: str
     query: str
     documents: _containers.RepeatedCompositeFieldContainer[Document]
@@ -127,10 +128,11 @@ class RerankRequest(_message.Message):
     max_chunks_per_document: int
     priority: Priority
     ignore_unsupported_options: bool
-    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: bool = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: bool = ...) -> None: ...
+    min_calibrated_score: float
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: bool = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: bool = ..., min_calibrated_score: _Optional[float] = ...) -> None: ...
 
 class StreamRerankRequest(_message.Message):
-    __slots__ = ("model", "query", "documents", "top_n", "return_documents", "min_relevance_score", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document", "priority", "ignore_unsupported_options")
+    __slots__ = ("model", "query", "documents", "top_n", "return_documents", "min_relevance_score", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document", "priority", "ignore_unsupported_options", "min_calibrated_score")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +145,7 @@ class StreamRerankRequest(_message.Message):
     MAX_CHUNKS_PER_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     IGNORE_UNSUPPORTED_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    MIN_CALIBRATED_SCORE_FIELD_NUMBER: _ClassVar[int]
     model: str
     query: str
     documents: _containers.RepeatedCompositeFieldContainer[Document]
@@ -155,10 +158,11 @@ class StreamRerankRequest(_message.Message):
     max_chunks_per_document: int
     priority: Priority
     ignore_unsupported_options: bool
-    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: bool = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: bool = ...) -> None: ...
+    min_calibrated_score: float
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., top_n: _Optional[int] = ..., return_documents: bool = ..., min_relevance_score: _Optional[float] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., ignore_unsupported_options: bool = ..., min_calibrated_score: _Optional[float] = ...) -> None: ...
 
 class RerankResult(_message.Message):
-    __slots__ = ("index", "id", "relevance_score", "logit", "document", "tokens", "truncated", "best_chunk")
+    __slots__ = ("index", "id", "relevance_score", "logit", "document", "tokens", "truncated", "best_chunk", "calibrated_score")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     RELEVANCE_SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +171,7 @@ class RerankResult(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     BEST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATED_SCORE_FIELD_NUMBER: _ClassVar[int]
     index: int
     id: str
     relevance_score: float
@@ -175,7 +180,8 @@ class RerankResult(_message.Message):
     tokens: int
     truncated: bool
     best_chunk: Span
-    def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., relevance_score: _Optional[float] = ..., logit: _Optional[float] = ..., document: _Optional[_Union[Document, _Mapping]] = ..., tokens: _Optional[int] = ..., truncated: bool = ..., best_chunk: _Optional[_Union[Span, _Mapping]] = ...) -> None: ...
+    calibrated_score: float
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., relevance_score: _Optional[float] = ..., logit: _Optional[float] = ..., document: _Optional[_Union[Document, _Mapping]] = ..., tokens: _Optional[int] = ..., truncated: bool = ..., best_chunk: _Optional[_Union[Span, _Mapping]] = ..., calibrated_score: _Optional[float] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("start", "end")
@@ -244,7 +250,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "aliases", "state", "state_message", "is_default", "revision", "family", "device", "precision", "attention", "max_tokens", "max_batch_tokens", "scoring", "accepts_instruction", "local_available", "memory_bytes", "pinned", "serving", "activation", "pooling", "prompt_source", "hub_id")
+    __slots__ = ("name", "aliases", "state", "state_message", "is_default", "revision", "family", "device", "precision", "attention", "max_tokens", "max_batch_tokens", "scoring", "accepts_instruction", "local_available", "memory_bytes", "pinned", "serving", "activation", "pooling", "prompt_source", "hub_id", "calibration")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +273,7 @@ class Model(_message.Message):
     POOLING_FIELD_NUMBER: _ClassVar[int]
     PROMPT_SOURCE_FIELD_NUMBER: _ClassVar[int]
     HUB_ID_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
     state: ModelState
@@ -289,7 +296,30 @@ class Model(_message.Message):
     pooling: str
     prompt_source: str
     hub_id: str
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: bool = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: bool = ..., local_available: bool = ..., memory_bytes: _Optional[int] = ..., pinned: bool = ..., serving: bool = ..., activation: _Optional[str] = ..., pooling: _Optional[str] = ..., prompt_source: _Optional[str] = ..., hub_id: _Optional[str] = ...) -> None: ...
+    calibration: Calibration
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_message: _Optional[str] = ..., is_default: bool = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., attention: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., scoring: _Optional[_Union[Scoring, str]] = ..., accepts_instruction: bool = ..., local_available: bool = ..., memory_bytes: _Optional[int] = ..., pinned: bool = ..., serving: bool = ..., activation: _Optional[str] = ..., pooling: _Optional[str] = ..., prompt_source: _Optional[str] = ..., hub_id: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ...) -> None: ...
+
+class Calibration(_message.Message):
+    __slots__ = ("method", "created", "queries", "relevant_pairs", "irrelevant_pairs", "instruction", "max_tokens_per_document", "truncation", "max_chunks_per_document")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    RELEVANT_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    IRRELEVANT_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_PER_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    MAX_CHUNKS_PER_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    created: str
+    queries: int
+    relevant_pairs: int
+    irrelevant_pairs: int
+    instruction: str
+    max_tokens_per_document: int
+    truncation: Truncation
+    max_chunks_per_document: int
+    def __init__(self, method: _Optional[str] = ..., created: _Optional[str] = ..., queries: _Optional[int] = ..., relevant_pairs: _Optional[int] = ..., irrelevant_pairs: _Optional[int] = ..., instruction: _Optional[str] = ..., max_tokens_per_document: _Optional[int] = ..., truncation: _Optional[_Union[Truncation, str]] = ..., max_chunks_per_document: _Optional[int] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ("model",)

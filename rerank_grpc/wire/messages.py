@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.types import (
+    CalibrationInfo,
     Document,
     Health,
     ModelInfo,
@@ -67,6 +68,7 @@ def request_to(kind: type[_Request], request: RerankRequest) -> _Request:
             top_n=request.top_n,
             return_documents=request.return_documents,
             min_relevance_score=request.min_relevance_score,
+            min_calibrated_score=request.min_calibrated_score,
             instruction=request.instruction,
             max_tokens_per_document=request.max_tokens_per_document,
             truncation=TRUNCATION_NUMBERS[request.truncation],
@@ -87,7 +89,7 @@ def request_from(message: pb.RerankRequest | pb.StreamRerankRequest) -> RerankRe
         raise InvalidRequest.of("truncation", f"{message.truncation} is not a Truncation")
     if message.priority not in PRIORITIES:
         raise InvalidRequest.of("priority", f"{message.priority} is not a Priority")
-    bounded = message.HasField("min_relevance_score")
+    bounded, calibrated = message.HasField("min_relevance_score"), message.HasField("min_calibrated_score")
     return RerankRequest(
         query=message.query,
         documents=[Document(document.text, document.id) for document in message.documents],
@@ -101,6 +103,7 @@ def request_from(message: pb.RerankRequest | pb.StreamRerankRequest) -> RerankRe
         max_chunks_per_document=message.max_chunks_per_document or 1,
         priority=PRIORITIES[message.priority],
         ignore_unsupported_options=message.ignore_unsupported_options,
+        min_calibrated_score=message.min_calibrated_score if calibrated else None,
     )
 
 
@@ -143,7 +146,7 @@ def part_to(part: list[ScoredDocument] | RerankSummary) -> pb.StreamRerankRespon
 
 def _result_to(result: ScoredDocument) -> dict[str, object]:
     """Writes a result as a dict, which costs a third of a message."""
-    index, score, logit, id_, document, tokens, truncated, span = result
+    index, score, logit, id_, document, tokens, truncated, span, calibrated = result
     fields: dict[str, object] = {"index": index, "relevance_score": score, "logit": logit, "tokens": tokens}
     if id_:
         fields["id"] = id_
@@ -153,6 +156,8 @@ def _result_to(result: ScoredDocument) -> dict[str, object]:
         fields["document"] = document._asdict()
     if span is not None:
         fields["best_chunk"] = span._asdict()
+    if calibrated is not None:
+        fields["calibrated_score"] = calibrated
     return fields
 
 
@@ -168,6 +173,7 @@ def result_from(message: pb.RerankResult) -> ScoredDocument:
         tokens=message.tokens,
         truncated=message.truncated,
         best_chunk=Span(span.start, span.end) if message.HasField("best_chunk") else None,
+        calibrated_score=message.calibrated_score if message.HasField("calibrated_score") else None,
     )
 
 
@@ -209,7 +215,10 @@ def duration_from(message: Duration) -> float:
 
 
 # Fields of one name and one form on both sides.
-_MODEL_FIELDS = {each.name for each in fields(ModelInfo)} - {"aliases", "state", "scoring", "serving"}
+_MODEL_FIELDS = {each.name for each in fields(ModelInfo)} - {
+    *("aliases", "state", "scoring", "serving", "calibration")
+}
+_CALIBRATION_FIELDS = {each.name for each in fields(CalibrationInfo)} - {"truncation"}
 _HEALTH_FIELDS = {each.name for each in fields(Health)} - {"state", "uptime_seconds", "serving"}
 
 
@@ -224,6 +233,7 @@ def model_to(info: ModelInfo) -> pb.Model:
         state=STATE_NUMBERS[info.state],
         scoring=SCORING_NUMBERS.get(info.scoring),
         serving=info.serving,
+        calibration=_calibration_to(info.calibration) if info.calibration else None,
         **_copied(info, _MODEL_FIELDS),
     )
 
@@ -233,9 +243,20 @@ def model_from(message: pb.Model) -> ModelInfo:
     return ModelInfo(
         aliases=tuple(message.aliases),
         scoring=SCORINGS.get(message.scoring),
+        calibration=_calibration_from(message.calibration) if message.HasField("calibration") else None,
         **_state_from(message),
         **_copied(message, _MODEL_FIELDS),
     )
+
+
+def _calibration_to(info: CalibrationInfo) -> pb.Calibration:
+    copied = _copied(info, _CALIBRATION_FIELDS)
+    return pb.Calibration(truncation=TRUNCATION_NUMBERS[info.truncation], **copied)
+
+
+def _calibration_from(message: pb.Calibration) -> CalibrationInfo:
+    truncation = TRUNCATIONS.get(message.truncation, Truncation.END)
+    return CalibrationInfo(truncation=truncation, **_copied(message, _CALIBRATION_FIELDS))
 
 
 def models_from(message: pb.ListModelsResponse) -> tuple[ModelInfo, ...]:

@@ -170,10 +170,11 @@ def test_the_shards_of_a_directory_may_be_json_lines(tmp_path: Path):
 
 def test_the_options_of_a_request_reach_the_server(scripted: ScriptedServer):
     arguments = ("--instruction", "Judge.", "--min-score", "0.25", "--priority", "batch", "--top-n", "2")
-    printed(scripted, "-", *arguments, stdin="a\nb\n")
+    printed(scripted, "-", *arguments, "--min-calibrated-score", "0.75", stdin="a\nb\n")
     (call,) = scripted.calls
     assert call.request.instruction == "Judge."
     assert (call.request.min_relevance_score, call.request.top_n) == (0.25, 2)
+    assert call.request.min_calibrated_score == 0.75
     assert call.request.priority == pb.PRIORITY_BATCH
 
 
@@ -293,6 +294,7 @@ def test_bad_documents_are_left_out_only_by_an_option(server: Served, tmp_path: 
         (["-", "--text-field", "body"], "--text-field is for jsonl and csv, and the files are read as lines"),
         (["-", "--min-score", "1.5"], "'1.5' is not a number from 0 to 1"),
         (["-", "--min-score", "nan"], "'nan' is not a number from 0 to 1"),
+        (["-", "--min-calibrated-score", "1.1"], "'1.1' is not a number from 0 to 1"),
         (["-", "--format", "xml"], "invalid choice: 'xml'"),
     ],
 )

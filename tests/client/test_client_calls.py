@@ -44,6 +44,7 @@ def test_a_reply_becomes_results_in_the_servers_order_with_its_summary(client, s
         tokens=3,
         truncated=True,
         best_chunk=pb.Span(start=1, end=4),
+        calibrated_score=0.75,
     )
     server.script.append(
         reply(
@@ -60,8 +61,8 @@ def test_a_reply_becomes_results_in_the_servers_order_with_its_summary(client, s
     first, second = response.results
     assert (first.index, first.id, first.relevance_score, first.logit) == (1, "b", 0.5, -2.5)
     assert (first.document, first.tokens, first.truncated) == (Document("two", "b"), 3, True)
-    assert first.best_chunk == Span(1, 4)
-    assert (second.document, second.best_chunk) == (None, None)
+    assert (first.best_chunk, first.calibrated_score) == (Span(1, 4), 0.75)
+    assert (second.document, second.best_chunk, second.calibrated_score) == (None, None, None)
     summary = response.summary
     assert (summary.model, summary.model_revision, summary.query_truncated) == ("m", "r", True)
     assert (summary.usage.input_tokens, summary.usage.cached_pairs) == (7, 1)
@@ -72,6 +73,7 @@ def test_every_argument_reaches_the_server(client, server):
     arguments = {
         "return_documents": True,
         "min_relevance_score": 0.25,
+        "min_calibrated_score": 0.75,
         "instruction": "judge",
         "max_tokens_per_document": 64,
         "truncation": Truncation.NONE,

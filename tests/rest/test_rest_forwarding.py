@@ -72,6 +72,7 @@ def dashscope(**parameters: Any) -> dict[str, Any]:
         (SUPERSET | {"truncation_side": "left", "truncation": False}, "truncation", pb.TRUNCATION_NONE),
         (SUPERSET | {"min_relevance_score": 0.25}, "min_relevance_score", 0.25),
         (SUPERSET | {"min_relevance_score": "0.25"}, "min_relevance_score", 0.25),
+        (SUPERSET | {"min_calibrated_score": "0.25"}, "min_calibrated_score", 0.25),
         (SUPERSET | {"kwargs": '{"instruct": "i"}', "instruction": None}, "instruction", "i"),
         (TEI | {"truncation_direction": "LEFT"}, "truncation", pb.TRUNCATION_START),
         (TEI | {"truncate": False, "truncation_direction": "left"}, "truncation", pb.TRUNCATION_NONE),
@@ -143,6 +144,18 @@ def test_an_instruction_is_sent_once_for_the_server_to_leave_out(behind: Scripte
     asked = seen(behind, port, SUPERSET | {"instruction": "i"}).request
     assert (asked.instruction, asked.ignore_unsupported_options) == ("i", True)
     assert len(behind.calls) == before + 1
+
+
+def test_of_a_request_with_a_least_probability_the_server_leaves_nothing_out(
+    behind: ScriptedServer, port: int
+) -> None:
+    body = SUPERSET | {"instruction": "i", "min_calibrated_score": 0}
+    asked = seen(behind, port, body).request
+    assert (asked.HasField("min_calibrated_score"), asked.ignore_unsupported_options) == (True, False)
+    # A server that does not know the field answers without it: so does REST.
+    results = post(port, "/v1/rerank", body).json["results"]
+    assert len(results) == len(DOCUMENTS)
+    assert not any("calibrated_score" in result for result in results)
 
 
 def test_a_devices_name_is_asked_for_once_for_each_revision_of_a_model() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.types import (
+    CalibrationInfo,
     Document,
     Health,
     ModelInfo,
@@ -45,6 +46,7 @@ def a_request(pick) -> RerankRequest:
         max_chunks_per_document=pick([1, 2, 64]),
         priority=pick(list(Priority)),
         ignore_unsupported_options=pick([True, False]),
+        min_calibrated_score=pick([None, *FLOATS]),
     )
 
 
@@ -58,12 +60,19 @@ def a_result(pick) -> ScoredDocument:
         tokens=pick(COUNTS),
         truncated=pick([True, False]),
         best_chunk=pick([None, Span(0, 4)]),
+        calibrated_score=pick([None, *FLOATS]),
     )
 
 
 def a_summary(pick) -> RerankSummary:
     usage = Usage(pick(COUNTS), pick(COUNTS), pick([0.0, 1.5]), pick([0.0, 1e-9]), pick([0.25, 3600.0]))
     return RerankSummary(pick(TEXTS), pick(TEXTS), usage, pick([True, False]))
+
+
+def a_calibration(pick) -> CalibrationInfo:
+    counts = pick(COUNTS), pick(COUNTS), pick(COUNTS)
+    options = pick(TEXTS), pick(COUNTS), pick(list(Truncation)), pick([1, 64])
+    return CalibrationInfo(pick(TEXTS), pick(TEXTS), *counts, *options)
 
 
 def a_model(pick) -> ModelInfo:
@@ -90,6 +99,7 @@ def a_model(pick) -> ModelInfo:
         activation=pick(TEXTS),
         pooling=pick(TEXTS),
         prompt_source=pick(TEXTS),
+        calibration=pick([None, a_calibration(pick)]),
     )
 
 
@@ -135,7 +145,7 @@ def test_a_model_and_its_health_that_were_written_are_read_as_they_were(seed):
 
 def test_a_request_fills_every_field_of_its_message():
     request = RerankRequest(
-        "q", [Document("d")], "m", 1, True, 0.5, "i", 2, Truncation.NONE, 3, Priority.BATCH, True
+        "q", [Document("d")], "m", 1, True, 0.5, "i", 2, Truncation.NONE, 3, Priority.BATCH, True, 0.5
     )
     written = {field.name for field, _ in messages.request_to(pb.RerankRequest, request).ListFields()}
     assert written == set(pb.RerankRequest.DESCRIPTOR.fields_by_name) == set(RerankRequest._fields)

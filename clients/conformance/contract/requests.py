@@ -16,9 +16,11 @@ and a client prints one line for each, {"name": …} with either
 
     results, model, query_truncated
                         of results: index, id, relevance_score, logit, text (where the document came back),
-                        tokens, truncated, best_chunk ([start, end], where it has one). Those of a stream are
-                        ordered by descending score, then index; only the best topN
-    models              of ListModels: name, aliases, state, serving, accepts_instruction, max_tokens
+                        tokens, truncated, best_chunk ([start, end], where it has one), calibrated_score
+                        (where it has one). Those of a stream are ordered by descending score, then index;
+                        only the best topN
+    models              of ListModels: name, aliases, state, serving, accepts_instruction, max_tokens,
+                        calibration (its method, where it has one)
     health              of Health: model, state, serving
     error               reason (ErrorReason without its prefix; DEADLINE_EXCEEDED and CANCELLED also where the
                         client itself ended the call), fields, retry (whether there is a delay)
@@ -140,6 +142,8 @@ def _result(result: ScoredDocument) -> dict[str, Any]:
         value["text"] = result.document.text
     if result.best_chunk is not None:
         value["best_chunk"] = [result.best_chunk.start, result.best_chunk.end]
+    if result.calibrated_score is not None:
+        value["calibrated_score"] = result.calibrated_score
     return value
 
 
@@ -154,6 +158,7 @@ def listed(models: Iterable[ModelInfo]) -> dict[str, Any]:
                 "serving": model.serving,
                 "accepts_instruction": model.accepts_instruction,
                 "max_tokens": model.max_tokens,
+                **({"calibration": model.calibration.method} if model.calibration else {}),
             }
             for model in models
         ]

@@ -29,8 +29,9 @@ from rerank_grpc.client import Client, RateLimited
 ROOT = Path(__file__).resolve().parents[3]
 Outcome = Mapping[str, Any]
 
-SCORE_TOLERANCE = 1e-6
-LOGIT_TOLERANCE = 1e-5
+# The slope of the calibration is 12, so that a probability may differ by three times as much as its logit.
+TOLERANCES = {"relevance_score": 1e-6, "logit": 1e-5, "calibrated_score": 3e-5}
+CALIBRATION = Path(__file__).resolve().with_name("calibration.json")
 TOKENS = {name: f"rrk_conformance_{name}" for name in ("full", "lister", "limited")}
 CALLERS = f"""
 [full]
@@ -100,7 +101,10 @@ def serving() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         callers = Path(folder) / "callers.toml"
         callers.write_text(CALLERS)
-        with server("--alias", "by-alias=embedded", "--token-file", str(callers)) as (target, _, inherited):
+        options = ["--alias", "by-alias=embedded", "--token-file", str(callers)]
+        options += ["--model", "embedded", "--model", "calibrated=embedded"]
+        options += ["--calibration", f"calibrated={CALIBRATION}"]
+        with server(*options) as (target, _, inherited):
             spend(target)
             yield {
                 **inherited,
@@ -156,6 +160,7 @@ def surprises(expect: Mapping[str, Any], outcome: Outcome) -> Iterator[str]:
         ],
         "truncated": any(result["truncated"] for result in results),
         "best_chunk": any("best_chunk" in result for result in results),
+        "calibrated_score": any("calibrated_score" in result for result in results),
         "query_truncated": outcome.get("query_truncated"),
         "models": [model["name"] for model in outcome.get("models", [])],
         "serving": outcome.get("health", {}).get("serving"),
@@ -180,7 +185,7 @@ def unlike(outcome: Outcome, first: Outcome) -> Iterator[str]:
         yield f"{len(seen)} results, for the first client {len(known)}"
     for mine, theirs in zip(seen, known, strict=False):
         for name in mine.keys() | theirs.keys():
-            tolerance = {"relevance_score": SCORE_TOLERANCE, "logit": LOGIT_TOLERANCE}.get(name)
+            tolerance = TOLERANCES.get(name)
             one, other = mine.get(name), theirs.get(name)
             if abs(one - other) > tolerance if tolerance and one is not None else one != other:
                 yield f"{name} of a result is {one!r}, for the first client {other!r}"

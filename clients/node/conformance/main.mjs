@@ -26,6 +26,7 @@ function told(results, { model, queryTruncated }) {
       truncated: result.truncated,
       ...(result.document ? { text: result.document.text } : {}),
       ...(result.bestChunk ? { best_chunk: [result.bestChunk.start, result.bestChunk.end] } : {}),
+      ...(result.calibratedScore === undefined ? {} : { calibrated_score: result.calibratedScore }),
     })),
     model,
     query_truncated: queryTruncated,
@@ -53,9 +54,10 @@ async function ask(client, line, call) {
   if (line.method === "ListModels") {
     const models = await client.listModels(call);
     return {
-      models: models.map(({ name, aliases, state, serving, acceptsInstruction, maxTokens }) => ({
+      models: models.map(({ name, aliases, state, serving, acceptsInstruction, maxTokens, calibration }) => ({
         ...{ name, aliases, state: ModelState[state], serving },
         ...{ accepts_instruction: acceptsInstruction, max_tokens: maxTokens },
+        ...(calibration ? { calibration: calibration.method } : {}),
       })),
     };
   }

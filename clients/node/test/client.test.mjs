@@ -109,6 +109,8 @@ test("a refused field is named", async () => {
     violations: [{ field: "min_relevance_score", description: "is nan, must be from 0 to 1" }],
   });
   await assert.rejects(client.rerank(QUERY, DOCUMENTS, { minRelevanceScore: Number.NaN }), refused);
+  const unsupported = of(rerank.UnsupportedOption, { reason: "UNSUPPORTED_OPTION" });
+  await assert.rejects(client.rerank(QUERY, DOCUMENTS, { minCalibratedScore: 0 }), unsupported);
 });
 
 test("a value that no message can hold is refused before it is sent", async () => {

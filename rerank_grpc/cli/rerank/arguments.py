@@ -71,6 +71,14 @@ ARGUMENTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
         {"metavar": "0..1", "type": score, "help": "print only results of this relevance_score or more"},
     ),
     (
+        "--min-calibrated-score",
+        {
+            "metavar": "0..1",
+            "type": score,
+            "help": "print only results of this probability or more, by the model's calibration",
+        },
+    ),
+    (
         "--priority",
         {
             "choices": ("interactive", "batch"),

@@ -43,7 +43,13 @@ def run(parsed: argparse.Namespace) -> int:
         return 0
     several = len(sources) > 1
     rows = [
-        Row(result.relevance_score, _short(record, several=several), record.text) for result, record in ranked
+        Row(
+            result.relevance_score,
+            _short(record, several=several),
+            record.text,
+            result.calibrated_score,
+        )
+        for result, record in ranked
     ]
     for line in terminal.ranking(rows, Screen.of(sys.stdout)):
         print(line)
@@ -119,6 +125,7 @@ def _ask(
                 top_n=parsed.top_n or None,
                 instruction=parsed.instruction,
                 min_relevance_score=parsed.min_score,
+                min_calibrated_score=parsed.min_calibrated_score,
                 priority=parsed.priority,
                 progress=progress.score,
             )
@@ -140,6 +147,8 @@ def _short(record: DocumentRecord, *, several: bool) -> str:
 def _json_of(ranked: tuple[ScoredDocument, DocumentRecord]) -> dict[str, Any]:
     result, record = ranked
     value = {name: getattr(result, name) for name in _RESULT_FIELDS}
+    if result.calibrated_score is not None:
+        value["calibrated_score"] = result.calibrated_score
     value |= {"file": record.file, "line": record.line, "text": record.text}
     if record.id:
         value["id"] = record.id

@@ -37,7 +37,9 @@ def decode(body: Body, posted: Posted, literal: str = "", plain: bool = False) -
         in_results = in_data if plain else given.objects
     if not literal:
         literal = "rerank" if body.get("raw_scores") is not None or posted.path == "/rerank" else "list"
-    encode = partial(_encode, literal, given.ids, score(body), in_results, in_data)
+    # Strict callers would refuse a field that they do not know: one that sends the bound knows it.
+    calibrated = request.min_calibrated_score is not None
+    encode = partial(_encode, literal, given.ids, score(body), calibrated, in_results, in_data)
     return Decoded((request,), encode, names=names)
 
 
@@ -53,6 +55,7 @@ def read_request(body: Body, given: Documents, posted: Posted) -> tuple[RerankRe
         model=posted.model or fields.text(body, "model"),
         top_n=fields.top_n(body, fields.first(body, "top_n", "top_k"), len(given.scored)),
         min_relevance_score=fields.number(body, "min_relevance_score"),
+        min_calibrated_score=fields.number(body, "min_calibrated_score"),
         instruction=instruction,
         max_tokens_per_document=token_limit(body),
         max_chunks_per_document=min(max(chunks, 1), LIMITS.chunks),
@@ -107,7 +110,7 @@ def _parsed(kwargs: str) -> Json:
         raise InvalidRequest.of("kwargs", "is not JSON") from None
 
 
-def _results(ids: Mapping[int, Json], score: Score, reply: Reply) -> list[dict[str, Json]]:
+def _results(ids: Mapping[int, Json], score: Score, calibrated: bool, reply: Reply) -> list[dict[str, Json]]:
     """Writes results; an id is there where the caller gave one, `truncated` where it is true."""
     results = [{"index": result.index, "relevance_score": score(result)} for result in reply.results]
     for written, result in zip(results, reply.results, strict=True):
@@ -115,6 +118,8 @@ def _results(ids: Mapping[int, Json], score: Score, reply: Reply) -> list[dict[s
             written["id"] = ids[result.index]
         if result.truncated:
             written["truncated"] = True
+        if calibrated and result.calibrated_score is not None:  # of an older server it is
+            written["calibrated_score"] = result.calibrated_score
     return results
 
 
@@ -122,12 +127,13 @@ def _encode(
     literal: str,
     ids: Mapping[int, Json],
     score: Score,
+    calibrated: bool,
     in_results: Sequence[Json],
     in_data: Sequence[Json],
     reply: Reply,
 ) -> Json:
     """Writes `results`, the older list `data` with the same scores, and the documents asked for."""
-    results = _results(ids, score, reply)
+    results = _results(ids, score, calibrated, reply)
     data = [{"index": each["index"], "score": each["relevance_score"], **each} for each in results]
     return {
         "id": reply.request_id,

@@ -12,9 +12,9 @@ from tests.deploy.helm.common import TOKEN, every_file, settings_of
 from tests.deploy.kubernetes import CHART, environment_of, pod_of, render, server_of, values_of
 
 DECIDED = {  # by other values than settings
-    "model", "alias", "lazy-model", "pin", "models-dir", "device", "host", "port", "admin-host", "admin-port",
-    "metrics-host", "metrics-port", "rest-host", "rest-port", "token-file", "grace",
-    "tls-cert", "tls-key", "tls-client-ca",
+    "model", "alias", "lazy-model", "pin", "calibration", "models-dir", "device", "host", "port",
+    "admin-host", "admin-port", "metrics-host", "metrics-port", "rest-host", "rest-port", "token-file",
+    "grace", "tls-cert", "tls-key", "tls-client-ca",
 }  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def test_values_become_settings(rendered, name, tokens):
         assert spec.lazy == each.get("lazy", False)
         assert spec.pinned == each.get("pinned", False)
         assert spec.aliases == tuple(each.get("aliases", ()))
+        assert str(spec.calibration) == each.get("calibration", "None")
         assert each.get("name", spec.name) == spec.name
     assert settings.grace_seconds == (defaults["shutdown"] | values.get("shutdown", {}))["graceSeconds"]
     assert settings.device == ("cuda" if values.get("gpu") else "auto")
@@ -57,6 +58,14 @@ def test_values_become_settings(rendered, name, tokens):
                 found = getattr(found, part)
             given = values["settings"][option.name]
             assert found == (tuple(given) if option.repeatable else option.read(str(given)))
+
+
+def test_a_model_has_its_calibration():
+    models = [{"source": "embedded", "calibration": "/models/own.json"}, {"source": "org/b", "name": "b"}]
+    server = server_of(render({"models": models}))
+    assert [each for each in server["args"] if "calibration" in each] == [
+        "--calibration=embedded=/models/own.json"
+    ]
 
 
 def test_a_bare_off_of_yaml_and_a_large_number_reach_the_server_as_they_are_meant(tokens):

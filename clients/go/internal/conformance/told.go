@@ -64,6 +64,9 @@ func reranked(results []*rerankv1.RerankResult, call call) told {
 		if chunk := result.BestChunk; chunk != nil {
 			value["best_chunk"] = []uint32{chunk.Start, chunk.End}
 		}
+		if score := result.CalibratedScore; score != nil {
+			value["calibrated_score"] = float64(*score)
+		}
 		list = append(list, value)
 	}
 	return told{"results": list, "model": call.GetModel(), "query_truncated": call.GetQueryTruncated()}
@@ -72,14 +75,18 @@ func reranked(results []*rerankv1.RerankResult, call call) told {
 func listed(reply *rerankv1.ListModelsResponse) told {
 	list := []told{}
 	for _, model := range reply.GetModels() {
-		list = append(list, told{
+		value := told{
 			"name":                model.Name,
 			"aliases":             append([]string{}, model.Aliases...),
 			"state":               state(model.State),
 			"serving":             model.Serving,
 			"accepts_instruction": model.AcceptsInstruction,
 			"max_tokens":          model.MaxTokens,
-		})
+		}
+		if model.Calibration != nil {
+			value["calibration"] = model.Calibration.Method
+		}
+		list = append(list, value)
 	}
 	return told{"models": list}
 }

@@ -19,13 +19,15 @@ securityContext:
 - serve
 {{- $aliases := list -}}
 {{- $pins := list -}}
+{{- $calibrations := list -}}
 {{- range .Values.models }}
 - {{ printf "--%s=%s%s" (ternary "lazy-model" "model" (default false .lazy)) (ternary (printf "%s=" .name) "" (not (empty .name))) .source | quote }}
 {{- $name := include "rerank.modelName" . -}}
 {{- range .aliases }}{{ $aliases = append $aliases (printf "--alias=%s=%s" . $name) }}{{ end -}}
 {{- if .pinned }}{{ $pins = append $pins (printf "--pin=%s" $name) }}{{ end -}}
+{{- with .calibration }}{{ $calibrations = append $calibrations (printf "--calibration=%s=%s" $name .) }}{{ end -}}
 {{- end }}
-{{- range concat $aliases $pins }}
+{{- range concat $aliases $pins $calibrations }}
 - {{ quote . }}
 {{- end }}
 - --models-dir=/models

@@ -64,6 +64,9 @@ final class Outcomes {
       span.add(result.getBestChunk().getEnd());
       value.add("best_chunk", span);
     }
+    if (result.hasCalibratedScore()) {
+      value.addProperty("calibrated_score", result.getCalibratedScore());
+    }
     return value;
   }
 
@@ -79,6 +82,9 @@ final class Outcomes {
       value.addProperty("serving", model.getServing());
       value.addProperty("accepts_instruction", model.getAcceptsInstruction());
       value.addProperty("max_tokens", model.getMaxTokens());
+      if (model.hasCalibration()) {
+        value.addProperty("calibration", model.getCalibration().getMethod());
+      }
       list.add(value);
     }
     JsonObject outcome = new JsonObject();
