@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from rerank_grpc.recommend.survey import Basis, SurveyRow
 
-LANGUAGES = {"zh": "Chinese", "en": "English", "ja": "Japanese", "ko": "Korean"}
 ENGLISH, CHINESE = "en", "zh"
 
 

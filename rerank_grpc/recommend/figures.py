@@ -50,6 +50,7 @@ class Measured:
     documents_per_second: float = 0.0
     latencies: tuple[Latency, ...] = ()
     resident: int = 0
+    others: float = 0.0  # the share of the processors' time that other processes took meanwhile
     complete: bool = False
 
 

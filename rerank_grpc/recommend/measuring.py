@@ -6,12 +6,14 @@ the latency of a call, several callers the documents of a second; each calls aga
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ CALLERS = 2  # at once, for documents/s: while one call's answer is made, anothe
 POOL = 400  # documents, of which neighbouring calls have none in common
 PATIENCE = 3.0  # times its share of the time may one call take; a longer one is told by a shorter one
 SAMPLED_TEXTS = 8
+STAT, IDLE = Path("/proc/stat"), slice(3, 5)  # idle, and waiting for a disk
 # Of this process, in KiB: what is not a file's.
 STATUS, MEMORY_LINES = Path("/proc/self/status"), ("RssAnon:", "RssShmem:")
 
@@ -66,7 +69,7 @@ def _measure_loaded(
     texts = make_texts(task.tokens, max(POOL, 2 * max(task.candidates)), count)
     sample = texts.documents[:SAMPLED_TEXTS]
     found = replace(found, tokens_per_document=sum(map(count, sample)) / len(sample))
-    loop = ClosedLoop(reranker, texts)
+    loop, usage = ClosedLoop(reranker, texts), ProcessorTime.now()
     share = task.seconds / (len(task.candidates) + 1)
     fewest = min(task.candidates)
     each = loop.timed(fewest) / fewest  # the warm-up, which also tells how long a document takes
@@ -77,8 +80,8 @@ def _measure_loaded(
         send(found)
     fitting = [each.candidates for each in found.latencies if each.calls and each.p50 <= share]
     rate = loop.rate(max(fitting), share) if fitting else 1 / each
-    resident = _resident(model)
-    send(replace(found, documents_per_second=rate, resident=resident, complete=True))
+    others, resident = usage.others(ProcessorTime.now()), _resident(model)
+    send(replace(found, documents_per_second=rate, resident=resident, others=others, complete=True))
 
 
 class ClosedLoop:
@@ -124,6 +127,31 @@ class ClosedLoop:
             documents += candidates
             taken = monotonic() - began
         return documents / taken
+
+
+class ProcessorTime(NamedTuple):
+    """The time of all processors in ticks, the busy ones among them, and this process's own seconds."""
+
+    total: int
+    busy: int
+    own: float
+
+    @classmethod
+    def now(cls) -> ProcessorTime:
+        """Reads it; zeros where the system does not tell it."""
+        try:
+            ticks = [int(word) for word in STAT.read_text("ascii").partition("\n")[0].split()[1:9]]
+        except (OSError, ValueError):
+            return cls(0, 0, 0.0)
+        return cls(sum(ticks), sum(ticks) - sum(ticks[IDLE]), process_time())
+
+    def others(self, later: ProcessorTime) -> float:
+        """Returns the share that other processes took until `later`."""
+        total = later.total - self.total
+        if total <= 0:
+            return 0.0
+        own = (later.own - self.own) * os.sysconf("SC_CLK_TCK")
+        return min(1.0, max(0.0, (later.busy - self.busy - own) / total))
 
 
 def _resident(model: LoadedModel) -> int:

@@ -11,6 +11,7 @@ from rerank_grpc.units import million, size
 
 NAME_CELLS = 34
 ABOUT = {Basis.ESTIMATE: "~", Basis.SAME_SHAPE: "≈"}
+BUSY = 0.1  # the share of the processors' time from which on it is told that others took it
 FORM = 1  # of the JSON
 
 
@@ -94,9 +95,15 @@ def notes(rows: Sequence[SurveyRow], machine: str) -> Iterator[str]:
         f"Measured here ({machine}): documents of {tokens:.0f} tokens; p95 is the latency of one caller's "
         "calls with so many candidates, docs/s the rate of several callers, memory that of the process."
     )
+    others = max((each.others for each in measured), default=0.0)
+    if others > BUSY:
+        yield (
+            f"Other processes took up to {others:.0%} of the processors' time meanwhile: a quiet machine is "
+            "faster than this."
+        )
     bases = {row.basis for row in rows if not row.problem}
     if Basis.RANDOM in bases:
-        yield "Random weights are as fast as a model's own, and rank nothing: 'rerank-grpc download' gets these."
+        yield "Random weights are as fast as a model's own, and rank nothing: 'rerank-grpc download' gets it."
     if Basis.SAME_SHAPE in bases:
         yield "≈ was measured with another model of the same layers, which stands under weights."
     if Basis.ESTIMATE in bases or any(not each.calls for figures in measured for each in figures.latencies):
@@ -144,6 +151,7 @@ def _json_of(row: SurveyRow, demands: Demands) -> dict[str, Any]:
         "documents_per_second": figures.documents_per_second if figures else None,
         "latencies": [each._asdict() for each in figures.latencies] if figures else [],
         "tokens_per_document": figures.tokens_per_document if figures else None,
+        "others_share": figures.others if figures else None,
         "load_seconds": figures.load_seconds or None if figures else None,
         "resident_bytes": figures.resident if figures else None,
         "most_bytes_of_a_server": room.need.peak if room else None,

@@ -18,6 +18,7 @@ from rerank_grpc.recommend.figures import Latency, Measured, MeasureTask
 from rerank_grpc.recommend.process import MeasuringProcess
 from rerank_grpc.recommend.room import Room, room_for
 
+PATIENCE = 3.0  # times the time of a measurement may one call take by the estimate
 PREFIX = "rerank-grpc-recommend-"  # of the folders of random weights
 
 
@@ -178,12 +179,12 @@ class Survey:
         return name, figures, times
 
     def _is_too_slow(self, candidate: Candidate, room: Room) -> bool:
-        """Whether its smallest call would take longer than its whole measurement may."""
+        """Whether its smallest call would take several times the time that its measurement may."""
         found = self._nearest(candidate, room.precision)
         if found is None:
             return False
         _, figures, times = found
-        return min(each.p50 for each in figures.latencies) * times > self.options.seconds
+        return min(each.p50 for each in figures.latencies) * times > PATIENCE * self.options.seconds
 
 
 def _steps(options: SurveyOptions) -> int:
