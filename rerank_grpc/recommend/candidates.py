@@ -20,7 +20,7 @@ ShapeKey: TypeAlias = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ModelCandidate:
     """A model that may be recommended; without a directory it can be made of its shape, if it has one."""
 
     name: str
@@ -66,7 +66,9 @@ class Constraints:
         return ""
 
 
-def find_candidates(names: Sequence[str], catalogue: Catalogue, settings: ServerSettings) -> list[Candidate]:
+def find_candidates(
+    names: Sequence[str], catalogue: Catalogue, settings: ServerSettings
+) -> list[ModelCandidate]:
     """Finds the named models, or without names the embedded one and all of the catalogue that are served.
 
     Those at hand stand first, and then the smaller before the larger. Raises ConfigurationError for a name
@@ -76,15 +78,15 @@ def find_candidates(names: Sequence[str], catalogue: Catalogue, settings: Server
     return sorted(found, key=lambda each: (each.directory is None, each.known.parameters))
 
 
-def _all(catalogue: Catalogue, settings: ServerSettings) -> Iterator[Candidate]:
+def _all(catalogue: Catalogue, settings: ServerSettings) -> Iterator[ModelCandidate]:
     if find_package() is not None:
         yield from _named([EMBEDDED], catalogue, settings)
     for known in catalogue:
         if not known.unsupported:
-            yield Candidate(known.short, known, _directory(Source.of(known.id, catalogue), settings))
+            yield ModelCandidate(known.short, known, _directory(Source.of(known.id, catalogue), settings))
 
 
-def _named(names: Iterable[str], catalogue: Catalogue, settings: ServerSettings) -> Iterator[Candidate]:
+def _named(names: Iterable[str], catalogue: Catalogue, settings: ServerSettings) -> Iterator[ModelCandidate]:
     for name in dict.fromkeys(names):
         source = Source.of(name, catalogue)
         directory = _directory(source, settings)
@@ -97,7 +99,7 @@ def _named(names: Iterable[str], catalogue: Catalogue, settings: ServerSettings)
                 f"{name}: neither on this machine nor in the catalogue, and so of no known shape: "
                 f"'rerank-grpc download {name}' fetches a model of the hub"
             )
-        yield Candidate(name, known or KnownModel(name), directory)
+        yield ModelCandidate(name, known or KnownModel(name), directory)
 
 
 def _directory(source: Source, settings: ServerSettings) -> Path | None:

@@ -55,7 +55,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class Unmeasured:
     """Why a model could not be measured, in one line."""
 
     text: str

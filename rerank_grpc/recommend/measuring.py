@@ -20,7 +20,7 @@ import torch
 
 from rerank_grpc.config.settings import ModelSpec
 from rerank_grpc.recommend.figures import Latency, Measured, MeasureTask
-from rerank_grpc.recommend.texts import QUERY, Texts, make_texts
+from rerank_grpc.recommend.texts import QUERY, TextPool, make_texts
 from rerank_grpc.registry.memory import used_bytes
 from rerank_grpc.registry.registry import END_SECONDS
 from rerank_grpc.registry.slot import LoadedModel
@@ -87,7 +87,7 @@ def _measure_loaded(
 class ClosedLoop:
     """Callers that call again when they have their answer, each call with documents of its own."""
 
-    def __init__(self, reranker: Reranker, texts: Texts) -> None:
+    def __init__(self, reranker: Reranker, texts: TextPool) -> None:
         self._reranker, self._texts = reranker, texts
         self._numbers = count(1)
 

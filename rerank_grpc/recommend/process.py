@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc.errors import ConfigurationError, RerankError, describe
-from rerank_grpc.recommend.figures import Failure, Measured, MeasureTask
+from rerank_grpc.recommend.figures import Measured, MeasureTask, Unmeasured
 
 START_SECONDS = 240.0  # within which a process must have loaded its model, and measured it besides
 TIMES = 4.0  # the seconds of a measurement that it may take at most
@@ -48,7 +48,7 @@ class MeasuringProcess:
                 self._process.join(END_SECONDS)
                 self.failure = self._ended()
                 return
-            if isinstance(found, Failure):
+            if isinstance(found, Unmeasured):
                 self.failure = found.text
             else:
                 self.figures = found
@@ -72,7 +72,7 @@ class MeasuringProcess:
 
 
 def work(pipe: Connection, task: MeasureTask) -> None:
-    """Runs the process: sends a Measured after each step, or a Failure."""
+    """Runs the process: sends a Measured after each step, or a Unmeasured."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent decides
     threading.Thread(target=_end_with_parent, args=(task.folder,), daemon=True).start()
     # The parent says in a line why a load failed; without a handler, Python would print the log's too.
@@ -83,11 +83,11 @@ def work(pipe: Connection, task: MeasureTask) -> None:
         measure(task, pipe.send)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            pipe.send(Failure(describe(error)))
+            pipe.send(Unmeasured(describe(error)))
     except (ConfigurationError, RerankError) as error:
-        pipe.send(Failure(str(error)))
+        pipe.send(Unmeasured(str(error)))
     except Exception as error:
-        pipe.send(Failure(f"it failed: {describe(error)}"))
+        pipe.send(Unmeasured(f"it failed: {describe(error)}"))
 
 
 def _end_with_parent(folder: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""What a survey has found: as tables for people, as JSON for machines."""
+"""The findings of a survey: as tables for people, as JSON for machines."""
 
 from __future__ import annotations
 

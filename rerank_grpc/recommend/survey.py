@@ -12,7 +12,7 @@ from time import monotonic
 
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.recommend.candidates import Candidate
+from rerank_grpc.recommend.candidates import ModelCandidate
 from rerank_grpc.recommend.checkpoints import layers_work, write_checkpoint
 from rerank_grpc.recommend.figures import Latency, Measured, MeasureTask
 from rerank_grpc.recommend.process import MeasuringProcess
@@ -46,7 +46,7 @@ class SurveyOptions:
 class SurveyRow:
     """A candidate with what was found; `reference` is the model that the figures were taken from."""
 
-    candidate: Candidate
+    candidate: ModelCandidate
     basis: Basis
     figures: Measured | None = None
     room: Room | None = None
@@ -66,7 +66,7 @@ class Survey:
         self._settings, self.options = settings, options
         self._end = monotonic() + options.total_seconds
 
-    def add(self, candidate: Candidate) -> SurveyRow:
+    def add(self, candidate: ModelCandidate) -> SurveyRow:
         """Measures a candidate, or says why not; what it cannot do is a row too."""
         self.watch("preparing")
         try:
@@ -76,7 +76,7 @@ class Survey:
         self.rows.append(row)
         return row
 
-    def _own(self, candidate: Candidate) -> SurveyRow:
+    def _own(self, candidate: ModelCandidate) -> SurveyRow:
         assert candidate.directory is not None
         source = candidate.name if candidate.name == "embedded" else str(candidate.directory)
         longest = candidate.known.max_tokens
@@ -87,7 +87,7 @@ class Survey:
             return self._estimated(candidate, room, "")
         return self._measured(candidate, source, room, self._settings, Basis.OWN)
 
-    def _by_shape(self, candidate: Candidate) -> SurveyRow:
+    def _by_shape(self, candidate: ModelCandidate) -> SurveyRow:
         if not candidate.known.shape:
             raise ConfigurationError("it is not on this machine, and the catalogue has no shape of it")
         with _folder() as folder:
@@ -105,7 +105,7 @@ class Survey:
 
     def _measured(
         self,
-        candidate: Candidate,
+        candidate: ModelCandidate,
         source: str,
         room: Room,
         settings: ServerSettings,
@@ -131,7 +131,7 @@ class Survey:
             if row.basis in (Basis.OWN, Basis.RANDOM) and row.figures and row.room:
                 yield row, row.figures, row.room
 
-    def _of_same_shape(self, candidate: Candidate, room: Room) -> SurveyRow | None:
+    def _of_same_shape(self, candidate: ModelCandidate, room: Room) -> SurveyRow | None:
         """Takes the figures of a model of the same layers; the memory differs by the weights."""
         for row, figures, own in self._references():
             if row.candidate.shape_key == candidate.shape_key and own.precision == room.precision:
@@ -140,7 +140,7 @@ class Survey:
                 return SurveyRow(candidate, Basis.SAME_SHAPE, shared, room, row.candidate.name, room.problem)
         return None
 
-    def _estimated(self, candidate: Candidate, room: Room, problem: str) -> SurveyRow:
+    def _estimated(self, candidate: ModelCandidate, room: Room, problem: str) -> SurveyRow:
         """Scales the figures of the nearest measured model by the weights that each token meets in layers."""
         found = self._nearest(candidate, room.precision)
         if found is None:
@@ -162,7 +162,7 @@ class Survey:
         )
         return SurveyRow(candidate, Basis.ESTIMATE, estimate, room, reference, problem)
 
-    def _nearest(self, candidate: Candidate, precision: str) -> tuple[str, Measured, float] | None:
+    def _nearest(self, candidate: ModelCandidate, precision: str) -> tuple[str, Measured, float] | None:
         """Finds the measured model nearest in work, of the same family if possible, and the ratio of work."""
         work = layers_work(candidate.known)
         ranked = []
@@ -178,7 +178,7 @@ class Survey:
         *_, name, figures, times = min(ranked, key=lambda each: each[:2])
         return name, figures, times
 
-    def _is_too_slow(self, candidate: Candidate, room: Room) -> bool:
+    def _is_too_slow(self, candidate: ModelCandidate, room: Room) -> bool:
         """Whether its smallest call would take several times the time that its measurement may."""
         found = self._nearest(candidate, room.precision)
         if found is None:

@@ -1,4 +1,4 @@
-"""Texts of a stated number of tokens, for any tokenizer: pieces of Python's own manual."""
+"""TextPool of a stated number of tokens, for any tokenizer: pieces of Python's own manual."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUERY = "how does a program wait for a result that another one computes"
 SAMPLED, ROUNDS = 8, 3  # documents whose tokens are counted, and corrections of their words
 
 
-class Texts(NamedTuple):
+class TextPool(NamedTuple):
     """Documents of about the same length, of which each call gets others."""
 
     documents: tuple[str, ...]
@@ -38,7 +38,7 @@ def _manual() -> Iterable[str]:
     return topics.values()
 
 
-def make_texts(tokens: int, count: int, count_tokens: Callable[[str], int]) -> Texts:
+def make_texts(tokens: int, count: int, count_tokens: Callable[[str], int]) -> TextPool:
     """Makes documents of about so many tokens, as `count_tokens` counts those of a text.
 
     Where a model cuts texts before that, they have about as many as it reads.
@@ -54,4 +54,4 @@ def make_texts(tokens: int, count: int, count_tokens: Callable[[str], int]) -> T
     for _ in range(ROUNDS):
         found = sum(map(count_tokens, documents(length, SAMPLED))) / SAMPLED
         length = max(1, min(round(length * tokens / max(1, found)), tokens))
-    return Texts(documents(length, count))
+    return TextPool(documents(length, count))

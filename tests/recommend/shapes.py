@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
-from rerank_grpc.recommend.candidates import Candidate
+from rerank_grpc.recommend.candidates import ModelCandidate
 
 ENCODER = "num_hidden_layers = 2, hidden_size = 64, num_attention_heads = 4, intermediate_size = 128"
 DECODER = f"{ENCODER}, num_key_value_heads = 2, head_dim = 16, max_position_embeddings = 512"
@@ -70,7 +70,7 @@ def settings_with(catalogue: Path) -> ServerSettings:
     return ServerSettings(catalogue=catalogue, device="cpu", engine=EngineSettings(max_batch_tokens=1024))
 
 
-def candidate(catalogue: Path, name: str) -> Candidate:
+def candidate(catalogue: Path, name: str) -> ModelCandidate:
     known = read_catalogue(catalogue).find(name)
     assert known is not None
-    return Candidate(name, known)
+    return ModelCandidate(name, known)

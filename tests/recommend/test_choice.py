@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rerank_grpc.checkpoints.catalogue import KnownModel, PublishedQuality
-from rerank_grpc.recommend.candidates import Candidate
+from rerank_grpc.recommend.candidates import ModelCandidate
 from rerank_grpc.recommend.choice import Demands, advise, benchmark_for, fitting, ordered, time_of
 from rerank_grpc.recommend.figures import Latency, Measured
 from rerank_grpc.recommend.survey import Basis, SurveyRow
@@ -23,12 +23,12 @@ def row(
     )
     known = KnownModel(f"acme/{name}", languages=languages, quality=figures)
     if p95 is None:
-        return SurveyRow(Candidate(name, known), Basis.NONE, problem="it failed")
+        return SurveyRow(ModelCandidate(name, known), Basis.NONE, problem="it failed")
     latencies = tuple(Latency(count, 3, each, each) for count, each in zip((20, 50), p95, strict=True))
     measured = Measured(
         "fp32", "cpu", "sdpa", 512, 1.0, documents_per_second=rate, latencies=latencies, complete=True
     )
-    return SurveyRow(Candidate(name, known), basis, measured)
+    return SurveyRow(ModelCandidate(name, known), basis, measured)
 
 
 ROWS = [

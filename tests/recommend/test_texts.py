@@ -1,8 +1,8 @@
-"""Texts of a stated number of tokens."""
+"""TextPool of a stated number of tokens."""
 
 from __future__ import annotations
 
-from rerank_grpc.recommend.texts import Texts, make_texts
+from rerank_grpc.recommend.texts import TextPool, make_texts
 
 
 def test_documents_have_the_stated_number_of_tokens_whatever_a_word_has() -> None:
@@ -17,5 +17,5 @@ def test_a_model_that_cuts_texts_gets_no_endless_ones() -> None:
 
 
 def test_the_calls_after_each_other_get_other_documents() -> None:
-    texts = Texts(("a", "b", "c", "d", "e"))
+    texts = TextPool(("a", "b", "c", "d", "e"))
     assert [texts.take(call, 2) for call in range(3)] == [["a", "b"], ["c", "d"], ["e", "a"]]

@@ -22,7 +22,7 @@ from rerank_grpc.files.obstacles import obstacle
 
 if TYPE_CHECKING:
     from rerank_grpc.config.settings import ServerSettings
-    from rerank_grpc.recommend.candidates import Candidate
+    from rerank_grpc.recommend.candidates import ModelCandidate
     from rerank_grpc.recommend.choice import Demands
     from rerank_grpc.recommend.survey import Survey
 
@@ -160,7 +160,7 @@ def run(parsed: argparse.Namespace) -> int:
     return 0 if any(row.figures and not row.problem for row in survey.rows) else 1
 
 
-def _survey(candidates: Sequence[Candidate], survey: Survey) -> bool:
+def _survey(candidates: Sequence[ModelCandidate], survey: Survey) -> bool:
     """Adds the candidates one after the other; tells whether a signal has stopped it."""
     from tqdm import tqdm
 
