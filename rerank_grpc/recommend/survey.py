@@ -78,8 +78,8 @@ class Survey:
 
     def _own(self, candidate: ModelCandidate) -> SurveyRow:
         assert candidate.directory is not None
-        source = candidate.name if candidate.name == "embedded" else str(candidate.directory)
-        longest = candidate.known.max_tokens
+        # By its name, as `serve` finds it: the catalogue's prompt belongs to the name, not to the folder.
+        source, longest = candidate.name, candidate.known.max_tokens
         room = room_for(source, candidate.directory, longest, self._settings)
         if room.problem:
             return SurveyRow(candidate, Basis.NONE, room=room, problem=room.problem)

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rerank_grpc.cli.process import SERVER_EXTRA, needs
@@ -19,6 +20,7 @@ from rerank_grpc.config.allowance import memory_limit, processors, provide_threa
 from rerank_grpc.config.reading import read_settings
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.files.obstacles import obstacle
+from rerank_grpc.units import duration
 
 if TYPE_CHECKING:
     from rerank_grpc.config.settings import ServerSettings
@@ -144,7 +146,9 @@ def run(parsed: argparse.Namespace) -> int:
             import matplotlib  # noqa: F401  # drawn with at the end; missing here, it is told before any work
     logging.getLogger("rerank_grpc").addHandler(logging.NullHandler())
     found = find_candidates(parsed.models, read_catalogue(settings.catalogue), settings)
-    constraints = Constraints(parsed.languages or (), parsed.licence or (), parsed.commercial)
+    constraints = Constraints(
+        tuple(map(str.lower, parsed.languages or ())), parsed.licence or (), parsed.commercial
+    )
     reasons = {each.name: constraints.refuse(each.known) for each in found}
     left_out = {name: reason for name, reason in reasons.items() if reason}
     chosen = [each for each in found if not reasons[each.name]]
@@ -164,6 +168,7 @@ def _survey(candidates: Sequence[ModelCandidate], survey: Survey) -> bool:
     """Adds the candidates one after the other; tells whether a signal has stopped it."""
     from tqdm import tqdm
 
+    began = monotonic()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     bar = tqdm(candidates, unit="model", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)
     try:
@@ -172,8 +177,10 @@ def _survey(candidates: Sequence[ModelCandidate], survey: Survey) -> bool:
             survey.watch = lambda step, name=name: bar.set_postfix_str(f"{name}: {step}")  # type: ignore[misc]
             row = survey.add(candidate)
             if bar.disable:
-                how = row.problem or row.basis.value
-                print(f"{number} of {len(candidates)}: {name}: {printable(how)}", file=sys.stderr, flush=True)
+                how, of = printable(row.problem or row.basis.value), len(candidates)
+                left = (monotonic() - began) / number * (of - number)
+                rest = f", about {duration(left)} left" if number < of else ""
+                print(f"{number} of {of}: {name}: {how}{rest}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         return True
     finally:
