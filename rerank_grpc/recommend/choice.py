@@ -87,7 +87,7 @@ def _best(rows: Sequence[SurveyRow], count: int, demands: Demands, language: str
         return f"none; the fastest, {fastest.candidate.name}, takes {_told(fastest, count)}."
     best = max(fit, key=lambda row: (_value(row, benchmark), -_p95(row, count)))
     value = _value(best, benchmark)
-    known = f"{benchmark} {value:g}" if value >= 0 else "no figure of its quality in this language is known"
+    known = f"{benchmark} {value:g}" if value >= 0 else "no figure of it on the benchmark is known"
     return f"{best.candidate.name} ({_told(best, count)} at p95; {known})."
 
 

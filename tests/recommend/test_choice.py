@@ -72,7 +72,7 @@ def test_the_advice_names_the_best_that_fits_and_the_fastest_where_none_does() -
 
 def test_an_estimate_and_a_missing_figure_are_told_as_such() -> None:
     (told, *_) = advise([row("guessed", (0.1, 0.2), basis=Basis.ESTIMATE)], DEMANDS)
-    assert "guessed (about 100 ms at p95; no figure of its quality in this language is known)" in told
+    assert "guessed (about 100 ms at p95; no figure of it on the benchmark is known)" in told
 
 
 def test_the_first_language_that_is_asked_for_decides() -> None:
