@@ -30,6 +30,16 @@ class KnownPair:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedQuality:
+    """A figure of a publication: a benchmark and its metric, the value of 100, and where it was read."""
+
+    benchmark: str
+    value: float
+    languages: tuple[str, ...]  # of the benchmark's texts
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class KnownModel:
     """An entry; catalogue.toml explains each field, and an empty one states nothing."""
 
@@ -45,6 +55,8 @@ class KnownModel:
     revision: str = NEWEST
     memory_mib: Mapping[str, int] = field(default_factory=dict)
     parameters: int = 0
+    shape: Mapping[str, Any] = field(default_factory=dict)  # of config.json; transformers checks it
+    quality: tuple[PublishedQuality, ...] = ()
     languages: tuple[str, ...] = ()
     licence: str = ""
     good_for: str = ""
@@ -120,6 +132,8 @@ TYPES: Mapping[str, tuple[type, ...]] = {
     "scale": (int, float),
     "offset": (int, float),
     "memory_mib": (dict,),
+    "shape": (dict,),
+    "quality": (list,),
     "prompt": (dict,),
     "languages": (list,),
     "known": (list,),
@@ -161,6 +175,7 @@ def _model(table: Mapping[str, Any], origin: str) -> KnownModel:
     if "scoring" in table:
         values["scoring"] = Scoring(table["scoring"])
     values["known"] = tuple(_pair(pair, where) for pair in table.get("known", ()))
+    values["quality"] = tuple(_quality(figure, where) for figure in table.get("quality", ()))
     values["languages"] = tuple(table.get("languages", ()))
     return KnownModel(**values)
 
@@ -202,3 +217,13 @@ def _pair(table: object, where: str) -> KnownPair:
     if (pair.logit is None) == (pair.score is None):
         raise ConfigurationError(f"{where}: a known pair has query, document, and either logit or score")
     return pair
+
+
+def _quality(table: object, where: str) -> PublishedQuality:
+    figure = table if isinstance(table, dict) else {}
+    texts = all(isinstance(figure.get(key), str) for key in ("benchmark", "source"))
+    if len(figure) != 4 or not texts or not _are_texts(figure.get("languages")):
+        raise ConfigurationError(f"{where}: quality has benchmark, value, languages and source, each time")
+    if type(figure.get("value")) not in (int, float) or not 0 <= figure["value"] <= 100:
+        raise ConfigurationError(f"{where}: quality: value is a number from 0 to 100")
+    return PublishedQuality(**figure | {"languages": tuple(figure["languages"])})

@@ -243,7 +243,8 @@ def _usage(command: Command) -> Iterator[str]:
     for name, keywords in command.arguments:
         if not name.startswith("-"):
             word = keywords.get("metavar") or "|".join(keywords["choices"])
-            yield {"+": f"{word} [{word} ...]", "?": f"[{word}]"}.get(keywords.get("nargs", ""), word)
+            many = {"+": f"{word} [{word} ...]", "*": f"[{word} ...]", "?": f"[{word}]"}
+            yield many.get(keywords.get("nargs", ""), word)
 
 
 def _add(command: Parser, option: Option) -> None:

@@ -159,7 +159,7 @@ class KeptBudget:
             "revision": card.revision,
             "precision": card.precision,
             "attention": card.attention_label,
-            "device": _name_of(torch.device(card.device)),
+            "device": device_name(torch.device(card.device)),
             "threads": torch.get_num_threads(),
             "version": __version__,
             "torch": torch.__version__,
@@ -180,8 +180,8 @@ class KeptBudget:
         self._kept.write(self._key, value)
 
 
-def _name_of(device: torch.device) -> str:
-    """The name of the processor, or of the GPU."""
+def device_name(device: torch.device) -> str:
+    """Returns the name of the processor, or of the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -202,7 +202,7 @@ def test_another_processor_or_thread_count_has_a_budget_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     kept_in(tmp_path).write(Choice(2_048, False, ""))
-    for name, other in (("_name_of", lambda device: "another"), ("threads", lambda: 99)):
+    for name, other in (("device_name", lambda device: "another"), ("threads", lambda: 99)):
         with monkeypatch.context() as patch:
             if name == "threads":
                 patch.setattr("torch.get_num_threads", other)
