@@ -1,0 +1,1 @@
+"""What carries the calls: gRPC, or JSON over HTTP."""
