@@ -1,4 +1,4 @@
-"""What a step's calls come to: rates, percentiles, errors, and whether the driver itself was in time.
+"""Measures a step: rates, percentiles, errors, and whether the driver itself was in time.
 
 A percentile is that of all values, by linear interpolation between the two nearest (Hyndman and Fan's
 definition 7, NumPy's default). Its interval of 95 % is that of order statistics, by the normal approximation

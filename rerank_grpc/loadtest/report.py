@@ -1,4 +1,4 @@
-"""What a run prints and writes: a table, what is to be said beneath it, and JSON to repeat it by."""
+"""Lays out a run: a table, the remarks beneath it, and JSON to repeat it by."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ _ERRORS = re.compile(r"errors(?:=|<=?)([0-9]+(?:\.[0-9]+)?)%")
 
 
 class LatencyLimit(NamedTuple):
-    """So many percent of all calls are answered with scores within so many seconds."""
+    """A percentage of all calls are answered with scores within so many seconds."""
 
     percent: float
     seconds: float

@@ -1,4 +1,4 @@
-"""What is sent: texts made of words, no two calls alike, or recorded calls."""
+"""The texts that are sent: made of words, no two calls alike, or recorded calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POOL = 4_096  # documents that are made beforehand: making one takes as long as 
 MOST_RECORDED = 256 << 20  # characters, all of which are held
 
 
-class Span(NamedTuple):
+class DrawnRange(NamedTuple):
     """A whole number drawn evenly from `least` to `most`."""
 
     least: int
@@ -56,7 +56,7 @@ class MadeTexts:
     it has seen. The documents of a call are neighbours in a pool, and differ from each other.
     """
 
-    def __init__(self, seed: int, documents: Span, words: Span) -> None:
+    def __init__(self, seed: int, documents: DrawnRange, words: DrawnRange) -> None:
         self._seed, self._documents, self._words = seed, documents, words
         self._vocabulary = vocabulary()
         chance = random.Random(f"{seed} documents")

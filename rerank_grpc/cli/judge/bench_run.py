@@ -35,7 +35,7 @@ from rerank_grpc.loadtest.report import HEAD, Report, remarks, row
 from rerank_grpc.loadtest.search import Search, Verdict
 from rerank_grpc.loadtest.slo import Objective
 from rerank_grpc.loadtest.steps import Bench, Manner
-from rerank_grpc.loadtest.texts import MadeTexts, RecordedTexts, Span, Texts, read_recording
+from rerank_grpc.loadtest.texts import MadeTexts, RecordedTexts, DrawnRange, Texts, read_recording
 from rerank_grpc.loadtest.transports.base import CallFailed, Transport
 from rerank_grpc.units import duration
 
@@ -45,7 +45,7 @@ SEARCH_STEPS = 9  # about as many as a search takes, for the time that is told
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What is asked for: rates, callers, or a recording at its own times; a search between two rates."""
+    """The load that is asked for: rates, callers, or a recording at its own times; a search between two rates."""
 
     rates: tuple[float, ...] = ()
     callers: int | None = None
@@ -98,7 +98,7 @@ def _plan(parsed: argparse.Namespace) -> tuple[Texts, Manner, _Load]:
         texts = read_recording(Path(parsed.replay))
         times = texts.times if not parsed.rate and parsed.concurrency is None else None
     else:
-        texts, times = MadeTexts(seed, Span(*parsed.documents), Span(*parsed.words)), None
+        texts, times = MadeTexts(seed, DrawnRange(*parsed.documents), DrawnRange(*parsed.words)), None
     manner = Manner(
         parsed.duration, parsed.warm_up, parsed.arrivals, seed, parsed.slo, times=times, speed=parsed.speed
     )
@@ -222,8 +222,8 @@ def _transport(model: str, settings: ClientSettings, url: str | None) -> Transpo
         client = AsyncClient(settings.target, timeout=settings.timeout, retries=0, **identity(settings))
         return GrpcTransport(client, model)
     with needs("bench --rest", 'pip install "rerank-grpc[rest]"'):
-        from rerank_grpc.loadtest.transports.over_rest import Endpoint, RestTransport
-    endpoint = Endpoint.of(url)
+        from rerank_grpc.loadtest.transports.over_rest import RestEndpoint, RestTransport
+    endpoint = RestEndpoint.of(url)
     context = None
     if endpoint.secure:
         from rerank_grpc.tls.channel import TlsSources

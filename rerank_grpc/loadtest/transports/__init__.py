@@ -1,1 +1,1 @@
-"""What carries the calls: gRPC, or JSON over HTTP."""
+"""The carriers of calls: gRPC, or JSON over HTTP."""

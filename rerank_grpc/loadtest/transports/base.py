@@ -16,7 +16,7 @@ class CallFailed(Exception):
 
 
 class ReplyFigures(NamedTuple):
-    """What a reply tells of itself; None where it does not."""
+    """The figures that a reply tells of itself; None where it does not."""
 
     results: int
     tokens: int | None = None

@@ -20,7 +20,7 @@ PATH = "/v1/rerank"
 READ_BYTES = 1 << 16
 
 
-class Endpoint(NamedTuple):
+class RestEndpoint(NamedTuple):
     """Where HTTP is spoken: the parts of a URL."""
 
     host: str
@@ -29,7 +29,7 @@ class Endpoint(NamedTuple):
     secure: bool
 
     @classmethod
-    def of(cls, url: str) -> Endpoint:
+    def of(cls, url: str) -> RestEndpoint:
         """Reads a URL, of which the path alone may be missing; raises OptionError."""
         try:
             parts = urlsplit(url)
@@ -56,7 +56,7 @@ class RestTransport:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: RestEndpoint,
         model: str,
         token: str | None,
         timeout: float,
@@ -166,7 +166,7 @@ class _Connection:
         self._http = h11.Connection(h11.CLIENT)
 
     @classmethod
-    async def open(cls, endpoint: Endpoint, context: ssl.SSLContext | None) -> _Connection:
+    async def open(cls, endpoint: RestEndpoint, context: ssl.SSLContext | None) -> _Connection:
         """Connects; raises OSError."""
         return cls(*await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context))
 
