@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """The calls of one step, as they were seen; `cut_short` says why it ended early, `seconds` is the measured time."""
+    """The calls of one step, in so many measured seconds; `cut_short` says why it ended early."""
 
     seconds: float
     outcomes: list[Outcome] = field(default_factory=list)

@@ -36,7 +36,7 @@ def recorded(times: Sequence[float], warm_up: float, seconds: float, speed: floa
     The first recorded time is the beginning, whatever clock it was read from.
     """
     begin = times[0] if times else 0.0
-    at = (((time - begin) / speed - warm_up, number) for number, time in enumerate(times))
+    at = ((round((time - begin) / speed - warm_up, 6), number) for number, time in enumerate(times))
     return [PlannedCall(time, number) for time, number in at if time < seconds]
 
 

@@ -105,8 +105,8 @@ def _cached(steps: Sequence[StepFigures]) -> Iterator[str]:
     if not known:
         return
     most = max(known)
-    note = ": pairs that the server had seen before make it look faster" if most > CACHED_SHARE else ""
-    yield f"pairs answered from the server's cache: {most:.1%}{note}"
+    note = ": they make the server look faster" if most > CACHED_SHARE else ""
+    yield f"pairs that cost nothing, as identical ones were known or being scored: {most:.1%}{note}"
 
 
 def _driver(steps: Sequence[StepFigures]) -> str:

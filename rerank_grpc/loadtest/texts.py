@@ -52,8 +52,8 @@ class Texts(Protocol):
 class MadeTexts:
     """Draws texts from the words of Python's manual.
 
-    A query holds its call's number, so that no pair is sent twice: a server may know the scores of pairs that
-    it has seen. The documents of a call are neighbours in a pool, and differ from each other.
+    A query holds its call's number, so that no pair is sent twice: a server need not score a pair again that
+    it knows. The documents of a call are neighbours in a pool, and differ from each other.
     """
 
     def __init__(self, seed: int, documents: DrawnRange, words: DrawnRange) -> None:

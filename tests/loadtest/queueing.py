@@ -40,7 +40,7 @@ class FixedService(rerank_pb2_grpc.RerankServiceServicer):
 
     def ListModels(self, request, context):
         """Lists one model."""
-        return pb.ListModelsResponse(models=[pb.ModelInfo(name="fixed", is_default=True)])
+        return pb.ListModelsResponse(models=[pb.Model(name="fixed", is_default=True)])
 
 
 @contextmanager

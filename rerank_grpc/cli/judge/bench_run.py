@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rerank_grpc import __version__
 from rerank_grpc.cli import terminal
@@ -35,9 +35,12 @@ from rerank_grpc.loadtest.report import HEAD, Report, remarks, row
 from rerank_grpc.loadtest.search import Search, Verdict
 from rerank_grpc.loadtest.slo import Objective
 from rerank_grpc.loadtest.steps import Bench, Manner
-from rerank_grpc.loadtest.texts import MadeTexts, RecordedTexts, DrawnRange, Texts, read_recording
+from rerank_grpc.loadtest.texts import DrawnRange, MadeTexts, RecordedTexts, Texts, read_recording
 from rerank_grpc.loadtest.transports.base import CallFailed, Transport
 from rerank_grpc.units import duration
+
+if TYPE_CHECKING:
+    from rerank_grpc.loadtest.transports.over_rest import RestEndpoint
 
 MISSED = 3  # the exit status of a run that misses its objective
 SEARCH_STEPS = 9  # about as many as a search takes, for the time that is told
@@ -45,7 +48,7 @@ SEARCH_STEPS = 9  # about as many as a search takes, for the time that is told
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """The load that is asked for: rates, callers, or a recording at its own times; a search between two rates."""
+    """The load that is asked for: rates, a search between two, callers, or a recording at its own times."""
 
     rates: tuple[float, ...] = ()
     callers: int | None = None
@@ -76,6 +79,8 @@ def run(parsed: argparse.Namespace) -> int:
     settings = read_client_settings(parsed.flags)
     texts, manner, load = _plan(parsed)
     url = _url(parsed.rest, settings) if parsed.rest is not None else None
+    if url is not None:
+        _endpoint(url)
     if parsed.output is not None:
         _prepare(parsed.output)
     _confirm(parsed, url or settings.target, local=_is_local(url, settings), load=load, of=(texts, manner))
@@ -221,9 +226,9 @@ def _transport(model: str, settings: ClientSettings, url: str | None) -> Transpo
 
         client = AsyncClient(settings.target, timeout=settings.timeout, retries=0, **identity(settings))
         return GrpcTransport(client, model)
-    with needs("bench --rest", 'pip install "rerank-grpc[rest]"'):
-        from rerank_grpc.loadtest.transports.over_rest import RestEndpoint, RestTransport
-    endpoint = RestEndpoint.of(url)
+    from rerank_grpc.loadtest.transports.over_rest import RestTransport
+
+    endpoint = _endpoint(url)
     context = None
     if endpoint.secure:
         from rerank_grpc.tls.channel import TlsSources
@@ -231,6 +236,13 @@ def _transport(model: str, settings: ClientSettings, url: str | None) -> Transpo
         context = (settings.tls or TlsSources()).load().context()
         context.set_alpn_protocols(["http/1.1"])
     return RestTransport(endpoint, model, settings.token, settings.timeout, context)
+
+
+def _endpoint(url: str) -> RestEndpoint:
+    """Reads the URL of REST; raises OptionError, or ConfigurationError where a package is missing."""
+    with needs("bench --rest", 'pip install "rerank-grpc[rest]"'):
+        from rerank_grpc.loadtest.transports.over_rest import RestEndpoint
+    return RestEndpoint.of(url)
 
 
 def _facts(parsed: argparse.Namespace, texts: Texts, manner: Manner, *, local: bool) -> dict[str, Any]:

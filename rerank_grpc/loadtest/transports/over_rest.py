@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 from collections import deque
+from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -122,7 +123,7 @@ class RestTransport:
     async def close(self) -> None:
         """Closes the connections that no call uses."""
         for connection in self._idle:
-            connection.close()
+            await connection.closed()
         self._idle.clear()
 
     async def _ask(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
@@ -210,6 +211,12 @@ class _Connection:
     def close(self) -> None:
         """Closes it at once."""
         self._writer.close()
+
+    async def closed(self) -> None:
+        """Closes it and waits until it is."""
+        self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
 
 
 def _reason(error: Exception) -> str:
