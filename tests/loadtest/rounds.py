@@ -46,7 +46,7 @@ def measured(kind, seed, service, utilisation, seconds):
     figures = figures_of(record, Objective(), rate=rate)
     queue = zip(waited(plan, service), plan, strict=True)
     expected = sorted(seconds for seconds, call in queue if call.at >= 0)
-    ratios = {p: round(figures.percentile(p) / percentile(expected, p), 4) for p in (50, 90, 95, 99)}
+    ratios = {p: round((figures.percentile(p) or 0.0) / percentile(expected, p), 4) for p in (50, 90, 95, 99)}
     return {"late": figures.late_p99, "ratios": ratios, "calls": figures.calls, "doubts": figures.doubts}
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def http(body, status="200 OK", more=b""):
 
 def asked(answers, calls=1, timeout=5.0):
     """Serves each request by the next bytes and closes behind None; returns bodies, connections, results."""
-    seen, connections, serving = [], 0, set()
+    seen, connections, serving = [], 0, set[Any]()
 
     async def serve(reader, writer):
         nonlocal connections
@@ -44,7 +45,7 @@ def asked(answers, calls=1, timeout=5.0):
         port = server.sockets[0].getsockname()[1]
         endpoint = RestEndpoint.of(f"http://127.0.0.1:{port}")
         transport = RestTransport(endpoint, "m", "s3cret", timeout, None)
-        results = []
+        results: list[Any] = []
         for _ in range(calls):
             try:
                 results.append(transport.read(await transport.send(transport.body(TEXTS))))

@@ -20,6 +20,7 @@ def test_the_highest_rate_is_found_within_a_twentieth(limit):
     search = Search(1, 200)
     tried = searched(search, lambda rate: rate <= limit)
     assert search.verdict is Verdict.FOUND
+    assert search.best is not None
     assert limit / 1.05 <= search.best <= limit
     assert tried.count(search.best) == 2
     assert len(tried) <= 16
@@ -53,4 +54,5 @@ def test_a_rate_that_is_not_confirmed_counts_as_missed():
 
     searched(search, meets)
     assert search.verdict is Verdict.FOUND
+    assert search.best is not None
     assert search.best <= 20
