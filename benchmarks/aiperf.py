@@ -2,9 +2,9 @@
 
     python -m benchmarks.aiperf [--rounds 5] [--seconds 12] [--callers 2]
 
-The server is the real command with the embedded model and REST. Both drivers send the same recorded calls
-from as many callers in turn, one round after the other, each first in every second one. AIPerf runs by the
-Cohere dialect in the rounds, and once by those of TEI and NIM. Writes results/aiperf.md and aiperf.json.
+Both drivers send the same recorded calls from as many callers, one round after the other, to the real REST
+server: first before a device that sleeps, then with the embedded model. AIPerf runs by the Cohere dialect in
+the rounds, and once by those of TEI and NIM. Writes results/aiperf.md and aiperf.json.
 AIPerf lives in an environment of its own under .tools/conformance (clients/conformance/python/aiperf.txt).
 """
 
@@ -16,11 +16,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.fixed_service import fixed_service
 from benchmarks.report import Spread
 from clients.conformance import run as conformance
 from rerank_grpc.loadtest.texts import CallTexts, DrawnRange, MadeTexts
@@ -34,6 +37,7 @@ DIALECTS = {
 }
 FIGURES = ("calls/s", "p50 ms", "p95 ms")
 BOUND = 0.05
+SLEEPING, EMBEDDED = "a device that sleeps", "the embedded model"
 
 
 def main() -> int:
@@ -43,10 +47,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--callers", type=int, default=2)
     given = parser.parse_args()
-    python = conformance.build_python("aiperf")
-    with tempfile.TemporaryDirectory() as folder, conformance.server() as (_, url, inherited):
-        work = Work(Path(folder), python.with_name("aiperf"), url, inherited, given.seconds, given.callers)
-        return told(work, given.rounds)
+    aiperf = conformance.build_python("aiperf").with_name("aiperf")
+    found, inherited = {}, dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        with fixed_service(0.01, per_document=0.008) as (target, _), shim(target) as url:
+            work = Work(Path(folder), aiperf, url, inherited, given.seconds, given.callers)
+            found[SLEEPING] = rounds_of(work, given.rounds)
+        with conformance.server() as (_, url, inherited):
+            work = Work(Path(folder), aiperf, url, inherited, given.seconds, given.callers)
+            found[EMBEDDED] = rounds_of(work, given.rounds)
+            dialects = {dialect: work.independent(dialect) for dialect in list(DIALECTS)[1:]}
+            print(json.dumps(dialects), flush=True)
+    return told(found, dialects)
 
 
 class Work:
@@ -125,47 +137,65 @@ def tokenizer() -> Path:
     return folder
 
 
-def told(work: Work, rounds: int) -> int:
-    """Runs, prints and writes it all."""
+@contextmanager
+def shim(target: str) -> Iterator[str]:
+    """Runs the real REST server in front of a target; yields its URL."""
+    command = [sys.executable, "-m", "rerank_grpc", "rest", "--target", target, "--rest-port", "0"]
+    command += ["--metrics-port", "off", "--log-format", "text"]
+    environment = {**os.environ, "PYTHONPATH": str(conformance.ROOT)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    try:
+        (url,) = conformance.said(process.stderr, r"(https?://[^\s,]+)")
+        threading.Thread(target=lambda: list(process.stderr or ()), daemon=True).start()
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def rounds_of(work: Work, rounds: int) -> list[dict[str, dict[str, float]]]:
+    """Runs both drivers in turn, each first in every second round."""
     pairs = []
     for number in range(rounds):
-        order: list[Callable[[], dict[str, float]]] = [work.independent, work.bench]
-        first, second = (run() for run in (order if number % 2 == 0 else order[::-1]))
-        theirs, ours = (first, second) if number % 2 == 0 else (second, first)
-        pairs.append({"aiperf": theirs, "bench": ours})
+        order = [("aiperf", work.independent), ("bench", work.bench)]
+        pairs.append({name: drive() for name, drive in (order if number % 2 == 0 else order[::-1])})
         print(json.dumps(pairs[-1]), flush=True)
-    others = {dialect: work.independent(dialect) for dialect in list(DIALECTS)[1:]}
-    print(json.dumps(others), flush=True)
+    return pairs
+
+
+def told(found: dict[str, list[dict[str, dict[str, float]]]], dialects: dict[str, dict[str, float]]) -> int:
+    """Prints and writes it all; returns the exit status."""
+    runs = [each for pairs in found.values() for pair in pairs for each in pair.values()]
+    every = [*dialects.values(), *runs]
+    calls, errors = (sum(each[name] for each in every) for name in ("calls", "errors"))
     ratios = {
-        name: Spread.of([pair["bench"][name] / pair["aiperf"][name] for pair in pairs]) for name in FIGURES
+        name: {
+            figure: Spread.of([pair["bench"][figure] / pair["aiperf"][figure] for pair in pairs])
+            for figure in FIGURES
+        }
+        for name, pairs in found.items()
     }
-    every = [*others.values(), *(each for pair in pairs for each in pair.values())]
-    errors = sum(each["errors"] for each in every)
-    data = {
-        "machine": report.machine(),
-        "load": os.getloadavg()[0],
-        "callers": work.callers,
-        "seconds": work.seconds,
-        "rounds": pairs,
-        "dialects": others,
-        "errors": errors,
-    }
+    data = {"machine": report.machine(), "load": os.getloadavg()[0], "rounds": found, "dialects": dialects}
     (report.RESULTS / "aiperf.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    rows = [[name, ratio.text(3)] for name, ratio in ratios.items()]
-    table = report.table(["figure", "bench ÷ AIPerf, median of rounds (least–most)"], rows)
-    calls = sum(each["calls"] for each in every)
+    rows = [[name, *(each[figure].text(3) for figure in FIGURES)] for name, each in ratios.items()]
+    table = report.table(["server", *FIGURES], rows)
     text = f"{HEAD}\n{table}\n\n{calls:,.0f} calls, {errors:,.0f} of which failed; AIPerf's dialects: "
     text += ", ".join(f"{name} at `{path}`" for name, path in DIALECTS.items()) + ".\n"
     print(text)
     (report.RESULTS / "aiperf.md").write_text(text, "utf-8")
-    apart = any(abs(ratio.median - 1) > BOUND for ratio in (ratios["calls/s"], ratios["p50 ms"]))
+    checked = ratios[SLEEPING]
+    apart = any(abs(checked[figure].median - 1) > BOUND for figure in ("calls/s", "p50 ms"))
     return 1 if errors or apart else 0
 
 
 HEAD = """# An independent driver beside bench
 
-By `python -m benchmarks.aiperf`: AIPerf 0.13.0 and `rerank-grpc bench --rest`, in turn, on one server with
-the embedded model, the same recorded calls, as many callers.
+By `python -m benchmarks.aiperf`: AIPerf 0.13.0 and `rerank-grpc bench --rest`, in turn, with the same
+recorded calls and as many callers, through the same REST server. Each figure is bench ÷ AIPerf: the median of
+the rounds, the least and the most. Where the device sleeps, the drivers have the processors to themselves, and
+the figures are to be equal. With the embedded model on two cores, AIPerf's several processes take time from
+the server, which bench does less: there AIPerf measures a slower server.
 """
 
 if __name__ == "__main__":

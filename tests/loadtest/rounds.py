@@ -12,11 +12,11 @@ import os
 import random
 import sys
 
+from benchmarks.fixed_service import fixed_service, waited
 from rerank_grpc.loadtest.driver import Driver
 from rerank_grpc.loadtest.measures import figures_of, percentile
 from rerank_grpc.loadtest.plan import arrivals
 from rerank_grpc.loadtest.slo import Objective
-from tests.loadtest.queueing import fixed_service, waited
 from tests.loadtest.support import over_grpc
 
 WARM_UP = 0.5

@@ -10,8 +10,8 @@ import time
 import grpc
 import pytest
 
+from benchmarks.fixed_service import fixed_service
 from tests.command import environment, run, served
-from tests.loadtest.queueing import fixed_service
 from tests.ports import free_port
 
 SMALL = ("--documents", "1..3", "--words", "5..10")

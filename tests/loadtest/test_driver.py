@@ -8,10 +8,10 @@ import sys
 import grpc
 import pytest
 
+from benchmarks.fixed_service import fixed_service
 from rerank_grpc.loadtest.measures import figures_of
 from rerank_grpc.loadtest.plan import PlannedCall, arrivals
 from rerank_grpc.loadtest.slo import Objective
-from tests.loadtest.queueing import fixed_service
 from tests.loadtest.support import over_grpc
 
 
