@@ -193,7 +193,7 @@ HEAD = """# An independent driver beside bench
 
 By `python -m benchmarks.aiperf`: AIPerf 0.13.0 and `rerank-grpc bench --rest`, in turn, with the same
 recorded calls and as many callers, through the same REST server. Each figure is bench ÷ AIPerf: the median of
-the rounds, the least and the most. Where the device sleeps, the drivers have the processors to themselves, and
+the rounds, the least and the most. Where the device sleeps, the drivers have the processors to themselves:
 the figures are to be equal. With the embedded model on two cores, AIPerf's several processes take time from
 the server, which bench does less: there AIPerf measures a slower server.
 """
