@@ -25,7 +25,7 @@ class Report:
     objective: Objective
     search: Search | None = None
     steps: list[StepFigures] = field(default_factory=list)
-    interrupted: bool = False
+    interrupted: int = 0  # by this signal
 
     def to_json(self) -> dict[str, Any]:
         """Makes the file's content."""
@@ -36,7 +36,7 @@ class Report:
             **self.facts,
             "slo": str(self.objective) or None,
             "search": found,
-            "interrupted": self.interrupted,
+            "interrupted": bool(self.interrupted),
             "steps": [step.to_json() for step in self.steps],
         }
 
@@ -73,8 +73,9 @@ def remarks(report: Report) -> Iterator[str]:
             yield f"{load}: missed {text}"
         for text in step.doubts:
             yield f"{load}: NOT TRUSTWORTHY: {text}"
-    yield from _cached(report.steps)
-    yield _driver(report.steps)
+    if report.steps:
+        yield from _cached(report.steps)
+        yield _driver(report.steps)
     if report.search is not None:
         yield outcome(report.search, report.objective, report.steps)
 

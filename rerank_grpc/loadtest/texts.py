@@ -52,8 +52,8 @@ class Texts(Protocol):
 class MadeTexts:
     """Draws texts from the words of Python's manual.
 
-    A query holds its call's number, so that no pair is sent twice: a server need not score a pair again that
-    it knows. The documents of a call are neighbours in a pool, and differ from each other.
+    Queries and documents end with the number of their call, so that no pair and no document is sent twice: a
+    server need not score again what it knows, and a bi-encoder's vector of a document serves every query.
     """
 
     def __init__(self, seed: int, documents: DrawnRange, words: DrawnRange) -> None:
@@ -61,7 +61,9 @@ class MadeTexts:
         self._vocabulary = vocabulary()
         chance = random.Random(f"{seed} documents")
         count = max(POOL, documents.most)
-        self._pool = [" ".join(chance.choices(self._vocabulary, k=words.draw(chance))) for _ in range(count)]
+        self._pool = [
+            " ".join(chance.choices(self._vocabulary, k=words.draw(chance) - 1)) for _ in range(count)
+        ]
         self._pool += self._pool[: documents.most]  # the neighbours of the last
 
     def call(self, number: int) -> CallTexts:
@@ -70,7 +72,9 @@ class MadeTexts:
         query = " ".join(chance.choices(self._vocabulary, k=QUERY_WORDS))
         count = self._documents.draw(chance)
         place = chance.randrange(len(self._pool) - self._documents.most)
-        return CallTexts(f"{query} {number}", self._pool[place : place + count])
+        pool = self._pool[place : place + count]
+        documents = [f"{text} {number}.{index}".lstrip() for index, text in enumerate(pool)]
+        return CallTexts(f"{query} {number}", documents)
 
     def describe(self) -> dict[str, Any]:
         """Returns the distribution of the texts."""

@@ -9,16 +9,12 @@ from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.loadtest.texts import DrawnRange, MadeTexts, read_recording
 
 
-def test_no_pair_is_sent_twice():
+def test_no_query_and_no_document_is_sent_twice():
     texts = MadeTexts(5, DrawnRange(1, 9), DrawnRange(1, 3))
     calls = [texts.call(number) for number in range(500)]
-    pairs = [(call.query, document) for call in calls for document in call.documents]
-    queries = {call.query for call in calls}
-    assert len(queries) == 500
-    # Documents of one to three words may be alike, but never for two queries.
-    assert len({query for query, _ in pairs}) == 500
-    long = MadeTexts(5, DrawnRange(50, 60), DrawnRange(20, 40))
-    assert all(len(set(long.call(n).documents)) == len(long.call(n).documents) for n in range(50))
+    documents = [document for call in calls for document in call.documents]
+    assert len({call.query for call in calls}) == 500
+    assert len(set(documents)) == len(documents)
 
 
 def test_sizes_stay_within_what_is_asked_for():

@@ -72,7 +72,7 @@ class _Load:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Measures: 0, 3 where the objective is missed, 1 where nothing was answered, 130 behind Ctrl-C.
+    """Measures: 0, 3 where the objective is missed, 1 where nothing was answered, 128 + a signal behind one.
 
     Raises OptionError, ConfigurationError or RerankError.
     """
@@ -185,10 +185,10 @@ async def _measure(
     texts, manner, load = plan
     stop, loop = Stop(), asyncio.get_running_loop()
 
-    def interrupt() -> None:
-        loop.remove_signal_handler(signal.SIGINT)  # the second one ends at once
-        report.interrupted = True
-        stop.set("Ctrl-C")
+    def interrupt(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)  # the second one ends at once
+        report.interrupted = number
+        stop.set("Ctrl-C" if number is signal.SIGINT else number.name)
 
     transport = _transport(parsed.model or "", settings, url)
     try:
@@ -198,7 +198,8 @@ async def _measure(
             await bench.probe()
         except CallFailed as error:
             raise ConfigurationError(f"the first call failed: {error}") from None
-        loop.add_signal_handler(signal.SIGINT, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt, number)
         async with aclosing(_steps(bench, load, stop)) as steps:
             async for figures in steps:
                 report.steps.append(figures)
@@ -281,7 +282,7 @@ def _tell(parsed: argparse.Namespace, report: Report) -> int:
         draw(report.steps, report.objective, parsed.output / "bench.png")
         print(f"wrote {parsed.output}/bench.json and bench.png", file=sys.stderr)
     if report.interrupted:
-        return 128 + signal.SIGINT
+        return 128 + report.interrupted
     if not any(step.answered for step in report.steps):
         return 1
     return MISSED if _misses(report) else 0
@@ -297,7 +298,8 @@ def _print(report: Report) -> None:
     facts, screen = report.facts, Screen.of(sys.stdout)
     server = facts.get("server", {})
     model = " ".join(str(server[name]) for name in ("name", "precision", "device") if name in server)
-    unit = "milliseconds from each call's planned time" if report.steps[0].rate else "milliseconds"
+    open_loop = any(step.rate for step in report.steps)
+    unit = "milliseconds from each call's planned time" if open_loop else "milliseconds"
     print(f"{facts['transport']}, {model or 'model unknown'}, seed {facts['seed']}; latencies in {unit}")
     rows = [row(step, report.objective) for step in report.steps]
     shown = [place for place, name in enumerate(HEAD) if name != "slo" or any(each[-1] for each in rows)]

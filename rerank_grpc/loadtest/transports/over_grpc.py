@@ -27,19 +27,14 @@ class GrpcTransport:
 
     def __init__(self, client: AsyncClient, model: str) -> None:
         self._client, self._model = client, model
-        self._documents: dict[str, bytes] = {}
 
     def body(self, texts: CallTexts) -> bytes:
-        """Joins serialized parts: a message whose fields stand in several parts is all of them together."""
-        head = pb.RerankRequest(query=texts.query, model=self._model, instruction=texts.instruction)
-        return b"".join([head.SerializeToString(), *map(self._document, texts.documents)])
-
-    def _document(self, text: str) -> bytes:
-        part = self._documents.get(text)
-        if part is None:
-            part = pb.RerankRequest(documents=[pb.Document(text=text)]).SerializeToString()
-            self._documents[text] = part
-        return part
+        """Serializes a call."""
+        documents = [pb.Document(text=text) for text in texts.documents]
+        request = pb.RerankRequest(
+            query=texts.query, documents=documents, model=self._model, instruction=texts.instruction
+        )
+        return request.SerializeToString()
 
     async def send(self, body: bytes) -> bytes:
         """Sends one call; raises CallFailed."""

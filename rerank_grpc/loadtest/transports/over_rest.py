@@ -70,23 +70,15 @@ class RestTransport:
             *([("Authorization", f"Bearer {token}")] if token else []),
         ]
         self._idle: deque[_Connection] = deque()
-        self._documents: dict[str, str] = {}
 
     def body(self, texts: CallTexts) -> bytes:
         """Makes the JSON of a call."""
-        head: dict[str, Any] = {"query": texts.query}
+        value: dict[str, Any] = {"query": texts.query, "documents": list(texts.documents)}
         if self._model:
-            head["model"] = self._model
+            value["model"] = self._model
         if texts.instruction:
-            head["instruction"] = texts.instruction
-        documents = ",".join(map(self._document, texts.documents))
-        return f'{json.dumps(head)[:-1]},"documents":[{documents}]}}'.encode()
-
-    def _document(self, text: str) -> str:
-        part = self._documents.get(text)
-        if part is None:
-            part = self._documents[text] = json.dumps(text)
-        return part
+            value["instruction"] = texts.instruction
+        return json.dumps(value).encode()
 
     async def send(self, body: bytes) -> bytes:
         """Sends one call; raises CallFailed."""
