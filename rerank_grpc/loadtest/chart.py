@@ -23,7 +23,7 @@ def draw(steps: Sequence[StepFigures], objective: Objective, path: Path) -> None
     FigureCanvasAgg(figure)
     above, beneath = figure.subplots(2, 1, sharex=True)
     _latencies(above, ordered, objective)
-    _rates(beneath, ordered)
+    _rates(beneath, ordered, good=bool(objective.latencies))
     open_loop = all(step.rate is not None for step in ordered)
     beneath.set_xlabel("calls/s asked for" if open_loop else "callers")
     figure.savefig(path, format="png", dpi=110)
@@ -44,10 +44,11 @@ def _latencies(axes: Any, steps: Sequence[StepFigures], objective: Objective) ->
     axes.legend()
 
 
-def _rates(axes: Any, steps: Sequence[StepFigures]) -> None:
+def _rates(axes: Any, steps: Sequence[StepFigures], *, good: bool) -> None:
     loads = [_load(step) for step in steps]
     axes.plot(loads, [step.answered_rate for step in steps], marker="o", color="#9ecae9", label="answered/s")
-    axes.plot(loads, [step.good_rate for step in steps], marker="o", color="#54a24b", label="good/s")
+    if good:
+        axes.plot(loads, [step.good_rate for step in steps], marker="o", color="#54a24b", label="good/s")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("calls/s")
     axes.grid(True, alpha=0.3)
