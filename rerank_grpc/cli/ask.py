@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from http.client import HTTPConnection
 
     from rerank_grpc.client import Client
+    from rerank_grpc.config.settings import ClientSettings
     from rerank_grpc.tls.channel import TlsSources
 
 _KNOWN_FIELDS = (
@@ -146,6 +147,11 @@ def connect(parsed: argparse.Namespace, *, needs_token: bool = True, calls: int 
     from rerank_grpc.client import Client
 
     settings = read_client_settings(parsed.flags, needs_token=needs_token)
+    return Client(settings.target, timeout=settings.timeout * calls, **identity(settings))
+
+
+def identity(settings: ClientSettings) -> dict[str, Any]:
+    """Makes a client's arguments of a token and of TLS; warns of a token that would be sent in plaintext."""
     tls, target = settings.tls, settings.target
     if tls is None and settings.token and not is_local(target):
         terminal.warn(f"the token goes to {target} in plaintext: call it with --tls, or with --ca FILE")
@@ -153,8 +159,7 @@ def connect(parsed: argparse.Namespace, *, needs_token: bool = True, calls: int 
         from rerank_grpc.client.here import named
 
         tls = named(target, tls, settings.timeout)
-    given = {} if tls is None else tls.arguments()
-    return Client(target, token=settings.token, timeout=settings.timeout * calls, **given)
+    return {"token": settings.token, **({} if tls is None else tls.arguments())}
 
 
 def _print(parsed: argparse.Namespace, value: Any, lines: Iterable[str]) -> None:

@@ -1,0 +1,1 @@
+"""The carriers of calls: gRPC, or JSON over HTTP."""

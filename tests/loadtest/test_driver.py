@@ -1,0 +1,122 @@
+"""The driver against real servers: in time, complete, and ended early where that is asked for."""
+
+import json
+import random
+import subprocess
+import sys
+
+import grpc
+import pytest
+
+from benchmarks.fixed_service import fixed_service
+from rerank_grpc.loadtest.measures import figures_of
+from rerank_grpc.loadtest.plan import PlannedCall, arrivals
+from rerank_grpc.loadtest.slo import Objective
+from tests.loadtest.support import over_grpc
+
+
+def test_every_planned_call_is_sent_once_and_answered():
+    plan = arrivals("poisson", 200.0, 0.2, 1.0, random.Random(1), 0)
+    with fixed_service(0.0) as (target, service):
+        record = over_grpc(target, lambda driver: driver.open_loop(plan, 0.2, 1.0))
+    assert service.calls == len(plan)
+    assert sorted(each.planned for each in record.outcomes) == [call.at for call in plan]
+    assert {each.reason for each in record.outcomes} == {""}
+    assert all(each.planned <= each.sent <= each.ended for each in record.outcomes)
+    assert {each.tokens for each in record.outcomes} == {7}
+
+
+def test_sending_waits_for_no_answer():
+    plan = [PlannedCall(0.01 * place, place) for place in range(20)]
+    with fixed_service(0.1) as (target, _):
+        record = over_grpc(target, lambda driver: driver.open_loop(plan, 0.0, 0.3))
+    ordered = sorted(record.outcomes)
+    assert ordered[-1].sent < ordered[4].ended  # the last is sent while the fifth still waits
+    assert len(ordered) == 20
+
+
+def test_callers_in_turn_each_have_one_call():
+    with fixed_service(0.02) as (target, service):
+        record = over_grpc(target, lambda driver: driver.closed_loop(3, 0.1, 0.6, first=0))
+    assert len(record.outcomes) == service.calls
+    for each in record.outcomes:
+        beside = [one for one in record.outcomes if one.sent <= each.sent < one.ended]
+        assert len(beside) <= 3
+    assert figures_of(record, Objective(), callers=3).late_p99 is None
+
+
+def test_failures_are_counted_by_their_reason():
+    codes = {
+        0: grpc.StatusCode.UNAVAILABLE,
+        1: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        2: grpc.StatusCode.INTERNAL,
+    }
+    plan = [PlannedCall(0.01 * place, place) for place in range(30)]
+    with fixed_service(0.0, lambda number: codes.get(number % 10)) as (target, service):
+        record = over_grpc(target, lambda driver: driver.open_loop(plan, 0.0, 0.4))
+    assert service.calls == 30  # nothing is sent again
+    figures = figures_of(record, Objective(), rate=100.0)
+    assert figures.errors == {"ServerUnavailable": 3, "RESOURCE_EXHAUSTED": 3, "INTERNAL": 3}
+    assert figures.answered == 21
+
+
+def test_a_call_without_an_answer_ends_with_its_deadline():
+    with fixed_service(5.0) as (target, _):
+        record = over_grpc(
+            target, lambda driver: driver.open_loop([PlannedCall(0.0, 0)], 0.0, 0.1), timeout=0.3
+        )
+    assert [each.reason for each in record.outcomes] == ["DEADLINE_EXCEEDED"]
+
+
+def test_an_interrupted_step_keeps_what_is_over():
+    plan = arrivals("constant", 50.0, 0.0, 60.0, random.Random(1), 0)
+    with fixed_service(0.03) as (target, _):
+        record = over_grpc(target, lambda driver: driver.open_loop(plan, 0.0, 60.0), stop_after=10)
+    assert record.cut_short == "Ctrl-C"
+    assert 10 <= len(record.outcomes) < 30
+    assert record.unfinished > 0
+    assert 0.2 < record.seconds < 10
+    assert figures_of(record, Objective(), rate=50.0).answered >= 9
+
+
+def test_a_server_that_answers_nothing_ends_the_step(monkeypatch):
+    monkeypatch.setattr("rerank_grpc.loadtest.driver.HOPELESS_SECONDS", 0.3)
+    plan = arrivals("constant", 100.0, 0.0, 60.0, random.Random(1), 0)
+
+    def fail(number):
+        return grpc.StatusCode.INTERNAL if number >= 20 else None
+
+    with fixed_service(0.0, fail) as (target, _):
+        record = over_grpc(target, lambda driver: driver.open_loop(plan, 0.0, 60.0))
+    assert record.cut_short == "no call was answered for 0 s"
+    assert record.seconds < 20
+    assert sum(not each.reason for each in record.outcomes) == 20
+
+
+# Beside the queue that it should be
+
+
+def beside_the_queue(manner, seed):
+    """Measures one round in a process of its own; returns the driver's lateness, and the ratios."""
+    command = [sys.executable, "-m", "tests.loadtest.rounds", manner, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    told = json.loads(done.stdout)
+    return told["late"], told["ratios"]
+
+
+def agrees(ratios):
+    return all(abs(ratio - 1) <= 0.05 for ratio in ratios.values())
+
+
+@pytest.mark.clock
+def test_percentiles_are_those_of_the_simulated_queue():
+    # Others may use the processors meanwhile: of the rounds that one counts whose calls were sent in time.
+    late, ratios = min(beside_the_queue("planned", seed) for seed in range(2))
+    assert agrees(ratios), f"calls were {1000 * late:.2f} ms late, percentiles ÷ the queue's: {ratios}"
+
+
+@pytest.mark.clock
+def test_a_driver_that_waits_for_answers_is_caught_by_the_simulated_queue():
+    _, ratios = beside_the_queue("in-turn", 0)
+    assert not agrees(ratios)
+    assert ratios["99"] < 0.7
