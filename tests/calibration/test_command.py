@@ -56,7 +56,7 @@ def refused(capsys, *arguments) -> str:
     """Runs the command in this process; returns its one line of error."""
     assert main(["calibrate", *map(str, arguments)]) in (1, 2)
     *_, last = capsys.readouterr().err.splitlines()
-    return last.removeprefix("rerank-grpc: error: ")
+    return str(last).removeprefix("rerank-grpc: error: ")
 
 
 def test_on_the_small_collection_the_error_of_the_held_out_half_is_small(found):
@@ -112,7 +112,7 @@ def test_the_served_probability_is_the_files_map_of_the_logit(found, output):
         response = client.rerank("How do I sort a list?", documents)
     assert len(response.results) == 4
     expected = found.probabilities([result.logit for result in response.results])
-    given = [result.calibrated_score for result in response.results]
+    given = [result.calibrated_score or 0.0 for result in response.results]
     assert given == pytest.approx(expected, abs=1e-6)
     assert given == sorted(given, reverse=True)
 
