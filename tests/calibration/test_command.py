@@ -16,6 +16,7 @@ from rerank_grpc.calibration.file import read_calibration, write_calibration
 from rerank_grpc.calibration.maps import IsotonicMap, PlattMap
 from rerank_grpc.cli import main
 from rerank_grpc.client import Client
+from rerank_grpc.evaluation.journal import folder_of
 from tests.calibration.made import made
 from tests.command import environment, run, served
 from tests.evaluation.files import write_collection
@@ -170,6 +171,13 @@ def test_a_server_that_is_away_leaves_the_old_file(tmp_path, capsys):
     arguments = ("--target", "127.0.0.1:1", "--timeout", "1", "-o", path)
     assert "127.0.0.1:1" in refused(capsys, *BEIR, *arguments)
     assert read_calibration(path) == made()
+
+
+def test_two_commands_do_not_write_the_same_scores(tmp_path, capsys):
+    with folder_of(tmp_path / "m.scores"):
+        line = refused(capsys, *BEIR, "--target", "127.0.0.1:1", "-o", tmp_path / "m.json")
+    assert "is in use by another process" in line
+    assert not (tmp_path / "m.json").exists()
 
 
 def test_ctrl_c_while_the_server_is_silent_leaves_the_old_file(tmp_path):
