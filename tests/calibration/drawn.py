@@ -21,7 +21,7 @@ def drawn(count: int, seed: int, truth: PlattMap = TRUTH, *, per_query: int = 10
     generator = np.random.default_rng(seed)
     logits = generator.normal(0, 2, count)
     relevant = generator.random(count) < np.array(truth.probabilities(logits.tolist()))
-    queries = np.repeat(np.arange(count // per_query), per_query).astype(str)
+    queries = np.repeat(np.arange(count // per_query), per_query)
     return LabelledPairs(queries, logits, 1 / (1 + np.exp(-logits)), relevant)
 
 

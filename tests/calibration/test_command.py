@@ -16,12 +16,15 @@ from rerank_grpc.calibration.file import read_calibration, write_calibration
 from rerank_grpc.calibration.maps import IsotonicMap, PlattMap
 from rerank_grpc.cli import main
 from rerank_grpc.client import Client
+from rerank_grpc.evaluation.journal import folder_of
 from tests.calibration.made import made
 from tests.command import environment, run, served
 from tests.evaluation.files import write_collection
 
 COLLECTION = Path(__file__).parents[1] / "evaluation" / "collection"
 BEIR = ("--beir", str(COLLECTION), "--candidates", "4")
+# A machine that is busy otherwise takes many times as long as the 20 s of an idle one.
+pytestmark = pytest.mark.timeout(500)
 PNG = b"\x89PNG\r\n"
 
 
@@ -39,7 +42,7 @@ def target():
 @pytest.fixture(scope="module")
 def calibrated(output, target):
     """The command's whole path on the small real collection, and what it printed."""
-    done = run("calibrate", *BEIR, "--target", target, "--model", "embedded", "-o", str(output), timeout=110)
+    done = run("calibrate", *BEIR, "--target", target, "--model", "embedded", "-o", str(output), timeout=400)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -54,7 +57,7 @@ def refused(capsys, *arguments) -> str:
     """Runs the command in this process; returns its one line of error."""
     assert main(["calibrate", *map(str, arguments)]) in (1, 2)
     *_, last = capsys.readouterr().err.splitlines()
-    return last.removeprefix("rerank-grpc: error: ")
+    return str(last).removeprefix("rerank-grpc: error: ")
 
 
 def test_on_the_small_collection_the_error_of_the_held_out_half_is_small(found):
@@ -89,7 +92,7 @@ def test_another_method_takes_the_scores_that_are_there(calibrated, output, targ
     (journal,) = output.with_suffix(".scores").glob("*.jsonl")
     before = output.read_bytes(), journal.read_bytes()
     options = ("--method", "isotonic", "--for-precision", "0.5", "--for-recall", "0.9", "-o", str(output))
-    done = run("calibrate", *BEIR, "--target", target, "--model", "embedded", *options)
+    done = run("calibrate", *BEIR, "--target", target, "--model", "embedded", *options, timeout=200)
     try:
         assert done.returncode == 0, done.stderr
         assert "follows chance: take --method platt" in done.stderr
@@ -110,7 +113,7 @@ def test_the_served_probability_is_the_files_map_of_the_logit(found, output):
         response = client.rerank("How do I sort a list?", documents)
     assert len(response.results) == 4
     expected = found.probabilities([result.logit for result in response.results])
-    given = [result.calibrated_score for result in response.results]
+    given = [result.calibrated_score or 0.0 for result in response.results]
     assert given == pytest.approx(expected, abs=1e-6)
     assert given == sorted(given, reverse=True)
 
@@ -120,6 +123,7 @@ def test_the_served_probability_is_the_files_map_of_the_logit(found, output):
     [
         ("none/m.json", "-o: {}: there is no folder"),
         ("m.png", "-o: {}: the diagram takes .png"),
+        ("m.scores", "-o: {}: the folder of scores takes .scores"),
         (".", "-o: {}: is a directory: name a file in it"),
         ("fifo", "-o: {}: is no regular file"),
     ],
@@ -167,6 +171,13 @@ def test_a_server_that_is_away_leaves_the_old_file(tmp_path, capsys):
     arguments = ("--target", "127.0.0.1:1", "--timeout", "1", "-o", path)
     assert "127.0.0.1:1" in refused(capsys, *BEIR, *arguments)
     assert read_calibration(path) == made()
+
+
+def test_two_commands_do_not_write_the_same_scores(tmp_path, capsys):
+    with folder_of(tmp_path / "m.scores"):
+        line = refused(capsys, *BEIR, "--target", "127.0.0.1:1", "-o", tmp_path / "m.json")
+    assert "is in use by another process" in line
+    assert not (tmp_path / "m.json").exists()
 
 
 def test_ctrl_c_while_the_server_is_silent_leaves_the_old_file(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from rerank_grpc.calibration.maps import MOST_KNOTS, IsotonicMap, PlattMap
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evaluation.calibrating.calibrate import mapped
-from rerank_grpc.evaluation.calibrating.figures import expected_calibration_error
+from rerank_grpc.evaluation.calibrating.figures import expected_calibration_error, fidelity
 from rerank_grpc.evaluation.calibrating.fitting import fit, fit_isotonic, fit_platt
 from tests.calibration.drawn import TRUTH, drawn, fitted, shuffled
 
@@ -44,7 +44,15 @@ def test_shuffled_labels_are_no_clean_separation_and_carry_no_threshold(method):
     assert not calibration.figures.clean_separation
     assert calibration.figures.auc_low < 0.5 < calibration.figures.auc_high
     assert calibration.thresholds == ()
-    assert fresh_error(calibration.map) > 0.1  # the check of a good fit fails here
+    share = FRESH.relevant.mean()  # a constant of it has this Brier score, and a good fit half of it
+    assert fidelity(mapped(calibration.map, FRESH), FRESH.relevant).brier > 0.85 * share * (1 - share)
+    good = fitted(drawn(2_000, 1), method=method).calibration.map
+    assert fidelity(mapped(good, FRESH), FRESH.relevant).brier < 0.6 * share * (1 - share)
+
+
+def test_the_check_of_a_good_fit_fails_for_inverted_labels():
+    pairs = drawn(2_000, 1)
+    assert fresh_error(fitted(replace(pairs, relevant=~pairs.relevant)).calibration.map) > 0.1
 
 
 def test_logits_that_are_all_equal_are_refused():

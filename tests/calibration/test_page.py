@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rerank_grpc.calibration.calibration import CLEAR_AUC
 from rerank_grpc.calibration.file import read_calibration
+from rerank_grpc.calibration.maps import PlattMap
 from rerank_grpc.cli.parser import COMMANDS
 from rerank_grpc.evaluation.calibrating.figures import BINS
 from rerank_grpc.evaluation.calibrating.labelled import LEAST_OF_EACH
@@ -20,6 +21,7 @@ def test_the_file_on_the_page_is_a_calibration(tmp_path):
     path = tmp_path / "page.json"
     path.write_text(text, "utf-8")
     found = read_calibration(path)
+    assert isinstance(found.map, PlattMap)
     assert f"platt: 1 / (1 + exp(-({found.map.slope:.6g} · logit - 8.08208)))" in PAGE
     assert found.probabilities([0.64179])[0] > 0.4694  # the page's row for precision 0.7
     assert f"{found.figures.after.ece:.4f}  {found.figures.ece_of_chance:.4f} would be chance" in PAGE

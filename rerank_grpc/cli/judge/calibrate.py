@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -157,8 +158,11 @@ def run(parsed: argparse.Namespace) -> int:
 def _check_output(output: Path) -> None:
     """Finds before any work that the output could not be written; raises OptionError."""
     name, folder = one_line(str(output)), Path(os.path.realpath(output)).parent
-    if output.suffix == ".png":
-        raise OptionError(f"-o: {name}: the diagram takes .png: name a file that ends in .calibration.json")
+    if output.suffix in (".png", ".scores"):
+        kind = "diagram" if output.suffix == ".png" else "folder of scores"
+        raise OptionError(
+            f"-o: {name}: the {kind} takes {output.suffix}: name a file that ends in .calibration.json"
+        )
     if output.is_dir() or not output.name:
         raise OptionError(f"-o: {name}: is a directory: name a file in it")
     if output.exists() and not output.is_file():
@@ -222,5 +226,5 @@ def _print(fitted: FittedCalibration, output: Path, chart: Path) -> None:
     for caution in cautions(found, separated=fitted.separated):
         terminal.warn(caution)
     print(f"\nwrote {output} and {chart}")
-    name = found.model.name
-    print(f"serve it: rerank-grpc serve --model {name} --calibration {name}={output}")
+    name, given = shlex.quote(found.model.name), shlex.quote(f"{found.model.name}={output}")
+    print(f"serve it: rerank-grpc serve --model {name} --calibration {given}")

@@ -29,9 +29,12 @@ class ScoredPair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledPairs:
-    """Arrays of one length: the query's id, the logit, the relevance_score and the label of each pair."""
+    """Arrays of one length: the query's number, the logit, the relevance_score and the label of each pair.
 
-    queries: npt.NDArray[np.str_]
+    Queries are numbered by their ids' order, so that halves do not depend on a file's.
+    """
+
+    queries: npt.NDArray[np.intp]
     logits: _Floats
     scores: _Floats
     relevant: npt.NDArray[np.bool_]
@@ -74,8 +77,9 @@ def labelled(pairs: Iterable[ScoredPair], rule: LabelRule) -> tuple[LabelledPair
             kept.append(pair)
     if not kept:
         raise ConfigurationError("no pair is left to fit on: no candidate is judged, or none could be scored")
+    numbers = {name: number for number, name in enumerate(sorted({pair.query for pair in kept}))}
     found = LabelledPairs(
-        np.array([pair.query for pair in kept]),
+        np.array([numbers[pair.query] for pair in kept]),
         np.array([pair.logit for pair in kept]),
         np.array([pair.relevance_score for pair in kept]),
         np.array([pair.grade is not None and pair.grade >= rule.relevant_from for pair in kept]),
