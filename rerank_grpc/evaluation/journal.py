@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evaluation.scorers import PairScore
@@ -47,7 +47,7 @@ class ScoreJournal:
         self.done: dict[str, ScoredQuery] = {}
         with told(path):
             end = self._read(begun)
-            self._file: BinaryIO = path.open("ab")
+            self._file = path.open("ab", buffering=0)  # to the kernel, which keeps it though this is killed
             if end is None:
                 self._file.truncate(0)
                 self._write({"format": FORMAT, **begun})
@@ -102,8 +102,9 @@ class ScoreJournal:
         self.done[scored.query] = scored
 
     def _write(self, value: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()  # to the kernel, which keeps it though this process is killed
+        data = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        while data:
+            data = data[self._file.write(data) :]
 
     def close(self) -> None:
         """Closes the file."""
