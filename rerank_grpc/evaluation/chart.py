@@ -98,6 +98,14 @@ def _by_time(axis: Any, found: Evaluation) -> None:
             markersize=7,
             label=_named(model),
         )
+        axis.annotate(
+            f"{after.mean:.3f}",
+            (model.time.wall, after.mean),
+            xytext=(8, -3),
+            textcoords="offset points",
+            fontsize=8,
+            color=color,
+        )
     if max(times) > 8 * min(times) > 0:
         axis.set_xscale("log")
     else:

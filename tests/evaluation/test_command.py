@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,10 @@ def asked(server, files, output, *more):
 
 def lines_of(journal):
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def has_lines(journal, count):
+    return lines_of(journal) == count
 
 
 def started(arguments):
@@ -99,7 +104,7 @@ def test_a_command_that_is_interrupted_and_then_killed_goes_on(tmp_path, files, 
         for number, status, lines in ((signal.SIGINT, 130, 4), (signal.SIGKILL, -9, 7)):
             runner.let(1 + 3)  # the question which model it is, and three queries
             process = started(asked(server, files, output, "--concurrency", "1"))
-            wait_for(lambda lines=lines: lines_of(journal) == lines, 60)
+            wait_for(partial(has_lines, journal, lines), 60)
             process.send_signal(number)
             _, said = process.communicate(timeout=30)
             assert (process.returncode, said) == (status, "")

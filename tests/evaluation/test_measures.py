@@ -69,7 +69,7 @@ def test_figures_equal_sentence_transformers_evaluator_of_the_same_checkpoint(co
     )
     identity, queries = scored
     ours = evaluate(part, [ScoredModel(identity, queries, 1)], measures_of()).models[0]
-    samples = [
+    samples: list[dict[str, str | list[str]]] = [
         {
             "query": part.queries[name],
             "positive": [part.corpus[each] for each in part.qrels[name]],
