@@ -97,7 +97,7 @@ class ScoreJournal:
 
     def append(self, scored: ScoredQuery) -> None:
         """Notes a query's scores; raises ConfigurationError where they cannot be written."""
-        with told(self.path):
+        with told(self.path, "; the same command goes on from there"):
             self._write({**scored._asdict(), "scores": [list(each) for each in scored.scores]})
         self.done[scored.query] = scored
 
@@ -134,14 +134,14 @@ def folder_of(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def told(path: Path, remark: str = "") -> Iterator[None]:
     """Raises ConfigurationError, which names a file of the output, for an OSError."""
     try:
         yield
     except OSError as error:
         where = Path(error.filename) if isinstance(error.filename, str) else path
         raise ConfigurationError(
-            f"--output: {where}: {obstacle(where, error, writing=True)}; the same command goes on from there"
+            f"--output: {where}: {obstacle(where, error, writing=True)}{remark}"
         ) from None
 
 
