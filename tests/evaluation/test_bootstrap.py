@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rerank_grpc.evaluation.bootstrap import intervals, outcome
+from rerank_grpc.evaluation.measures import intervals, outcome
 
 
 def test_an_interval_is_that_of_the_means_distribution():
