@@ -98,19 +98,19 @@ def test_a_command_that_is_interrupted_and_then_killed_goes_on(tmp_path, files, 
     output, whole = tmp_path / "out", tmp_path / "whole"
     with serving(runner=CountingRunner()) as server:
         assert main(asked(server, files, whole)) == 0
-    runner = HeldRunner()
-    with serving(runner=runner) as server:
-        journal = output / next(path.name for path in whole.glob("*.scores.jsonl"))
-        for number, status, lines in ((signal.SIGINT, 130, 4), (signal.SIGKILL, -9, 7)):
+    journal = output / next(path.name for path in whole.glob("*.scores.jsonl"))
+    for number, status, lines in ((signal.SIGINT, 130, 4), (signal.SIGKILL, -9, 7)):
+        runner = HeldRunner()
+        with serving(runner=runner) as server:
             runner.let(1 + 3)  # the question which model it is, and three queries
             process = started(asked(server, files, output, "--concurrency", "1"))
             wait_for(partial(has_lines, journal, lines), 60)
             process.send_signal(number)
             _, said = process.communicate(timeout=30)
             assert (process.returncode, said) == (status, "")
-        with journal.open("ab") as file:
-            file.write(b'{"query": "q11", "scor')  # a line in whose middle it was killed
-        runner.let_all()
+    with journal.open("ab") as file:
+        file.write(b'{"query": "q11", "scor')  # a line in whose middle it was killed
+    with serving(runner=CountingRunner()) as server:
         assert main(asked(server, files, output, "--concurrency", "1")) == 0
     capsys.readouterr()
     assert lines_of(journal) == 13
