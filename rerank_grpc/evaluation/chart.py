@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc.batch.journal import write_whole
-from rerank_grpc.evaluation.figures import Evaluation, ModelFigures
+from rerank_grpc.evaluation.figures import EvaluatedModel, Evaluation
 from rerank_grpc.evaluation.journal import told
 
 # Okabe and Ito's colours, which are told apart by colour-blind people too (https://jfly.uni-koeln.de/color/).
@@ -45,7 +45,7 @@ def draw(found: Evaluation, path: Path) -> None:
         write_whole(path, content.getvalue())
 
 
-def _distributions(axis: Any, model: ModelFigures) -> None:
+def _distributions(axis: Any, model: EvaluatedModel) -> None:
     bins = [place / _BINS for place in range(_BINS + 1)]
     for scores, color, style, name in (
         (model.others, OTHERS, "--", "not judged relevant"),
@@ -98,6 +98,14 @@ def _by_time(axis: Any, found: Evaluation) -> None:
             markersize=7,
             label=_named(model),
         )
+        axis.annotate(
+            f"{after.mean:.3f}",
+            (model.time.wall, after.mean),
+            xytext=(8, -3),
+            textcoords="offset points",
+            fontsize=8,
+            color=color,
+        )
     if max(times) > 8 * min(times) > 0:
         axis.set_xscale("log")
     else:
@@ -110,6 +118,6 @@ def _by_time(axis: Any, found: Evaluation) -> None:
     axis.legend(fontsize=8, frameon=False, loc="lower right")
 
 
-def _named(model: ModelFigures) -> str:
+def _named(model: EvaluatedModel) -> str:
     name = model.identity.name
     return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"

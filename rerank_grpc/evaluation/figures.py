@@ -1,4 +1,4 @@
-"""What an evaluation found: measures before and after each model, their intervals, and the time."""
+"""The findings of an evaluation: measures before and after each model, their intervals, and the time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rerank_grpc.evaluation.bootstrap import Interval, Outcome, intervals, outcome
 from rerank_grpc.evaluation.collection import Collection
 from rerank_grpc.evaluation.journal import ScoredQuery
-from rerank_grpc.evaluation.measures import as_run, measured, ranked, title_of
+from rerank_grpc.evaluation.measures import (
+    ConfidenceInterval,
+    Outcome,
+    as_run,
+    intervals,
+    measured,
+    outcome,
+    ranked,
+    title_of,
+)
 from rerank_grpc.evaluation.scorers import ModelIdentity
 
 if TYPE_CHECKING:
@@ -24,9 +32,9 @@ class Figure(NamedTuple):
     """One measure of one model: its mean after reranking, and the difference to before."""
 
     measure: str
-    before: Interval
-    after: Interval
-    difference: Interval
+    before: ConfidenceInterval
+    after: ConfidenceInterval
+    difference: ConfidenceInterval
     outcome: Outcome
 
 
@@ -36,7 +44,7 @@ class Contrast(NamedTuple):
     first: str
     second: str
     measure: str
-    difference: Interval
+    difference: ConfidenceInterval
     outcome: Outcome
 
 
@@ -53,7 +61,7 @@ class TimeOfQueries(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFigures:
+class EvaluatedModel:
     """The figures of one model; `relevant` and `others` are relevance scores of its pairs."""
 
     identity: ModelIdentity
@@ -74,7 +82,7 @@ class Evaluation:
 
     collection: Collection
     before: Run
-    models: list[ModelFigures]
+    models: list[EvaluatedModel]
     contrasts: list[Contrast]
     ceiling: float
 
@@ -120,7 +128,7 @@ def _figures(
     before: dict[Any, npt.NDArray[np.float64]],
     collection: Collection,
     seed: int,
-) -> ModelFigures:
+) -> EvaluatedModel:
     columns = [part for each in values for part in (before[each], values[each], values[each] - before[each])]
     found = iter(intervals(columns, seed=seed))
     figures = [
@@ -136,7 +144,7 @@ def _figures(
         model.concurrency,
     )
     relevant, others = _split(collection, scored)
-    return ModelFigures(model.identity, run, figures, time, relevant, others)
+    return EvaluatedModel(model.identity, run, figures, time, relevant, others)
 
 
 def _contrasts(

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evaluation.scorers import PairScore
@@ -47,7 +47,7 @@ class ScoreJournal:
         self.done: dict[str, ScoredQuery] = {}
         with told(path):
             end = self._read(begun)
-            self._file: BinaryIO = path.open("ab")
+            self._file = path.open("ab", buffering=0)  # to the kernel, which keeps it though this is killed
             if end is None:
                 self._file.truncate(0)
                 self._write({"format": FORMAT, **begun})
@@ -97,13 +97,14 @@ class ScoreJournal:
 
     def append(self, scored: ScoredQuery) -> None:
         """Notes a query's scores; raises ConfigurationError where they cannot be written."""
-        with told(self.path):
+        with told(self.path, "; the same command goes on from there"):
             self._write({**scored._asdict(), "scores": [list(each) for each in scored.scores]})
         self.done[scored.query] = scored
 
     def _write(self, value: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()  # to the kernel, which keeps it though this process is killed
+        data = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        while data:
+            data = data[self._file.write(data) :]
 
     def close(self) -> None:
         """Closes the file."""
@@ -133,14 +134,14 @@ def folder_of(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def told(path: Path, remark: str = "") -> Iterator[None]:
     """Raises ConfigurationError, which names a file of the output, for an OSError."""
     try:
         yield
     except OSError as error:
         where = Path(error.filename) if isinstance(error.filename, str) else path
         raise ConfigurationError(
-            f"--output: {where}: {obstacle(where, error, writing=True)}; the same command goes on from there"
+            f"--output: {where}: {obstacle(where, error, writing=True)}{remark}"
         ) from None
 
 

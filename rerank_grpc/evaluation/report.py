@@ -9,9 +9,9 @@ from typing import Any
 
 from rerank_grpc import __version__
 from rerank_grpc.batch.journal import write_whole
-from rerank_grpc.evaluation.bootstrap import RESAMPLES, Interval
-from rerank_grpc.evaluation.figures import Evaluation, ModelFigures, Run
+from rerank_grpc.evaluation.figures import EvaluatedModel, Evaluation, Run
 from rerank_grpc.evaluation.journal import stem_of, told
+from rerank_grpc.evaluation.measures import RESAMPLES, ConfidenceInterval
 
 RESULTS, BEFORE, QRELS, CHART = "results.json", "before.trec", "qrels.txt", "chart.png"
 
@@ -46,7 +46,7 @@ def table(found: Evaluation) -> Iterator[str]:
             yield f"  {second} - {first}  {measure:10}  {_signed(difference):25}  {counts}"
 
 
-def _time(model: ModelFigures) -> str:
+def _time(model: EvaluatedModel) -> str:
     time = model.time
     at_once = f", {time.concurrency} calls at once" if time.concurrency > 1 else ""
     return (
@@ -55,7 +55,7 @@ def _time(model: ModelFigures) -> str:
     )
 
 
-def _signed(interval: Interval) -> str:
+def _signed(interval: ConfidenceInterval) -> str:
     return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 

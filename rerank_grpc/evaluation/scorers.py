@@ -13,7 +13,7 @@ from rerank_grpc.client import Client
 from rerank_grpc.client.parts import merged, named, parts_of
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.errors import ConfigurationError, RerankError
-from rerank_grpc.types import Document, ModelInfo, RerankRequest, RerankResponse
+from rerank_grpc.types import Call, Document, ModelInfo, RerankRequest, RerankResponse
 
 PROBE = "which model is this?"  # asked once, so that a wrong name is told before the work
 CONCURRENCY = 8  # calls at once to a server: its batches are full while others wait
@@ -144,6 +144,7 @@ class LoadedScorer(_Scorer):
         from rerank_grpc.reranker import build_reranker
 
         super().__init__(instruction, concurrency)
+        self._calls: set[Call] = set()  # under way
         # The command's own line says why a load failed; without a handler, Python would print the log's too.
         logging.getLogger("rerank_grpc").addHandler(logging.NullHandler())
         self._reranker = build_reranker(replace(settings, models=(ModelSpec(source, source),)))
@@ -163,9 +164,11 @@ class LoadedScorer(_Scorer):
         return self._reranker.registry.info("")
 
     def close(self) -> None:
-        """Ends the engine, and lets the model leave memory."""
+        """Ends the calls and the engine, and lets the model leave memory."""
         from rerank_grpc.registry.registry import END_SECONDS
 
+        for call in list(self._calls):
+            call.cancel()
         self._reranker.registry.close(wait_seconds=END_SECONDS)
 
     def _answer(self, query: str, documents: Sequence[str]) -> RerankResponse:
@@ -173,9 +176,14 @@ class LoadedScorer(_Scorer):
         request = RerankRequest(query, texts, instruction=self._instruction)
         several = parts_of(request)
         replies = []
-        for part in several:
-            with named(part):
-                replies.append(self._reranker.rerank(part.request))
+        call = Call()
+        self._calls.add(call)
+        try:
+            for part in several:
+                with named(part):
+                    replies.append(self._reranker.rerank(part.request, call))
+        finally:
+            self._calls.discard(call)
         return merged(request, several, replies)
 
 

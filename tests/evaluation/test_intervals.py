@@ -1,0 +1,48 @@
+"""Intervals are repeatable, paired, and cover what they should."""
+
+import numpy as np
+import pytest
+
+from rerank_grpc.evaluation.measures import intervals, outcome
+
+
+def test_an_interval_is_that_of_the_means_distribution():
+    values = np.random.default_rng(1).normal(0.5, 0.2, 400)
+    (found,) = intervals([values])
+    error = values.std() / np.sqrt(len(values))
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_the_interval_of_a_difference_is_paired_and_so_narrower():
+    generator = np.random.default_rng(2)
+    before = generator.uniform(0, 1, 200)
+    after = before + generator.normal(0.05, 0.02, 200)
+    of_before, of_after, of_difference = intervals([before, after, after - before])
+    assert of_difference.mean == pytest.approx(of_after.mean - of_before.mean)
+    assert of_difference.low > 0
+    assert of_after.low < of_before.high  # unpaired, nothing could be said
+
+
+def test_nineteen_of_twenty_intervals_hold_the_truth():
+    generator = np.random.default_rng(3)
+    held = 0
+    for _ in range(200):
+        (found,) = intervals([generator.binomial(1, 0.4, 150).astype(float)], resamples=1_000)
+        held += found.low <= 0.4 <= found.high
+    assert 180 <= held <= 199
+
+
+def test_the_same_values_give_the_same_interval_and_another_seed_another_one():
+    values = [np.random.default_rng(4).uniform(0, 1, 50)]
+    assert intervals(values) == intervals(values)
+    assert intervals(values, seed=1) != intervals(values)
+
+
+def test_one_query_has_an_interval_of_one_point():
+    assert intervals([np.array([0.25])]) == [(0.25, 0.25, 0.25)]
+
+
+def test_outcomes_count_queries():
+    assert outcome(np.array([0.5, 0.0, -0.1, 1e-12, 0.2])) == (2, 2, 1)
