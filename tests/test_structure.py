@@ -13,7 +13,7 @@ import rerank_grpc
 PACKAGE = Path(rerank_grpc.__file__).parent
 ROOT = Path(__file__).resolve().parent.parent
 MOST_FILES_IN_A_FOLDER = 12
-MOST_FILES = 340
+MOST_FILES = 360
 LONGEST_FUNCTION = 45  # lines
 
 

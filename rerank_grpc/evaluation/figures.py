@@ -11,7 +11,7 @@ from rerank_grpc.evaluation.collection import Collection
 from rerank_grpc.evaluation.journal import ScoredQuery
 from rerank_grpc.evaluation.measures import (
     ConfidenceInterval,
-    Outcome,
+    WinsTiesLosses,
     as_run,
     intervals,
     measured,
@@ -35,7 +35,7 @@ class Figure(NamedTuple):
     before: ConfidenceInterval
     after: ConfidenceInterval
     difference: ConfidenceInterval
-    outcome: Outcome
+    outcome: WinsTiesLosses
 
 
 class Contrast(NamedTuple):
@@ -45,7 +45,7 @@ class Contrast(NamedTuple):
     second: str
     measure: str
     difference: ConfidenceInterval
-    outcome: Outcome
+    outcome: WinsTiesLosses
 
 
 class TimeOfQueries(NamedTuple):

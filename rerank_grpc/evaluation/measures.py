@@ -88,7 +88,7 @@ class ConfidenceInterval(NamedTuple):
     high: float
 
 
-class Outcome(NamedTuple):
+class WinsTiesLosses(NamedTuple):
     """How many queries one ranking does better than another, as well, and worse."""
 
     better: int
@@ -120,7 +120,7 @@ def intervals(
     ]
 
 
-def outcome(difference: npt.NDArray[np.float64]) -> Outcome:
+def outcome(difference: npt.NDArray[np.float64]) -> WinsTiesLosses:
     """Counts the queries where a difference is above, at and below 0."""
     better, worse = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
-    return Outcome(better, len(difference) - better - worse, worse)
+    return WinsTiesLosses(better, len(difference) - better - worse, worse)
