@@ -10,7 +10,14 @@ export const TOOLS = { curl, buf, grpcurl, python };
 
 const escaped = (json) => json.replace(UNSEEN, (each) => `\\u${each.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
-const hereDocument = (command, message) => `${command} <<'JSON'\n${escaped(JSON.stringify(message, null, 2))}\nJSON\n`;
+const hereDocument = (command, message) => `${command} <<'JSON'\n${escaped(pretty(message))}\nJSON\n`;
+
+/** Writes a request with one document a line. */
+function pretty({ documents, ...fields }) {
+  const inner = JSON.stringify(fields, null, 2).slice(1, -2);
+  const texts = documents.map((each) => `    ${JSON.stringify(each)}`).join(",\n");
+  return `{${inner},\n  "documents": [\n${texts}\n  ]\n}`;
+}
 
 /** Quotes a word for a shell where it needs quotes. */
 const word = (text) => (/^[\w./:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);

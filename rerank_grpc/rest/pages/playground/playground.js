@@ -136,7 +136,7 @@ function columnFor(run, model, slot, documents) {
   const message = messageFor(model, documents);
   const topN = typeof message.topN === "number" ? message.topN : 0;
   const column = { model, slot, message, state: "scoring" };
-  column.ranking = new Ranking(at(`rows-${slot}`), documents, topN, () => state.run === run && changed());
+  column.ranking = new Ranking(at(`rows-${slot}`), { documents, topN, tight: chosenModels().length > 1, onChange: changed });
   return column;
 }
 

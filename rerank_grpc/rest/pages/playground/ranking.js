@@ -4,7 +4,9 @@ import { make, onceAFrame } from "./dom.js";
 import { excerpt } from "./spans.js";
 import { number, text } from "./texts.js";
 
-const EXCERPT = 420;
+// How much of a long text a row has, and how much of it before its best chunk; less where rows are low.
+const ROOMY = { most: 420, led: 60 };
+const TIGHT = { most: 200, led: 16 };
 
 /** The contract's order: relevance_score, then logit, then the caller's order. */
 export const byRelevance = (first, second) =>
@@ -12,8 +14,8 @@ export const byRelevance = (first, second) =>
 
 export class Ranking {
   /** Shows results of `documents` in `list`; `onChange` is called after each change that is shown. */
-  constructor(list, documents, topN, onChange) {
-    Object.assign(this, { list, documents, topN, onChange, results: [], rows: new Map(), threshold: 0, final: false });
+  constructor(list, { documents, topN, tight, onChange }) {
+    Object.assign(this, { list, documents, topN, room: tight ? TIGHT : ROOMY, onChange, results: [], rows: new Map(), threshold: 0, final: false });
     this.received = 0;
     this.show = onceAFrame(() => this.#show());
     list.replaceChildren();
@@ -73,7 +75,7 @@ export class Ranking {
   }
 
   #rowOf(result) {
-    if (!this.rows.has(result.index)) this.rows.set(result.index, makeRow(result, this.documents[result.index]));
+    if (!this.rows.has(result.index)) this.rows.set(result.index, makeRow(result, this.documents[result.index], this.room));
     return this.rows.get(result.index);
   }
 
@@ -103,7 +105,7 @@ export const score = (value) => value.toFixed(3);
 /** Writes a logit; the service's -1e9 says that there was nothing to score. */
 export const logit = (value) => (Math.abs(value) < 1e6 ? value.toFixed(3) : value.toExponential(0)).replace("-", "−");
 
-function makeRow(result, document) {
+function makeRow(result, document, room) {
   const { index, relevanceScore } = result;
   const rank = make("span", { class: "rank" });
   const move = make("span", { class: "move" });
@@ -118,15 +120,15 @@ function makeRow(result, document) {
     { class: "row", "data-index": index },
     make("span", { class: "place" }, rank, move),
     make("span", { class: "value" }, bar, value, note),
-    passage(document.text, result.bestChunk),
+    passage(document.text, result.bestChunk, room),
     make("span", { class: "facts" }, ...facts(result, document)),
     open,
   );
   return { element, rank, move, note, below: false, shown: "" };
 }
 
-function passage(content, span) {
-  const { before, marked, after } = excerpt(content, span, EXCERPT);
+function passage(content, span, room) {
+  const { before, marked, after } = excerpt(content, span, room);
   const block = make("p", { class: "passage", dir: "auto" }, before);
   if (marked) block.append(make("mark", {}, marked));
   block.append(after);

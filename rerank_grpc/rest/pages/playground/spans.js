@@ -1,7 +1,5 @@
 // Cuts texts for display. The service counts Unicode code points; JavaScript's texts are UTF-16.
 
-const CONTEXT = 48;
-
 /** Finds the place in UTF-16 of a code point. */
 export function utf16Offset(text, codePoints) {
   let offset = 0;
@@ -19,12 +17,11 @@ export function around(text, span) {
   return { before: text.slice(0, begin), marked: text.slice(begin, end), after: text.slice(end) };
 }
 
-/** Cuts a text to `most` characters, from just before its span on. */
-export function excerpt(text, span, most) {
+/** Cuts a text to about `most` characters, from `led` before its span on. */
+export function excerpt(text, span, { most, led }) {
   const { before, marked, after } = around(text, span);
   if (!marked) return { before: head(before, most), marked: "", after: "" };
-  const led = tail(before, CONTEXT);
-  return { before: led, marked: head(marked, most), after: head(after, Math.max(0, most - marked.length)) };
+  return { before: tail(before, led), marked: head(marked, most), after: head(after, Math.max(0, most - marked.length)) };
 }
 
 const isHalf = (text, at) => at > 0 && at < text.length && text.codePointAt(at - 1) > 0xffff;
