@@ -41,10 +41,11 @@ NATIVE := golang-go golang-google-grpc-dev golang-google-protobuf-dev golang-goo
   default-jdk-headless protobuf-compiler-grpc-java-plugin libgrpc-java libprotobuf-java libnetty-java \
   libnetty-tcnative-java libperfmark-java libguava-java libgoogle-gson-java \
   libgeronimo-annotation-1.3-spec-java junit4
+BROWSER := chromium fonts-wqy-zenhei
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-ray test-clients test-clients-quick test-clients-native native-tools test-node test-go test-java test-openapi lint format proto baseline wheels image test-image lock \
+.PHONY: help demo serve bench bench-quick bench-attacks test coverage test-ray test-clients test-clients-quick test-clients-native native-tools browser-tools test-node test-go test-java test-openapi lint format proto baseline wheels image test-image lock \
   publish-image publish-index publish-release sbom audit release-check clean
 
 help:  ## Lists these targets.
@@ -95,6 +96,9 @@ test-clients-native: $(VENV)/.demo $(BUF)  ## Sends one list of requests through
 
 native-tools:  ## Installs Debian's packages that the clients for Go and Java are built with.
 	@$(APT) install $(NATIVE) || { $(APT) update && $(APT) install $(NATIVE); }
+
+browser-tools:  ## Installs Debian's Chromium, which the tests of the pages drive, and a font with Chinese.
+	@$(APT) install $(BROWSER) || { $(APT) update && $(APT) install $(BROWSER); }
 
 test-node: $(VENV)/.demo  ## Builds the client for Node, and tests it against real servers.
 	@$(BIN)/python -m clients.conformance.contract.node

@@ -27,11 +27,12 @@ from rerank_grpc.config.targets import is_loopback
 from rerank_grpc.http.errors import HttpError
 from rerank_grpc.http.pages import FOREIGN, OwnPages
 from rerank_grpc.limits import BODIES_BYTES
-from rerank_grpc.rest import dialects, discovery, docs
+from rerank_grpc.rest import dialects, discovery
 from rerank_grpc.rest.body import BodyBudget, Charge, read_json
 from rerank_grpc.rest.connect import CONNECT_PATH, ConnectEndpoint
 from rerank_grpc.rest.exchange import Endpoint, Exchange, refusal
 from rerank_grpc.rest.forms.decoded import Decoded, Dialect, Posted, Reply, reply_to
+from rerank_grpc.rest.pages import docs, playground
 from rerank_grpc.rest.recorder import Recorder
 from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.types import Health, RerankSummary
@@ -53,7 +54,7 @@ def build_app(
     for path, method, endpoint, right in discovery.Discovery(upstream, accepted, health).routes():
         route = _json_route(method, endpoint, right and (accepted, right), recorder)
         routes.append(Route(path, route, methods=["GET"]))
-    routes += docs.routes()
+    routes += [*docs.routes(), *playground.routes()]
     on_http_exception = partial(_on_http_exception, recorder)
     app = Starlette(routes=routes, exception_handlers={HTTPException: on_http_exception})
     # NormalPath takes the slash off that a redirect puts on, and the caller's Host would say where it leads.

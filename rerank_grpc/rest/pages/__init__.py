@@ -1,0 +1,1 @@
+"""Pages for people in a browser: the API's documentation and the playground."""
