@@ -577,3 +577,5 @@ listenToResults();
 fill((({ ...example }) => ({ ...example, value: textOf(example) }))(EXAMPLES.find(({ language }) => language === texts.currentLanguage())));
 changeLanguage(texts.currentLanguage());
 panel.refresh();
+// The page is ready, and this is the server that it calls.
+document.documentElement.dataset.server = serverUrl().href;
