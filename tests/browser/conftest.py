@@ -58,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="package")
 def guarded_site() -> Iterator[Site]:
     """A server of the embedded model that TOKEN opens."""
-    with served("--model", "embedded", "--rest-port", "0", RERANK_ACCESS_TOKEN=TOKEN) as server:
+    with served("--model", "embedded", "--rest-port", "0", RERANK_TOKENS=TOKEN) as server:
         yield Site(server.url.rstrip("/"), server.target)
 
 
