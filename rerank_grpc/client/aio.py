@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
@@ -68,6 +68,10 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
     async def relay(self, method: str, message: bytes, **call: Unpack[CallOptions]) -> bytes:
         """Passes a serialized request on as it is; returns the serialized reply."""
         return await self._call(core.relay(method, message), self._attempts(**call))
+
+    def relay_stream(self, message: bytes, **call: Unpack[CallOptions]) -> AsyncGenerator[bytes, None]:
+        """Passes a serialized StreamRerankRequest on as it is; yields the messages, serialized too."""
+        return self._stream("StreamRerankBytes", message, self._attempts(**call))
 
     async def list_models(self, **call: Unpack[CallOptions]) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
@@ -189,16 +193,17 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         return reply
 
     def _results(self, message: pb.StreamRerankRequest, attempts: core.Attempts) -> AsyncRerankStream:
-        return AsyncRerankStream(self._stream(message, attempts))
+        return AsyncRerankStream(self._stream("StreamRerank", message, attempts))
 
     async def _stream(
-        self, message: pb.StreamRerankRequest, attempts: core.Attempts
-    ) -> AsyncGenerator[pb.StreamRerankResponse, None]:
+        self, method: str, message: pb.StreamRerankRequest | bytes, attempts: core.Attempts
+    ) -> AsyncGenerator[Any, None]:
+        """Yields the messages of a stream, by the stub's method."""
         while True:
             self._check_open()
             self._open()
             with self._replicas.turn() as replica:
-                call = replica.stub.StreamRerank(
+                call = getattr(replica.stub, method)(
                     message, timeout=attempts.remaining, metadata=attempts.metadata
                 )
                 try:

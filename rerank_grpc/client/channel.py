@@ -27,7 +27,7 @@ from rerank_grpc.wire import messages
 LEAST_HANG_TIMEOUT = 2.0
 
 _SERVICE = "rerank.v1.RerankService"
-# The methods with one reply, which also take a request that is serialized already.
+# The methods with one reply, which also take a request that is serialized already, as StreamRerank does.
 RELAYED = ("Rerank", "ListModels", "Health")
 
 ChannelOption = tuple[str, str | int]
@@ -146,6 +146,7 @@ def stub_of(channel: grpc.Channel | grpc.aio.Channel) -> Any:
     )
     for method in RELAYED:
         setattr(stub, f"{method}Bytes", channel.unary_unary(f"/{_SERVICE}/{method}"))
+    stub.StreamRerankBytes = channel.unary_stream(f"/{_SERVICE}/StreamRerank")
     return stub
 
 

@@ -29,7 +29,8 @@ from rerank_grpc.http.pages import FOREIGN, OwnPages
 from rerank_grpc.limits import BODIES_BYTES
 from rerank_grpc.rest import dialects, discovery
 from rerank_grpc.rest.body import BodyBudget, Charge, read_json
-from rerank_grpc.rest.connect import CONNECT_PATH, ConnectEndpoint
+from rerank_grpc.rest.connect.stream import STREAM_PATH, StreamEndpoint
+from rerank_grpc.rest.connect.unary import UNARY_PATH, ConnectEndpoint
 from rerank_grpc.rest.exchange import Endpoint, Exchange, refusal
 from rerank_grpc.rest.forms.decoded import Decoded, Dialect, Posted, Reply, reply_to
 from rerank_grpc.rest.pages import docs, playground
@@ -49,8 +50,10 @@ def build_app(
     budget = BodyBudget(scaled(BODIES_BYTES))
     rerank = RerankEndpoint(settings, upstream, accepted, budget, recorder)
     routes: list[Route] = [ToldRoute(path, rerank, methods=["POST"]) for path in dialects.PATHS]
-    connect = ConnectEndpoint(settings, upstream, accepted, budget, recorder)
-    routes.append(ToldRoute(CONNECT_PATH, connect, methods=["POST"]))
+    stream = StreamEndpoint(settings, upstream, accepted, budget, recorder)
+    routes.append(ToldRoute(STREAM_PATH, stream, methods=["POST"]))
+    unary = ConnectEndpoint(settings, upstream, accepted, budget, recorder)
+    routes.append(ToldRoute(UNARY_PATH, unary, methods=["POST"]))
     for path, method, endpoint, right in discovery.Discovery(upstream, accepted, health).routes():
         route = _json_route(method, endpoint, right and (accepted, right), recorder)
         routes.append(Route(path, route, methods=["GET"]))

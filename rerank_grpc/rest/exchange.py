@@ -64,14 +64,17 @@ class Exchange:
     `certificate` is the name in the caller's certificate, None without one. `token` is None until
     `authenticate` has read it, and `caller` ANYONE until that has found whose it is.
     `more_time` is how a call gets more time than it has, empty until `timeout` has run. `form` is that of its
-    errors, set by whoever answers it. `model` is the name that it asks for, None until that is known;
-    `trace_headers` are passed on: the caller's, or those of the span that it follows.
+    errors, set by whoever answers it. `begun` tells that a part of the answer is on its way. `model` is the
+    name that it asks for, None until that is known; `trace_headers` are passed on: the caller's,
+    or those of the span that it follows.
     """
 
     form: Form
 
-    def __init__(self, request: Request, method: str) -> None:
+    def __init__(self, request: Request, method: str, send: Send | None = None) -> None:
         self.request = request
+        self._send = send
+        self.begun = False
         self.prefix: str = request.scope.get("rest.prefix", "")
         for header, prefix in PREFIX_HEADERS.items():
             if header in request.headers:
@@ -154,6 +157,16 @@ class Exchange:
         body = orjson.dumps(content)
         return Response(body, status, {**self.ids, **(headers or {})}, media_type="application/json")
 
+    async def send_part(self, part: bytes, media_type: str, headers: Mapping[str, str]) -> None:
+        """Sends a part of an answer that comes in parts; waits where the caller has not read those before."""
+        assert self._send is not None
+        if not self.begun:
+            self.begun = True
+            head = Response(headers={**self.ids, **headers}, media_type=media_type)
+            del head.headers["content-length"]
+            await self._send({"type": "http.response.start", "status": 200, "headers": head.raw_headers})
+        await self._send({"type": "http.response.body", "body": part, "more_body": True})
+
     async def while_connected(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Awaits `work`, after the body; cancels it and raises Cancelled when the caller leaves."""
         working = asyncio.ensure_future(work)
@@ -189,7 +202,7 @@ class Endpoint:
         self._recorder = recorder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(Request(scope, receive, send), self.method)
+        exchange = Exchange(Request(scope, receive, send), self.method, send)
         exchange.form = self.presumed(exchange)
         span = None
         try:
@@ -199,7 +212,7 @@ class Endpoint:
             with self._budget.charging() as charge:
                 response = await self.respond(exchange, charge)
         except (Exception, asyncio.CancelledError) as error:
-            response = refusal(exchange, error)
+            response = self.refuse(exchange, error)
         exchange.record.dialect = exchange.form.name
         self._recorder.end(exchange.record, response.status_code, exchange.model, span)
         await response(scope, receive, send)
@@ -216,9 +229,20 @@ class Endpoint:
         """Reads the body, which `charge` pays for, and answers; the body may show another form."""
         raise NotImplementedError
 
+    def refuse(self, exchange: Exchange, error: Exception | asyncio.CancelledError) -> Response:
+        """Answers an error."""
+        return refusal(exchange, error)
+
 
 def refusal(exchange: Exchange, error: Exception | asyncio.CancelledError) -> Response:
-    """Tells an error in the caller's form; one that nobody foresaw is logged, and its text is not told."""
+    """Tells an error in the caller's form."""
+    problem = noted(exchange, error)
+    status, content = exchange.form.error(problem)
+    return exchange.answer(content, status, problem.headers)
+
+
+def noted(exchange: Exchange, error: Exception | asyncio.CancelledError) -> Problem:
+    """Writes an error into the record; one that nobody foresaw is logged, and its text is not told."""
     if isinstance(error, asyncio.CancelledError):
         # Only uvicorn cancels a request, when the grace is over.
         error = ShuttingDown("the server is stopping")
@@ -227,10 +251,9 @@ def refusal(exchange: Exchange, error: Exception | asyncio.CancelledError) -> Re
         kind = {"kind": f"rest {exchange.form.name} 500"}
         log.error("request %s: %s", exchange.request_id, describe(error), extra=kind)
     problem = problem_of(error, token_sent=exchange.token is not None, more_time=exchange.more_time)
-    status, content = exchange.form.error(problem)
     exchange.record.left = isinstance(error, Cancelled)
     note(exchange.record, problem)  # also where the form has an error answered with 200
-    return exchange.answer(content, status, problem.headers)
+    return problem
 
 
 def _positive(text: str) -> float:

@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from rerank_grpc.client import AsyncClient, TransportError, UnexpectedStatus
@@ -59,6 +59,25 @@ class Target:
 
         Raises QueueFull where the call might wait for a stream.
         """
+        with self._admitted(deadline) as (client, timeout):
+            reply = await client.relay("Rerank", message, timeout=timeout, metadata={**metadata, **OURS})
+        self.mark(True)
+        return reply
+
+    async def stream(
+        self, message: bytes, deadline: float, metadata: Mapping[str, str]
+    ) -> AsyncGenerator[bytes, None]:
+        """Passes on a StreamRerankRequest as `rerank` does; yields each StreamRerankResponse as it comes."""
+        with self._admitted(deadline) as (client, timeout):
+            sent = client.relay_stream(message, timeout=timeout, metadata={**metadata, **OURS})
+            async with aclosing(sent) as parts:
+                async for part in parts:
+                    self.mark(True)
+                    yield part
+
+    @contextmanager
+    def _admitted(self, deadline: float) -> Iterator[tuple[AsyncClient, float]]:
+        """Counts a call of texts while it lasts; yields the client for it, and the seconds that it has."""
         timeout = deadline - time.monotonic()
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the scores were there")
@@ -67,13 +86,9 @@ class Target:
         self._calls += 1
         try:
             with self._connections as own:
-                reply = await own.client.relay(
-                    "Rerank", message, timeout=timeout, metadata={**metadata, **OURS}
-                )
+                yield own.client, timeout
         finally:
             self._calls -= 1
-        self.mark(True)
-        return reply
 
     async def ask(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from functools import partial
 from operator import attrgetter
 from typing import Any, Concatenate, ParamSpec
@@ -37,6 +37,9 @@ from rerank_grpc.wire import messages
 WATCH_SECONDS = 2.0
 # The requests of one call, one for each query that differs, that are under way at once.
 CONCURRENCY = 8
+
+# Another server may answer where this one is away, or its model is.
+_ELSEWHERE = (ServerUnavailable, ShuttingDown, ModelLoading, ModelFailed)
 
 _Given = ParamSpec("_Given")
 
@@ -132,6 +135,27 @@ class Upstream:
         _check_size(message)
         return await self._call(Target.rerank, message, deadline, metadata)
 
+    async def relay_stream(
+        self, message: bytes, deadline: float, metadata: Mapping[str, str]
+    ) -> AsyncGenerator[bytes, None]:
+        """Passes on a StreamRerankRequest as `relay_rerank` does; yields the StreamRerankResponses.
+
+        Another server is asked only as long as no message has come of one.
+        """
+        _check_size(message)
+        turn, begun = self._turn(), False
+        for target in turn:
+            try:
+                async with aclosing(target.stream(message, deadline, metadata)) as parts:
+                    async for part in parts:
+                        begun = True
+                        yield part
+                return
+            except _ELSEWHERE as error:
+                self._note_away(target, error)
+                if begun or target is turn[-1]:
+                    raise
+
     async def relay_question(
         self, method: str, message: bytes, timeout: float, metadata: Mapping[str, str]
     ) -> bytes:
@@ -199,20 +223,26 @@ class Upstream:
         **options: _Given.kwargs,
     ) -> Answer:
         """Asks the servers in turn until one answers, those that seem well first."""
-        self._next = (self._next + 1) % len(self._targets)
-        turn = self._targets[self._next :] + self._targets[: self._next]
-        turn.sort(key=attrgetter("well"), reverse=True)
+        turn = self._turn()
         for target in turn:
             try:
                 return await ask(target, *given, **options)
-            # Another server may answer where this one is away, or its model is.
-            except (ServerUnavailable, ShuttingDown, ModelLoading, ModelFailed) as error:
-                if isinstance(error, ServerUnavailable | ShuttingDown):
-                    target.mark(False, error)
-                    self._devices.clear()
+            except _ELSEWHERE as error:
+                self._note_away(target, error)
                 if target is turn[-1]:
                     raise
         raise AssertionError("there is at least one server")
+
+    def _turn(self) -> list[Target]:
+        """Puts the servers in the order in which a call asks them: round, those that seem well first."""
+        self._next = (self._next + 1) % len(self._targets)
+        turn = self._targets[self._next :] + self._targets[: self._next]
+        return sorted(turn, key=attrgetter("well"), reverse=True)
+
+    def _note_away(self, target: Target, error: RerankError) -> None:
+        if isinstance(error, ServerUnavailable | ShuttingDown):
+            target.mark(False, error)
+            self._devices.clear()
 
     async def _watch(self) -> None:
         while True:

@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from rerank_grpc.config.settings import ANY_NAME, ModelSpec, ServerSettings
+from rerank_grpc.rest.connect.protocol import STATUSES
+from rerank_grpc.rest.connect.stream import STREAM_PATH
 from tests.rest.golden import callers, exchanges
-from tests.rest.support import HOST, post, rest_server
+from tests.rest.support import HOST, enveloped, opened, post, rest_server
 from tests.support import CountingRunner, serving
 
 COUNT, SECONDS = 500, 1.0
@@ -30,7 +32,8 @@ def golden() -> dict[str, list[Any]]:
         for exchange in exchanges(caller):
             if exchange.get("method", "POST") == "POST" and isinstance(exchange.get("body"), dict):
                 bodies.setdefault(exchange["path"].partition("?")[0], []).append(exchange["body"])
-    del bodies["/rerank.v1.RerankService/StreamRerank"]  # which Connect does not offer
+    del bodies["/rerank.v1.RerankService/Nothing"]  # which Connect does not offer
+    bodies[STREAM_PATH] = bodies["/rerank.v1.RerankService/Rerank"]
     for method in ("ListModels", "Health"):
         bodies[f"/rerank.v1.RerankService/{method}"] = [{}, {"model": "embedded"}]
     return bodies
@@ -148,13 +151,23 @@ class Answer(NamedTuple):
 
 
 def asked(connection: http.client.HTTPConnection, path: str, body: bytes) -> Answer:
-    """Sends a body, and reads what the server says of it."""
+    """Sends a body, and reads what the server says of it; of a stream, what its end says."""
     started = time.process_time()
+    if path == STREAM_PATH:
+        return of_stream(connection, body, started)
     connection.request("POST", path, body, {"content-type": "application/json"})
     response = connection.getresponse()
     answer = response.read()
     seconds = time.process_time() - started
     return Answer(response.status, response.headers["content-type"], answer, seconds)
+
+
+def of_stream(connection: http.client.HTTPConnection, body: bytes, started: float) -> Answer:
+    """Sends a body in an envelope."""
+    connection.request("POST", STREAM_PATH, enveloped(body), {"content-type": "application/connect+json"})
+    _, end = opened(connection.getresponse().read())
+    status = STATUSES[end["error"]["code"]] if end else 200
+    return Answer(status, "application/json", json.dumps(end).encode(), time.process_time() - started)
 
 
 @pytest.mark.parametrize("path", GOLDEN)

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,30 @@ def post(port: int, path: str, body: Any, **headers: str) -> Reply:
 def get(port: int, path: str, **headers: str) -> Reply:
     """Gets a path; headers as in `post`."""
     return call(port, "GET", path, None, {name.replace("_", "-"): text for name, text in headers.items()})
+
+
+ENVELOPE = struct.Struct(">BI")  # before each message of a Connect stream: flags, and the message's length
+
+
+def enveloped(message: bytes, flags: int = 0) -> bytes:
+    """Makes an envelope of a Connect stream."""
+    return ENVELOPE.pack(flags, len(message)) + message
+
+
+def opened(stream: bytes) -> tuple[list[bytes], dict[str, Any]]:
+    """Takes a whole Connect stream apart: its messages, and what its end tells."""
+    messages = list[bytes]()
+    while stream:
+        flags, length = ENVELOPE.unpack_from(stream)
+        stream = stream[ENVELOPE.size :]
+        message, stream = stream[:length], stream[length:]
+        assert len(message) == length
+        if flags == 2:
+            assert not stream
+            return messages, json.loads(message)
+        assert flags == 0
+        messages.append(message)
+    raise AssertionError("the stream has no end")
 
 
 class Clock:

@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2
 
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.rest import app
-from rerank_grpc.rest.connect import STATUSES
+from rerank_grpc.rest.connect.protocol import STATUSES
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, fail
@@ -231,9 +231,7 @@ def test_a_compressed_body_is_unimplemented(port: int) -> None:
     assert ask(port, GOOD, content_encoding="identity").status == 200
 
 
-@pytest.mark.parametrize(
-    "path", [f"{SERVICE}/StreamRerank", f"{SERVICE}/Nothing", "/rerank.v1.ModelAdminService/LoadModel"]
-)
+@pytest.mark.parametrize("path", [f"{SERVICE}/Nothing", "/rerank.v1.ModelAdminService/LoadModel"])
 def test_other_methods_are_unimplemented(port: int, path: str) -> None:
     reply = post(port, path, {}, content_type=JSON)
     assert "over gRPC" in told(reply, "unimplemented")

@@ -173,7 +173,7 @@ def test_a_question_over_connect_has_its_methods_name(rest: Told, method: str) -
 def test_a_method_that_connect_does_not_offer_is_other(rest: Told) -> None:
     assert post(rest.port, f"{CONNECT}/{CANARY}", {}, content_type="application/json").status == 501
     assert outcome(rest.one()) == ("other", "UNIMPLEMENTED", None, 501)
-    path, streaming = f"{CONNECT}/StreamRerank", "application/connect+json"
+    path, streaming = f"{CONNECT}/{CANARY}", "application/connect+json"
     assert post(rest.port, path, b"", content_type=streaming).status == 200
     assert outcome(rest.one()) == ("other", "UNIMPLEMENTED", None, 200)
 

@@ -18,21 +18,25 @@ from rerank_grpc.callers import Right
 from rerank_grpc.config.settings import RestSettings, ServerSettings
 from rerank_grpc.errors import PermissionDenied
 from rerank_grpc.rest.app import NormalPath, RerankEndpoint, build_app
-from rerank_grpc.rest.connect import METHODS, ConnectEndpoint
+from rerank_grpc.rest.connect.protocol import STATUSES
+from rerank_grpc.rest.connect.stream import STREAM_PATH, StreamEndpoint
+from rerank_grpc.rest.connect.unary import METHODS, ConnectEndpoint
 from rerank_grpc.rest.dialects import PREFIXES
 from rerank_grpc.rest.discovery import Discovery
 from rerank_grpc.rest.errors import problem_of
+from rerank_grpc.rest.pages import playground
 from rerank_grpc.rest.recorder import Recorder
 from rerank_grpc.rest.server import RestServer
 from rerank_grpc.rest.upstream import Upstream
 from tests.callers import MODELS, STRANGERS, settings_of
-from tests.rest.support import Reply, read
+from tests.rest.support import Reply, enveloped, opened, read
 from tests.support import CountingRunner, serving
 
 # A body of the superset on every path.
 BODY = {"query": "q", "documents": ["d"], "texts": ["d"]}
 PUBLIC = {"/", "/health", "/ping", "/v1/cluster/auth", "/.well-known/live", "/.well-known/ready"}
-DOCUMENTATION = {"/openapi.json", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
+PLAYGROUND = {route.path for route in playground.routes()}
+DOCUMENTATION = {"/openapi.json", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"} | PLAYGROUND
 PUBLIC_WORK = ("root", "health", "cluster_auth", "live", "ready")
 TELLING = (*PUBLIC_WORK, "models", "model", "infinity_models", "info", "model_info")
 
@@ -49,14 +53,27 @@ class RestWalk(NamedTuple):
         try:
             connection.putrequest(method, path)
             sent = json.dumps(BODY if body is None else body).encode() if method == "POST" else b""
+            streams = path == STREAM_PATH
+            sent = enveloped(sent) if streams else sent
             connection.putheader("Content-Length", str(len(sent)))
-            connection.putheader("Content-Type", "application/json")
+            connection.putheader("Content-Type", f"application/{'connect+' if streams else ''}json")
             for value in values:
                 connection.putheader("Authorization", value.encode("latin-1"))
             connection.endheaders(sent)
-            return read(connection)
+            reply = read(connection)
+            return as_one_reply(reply) if streams else reply
         finally:
             connection.close()
+
+
+def as_one_reply(stream: Reply) -> Reply:
+    """Makes of a stream that holds an error alone what a method with one reply would answer."""
+    assert stream.status == 200
+    _, end = opened(stream.raw)
+    error = end.get("error", {})
+    metadata = {name: values[0] for name, values in end.get("metadata", {}).items()}
+    status = STATUSES[error["code"]] if error else 200
+    return Reply(status, {**stream.headers, **metadata}, json.dumps(error).encode())
 
 
 def routes() -> Iterator[tuple[str, str, Right | None]]:
@@ -95,7 +112,7 @@ def walk(request: pytest.FixtureRequest) -> Iterator[RestWalk]:
     entered: list[str] = []
     settings, alone = settings_of(), request.param.startswith("alone")
     with pytest.MonkeyPatch.context() as patch:
-        for owner in (RerankEndpoint, ConnectEndpoint):
+        for owner in (RerankEndpoint, ConnectEndpoint, StreamEndpoint):
             patch.setattr(owner, "respond", counting(owner.respond, owner.__name__, entered))
         for name in TELLING:
             patch.setattr(Discovery, name, counting(getattr(Discovery, name), name, entered))
@@ -118,6 +135,7 @@ def walk(request: pytest.FixtureRequest) -> Iterator[RestWalk]:
 def test_the_routes_that_are_public_are_these() -> None:
     public = {path for method, path, right in ROUTES if right is None}
     assert public == PUBLIC | DOCUMENTATION
+    assert all(path == "/playground" or path.startswith("/playground/") for path in PLAYGROUND)
     assert {path for path, right in [(path, right) for _, path, right in ROUTES] if right is Right.LIST} == {
         "/v1/models",
         "/v1/models/one",
@@ -164,7 +182,7 @@ def test_a_caller_enters_what_its_rights_are_for_and_nothing_else(walk: RestWalk
 def test_a_caller_of_one_model_gets_nothing_of_another(walk: RestWalk) -> None:
     for method, path, right in ROUTES:
         lists = path in ("/v1/models", "/models", "/rerank.v1.RerankService/ListModels")
-        connect = path in METHODS
+        connect = path in METHODS or path == STREAM_PATH
         body: Any = {} if path.endswith(("/ListModels", "/Health")) else None
         if connect and body is None:
             body = {"query": "q", "documents": [{"text": "d"}], "model": "uno"}

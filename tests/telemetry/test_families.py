@@ -14,7 +14,8 @@ from rerank_grpc.access.tokens import SentToken
 from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.rest import dialects
 from rerank_grpc.rest.app import RerankEndpoint
-from rerank_grpc.rest.connect import METHODS, ConnectEndpoint
+from rerank_grpc.rest.connect.stream import StreamEndpoint
+from rerank_grpc.rest.connect.unary import METHODS, ConnectEndpoint
 from rerank_grpc.rest.discovery import Discovery
 from rerank_grpc.rest.forms.decoded import Dialect
 from rerank_grpc.rest.upstream import Upstream
@@ -72,7 +73,7 @@ def test_the_methods_of_rest_are_those_of_its_routes():
     routes = {method for _, method, _, _ in Discovery(upstream, AccessList(()), None).routes()}
     assert routes | {RerankEndpoint.method} == set(REST_METHODS)
     assert ConnectEndpoint.method == "other"  # it finds the name of a method of gRPC
-    assert {method.name for method in METHODS.values()} <= set(GRPC_METHODS)
+    assert {method.name for method in METHODS.values()} | {StreamEndpoint.method} <= set(GRPC_METHODS)
 
 
 def test_the_codes_are_grpcs():
