@@ -1,4 +1,4 @@
-"""What a user does on the playground's page, and what the page then shows."""
+"""Drives the playground's page as a user does, and reads what it then shows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rerank(page: Page) -> None:
 
 def wait_for_end(page: Page) -> None:
     """Waits until no call of the page is in progress, and what came of it is drawn."""
-    page.wait_for_selector("#stop", state="hidden")
+    page.wait_for_selector("#stop", state="hidden", timeout=60_000)
     page.evaluate("() => new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 QUERY = "How do I reset my password?"
 DOCUMENTS = ("The office is closed.", "Forgot password? Choose a new one.", "Invoices are sent monthly.")
-# With windows of 128 tokens, the answer lies in a later one; each 😀 is one code point and two units of UTF-16.
+# The answer lies in a later window; each 😀 is one code point and two units of UTF-16.
 FILLER = "Trams run along the harbour every ten minutes. " * 40
 LONG = f"😀😀😀 {FILLER} To reset your password, choose Forgot password. {FILLER}"
 
@@ -96,6 +96,19 @@ def test_a_line_meets_the_middle_of_its_rows(site: Site, page: "Page") -> None:
             assert box is not None
             middle = lines["y"] + lines["height"] * (rank + 0.5) / len(boxes)
             assert box["y"] + box["height"] / 2 == pytest.approx(middle, abs=1.5)
+
+
+def test_results_appear_as_they_are_scored(site: Site, page: "Page") -> None:
+    open_playground(page, site.url)
+    type_in(page, QUERY, *(f"{number} {'panda ' * 120}" for number in range(60)))
+    page.get_by_role("button", name="Rerank").click()
+    page.wait_for_selector("#rows-a > li")
+    assert page.get_by_role("button", name="Stop").is_visible()
+    assert 0 < page.locator("#rows-a > li").count() < 60
+    wait_for_end(page)
+    assert page.locator("#rows-a > li").count() == 60
+    scores = [score for _, score in ranking(page)]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_top_n_keeps_the_best(site: Site, page: "Page") -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 BUF = ROOT / "tools/buf/node_modules/.bin"
-QUERY = "-d @who's \"$HOME\" `date` \\ 密码 😀 {{x}} %s"
+QUERY = '-d @who\'s "$HOME" `date` \\ 密码 😀 {{x}} %s'
 DOCUMENTS = (
     "@file",
     "--help",
@@ -101,7 +101,9 @@ def test_a_call_of_documents_with_ids_and_line_breaks_runs(site: Site, page: "Pa
     assert_same(from_lines(run(copied(page, "Python", site.target), sys.executable, "-")), ranking(page))
 
 
-def test_the_token_is_not_in_the_calls_and_they_run_with_it(guarded_site: Site, page: "Page", troubles) -> None:
+def test_the_token_is_not_in_the_calls_and_they_run_with_it(
+    guarded_site: Site, page: "Page", troubles
+) -> None:
     troubles.expect("status of 401")
     open_playground(page, guarded_site.url)
     page.get_by_label("Access token").fill(TOKEN)

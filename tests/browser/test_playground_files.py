@@ -1,4 +1,4 @@
-"""Files are dropped or chosen; what is wrong with one is said beside the documents, and what was typed stays."""
+"""Files are dropped or chosen; the fault of one is told beside the documents, and what was typed stays."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,12 @@ CSV = f'id,title,text\r\n1,"Hours, ""new""","{CLOSED}\nAll day."\r\n2,Password,{
         ("a.csv", CSV, [FORGOT, f"{CLOSED}\nAll day."], ["2", "1"]),
         ("semicolons.csv", f"id;text\n1;{CLOSED}\n2;{FORGOT}", [FORGOT, CLOSED], ["2", "1"]),
         ("one-column.csv", f"{CLOSED}\n{FORGOT}\n", [FORGOT, CLOSED], []),
-        ("gb.csv", "编号,正文\n1,办公室不营业。\n2,forgot password\n", ["forgot password", "办公室不营业。"], []),
+        (
+            "gb.csv",
+            "编号,正文\n1,办公室不营业。\n2,forgot password\n",
+            ["forgot password", "办公室不营业。"],
+            [],
+        ),
     ],
 )
 def test_a_file_of_each_kind_is_ranked(
@@ -99,9 +104,7 @@ def test_another_column_can_hold_the_text(site: Site, page: "Page") -> None:
     assert {row["text"] for row in rows(page)} == {'Hours, "new"', "Password"}
 
 
-def test_a_file_is_chosen_by_the_field_and_taken_away_again(
-    site: Site, page: "Page", tmp_path: Path
-) -> None:
+def test_a_file_is_chosen_by_the_field_and_taken_away_again(site: Site, page: "Page", tmp_path: Path) -> None:
     (tmp_path / "chosen.txt").write_text(f"{CLOSED}\n\n{FORGOT}\nand more", "utf-8")
     open_playground(page, site.url)
     type_in(page, "password", "typed")

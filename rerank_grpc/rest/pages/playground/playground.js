@@ -25,9 +25,11 @@ const FIELDS = {
   max_chunks_per_document: "chunks",
 };
 const TOKEN_CODES = ["unauthenticated", "permission_denied"];
+const SENDABLE = /^[\x21-\x7e]*$/;
 const SLOTS = ["a", "b"];
 
-const state = { file: undefined, models: [], kept: undefined, run: undefined };
+// `token` is the one that was typed to its end; `kept` what was typed before an example took its place.
+const state = { token: "", file: undefined, models: [], kept: undefined, run: undefined };
 const lines = new Lines(at("lines"));
 
 // What was typed
@@ -105,7 +107,8 @@ async function start() {
   leave(state.run);
   clearErrors();
   const token = at("token").value.trim();
-  if (/[^\x21-\x7e]/.test(token)) {
+  state.token = token;
+  if (!SENDABLE.test(token)) {
     say("token", () => text("token_characters"));
     focusOn("token");
     return;
@@ -384,8 +387,13 @@ function showModels(models) {
   showChosen();
 }
 
-/** Puts options into a select, and touches it only where they differ: it may be open. */
-function choices(select, options) {
+/**
+ * Puts options into a select, and touches it only where they differ: it may be open. What is chosen stays, even where
+ * it is offered no more: the service says what is wrong with it.
+ */
+function choices(select, offered) {
+  const gone = select.value && !offered.some(([name]) => name === select.value);
+  const options = gone ? [...offered, [select.value, select.value]] : offered;
   const shown = [...select.options].map(({ value, text: label }) => [value, label]);
   if (JSON.stringify(shown) === JSON.stringify(options)) return;
   const { value } = select;
@@ -394,6 +402,7 @@ function choices(select, options) {
 }
 
 function showChosen() {
+  const codeModel = at("code-model").value;
   const chosen = chosenModels();
   const found = (name) => state.models.find((model) => model.name === name);
   at("model-about").textContent = found(at("model").value) ? aboutModel(found(at("model").value)) : "";
@@ -403,18 +412,18 @@ function showChosen() {
   at("instruction-hint").textContent =
     takers.length === chosen.length ? text("instruction_both") : text("instruction_one", { model: takers[0] ?? "" });
   at("code-model-row").hidden = chosen.length < 2;
-  choices(at("code-model"), chosen.map((name) => [name, name]));
+  at("code-model").replaceChildren(...chosen.map((name) => make("option", { value: name, selected: name === codeModel }, name)));
   showCode();
 }
 
 // The same call from elsewhere
 
-function codeNow() {
+function codeOf(documents) {
   const tool = document.querySelector("input[name=tool]:checked").value;
   const chosen = chosenModels();
   const model = chosen.includes(at("code-model").value) ? at("code-model").value : chosen[0];
   return TOOLS[tool]({
-    message: messageFor(model, documentsNow().documents),
+    message: messageFor(model, documents),
     url: serverUrl().href,
     target: wellFormed(at("target").value.trim()),
     secure: location.protocol === "https:",
@@ -422,19 +431,24 @@ function codeNow() {
   });
 }
 
+/** Takes so many of the documents that what is shown of the call is full. */
+function firstOf(documents) {
+  let length = 0;
+  const end = documents.findIndex(({ text: content }) => (length += content.length) > SHOWN_CODE);
+  return end < 0 ? documents : documents.slice(0, end + 1);
+}
+
 const showCode = onceAFrame(() => {
-  const code = codeNow();
+  const { documents } = documentsNow();
+  const code = codeOf(firstOf(documents));
+  const cut = code.length > SHOWN_CODE;
   at("target-row").hidden = document.querySelector("input[name=tool]:checked").value === "curl";
-  at("code").textContent = code.length > SHOWN_CODE ? `${code.slice(0, SHOWN_CODE)}…` : code;
-  const hints = [
-    code.length > SHOWN_CODE && text("code_cut", { count: number(code.length) }),
-    at("token").value && text("code_token"),
-  ];
-  at("code-hint").textContent = hints.filter(Boolean).join(" ");
+  at("code").textContent = cut ? `${code.slice(0, SHOWN_CODE)}…` : code;
+  at("code-hint").textContent = [cut && text("code_cut"), at("token").value && text("code_token")].filter(Boolean).join(" ");
 });
 
 async function copy() {
-  const code = codeNow();
+  const code = codeOf(documentsNow().documents);
   const done = (await written(code)) ? "copied" : "not_copied";
   at("copied").textContent = text(done);
   at("copy").textContent = text(done);
@@ -461,7 +475,7 @@ async function written(content) {
 // All together
 
 const panel = new Panel({
-  token: () => (/[^\x21-\x7e]/.test(at("token").value.trim()) ? "" : at("token").value.trim()),
+  token: () => (SENDABLE.test(state.token) ? state.token : ""),
   chosen: (models) => {
     const names = chosenModels().filter((name) => models.some((model) => model.name === name));
     return names.length ? names : models.slice(0, 1).map(({ name }) => name);
@@ -514,9 +528,13 @@ function listenToForm() {
       panel.refresh();
     });
   }
-  listen("token", "input", showCode);
-  listen("token", "change", () => {
+  // Not when the field is left: the button below would move away under a press of it.
+  listen("token", "input", () => {
     say("token", () => "");
+    showCode();
+  });
+  listen("token", "change", () => {
+    state.token = at("token").value.trim();
     panel.refresh();
   });
   listen("separator", "change", showFile);
