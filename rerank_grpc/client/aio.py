@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Self, Unpack
 
@@ -71,7 +71,7 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
 
     def relay_stream(self, message: bytes, **call: Unpack[CallOptions]) -> AsyncGenerator[bytes, None]:
         """Passes a serialized StreamRerankRequest on as it is; yields the messages, serialized too."""
-        return self._stream("StreamRerankBytes", message, self._attempts(**call))
+        return self._stream(lambda stub: stub.StreamRerankBytes, message, self._attempts(**call))
 
     async def list_models(self, **call: Unpack[CallOptions]) -> tuple[ModelInfo, ...]:
         """Lists the configured models; the default model is first."""
@@ -193,19 +193,20 @@ class AsyncClient(core.BaseClient["AsyncRerankStream"]):
         return reply
 
     def _results(self, message: pb.StreamRerankRequest, attempts: core.Attempts) -> AsyncRerankStream:
-        return AsyncRerankStream(self._stream("StreamRerank", message, attempts))
+        return AsyncRerankStream(self._stream(lambda stub: stub.StreamRerank, message, attempts))
 
     async def _stream(
-        self, method: str, message: pb.StreamRerankRequest | bytes, attempts: core.Attempts
+        self,
+        method: Callable[[Any], Any],
+        message: pb.StreamRerankRequest | bytes,
+        attempts: core.Attempts,
     ) -> AsyncGenerator[Any, None]:
-        """Yields the messages of a stream, by the stub's method."""
+        """Yields the messages of a stream; `method` picks the stub's."""
         while True:
             self._check_open()
             self._open()
             with self._replicas.turn() as replica:
-                call = getattr(replica.stub, method)(
-                    message, timeout=attempts.remaining, metadata=attempts.metadata
-                )
+                call = method(replica.stub)(message, timeout=attempts.remaining, metadata=attempts.metadata)
                 try:
                     with self._cancelled_by_close():
                         async for part in call:

@@ -1,7 +1,12 @@
 """The pages open in a real browser, which finds nothing to say."""
 
-from collections.abc import Callable
+import http.client
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -10,6 +15,9 @@ from tests.browser.conftest import Site, Troubles
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+# The server that the page's script finds, by its own place.
+SERVER = """new URL("../", document.querySelector("script[src$='playground.js']").src).href"""
+
 
 @pytest.mark.parametrize(
     ("path", "base"),
@@ -17,9 +25,16 @@ if TYPE_CHECKING:
 )
 def test_the_playground_opens(site: Site, page: "Page", path: str, base: str) -> None:
     page.goto(site.url + path)
-    page.wait_for_selector(f"html[data-server='{site.url}{base}']")
-    assert page.get_by_role("heading", name="Playground").is_visible()
-    assert "sans-serif" in page.evaluate("getComputedStyle(document.documentElement).fontFamily")
+    page.locator("h1").first.wait_for()
+    assert page.evaluate(SERVER) == site.url + base
+    # The script and the style are there, and the policy lets them be.
+    loaded = page.evaluate(
+        "performance.getEntriesByType('resource').map(each => [each.name, each.responseStatus])"
+    )
+    folder = f"{site.url}{base}playground/"
+    assert [folder + "playground.css", 200] in loaded
+    assert [folder + "playground.js", 200] in loaded
+    assert page.evaluate("document.styleSheets[0].cssRules.length") > 0
 
 
 def test_swaggers_page_opens(site: Site, page: "Page") -> None:
@@ -39,3 +54,80 @@ def test_the_policy_lets_no_script_of_a_document_run(
         document.head.append(script);
     }""")
     assert page.title() != "taken"
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """A reverse proxy that takes a path of its own off, and passes each piece of an answer on as it comes."""
+
+    protocol_version = "HTTP/1.1"
+    upstream = ""
+    path_before = "/behind/a/proxy"
+
+    def do_GET(self) -> None:
+        self._pass_on(None)
+
+    def do_POST(self) -> None:
+        self._pass_on(self.rfile.read(int(self.headers["content-length"])))
+
+    def _pass_on(self, body: bytes | None) -> None:
+        assert self.path.startswith(self.path_before)
+        own = {name: text for name, text in self.headers.items() if name.lower() != "host"}
+        with closing(http.client.HTTPConnection(self.upstream, timeout=20)) as connection:
+            connection.request(self.command, self.path.removeprefix(self.path_before), body, own)
+            answer = connection.getresponse()
+            self.send_response(answer.status)
+            for name, text in answer.getheaders():
+                if name.lower() not in ("content-length", "transfer-encoding", "connection", "keep-alive"):
+                    self.send_header(name, text)
+            self.send_header("connection", "close")
+            self.end_headers()
+            while piece := answer.read1(65_536):
+                self.wfile.write(piece)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def proxied(site: Site) -> Iterator[str]:
+    """The site's URL behind a proxy."""
+    handler = type("Behind", (Proxy,), {"upstream": urlsplit(site.url).netloc})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}{Proxy.path_before}"
+        server.shutdown()
+        thread.join()
+
+
+# Streams from a server; returns the status, and the flags of each envelope.
+STREAM = """async (server) => {
+    const message = new TextEncoder().encode(JSON.stringify({query: "q", documents: [{text: "a"}]}));
+    const body = new Uint8Array(5 + message.length);
+    new DataView(body.buffer).setUint32(1, message.length);
+    body.set(message, 5);
+    const headers = {"content-type": "application/connect+json"}, method = "POST";
+    const reply = await fetch(`${server}rerank.v1.RerankService/StreamRerank`, {method, headers, body});
+    const stream = new Uint8Array(await reply.arrayBuffer()), flags = [];
+    for (let at = 0; at < stream.length; at += 5 + new DataView(stream.buffer).getUint32(at + 1))
+        flags.push(stream[at]);
+    return [reply.status, flags];
+}"""
+
+
+def test_a_page_behind_a_proxys_path_calls_its_own_server(proxied: str, page: "Page") -> None:
+    page.goto(f"{proxied}/playground")
+    assert page.evaluate(SERVER) == f"{proxied}/"
+    assert page.evaluate(STREAM, f"{proxied}/") == [200, [0, 0, 2]]
+    page.goto(f"{proxied}/docs")
+    page.get_by_text("/v1/rerank", exact=True).first.wait_for()
+
+
+def test_a_page_of_no_origin_gets_no_scores(site: Site, page: "Page", troubles: Troubles) -> None:
+    troubles.expect("blocked by CORS policy")
+    troubles.expect("ERR_FAILED")
+    page.goto("data:text/html,<title>elsewhere</title>")
+    answered = page.evaluate(
+        f"server => ({STREAM})(server).then(String, error => error.name)", f"{site.url}/"
+    )
+    assert answered == "TypeError"

@@ -148,6 +148,17 @@ def test_unseen_characters_are_written_out(site: Site, page: "Page") -> None:
         assert not re.search("[\u202a-\u202e\u2066-\u2069\u2028]", copied(page, tool, site.target))
 
 
+def test_copying_works_without_the_clipboards_interface(site: Site, page: "Page") -> None:
+    # As on a page of another machine without TLS.
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    open_playground(page, site.url)
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    page.locator("#query").fill("")
+    page.locator("#query").press("ControlOrMeta+v")
+    assert page.locator("#query").input_value().startswith("curl -sS ")
+
+
 def test_a_long_call_is_shown_in_part_and_copied_whole(site: Site, page: "Page") -> None:
     open_playground(page, site.url)
     type_in(page, "q", *(f"document {number} {'x' * 200}" for number in range(1000)))

@@ -29,6 +29,7 @@ CSV = f'id,title,text\r\n1,"Hours, ""new""","{CLOSED}\nAll day."\r\n2,Password,{
         ("a.jsonl", JSONL, [FORGOT, CLOSED], ["ü", "a"]),
         ("strings.jsonl", f'"{CLOSED}"\n"{FORGOT}"\n', [FORGOT, CLOSED], []),
         ("a.csv", CSV, [FORGOT, f"{CLOSED}\nAll day."], ["2", "1"]),
+        ("half.jsonl", f'{json.dumps(FORGOT)}\n"half \\ud83d"\n', [FORGOT, "half \ufffd"], []),
         ("semicolons.csv", f"id;text\n1;{CLOSED}\n2;{FORGOT}", [FORGOT, CLOSED], ["2", "1"]),
         ("one-column.csv", f"{CLOSED}\n{FORGOT}\n", [FORGOT, CLOSED], []),
         (

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -228,6 +228,22 @@ def test_an_error_after_some_messages_ends_the_stream() -> None:
     assert (record.documents, record.summary) == (1, None)
 
 
+def test_a_server_that_dies_amid_a_stream_is_unavailable() -> None:
+    dead = threading.Event()
+
+    def hold(request: Any, _context: object) -> Iterator[pb.StreamRerankResponse]:
+        yield pb.StreamRerankResponse(results=results(request))
+        dead.wait(WAIT)
+
+    with before(hold) as (server, port), begun(port, GOOD) as response:
+        read_envelope(response)
+        server.stop()
+        dead.set()
+        messages, end = opened(response.read())
+    assert (messages, end["error"]["code"]) == ([], "unavailable")
+    assert end["metadata"] == {"retry-after": ["1"]}
+
+
 def test_a_stream_without_its_summary_is_an_error() -> None:
     def cut_short(request: Any, _context: object) -> Iterator[pb.StreamRerankResponse]:
         yield pb.StreamRerankResponse(results=results(request))
@@ -312,6 +328,19 @@ def test_a_caller_that_does_not_read_holds_the_server_up_and_is_ended(
                 break
         assert cancelled.is_set()
     assert len(sent) < 40  # MiB
+
+
+def test_a_stream_that_is_cut_off_at_the_end_of_the_grace_says_so() -> None:
+    runner = HeldRunner()
+    records = list[CallRecord]()
+    runner.let(1)
+    with serving(SMALL, runner=runner) as server, ExitStack() as calls:
+        with rest_server(server.port, grace=0.5, sinks=(records.append,)) as port:
+            response = calls.enter_context(begun(port, LONG))
+            read_envelope(response)
+        messages, end = opened(response.read())
+    assert (messages, end["error"]["code"]) == ([], "unavailable")
+    assert records[0].reason is Reason.SHUTTING_DOWN
 
 
 def test_a_bodys_bytes_count_until_its_stream_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

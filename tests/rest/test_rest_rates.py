@@ -15,10 +15,11 @@ import pytest
 from rerank_grpc.access.rates import Rates
 from rerank_grpc.cli.serve import rest_beside
 from rerank_grpc.config.settings import RestSettings
+from rerank_grpc.rest.connect.stream import STREAM_PATH
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.telemetry.ids import CHARGE_KEY, PROCESS_ID, PROCESS_KEY
 from rerank_grpc.telemetry.records import CallRecord
-from tests.rest.support import Reply, call, post, rest_server
+from tests.rest.support import Reply, call, enveloped, opened, post, rest_server
 from tests.server.test_rates import metadata_of, refused, settings_of
 from tests.support import CountingRunner, HeldRunner, request_of, serving, stub_of, wait_for
 
@@ -161,6 +162,19 @@ def test_a_body_that_finds_the_server_full_costs_nothing():
         inside.result()
         wait_for(lambda: service.server.reranker.gate.calls == 0)
         assert service.score(ONE, path="/v1/rerank").status == 200
+
+
+def test_a_stream_costs_as_many_documents_as_one_reply_and_its_end_tells_the_time():
+    runner = CountingRunner()
+    with beside(runner) as service:
+        body = enveloped(json.dumps(TYPED).encode())
+        streaming = {"content-type": "application/connect+json"}
+        assert opened(service.score(body, path=STREAM_PATH, **streaming).raw)[1] == {}
+        assert runner.sequences == 6
+        messages, end = opened(service.score(body, path=STREAM_PATH, **streaming).raw)
+        assert (messages, end["error"]["code"]) == ([], "resource_exhausted")
+        assert end["metadata"] == {"retry-after": ["3"]}
+        assert runner.sequences == 6
 
 
 def test_the_queries_of_a_caller_without_a_rate_are_under_way_at_once():

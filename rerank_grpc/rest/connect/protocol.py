@@ -1,4 +1,4 @@
-"""What Connect's unary and streaming protocols share: errors, encodings, headers."""
+"""The errors, encodings and headers of both of Connect's protocols."""
 
 from __future__ import annotations
 

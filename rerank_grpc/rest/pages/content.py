@@ -50,9 +50,10 @@ class Content:
     def __init__(self, body: bytes, media_type: str, policy: str = STRICT) -> None:
         self._body = body
         self._media_type = media_type
-        # A browser asks each time whether its copy is still true: an upgrade changes a script at once.
+        self.tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         self._headers = {
-            "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
+            "etag": self.tag,
+            # A browser asks each time whether its copy is still true: an upgrade changes a script at once.
             "cache-control": "no-cache",
             "content-security-policy": policy,
             "referrer-policy": "no-referrer",
@@ -62,7 +63,7 @@ class Content:
     def response(self, request: Request) -> Response:
         """Makes the response, without a body where the caller's copy is still true."""
         asked = request.headers.get("if-none-match", "")
-        if self._headers["etag"] in (each.strip().removeprefix("W/") for each in asked.split(",")):
+        if self.tag in (each.strip().removeprefix("W/") for each in asked.split(",")):
             return Response(status_code=304, headers=self._headers)
         return PiecewiseResponse(self._body, media_type=self._media_type, headers=self._headers)
 

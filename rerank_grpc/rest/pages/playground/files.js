@@ -13,9 +13,13 @@ export class FileError extends Error {
   }
 }
 
+/** Replaces halves of characters, which no request can hold. */
+export const wellFormed = (text) =>
+  text.toWellFormed ? text.toWellFormed() : new TextDecoder().decode(new TextEncoder().encode(text));
+
 /** Splits text at each line, or at each blank line, into documents; blank ones are none. */
 export function split(text, by) {
-  const pieces = text.split(by === "line" ? /\r\n|\r|\n/ : /(?:\r\n|\r|\n)[^\S\r\n]*(?:\r\n|\r|\n)\s*/);
+  const pieces = wellFormed(text).split(by === "line" ? /\r\n|\r|\n/ : /(?:\r\n|\r|\n)[^\S\r\n]*(?:\r\n|\r|\n)\s*/);
   return pieces.map((piece) => piece.trim()).filter(Boolean).map((piece) => ({ text: piece, id: "" }));
 }
 
@@ -107,7 +111,7 @@ function parseCsv(text) {
   const separator = [",", ";", "\t"].reduce((best, each) =>
     firstLine.split(each).length > firstLine.split(best).length ? each : best,
   );
-  const token = new RegExp(`"((?:[^"]|"")*)("|$)|[^${separator}"\\r\\n][^${separator}\\r\\n]*|${separator}|\\r\\n|\\r|\\n`, "gy");
+  const token = new RegExp(`"([^"]*(?:""[^"]*)*)("|$)|[^${separator}"\\r\\n][^${separator}\\r\\n]*|${separator}|\\r\\n|\\r|\\n`, "gy");
   const records = [];
   let cells = [""];
   let line = 1;
@@ -154,7 +158,7 @@ function documentsOf(rows, column, id, faults) {
   for (const { line, cells } of rows) {
     const text = cells[column] ?? cells[""];
     if (typeof text !== "string" || !text.trim()) missing.push(fault("line_text", { line, column }));
-    else documents.push({ text, id: column === id ? "" : String(cells[id] ?? "") });
+    else documents.push({ text: wellFormed(text), id: column === id ? "" : wellFormed(String(cells[id] ?? "")) });
   }
   const all = [...faults, ...missing].sort((first, second) => first.values.line - second.values.line);
   return { documents, faults: all };

@@ -4,7 +4,7 @@ import { rerank, serverUrl } from "./api.js";
 import { TOOLS } from "./calls.js";
 import { at, make, makeSvg, onceAFrame } from "./dom.js";
 import { EXAMPLES, textOf } from "./examples.js";
-import { FileError, readFile, split } from "./files.js";
+import { FileError, readFile, split, wellFormed } from "./files.js";
 import { Lines, agreement } from "./lines.js";
 import { Panel, aboutModel, stateOf } from "./panel.js";
 import { Ranking, facts, score } from "./ranking.js";
@@ -34,13 +34,12 @@ const lines = new Lines(at("lines"));
 
 // What was typed
 
-const wellFormed = (value) => (value.toWellFormed ? value.toWellFormed() : new TextDecoder().decode(new TextEncoder().encode(value)));
 const separator = () => document.querySelector("input[name=by]:checked").value;
 const wholeNumber = (value) => (/^\d+$/.test(value) ? Number(value) : value);
 
 function documentsNow() {
   if (state.file) return state.file.documents(state.file.column, separator());
-  return { documents: split(wellFormed(at("documents").value), separator()), faults: [] };
+  return { documents: split(at("documents").value, separator()), faults: [] };
 }
 
 /** Makes the request as the contract's JSON, without what has its default value. */
