@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.conftest import TOKEN, Site, Troubles
+from tests.browser.conftest import TOKEN, UNMEASURED, Site, Troubles
 from tests.browser.driving import drop, open_playground, ranking, rerank, rows, type_in
 from tests.command import served
 from tests.ports import free_port
@@ -146,7 +146,8 @@ def test_the_token_is_kept_nowhere(guarded_site: Site, page: "Page", troubles: T
 
 def test_an_instruction_is_asked_for_only_where_the_model_takes_one(page: "Page", tmp_path: "Path") -> None:
     tiny, asked = bert(tmp_path / "tiny"), qwen3_reranker(tmp_path / "asked")
-    with served("--model", f"tiny={tiny}", "--model", f"asked={asked}", "--rest-port", "0") as server:
+    models = ("--model", f"tiny={tiny}", "--model", f"asked={asked}")
+    with served(*models, *UNMEASURED, "--rest-port", "0") as server:
         open_playground(page, server.url.rstrip("/"))
         type_in(page, QUERY, *DOCUMENTS)
         assert page.get_by_label("Instruction").is_hidden()
@@ -166,7 +167,7 @@ def test_an_instruction_is_asked_for_only_where_the_model_takes_one(page: "Page"
 def test_an_overloaded_server_says_when_to_try_again(page: "Page", tmp_path: "Path") -> None:
     tiny = bert(tmp_path / "tiny")
     models = ("--model", f"first={tiny}", "--model", f"second={tiny}")
-    with served(*models, "--max-calls", "1", "--rest-port", "0") as server:
+    with served(*models, *UNMEASURED, "--max-calls", "1", "--rest-port", "0") as server:
         open_playground(page, server.url.rstrip("/"))
         type_in(page, QUERY, *(f"{number} {'panda ' * 100}" for number in range(800)))
         page.get_by_label("Compare with").select_option("second")
@@ -177,7 +178,7 @@ def test_an_overloaded_server_says_when_to_try_again(page: "Page", tmp_path: "Pa
 def test_a_server_that_goes_away_and_comes_back(page: "Page", troubles: Troubles, tmp_path: "Path") -> None:
     troubles.expect("net::ERR_CONNECTION_REFUSED")
     tiny = bert(tmp_path / "tiny")
-    arguments = ("--model", f"tiny={tiny}", "--rest-port", str(free_port()))
+    arguments = ("--model", f"tiny={tiny}", *UNMEASURED, "--rest-port", str(free_port()))
     with served(*arguments) as server:
         open_playground(page, server.url.rstrip("/"))
         type_in(page, QUERY, *DOCUMENTS)
