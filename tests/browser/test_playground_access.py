@@ -23,7 +23,6 @@ LOOKS: dict[str, dict[str, Any]] = {
     "dark": {"color_scheme": "dark"},
     "phone": PHONE,
     "Chinese": {"locale": "zh-CN"},
-    "dark phone": {**PHONE, "color_scheme": "dark"},
 }
 HOSTILE = (
     "<img src=x onerror=\"document.title='taken'\">",

@@ -169,7 +169,7 @@ def test_an_overloaded_server_says_when_to_try_again(page: "Page", tmp_path: "Pa
     models = ("--model", f"first={tiny}", "--model", f"second={tiny}")
     with served(*models, *UNMEASURED, "--max-calls", "1", "--rest-port", "0") as server:
         open_playground(page, server.url.rstrip("/"))
-        type_in(page, QUERY, *(f"{number} {'panda ' * 100}" for number in range(800)))
+        type_in(page, QUERY, *(f"{number} {'panda ' * 100}" for number in range(400)))
         page.get_by_label("Compare with").select_option("second")
         rerank(page)
         assert re.search(r"Try again in \d", error_at(page, "call"))
