@@ -244,4 +244,4 @@ def test_a_thousand_long_documents_are_ranked_and_scrolled(
         }
         return (performance.now() - begun) / 20;
     }""")
-    assert frames < 500  # ms; 20 on an idle machine
+    assert frames < 500  # ms each, also where the processors have other work
