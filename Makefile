@@ -97,8 +97,9 @@ test-clients-native: $(VENV)/.demo $(BUF)  ## Sends one list of requests through
 native-tools:  ## Installs Debian's packages that the clients for Go and Java are built with.
 	@$(APT) install $(NATIVE) || { $(APT) update && $(APT) install $(NATIVE); }
 
-browser-tools:  ## Installs Debian's Chromium, which the tests of the pages drive, and a font with Chinese.
+browser-tools:  ## Installs what the tests of the pages drive: Debian's Chromium, a font with Chinese, and axe-core.
 	@$(APT) install $(BROWSER) || { $(APT) update && $(APT) install $(BROWSER); }
+	@npm --prefix tools/browser install --no-save --ignore-scripts --no-audit --no-fund
 
 test-node: $(VENV)/.demo  ## Builds the client for Node, and tests it against real servers.
 	@$(BIN)/python -m clients.conformance.contract.node
@@ -162,7 +163,7 @@ release-check: $(VENV)/.dev $(BUF)  ## Checks that this tree can be released as 
 	@$(if $(TORCH_INDEX),TORCH_INDEX='$(TORCH_INDEX)') $(BIN)/python scripts/release_check.py $(TAG) $(ARGS)
 
 clean:  ## Removes what the targets above have installed and cached.
-	rm -rf $(VENV) .tools/conformance tools/buf/node_modules clients/node/node_modules clients/node/dist clients/node/src/gen build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	rm -rf $(VENV) .tools/conformance tools/buf/node_modules tools/browser/node_modules clients/node/node_modules clients/node/dist clients/node/src/gen build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -14,7 +14,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-LOCKED = (ROOT / "tools" / "buf", ROOT / "clients" / "node")  # the folders with a lock file of npm's
+LOCKED = (
+    ROOT / "tools" / "buf",
+    ROOT / "tools" / "browser",
+    ROOT / "clients" / "node",
+)  # the folders with a lock file of npm's
 
 
 class UnreachableError(Exception):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 TOKEN = "a-token-of-the-browser"
+# A start does not measure which batches are fastest.
+UNMEASURED = ("--max-batch-tokens", "1024")
 
 
 class Site(NamedTuple):
@@ -51,14 +53,14 @@ def browser() -> Iterator["Browser"]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A server of the embedded model and of a small random one, `tiny`, that callers need no token for."""
     tiny = bert(tmp_path_factory.mktemp("models") / "tiny")
-    with served("--model", "embedded", "--model", f"tiny={tiny}", "--rest-port", "0") as server:
+    with served("--model", "embedded", "--model", f"tiny={tiny}", "--rest-port", "0", *UNMEASURED) as server:
         yield Site(server.url.rstrip("/"), server.target)
 
 
 @pytest.fixture(scope="package")
 def guarded_site() -> Iterator[Site]:
     """A server of the embedded model that TOKEN opens."""
-    with served("--model", "embedded", "--rest-port", "0", RERANK_ACCESS_TOKEN=TOKEN) as server:
+    with served("--model", "embedded", "--rest-port", "0", *UNMEASURED, RERANK_TOKENS=TOKEN) as server:
         yield Site(server.url.rstrip("/"), server.target)
 
 
