@@ -80,8 +80,13 @@ class Troubles:
         page.on("console", lambda said: self.seen.append(f"console {said.type}: {said.text}"))
         page.on("pageerror", lambda error: self.seen.append(f"error: {error}"))
         page.on("crash", lambda _: self.seen.append("crash"))
-        page.on("requestfailed", lambda sent: self.seen.append(f"failed: {sent.url}: {sent.failure}"))
+        page.on("requestfailed", lambda sent: self._note_failed(sent.url, str(sent.failure)))
         page.on("request", lambda sent: self._note_foreign(sent.url))
+
+    def _note_failed(self, url: str, failure: str) -> None:
+        # A page that is left ends the renewal of its panel.
+        if not (failure.endswith("ERR_ABORTED") and url.endswith(("/ListModels", "/Health"))):
+            self.seen.append(f"failed: {url}: {failure}")
 
     def _note_foreign(self, url: str) -> None:
         parts = urlsplit(url)
