@@ -64,10 +64,25 @@ class Survey:
         self.rows: list[SurveyRow] = []
         self.watch: Callable[[str], None] = lambda _: None
         self._settings, self.options = settings, options
+        self._stopped = self._waits = False
         self._end = monotonic() + options.total_seconds
+
+    def stop(self, *_: object) -> None:
+        """Handles a signal: raises KeyboardInterrupt where a process is waited for, or at the second signal.
+
+        Anywhere else the next step raises it: files that are half removed would stay.
+        """
+        again, self._stopped = self._stopped, True
+        if self._waits or again:
+            raise KeyboardInterrupt
+
+    def _check_stopped(self) -> None:
+        if self._stopped:
+            raise KeyboardInterrupt
 
     def add(self, candidate: ModelCandidate) -> SurveyRow:
         """Measures a candidate, or says why not; what it cannot do is a row too."""
+        self._check_stopped()
         self.watch("preparing")
         try:
             row = self._own(candidate) if candidate.directory else self._by_shape(candidate)
@@ -117,8 +132,11 @@ class Survey:
         task = MeasureTask(source, settings, options.candidates, options.tokens, options.seconds, folder)
         process = MeasuringProcess(task)
         try:
+            self._waits = True
+            self._check_stopped()
             process.run(lambda figures: self.watch(f"{len(figures.latencies) + 1} of {_steps(options)}"))
         finally:
+            self._waits = False
             process.close()
         if process.failure:
             return SurveyRow(candidate, Basis.NONE, process.figures, room, problem=process.failure)

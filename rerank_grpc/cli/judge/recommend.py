@@ -169,7 +169,7 @@ def _survey(candidates: Sequence[ModelCandidate], survey: Survey) -> bool:
     from tqdm import tqdm
 
     began = monotonic()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {each: signal.signal(each, survey.stop) for each in (signal.SIGINT, signal.SIGTERM)}
     bar = tqdm(candidates, unit="model", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)
     try:
         for number, candidate in enumerate(bar, 1):
@@ -185,7 +185,8 @@ def _survey(candidates: Sequence[ModelCandidate], survey: Survey) -> bool:
         return True
     finally:
         bar.close()
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     return False
 
 
