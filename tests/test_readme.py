@@ -80,6 +80,7 @@ EXPECTED = (
     r'(?s)embedded \(default\).*"results":\[\{"index":0,"relevance_score":0\.\d+',
     r"^ScoredDocument\(index=0, relevance_score=0\.\d+",
     r'(?s)^\[\{"index":1,"score":0\.\d+\}.*"id":"embedded".*"status":"healthy"',
+    r"(?s)answered/s.*p99.*\n5/s ",
     r"(?s)^(?!.*s3cret)(?=.*\nport +50061 +variable RERANK_PORT\n)(?=.*\nrest-port +off +file rerank.toml\n)"
     r"(?=.*\ndevice +cpu +flag --device\n).*\ntokens +1 token +file /.*/tokens\n$",
     r'^\{"id": 1, "results": \[\{"index": 1, "relevance_score": 0\.\d+.*\{"index": 0, "relevance_score": 0',
