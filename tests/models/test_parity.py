@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from rerank_grpc.kernels.base import Angles, Heads, Layout
 from rerank_grpc.kernels.cpu import CpuOperations
@@ -195,6 +197,21 @@ def test_bf16_stays_close_and_its_head_computes_in_fp32(
     correlation = torch.corrcoef(torch.stack([found, references[family]]))[0, 1]
     assert correlation > 0.9
     assert error(found, references[family]) > 1e-3
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["none", "layer_norm"])
+def test_a_padded_model_that_is_stored_in_16_bits_scores_as_transformers_does(
+    stored: torch.dtype, norm: str, tmp_path: Path
+) -> None:
+    """As mxbai-rerank's first version is, whose table of relative positions is read without a lookup."""
+    path = checkpoints.deberta(tmp_path / "model", norm_rel_ebd=norm)
+    weights = load_file(path / "model.safetensors")
+    save_file({name: weight.to(stored) for name, weight in weights.items()}, path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    (path / "config.json").write_text(json.dumps(config | {"dtype": str(stored).removeprefix("torch.")}))
+    found = score(load(path, precision="fp32"), documents())
+    assert error(found, reference(path, documents())) <= BOUND
 
 
 def test_a_padded_model_in_bf16_keeps_its_head_in_fp32(

@@ -133,6 +133,11 @@ def _exact(model: Model, network: Any) -> Iterator[None]:
 def in_float32(network: Any) -> Iterator[None]:
     """Lets a network compute in float32 with the weights as they are stored, a module's at a time."""
     tables = [module for module in network.modules() if isinstance(module, torch.nn.Embedding)]
+    most = network.get_input_embeddings().num_embeddings
+    # DeBERTa reads the weight of a small one itself, of its relative positions, without a lookup.
+    stored = {table: table.weight for table in tables if table.num_embeddings < most}
+    for table, weight in stored.items():
+        table.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
     in_tables = {id(table.weight) for table in tables}
 
     def swap(weight: Tensor, name: str) -> Tensor | None:
@@ -146,6 +151,8 @@ def in_float32(network: Any) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for table, weight in stored.items():
+            table.weight = weight
 
 
 @contextmanager
