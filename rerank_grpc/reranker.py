@@ -115,10 +115,14 @@ class Reranker:
         lease, permit = self._enter(request, call, kept, timeline, charged)
         with permit, lease as model, self._admit(model, call, request, charged) as admission:
             timeline.admitted = monotonic()
-            if request.min_calibrated_score is not None and model.calibration is None:
-                request = _without_calibration(request, model.name)
             left_out = blank_texts(request.documents) if self._blanks_last else ()
-            tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check), left_out)
+            try:
+                if request.min_calibrated_score is not None and model.calibration is None:
+                    request = _without_calibration(request)
+                tokenized = model.tokenizer.tokenize(request, Pace(self._turns, call.check), left_out)
+            except UnsupportedOption as error:
+                error.metadata["model"] = model.name
+                raise
             timeline.tokenized = monotonic()
             if call.caller.rate is not None:
                 self.rates.charge_tokens(call.caller, count_tokens(tokenized.sequences))
@@ -189,12 +193,11 @@ def build_reranker(
     return Reranker(registry, gate, lobby, blanks_last=settings.blank_documents == "last")
 
 
-def _without_calibration(request: RerankRequest, model: str) -> RerankRequest:
+def _without_calibration(request: RerankRequest) -> RerankRequest:
     """Leaves out the bound that a model without a calibration cannot keep; raises UnsupportedOption."""
     if not request.ignore_unsupported_options:
         text = "this model has no calibration: leave it out, or start the server with --calibration"
-        metadata = {"model": model, "option": "min_calibrated_score"}
-        raise UnsupportedOption.of("min_calibrated_score", text, metadata=metadata)
+        raise UnsupportedOption.of("min_calibrated_score", text, metadata={"option": "min_calibrated_score"})
     return request._replace(min_calibrated_score=None)
 
 

@@ -49,7 +49,8 @@ class Tokenizer:
         instruction = request.instruction
         if instruction and not self._framing.accepts_instruction:
             if not request.ignore_unsupported_options:
-                raise UnsupportedOption.of("instruction", "this model takes no instruction")
+                text = "this model takes no instruction"
+                raise UnsupportedOption.of("instruction", text, metadata={"option": "instruction"})
             instruction = ""
         frame = self._framing.frame(request.query, instruction, request.truncation, pace)
         positions: dict[str, int] = {}

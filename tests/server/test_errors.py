@@ -117,6 +117,17 @@ def test_an_unknown_model_is_not_found_and_the_known_ones_are_named():
     assert info.metadata["known_models"] == "embedded"
 
 
+def test_an_instruction_for_a_model_that_takes_none_names_both():
+    with serving() as server:
+        error = failure(server.port, request_of("q", "d", instruction="judge"))
+    info = error_details_pb2.ErrorInfo.FromString(details_of(error)[0].details[0].value)
+    assert (error.code(), info.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "ERROR_REASON_UNSUPPORTED_OPTION",
+    )
+    assert dict(info.metadata) == {"model": "embedded", "option": "instruction"}
+
+
 def test_a_nan_score_is_internal():
     with serving(runner=CountingRunner(lambda _: None)) as server:
         assert failure(server.port, request_of("q", "d")).code() is grpc.StatusCode.INTERNAL
