@@ -36,13 +36,23 @@ for (const useBinaryFormat of [false, true]) {
     deadline: () => throws(is(Code.DeadlineExceeded), () => ask({}, { timeoutMs: 1 }), ""),
     "wrong token": () =>
       throws(is(Code.Unauthenticated), () => ask({}, { headers: { Authorization: "Bearer wrong" } }), "token"),
-    stream: () =>
+    stream: async () => {
+      const scored = [];
+      let summary;
+      for await (const part of client.streamRerank(request, { headers })) {
+        scored.push(...pairs(part));
+        summary = part.summary ?? summary;
+      }
+      ranks(scored.sort(([, one], [, other]) => other - one));
+      assert.equal(summary.model, "embedded");
+    },
+    "stream's error": () =>
       throws(
-        is(Code.Unimplemented),
+        is(Code.NotFound, "ERROR_REASON_UNKNOWN_MODEL"),
         async () => {
-          for await (const _ of client.streamRerank(request, { headers }));
+          for await (const _ of client.streamRerank({ ...request, model: noModel }, { headers }));
         },
-        "gRPC",
+        noModel,
       ),
   });
 }
