@@ -68,13 +68,14 @@ def ask(target: str, token: str | None, line: requests.Line) -> dict[str, Any]:
 def leave(process: subprocess.Popen[str], count: int) -> dict[str, Any]:
     """Ends the process after so many messages of a stream; what it prints is indented but for its braces."""
     assert process.stdout is not None
+    assert process.stderr is not None
     seen = 0
     for text in process.stdout:
         seen += text == "}\n"
         if seen == count:
             process.kill()
             return requests.CANCELLED
-    return {"error": {"reason": "no message came", "fields": [], "retry": False}}
+    return refused(process.stderr.read() or "no message came")
 
 
 def answered(line: requests.Line, said: str) -> dict[str, Any]:
