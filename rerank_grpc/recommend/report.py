@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rerank_grpc.recommend.choice import Demands, advise, benchmark_for, fitting, ordered, time_of
+from rerank_grpc.recommend.figures import FEW_CALLS, Latency
 from rerank_grpc.recommend.survey import Basis, Survey, SurveyOptions, SurveyRow
 from rerank_grpc.units import million, size
 
@@ -39,10 +40,7 @@ def measured_table(
             (
                 _name(row),
                 f"{about}{_digits(figures.documents_per_second)}",
-                *(
-                    f"{'' if each.calls and not about else about or '~'}{time_of(each.p95)}" if each else ""
-                    for each in times
-                ),
+                *(_time(each, about) if each else "" for each in times),
                 f"{about}{size(figures.resident)}",
                 figures.precision,
                 {Basis.OWN: "own", Basis.RANDOM: "random"}.get(row.basis, f"{about} {row.reference}"),
@@ -108,6 +106,11 @@ def notes(rows: Sequence[SurveyRow], machine: str) -> Iterator[str]:
         yield "≈ was measured with another model of the same layers, which stands under weights."
     if Basis.ESTIMATE in bases or any(not each.calls for figures in measured for each in figures.latencies):
         yield "~ is an estimate by the size of the model or of the call; nothing was measured."
+    if any(each.is_of_few for figures in measured for each in figures.latencies):
+        yield (
+            f"? is the slowest of fewer than {FEW_CALLS} calls: --seconds makes more of them, and --json has "
+            "their number."
+        )
     yield "Published figures are of other texts than yours: 'rerank-grpc eval' measures on your own."
 
 
@@ -171,6 +174,12 @@ def _json_of(row: SurveyRow, demands: Demands) -> dict[str, Any]:
 def _name(row: SurveyRow) -> str:
     name = row.candidate.name
     return name if len(name) <= NAME_CELLS else f"{name[: NAME_CELLS - 1]}…"
+
+
+def _time(latency: Latency, about: str) -> str:
+    return (
+        f"{about or ('' if latency.calls else '~')}{time_of(latency.p95)}{'?' if latency.is_of_few else ''}"
+    )
 
 
 def _digits(rate: float) -> str:

@@ -83,7 +83,8 @@ def test_json_has_the_embedded_model_by_its_own_weights_and_another_by_its_shape
     assert told["advice"][0].startswith("For 2 candidates in 60.0 s: tiny-bert (")
 
 
-def test_ctrl_c_prints_what_is_done_and_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_prints_what_is_done_and_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
     catalogue, own = write_catalogue(tmp_path, "tiny-bert", "tiny-modern"), tmp_path / "temporary"
     own.mkdir()
     command = [sys.executable, "-m", "rerank_grpc", "recommend", "tiny-bert", "tiny-modern", *QUICK]
@@ -97,12 +98,12 @@ def test_ctrl_c_prints_what_is_done_and_leaves_no_file(tmp_path: Path) -> None:
     try:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("1 of 2: tiny-bert: random weights, about ")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, error = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 128 + signal.SIGINT, error
+    assert process.returncode == 128 + number, error
     assert "Traceback" not in error
     first, second, *_ = output.splitlines()
     assert first.split()[:2] == ["model", "docs/s"]

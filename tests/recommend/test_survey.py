@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rerank_grpc.recommend.figures import Measured
-from rerank_grpc.recommend.measuring import ProcessorTime
+from rerank_grpc.recommend.figures import FEW_CALLS
+from rerank_grpc.recommend.measuring import STAT, ProcessorTime, latency_of
 from rerank_grpc.recommend.survey import PREFIX, Basis, Survey, SurveyOptions
 from tests.recommend.shapes import candidate, settings_with, write_catalogue
 
@@ -123,10 +123,23 @@ def test_a_model_that_cannot_be_loaded_is_one_row(catalogue: Path, tmp_path: Pat
     assert "no model.safetensors" in row.problem
 
 
+def test_the_p95_of_few_calls_is_the_slowest() -> None:
+    for calls in (1, 2, FEW_CALLS - 1):
+        few = latency_of(20, [0.1] * (calls - 1) + [9.0])
+        assert (few.calls, few.p95, few.is_of_few) == (calls, 9.0, True)
+    enough = latency_of(20, [0.1] * 20 + [9.0])
+    assert (enough.p50, enough.p95, enough.is_of_few) == (0.1, 0.1, False)
+
+
 def test_the_share_of_other_processes_is_what_is_busy_and_not_its_own() -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     before, after = ProcessorTime(0, 0, 1.0), ProcessorTime(10 * ticks, 6 * ticks, 3.0)
     assert before.others(after) == pytest.approx(0.4)
     assert before.others(before) == 0
-    assert isinstance(ProcessorTime.now().total, int)
-    assert Measured("fp32", "cpu", "", 1, 1.0).others == 0
+
+
+@pytest.mark.skipif(not STAT.exists(), reason="the system does not tell the time of its processors")
+def test_the_time_of_the_processors_is_read() -> None:
+    found = ProcessorTime.now()
+    assert 0 < found.busy < found.total
+    assert found.own > 0
