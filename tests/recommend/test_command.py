@@ -78,7 +78,7 @@ def test_json_has_the_embedded_model_by_its_own_weights_and_another_by_its_shape
         assert each["fits_candidates"] == [2, 4]
         assert set(each["latencies"][0]) == {"candidates", "calls", "p50", "p95"}
     assert by_name["tiny-bert"]["quality"] == [
-        {"benchmark": "B", "value": 50, "source": "https://example.org/table"}
+        {"benchmark": "B", "value": 50, "source": "https://example.org/table", "notes": []}
     ]
     assert told["advice"][0].startswith("For 2 candidates in 60.0 s: tiny-bert (")
 
@@ -153,6 +153,10 @@ def test_a_shape_in_the_wrong_form_is_an_error_of_the_catalogue(
         (
             'quality = [{ benchmark = "B", value = 101, languages = ["en"], source = "s" }]',
             "value is a number from 0 to 100",
+        ),
+        (
+            'quality = [{ benchmark = "B", value = 1, languages = ["en"], source = "s", notes = "n" }]',
+            "and perhaps notes",
         ),
     ):
         path.write_text(text + line)
