@@ -221,7 +221,7 @@ def _pair(table: object, where: str) -> KnownPair:
 
 
 def _quality(table: object, where: str) -> PublishedQuality:
-    figure = {"notes": []} | (table if isinstance(table, dict) else {})
+    figure: dict[str, Any] = {"notes": []} | (table if isinstance(table, dict) else {})
     texts = all(isinstance(figure.get(key), str) for key in ("benchmark", "source"))
     lists = all(_are_texts(figure.get(key)) for key in ("languages", "notes"))
     if len(figure) != 5 or not texts or not lists:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from rerank_grpc.recommend.figures import FEW_CALLS
 from rerank_grpc.recommend.measuring import STAT, ProcessorTime, latency_of
 from rerank_grpc.recommend.survey import PREFIX, Basis, Survey, SurveyOptions
+from tests.command import environment
 from tests.recommend.shapes import candidate, settings_with, write_catalogue
 
 SHORT = SurveyOptions(candidates=(2, 4), tokens=16, seconds=0.3)
@@ -96,6 +99,34 @@ def test_an_interrupt_leaves_no_folder_and_no_process(catalogue: Path) -> None:
     assert left(catalogue) == []
     assert multiprocessing.active_children() == []
     assert survey.rows == []
+
+
+# A survey that would last for minutes; it prints its steps.
+LONG = """
+import sys
+from pathlib import Path
+from rerank_grpc.recommend.survey import Survey, SurveyOptions
+from tests.recommend.shapes import candidate, settings_with
+
+catalogue = Path(sys.argv[1])
+survey = Survey(settings_with(catalogue), SurveyOptions((2,), 16, seconds=600.0))
+survey.watch = lambda step: print(step, flush=True)
+survey.add(candidate(catalogue, "tiny-bert"))
+"""
+
+
+def test_a_command_that_is_killed_leaves_no_folder_and_no_process(catalogue: Path) -> None:
+    command, own = [sys.executable, "-c", LONG, str(catalogue)], str(catalogue.parent / "temporary")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, encoding="utf-8", env=environment(TMPDIR=own)
+    ) as process:
+        assert process.stdout is not None
+        steps = iter(process.stdout.readline, "")
+        assert "1 of 2\n" in steps  # its model is loaded, in a process of its own
+        assert len(left(catalogue)) == 1
+        process.kill()
+        assert list(steps) == []  # the output ends with the last process that could write to it
+    assert left(catalogue) == []
 
 
 def test_a_full_disk_is_one_row(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
