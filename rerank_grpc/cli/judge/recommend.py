@@ -38,8 +38,8 @@ examples:
 
 Runs models for some seconds each: those on this machine with their weights, the
 others of the catalogue in their shape with random weights, which are as fast and
-rank nothing. Models of the same layers are measured once; those that are too large,
-or for which --minutes leaves no time, are estimated by their size. Prints documents/s,
+rank nothing. Models of the same layers are measured once; those that are too slow, or
+for which --minutes leaves no time, are estimated by their size. Prints documents/s,
 p95 of a call, memory, and what is published of languages, licence and quality.
 Ctrl-C prints what is done so far, and leaves no file. docs/choosing.md says more.
 """
