@@ -37,6 +37,7 @@ class PublishedQuality:
     value: float
     languages: tuple[str, ...]  # of the benchmark's texts
     source: str
+    notes: tuple[str, ...] = ()  # of the source, on how the value was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +221,13 @@ def _pair(table: object, where: str) -> KnownPair:
 
 
 def _quality(table: object, where: str) -> PublishedQuality:
-    figure = table if isinstance(table, dict) else {}
+    figure: dict[str, Any] = {"notes": []} | (table if isinstance(table, dict) else {})
     texts = all(isinstance(figure.get(key), str) for key in ("benchmark", "source"))
-    if len(figure) != 4 or not texts or not _are_texts(figure.get("languages")):
-        raise ConfigurationError(f"{where}: quality has benchmark, value, languages and source, each time")
+    lists = all(_are_texts(figure.get(key)) for key in ("languages", "notes"))
+    if len(figure) != 5 or not texts or not lists:
+        raise ConfigurationError(
+            f"{where}: quality has benchmark, value, languages and source, each time, and perhaps notes"
+        )
     if type(figure.get("value")) not in (int, float) or not 0 <= figure["value"] <= 100:
         raise ConfigurationError(f"{where}: quality: value is a number from 0 to 100")
-    return PublishedQuality(**figure | {"languages": tuple(figure["languages"])})
+    return PublishedQuality(**figure | {key: tuple(figure[key]) for key in ("languages", "notes")})

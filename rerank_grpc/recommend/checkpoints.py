@@ -21,11 +21,10 @@ from rerank_grpc.units import size
 
 NAME = "random-shape"  # of the folder, and of the entry that says how the model is asked
 WEIGHTS = "model.safetensors"
-# The type of the weights in the file, and its bytes. Transformers' own networks compute in what is stored.
-PACKED, PADDED = ("BF16", 2), ("F32", 4)
+# Of the weights in the file, as most are published: the type's name in the file and in torch, and its bytes.
+STORED, DTYPE, ITEM = "BF16", "bfloat16", 2
 BLOCK = 1 << 20  # random numbers that are drawn; a larger weight repeats them
 VOCABULARY = 4_096
-DTYPES = {PACKED: "bfloat16", PADDED: "float32"}  # as config.json names them
 CONTROL = ("<s>", "<pad>", "</s>", "<unk>", "[Q] ", "[D] ", "<mask>")
 NAMES = {
     "bos_token": "<s>",
@@ -60,7 +59,7 @@ SENTENCE = "sentence_transformers.models"
 
 def weights_bytes(known: KnownModel) -> int:
     """Returns the bytes of an entry's weights in a file; raises ConfigurationError for a bad shape."""
-    return sum(math.prod(shape) for _, shape in _weights(known)) * _stored(known)[1]
+    return sum(math.prod(shape) for _, shape in _weights(known)) * ITEM
 
 
 def write_checkpoint(known: KnownModel, folder: Path, *, sparse: bool = False) -> Path:
@@ -84,7 +83,7 @@ def write_checkpoint(known: KnownModel, folder: Path, *, sparse: bool = False) -
     (folder / "catalogue.toml").write_text(_catalogue(known), "utf-8")
     if not sparse:
         _write_tokenizer(known, directory)
-    _write_weights(directory / WEIGHTS, _weights(known), _stored(known), sparse=sparse)
+    _write_weights(directory / WEIGHTS, _weights(known), sparse=sparse)
     return directory
 
 
@@ -137,35 +136,26 @@ def _weights(known: KnownModel) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield name, tuple(weight.shape)
 
 
-def _stored(known: KnownModel) -> tuple[str, int]:
-    return PADDED if known.served == "padded" else PACKED
-
-
 def _config_file(known: KnownModel) -> dict[str, Any]:
     config, network = _network(known)
-    return {**config.to_dict(), "architectures": [type(network).__name__], "dtype": DTYPES[_stored(known)]}
+    return {**config.to_dict(), "architectures": [type(network).__name__], "dtype": DTYPE}
 
 
 def _write_weights(
-    path: Path,
-    weights: Iterable[tuple[str, tuple[int, ...]]],
-    stored: tuple[str, int] = PACKED,
-    *,
-    sparse: bool = False,
+    path: Path, weights: Iterable[tuple[str, tuple[int, ...]]], *, sparse: bool = False
 ) -> None:
     """Writes a safetensors file piece by piece: no weight is in memory whole."""
     import torch
 
-    (name_of_type, item), end = stored, 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    entries = list(weights)
+    entries, end = list(weights), 0
     for name, shape in entries:
-        begin, end = end, end + math.prod(shape) * item
-        header[name] = {"dtype": name_of_type, "shape": list(shape), "data_offsets": [begin, end]}
+        begin, end = end, end + math.prod(shape) * ITEM
+        header[name] = {"dtype": STORED, "shape": list(shape), "data_offsets": [begin, end]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     generator = torch.Generator().manual_seed(0)
-    dtype = getattr(torch, DTYPES[stored])
+    dtype = getattr(torch, DTYPE)
     drawn = _bytes_of((torch.randn(BLOCK, generator=generator) * 0.02).to(dtype))
     ones = _bytes_of(torch.ones(BLOCK, dtype=dtype))
     with path.open("wb") as file:
@@ -176,7 +166,7 @@ def _write_weights(
         for name, shape in entries:
             # Norms scale by one; what is added begins at zero.
             block = drawn if len(shape) > 1 else bytes(len(ones)) if name.endswith("bias") else ones
-            left = math.prod(shape) * item
+            left = math.prod(shape) * ITEM
             while left:
                 left -= file.write(block[:left])
 

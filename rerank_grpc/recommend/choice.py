@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rerank_grpc.recommend.figures import Latency
 from rerank_grpc.recommend.survey import Basis, SurveyRow
 
 ENGLISH, CHINESE = "en", "zh"
@@ -34,7 +36,7 @@ def benchmark_for(language: str, rows: Iterable[SurveyRow]) -> str:
 
 
 def fitting(row: SurveyRow, latency: float) -> tuple[int, ...]:
-    """Returns the numbers of candidates with which a call is fast enough at p95."""
+    """Returns the numbers of candidates with which a call is fast enough at p95, or by the slowest of few."""
     if row.figures is None or row.problem:
         return ()
     return tuple(each.candidates for each in row.figures.latencies if each.p95 <= latency)
@@ -88,17 +90,29 @@ def _best(rows: Sequence[SurveyRow], count: int, demands: Demands, language: str
     best = max(fit, key=lambda row: (_value(row, benchmark), -_p95(row, count)))
     value = _value(best, benchmark)
     known = f"{benchmark} {value:g}" if value >= 0 else "no figure of it on the benchmark is known"
-    return f"{best.candidate.name} ({_told(best, count)} at p95; {known})."
+    return f"{best.candidate.name} ({_told(best, count)}; {known})."
+
+
+def _latency(row: SurveyRow, count: int) -> Latency:
+    assert row.figures is not None
+    found = (each for each in row.figures.latencies if each.candidates == count)
+    return next(found, Latency(count, 0, math.inf, math.inf))
 
 
 def _p95(row: SurveyRow, count: int) -> float:
-    assert row.figures is not None
-    return next((each.p95 for each in row.figures.latencies if each.candidates == count), float("inf"))
+    return _latency(row, count).p95
 
 
 def _told(row: SurveyRow, count: int) -> str:
-    about = "about " if row.basis is Basis.ESTIMATE else ""
-    return f"{about}{time_of(_p95(row, count))}"
+    found = _latency(row, count)
+    time = time_of(found.p95)
+    if found.is_of_few:
+        return (
+            f"{time} by its only call"
+            if found.calls == 1
+            else f"{time} by the slowest of {found.calls} calls"
+        )
+    return f"{'' if found.calls else 'about '}{time} at p95"
 
 
 def time_of(seconds: float) -> str:

@@ -24,13 +24,24 @@ class MeasureTask:
     folder: Path | None = None
 
 
+FEW_CALLS = 20  # below which a p95 is the slowest of the calls
+
+
 class Latency(NamedTuple):
-    """The latency of calls with so many candidates, in seconds; without calls it is derived."""
+    """The latency of calls with so many candidates, in seconds; without calls it is derived.
+
+    Of fewer than FEW_CALLS calls, `p95` is the slowest.
+    """
 
     candidates: int
     calls: int
     p50: float
     p95: float
+
+    @property
+    def is_of_few(self) -> bool:
+        """Whether it is measured, by fewer calls than a p95 takes."""
+        return 0 < self.calls < FEW_CALLS
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from rerank_grpc.recommend.choice import Demands, advise, benchmark_for, fitting, ordered, time_of
+from rerank_grpc.recommend.figures import FEW_CALLS, Latency
 from rerank_grpc.recommend.survey import Basis, Survey, SurveyOptions, SurveyRow
 from rerank_grpc.units import million, size
 
@@ -39,10 +40,7 @@ def measured_table(
             (
                 _name(row),
                 f"{about}{_digits(figures.documents_per_second)}",
-                *(
-                    f"{'' if each.calls and not about else about or '~'}{time_of(each.p95)}" if each else ""
-                    for each in times
-                ),
+                *(_time(each, about) if each else "" for each in times),
                 f"{about}{size(figures.resident)}",
                 figures.precision,
                 {Basis.OWN: "own", Basis.RANDOM: "random"}.get(row.basis, f"{about} {row.reference}"),
@@ -56,16 +54,16 @@ def published_table(
 ) -> tuple[list[str], list[tuple[str, ...]]]:
     """Makes the head and the rows of what the catalogue says, with the figures of benchmarks."""
     head = ["model", "size", "longest", *(f"[{place}]" for place, _ in enumerate(benchmarks, 1))]
+    common = {benchmark: _shared_notes(rows, benchmark) for benchmark in benchmarks}
     table = []
     for row in rows:
         known = row.candidate.known
-        figures = (row.candidate.quality(benchmark) for benchmark in benchmarks)
         table.append(
             (
                 _name(row),
                 million(known.parameters) if known.parameters else "",
                 f"{known.max_tokens:,}" if known.max_tokens else "",
-                *(f"{each.value:.2f}" if each else "–" for each in figures),
+                *(_figure(row, benchmark, shared) for benchmark, shared in common.items()),
                 " ".join(known.languages),
                 known.licence,
             )
@@ -80,11 +78,34 @@ def benchmarks_of(rows: Sequence[SurveyRow], demands: Demands) -> list[str]:
 
 
 def sources_of(rows: Sequence[SurveyRow], benchmarks: Sequence[str]) -> Iterator[str]:
-    """Says where the figures of each benchmark were read."""
+    """Says where the figures of each benchmark were read, and what is noted there."""
     for place, benchmark in enumerate(benchmarks, 1):
-        found = (row.candidate.quality(benchmark) for row in rows)
-        sources = dict.fromkeys(each.source for each in found if each)
-        yield f"[{place}] {benchmark}, of 100: {', '.join(sources)}"
+        found = {row.candidate.name: row.candidate.quality(benchmark) for row in rows}
+        sources = dict.fromkeys(each.source for each in found.values() if each)
+        shared = _shared_notes(rows, benchmark)
+        yield "; ".join([f"[{place}] {benchmark}, of 100: {', '.join(sources)}", *shared])
+        own: dict[str, list[str]] = {}
+        for name, each in found.items():
+            for note in each.notes if each else ():
+                own.setdefault(note, []).append(name)
+        for note, names in own.items():
+            if note not in shared:
+                yield f"* [{place}] {', '.join(names)}: {note}"
+
+
+def _shared_notes(rows: Sequence[SurveyRow], benchmark: str) -> list[str]:
+    """Returns the notes that all figures of a benchmark have."""
+    figures = [each for row in rows if (each := row.candidate.quality(benchmark))]
+    notes = figures[0].notes if figures else ()
+    return [note for note in notes if all(note in each.notes for each in figures)]
+
+
+def _figure(row: SurveyRow, benchmark: str, shared: Collection[str]) -> str:
+    """Writes a figure, marked where it has a note of its own."""
+    found = row.candidate.quality(benchmark)
+    if found is None:
+        return "–"
+    return f"{found.value:.2f}{'*' if set(found.notes) - set(shared) else ''}"
 
 
 def notes(rows: Sequence[SurveyRow], machine: str) -> Iterator[str]:
@@ -108,6 +129,11 @@ def notes(rows: Sequence[SurveyRow], machine: str) -> Iterator[str]:
         yield "≈ was measured with another model of the same layers, which stands under weights."
     if Basis.ESTIMATE in bases or any(not each.calls for figures in measured for each in figures.latencies):
         yield "~ is an estimate by the size of the model or of the call; nothing was measured."
+    if any(each.is_of_few for figures in measured for each in figures.latencies):
+        yield (
+            f"? is the slowest of fewer than {FEW_CALLS} calls: --seconds makes more of them, and --json has "
+            "their number."
+        )
     yield "Published figures are of other texts than yours: 'rerank-grpc eval' measures on your own."
 
 
@@ -162,7 +188,12 @@ def _json_of(row: SurveyRow, demands: Demands) -> dict[str, Any]:
         "languages": list(known.languages),
         "licence": known.licence or None,
         "quality": [
-            {"benchmark": each.benchmark, "value": each.value, "source": each.source}
+            {
+                "benchmark": each.benchmark,
+                "value": each.value,
+                "source": each.source,
+                "notes": list(each.notes),
+            }
             for each in known.quality
         ],
     }
@@ -171,6 +202,12 @@ def _json_of(row: SurveyRow, demands: Demands) -> dict[str, Any]:
 def _name(row: SurveyRow) -> str:
     name = row.candidate.name
     return name if len(name) <= NAME_CELLS else f"{name[: NAME_CELLS - 1]}…"
+
+
+def _time(latency: Latency, about: str) -> str:
+    return (
+        f"{about or ('' if latency.calls else '~')}{time_of(latency.p95)}{'?' if latency.is_of_few else ''}"
+    )
 
 
 def _digits(rate: float) -> str:

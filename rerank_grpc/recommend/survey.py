@@ -64,20 +64,22 @@ class Survey:
         self.rows: list[SurveyRow] = []
         self.watch: Callable[[str], None] = lambda _: None
         self._settings, self.options = settings, options
-        self._stopped = self._waits = False
+        self.stopped_by = 0  # the number of the signal
+        self._waits = False
         self._end = monotonic() + options.total_seconds
 
-    def stop(self, *_: object) -> None:
+    def stop(self, number: int, *_: object) -> None:
         """Handles a signal: raises KeyboardInterrupt where a process is waited for, or at the second signal.
 
         Anywhere else the next step raises it: files that are half removed would stay.
         """
-        again, self._stopped = self._stopped, True
+        again = self.stopped_by
+        self.stopped_by = again or number
         if self._waits or again:
             raise KeyboardInterrupt
 
     def _check_stopped(self) -> None:
-        if self._stopped:
+        if self.stopped_by:
             raise KeyboardInterrupt
 
     def add(self, candidate: ModelCandidate) -> SurveyRow:

@@ -53,6 +53,10 @@ quality = [{{ benchmark = "B", value = 50, languages = ["en"], {SOURCE} }}]""",
         'share_att_key = true, position_biased_input = false, pos_att_type = ["p2c", "c2p"]',
         more='served = "padded"',
     ),
+    **{
+        f"tiny-{family}": entry(f"tiny-{family}", family, ENCODER, more='served = "padded"')
+        for family in ("electra", "gte", "mpnet")
+    },
     "tiny-qwen": entry("tiny-qwen", "qwen3", DECODER),
     "tiny-vectors": entry("tiny-vectors", "bert", ENCODER, kind="bi-encoder"),
     "tiny-late": entry("tiny-late", "bert", ENCODER, kind="late interaction"),

@@ -12,7 +12,7 @@ import pytest
 from rerank_grpc.checkpoints.catalogue import builtin
 from rerank_grpc.cli.verify import serving
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.recommend.checkpoints import WEIGHTS, layers_work, weights_bytes, write_checkpoint
+from rerank_grpc.recommend.checkpoints import ITEM, WEIGHTS, layers_work, weights_bytes, write_checkpoint
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.types import Document, RerankRequest
 from tests.recommend.shapes import candidate, settings_with, write_catalogue
@@ -23,14 +23,24 @@ SHAPED = {known.id: known for known in builtin() if known.shape}
 @pytest.mark.parametrize("name", SHAPED)
 def test_each_shape_of_the_catalogue_has_as_many_parameters_as_its_entry_says(name: str) -> None:
     known = SHAPED[name]
-    item = 4 if known.served == "padded" else 2
     # Entries round: 7.6 to 8 billions, 4.4 to 4 millions.
-    assert weights_bytes(known) / item / 1e6 == pytest.approx(known.parameters, rel=0.11)
+    assert weights_bytes(known) / ITEM / 1e6 == pytest.approx(known.parameters, rel=0.11)
     assert layers_work(known) > 0
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny-bert", "tiny-modern", "tiny-deberta", "tiny-qwen", "tiny-vectors", "tiny-late"]
+    "name",
+    [
+        "tiny-bert",
+        "tiny-modern",
+        "tiny-deberta",
+        "tiny-electra",
+        "tiny-gte",
+        "tiny-mpnet",
+        "tiny-qwen",
+        "tiny-vectors",
+        "tiny-late",
+    ],
 )
 def test_a_model_of_each_kind_is_loaded_and_scores(tmp_path: Path, name: str) -> None:
     known = candidate(write_catalogue(tmp_path), name).known

@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-from rerank_grpc.checkpoints.catalogue import KnownModel, PublishedQuality
-from rerank_grpc.recommend.candidates import ModelCandidate
 from rerank_grpc.recommend.choice import Demands, advise, benchmark_for, fitting, ordered, time_of
-from rerank_grpc.recommend.figures import Latency, Measured
+from rerank_grpc.recommend.figures import FEW_CALLS
 from rerank_grpc.recommend.survey import Basis, SurveyRow
-
-
-def row(
-    name: str,
-    p95: tuple[float, float] | None,
-    rate: float = 1.0,
-    languages: tuple[str, ...] = ("en",),
-    basis: Basis = Basis.RANDOM,
-    **quality: float,
-) -> SurveyRow:
-    figures = tuple(
-        PublishedQuality(benchmark, value, ("zh",) if benchmark == "Z" else ("en",), "a page")
-        for benchmark, value in quality.items()
-    )
-    known = KnownModel(f"acme/{name}", languages=languages, quality=figures)
-    if p95 is None:
-        return SurveyRow(ModelCandidate(name, known), Basis.NONE, problem="it failed")
-    latencies = tuple(Latency(count, 3, each, each) for count, each in zip((20, 50), p95, strict=True))
-    measured = Measured(
-        "fp32", "cpu", "sdpa", 512, 1.0, documents_per_second=rate, latencies=latencies, complete=True
-    )
-    return SurveyRow(ModelCandidate(name, known), basis, measured)
-
+from tests.recommend.rows import row
 
 ROWS = [
     row("failed", None, M=99),
@@ -65,14 +41,22 @@ def test_the_advice_names_the_best_that_fits_and_the_fastest_where_none_does() -
     assert "fast (200 ms" in fifty
     assert "chinese (250 ms at p95; Z 60)" in chinese
     none, *_ = advise(ROWS, Demands(0.001))
-    assert none == "For 20 candidates in 1 ms: none; the fastest, unknown, takes 10 ms."
+    assert none == "For 20 candidates in 1 ms: none; the fastest, unknown, takes 10 ms at p95."
     (nothing,) = advise([ROWS[0]], DEMANDS)
     assert "nothing can be recommended" in nothing
 
 
 def test_an_estimate_and_a_missing_figure_are_told_as_such() -> None:
-    (told, *_) = advise([row("guessed", (0.1, 0.2), basis=Basis.ESTIMATE)], DEMANDS)
+    (told, *_) = advise([row("guessed", (0.1, 0.2), basis=Basis.ESTIMATE, calls=0)], DEMANDS)
     assert "guessed (about 100 ms at p95; no figure of it on the benchmark is known)" in told
+
+
+def test_the_advice_says_by_how_few_calls_it_was_decided() -> None:
+    twenty, fifty = advise([row("new", (0.1, 0.4), calls=FEW_CALLS - 1, M=50)], DEMANDS)
+    assert twenty == "For 20 candidates in 300 ms: new (100 ms by the slowest of 19 calls; M 50)."
+    assert fifty.endswith("none; the fastest, new, takes 400 ms by the slowest of 19 calls.")
+    (once, *_) = advise([row("new", (0.1, 0.4), calls=1)], DEMANDS)
+    assert "new (100 ms by its only call; " in once
 
 
 def test_the_first_language_that_is_asked_for_decides() -> None:

@@ -78,12 +78,13 @@ def test_json_has_the_embedded_model_by_its_own_weights_and_another_by_its_shape
         assert each["fits_candidates"] == [2, 4]
         assert set(each["latencies"][0]) == {"candidates", "calls", "p50", "p95"}
     assert by_name["tiny-bert"]["quality"] == [
-        {"benchmark": "B", "value": 50, "source": "https://example.org/table"}
+        {"benchmark": "B", "value": 50, "source": "https://example.org/table", "notes": []}
     ]
     assert told["advice"][0].startswith("For 2 candidates in 60.0 s: tiny-bert (")
 
 
-def test_ctrl_c_prints_what_is_done_and_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_prints_what_is_done_and_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
     catalogue, own = write_catalogue(tmp_path, "tiny-bert", "tiny-modern"), tmp_path / "temporary"
     own.mkdir()
     command = [sys.executable, "-m", "rerank_grpc", "recommend", "tiny-bert", "tiny-modern", *QUICK]
@@ -97,12 +98,12 @@ def test_ctrl_c_prints_what_is_done_and_leaves_no_file(tmp_path: Path) -> None:
     try:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("1 of 2: tiny-bert: random weights, about ")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, error = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 128 + signal.SIGINT, error
+    assert process.returncode == 128 + number, error
     assert "Traceback" not in error
     first, second, *_ = output.splitlines()
     assert first.split()[:2] == ["model", "docs/s"]
@@ -152,6 +153,10 @@ def test_a_shape_in_the_wrong_form_is_an_error_of_the_catalogue(
         (
             'quality = [{ benchmark = "B", value = 101, languages = ["en"], source = "s" }]',
             "value is a number from 0 to 100",
+        ),
+        (
+            'quality = [{ benchmark = "B", value = 1, languages = ["en"], source = "s", notes = "n" }]',
+            "and perhaps notes",
         ),
     ):
         path.write_text(text + line)

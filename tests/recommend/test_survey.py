@@ -5,14 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from rerank_grpc.recommend.figures import Measured
-from rerank_grpc.recommend.measuring import ProcessorTime
+from rerank_grpc.recommend.figures import FEW_CALLS
+from rerank_grpc.recommend.measuring import STAT, ProcessorTime, latency_of
 from rerank_grpc.recommend.survey import PREFIX, Basis, Survey, SurveyOptions
+from tests.command import environment
 from tests.recommend.shapes import candidate, settings_with, write_catalogue
 
 SHORT = SurveyOptions(candidates=(2, 4), tokens=16, seconds=0.3)
@@ -98,6 +101,34 @@ def test_an_interrupt_leaves_no_folder_and_no_process(catalogue: Path) -> None:
     assert survey.rows == []
 
 
+# A survey that would last for minutes; it prints its steps.
+LONG = """
+import sys
+from pathlib import Path
+from rerank_grpc.recommend.survey import Survey, SurveyOptions
+from tests.recommend.shapes import candidate, settings_with
+
+catalogue = Path(sys.argv[1])
+survey = Survey(settings_with(catalogue), SurveyOptions((2,), 16, seconds=600.0))
+survey.watch = lambda step: print(step, flush=True)
+survey.add(candidate(catalogue, "tiny-bert"))
+"""
+
+
+def test_a_command_that_is_killed_leaves_no_folder_and_no_process(catalogue: Path) -> None:
+    command, own = [sys.executable, "-c", LONG, str(catalogue)], str(catalogue.parent / "temporary")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, encoding="utf-8", env=environment(TMPDIR=own)
+    ) as process:
+        assert process.stdout is not None
+        steps = iter(process.stdout.readline, "")
+        assert "1 of 2\n" in steps  # its model is loaded, in a process of its own
+        assert len(left(catalogue)) == 1
+        process.kill()
+        assert list(steps) == []  # the output ends with the last process that could write to it
+    assert left(catalogue) == []
+
+
 def test_a_full_disk_is_one_row(catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
@@ -123,10 +154,23 @@ def test_a_model_that_cannot_be_loaded_is_one_row(catalogue: Path, tmp_path: Pat
     assert "no model.safetensors" in row.problem
 
 
+def test_the_p95_of_few_calls_is_the_slowest() -> None:
+    for calls in (1, 2, FEW_CALLS - 1):
+        few = latency_of(20, [0.1] * (calls - 1) + [9.0])
+        assert (few.calls, few.p95, few.is_of_few) == (calls, 9.0, True)
+    enough = latency_of(20, [0.1] * 20 + [9.0])
+    assert (enough.p50, enough.p95, enough.is_of_few) == (0.1, 0.1, False)
+
+
 def test_the_share_of_other_processes_is_what_is_busy_and_not_its_own() -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     before, after = ProcessorTime(0, 0, 1.0), ProcessorTime(10 * ticks, 6 * ticks, 3.0)
     assert before.others(after) == pytest.approx(0.4)
     assert before.others(before) == 0
-    assert isinstance(ProcessorTime.now().total, int)
-    assert Measured("fp32", "cpu", "", 1, 1.0).others == 0
+
+
+@pytest.mark.skipif(not STAT.exists(), reason="the system does not tell the time of its processors")
+def test_the_time_of_the_processors_is_read() -> None:
+    found = ProcessorTime.now()
+    assert 0 < found.busy < found.total
+    assert found.own > 0

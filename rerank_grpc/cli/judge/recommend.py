@@ -38,8 +38,8 @@ examples:
 
 Runs models for some seconds each: those on this machine with their weights, the
 others of the catalogue in their shape with random weights, which are as fast and
-rank nothing. Models of the same layers are measured once; those that are too large,
-or for which --minutes leaves no time, are estimated by their size. Prints documents/s,
+rank nothing. Models of the same layers are measured once; those that are too slow, or
+for which --minutes leaves no time, are estimated by their size. Prints documents/s,
 p95 of a call, memory, and what is published of languages, licence and quality.
 Ctrl-C prints what is done so far, and leaves no file. docs/choosing.md says more.
 """
@@ -129,7 +129,7 @@ ARGUMENTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Measures and prints: 0 if any model was measured, 1 if none was, 130 after Ctrl-C.
+    """Measures and prints: 0 if any model was measured, 1 if none was, 128 + a signal behind one.
 
     Raises ConfigurationError.
     """
@@ -154,18 +154,18 @@ def run(parsed: argparse.Namespace) -> int:
     chosen = [each for each in found if not reasons[each.name]]
     options = SurveyOptions(parsed.candidates, parsed.tokens, parsed.seconds, parsed.minutes * 60)
     survey = Survey(settings, options)
-    stopped = _survey(chosen, survey)
+    _survey(chosen, survey)
     demands = Demands(parsed.latency_ms / 1000, constraints.languages)
     machine = _machine(settings)
     value = to_json(survey, demands, machine, left_out)
     _tell(parsed, survey, demands, f"{machine['processor']}, {machine['processors']}", value)
-    if stopped:
-        return 128 + signal.SIGINT
+    if survey.stopped_by:
+        return 128 + survey.stopped_by
     return 0 if any(row.figures and not row.problem for row in survey.rows) else 1
 
 
-def _survey(candidates: Sequence[ModelCandidate], survey: Survey) -> bool:
-    """Adds the candidates one after the other; tells whether a signal has stopped it."""
+def _survey(candidates: Sequence[ModelCandidate], survey: Survey) -> None:
+    """Adds the candidates one after the other, until a signal stops it."""
     from tqdm import tqdm
 
     began = monotonic()
@@ -182,12 +182,11 @@ def _survey(candidates: Sequence[ModelCandidate], survey: Survey) -> bool:
                 rest = f", about {duration(left)} left" if number < of else ""
                 print(f"{number} of {of}: {name}: {how}{rest}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
-        return True
+        pass  # the survey knows by which signal
     finally:
         bar.close()
         for each, handler in before.items():
             signal.signal(each, handler)
-    return False
 
 
 def _tell(
