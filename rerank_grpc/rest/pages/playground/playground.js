@@ -24,12 +24,13 @@ const FIELDS = {
   top_n: "top_n",
   max_chunks_per_document: "chunks",
 };
-const TOKEN_CODES = ["unauthenticated", "permission_denied"];
+const NO_TOKEN = "unauthenticated";
 const SENDABLE = /^[\x21-\x7e]*$/;
 const SLOTS = ["a", "b"];
 
 // `token` is the one that was typed to its end; `kept` what was typed before an example took its place.
-const state = { token: "", file: undefined, models: [], kept: undefined, run: undefined };
+// `refusal` is what the panel has written beside the token.
+const state = { token: "", file: undefined, models: [], kept: undefined, run: undefined, refusal: "" };
 const lines = new Lines(at("lines"));
 
 // What was typed
@@ -42,7 +43,7 @@ function documentsNow() {
   return { documents: split(at("documents").value, separator()), faults: [] };
 }
 
-/** Makes the request as the contract's JSON, without what has its default value. */
+/** Makes the request as the contract's JSON: a query, and without what else has its default value. */
 function messageFor(model, documents) {
   const takesInstruction = state.models.find(({ name }) => name === model)?.acceptsInstruction;
   const fields = {
@@ -53,7 +54,7 @@ function messageFor(model, documents) {
     maxChunksPerDocument: wholeNumber(at("chunks").value.trim()),
     instruction: takesInstruction ? wellFormed(at("instruction").value).trim() : "",
   };
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== ""));
+  return Object.fromEntries(Object.entries(fields).filter(([name, value]) => name === "query" || value !== ""));
 }
 
 const chosenModels = () => [at("model").value, ...(at("other").value ? [at("other").value] : [])];
@@ -85,7 +86,7 @@ function showError(error, slot) {
 }
 
 function fieldOf(error, slot) {
-  if (TOKEN_CODES.includes(error.code)) return "token";
+  if (error.code === NO_TOKEN) return "token";
   const model = slot === "b" ? "other" : "model";
   if (["UNKNOWN_MODEL", "MODEL_FAILED", "MODEL_LOADING"].includes(error.reason)) return model;
   const field = error.fields?.map(({ name }) => FIELDS[name.replace(/[[.].*/, "")]).find(Boolean);
@@ -103,15 +104,15 @@ function focusOn(name) {
 // A run: one call for each chosen model, at the same time
 
 async function start() {
-  leave(state.run);
   clearErrors();
   const token = at("token").value.trim();
-  state.token = token;
   if (!SENDABLE.test(token)) {
     say("token", () => text("token_characters"));
     focusOn("token");
     return;
   }
+  leave(state.run);
+  state.token = token;
   const { documents } = documentsNow();
   const run = { controller: new AbortController(), documents, token, begun: performance.now() };
   run.columns = chosenModels().map((model, place) => columnFor(run, model, SLOTS[place], documents));
@@ -210,6 +211,7 @@ const changed = onceAFrame(() => {
   if (second) lines.draw(first, second);
   showAgreement(run, first, second);
   showAbove(run);
+  showCut(run);
   drawTicks(run);
 });
 
@@ -260,6 +262,13 @@ function showAbove(run) {
   const total = number(run.columns[0].ranking.results.length);
   at("above").textContent =
     counts.length > 1 ? text("above_two", { first: counts[0], second: counts[1] }) : text("above", { count: counts[0], total });
+}
+
+/** Says what to do where a result is cut off. */
+function showCut(run) {
+  at("cut").hidden = !run.columns.some(({ ranking }) => ranking.results.some(({ truncated }) => truncated));
+  const chunks = run.columns[0].message.maxChunksPerDocument ?? 1;
+  at("cut").textContent = text("cut", { field: text("chunks"), chunks: number(chunks) });
 }
 
 function drawTicks(run) {
@@ -320,8 +329,9 @@ function showFile() {
   at("file-name").textContent = file.name;
   at("column-row").hidden = file.columns.length < 2;
   at("column").replaceChildren(...file.columns.map((name) => make("option", { value: name, selected: name === file.column }, name)));
-  at("file-left-out").textContent = faults.length
-    ? text("left_out", { count: number(faults.length), first: text(faults[0].key, faults[0].values) })
+  const count = faults.reduce((sum, { values }) => sum + (values.lines ?? 1), 0);
+  at("file-left-out").textContent = count
+    ? text("left_out", { count: number(count), first: text(faults[0].key, faults[0].values) })
     : "";
   at("preview").replaceChildren(...documents.slice(0, 4).map((each) => make("li", { dir: "auto" }, each.text.slice(0, 200))));
 }
@@ -343,22 +353,29 @@ async function take(files) {
 
 function putAway() {
   state.file = undefined;
-  at("choose").value = "";
   showFile();
 }
 
-function fill({ query, value, by, chunks }) {
+function fill({ query, value, by, chunks, file }) {
   at("query").value = query;
   at("documents").value = value;
   document.querySelector(`input[name=by][value=${by}]`).checked = true;
   at("chunks").value = chunks ?? "";
-  putAway();
+  state.file = file;
+  showFile();
 }
 
-const typedNow = () => ({ query: at("query").value, value: at("documents").value, by: separator(), chunks: at("chunks").value });
+const typedNow = () => ({
+  query: at("query").value,
+  value: at("documents").value,
+  by: separator(),
+  chunks: at("chunks").value,
+  file: state.file,
+});
 
-const isExample = ({ query, value }) =>
-  EXAMPLES.some((example) => example.query === query && textOf(example) === value) || !(query.trim() || value.trim());
+const isExample = ({ query, value, file }) =>
+  !file &&
+  (EXAMPLES.some((example) => example.query === query && textOf(example) === value) || !(query.trim() || value.trim()));
 
 function takeExample(example) {
   if (!isExample(typedNow())) state.kept = typedNow();
@@ -484,10 +501,23 @@ const panel = new Panel({
 });
 
 function showServerError(error) {
-  const token = TOKEN_CODES.includes(error?.code);
-  if (token && !at("token-error").textContent) showError(error);
-  const said = !error || token ? "" : error.message && error.name !== "TimeoutError" ? error.message : text("no_answer");
+  const refused = error?.code === NO_TOKEN;
+  showRefusal(refused ? error : undefined);
+  const said = !error || refused ? "" : error.message && error.name !== "TimeoutError" ? error.message : text("no_answer");
   tell(at("server-error"), () => said);
+}
+
+/** Shows beside the token that the panel's calls are refused, and takes that away once they are answered. */
+function showRefusal(error) {
+  const said = at("token-error").textContent;
+  // A token that is still being typed is not the one that was refused.
+  if (error && !said && at("token").value.trim() === state.token) {
+    showError(error);
+    state.refusal = at("token-error").textContent;
+  } else if (!error && state.refusal) {
+    if (said === state.refusal) say("token", () => "");
+    state.refusal = "";
+  }
 }
 
 function changeLanguage(name) {
@@ -514,7 +544,10 @@ function listenToForm() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !at("reader").open) {
       event.preventDefault();
-      start();
+      if (!event.repeat) start();
+    } else if (event.key === "Enter" && event.repeat && event.target.closest("input, #rerank")) {
+      // A key that is held down is one press: the browser would else submit the form for each repetition.
+      event.preventDefault();
     } else if (event.key === "Escape" && !at("reader").open) stop();
   });
   listen("stop", "click", stop);
@@ -542,7 +575,11 @@ function listenToForm() {
 }
 
 function listenToFiles() {
-  listen("choose", "change", () => take(at("choose").files));
+  listen("choose", "change", () => {
+    take([...at("choose").files]);
+    // The same name can be chosen again, once the file is mended.
+    at("choose").value = "";
+  });
   listen("file-remove", "click", () => {
     putAway();
     at("documents").focus();
