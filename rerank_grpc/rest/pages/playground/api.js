@@ -66,7 +66,7 @@ async function stream(message, onResults, options) {
 async function post(method, mediaType, body, { token, signal }) {
   const headers = { "Content-Type": mediaType, "Connect-Protocol-Version": "1" };
   if (token) headers.Authorization = `Bearer ${token}`;
-  // Its cookie or its password is what a proxy with a login knows the caller by.
+  // A proxy with a login knows the caller by what the browser sends along.
   const credentials = "same-origin";
   return reach(() =>
     fetch(new URL(method, SERVICE), { method: "POST", headers, body, signal, cache: "no-store", credentials }),
