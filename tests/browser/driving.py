@@ -40,6 +40,11 @@ def open_playground(page: Page, url: str) -> None:
     page.wait_for_selector("#server-state:not([data-state=asking_state])")
 
 
+def leave(page: Page) -> None:
+    """Leaves the page before its server ends: its panel would still ask."""
+    page.goto("about:blank")
+
+
 def type_in(page: Page, query: str, *documents: str) -> None:
     """Types a query and documents, one a line."""
     page.get_by_label("Query", exact=True).fill(query)

@@ -1,15 +1,18 @@
 """The playground ranks as the service does, and shows what is known of each result."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.conftest import Site
+from tests.browser.conftest import UNMEASURED, Site
 from tests.browser.driving import (
     ask,
     asked,
     assert_same,
+    drop,
+    leave,
     open_playground,
     ranking,
     rerank,
@@ -17,10 +20,12 @@ from tests.browser.driving import (
     type_in,
     wait_for_end,
 )
+from tests.command import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
 
+CALIBRATION = Path(__file__).parents[2] / "clients/conformance/contract/calibration.json"
 QUERY = "How do I reset my password?"
 DOCUMENTS = ("The office is closed.", "Forgot password? Choose a new one.", "Invoices are sent monthly.")
 # The answer lies in a later window; each 😀 is one code point and two units of UTF-16.
@@ -63,6 +68,17 @@ def test_an_example_gives_back_what_was_typed_before(site: Site, page: "Page") -
     page.get_by_role("button", name="Bring back my own text").click()
     assert page.locator("#query").input_value() == QUERY
     assert page.locator("#documents").input_value() == "\n".join(DOCUMENTS)
+
+
+def test_an_example_gives_back_the_file_that_was_dropped_before(site: Site, page: "Page") -> None:
+    open_playground(page, site.url)
+    drop(page, ("mine.csv", "text,title\nfirst,one\nsecond,two\n"))
+    page.get_by_label("Text is in").select_option("title")
+    page.get_by_role("button", name="Four languages").click()
+    assert page.locator("#file").is_hidden()
+    page.get_by_role("button", name="Bring back my own text").click()
+    assert page.locator("#file-name").inner_text() == "mine.csv"
+    assert page.locator("#preview").inner_text().split() == ["one", "two"]
 
 
 def test_two_models_stand_side_by_side_with_a_line_for_each_document(site: Site, page: "Page") -> None:
@@ -170,6 +186,49 @@ def test_a_calibrated_score_is_shown_where_a_result_carries_one(site: Site, page
     assert "probability 0.313" in rows(page)[0]["facts"]
 
 
+def test_a_servers_calibration_shows_its_probability(page: "Page") -> None:
+    arguments = ("--model", "embedded", "--calibration", f"embedded={CALIBRATION}", *UNMEASURED)
+    with served(*arguments, "--rest-port", "0") as server:
+        open_playground(page, server.url.rstrip("/"))
+        type_in(page, QUERY, DOCUMENTS[1])
+        rerank(page)
+        message = {"query": QUERY, "documents": [{"text": DOCUMENTS[1]}]}
+        [result] = ask(server.url.rstrip("/"), "Rerank", **message)["results"]
+        assert 0 < result["calibratedScore"] < 1
+        assert f"probability {result['calibratedScore']:.3f}" in rows(page)[0]["facts"]
+        leave(page)
+
+
+def test_what_was_cut_off_says_how_all_of_it_is_scored(site: Site, page: "Page") -> None:
+    open_playground(page, site.url)
+    type_in(page, QUERY, DOCUMENTS[0])
+    rerank(page)
+    assert page.locator("#cut").is_hidden()
+    type_in(page, QUERY, LONG.strip())
+    rerank(page)
+    assert "truncated" in rows(page)[0]["facts"]
+    assert page.locator("#cut").inner_text().endswith("Set “Max chunks” above 1 to score all of it.")
+    page.get_by_label("Max chunks").fill("16")
+    rerank(page)
+    assert page.locator("#cut").is_hidden()
+
+
+def test_a_key_that_is_held_down_is_one_press(site: Site, page: "Page") -> None:
+    open_playground(page, site.url)
+    calls: list[str] = []
+    page.on("request", lambda sent: calls.append(sent.url) if sent.url.endswith("Rerank") else None)
+    for field, keys in (("#query", ["Control", "Enter"]), ("#top_n", ["Enter"]), ("#rerank", ["Enter"])):
+        page.locator(field).focus()
+        for key in keys:
+            page.keyboard.down(key)
+        for _ in range(3):
+            page.keyboard.down("Enter")  # a key that is down already is repeated
+        for key in keys:
+            page.keyboard.up(key)
+        wait_for_end(page)
+    assert len(calls) == 3
+
+
 def test_the_panel_shows_queue_rate_and_the_state_of_each_model(site: Site, page: "Page") -> None:
     open_playground(page, site.url)
     rerank(page)
@@ -210,7 +269,9 @@ def test_a_second_press_cancels_the_first_call(site: Site, page: "Page", trouble
         type_in(page, QUERY, *DOCUMENTS)
         page.get_by_role("button", name="Rerank").click()
     troubles.expect(r"failed: .*Rerank: net::ERR_ABORTED")
-    assert failed.value.post_data is None or "first" in failed.value.post_data
+    sent = failed.value.post_data_buffer
+    assert sent is not None
+    assert b'"query":"first"' in sent
     wait_for_end(page)
     assert_same(ranking(page), asked(site.url, QUERY, *DOCUMENTS))
 

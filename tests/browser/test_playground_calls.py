@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.conftest import TOKEN, Site
+from tests.browser.conftest import TOKEN, Site, Troubles
 from tests.browser.driving import assert_same, drop, open_playground, ranking, rerank, type_in
 from tests.command import environment
 
@@ -104,15 +104,14 @@ def test_a_call_of_documents_with_ids_and_line_breaks_runs(site: Site, page: "Pa
 def test_the_token_is_not_in_the_calls_and_they_run_with_it(
     guarded_site: Site, page: "Page", troubles
 ) -> None:
+    need_buf()
     troubles.expect("status of 401")
     open_playground(page, guarded_site.url)
     page.get_by_label("Access token").fill(TOKEN)
     page.get_by_label("Access token").blur()
     page.get_by_text("embedded · ready · default").first.wait_for(state="attached")
     rerank(page)
-    tools = {"curl": ("bash",), "Python": (sys.executable, "-")}
-    if (BUF / "buf").exists():
-        tools["buf curl"] = ("bash",)
+    tools = {"curl": ("bash",), "Python": (sys.executable, "-"), "buf curl": ("bash",)}
     for tool, command in tools.items():
         text = copied(page, tool, guarded_site.target)
         assert TOKEN not in text
@@ -132,6 +131,16 @@ def test_grpcurls_call_has_the_same_message(site: Site, page: "Page") -> None:
     sent = json.loads("{" + message)
     assert sent["query"] == QUERY
     assert [each["text"] for each in sent["documents"]] == list(DOCUMENTS)
+
+
+def test_a_call_without_a_query_stays_whole(site: Site, page: "Page", troubles: Troubles) -> None:
+    troubles.expect("ERR_FAILED")
+    page.route("**/ListModels", lambda route: route.abort())  # no model is known, and none is named
+    open_playground(page, site.url)
+    type_in(page, "", "one")
+    said = run(f"grpcurl() {{ cat; }}\n{copied(page, 'grpcurl', site.target)}", "bash")
+    assert json.loads(said) == {"query": "", "documents": [{"text": "one"}]}
+    assert 'query = ""\n' in copied(page, "Python", site.target)
 
 
 def test_a_hostile_address_stays_one_word_of_the_shell(site: Site, page: "Page") -> None:

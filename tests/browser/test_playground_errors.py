@@ -1,18 +1,22 @@
 """An error is the service's own text beside the field that it concerns, and what was typed stays."""
 
+import contextlib
 import json
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.browser.conftest import TOKEN, UNMEASURED, Site, Troubles
-from tests.browser.driving import drop, open_playground, ranking, rerank, rows, type_in, wait_for_end
-from tests.command import served
+from tests.browser.driving import drop, leave, open_playground, ranking, rerank, rows, type_in, wait_for_end
+from tests.command import environment, served
 from tests.ports import free_port
 from tests.random_models import bert, qwen3_reranker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from playwright.sync_api import Page
@@ -133,6 +137,70 @@ def test_a_missing_and_a_wrong_token_are_told_at_the_token(
     assert page.locator("#form .error:not(:empty)").count() == 0
 
 
+def ask_again(page: "Page") -> None:
+    """Has the panel ask the server now, as it does when its tab is seen again."""
+    with page.expect_response("**/ListModels"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.evaluate("() => new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+
+
+def test_the_panels_refusal_goes_away_once_it_is_answered(
+    site: Site, page: "Page", troubles: Troubles
+) -> None:
+    troubles.expect("status of 401")
+    refusal = {"code": "unauthenticated", "message": "a token is needed"}
+    page.route("**/ListModels", lambda route: route.fulfill(status=401, json=refusal))
+    open_playground(page, site.url)
+    assert error_at(page, "token") == "a token is needed"
+    page.unroute("**/ListModels")
+    ask_again(page)
+    page.locator("#models li").first.wait_for()
+    assert page.locator("#token-error").inner_text() == ""
+
+
+def test_a_token_that_is_being_typed_is_not_told_of_the_one_before(
+    guarded_site: Site, page: "Page", troubles: Troubles
+) -> None:
+    troubles.expect("status of 401")
+    open_playground(page, guarded_site.url)
+    assert error_at(page, "token")
+    page.get_by_label("Access token").press_sequentially(TOKEN[:5])
+    ask_again(page)
+    assert page.locator("#token-error").inner_text() == ""
+
+
+def test_a_token_for_reranking_alone_ranks_and_the_panel_says_what_it_lacks(
+    page: "Page", troubles: Troubles, tmp_path: "Path"
+) -> None:
+    troubles.expect("status of 40[13]")
+    callers = tmp_path / "callers.toml"
+    callers.write_text(f'[ranker]\ntoken = "{TOKEN}"\nrights = ["rerank"]\n', "utf-8")
+    tiny = bert(tmp_path / "tiny")
+    arguments = ("--model", f"tiny={tiny}", *UNMEASURED, "--token-file", str(callers))
+    with served(*arguments, "--rest-port", "0") as server:
+        open_playground(page, server.url.rstrip("/"))
+        type_in(page, QUERY, *DOCUMENTS)
+        page.get_by_label("Access token").fill(TOKEN)
+        rerank(page)
+        assert len(rows(page)) == 2
+        page.locator("#server-error").get_by_text("right").wait_for()
+        assert page.locator("#form .error:not(:empty)").count() == 0
+        leave(page)
+
+
+def test_a_token_that_cannot_be_sent_leaves_the_results_that_stand(site: Site, page: "Page") -> None:
+    open_playground(page, site.url)
+    type_in(page, QUERY, *(f"{number} {'panda ' * 120}" for number in range(60)))
+    page.get_by_role("button", name="Rerank").click()
+    page.wait_for_selector("#rows-a > li")
+    page.get_by_label("Access token").fill("gehe\u00efm")
+    page.get_by_role("button", name="Rerank").click()
+    assert "visible ASCII" in error_at(page, "token")
+    wait_for_end(page)
+    assert len(rows(page)) == 60
+    assert page.locator("#progress-a").is_hidden()
+
+
 def test_the_token_is_kept_nowhere(guarded_site: Site, page: "Page", troubles: Troubles) -> None:
     troubles.expect("status of 401")
     open_playground(page, guarded_site.url)
@@ -198,6 +266,40 @@ def test_a_server_that_goes_away_and_comes_back(page: "Page", troubles: Troubles
         assert len(rows(page)) == 2
         assert page.locator("#form .error:not(:empty)").count() == 0
         page.get_by_text("answers", exact=True).wait_for()
+
+
+@contextlib.contextmanager
+def rest_before_nothing() -> "Iterator[str]":
+    """Runs the shim in front of a server that is away; yields its URL."""
+    command = [sys.executable, "-m", "rerank_grpc", "rest", "--target", "127.0.0.1:1", "--rest-port", "0"]
+    command += ["--metrics-port", "off"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stderr is not None
+        try:
+            line = next(line for line in iter(process.stderr.readline, "") if "http://" in line)
+            found = re.search(r"http://\S+:\d+", line)
+            assert found is not None
+            yield found[0]
+        finally:
+            process.kill()
+
+
+def test_a_shim_whose_server_is_away_says_when_to_try_again(page: "Page", troubles: Troubles) -> None:
+    troubles.expect("status of 503")
+    with rest_before_nothing() as url:
+        open_playground(page, url)
+        type_in(page, QUERY, *DOCUMENTS)
+        rerank(page)
+        assert error_at(page, "call").endswith("Try again in 1 sec.")
+        leave(page)
+
+
+def test_a_call_carries_the_cookie_of_a_proxy_with_a_login(site: Site, page: "Page") -> None:
+    page.context.add_cookies([{"name": "login", "value": "of-the-proxy", "url": site.url}])
+    open_playground(page, site.url)
+    with page.expect_request("**/StreamRerank") as sent:
+        rerank(page)
+    assert sent.value.all_headers()["cookie"] == "login=of-the-proxy"
 
 
 def test_a_stream_that_breaks_off_is_told(site: Site, page: "Page") -> None:

@@ -53,7 +53,7 @@ async function stream(message, onResults, options) {
   for await (const { flags, content } of envelopes(response.body)) {
     if (flags & END_OF_STREAM) {
       if (content.error?.code === "unimplemented") return undefined;
-      if (content.error) throw errorOf(content.error, response);
+      if (content.error) throw errorOf(content.error, response, content.metadata?.["retry-after"]?.[0]);
       if (summary) return summary;
       break;
     }
@@ -66,8 +66,10 @@ async function stream(message, onResults, options) {
 async function post(method, mediaType, body, { token, signal }) {
   const headers = { "Content-Type": mediaType, "Connect-Protocol-Version": "1" };
   if (token) headers.Authorization = `Bearer ${token}`;
+  // A proxy with a login knows the caller by what the browser sends along.
+  const credentials = "same-origin";
   return reach(() =>
-    fetch(new URL(method, SERVICE), { method: "POST", headers, body, signal, cache: "no-store", credentials: "omit" }),
+    fetch(new URL(method, SERVICE), { method: "POST", headers, body, signal, cache: "no-store", credentials }),
   );
 }
 
@@ -125,10 +127,10 @@ function joined(first, second) {
   return both;
 }
 
-/** Reads Connect's error, whose details say in `debug` what gRPC's say. */
-function errorOf(content, response) {
+/** Reads Connect's error, whose details say in `debug` what gRPC's say; a stream's end has headers of its own. */
+function errorOf(content, response, retryAfter = response.headers.get("retry-after")) {
   const details = Object.fromEntries((content?.details ?? []).map((each) => [each.type, each.debug ?? {}]));
-  const delay = details["google.rpc.RetryInfo"]?.retryDelay ?? response.headers.get("retry-after");
+  const delay = details["google.rpc.RetryInfo"]?.retryDelay ?? retryAfter;
   return new CallError({
     message: content?.message ?? `HTTP ${response.status} ${response.statusText}`.trim(),
     code: content?.code ?? "",

@@ -36,6 +36,7 @@ export async function readFile(file) {
   if (!text.trim()) throw new FileError("bad_empty", { name });
   const found = { name, column: "", columns: [], ...read(text) };
   const { documents, faults } = found.documents(found.column, "line");
+  if (!documents.length && !faults.length) throw new FileError("bad_rows", { name });
   if (!documents.length) throw new FileError("bad_lines", { name, first: faults[0] });
   return found;
 }
@@ -74,7 +75,7 @@ function readJsonLines(text) {
     if (!content.trim()) return;
     const line = index + 1;
     try {
-      const value = JSON.parse(content);
+      const value = JSON.parse(content, wholeId);
       if (typeof value === "string") rows.push({ line, cells: { "": value } });
       else if (value && typeof value === "object" && !Array.isArray(value)) rows.push({ line, cells: value });
       else faults.push(fault("line_shape", { line }));
@@ -82,18 +83,25 @@ function readJsonLines(text) {
       faults.push(fault("line_json", { line }));
     }
   });
+  const keys = new Set(rows.flatMap(({ cells }) => Object.keys(cells)));
   const names = new Set(rows.flatMap(({ cells }) => Object.keys(cells).filter((key) => typeof cells[key] === "string")));
-  return table([...names], rows, faults);
+  return table([...names], rows, faults, [...keys]);
+}
+
+/** Keeps the digits of an id that no number of JavaScript holds, where the browser hands them out. */
+function wholeId(key, value, context) {
+  const lost = typeof value === "number" && !Number.isSafeInteger(value) && ID_NAMES.includes(key.toLowerCase());
+  return lost ? (context?.source ?? value) : value;
 }
 
 function readCsv(text) {
   const { records, open } = parseCsv(text);
-  const faults = open ? [fault("line_quote", { line: open })] : [];
+  const faults = open ? [fault("line_quote", open)] : [];
   if (!records.length) return table([], [], faults);
   const first = records[0].cells;
-  const known = first.some((name) => [...TEXT_NAMES, ...ID_NAMES].includes(name.trim().toLowerCase()));
-  const titled = known || first.length > 1;
-  const names = titled ? first.map((name, index) => name.trim() || `${index + 1}`) : [""];
+  const titled = first.some((name) => [...TEXT_NAMES, ...ID_NAMES].includes(name.trim().toLowerCase()));
+  const numbered = first.map((name, index) => (titled && name.trim()) || `${index + 1}`);
+  const names = titled || first.length > 1 ? numbered : [""];
   const rows = [];
   for (const { line, cells } of records.slice(titled ? 1 : 0)) {
     if (cells.length === names.length) {
@@ -131,7 +139,8 @@ function parseCsv(text) {
     } else if (quoted === undefined) {
       cells[cells.length - 1] += whole;
     } else if (closing === "") {
-      return { records, open: line };
+      const more = quoted.trimEnd().split(/\r\n|\r|\n/).length - 1;
+      return { records, open: { line, more, lines: line - begun + 1 + more } };
     } else {
       cells[cells.length - 1] += quoted.replaceAll('""', '"');
       line += whole.split(/\r\n|\r|\n/).length - 1;
@@ -141,16 +150,20 @@ function parseCsv(text) {
   return { records };
 }
 
-/** Makes documents of rows with named cells. */
-function table(names, rows, faults) {
-  const lower = new Map(names.map((name) => [name.toLowerCase(), name]));
-  const named = (wanted) => lower.get(wanted.find((name) => lower.has(name)));
-  const id = named(ID_NAMES);
+/** Makes documents of rows with named cells. `names` are the columns with a text, `keys` all of them. */
+function table(names, rows, faults, keys = names) {
+  const named = (wanted, among) => {
+    const lower = new Map(among.map((name) => [name.toLowerCase(), name]));
+    return lower.get(wanted.find((name) => lower.has(name)));
+  };
+  const id = named(ID_NAMES, keys);
   const columns = names.filter((name) => name !== id || names.length === 1);
   const longest = (name) => rows.slice(0, 50).reduce((sum, { cells }) => sum + (cells[name]?.length ?? 0), 0);
-  const column = named(TEXT_NAMES) ?? columns.reduce((best, each) => (longest(each) > longest(best) ? each : best), columns[0]);
+  const column = named(TEXT_NAMES, names) ?? columns.reduce((best, each) => (longest(each) > longest(best) ? each : best), columns[0]);
   return { columns, column: column ?? "", documents: (chosen) => documentsOf(rows, chosen, id, faults) };
 }
+
+const idOf = (value) => (["string", "number"].includes(typeof value) ? wellFormed(String(value)) : "");
 
 function documentsOf(rows, column, id, faults) {
   const documents = [];
@@ -158,7 +171,7 @@ function documentsOf(rows, column, id, faults) {
   for (const { line, cells } of rows) {
     const text = cells[column] ?? cells[""];
     if (typeof text !== "string" || !text.trim()) missing.push(fault("line_text", { line, column }));
-    else documents.push({ text: wellFormed(text), id: column === id ? "" : wellFormed(String(cells[id] ?? "")) });
+    else documents.push({ text: wellFormed(text), id: column === id ? "" : idOf(cells[id]) });
   }
   const all = [...faults, ...missing].sort((first, second) => first.values.line - second.values.line);
   return { documents, faults: all };
