@@ -1,6 +1,8 @@
 """`rerank-grpc bench` as an operator runs it, against the real server over gRPC and REST."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -115,22 +117,33 @@ def test_a_recording_is_sent_at_its_times(server, tmp_path):
 # The objective
 
 
+@pytest.fixture
+def ahead():
+    """Goes, with what it starts, before what else the machine does, where it may: its pauses are no queue."""
+    with contextlib.suppress(AttributeError, PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    yield
+    with contextlib.suppress(AttributeError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 @pytest.mark.clock
+@pytest.mark.usefixtures("ahead")
 def test_the_highest_rate_that_meets_the_objective_is_found():
-    # 50 calls a second are all that it can do: above, the queue grows for as long as calls come, at 51.1
-    # so slowly that p90 is 80 ms behind 3 s. A pause of this machine can only make it find less.
-    with fixed_service(0.02) as (target, _):
-        limits = ("--rate", "30..60", "--slo", "p90=80ms", "--arrivals", "constant")
-        sizes = (*SMALL, "--duration", "3", "--warm-up", "0.2")
+    # 25 calls a second are all that it can do: above, the queue grows for as long as calls come, at 25.8 so
+    # slowly that p90 is 150 ms behind 4 s. A pause of this machine can only make it find less.
+    with fixed_service(0.04) as (target, _):
+        limits = ("--rate", "20..27", "--slo", "p90=150ms", "--arrivals", "constant")
+        sizes = (*SMALL, "--duration", "4", "--warm-up", "0.2")
         done = run("bench", "--target", target, *limits, *sizes)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-1]
     match = re.fullmatch(
-        r"the highest rate that meets p90 ≤ 80 ms is ([0-9.]+) calls/s \(.* documents/s\), measured twice",
+        r"the highest rate that meets p90 ≤ 150 ms is ([0-9.]+) calls/s \(.* documents/s\), measured twice",
         said,
     )
     assert match, said
-    assert 40 <= float(match[1]) <= 51.2
+    assert 22 <= float(match[1]) <= 25.8
     assert "missed" in done.stdout
     assert "met" in done.stdout
 
