@@ -32,7 +32,7 @@ def draw(steps: Sequence[StepFigures], objective: Objective, path: Path) -> None
 def _latencies(axes: Any, steps: Sequence[StepFigures], objective: Objective) -> None:
     for percent, colour in zip(PERCENTS, COLOURS, strict=True):
         points = [(_load(step), step.percentile(percent)) for step in steps]
-        known = [(load, 1000 * value) for load, value in points if value is not None]
+        known = [(load, 1000 * value) for load, value in points if value is not None]  # not among failures
         axes.plot(
             *zip(*known, strict=True), marker="o", color=colour, label=f"p{percent:g}"
         ) if known else None
@@ -41,7 +41,8 @@ def _latencies(axes: Any, steps: Sequence[StepFigures], objective: Objective) ->
     axes.set_yscale("log")
     axes.set_ylabel("latency, ms")
     axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:  # nothing answered leaves no line
+        axes.legend()
 
 
 def _rates(axes: Any, steps: Sequence[StepFigures], *, good: bool) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 from rerank_grpc.loadtest.plan import PlannedCall
@@ -21,6 +22,15 @@ from rerank_grpc.loadtest.transports.base import CallFailed, Transport
 LEAD_SECONDS = 0.05  # between the plan's making and its first call
 HOPELESS_SECONDS = 5.0  # for so long, and so many calls, nothing but failures ends a step
 HOPELESS_CALLS = 10
+BEHIND_SECONDS, BEHIND_SHARE = 1.0, 0.1  # of the measured time: further behind its plan a driver gives up
+
+
+class Cut(StrEnum):
+    """Why a step ended early."""
+
+    INTERRUPTED = "interrupted"  # by a person
+    HOPELESS = "hopeless"  # nothing was answered any more
+    BEHIND = "behind"  # the driver could not keep to its plan
 
 
 class Outcome(NamedTuple):
@@ -50,18 +60,19 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """The calls of one step, in so many measured seconds; `cut_short` says why it ended early."""
+    """The calls of one step, in so many measured seconds; `cut` and `cut_short` say why it ended early."""
 
     seconds: float
     outcomes: list[Outcome] = field(default_factory=list)
     unfinished: int = 0  # calls that were in progress when it was cut short
+    cut: Cut | None = None
     cut_short: str = ""
     processor_seconds: float = 0.0  # that this process used meanwhile
     wall_seconds: float = 0.0
 
 
 class Stop:
-    """Ends a step early: a person does, or a server that answers nothing any more."""
+    """Ends early: a run, as a person asks for, or a step that gives up."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -82,12 +93,16 @@ class Stop:
 
 
 class Driver:
-    """Sends the calls of one step over a transport; `seen` is told of each that is over."""
+    """Sends the calls of one step over a transport; `seen` is told of each that is over.
+
+    `stop` is the run's, which a person ends. A step that gives up ends itself alone.
+    """
 
     def __init__(
         self, transport: Transport, texts: Texts, stop: Stop, seen: Callable[[Outcome], None] | None = None
     ) -> None:
         self._transport, self._texts, self._stop, self._seen = transport, texts, stop, seen
+        self._given_up, self._cut = Stop(), Cut.HOPELESS
         self._outcomes: list[Outcome] = []
         self._start = 0.0
         self._failing_since: float | None = None
@@ -101,8 +116,9 @@ class Driver:
             for planned in plan:
                 texts = self._texts.call(planned.number)
                 body = self._transport.body(texts)
-                if (delay := planned.at - self._now()) > 0:
-                    await asyncio.sleep(delay)
+                # A driver that is behind must yield too: what it sends and Ctrl-C are the loop's work.
+                await asyncio.sleep(max(0.0, planned.at - self._now()))
+                self._look_behind(self._now() - planned.at, seconds)
                 calls.add(call := asyncio.create_task(self._one(planned.at, body, len(texts.documents))))
                 call.add_done_callback(calls.discard)
             await asyncio.sleep(max(0.0, seconds - self._now()))
@@ -138,13 +154,18 @@ class Driver:
         with _uncollected():
             self._start = time.perf_counter() + LEAD_SECONDS + warm_up
             began, processor = time.perf_counter(), time.process_time()
-            working, stopped = asyncio.ensure_future(work), asyncio.create_task(self._stop.wait())
-            await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            working = asyncio.ensure_future(work)
+            ends = {asyncio.create_task(each.wait()) for each in (self._stop, self._given_up)}
+            await asyncio.wait({working, *ends}, return_when=asyncio.FIRST_COMPLETED)
             record = Record(seconds, processor_seconds=time.process_time() - processor)
             record.wall_seconds = time.perf_counter() - began
-        stopped.cancel()
+        for end in ends:
+            end.cancel()
         if not working.done():
-            record.cut_short, record.unfinished = self._stop.why, len(calls)
+            interrupted = self._stop.is_set()
+            record.cut = Cut.INTERRUPTED if interrupted else self._cut
+            record.cut_short = (self._stop if interrupted else self._given_up).why
+            record.unfinished = len(calls)
             record.seconds = max(0.0, min(seconds, self._now()))
             for task in {working, *calls}:
                 task.cancel()
@@ -181,7 +202,17 @@ class Driver:
         self._failed_in_a_row += 1
         failing = outcome.ended - self._failing_since
         if failing >= HOPELESS_SECONDS and self._failed_in_a_row >= HOPELESS_CALLS:
-            self._stop.set(f"no call was answered for {failing:.0f} s")
+            self._give_up(Cut.HOPELESS, f"no call was answered for {failing:.0f} s")
+
+    def _look_behind(self, behind: float, seconds: float) -> None:
+        """Ends the step where the driver is far behind its plan."""
+        if behind > max(BEHIND_SECONDS, BEHIND_SHARE * seconds):
+            self._give_up(Cut.BEHIND, f"the driver was {behind:.1f} s behind its plan")
+
+    def _give_up(self, cut: Cut, why: str) -> None:
+        if not self._given_up.is_set():
+            self._cut = cut
+            self._given_up.set(why)
 
     def _now(self) -> float:
         return time.perf_counter() - self._start

@@ -26,17 +26,34 @@ class Report:
     search: Search | None = None
     steps: list[StepFigures] = field(default_factory=list)
     interrupted: int = 0  # by this signal
+    left_out: int = 0  # recorded calls behind --duration
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that was asked for is measured: each step to its end, or a search to its verdict."""
+        if self.search is not None:
+            return self.search.verdict is not None
+        return all(step.cut is None for step in self.steps)
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether the objective is missed."""
+        if self.search is not None:
+            return self.search.verdict is Verdict.NONE_MEETS
+        return any(step.missed for step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Makes the file's content."""
         found = None
         if self.search is not None:
-            found = {"verdict": self.search.verdict, "rate": self.search.best}
+            given_up = self.search.given_up or None
+            found = {"verdict": self.search.verdict, "rate": self.search.best, "given_up": given_up}
         return {
             **self.facts,
             "slo": str(self.objective) or None,
             "search": found,
             "interrupted": bool(self.interrupted),
+            "left_out": self.left_out,
             "steps": [step.to_json() for step in self.steps],
         }
 
@@ -44,7 +61,7 @@ class Report:
 def row(step: StepFigures, objective: Objective) -> list[str]:
     """Lays out one step."""
     load = f"{step.rate:.4g}/s" if step.rate is not None else f"{step.callers} callers"
-    verdict = "" if objective == Objective() else "missed" if step.missed else "met"
+    verdict = "missed" if step.missed else "met" if step.is_judged else "-"
     return [
         load + (" (cut short)" if step.cut_short else ""),
         _rate(step.sent_rate),
@@ -55,7 +72,7 @@ def row(step: StepFigures, objective: Objective) -> list[str]:
         _milliseconds(step.most),
         f"{step.failed:,} of {step.calls:,}",
         _milliseconds(step.late_p99) if step.late_p99 is not None else "-",
-        verdict,
+        verdict if objective != Objective() else "",
     ]
 
 
@@ -73,6 +90,8 @@ def remarks(report: Report) -> Iterator[str]:
             yield f"{load}: missed {text}"
         for text in step.doubts:
             yield f"{load}: NOT TRUSTWORTHY: {text}"
+    if report.left_out:
+        yield f"recorded calls behind --duration, which were not sent: {report.left_out:,}"
     if report.steps:
         yield from _cached(report.steps)
         yield _driver(report.steps)
@@ -90,10 +109,10 @@ def outcome(search: Search, objective: Objective, steps: Sequence[StepFigures]) 
         least = lowest.percentile(50)
         idle = f"; the median there is {_milliseconds(least)} ms" if least is not None else ""
         return f"{text}{idle}: ask less of a call, or begin at a lower rate"
-    if best is None:
-        return f"the search for the highest rate that meets {objective} has not begun"
-    if search.verdict is None:
-        return f"the search was cut short: {best:.4g} calls/s has met {objective} so far"
+    if best is None or search.verdict is None:
+        so_far = f"{best:.4g} calls/s has met" if best is not None else "no rate is known to meet"
+        why = f" ({search.given_up})" if search.given_up else ""
+        return f"the search was cut short{why}: {so_far} {objective} so far"
     documents = max((step.documents_rate for step in steps if step.rate == best), default=0.0)
     measured = f"{best:.4g} calls/s ({documents:,.0f} documents/s), measured twice"
     if search.verdict is Verdict.ALL_MEET:

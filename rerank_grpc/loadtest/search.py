@@ -31,6 +31,7 @@ class Search:
         self._confirmed: set[float] = set()
         self._missed = math.inf
         self.verdict: Verdict | None = None
+        self.given_up = ""  # why it ended without a verdict
 
     @property
     def best(self) -> float | None:
@@ -38,8 +39,8 @@ class Search:
         return self._met[-1] if self._met else None
 
     def next_rate(self) -> float | None:
-        """Returns the rate to try; None once `verdict` is there."""
-        if self.verdict is not None:
+        """Returns the rate to try; None once `verdict` or `given_up` is there."""
+        if self.verdict is not None or self.given_up:
             return None
         best = self.best
         if best is None:
@@ -54,6 +55,10 @@ class Search:
     def is_confirming(self) -> bool:
         """Whether the next rate has met the objective before."""
         return self.best is not None and self.next_rate() == self.best
+
+    def give_up(self, why: str) -> None:
+        """Ends it without a verdict; what has met the objective stays."""
+        self.given_up = why
 
     def told(self, rate: float, met: bool) -> None:
         """Takes the verdict on the rate that was tried."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from rerank_grpc.batch.reading import Input
 from rerank_grpc.batch.rows import BadRow, read_row
 from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.files.manual import manual
 
 QUERY_WORDS = 8
 POOL = 4_096  # documents that are made beforehand: making one takes as long as sending a call
@@ -102,10 +103,8 @@ class RecordedTexts:
 
 
 def vocabulary() -> list[str]:
-    """Lists the different words of Python's manual, as pydoc has it, in the order of their first use."""
-    from pydoc_data.topics import topics
-
-    words = (word.strip(".,;:()[]\"'`*") for text in topics.values() for word in text.split())
+    """Lists the different words of Python's manual in the order of their first use."""
+    words = (word.strip(".,;:()[]\"'`*") for text in manual() for word in text.split())
     return list(dict.fromkeys(word for word in words if word.isalpha()))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterable
-from importlib.resources import files
+from collections.abc import Callable
 from typing import NamedTuple
+
+from rerank_grpc.files.manual import manual
 
 QUERY = "how does a program wait for a result that another one computes"
 SAMPLED, ROUNDS = 8, 3  # documents whose tokens are counted, and corrections of their words
@@ -26,16 +27,8 @@ class TextPool(NamedTuple):
 @functools.cache
 def paragraphs() -> tuple[str, ...]:
     """The paragraphs of Python's manual; where it is not installed, those of the catalogue."""
-    found = (" ".join(part.split()) for text in _manual() for part in text.split("\n\n"))
+    found = (" ".join(part.split()) for text in manual() for part in text.split("\n\n"))
     return tuple(part for part in found if len(part) > 40)
-
-
-def _manual() -> Iterable[str]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        return [files("rerank_grpc.checkpoints").joinpath("catalogue.toml").read_text("utf-8")]
-    return topics.values()
 
 
 def make_texts(tokens: int, count: int, count_tokens: Callable[[str], int]) -> TextPool:

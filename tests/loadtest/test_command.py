@@ -1,6 +1,8 @@
 """`rerank-grpc bench` as an operator runs it, against the real server over gRPC and REST."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -101,18 +103,38 @@ def test_a_recording_is_sent_at_its_times(server, tmp_path):
     assert found["arrivals"] == "recorded"
     assert found["texts"] == {"kind": "recorded", "file": "calls.jsonl", "calls": 11}
     assert step["calls"] == 8  # behind three that warmed up
+    assert (found["duration"], found["left_out"]) == (pytest.approx(0.8), 0)
+    assert step["rate"] == pytest.approx(10)
     assert figures(bench(server, *replay, "--speed", "2"))["steps"][0]["calls"] == 5
+    done = bench(server, *replay[:-1], "--duration", "0.5")
+    assert re.search(r" 0 of 5 ", done.stdout)
+    assert "recorded calls behind --duration, which were not sent: 3" in done.stdout
+    done = bench(server, "--replay", str(path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "none of the 11 calls, which take 1 s, lies behind the --warm-up of 5 s" in done.stderr
 
 
 # The objective
 
 
+@pytest.fixture
+def ahead():
+    """Goes, with what it starts, before what else the machine does, where it may: its pauses are no queue."""
+    with contextlib.suppress(AttributeError, PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    yield
+    with contextlib.suppress(AttributeError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 @pytest.mark.clock
+@pytest.mark.usefixtures("ahead")
 def test_the_highest_rate_that_meets_the_objective_is_found():
-    # 25 calls a second are all that it can do: above, the queue grows for as long as calls come.
+    # 25 calls a second are all that it can do: above, the queue grows for as long as calls come, at 25.8 so
+    # slowly that p90 is 150 ms behind 4 s. A pause of this machine can only make it find less.
     with fixed_service(0.04) as (target, _):
-        limits = ("--rate", "10..80", "--slo", "p90=150ms", "--arrivals", "constant")
-        sizes = (*SMALL, "--duration", "2", "--warm-up", "0.2")
+        limits = ("--rate", "20..27", "--slo", "p90=150ms", "--arrivals", "constant")
+        sizes = (*SMALL, "--duration", "4", "--warm-up", "0.2")
         done = run("bench", "--target", target, *limits, *sizes)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-1]
@@ -121,7 +143,7 @@ def test_the_highest_rate_that_meets_the_objective_is_found():
         said,
     )
     assert match, said
-    assert 12 <= float(match[1]) <= 29
+    assert 22 <= float(match[1]) <= 25.8
     assert "missed" in done.stdout
     assert "met" in done.stdout
 
@@ -236,6 +258,6 @@ def test_a_server_that_dies_half_way_ends_the_run_early(rest):
             time.sleep(1.0)  # so that some are answered
             doomed.process.kill()
             said, _ = process.communicate(timeout=40)
-    assert process.returncode == 0
+    assert process.returncode == 1
     assert re.search(r"ended after \d+\.\d s: no call was answered for 5 s", said)
     assert ("ConnectionRefusedError" if rest else "ServerUnavailable") in said

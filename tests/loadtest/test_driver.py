@@ -2,16 +2,21 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import pytest
 
 from benchmarks.fixed_service import fixed_service
+from rerank_grpc.loadtest.driver import Cut, Driver, Record
 from rerank_grpc.loadtest.measures import figures_of
 from rerank_grpc.loadtest.plan import PlannedCall, arrivals
 from rerank_grpc.loadtest.slo import Objective
+from rerank_grpc.loadtest.texts import CallTexts
 from tests.loadtest.support import over_grpc
 
 
@@ -91,6 +96,41 @@ def test_a_server_that_answers_nothing_ends_the_step(monkeypatch):
     assert record.cut_short == "no call was answered for 0 s"
     assert record.seconds < 20
     assert sum(not each.reason for each in record.outcomes) == 20
+
+
+def test_a_driver_far_behind_its_plan_ends_the_step_and_says_that_it_cannot_be_trusted() -> None:
+    plan = [PlannedCall(place / 1_000, place) for place in range(-5_000, 1_000)]
+    with fixed_service(0.0) as (target, _):
+        record = over_grpc(target, lambda driver: driver.open_loop(plan, 0.0, 1.0))
+    assert record.cut is Cut.BEHIND
+    assert re.fullmatch(r"the driver was \d\.\d s behind its plan", record.cut_short)
+    doubt, *_ = figures_of(record, Objective(), rate=1_000.0).doubts
+    assert doubt.startswith("the driver cannot send so much: ask for a lower rate")
+
+
+def test_a_driver_behind_its_plan_still_sends() -> None:
+    made_before = list[int]()
+
+    class Counting(Driver):
+        async def open_loop(self, plan: Sequence[PlannedCall], warm_up: float, seconds: float) -> Record:
+            texts, made = self._texts, 0
+
+            class Counted:
+                def call(self, number: int) -> CallTexts:
+                    nonlocal made
+                    made += 1
+                    return texts.call(number)
+
+                def describe(self) -> dict[str, Any]:
+                    return texts.describe()
+
+            self._texts, self._seen = Counted(), lambda _: made_before.append(made)
+            return await super().open_loop(plan, warm_up, seconds)
+
+    plan = [PlannedCall(-0.2, place) for place in range(1_000)]  # all are late when they are sent
+    with fixed_service(0.0) as (target, _):
+        over_grpc(target, lambda driver: driver.open_loop(plan, 0.0, 20.0), kind=Counting, stop_after=None)
+    assert made_before[0] < 500
 
 
 # Beside the queue that it should be

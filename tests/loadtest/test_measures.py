@@ -1,12 +1,16 @@
 """Figures of outcomes: percentiles as NumPy's, each call once, and what speaks against the driver."""
 
+import json
 import random
+from pathlib import Path
 
 import numpy
 import pytest
 
+from rerank_grpc.loadtest.chart import draw
 from rerank_grpc.loadtest.driver import Outcome, Record
 from rerank_grpc.loadtest.measures import doubts, figures_of, percentile, with_interval
+from rerank_grpc.loadtest.report import row
 from rerank_grpc.loadtest.slo import Objective
 
 
@@ -37,6 +41,27 @@ def test_an_interval_without_values_beyond_it_is_open():
 
 def outcome(planned, latency=0.1, sent=None, **more):
     return Outcome(planned, planned if sent is None else sent, planned + latency, 10, **more)
+
+
+def test_a_percentile_that_falls_among_failures_is_not_known() -> None:
+    # 65 answered at once, 201 failed: of the answered alone the median would be 0.1 s.
+    calls = [outcome(1.0) for _ in range(65)] + [outcome(1.0, 0.5, reason="QUEUE_FULL") for _ in range(201)]
+    found = figures_of(Record(10.0, calls), Objective(), rate=26.6)
+    assert [found.percentile(percent) for percent in (50, 90, 99.9)] == [None] * 3
+    assert found.to_json()["latency"]["p50"] == {"value": None, "low": None, "high": None}
+    assert found.most == pytest.approx(0.1)
+    assert row(found, Objective())[5:11] == ["-", "-", "-", "-", "-", "100.0"]
+    calls = [outcome(1.0) for _ in range(80)] + [outcome(1.0, reason="QUEUE_FULL") for _ in range(20)]
+    found = figures_of(Record(10.0, calls), Objective(), rate=10.0)
+    assert found.percentile(50) == pytest.approx(0.1)
+    assert found.percentile(90) is None
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_chart_of_nothing_answered_has_no_lines_and_warns_of_nothing(tmp_path: Path) -> None:
+    found = figures_of(Record(10.0, [outcome(1.0, reason="timeout")]), Objective(), rate=1.0)
+    draw([found], Objective(), tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_calls_of_the_warm_up_do_not_count():

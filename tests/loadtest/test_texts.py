@@ -2,11 +2,12 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 
 from rerank_grpc.errors import ConfigurationError
-from rerank_grpc.loadtest.texts import DrawnRange, MadeTexts, read_recording
+from rerank_grpc.loadtest.texts import DrawnRange, MadeTexts, read_recording, vocabulary
 
 
 def test_no_query_and_no_document_is_sent_twice():
@@ -27,6 +28,13 @@ def test_sizes_stay_within_what_is_asked_for():
 def test_a_seed_gives_the_same_texts_again():
     sizes = DrawnRange(2, 4), DrawnRange(5, 9)
     assert MadeTexts(5, *sizes).call(3) == MadeTexts(5, *sizes).call(3) != MadeTexts(6, *sizes).call(3)
+
+
+def test_texts_are_made_without_pythons_manual_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)  # as where a distribution leaves it out
+    call = MadeTexts(5, DrawnRange(2, 2), DrawnRange(10, 10)).call(0)
+    assert [len(text.split()) for text in call.documents] == [10, 10]
+    assert len(vocabulary()) > 200
 
 
 def write(folder, *rows):

@@ -27,7 +27,8 @@ loop. --rate A..B takes --steps rates, or looks for the highest one that meets
 --slo: p99=500ms, p50=0.2s, errors<1%, with commas between; a call that fails is
 late. A row of --replay is {"query": "...", "documents": ["..."], "at": SECONDS};
 without --rate the calls are sent at those times. Texts are made of words, and no
-pair is sent twice. Exits 0, 3 where --slo is missed, 1 where nothing is answered.
+pair is sent twice. Exits 0; 3 where --slo is missed; 1 where nothing is answered,
+the server goes away, the driver cannot send so much, or a search has no verdict.
 """
 
 LARGEST_RATE = 100_000.0
@@ -129,9 +130,8 @@ ARGUMENTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     _argument(
         "--duration",
         "SECONDS",
-        "the measured time of a step (default: 30)",
+        "the measured time of a step (default: 30, or the whole recording)",
         type=_number(0.1, 86_400, "seconds"),
-        default=30.0,
     ),
     _argument(
         "--warm-up",

@@ -31,8 +31,9 @@ from rerank_grpc.files import open_files
 from rerank_grpc.loadtest.clock import precise_loop
 from rerank_grpc.loadtest.driver import Stop
 from rerank_grpc.loadtest.measures import StepFigures
+from rerank_grpc.loadtest.plan import recorded
 from rerank_grpc.loadtest.report import HEAD, Report, remarks, row
-from rerank_grpc.loadtest.search import Search, Verdict
+from rerank_grpc.loadtest.search import Search
 from rerank_grpc.loadtest.slo import Objective
 from rerank_grpc.loadtest.steps import Bench, Manner
 from rerank_grpc.loadtest.texts import DrawnRange, MadeTexts, RecordedTexts, Texts, read_recording
@@ -42,6 +43,7 @@ from rerank_grpc.units import duration
 if TYPE_CHECKING:
     from rerank_grpc.loadtest.transports.over_rest import RestEndpoint
 
+STEP_SECONDS = 30.0  # without --duration
 MISSED = 3  # the exit status of a run that misses its objective
 SEARCH_STEPS = 9  # about as many as a search takes, for the time that is told
 
@@ -72,9 +74,10 @@ class _Load:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Measures: 0, 3 where the objective is missed, 1 where nothing was answered, 128 + a signal behind one.
+    """Measures: 0, 3 where the objective is missed, 1 without an end, 128 + a signal behind one.
 
-    Raises OptionError, ConfigurationError or RerankError.
+    Without an end is a run in which nothing was answered, the server went away, the driver could not keep to
+    its plan, or a search found no verdict. Raises OptionError, ConfigurationError or RerankError.
     """
     settings = read_client_settings(parsed.flags)
     texts, manner, load = _plan(parsed)
@@ -86,7 +89,10 @@ def run(parsed: argparse.Namespace) -> int:
     _confirm(parsed, url or settings.target, local=_is_local(url, settings), load=load, of=(texts, manner))
     open_files.raise_limit()
     report = Report(
-        _facts(parsed, texts, manner, local=_is_local(url, settings)), manner.objective, load.search
+        _facts(parsed, texts, manner, local=_is_local(url, settings)),
+        manner.objective,
+        load.search,
+        left_out=manner.recording.left_out if manner.recording is not None else 0,
     )
     progress = BenchProgress(sys.stderr)
     with asyncio.Runner(loop_factory=precise_loop) as runner:
@@ -104,9 +110,11 @@ def _plan(parsed: argparse.Namespace) -> tuple[Texts, Manner, _Load]:
         times = texts.times if not parsed.rate and parsed.concurrency is None else None
     else:
         texts, times = MadeTexts(seed, DrawnRange(*parsed.documents), DrawnRange(*parsed.words)), None
-    manner = Manner(
-        parsed.duration, parsed.warm_up, parsed.arrivals, seed, parsed.slo, times=times, speed=parsed.speed
-    )
+    seconds, warm_up, plan = parsed.duration or STEP_SECONDS, parsed.warm_up, None
+    if times:
+        plan = recorded(times, warm_up, parsed.speed, parsed.duration)
+        seconds, warm_up = plan.seconds, plan.warm_up
+    manner = Manner(seconds, warm_up, parsed.arrivals, seed, parsed.slo, plan)
     if parsed.concurrency is not None:
         if parsed.rate:
             raise OptionError("--rate and --concurrency: give one of them, an open loop or callers in turn")
@@ -259,8 +267,8 @@ def _facts(parsed: argparse.Namespace, texts: Texts, manner: Manner, *, local: b
         "target": "this machine" if local else "another machine",
         "model": parsed.model,
         "seed": manner.seed,
-        "arrivals": "recorded" if manner.times else manner.arrivals,
-        "speed": manner.speed,
+        "arrivals": "recorded" if manner.recording is not None else manner.arrivals,
+        "speed": parsed.speed,
         "duration": manner.seconds,
         "warm_up": manner.warm_up,
         "texts": texts.describe(),
@@ -283,15 +291,9 @@ def _tell(parsed: argparse.Namespace, report: Report) -> int:
         print(f"wrote {parsed.output}/bench.json and bench.png", file=sys.stderr)
     if report.interrupted:
         return 128 + report.interrupted
-    if not any(step.answered for step in report.steps):
+    if not report.is_complete or not any(step.answered for step in report.steps):
         return 1
-    return MISSED if _misses(report) else 0
-
-
-def _misses(report: Report) -> bool:
-    if report.search is not None:
-        return report.search.verdict is Verdict.NONE_MEETS
-    return any(step.missed for step in report.steps)
+    return MISSED if report.is_missed else 0
 
 
 def _print(report: Report) -> None:
