@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from rerank_grpc.calibration.maps import BadField, IsotonicMap, PlattMap
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.types import Scoring, Truncation
 
 CLEAR_AUC = 0.7  # below, scores of relevant and irrelevant pairs overlap too much for a threshold
 FLOATS = frozenset({"fp32", "bf16", "fp16"})  # their logits differ by less than a map's own error
 _UNIT = "a number from 0 to 1 is expected"
+_MOST_TOKENS = 2**32 - 1  # the contract's uint32
+# RFC 3339 is narrower than ISO 8601: a date with dashes, a time with seconds, and an offset.
+_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.\d+)?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
+)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # a terminal obeys them, or breaks a line there
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +42,28 @@ class CalibratedModel:
             raise BadField("name", "the model's name is expected")
         if not self.revision:
             raise BadField("revision", "a commit or a digest of the weights is expected")
+        for field in ("name", "hub_id", "revision", "family", "precision"):
+            _check_line(field, getattr(self, field))
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringOptions:
     """The options of a request that change logits; a map holds for requests with the same ones.
 
-    Defaults are those of a request that names none.
+    Defaults are those of a request that names none. Raises BadField.
     """
 
     instruction: str = ""
     max_tokens_per_document: int = 0
     truncation: Truncation = Truncation.END
     max_chunks_per_document: int = 1
+
+    def __post_init__(self) -> None:
+        _check_text("instruction", self.instruction)
+        if not 0 <= self.max_tokens_per_document <= _MOST_TOKENS:
+            raise BadField("max_tokens_per_document", f"a number from 0 to {_MOST_TOKENS:,} is expected")
+        if not 1 <= self.max_chunks_per_document <= LIMITS.chunks:
+            raise BadField("max_chunks_per_document", f"a number from 1 to {LIMITS.chunks} is expected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +155,7 @@ class ProposedThreshold:
 class Calibration:
     """A monotone map from a model's logit to the probability of relevance, and all that it depends on.
 
-    `made` is the time in UTC, in ISO 8601; `made_by` names the program and its version.
+    `made` is a time by RFC 3339; `made_by` names the program and its version. Raises BadField.
     """
 
     made: str
@@ -149,6 +168,11 @@ class Calibration:
     held_out: PairCounts
     figures: HeldOutFigures
     thresholds: tuple[ProposedThreshold, ...]
+
+    def __post_init__(self) -> None:
+        _check_line("made_by", self.made_by)
+        if not _is_time(self.made):
+            raise BadField("made", "a time by RFC 3339 is expected, such as 2026-11-30T18:00:00Z")
 
     def probabilities(self, logits: Iterable[float]) -> list[float]:
         """Maps logits to probabilities in [0, 1], rounded to float32; a higher logit never gets less."""
@@ -185,3 +209,25 @@ def _number_format(precision: str) -> str:
 def _check_unit(name: str, value: float | None) -> None:
     if value is not None and not 0 <= value <= 1:
         raise BadField(name, _UNIT)
+
+
+def _check_text(name: str, text: str) -> None:
+    if _SURROGATE.search(text):
+        raise BadField(name, "holds a lone surrogate; a text that UTF-8 can hold is expected")
+
+
+def _check_line(name: str, text: str) -> None:
+    _check_text(name, text)
+    if _CONTROL.search(text):
+        raise BadField(name, "a text without control characters is expected")
+
+
+def _is_time(text: str) -> bool:
+    found = _TIME.fullmatch(text)
+    if found is None:
+        return False
+    try:
+        datetime.fromisoformat(f"{found[1]}T{found[2]}")
+    except ValueError:  # the 30th of February
+        return False
+    return True

@@ -142,6 +142,7 @@ def test_an_output_that_cannot_be_written_is_told_first(tmp_path, capsys, name, 
         (("--for-recall", "nan"), "argument --for-recall: 'nan' is not a number above 0 and up to 1"),
         (("--seed", "-1"), "argument --seed: "),
         (("--unjudged", "relevant"), "argument --unjudged: invalid choice"),
+        (("--instruction", "a\udcff"), "--instruction: holds a lone surrogate"),
         ((), "a collection is --beir DIR, or --queries, --corpus and --qrels"),
     ],
 )
