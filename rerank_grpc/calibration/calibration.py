@@ -111,8 +111,8 @@ class HeldOutFigures:
     """Figures on the held-out queries: of relevance_score taken as a probability, and of the map.
 
     `bins` is the number of bins of the expected calibration error, and `ece_of_chance` the error that exact
-    probabilities would show with as many pairs; `auc_low` and `auc_high` bound the area before the map with
-    95 % confidence. Raises BadField.
+    probabilities would show with as many pairs; the area before the map is that of the logit, `auc_low` and
+    `auc_high` bound it with 95 % confidence. Raises BadField.
     """
 
     bins: int

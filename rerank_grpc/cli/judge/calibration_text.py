@@ -32,7 +32,7 @@ def described(found: Calibration, screen: Screen) -> Iterator[str]:
             "AUC",
             f"{before.auc:.4f}",
             f"{after.auc:.4f}",
-            f"before: {figures.auc_low:.4f} to {figures.auc_high:.4f} with 95 % confidence",
+            f"of the logit; {figures.auc_low:.4f} to {figures.auc_high:.4f} with 95 % confidence",
         ),
     ]
     yield from table(("held out", "before", "after", ""), rows, screen)
@@ -40,7 +40,7 @@ def described(found: Calibration, screen: Screen) -> Iterator[str]:
     if not figures.clean_separation:
         yield (
             f"no clean separation: the AUC of {before.auc:.2f} is below {CLEAR_AUC}: relevant and "
-            "irrelevant pairs have much the same scores, so no threshold is proposed"
+            "irrelevant pairs have much the same logits, so no threshold is proposed"
         )
         return
     head = ("for", "calibrated_score", "relevance_score", "logit", "precision", "recall (held out)")
