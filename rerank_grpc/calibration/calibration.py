@@ -14,6 +14,7 @@ from rerank_grpc.types import Scoring, Truncation
 CLEAR_AUC = 0.7  # below, scores of relevant and irrelevant pairs overlap too much for a threshold
 FLOATS = frozenset({"fp32", "bf16", "fp16"})  # their logits differ by less than a map's own error
 _UNIT = "a number from 0 to 1 is expected"
+_PRECISION = ("precision_low", "precision", "precision_high")
 _MOST_TOKENS = 2**32 - 1  # the contract's uint32
 # RFC 3339 is narrower than ISO 8601: a date with dashes, a time with seconds, and an offset.
 _TIME = re.compile(
@@ -132,8 +133,9 @@ class HeldOutFigures:
 class ProposedThreshold:
     """A threshold for an asked precision or recall, and both figures above it on the held-out queries.
 
-    The thresholds are None where the fit found none that reaches it, and a figure is None where nothing lies
-    above. `aim` is "precision" or "recall". Raises BadField.
+    `above` counts the held-out pairs above it, and `precision_low` and `precision_high` bound the precision
+    with 95 % confidence. The thresholds are None where the fit found none that reaches what was asked, and a
+    figure is None where nothing lies above. `aim` is "precision" or "recall". Raises BadField.
     """
 
     aim: str
@@ -141,13 +143,16 @@ class ProposedThreshold:
     calibrated_score: float | None
     relevance_score: float | None
     logit: float | None
+    above: int | None
     precision: float | None
+    precision_low: float | None
+    precision_high: float | None
     recall: float | None
 
     def __post_init__(self) -> None:
         if self.aim not in ("precision", "recall"):
             raise BadField("aim", '"precision" or "recall" is expected')
-        for name in ("asked", "calibrated_score", "relevance_score", "precision", "recall"):
+        for name in ("asked", "calibrated_score", "relevance_score", "recall", *_PRECISION):
             _check_unit(name, getattr(self, name))
 
 
@@ -186,6 +191,11 @@ class Calibration:
         fitted = self.model
         remedy = f"run `rerank-grpc calibrate --model {fitted.name}` on the one that is served"
         if revision != fitted.revision:
+            if revision and _is_digest(revision) is not _is_digest(fitted.revision):
+                remedy = (
+                    "a copy outside the hub's cache has another revision: calibrate it where it is served: "
+                    f"`rerank-grpc calibrate --model {fitted.name} --target HOST:PORT`"
+                )
             return (
                 f"it was fitted on revision {fitted.revision} of {fitted.name}, "
                 f"and the model has revision {revision or '(none)'}: {remedy}"
@@ -200,6 +210,10 @@ class Calibration:
                 f"it was fitted at precision {fitted.precision}, and the model runs at {precision}: {remedy}"
             )
         return ""
+
+
+def _is_digest(revision: str) -> bool:
+    return revision.startswith("sha256:")  # of weights in a folder; the hub's cache has commits
 
 
 def _number_format(precision: str) -> str:
