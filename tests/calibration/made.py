@@ -33,7 +33,7 @@ def made(map: PlattMap | IsotonicMap = PLATT, model: CalibratedModel = MODEL) ->
         held_out=PairCounts(50, 61, 439),
         figures=HeldOutFigures(15, Fidelity(0.4, 0.3, 0.9), Fidelity(0.02, 0.1, 0.9), 0.01, 0.85, 0.94, True),
         thresholds=(
-            ProposedThreshold("precision", 0.9, 0.8, 0.7, 1.5, 0.91, 0.4),
-            ProposedThreshold("recall", 1.0, None, None, None, None, None),
+            ProposedThreshold("precision", 0.9, 0.8, 0.7, 1.5, 22, 0.909, 0.722, 0.975, 0.328),
+            ProposedThreshold("recall", 1.0, *[None] * 8),
         ),
     )

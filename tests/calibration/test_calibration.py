@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rerank_grpc.types import Scoring
@@ -28,6 +30,27 @@ def test_another_revision_does_not_fit(revision):
     assert f"revision {REVISION} of embedded" in said
     assert (revision or "(none)") in said
     assert "`rerank-grpc calibrate --model embedded`" in said
+
+
+COMMIT = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
+
+
+@pytest.mark.parametrize(
+    ("fitted", "loaded", "told"),
+    [
+        (COMMIT, "sha256:0123", True),  # the same weights may have moved
+        ("sha256:0123", COMMIT, True),
+        (COMMIT, COMMIT[::-1], False),
+        ("sha256:0123", "sha256:4567", False),
+        (COMMIT, "", False),
+    ],
+)
+def test_a_copy_outside_the_hubs_cache_is_told_where_it_may_be_one(fitted, loaded, told):
+    said = made(model=replace(MODEL, revision=fitted)).mismatch(revision=loaded)
+    assert f"revision {fitted} of embedded" in said
+    assert "\n" not in said
+    assert ("a copy outside the hub's cache has another revision" in said) is told
+    assert ("--model embedded --target HOST:PORT`" in said) is told
 
 
 def test_another_scoring_does_not_fit():

@@ -1,8 +1,10 @@
-"""`rerank-grpc calibrate` against a real server, its file served, and what an operator can do wrong."""
+"""`rerank-grpc calibrate` on real pairs, its file served, and what an operator can do wrong."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,15 +18,15 @@ from rerank_grpc.calibration.file import read_calibration, write_calibration
 from rerank_grpc.calibration.maps import IsotonicMap, PlattMap
 from rerank_grpc.cli import main
 from rerank_grpc.client import Client
+from rerank_grpc.config.settings import EMBEDDED, ServerSettings
 from rerank_grpc.evaluation.journal import folder_of
 from tests.calibration.made import made
 from tests.command import environment, run, served
 from tests.evaluation.files import write_collection
+from tests.support import serving
 
 COLLECTION = Path(__file__).parents[1] / "evaluation" / "collection"
 BEIR = ("--beir", str(COLLECTION), "--candidates", "4")
-# A machine that is busy otherwise takes many times as long as the 20 s of an idle one.
-pytestmark = pytest.mark.timeout(500)
 PNG = b"\x89PNG\r\n"
 
 
@@ -34,15 +36,30 @@ def output(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def target():
-    with served() as server:
-        yield server.target
+def beir(tmp_path_factory):
+    """Every second query of the small real collection, which halves the pairs that are scored."""
+    folder = tmp_path_factory.mktemp("collection")
+    (folder / "qrels").mkdir()
+    (folder / "corpus.jsonl").symlink_to(COLLECTION / "corpus.jsonl")
+    queries = (COLLECTION / "queries.jsonl").read_text("utf-8").splitlines(keepends=True)[::2]
+    names = {json.loads(line)["_id"] for line in queries}
+    head, *judged = (COLLECTION / "qrels" / "test.tsv").read_text("utf-8").splitlines(keepends=True)
+    kept = [line for line in judged if line.split("\t")[0] in names]
+    (folder / "queries.jsonl").write_text("".join(queries), "utf-8")
+    (folder / "qrels" / "test.tsv").write_text("".join([head, *kept]), "utf-8")
+    return ("--beir", str(folder), "--candidates", "4")
 
 
 @pytest.fixture(scope="module")
-def calibrated(output, target):
-    """The command's whole path on the small real collection, and what it printed."""
-    done = run("calibrate", *BEIR, "--target", target, "--model", "embedded", "-o", str(output), timeout=400)
+def target():
+    with serving(ServerSettings(models=(EMBEDDED,))) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="module")
+def calibrated(output, beir, target):
+    """The command's whole path on real pairs, scored by a server, and what it printed."""
+    done = run("calibrate", *beir, "--target", target, "--model", "embedded", "-o", str(output), timeout=110)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -67,8 +84,8 @@ def test_on_the_small_collection_the_error_of_the_held_out_half_is_small(found):
     assert figures.auc_low < figures.before.auc < figures.auc_high
     assert figures.clean_separation
     assert isinstance(found.map, PlattMap)
-    assert found.fitted_on.queries + found.held_out.queries == 169
-    assert sum(each.relevant + each.irrelevant for each in (found.fitted_on, found.held_out)) == 169 * 4
+    assert found.fitted_on.queries + found.held_out.queries == 85
+    assert sum(each.relevant + each.irrelevant for each in (found.fitted_on, found.held_out)) == 85 * 4
 
 
 def test_the_file_names_the_model_as_the_server_lists_it(found, target):
@@ -88,29 +105,27 @@ def test_what_is_printed_agrees_with_the_file(calibrated, found, output):
     assert output.with_suffix(".png").read_bytes().startswith(PNG)
 
 
-def test_another_method_takes_the_scores_that_are_there(calibrated, output, target):
-    (journal,) = output.with_suffix(".scores").glob("*.jsonl")
-    before = output.read_bytes(), journal.read_bytes()
-    options = ("--method", "isotonic", "--for-precision", "0.5", "--for-recall", "0.9", "-o", str(output))
-    done = run("calibrate", *BEIR, "--target", target, "--model", "embedded", *options, timeout=200)
-    try:
-        assert done.returncode == 0, done.stderr
-        assert "follows chance: take --method platt" in done.stderr
-        found = read_calibration(output)
-        assert isinstance(found.map, IsotonicMap)
-        assert [(each.aim, each.asked) for each in found.thresholds] == [("precision", 0.5), ("recall", 0.9)]
-        assert journal.read_bytes() == before[1]
-    finally:
-        output.write_bytes(before[0])
+def test_another_method_takes_the_scores_that_are_there(found, output, beir, target, tmp_path, capsys):
+    scores, other = output.with_suffix(".scores"), tmp_path / "other.json"
+    shutil.copytree(scores, other.with_suffix(".scores"))
+    options = ("--method", "isotonic", "--for-precision", "0.5", "--for-recall", "0.9", "-o", str(other))
+    assert main(["calibrate", *beir, "--target", target, "--model", "embedded", *options]) == 0
+    assert "follows chance: take --method platt" in capsys.readouterr().err
+    isotonic = read_calibration(other)
+    assert isinstance(isotonic.map, IsotonicMap)
+    assert (isotonic.model, isotonic.held_out) == (found.model, found.held_out)
+    assert [(each.aim, each.asked) for each in isotonic.thresholds] == [("precision", 0.5), ("recall", 0.9)]
+    (before,), (after,) = (each.glob("*.jsonl") for each in (scores, other.with_suffix(".scores")))
+    assert after.read_bytes() == before.read_bytes()
 
 
 def test_the_served_probability_is_the_files_map_of_the_logit(found, output):
     documents = ["Python's list has a method sort.", "Use a dictionary.", "", "Bananas are yellow."]
     with served("--calibration", f"embedded={output}") as server, Client(server.target) as client:
         (info,) = client.list_models()
-        assert info.calibration is not None
-        assert info.calibration.created == found.made
         response = client.rerank("How do I sort a list?", documents)
+    assert info.calibration is not None
+    assert info.calibration.created == found.made
     assert len(response.results) == 4
     expected = found.probabilities([result.logit for result in response.results])
     given = [result.calibrated_score or 0.0 for result in response.results]
@@ -142,6 +157,7 @@ def test_an_output_that_cannot_be_written_is_told_first(tmp_path, capsys, name, 
         (("--for-recall", "nan"), "argument --for-recall: 'nan' is not a number above 0 and up to 1"),
         (("--seed", "-1"), "argument --seed: "),
         (("--unjudged", "relevant"), "argument --unjudged: invalid choice"),
+        (("--instruction", "a\udcff"), "--instruction: holds a lone surrogate"),
         ((), "a collection is --beir DIR, or --queries, --corpus and --qrels"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,8 @@ from rerank_grpc.calibration.file import read_calibration, write_calibration
 from rerank_grpc.errors import ConfigurationError
 from tests.calibration.made import ISOTONIC, PLATT, made
 from tests.command import environment
+
+TOKENS, CHUNKS = "options.max_tokens_per_document", "options.max_chunks_per_document"
 
 
 @pytest.fixture
@@ -76,6 +79,25 @@ def test_an_editors_byte_order_mark_is_no_obstacle(path):
         (["thresholds", 0, "aim"], "f1", 'thresholds[0].aim: "precision" or "recall" is expected'),
         (["labels", "unjudged"], "", 'labels.unjudged: "irrelevant" or "left-out" is expected'),
         (["sl\x1bope"], 1, "sl\\x1bope: no such field is known"),
+        (["options", "max_tokens_per_document"], 5 * 10**9, f"{TOKENS}: a number from 0 to 4,294,967,295"),
+        (["options", "max_chunks_per_document"], 5 * 10**9, f"{CHUNKS}: a number from 1 to 64"),
+        (["options", "max_chunks_per_document"], 65, f"{CHUNKS}: a number from 1 to 64"),
+        (["options", "max_chunks_per_document"], 0, f"{CHUNKS}: a number from 1 to 64"),
+        (["options", "instruction"], "a\ud800", "options.instruction: holds a lone surrogate"),
+        (["made_by"], "\udfff", "made_by: holds a lone surrogate"),
+        (["made_by"], "a\x1bb", "made_by: a text without control characters"),
+        (["model", "name"], "a\nb", "model.name: a text without control characters"),
+        (["model", "hub_id"], "a\tb", "model.hub_id: a text without control characters"),
+        (["model", "revision"], "1\x9b", "model.revision: a text without control characters"),
+        (["model", "family"], "be\u2028rt", "model.family: a text without control characters"),
+        (["model", "precision"], "\ud800", "model.precision: holds a lone surrogate"),
+        (["made"], "yesterday", "made: a time by RFC 3339 is expected"),
+        (["made"], "2026-11-30", "made: a time by RFC 3339 is expected"),
+        (["made"], "2026-11-30T18:00:00", "made: a time by RFC 3339 is expected"),
+        (["made"], "20261130T180000Z", "made: a time by RFC 3339 is expected"),
+        (["made"], "2026-02-30T18:00:00Z", "made: a time by RFC 3339 is expected"),
+        (["made"], "2026-11-30T18:00:00+99:00", "made: a time by RFC 3339 is expected"),
+        (["made"], "٢٠٢٦-11-30T18:00:00Z", "made: a time by RFC 3339 is expected"),
     ],
     ids=str,
 )
@@ -87,6 +109,12 @@ def test_a_field_edited_by_hand_is_named(path, place, value, said):
     inner[place[-1]] = value
     path.write_text(json.dumps(content))
     assert refused(path).startswith(said)
+
+
+@pytest.mark.parametrize("when", ["2026-11-30T18:00:00Z", "2026-11-30t18:00:00.25+05:30"])
+def test_a_time_by_rfc_3339_is_read(path, when):
+    write_calibration(path, replace(made(), made=when))
+    assert read_calibration(path).made == when
 
 
 def test_every_field_is_needed(path):

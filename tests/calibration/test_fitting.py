@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import brier_score_loss
 
 from rerank_grpc.calibration.maps import MOST_KNOTS, IsotonicMap, PlattMap
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evaluation.calibrating.calibrate import mapped
-from rerank_grpc.evaluation.calibrating.figures import expected_calibration_error, fidelity
+from rerank_grpc.evaluation.calibrating.figures import expected_calibration_error
 from rerank_grpc.evaluation.calibrating.fitting import fit, fit_isotonic, fit_platt
 from tests.calibration.drawn import TRUTH, drawn, fitted, shuffled
 
@@ -45,9 +46,9 @@ def test_shuffled_labels_are_no_clean_separation_and_carry_no_threshold(method):
     assert calibration.figures.auc_low < 0.5 < calibration.figures.auc_high
     assert calibration.thresholds == ()
     share = FRESH.relevant.mean()  # a constant of it has this Brier score, and a good fit half of it
-    assert fidelity(mapped(calibration.map, FRESH), FRESH.relevant).brier > 0.85 * share * (1 - share)
+    assert brier_score_loss(FRESH.relevant, mapped(calibration.map, FRESH)) > 0.85 * share * (1 - share)
     good = fitted(drawn(2_000, 1), method=method).calibration.map
-    assert fidelity(mapped(good, FRESH), FRESH.relevant).brier < 0.6 * share * (1 - share)
+    assert brier_score_loss(FRESH.relevant, mapped(good, FRESH)) < 0.6 * share * (1 - share)
 
 
 def test_the_check_of_a_good_fit_fails_for_inverted_labels():

@@ -7,7 +7,13 @@ import pytest
 
 from rerank_grpc.evaluation.calibrating.calibrate import mapped
 from rerank_grpc.evaluation.calibrating.fitting import fit
-from rerank_grpc.evaluation.calibrating.thresholds import DEFAULT_AIMS, Aim, figures_above, propose
+from rerank_grpc.evaluation.calibrating.thresholds import (
+    DEFAULT_AIMS,
+    Aim,
+    figures_above,
+    propose,
+    wilson_interval,
+)
 from tests.calibration.drawn import drawn
 
 FIT, HELD_OUT = drawn(20_000, 1), drawn(20_000, 2)
@@ -27,6 +33,10 @@ def test_a_threshold_reaches_what_is_asked_on_both_halves(method, aim):
     # An isotonic map has the same probability over a range of logits, all or none of which lie above.
     assert aim.asked <= {"precision": precision or 0, "recall": recall}[aim.name] <= aim.asked + 0.06
     assert getattr(threshold, aim.name) == pytest.approx(aim.asked, abs=0.06)
+    chosen = of_held_out >= threshold.calibrated_score
+    assert threshold.above == int(chosen.sum())
+    bounds = wilson_interval(int((chosen & HELD_OUT.relevant).sum()), int(chosen.sum()))
+    assert (threshold.precision_low, threshold.precision_high) == bounds
     # The three thresholds select the same pairs.
     assert np.array_equal(above, FIT.logits >= threshold.logit)
     assert np.array_equal(above, FIT.scores >= threshold.relevance_score)
@@ -56,3 +66,31 @@ def test_a_score_that_is_no_function_of_the_logit_gets_no_threshold():
     threshold = propose(Aim("recall", 0.9), half, half, monotone_score=False)
     assert threshold.relevance_score is None
     assert threshold.logit is not None
+
+
+def test_a_score_that_is_the_same_for_pairs_below_gets_no_threshold():
+    few = FIT.where(np.arange(1_000))
+    saturated = type(FIT)(few.queries, few.logits, np.ones(1_000), few.relevant)
+    half = saturated, few.scores
+    assert propose(Aim("precision", 0.9), half, half).relevance_score is None
+    assert propose(Aim("precision", 0.1), half, half).relevance_score == 1  # which selects every pair
+
+
+# Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3
+@pytest.mark.parametrize(
+    ("found", "count", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_of_a_precision_is_wilsons(found, count, low, high):
+    assert wilson_interval(found, count) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(count - found, count) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_the_bounds_of_a_precision_hold_it_and_are_probabilities():
+    for count in range(1, 60):
+        for found in range(count + 1):
+            low, high = wilson_interval(found, count)
+            assert low is not None
+            assert high is not None
+            assert 0 <= low <= found / count <= high <= 1
+    assert wilson_interval(0, 0) == (None, None)

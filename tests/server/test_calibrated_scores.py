@@ -8,7 +8,7 @@ import math
 import random
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,15 @@ def test_list_models_tells_the_calibration(service: Service):
         *(options.instruction, options.max_tokens_per_document, options.truncation),
         options.max_chunks_per_document,
     )
+
+
+def test_list_models_tells_the_largest_options_that_a_file_may_have(tmp_path: Path):
+    options = ScoringOptions("x" * 100_000, 2**32 - 1, max_chunks_per_document=LIMITS.chunks)
+    spec = calibrated(tmp_path / "c.json", replace(made(MAP, OF_EMBEDDED), options=options))
+    with serving(ServerSettings(models=(spec,))) as server, Client(f"127.0.0.1:{server.port}") as client:
+        (info,) = client.list_models()
+    assert info.calibration is not None
+    assert {name: getattr(info.calibration, name) for name in ScoringOptions.__slots__} == asdict(options)
 
 
 def test_a_call_in_parts_gives_what_one_call_gives(service: Service, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_grpc.calibration.calibration import CalibratedModel, LabelRule, ScoringOptions
 from rerank_grpc.calibration.file import write_calibration
+from rerank_grpc.calibration.maps import BadField
 from rerank_grpc.cli import terminal
 from rerank_grpc.cli.judge.calibration_text import cautions, described
 from rerank_grpc.cli.judge.judged import (
@@ -132,7 +133,7 @@ def run(parsed: argparse.Namespace) -> int:
         from rerank_grpc.evaluation.calibrating.chart import reliability_png
     from rerank_grpc.evaluation.journal import folder_of
 
-    rule = LabelRule(parsed.relevant_from, parsed.unjudged)
+    rule, options = LabelRule(parsed.relevant_from, parsed.unjudged), _options(parsed.instruction)
     collection, _ = read_judged(parsed)
     _check_labels(collection, rule, parsed.seed)
     with (
@@ -143,7 +144,6 @@ def run(parsed: argparse.Namespace) -> int:
         model = _model(parsed.model, scorer)
         scored = scored_queries(collection, scorer, folder, parsed.instruction)
     pairs = _labelled(collection, {name: each.scores for name, each in scored.items()}, rule)
-    options = ScoringOptions(instruction=parsed.instruction)
     fitted = calibrate(pairs, model, rule, options, _fit_options(parsed))
     found, chart = fitted.calibration, output.with_suffix(".png")
     try:
@@ -153,6 +153,13 @@ def run(parsed: argparse.Namespace) -> int:
         raise ConfigurationError(f"cannot write {output}: {obstacle(output, error, writing=True)}") from None
     _print(fitted, output, chart)
     return 0
+
+
+def _options(instruction: str) -> ScoringOptions:
+    try:
+        return ScoringOptions(instruction=instruction)
+    except BadField as error:
+        raise OptionError(f"--{error}") from None
 
 
 def _check_output(output: Path) -> None:
@@ -199,14 +206,17 @@ def _model(asked: str, scorer: QueryScorer) -> CalibratedModel:
     info = scorer.info()
     if info.scoring is None or info.revision != scorer.identity.revision:
         raise ConfigurationError(f"the server has unloaded or replaced model {info.name}: run it once more")
-    return CalibratedModel(
-        name=asked or info.name,
-        hub_id=info.hub_id,
-        revision=info.revision,
-        family=info.family,
-        scoring=info.scoring,
-        precision=info.precision,
-    )
+    try:
+        return CalibratedModel(
+            name=asked or info.name,
+            hub_id=info.hub_id,
+            revision=info.revision,
+            family=info.family,
+            scoring=info.scoring,
+            precision=info.precision,
+        )
+    except BadField as error:  # a folder's name may hold anything
+        raise ConfigurationError(f"model {one_line(asked or info.name)}: {error}") from None
 
 
 def _fit_options(parsed: argparse.Namespace) -> FitOptions:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from decimal import ROUND_FLOOR, Context
 
 from rerank_grpc.calibration.calibration import CLEAR_AUC, Calibration, ProposedThreshold
 from rerank_grpc.calibration.maps import IsotonicMap, PlattMap
 from rerank_grpc.cli.terminal import Screen, table
 
+# Rounded up, a threshold would leave out the pair that it was taken from.
+_FLOOR = Context(prec=5, rounding=ROUND_FLOOR)
 ENOUGH_FOR_ISOTONIC = 1_000  # pairs, by scikit-learn's manual on calibration
 
 
@@ -32,7 +35,7 @@ def described(found: Calibration, screen: Screen) -> Iterator[str]:
             "AUC",
             f"{before.auc:.4f}",
             f"{after.auc:.4f}",
-            f"before: {figures.auc_low:.4f} to {figures.auc_high:.4f} with 95 % confidence",
+            f"of the logit; {figures.auc_low:.4f} to {figures.auc_high:.4f} with 95 % confidence",
         ),
     ]
     yield from table(("held out", "before", "after", ""), rows, screen)
@@ -40,10 +43,11 @@ def described(found: Calibration, screen: Screen) -> Iterator[str]:
     if not figures.clean_separation:
         yield (
             f"no clean separation: the AUC of {before.auc:.2f} is below {CLEAR_AUC}: relevant and "
-            "irrelevant pairs have much the same scores, so no threshold is proposed"
+            "irrelevant pairs have much the same logits, so no threshold is proposed"
         )
         return
-    head = ("for", "calibrated_score", "relevance_score", "logit", "precision", "recall (held out)")
+    of_held_out = ("held out above", "precision", "95 % interval", "recall")
+    head = ("for", "calibrated_score", "relevance_score", "logit", *of_held_out)
     yield from table(head, [_row(each) for each in found.thresholds], screen)
 
 
@@ -82,18 +86,24 @@ def _formula(found: PlattMap | IsotonicMap) -> str:
 
 def _row(each: ProposedThreshold) -> tuple[str, ...]:
     aim = f"{each.aim} {each.asked:g}"
-    if each.calibrated_score is None:
-        return (aim, "not reachable", "", "", "", "")
+    if each.calibrated_score is None or each.logit is None:
+        return (aim, "not reachable", *[""] * 6)
     return (
         aim,
         _down(each.calibrated_score),
         "none" if each.relevance_score is None else _down(each.relevance_score),
-        "" if each.logit is None else f"{each.logit:.5g}",
-        "no pair" if each.precision is None else f"{each.precision:.3f}",
+        f"{float(_FLOOR.create_decimal(each.logit)):.5g}",
+        f"{each.above:,}",
+        *_precision(each),
         "" if each.recall is None else f"{each.recall:.3f}",
     )
 
 
+def _precision(each: ProposedThreshold) -> tuple[str, str]:
+    if each.precision is None:
+        return ("no pair", "")
+    return (f"{each.precision:.3f}", f"{each.precision_low:.3f} to {each.precision_high:.3f}")
+
+
 def _down(value: float) -> str:
-    # Rounded up, a threshold would leave out the pair that it was taken from.
     return f"{math.floor(value * 10_000) / 10_000:.4f}"

@@ -26,7 +26,14 @@ def reliability_png(
     figures = calibration.figures
     figure = Figure(figsize=(10.5, 6.2), dpi=110, layout="constrained")
     axes = figure.subplots(2, 2, height_ratios=(3, 1.1), sharex="col")
-    _draw(axes[:, 0], "before: relevance_score", pairs.scores, pairs.relevant, figures.before, _BEFORE)
+    _draw(
+        axes[:, 0],
+        "before: relevance_score (AUC: logit)",
+        pairs.scores,
+        pairs.relevant,
+        figures.before,
+        _BEFORE,
+    )
     name = f"after: {calibration.map.method} → calibrated_score"
     _draw(axes[:, 1], name, probabilities, pairs.relevant, figures.after, _AFTER)
     counts = calibration.held_out

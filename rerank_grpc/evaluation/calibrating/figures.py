@@ -1,4 +1,4 @@
-"""Measures how far probabilities agree with labels, and how surely a score orders them."""
+"""Measures how far probabilities agree with labels, and how surely a logit orders them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ class Bins(NamedTuple):
 
 
 def held_out_figures(pairs: LabelledPairs, probabilities: _Floats, seed: int) -> HeldOutFigures:
-    """Measures relevance_score as a probability, and the map's probabilities, on held-out pairs."""
+    """Measures relevance_score as a probability, and the map's probabilities, on held-out pairs.
+
+    The area before the map is the logit's, which the map is of: in float32 many logits have the score 1, and
+    a score of late interaction depends on the query's length as well.
+    """
     low, high = auc_interval(pairs, seed)
-    before = fidelity(pairs.scores, pairs.relevant)
+    before = fidelity(pairs.scores, pairs.relevant, pairs.logits)
     return HeldOutFigures(
         bins=BINS,
         before=before,
-        after=fidelity(probabilities, pairs.relevant),
+        after=fidelity(probabilities, pairs.relevant, probabilities),
         ece_of_chance=ece_of_chance(probabilities, seed),
         auc_low=low,
         auc_high=high,
@@ -42,12 +46,12 @@ def held_out_figures(pairs: LabelledPairs, probabilities: _Floats, seed: int) ->
     )
 
 
-def fidelity(probabilities: _Floats, relevant: _Labels) -> Fidelity:
-    """Measures probabilities against labels."""
+def fidelity(probabilities: _Floats, relevant: _Labels, ordered_by: _Floats) -> Fidelity:
+    """Measures probabilities against labels, and how well what they are ordered by separates these."""
     return Fidelity(
         ece=expected_calibration_error(probabilities, relevant),
         brier=float(brier_score_loss(relevant, probabilities)),
-        auc=float(roc_auc_score(relevant, probabilities)),
+        auc=float(roc_auc_score(relevant, ordered_by)),
     )
 
 
@@ -76,13 +80,13 @@ def ece_of_chance(probabilities: _Floats, seed: int) -> float:
 
 
 def auc_interval(pairs: LabelledPairs, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Bounds the area under the ROC of relevance_score with 95 % confidence: a bootstrap over queries.
+    """Bounds the area under the ROC of the logit with 95 % confidence: a bootstrap over queries.
 
     A resample weights each query by how often it was drawn; one without both labels is drawn again.
     """
     generator = np.random.default_rng(seed)
     names, of_pair = np.unique(pairs.queries, return_inverse=True)
-    _, ranks = np.unique(pairs.scores, return_inverse=True)
+    _, ranks = np.unique(pairs.logits, return_inverse=True)
     areas: list[float] = []
     while len(areas) < resamples:
         weights = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))[of_pair]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -40,21 +42,28 @@ def propose(
     """Chooses a threshold on the pairs that a map was fitted on; each half comes with its probabilities.
 
     For a precision it is the lowest that reaches it, for a recall the highest. Its relevance_score is None
-    where that is no monotone function of the logit.
+    where that is no monotone function of the logit, or pairs below have the same one in float32.
     """
     pairs, probabilities = fitted
     least = _chosen(aim, probabilities, pairs.relevant)
     if least is None:
-        return ProposedThreshold(aim.name, aim.asked, None, None, None, None, None)
+        return ProposedThreshold(aim.name, aim.asked, *[None] * 8)
     above = probabilities >= least
-    precision, recall = figures_above(held_out[1] >= least, held_out[0].relevant)
+    score = float(pairs.scores[above].min())
+    same = monotone_score and bool((above == (pairs.scores >= score)).all())
+    chosen, relevant = held_out[1] >= least, held_out[0].relevant
+    precision, recall = figures_above(chosen, relevant)
+    low, high = wilson_interval(int((chosen & relevant).sum()), int(chosen.sum()))
     return ProposedThreshold(
         aim=aim.name,
         asked=aim.asked,
         calibrated_score=least,
-        relevance_score=float(pairs.scores[above].min()) if monotone_score else None,
+        relevance_score=score if same else None,
         logit=float(pairs.logits[above].min()),
+        above=int(chosen.sum()),
         precision=precision,
+        precision_low=low,
+        precision_high=high,
         recall=recall,
     )
 
@@ -65,6 +74,20 @@ def figures_above(
     """Computes precision and recall of the pairs above a threshold; no pair has no precision."""
     found = int((above & relevant).sum())
     return found / int(above.sum()) if above.any() else None, found / int(relevant.sum())
+
+
+def wilson_interval(found: int, count: int) -> tuple[float, float] | tuple[None, None]:
+    """Bounds a share with 95 % confidence by Wilson's score (1927); a share of nothing has no bounds.
+
+    It takes the pairs as independent, and has bounds within [0, 1] for few pairs and shares near 1, too.
+    """
+    if not count:
+        return None, None
+    share, z = found / count, NormalDist().inv_cdf(0.975)
+    spread = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    centre, scale = share + z * z / (2 * count), 1 + z * z / count
+    # Rounding can carry a bound past its share, and past 0 and 1 where all pairs have one label.
+    return max(0.0, min(share, (centre - spread) / scale)), min(1.0, max(share, (centre + spread) / scale))
 
 
 def _chosen(aim: Aim, probabilities: _Floats, relevant: npt.NDArray[np.bool_]) -> float | None:
