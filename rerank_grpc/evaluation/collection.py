@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,16 +35,27 @@ class Collection:
 
     @cached_property
     def digest(self) -> str:
-        """A SHA-256 of what scores and measures depend on: the queries, their candidates, the judgements."""
-        total = hashlib.sha256()
-        for name, text in self.queries.items():
-            documents = [part for each in self.candidates[name] for part in (each, self.corpus[each])]
-            judged = [part for each, level in self.qrels[name].items() for part in (each, str(level))]
-            for part in (name, text, str(len(documents)), *documents, *judged):
-                data = part.encode()
-                total.update(b"%d:" % len(data))
-                total.update(data)
-        return total.hexdigest()
+        """A SHA-256 of what scores depend on: the queries, their candidates and all of their texts."""
+        return _digest(
+            part
+            for name, text in self.queries.items()
+            for part in (
+                *(name, text, str(len(self.candidates[name]))),
+                *(part for each in self.candidates[name] for part in (each, self.corpus[each])),
+            )
+        )
+
+    @cached_property
+    def judgements_digest(self) -> str:
+        """A SHA-256 of the judgements, on which measures depend and scores do not."""
+        return _digest(
+            part
+            for name, judged in self.qrels.items()
+            for part in (
+                *(name, str(len(judged))),
+                *(part for each, level in sorted(judged.items()) for part in (each, str(level))),
+            )
+        )
 
     @property
     def pairs(self) -> int:
@@ -185,6 +196,15 @@ def _note(collection: Collection, problems: Problems) -> None:
     barren = sum(max(judged.values()) <= 0 for judged in collection.qrels.values())
     if barren:
         problems.note(f"{barren:,} judged queries have no relevant document: every measure of theirs is 0")
+
+
+def _digest(parts: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        total.update(b"%d:" % len(data))
+        total.update(data)
+    return total.hexdigest()
 
 
 def _text_file(folder: Path, name: str) -> Path:

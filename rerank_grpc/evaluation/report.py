@@ -66,6 +66,7 @@ def as_json(found: Evaluation, options: dict[str, Any], left_out: Sequence[str])
         "version": __version__,
         "collection": {
             "digest": collection.digest,
+            "judgements_digest": collection.judgements_digest,
             "queries": len(collection.queries),
             "documents": len(collection.corpus),
             "pairs": collection.pairs,

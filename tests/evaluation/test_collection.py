@@ -195,13 +195,16 @@ def test_a_directory_in_place_of_a_file_is_told(tmp_path):
         read_collection(files)
 
 
-def test_a_change_of_any_text_or_judgement_gives_another_digest(tmp_path):
+def test_a_change_of_any_text_gives_another_digest_and_one_of_a_judgement_that_of_judgements(tmp_path):
     first, _ = read(tmp_path)
     assert read(tmp_path)[0].digest == first.digest
     others = [
         read(tmp_path, corpus={**CORPUS, "d1": "Other."})[0],
         read(tmp_path, queries={**QUERIES, "q1": "other"})[0],
-        read(tmp_path, qrels="q1 0 d1 2\nq2 0 d2 2\n")[0],
         first.cut(1),
     ]
-    assert len({each.digest for each in (first, *others)}) == 5
+    assert len({each.digest for each in (first, *others)}) == 4
+    assert {each.judgements_digest for each in others} == {first.judgements_digest}
+    judged, _ = read(tmp_path, qrels="q1 0 d1 2\nq2 0 d2 2\n")
+    assert judged.digest == first.digest
+    assert judged.judgements_digest != first.judgements_digest

@@ -90,7 +90,7 @@ def test_a_finished_output_is_not_scored_again(tmp_path, files, capsys):
         assert main(asked(server, files, output)) == 0
         first, table = runner.sequences, capsys.readouterr().out
         assert main(asked(server, files, output)) == 0
-        assert runner.sequences == first + 1  # the question which model it is
+        assert runner.sequences == first + 2  # the question which model it is, at the start and at the end
         assert capsys.readouterr().out == table
 
 
@@ -176,7 +176,7 @@ def test_a_journal_begun_with_anything_else_is_refused(tmp_path):
     path = tmp_path / "m.scores.jsonl"
     ScoreJournal(path, BEGUN).close()
     for name, said in (
-        ("collection", "was begun with another collection, or other candidates of it"),
+        ("collection", "was begun with another collection: other judged queries, candidates or texts"),
         ("revision", "was begun with revision 'r', and now it is 'other'"),
         ("instruction", "was begun with instruction '', and now it is 'other'"),
     ):

@@ -82,8 +82,8 @@ def run(parsed: argparse.Namespace) -> int:
     collection, problems = read_judged(parsed)
     measures = measures_of(parsed.top_k or (RECALL_AT,))
     options = {"instruction": parsed.instruction, "measures": list(map(str, measures))}
-    with folder_of(Path(parsed.output)) as folder, scorers_of(parsed) as scorer_of:
-        models = list(dict.fromkeys(parsed.models or [""]))
+    models = list(dict.fromkeys(parsed.models or [""]))
+    with folder_of(Path(parsed.output)) as folder, scorers_of(parsed, models) as scorer_of:
         scored = [_scored(collection, name, scorer_of, folder, parsed.instruction) for name in models]
         found = evaluate(collection, scored, measures)
         report.write(found, folder, options, problems.lines())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -108,15 +108,19 @@ def read_judged(parsed: argparse.Namespace) -> tuple[Collection, Problems]:
 
 
 @contextmanager
-def scorers_of(parsed: argparse.Namespace) -> Iterator[ScorerFactory]:
+def scorers_of(parsed: argparse.Namespace, models: Sequence[str] = ()) -> Iterator[ScorerFactory]:
     """Gives a function from a model's name to its scorer: by --target's server, or by a model loaded here.
 
-    Raises OptionError, or ConfigurationError where the package of a model that is loaded here is missing.
+    Of several `models` each is looked for first, so that a wrong name costs no work of the others. Raises
+    OptionError, RerankError, or ConfigurationError where a package or a model is missing.
     """
+    several = models if len(models) > 1 else ()
     if names_server(parsed.flags):
-        from rerank_grpc.evaluation.scorers import CONCURRENCY, server_scorer
+        from rerank_grpc.evaluation.scorers import CONCURRENCY, ServerScorer, server_scorer
 
         with connect(parsed) as client:
+            for each in several:
+                ServerScorer(client, each, instruction=parsed.instruction)
             yield lambda model: server_scorer(
                 client, model, instruction=parsed.instruction, concurrency=parsed.concurrency or CONCURRENCY
             )
@@ -125,8 +129,9 @@ def scorers_of(parsed: argparse.Namespace) -> Iterator[ScorerFactory]:
     provide_threads()
     with needs("a model that is loaded here", f"{SERVER_EXTRA}, or ask a server by --target"):
         import torch  # noqa: F401
-    from rerank_grpc.evaluation.scorers import loaded_scorer
+    from rerank_grpc.evaluation.scorers import bring, loaded_scorer
 
+    bring(several, settings)
     yield lambda source: loaded_scorer(
         source or "embedded", settings, instruction=parsed.instruction, concurrency=parsed.concurrency or 1
     )
