@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,11 @@ class Collection:
         """The number of pairs of a query and a candidate."""
         return sum(map(len, self.candidates.values()))
 
+    @property
+    def depth(self) -> int:
+        """The number of candidates of the query that has most of them."""
+        return max(map(len, self.candidates.values()), default=0)
+
     def cut(self, depth: int) -> Collection:
         """Returns the collection with the first `depth` candidates of each query alone."""
         candidates = {name: found[:depth] for name, found in self.candidates.items()}
@@ -94,13 +99,13 @@ def read_collection(
     files: CollectionFiles,
     *,
     candidates: int = CANDIDATES,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    show_progress: bool = False,
 ) -> tuple[Collection, Problems]:
     """Reads a collection, and tells what had to be left out of it.
 
     Of a run, scores that are equal in float32 are in descending order of their ids, as trec_eval has them:
     so its figures are those of the candidates' order. `candidates` is how many BM25 finds where there is no
-    run, and `progress` hears then how many queries are done, and of how many. A judgement or a candidate of
+    run, and bars on stderr may show how far that is. A judgement or a candidate of
     an unknown query or document is left out. Raises ConfigurationError where a file cannot be read, or
     nothing of it can be used.
     """
@@ -113,14 +118,7 @@ def read_collection(
     if files.run is not None:
         found = _ranked(files.run, read_run(files.run, problems), queries, corpus, problems)
     else:
-        found, done = {}, 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(done, len(queries))
-
-        found = bm25_candidates(queries, corpus, candidates, advance)
+        found = bm25_candidates(queries, corpus, candidates, show_progress=show_progress)
     collection = Collection(queries, corpus, qrels, {name: found.get(name, []) for name in queries})
     _note(collection, problems)
     return collection, problems

@@ -89,6 +89,18 @@ def files_of(parsed: argparse.Namespace) -> CollectionFiles:
     return CollectionFiles(Path(parsed.queries), Path(parsed.corpus), Path(parsed.qrels), run)
 
 
+def traced(files: CollectionFiles, candidates: int | None) -> dict[str, Any]:
+    """Tells for the record where candidates come from, and the files by their names without a path."""
+    from rerank_grpc.evaluation.retrieval import CANDIDATES
+
+    named = {"queries": files.queries, "corpus": files.corpus, "qrels": files.qrels, "run": files.run}
+    return {
+        "candidates_from": "run" if files.run else "BM25",
+        "candidates": candidates or (None if files.run else CANDIDATES),
+        "files": {what: path.name for what, path in named.items() if path is not None},
+    }
+
+
 def read_judged(parsed: argparse.Namespace) -> tuple[Collection, Problems]:
     """Reads the collection that the arguments name, and prints what was left out of it.
 
@@ -100,8 +112,11 @@ def read_judged(parsed: argparse.Namespace) -> tuple[Collection, Problems]:
     files = files_of(parsed)
     if files.run is None:
         with needs("BM25", EVAL_EXTRA):
-            import bm25s  # noqa: F401  # missing here, it is told before any work
-    collection, problems = read_collection(files, candidates=parsed.candidates or CANDIDATES)
+            import bm25s  # noqa: F401  # missing here, they are told before any work
+            import tqdm  # noqa: F401
+    collection, problems = read_collection(
+        files, candidates=parsed.candidates or CANDIDATES, show_progress=sys.stderr.isatty()
+    )
     for line in problems.lines():
         terminal.warn(line)
     return collection.cut(parsed.candidates) if parsed.candidates else collection, problems
