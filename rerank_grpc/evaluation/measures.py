@@ -16,7 +16,7 @@ RECALL_AT = 10
 SEED = 0
 LEVEL = 0.95
 _NUMBERS_AT_ONCE = 1 << 22
-_MANY_QUERIES = 10_000
+_MANY_QUERIES = 5_000
 _LEAST_STEP = (
     2.0**-60
 )  # below the last score where that is 0, whose next float32 is too small for some readers
