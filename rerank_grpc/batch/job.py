@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from rerank_grpc import __version__
 from rerank_grpc.batch.blocks import Block, Size, blocks
-from rerank_grpc.batch.journal import FORMAT, Entry, Facts, Journal, differs, remove_notes, whole, write_whole
+from rerank_grpc.batch.journal import FORMAT, Entry, Facts, Journal, differs, remove_notes, whole
 from rerank_grpc.batch.progress import RunProgress, summary
 from rerank_grpc.batch.reading import Input, form_of
 from rerank_grpc.batch.results import join
@@ -233,11 +233,13 @@ class Run:
         if output.is_folder:
             folder = journal.folder
             self._write_bad(journal, folder / output.bad.name)
-            write_whole(folder / output.report.name, report)
+            with whole(folder / output.report.name) as file:
+                file.write(report)
             journal.publish(output.path)
         else:
             self._write_bad(journal, output.bad)
-            write_whole(output.report, report)
+            with whole(output.report) as file:
+                file.write(report)
             with whole(output.path) as file:
                 join(journal.parts(), output.form, file, whole_ids=self.input.has_whole_ids())
             journal.remove()

@@ -121,7 +121,8 @@ class Journal:
         for path in found:
             path.unlink()
         self.begun = dict(begun)
-        write_whole(self.folder / BEGUN, _json(self.begun))
+        with whole(self.folder / BEGUN) as file:
+            file.write(_json(self.begun))
 
     def check(self, part: str, found: Mapping[str, Any]) -> None:
         """Raises ConfigurationError unless a part of what it was begun with is the same now."""
@@ -142,7 +143,8 @@ class Journal:
         """Writes a block's part, then its line in the journal: with that, the block is complete."""
         assert self._file is not None
         if content:
-            write_whole(self.part(number), content)
+            with whole(self.part(number)) as file:
+                file.write(content)
         line = _json(
             {
                 "block": number,
@@ -231,7 +233,11 @@ class Journal:
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """Gives a file to write to, which takes its name once it is written to the disk."""
+    """Gives a file to write to, which takes its name once it is written to the disk.
+
+    Unlike files.whole it outlasts a loss of power, on which a journal's lines rely, and writes no content at
+    once: outputs are larger than memory.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         yield file
@@ -244,12 +250,6 @@ def remove_notes(folder: Path) -> None:
     """Removes all but the parts of a finished folder, and what is said about them."""
     for path in (folder / LOCK, folder / BEGUN, folder / JOURNAL, *folder.glob(f"{STAGED}*")):
         path.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    with whole(path) as file:
-        file.write(content)
 
 
 def differs(folder: Path, part: str, name: str, before: object, now: object) -> str:

@@ -7,9 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from rerank_grpc.batch.journal import write_whole
 from rerank_grpc.evaluation.figures import EvaluatedModel, Evaluation
 from rerank_grpc.evaluation.journal import told
+from rerank_grpc.evaluation.measures import bounds
+from rerank_grpc.files.whole import write_whole
 
 # Okabe and Ito's colours, which are told apart by colour-blind people too (https://jfly.uni-koeln.de/color/).
 RELEVANT, OTHERS = "#0072B2", "#E69F00"
@@ -87,7 +88,8 @@ def _by_time(axis: Any, found: Evaluation) -> None:
     for number, model in enumerate(found.models):
         after = model.of(_MEASURE).after
         color, marker = _MODELS[number % len(_MODELS)], _MARKERS[number % len(_MARKERS)]
-        error = [[after.mean - after.low], [after.high - after.mean]]
+        low, high = bounds(after)
+        error = [[after.mean - low], [high - after.mean]]
         axis.errorbar(
             model.time.wall,
             after.mean,
@@ -111,9 +113,8 @@ def _by_time(axis: Any, found: Evaluation) -> None:
     else:
         axis.set_xlim(0, 1.6 * max(times))
     axis.set(xlabel="seconds a query", ylabel=f"{_MEASURE}, 95 % interval")
-    low = min([before.mean, *(model.of(_MEASURE).after.low for model in found.models)])
-    high = max([before.mean, *(model.of(_MEASURE).after.high for model in found.models)])
-    axis.set_ylim(max(0.0, low - 0.1), min(1.02, high + 0.1))
+    ends = [before.mean, *(end for model in found.models for end in bounds(model.of(_MEASURE).after))]
+    axis.set_ylim(max(0.0, min(ends) - 0.1), min(1.02, max(ends) + 0.1))
     axis.set_title("quality and time", fontsize=11)
     axis.legend(fontsize=8, frameon=False, loc="lower right")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,21 +35,37 @@ class Collection:
 
     @cached_property
     def digest(self) -> str:
-        """A SHA-256 of what scores and measures depend on: the queries, their candidates, the judgements."""
-        total = hashlib.sha256()
-        for name, text in self.queries.items():
-            documents = [part for each in self.candidates[name] for part in (each, self.corpus[each])]
-            judged = [part for each, level in self.qrels[name].items() for part in (each, str(level))]
-            for part in (name, text, str(len(documents)), *documents, *judged):
-                data = part.encode()
-                total.update(b"%d:" % len(data))
-                total.update(data)
-        return total.hexdigest()
+        """A SHA-256 of what scores depend on: the queries, their candidates and all of their texts."""
+        return _digest(
+            part
+            for name, text in self.queries.items()
+            for part in (
+                *(name, text, str(len(self.candidates[name]))),
+                *(part for each in self.candidates[name] for part in (each, self.corpus[each])),
+            )
+        )
+
+    @cached_property
+    def judgements_digest(self) -> str:
+        """A SHA-256 of the judgements, on which measures depend and scores do not."""
+        return _digest(
+            part
+            for name, judged in self.qrels.items()
+            for part in (
+                *(name, str(len(judged))),
+                *(part for each, level in sorted(judged.items()) for part in (each, str(level))),
+            )
+        )
 
     @property
     def pairs(self) -> int:
         """The number of pairs of a query and a candidate."""
         return sum(map(len, self.candidates.values()))
+
+    @property
+    def depth(self) -> int:
+        """The number of candidates of the query that has most of them."""
+        return max(map(len, self.candidates.values()), default=0)
 
     def cut(self, depth: int) -> Collection:
         """Returns the collection with the first `depth` candidates of each query alone."""
@@ -83,13 +99,13 @@ def read_collection(
     files: CollectionFiles,
     *,
     candidates: int = CANDIDATES,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    show_progress: bool = False,
 ) -> tuple[Collection, Problems]:
     """Reads a collection, and tells what had to be left out of it.
 
     Of a run, scores that are equal in float32 are in descending order of their ids, as trec_eval has them:
     so its figures are those of the candidates' order. `candidates` is how many BM25 finds where there is no
-    run, and `progress` hears then how many queries are done, and of how many. A judgement or a candidate of
+    run, and bars on stderr may show how far that is. A judgement or a candidate of
     an unknown query or document is left out. Raises ConfigurationError where a file cannot be read, or
     nothing of it can be used.
     """
@@ -102,14 +118,7 @@ def read_collection(
     if files.run is not None:
         found = _ranked(files.run, read_run(files.run, problems), queries, corpus, problems)
     else:
-        found, done = {}, 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(done, len(queries))
-
-        found = bm25_candidates(queries, corpus, candidates, advance)
+        found = bm25_candidates(queries, corpus, candidates, show_progress=show_progress)
     collection = Collection(queries, corpus, qrels, {name: found.get(name, []) for name in queries})
     _note(collection, problems)
     return collection, problems
@@ -185,6 +194,15 @@ def _note(collection: Collection, problems: Problems) -> None:
     barren = sum(max(judged.values()) <= 0 for judged in collection.qrels.values())
     if barren:
         problems.note(f"{barren:,} judged queries have no relevant document: every measure of theirs is 0")
+
+
+def _digest(parts: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        total.update(b"%d:" % len(data))
+        total.update(data)
+    return total.hexdigest()
 
 
 def _text_file(folder: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rerank_grpc.evaluation.collection import Collection
 from rerank_grpc.evaluation.journal import ScoredQuery
 from rerank_grpc.evaluation.measures import (
+    SEED,
     ConfidenceInterval,
     WinsTiesLosses,
     as_run,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+DEPTHS = (5, 10, 20, 50)  # candidates; below all of them
 Run = Mapping[str, Sequence[tuple[str, float]]]
 
 
@@ -48,6 +50,18 @@ class Contrast(NamedTuple):
     outcome: WinsTiesLosses
 
 
+class FiguresAtDepth(NamedTuple):
+    """The figures of reranking the first `depth` candidates alone, the others behind them in their order.
+
+    `held` is the mean share of a query's relevant documents that are among those first ones; `means` are by
+    the measures' titles.
+    """
+
+    depth: int
+    held: float
+    means: dict[str, float]
+
+
 class TimeOfQueries(NamedTuple):
     """Means per query in seconds: of the whole run's clock, of a call, and of the model's own work in it.
 
@@ -67,6 +81,7 @@ class EvaluatedModel:
     identity: ModelIdentity
     run: Run
     figures: list[Figure]
+    depths: list[FiguresAtDepth]
     time: TimeOfQueries
     relevant: list[float]
     others: list[float]
@@ -78,13 +93,14 @@ class EvaluatedModel:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The figures of all models on one collection; `ceiling` is the recall of all candidates."""
+    """The figures of all models on one collection; `ceiling` is the recall of all candidates, in the mean."""
 
     collection: Collection
     before: Run
     models: list[EvaluatedModel]
     contrasts: list[Contrast]
     ceiling: float
+    seed: int
 
 
 class ScoredModel(NamedTuple):
@@ -96,7 +112,7 @@ class ScoredModel(NamedTuple):
 
 
 def evaluate(
-    collection: Collection, models: Sequence[ScoredModel], measures: Sequence[Any], *, seed: int = 0
+    collection: Collection, models: Sequence[ScoredModel], measures: Sequence[Any], *, seed: int = SEED
 ) -> Evaluation:
     """Measures models on a collection, with intervals by a paired bootstrap over its queries."""
     before = {name: as_run(found) for name, found in collection.candidates.items()}
@@ -118,7 +134,7 @@ def evaluate(
         for first, second in pairs
         for contrast in _contrasts(models, values[1:], first, second, seed)
     ]
-    return Evaluation(collection, before, own, contrasts, _ceiling(collection))
+    return Evaluation(collection, before, own, contrasts, _ceiling(collection), seed)
 
 
 def _figures(
@@ -144,7 +160,31 @@ def _figures(
         model.concurrency,
     )
     relevant, others = _split(collection, scored)
-    return EvaluatedModel(model.identity, run, figures, time, relevant, others)
+    depths = _depths(model, values, collection)
+    return EvaluatedModel(model.identity, run, figures, depths, time, relevant, others)
+
+
+def _depths(
+    model: ScoredModel, all_of_them: dict[Any, npt.NDArray[np.float64]], collection: Collection
+) -> list[FiguresAtDepth]:
+    """Measures what reranking fewer candidates gives, by the same scores: a pair's depends on no other."""
+    found = []
+    for depth in (each for each in DEPTHS if each < collection.depth):
+        run = {}
+        for name, documents in collection.candidates.items():
+            scores = model.queries[name].scores[:depth] if documents else []
+            first = [document for document, _ in ranked(documents[:depth], scores)]
+            run[name] = as_run([*first, *documents[depth:]])
+        found.append((depth, measured(collection, run, list(all_of_them))))
+    found.append((collection.depth, all_of_them))
+    return [
+        FiguresAtDepth(
+            depth,
+            _ceiling(collection.cut(depth)),
+            {title_of(each): float(column.mean()) for each, column in values.items()},
+        )
+        for depth, values in found
+    ]
 
 
 def _contrasts(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +21,12 @@ from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evaluation.scorers import PairScore
 from rerank_grpc.files.obstacles import obstacle
 
-FORMAT = 1
+FORMAT = 2
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_WORDS = {"collection": "collection, or other candidates of it", "format": "form of this file"}
+_WORDS = {
+    "collection": "collection: other judged queries, candidates or texts",
+    "format": "form of this file",
+}
 
 
 class ScoredQuery(NamedTuple):
@@ -53,6 +57,7 @@ class ScoreJournal:
                 self._write({"format": FORMAT, **begun})
             else:
                 self._file.truncate(end)  # the line in whose middle an earlier start was ended
+            self._at_start = self._file.seek(0, os.SEEK_END), dict(self.done)
 
     def _read(self, begun: Mapping[str, Any]) -> int | None:
         """Reads the lines that are whole; returns where they end, None where not even the first one is."""
@@ -100,6 +105,12 @@ class ScoreJournal:
         with told(self.path, "; the same command goes on from there"):
             self._write({**scored._asdict(), "scores": [list(each) for each in scored.scores]})
         self.done[scored.query] = scored
+
+    def withdraw(self) -> None:
+        """Takes back what was noted since this journal was opened."""
+        size, self.done = self._at_start
+        with told(self.path):
+            self._file.truncate(size)
 
     def _write(self, value: Mapping[str, Any]) -> None:
         data = json.dumps(value, ensure_ascii=False).encode() + b"\n"

@@ -13,9 +13,10 @@ from rerank_grpc.evaluation.collection import Collection
 from rerank_grpc.evaluation.scorers import PairScore
 
 RECALL_AT = 10
-RESAMPLES = 10_000
+SEED = 0
 LEVEL = 0.95
 _NUMBERS_AT_ONCE = 1 << 22
+_MANY_QUERIES = 5_000
 _LEAST_STEP = (
     2.0**-60
 )  # below the last score where that is 0, whose next float32 is too small for some readers
@@ -81,11 +82,11 @@ def measured(
 
 
 class ConfidenceInterval(NamedTuple):
-    """A mean over queries, and the bounds of its confidence interval."""
+    """A mean over queries, and the bounds of its confidence interval; None of one query, which has none."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class WinsTiesLosses(NamedTuple):
@@ -96,22 +97,42 @@ class WinsTiesLosses(NamedTuple):
     worse: int
 
 
+def resamples_of(queries: int) -> int:
+    """Tells how many resamples an interval takes: fewer of many queries, whose numbers would take minutes."""
+    return 10_000 if queries <= _MANY_QUERIES else 1_000
+
+
+def bounds(interval: ConfidenceInterval) -> tuple[float, float]:
+    """Tells an interval's ends, which are its mean where it has none."""
+    low, high = interval.low, interval.high
+    return interval.mean if low is None else low, interval.mean if high is None else high
+
+
 def intervals(
-    columns: Sequence[npt.NDArray[np.float64]], *, seed: int = 0, resamples: int = RESAMPLES
+    columns: Sequence[npt.NDArray[np.float64]], *, seed: int = SEED, resamples: int | None = None
 ) -> list[ConfidenceInterval]:
     """Estimates the mean of each column, [queries], and its 95 % interval: percentiles of resampled means.
 
     All columns see the same resamples, so the interval of a difference is that of a column of differences
-    (Sakai, SIGIR 2006, https://doi.org/10.1145/1148170.1148261). The seed makes it repeatable.
+    (Sakai, SIGIR 2006, https://doi.org/10.1145/1148170.1148261). The seed makes it repeatable. Few queries
+    have intervals that are too narrow; one has none.
     """
     values = np.stack(columns, axis=1)
     queries = len(values)
+    if queries == 1:
+        return [ConfidenceInterval(float(mean), None, None) for mean in values[0]]
+    resamples = resamples or resamples_of(queries)
     generator = np.random.default_rng(seed)
-    step = max(1, _NUMBERS_AT_ONCE // max(1, queries * values.shape[1]))
+    step = max(1, _NUMBERS_AT_ONCE // queries)
     means = []
     for start in range(0, resamples, step):
-        chosen = generator.integers(queries, size=(min(step, resamples - start), queries))
-        means.append(values[chosen].mean(axis=1))
+        # How often a resample has each query: far less memory than the values of all that it has.
+        drawn = (
+            generator.integers(queries, size=queries, dtype=np.int32)
+            for _ in range(start, min(start + step, resamples))
+        )
+        counts = np.stack([np.bincount(each, minlength=queries) for each in drawn])
+        means.append(counts.astype(np.float64) @ values / queries)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
     return [

@@ -23,6 +23,7 @@ from rerank_grpc.limits import LIMITS, MIB
 
 LONGEST_LINE = 64 * MIB
 _JSON_SUFFIXES, _TSV_SUFFIXES = (".jsonl", ".ndjson", ".json"), (".tsv", ".txt")
+_SWAPPED = "are --qrels and --run swapped?"
 _BEIR_HEADER = ("query-id", "corpus-id", "score")
 
 
@@ -86,6 +87,9 @@ def read_judgements(path: Path, problems: Problems) -> list[Judgement]:
         columns = _columns(line, 3, 4)
         if not columns or (len(columns) == 3 and tuple(columns) == _BEIR_HEADER):
             continue
+        if len(columns) == 6:
+            problems.add(str(path), number, f"six columns: this is a run: {_SWAPPED}")
+            continue
         if len(columns) not in (3, 4):
             problems.add(str(path), number, f"a wrong number of columns, {expected}", f"{len(columns)}")
             continue
@@ -110,6 +114,10 @@ def read_run(path: Path, problems: Problems) -> list[Candidate]:
     for number, line in lines_of(path, problems):
         columns = _columns(line, 6)
         if not columns:
+            continue
+        if (len(columns) == 4 or line.count("\t") == 2) and _whole(columns[-1]) is not None:
+            kind = f"the columns of a judgement, not of a run: {_SWAPPED}"
+            problems.add(str(path), number, kind)
             continue
         if len(columns) != 6:
             kind = f"a wrong number of columns, expected {expected}"
@@ -228,4 +236,6 @@ def _nothing(path: Path, problems: Problems, expected: str) -> str:
     mine = [line for line in problems.told if line.startswith(f"{path}:")]
     if not mine:
         return f"{path}: is empty, expected {expected}"
-    return one_line(f"{path}: no line can be used, expected {expected}; {mine[0]}")
+    # The first line says itself what was expected, or what else the file may be.
+    says = "expected" in mine[0] or _SWAPPED in mine[0]
+    return one_line(f"{path}: no line can be used{'' if says else f', expected {expected}'}; {mine[0]}")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rerank_grpc import __version__
-from rerank_grpc.batch.journal import write_whole
 from rerank_grpc.evaluation.figures import EvaluatedModel, Evaluation, Run
 from rerank_grpc.evaluation.journal import stem_of, told
-from rerank_grpc.evaluation.measures import RESAMPLES, ConfidenceInterval
+from rerank_grpc.evaluation.measures import LEVEL, ConfidenceInterval, resamples_of
+from rerank_grpc.files.whole import write_whole
 
+FEW_QUERIES = 20  # below, the bootstrap covers clearly less than 95 % (tests/evaluation/test_intervals.py)
 RESULTS, BEFORE, QRELS, CHART = "results.json", "before.trec", "qrels.txt", "chart.png"
 
 
@@ -22,8 +23,8 @@ def table(found: Evaluation) -> Iterator[str]:
     relevant = sum(level > 0 for judged in collection.qrels.values() for level in judged.values())
     yield (
         f"{len(collection.queries):,} judged queries, {len(collection.corpus):,} documents, "
-        f"{relevant:,} relevant; "
-        f"{collection.pairs:,} candidates hold {100 * found.ceiling:.1f} % of the relevant"
+        f"{relevant:,} relevant; {collection.pairs:,} candidates hold "
+        f"on average {100 * found.ceiling:.1f} % of a query's relevant documents"
     )
     yield ""
     width = max(len("model"), *(len(model.identity.name) for model in found.models))
@@ -38,12 +39,39 @@ def table(found: Evaluation) -> Iterator[str]:
                 f"{_signed(difference):25}  {outcome.better}/{outcome.same}/{outcome.worse}"
             )
         yield f"{'':{width}}  {_time(model)}"
+    if caution := _caution(len(collection.queries)):
+        yield caution
+    yield ""
+    yield from _depths(found, width)
     if found.contrasts:
         yield ""
         yield "between models: the second less the first, 95 % interval, better/same/worse"
         for first, second, measure, difference, outcome in found.contrasts:
             counts = f"{outcome.better}/{outcome.same}/{outcome.worse}"
             yield f"  {second} - {first}  {measure:10}  {_signed(difference):25}  {counts}"
+
+
+def _depths(found: Evaluation, width: int) -> Iterator[str]:
+    titles = [each.measure for each in found.models[0].figures]
+    heads = "  ".join(f"{title:>9}" for title in titles)
+    yield "when only the first candidates are reranked, and the others stay behind them in their order:"
+    yield f"{'model':{width}}  depth    held  {heads}"
+    for model in found.models:
+        for number, (depth, held, means) in enumerate(model.depths):
+            values = "  ".join(f"{means[title]:{max(9, len(title))}.4f}" for title in titles)
+            name = model.identity.name if number == 0 else ""
+            yield f"{name:{width}}  {depth:5}  {held:.4f}  {values}"
+
+
+def _caution(queries: int) -> str:
+    if queries >= FEW_QUERIES:
+        return ""
+    if queries == 1:
+        return "1 query has no interval, and says nothing of others"
+    return (
+        f"{queries} queries are few: their 95 % intervals are too narrow, and hold the true difference "
+        f"less often than they say; judge {FEW_QUERIES} at the least"
+    )
 
 
 def _time(model: EvaluatedModel) -> str:
@@ -56,6 +84,8 @@ def _time(model: EvaluatedModel) -> str:
 
 
 def _signed(interval: ConfidenceInterval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:+.4f}"
     return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
@@ -66,31 +96,23 @@ def as_json(found: Evaluation, options: dict[str, Any], left_out: Sequence[str])
         "version": __version__,
         "collection": {
             "digest": collection.digest,
+            "judgements_digest": collection.judgements_digest,
             "queries": len(collection.queries),
             "documents": len(collection.corpus),
             "pairs": collection.pairs,
+            "depth": collection.depth,
             "recall_of_candidates": found.ceiling,
         },
         "options": options,
-        "intervals": {"method": "paired bootstrap over queries", "level": 0.95, "resamples": RESAMPLES},
+        "intervals": {
+            "method": "paired bootstrap over queries",
+            "level": LEVEL,
+            "resamples": resamples_of(len(collection.queries)),
+            "seed": found.seed,
+            "caution": _caution(len(collection.queries)),
+        },
         "left_out": list(left_out),
-        "models": [
-            {
-                **model.identity._asdict(),
-                "run": f"{stem_of(model.identity.name)}.trec",
-                "measures": {
-                    each.measure: {
-                        "before": each.before._asdict(),
-                        "after": each.after._asdict(),
-                        "difference": each.difference._asdict(),
-                        "queries": each.outcome._asdict(),
-                    }
-                    for each in model.figures
-                },
-                "seconds_per_query": model.time._asdict(),
-            }
-            for model in found.models
-        ],
+        "models": [_model_json(each) for each in found.models],
         "between_models": [
             {
                 **each._asdict(),
@@ -99,6 +121,27 @@ def as_json(found: Evaluation, options: dict[str, Any], left_out: Sequence[str])
             }
             for each in found.contrasts
         ],
+    }
+
+
+def _model_json(model: EvaluatedModel) -> dict[str, Any]:
+    return {
+        **model.identity._asdict(),
+        "run": f"{stem_of(model.identity.name)}.trec",
+        "measures": {
+            each.measure: {
+                "before": each.before._asdict(),
+                "after": each.after._asdict(),
+                "difference": each.difference._asdict(),
+                "queries": each.outcome._asdict(),
+            }
+            for each in model.figures
+        },
+        "depths": [
+            {"depth": each.depth, "recall_of_candidates": each.held, "measures": each.means}
+            for each in model.depths
+        ],
+        "seconds_per_query": model.time._asdict(),
     }
 
 

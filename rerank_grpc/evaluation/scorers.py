@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple, Protocol
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from rerank_grpc.client import Client
 from rerank_grpc.client.parts import merged, named, parts_of
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
-from rerank_grpc.errors import ConfigurationError, RerankError
+from rerank_grpc.errors import ConfigurationError, PermissionDenied, RerankError
 from rerank_grpc.types import Call, Document, ModelInfo, RerankRequest, RerankResponse
 
 PROBE = "which model is this?"  # asked once, so that a wrong name is told before the work
@@ -27,9 +27,9 @@ class PairScore(NamedTuple):
 
 
 class ModelIdentity(NamedTuple):
-    """The model that scores: its name, and the revision of its files.
+    """The model that scores: its name, the revision of its files, and the precision that it is held in.
 
-    `precision` is that of a model that is loaded here, "" of a server's, whose answers do not tell it.
+    `precision` is "" where a server's ListModels is forbidden: its answers do not tell it.
     """
 
     name: str
@@ -57,6 +57,9 @@ class QueryScorer(Protocol):
     def info(self) -> ModelInfo:
         """Describes the model as ListModels does; raises RerankError."""
 
+    def confirm(self) -> None:
+        """Raises ConfigurationError where the model is no longer the one of `identity`, or RerankError."""
+
     def scores(self, query: str, documents: Sequence[str]) -> list[PairScore]:
         """Scores documents, at least one; raises RerankError."""
 
@@ -72,6 +75,9 @@ class _Scorer:
     def __init__(self, instruction: str, concurrency: int) -> None:
         self._instruction = instruction
         self.concurrency = concurrency
+
+    def confirm(self) -> None:
+        """Does nothing: a model in this process stays what it is."""
 
     def scores(self, query: str, documents: Sequence[str]) -> list[PairScore]:
         """Scores documents, at least one; raises RerankError."""
@@ -107,22 +113,49 @@ class ServerScorer(_Scorer):
         super().__init__(instruction, concurrency)
         self._client = client
         self._model = model
-        summary = self._ask(PROBE, [PROBE]).summary
-        self.identity = ModelIdentity(summary.model, summary.model_revision)
+        self.identity = self._identify()
 
     def info(self) -> ModelInfo:
         """Asks the server for the model's description; raises RerankError."""
-        return next(each for each in self._client.list_models() if each.name == self.identity.name)
+        return self._listed(self.identity.name)
+
+    def confirm(self) -> None:
+        """Asks the server once more: a precision that has changed shows in no answer."""
+        found = self._identify()
+        if found != self.identity:
+            raise self._changed(found)
+
+    def _identify(self) -> ModelIdentity:
+        summary = self._ask(PROBE, [PROBE]).summary  # the model is in memory then, and can be described
+        try:
+            info = self._listed(summary.model)
+        except PermissionDenied:
+            return ModelIdentity(summary.model, summary.model_revision)
+        if info.revision != summary.model_revision:
+            raise ConfigurationError(
+                f"the server has unloaded or replaced model {summary.model}: run it once more"
+            )
+        return ModelIdentity(summary.model, info.revision, info.precision)
+
+    def _listed(self, name: str) -> ModelInfo:
+        for each in self._client.list_models():
+            if each.name == name:
+                return each
+        raise ConfigurationError(f"the server has answered by model {name}, and does not list it")
 
     def _answer(self, query: str, documents: Sequence[str]) -> RerankResponse:
         response = self._ask(query, documents)
-        found = ModelIdentity(response.summary.model, response.summary.model_revision)
+        summary = response.summary
+        found = ModelIdentity(summary.model, summary.model_revision, self.identity.precision)
         if found != self.identity:
-            raise ConfigurationError(
-                f"the server's model was {self.identity.name} {self.identity.revision}, and now it is "
-                f"{found.name} {found.revision}: all queries must be scored by one"
-            )
+            raise self._changed(found)
         return response
+
+    def _changed(self, found: ModelIdentity) -> ConfigurationError:
+        before, now = (" ".join(filter(None, each)) for each in (self.identity, found))
+        return ConfigurationError(
+            f"the server's model was {before}, and now it is {now}: all queries must be scored by one"
+        )
 
     def _ask(self, query: str, documents: Sequence[str]) -> RerankResponse:
         # rerank_many is patient: a server that is full is background work's usual state.
@@ -185,6 +218,15 @@ class LoadedScorer(_Scorer):
         finally:
             self._calls.discard(call)
         return merged(request, several, replies)
+
+
+def bring(sources: Iterable[str], settings: ServerSettings) -> None:
+    """Brings models' files to this machine and checks them, without loading; raises ModelLoadError."""
+    from rerank_grpc.registry.loading import ModelLoader
+
+    loader = ModelLoader(settings)
+    for source in sources:
+        loader.prepare(ModelSpec(source, source))
 
 
 @contextmanager

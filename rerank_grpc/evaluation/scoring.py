@@ -22,7 +22,8 @@ def score_all(
     """Scores the queries that a journal does not have yet; `progress` hears of each.
 
     Raises ConfigurationError for a query that the model cannot take, and what the scorer raises: the journal
-    has what came before.
+    has what came before. Where the model is another one at the end, nobody knows since when: the journal
+    keeps only what it had at the start.
     """
     left = iter([name for name, found in collection.candidates.items() if found and name not in journal.done])
     threads = ThreadPoolExecutor(scorer.concurrency, thread_name_prefix="evaluate")
@@ -39,6 +40,11 @@ def score_all(
                 journal.append(ScoredQuery(name, scores, share, call, inference))
                 progress()
             working.update(_begun(collection, scorer, threads, left, len(finished)))
+        try:
+            scorer.confirm()
+        except ConfigurationError:
+            journal.withdraw()
+            raise
     finally:
         threads.shutdown(wait=False, cancel_futures=True)  # a call that hangs ends with its client
 

@@ -88,13 +88,17 @@ def test_many_bad_lines_of_a_kind_are_told_by_their_first_and_their_number(tmp_p
         ("qrels", b"\xff\xfe\x00\x00", "is UTF-16: convert it"),
         ("run", "", "run.trec: is empty, expected query, Q0, document, rank, score, tag"),
         ("run", "7 Q0 clueweb09 1 2.5 x\n", "is the run another collection's?"),
-        ("run", "q1 0 d1 1\n", "no line can be used, expected query, Q0, document, rank, score, tag"),
+        ("run", "q1 d1\n", "columns, expected query, Q0, document, rank, score, tag: 2"),
+        ("run", QRELS, "the columns of a judgement, not of a run: are --qrels and --run swapped?"),
+        ("run", "q1\td1\t1\n", "the columns of a judgement, not of a run: are --qrels and --run swapped?"),
+        ("qrels", RUN, "no line can be used; .*six columns: this is a run: are --qrels and --run swapped?"),
     ],
 )
 def test_a_file_of_which_nothing_can_be_used_is_refused(tmp_path, name, content, said):
     write_collection(tmp_path, **{name: content})
-    with pytest.raises(ConfigurationError, match=said.replace("?", r"\?")):
+    with pytest.raises(ConfigurationError, match=said.replace("?", r"\?")) as raised:
         read_again(tmp_path)
+    assert str(raised.value).count("expected") <= 1
 
 
 @pytest.mark.parametrize(
@@ -195,13 +199,16 @@ def test_a_directory_in_place_of_a_file_is_told(tmp_path):
         read_collection(files)
 
 
-def test_a_change_of_any_text_or_judgement_gives_another_digest(tmp_path):
+def test_a_change_of_any_text_gives_another_digest_and_one_of_a_judgement_that_of_judgements(tmp_path):
     first, _ = read(tmp_path)
     assert read(tmp_path)[0].digest == first.digest
     others = [
         read(tmp_path, corpus={**CORPUS, "d1": "Other."})[0],
         read(tmp_path, queries={**QUERIES, "q1": "other"})[0],
-        read(tmp_path, qrels="q1 0 d1 2\nq2 0 d2 2\n")[0],
         first.cut(1),
     ]
-    assert len({each.digest for each in (first, *others)}) == 5
+    assert len({each.digest for each in (first, *others)}) == 4
+    assert {each.judgements_digest for each in others} == {first.judgements_digest}
+    judged, _ = read(tmp_path, qrels="q1 0 d1 2\nq2 0 d2 2\n")
+    assert judged.digest == first.digest
+    assert judged.judgements_digest != first.judgements_digest

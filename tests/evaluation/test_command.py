@@ -1,17 +1,23 @@
 """The command against a server and with a model of its own; ended half-way, and begun again."""
 
+import fcntl
 import json
 import os
+import pty
 import resource
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from rerank_grpc import __version__
 from rerank_grpc.cli import main
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.evaluation.journal import ScoredQuery, ScoreJournal, folder_of, stem_of
@@ -64,7 +70,10 @@ def test_a_server_is_measured_with_several_calls_at_once(tmp_path, files, capsys
     with serving(runner=CountingRunner()) as server:
         assert main(asked(server, files, output, "--concurrency", "4", "--top-k", "1", "--top-k", "3")) == 0
         printed = capsys.readouterr()
-        assert "12 judged queries, 12 documents, 12 relevant; 36 candidates hold 100.0 %" in printed.out
+        assert (
+            "12 judged queries, 12 documents, 12 relevant; 36 candidates hold on average 100.0 %"
+            in printed.out
+        )
         assert "Recall@3    1.0000  1.0000" in printed.out
         assert "4 calls at once" in printed.out
         assert printed.err == ""  # no bar where stderr is no terminal
@@ -84,13 +93,58 @@ def test_a_server_is_measured_with_several_calls_at_once(tmp_path, files, capsys
         assert found["models"][0]["measures"]["Recall@1"]["before"]["mean"] == 1.0
 
 
+def test_results_say_what_they_are_the_results_of(tmp_path, files, capsys):
+    output = tmp_path / "out"
+    with serving(runner=CountingRunner()) as server:
+        assert main(asked(server, files, output, "--candidates", "2")) == 0
+        text = (output / "results.json").read_text()
+        found = json.loads(text)
+        assert found["version"] == __version__
+        assert (found["collection"]["depth"], found["collection"]["pairs"]) == (2, 24)
+        assert found["options"]["candidates_from"] == "run"
+        assert (found["options"]["candidates"], found["options"]["server"]) == (2, True)
+        names = {
+            "queries": "queries.jsonl",
+            "corpus": "corpus.jsonl",
+            "qrels": "qrels.txt",
+            "run": "run.trec",
+        }
+        assert found["options"]["files"] == names
+        assert str(tmp_path) not in text
+        assert (found["intervals"]["seed"], found["intervals"]["resamples"]) == (0, 10_000)
+        assert found["models"][0]["precision"] == "fp32"
+        without_run = files[: files.index("--run")]
+        assert main(asked(server, without_run, tmp_path / "other")) == 0
+        found = json.loads((tmp_path / "other" / "results.json").read_text())
+        assert (found["options"]["candidates_from"], found["options"]["candidates"]) == ("BM25", 100)
+
+
+def test_bm25_shows_on_a_terminal_how_far_it_is(tmp_path, files):
+    without_run = files[: files.index("--run")]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # one without a width has no bar
+    with serving(runner=CountingRunner()) as server:
+        command = [sys.executable, "-m", "rerank_grpc", *asked(server, without_run, tmp_path / "out")]
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment(PYTHONPATH=os.getcwd())
+        )
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # the terminal's other end is closed
+            while part := os.read(ours, 65_536):
+                said += part
+        assert process.wait(60) == 0
+    os.close(ours)
+    assert "BM25" in said.decode()
+
+
 def test_a_finished_output_is_not_scored_again(tmp_path, files, capsys):
     runner, output = CountingRunner(), tmp_path / "out"
     with serving(runner=runner) as server:
         assert main(asked(server, files, output)) == 0
         first, table = runner.sequences, capsys.readouterr().out
         assert main(asked(server, files, output)) == 0
-        assert runner.sequences == first + 1  # the question which model it is
+        assert runner.sequences == first + 2  # the question which model it is, at the start and at the end
         assert capsys.readouterr().out == table
 
 
@@ -176,7 +230,7 @@ def test_a_journal_begun_with_anything_else_is_refused(tmp_path):
     path = tmp_path / "m.scores.jsonl"
     ScoreJournal(path, BEGUN).close()
     for name, said in (
-        ("collection", "was begun with another collection, or other candidates of it"),
+        ("collection", "was begun with another collection: other judged queries, candidates or texts"),
         ("revision", "was begun with revision 'r', and now it is 'other'"),
         ("instruction", "was begun with instruction '', and now it is 'other'"),
     ):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rerank_grpc.evaluation.measures import intervals, outcome
+from rerank_grpc.evaluation.measures import intervals, outcome, resamples_of
+from rerank_grpc.evaluation.report import FEW_QUERIES
 
 
 def test_an_interval_is_that_of_the_means_distribution():
@@ -40,8 +41,33 @@ def test_the_same_values_give_the_same_interval_and_another_seed_another_one():
     assert intervals(values, seed=1) != intervals(values)
 
 
-def test_one_query_has_an_interval_of_one_point():
-    assert intervals([np.array([0.25])]) == [(0.25, 0.25, 0.25)]
+def test_one_query_has_no_interval():
+    assert intervals([np.array([0.25])]) == [(0.25, None, None)]
+
+
+def test_few_queries_have_intervals_that_are_too_narrow():
+    generator = np.random.default_rng(5)
+    held = {}
+    for queries in (2, 5, FEW_QUERIES):
+        found = [intervals([generator.normal(0.5, 0.2, queries)], resamples=1_000)[0] for _ in range(300)]
+        held[queries] = sum(each.low <= 0.5 <= each.high for each in found) / 300
+    assert held[2] < 0.65
+    assert held[5] < 0.9 < held[FEW_QUERIES] + 0.03
+
+
+def test_many_queries_take_fewer_resamples_and_give_the_interval_of_the_normal_distribution():
+    assert resamples_of(5_000) > resamples_of(5_001)
+    values = np.random.default_rng(6).normal(0.5, 0.2, 30_000)
+    (found,) = intervals([values])
+    error = values.std() / np.sqrt(len(values))
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_resamples_are_those_of_drawn_queries():
+    values = np.random.default_rng(7).uniform(0, 1, 30)
+    drawn = np.random.default_rng(0).integers(30, size=(10_000, 30))
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    assert intervals([values])[0] == pytest.approx((values.mean(), low, high), abs=1e-12)
 
 
 def test_outcomes_count_queries():

@@ -159,3 +159,69 @@ def test_two_models_are_compared_and_drawn(tmp_path, collection, scored):
     content = (tmp_path / "chart.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) < 150_000
+
+
+def test_figures_at_a_depth_are_those_of_a_run_that_was_cut_there_and_reranked(tmp_path, collection, scored):
+    """The others stay behind in their old order; ir-measures reads it all from a file."""
+    identity, queries = scored
+    found = evaluate(collection, [ScoredModel(identity, queries, 1)], measures_of((1, 5, 10)))
+    (model,) = found.models
+    assert [each.depth for each in model.depths] == [5, 10]
+    lines = []
+    for name, documents in collection.candidates.items():
+        scores = [each.logit for each in queries[name].scores[:5]] if documents else []
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        whole = [documents[place] for place in order] + documents[5:]
+        lines += [f"{name} Q0 {document} {rank} {-rank} x\n" for rank, document in enumerate(whole, 1)]
+    (tmp_path / "five.trec").write_text("".join(lines))
+    report.write(found, tmp_path, {}, [])
+    qrels = list(ir_measures.read_trec_qrels(str(tmp_path / report.QRELS)))
+    run = ir_measures.read_trec_run(str(tmp_path / "five.trec"))
+    direct = ir_measures.calc_aggregate([*MEASURES, R @ 1], qrels, run)
+    five, ten = model.depths
+    for measure, value in direct.items():
+        assert five.means[title_of(measure)] == pytest.approx(value, abs=1e-9)
+    assert five.held == pytest.approx(five.means["Recall@5"])  # what is among the first 5 stays there
+    assert ten.held == found.ceiling
+    assert ten.means == pytest.approx({each.measure: each.after.mean for each in model.figures})
+    text = list(report.table(found))
+    assert f"{'':{len(identity.name)}}     10  {ten.held:.4f}     {ten.means['nDCG@10']:.4f}" in "\n".join(
+        text
+    )
+    value = report.as_json(found, {}, [])
+    assert [each["depth"] for each in value["models"][0]["depths"]] == [5, 10]
+    assert value["models"][0]["depths"][0]["measures"] == five.means
+
+
+@pytest.mark.parametrize(
+    ("queries", "said"), [(1, "1 query has no interval"), (19, "19 queries are few"), (20, "")]
+)
+def test_few_queries_are_told_and_one_has_no_interval(tmp_path, queries, said):
+    names = [f"q{number}" for number in range(queries)]
+    collection = Collection(
+        dict.fromkeys(names, "q"),
+        {"a": "a", "b": "b"},
+        {name: {"b": 1} for name in names},
+        {name: ["a", "b"] for name in names},
+    )
+    scores = {name: ScoredQuery(name, pairs(0, 1), 1, 1, 1) for name in names}
+    found = evaluate(collection, [ScoredModel(ModelIdentity("m", "1"), scores, 1)], measures_of())
+    text = "\n".join(report.table(found))
+    assert said in text
+    assert bool(said) == (" few: " in text or "no interval" in text)
+    assert ("+0.5000 [" in text) == (queries > 1)
+    value = report.as_json(found, {}, [])
+    assert value["intervals"]["caution"].startswith(said)
+    chart.draw(found, tmp_path / "chart.png")
+
+
+def test_the_share_that_candidates_hold_is_said_to_be_a_mean_over_queries():
+    collection = Collection(
+        {"many": "q", "one": "q"},
+        {each: each for each in "abcdx"},
+        {"many": dict.fromkeys("abcd", 1), "one": {"x": 1}},
+        {"many": ["a"], "one": ["x"]},
+    )
+    scores = {name: ScoredQuery(name, pairs(1), 1, 1, 1) for name in ("many", "one")}
+    found = evaluate(collection, [ScoredModel(ModelIdentity("m", "1"), scores, 1)], measures_of())
+    assert "hold on average 62.5 % of a query's relevant documents" in next(iter(report.table(found)))

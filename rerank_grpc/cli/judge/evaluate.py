@@ -13,12 +13,15 @@ from rerank_grpc.cli.judge.judged import (
     EVAL_EXTRA,
     SCORING_ARGUMENTS,
     ScorerFactory,
+    files_of,
     read_judged,
     scored_queries,
     scorers_of,
+    traced,
     whole_number,
 )
 from rerank_grpc.cli.process import needs
+from rerank_grpc.config.reading import names_server
 
 if TYPE_CHECKING:
     from rerank_grpc.evaluation.collection import Collection
@@ -81,9 +84,14 @@ def run(parsed: argparse.Namespace) -> int:
 
     collection, problems = read_judged(parsed)
     measures = measures_of(parsed.top_k or (RECALL_AT,))
-    options = {"instruction": parsed.instruction, "measures": list(map(str, measures))}
-    with folder_of(Path(parsed.output)) as folder, scorers_of(parsed) as scorer_of:
-        models = list(dict.fromkeys(parsed.models or [""]))
+    options = {
+        "instruction": parsed.instruction,
+        "measures": list(map(str, measures)),
+        "server": names_server(parsed.flags),
+        **traced(files_of(parsed), parsed.candidates),
+    }
+    models = list(dict.fromkeys(parsed.models or [""]))
+    with folder_of(Path(parsed.output)) as folder, scorers_of(parsed, models) as scorer_of:
         scored = [_scored(collection, name, scorer_of, folder, parsed.instruction) for name in models]
         found = evaluate(collection, scored, measures)
         report.write(found, folder, options, problems.lines())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -89,6 +89,18 @@ def files_of(parsed: argparse.Namespace) -> CollectionFiles:
     return CollectionFiles(Path(parsed.queries), Path(parsed.corpus), Path(parsed.qrels), run)
 
 
+def traced(files: CollectionFiles, candidates: int | None) -> dict[str, Any]:
+    """Tells for the record where candidates come from, and the files by their names without a path."""
+    from rerank_grpc.evaluation.retrieval import CANDIDATES
+
+    named = {"queries": files.queries, "corpus": files.corpus, "qrels": files.qrels, "run": files.run}
+    return {
+        "candidates_from": "run" if files.run else "BM25",
+        "candidates": candidates or (None if files.run else CANDIDATES),
+        "files": {what: path.name for what, path in named.items() if path is not None},
+    }
+
+
 def read_judged(parsed: argparse.Namespace) -> tuple[Collection, Problems]:
     """Reads the collection that the arguments name, and prints what was left out of it.
 
@@ -100,23 +112,30 @@ def read_judged(parsed: argparse.Namespace) -> tuple[Collection, Problems]:
     files = files_of(parsed)
     if files.run is None:
         with needs("BM25", EVAL_EXTRA):
-            import bm25s  # noqa: F401  # missing here, it is told before any work
-    collection, problems = read_collection(files, candidates=parsed.candidates or CANDIDATES)
+            import bm25s  # noqa: F401  # missing here, they are told before any work
+            import tqdm  # noqa: F401
+    collection, problems = read_collection(
+        files, candidates=parsed.candidates or CANDIDATES, show_progress=sys.stderr.isatty()
+    )
     for line in problems.lines():
         terminal.warn(line)
     return collection.cut(parsed.candidates) if parsed.candidates else collection, problems
 
 
 @contextmanager
-def scorers_of(parsed: argparse.Namespace) -> Iterator[ScorerFactory]:
+def scorers_of(parsed: argparse.Namespace, models: Sequence[str] = ()) -> Iterator[ScorerFactory]:
     """Gives a function from a model's name to its scorer: by --target's server, or by a model loaded here.
 
-    Raises OptionError, or ConfigurationError where the package of a model that is loaded here is missing.
+    Of several `models` each is looked for first, so that a wrong name costs no work of the others. Raises
+    OptionError, RerankError, or ConfigurationError where a package or a model is missing.
     """
+    several = models if len(models) > 1 else ()
     if names_server(parsed.flags):
-        from rerank_grpc.evaluation.scorers import CONCURRENCY, server_scorer
+        from rerank_grpc.evaluation.scorers import CONCURRENCY, ServerScorer, server_scorer
 
         with connect(parsed) as client:
+            for each in several:
+                ServerScorer(client, each, instruction=parsed.instruction)
             yield lambda model: server_scorer(
                 client, model, instruction=parsed.instruction, concurrency=parsed.concurrency or CONCURRENCY
             )
@@ -125,8 +144,9 @@ def scorers_of(parsed: argparse.Namespace) -> Iterator[ScorerFactory]:
     provide_threads()
     with needs("a model that is loaded here", f"{SERVER_EXTRA}, or ask a server by --target"):
         import torch  # noqa: F401
-    from rerank_grpc.evaluation.scorers import loaded_scorer
+    from rerank_grpc.evaluation.scorers import bring, loaded_scorer
 
+    bring(several, settings)
     yield lambda source: loaded_scorer(
         source or "embedded", settings, instruction=parsed.instruction, concurrency=parsed.concurrency or 1
     )
