@@ -149,6 +149,8 @@ def test_two_models_are_compared_and_drawn(tmp_path, collection, scored):
     assert found.models[1].of("nDCG@10").outcome == (0, 169, 0)
     contrast = next(each for each in found.contrasts if each.measure == "nDCG@10")
     of_first = found.models[0].of("nDCG@10").difference
+    assert of_first.low is not None
+    assert of_first.high is not None
     assert contrast.difference == pytest.approx((-of_first.mean, -of_first.high, -of_first.low))
     text = "\n".join(report.table(found))
     assert "flat - random  nDCG@10" in text
@@ -188,9 +190,9 @@ def test_figures_at_a_depth_are_those_of_a_run_that_was_cut_there_and_reranked(t
     assert f"{'':{len(identity.name)}}     10  {ten.held:.4f}     {ten.means['nDCG@10']:.4f}" in "\n".join(
         text
     )
-    value = report.as_json(found, {}, [])
-    assert [each["depth"] for each in value["models"][0]["depths"]] == [5, 10]
-    assert value["models"][0]["depths"][0]["measures"] == five.means
+    depths = report.as_json(found, {}, [])["models"][0]["depths"]
+    assert [each["depth"] for each in depths] == [5, 10]
+    assert depths[0]["measures"] == five.means
 
 
 @pytest.mark.parametrize(
