@@ -93,7 +93,8 @@ def sections(path: Path) -> list[tuple[str, str, str]]:
 
 
 def shortened(text: str) -> str:
-    """Puts a text on one line, and ends it where a sentence or a line ends."""
+    """Puts a text on one line, and ends it where a sentence or a line ends; a project is told by its name."""
+    text = re.sub(r"https://[^/\s]+/project/(\w+)/?", r"\1", text)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     whole = "\n".join(filter(None, lines))
     if len(whole) > MOST_CHARACTERS:
