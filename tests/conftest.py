@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supporte
     _LACKING.append("has neither AVX-512 BF16 nor AMX")
 if not EXACT_INT8:
     _LACKING += ["needs AVX-512 VNNI or AMX", "precision 'int8(-all)?' moves outputs by"]
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was made until here out of Python's collections: a full one of it lasts a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
