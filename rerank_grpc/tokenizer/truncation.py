@@ -258,8 +258,12 @@ def _chunks(
     used = min(len(ids) - first, cutting.limit(window))
     first = first if at_start else len(ids) - used
     chunks: list[tuple[bytes, Span | None]] = []
+    marks = range(0)
     for start, end in _windows(first, first + used, window):
-        span = Span(before + offsets[start][0], before + _end_of_marks(own, offsets[end - 1][1]))
+        last = offsets[end - 1][1]
+        if not marks.start <= last <= marks.stop:  # many windows may end within the same marks
+            marks = range(last, _end_of_marks(own, last))
+        span = Span(before + offsets[start][0], before + marks.stop)
         chunks.append((to_bytes([*lead, *ids[start:end], *ends.tail_ids]), span))
     return chunks
 
