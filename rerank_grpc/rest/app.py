@@ -125,18 +125,6 @@ class RerankEndpoint(Endpoint):
 
     method = "rerank"
 
-    def __init__(
-        self,
-        settings: RestSettings,
-        upstream: Upstream,
-        accepted: AccessList,
-        budget: BodyBudget,
-        recorder: Recorder,
-    ) -> None:
-        super().__init__(accepted, budget, recorder)
-        self._settings = settings
-        self._upstream = upstream
-
     def needs(self, exchange: Exchange) -> Right:
         return Right.RERANK
 

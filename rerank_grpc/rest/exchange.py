@@ -22,6 +22,7 @@ from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.access.entries import TOKEN
 from rerank_grpc.access.tokens import split_bearer
 from rerank_grpc.callers import ANYONE, Caller, Right
+from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import (
     Cancelled,
     InvalidRequest,
@@ -37,6 +38,7 @@ from rerank_grpc.rest.dialects import PREFIX_HEADERS
 from rerank_grpc.rest.errors import Problem, problem_of
 from rerank_grpc.rest.recorder import Recorder, note
 from rerank_grpc.rest.target import authorization
+from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.telemetry.ids import CallIds
 from rerank_grpc.telemetry.records import CallRecord, OpenSpan
 from rerank_grpc.tls.names import CERTIFICATE
@@ -196,7 +198,16 @@ class Endpoint:
 
     method = "other"
 
-    def __init__(self, accepted: AccessList, budget: BodyBudget, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        settings: RestSettings,
+        upstream: Upstream,
+        accepted: AccessList,
+        budget: BodyBudget,
+        recorder: Recorder,
+    ) -> None:
+        self._settings = settings
+        self._upstream = upstream
         self._accepted = accepted
         self._budget = budget
         self._recorder = recorder

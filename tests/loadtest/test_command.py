@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import grpc
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from benchmarks.fixed_service import fixed_service
 from tests.command import environment, run, served
 from tests.ports import free_port
+from tests.support import wait_for
 
 SMALL = ("--documents", "1..3", "--words", "5..10")
 SHORT = (*SMALL, "--duration", "1", "--warm-up", "0.2")
@@ -33,6 +33,11 @@ def bench(server, *arguments, **options):
 def started(command, variables):
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, env=variables, encoding="utf-8")
+
+
+def count_calls(server):
+    """Counts the calls that a server has logged."""
+    return sum("code=OK" in line or "Rerank OK" in line for line in server.said)
 
 
 def figures(done):
@@ -227,7 +232,8 @@ def test_ctrl_c_prints_what_was_measured(server, tmp_path):
     variables = environment(RERANK_TARGET=server.target, RERANK_TOKEN="s3cret")
     with started(command, variables) as process:
         assert process.stderr.readline() == "20 calls/s for 1 min 0 s\n"
-        time.sleep(1.5)  # so that there is something to be measured
+        answered = count_calls(server)
+        wait_for(lambda: count_calls(server) > answered + 5)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -255,7 +261,7 @@ def test_a_server_that_dies_half_way_ends_the_run_early(rest):
         command += ["--warm-up", "0", "--duration", "120"]
         with started(command, environment()) as process:
             assert process.stderr.readline() == "20 calls/s for 2 min 0 s\n"
-            time.sleep(1.0)  # so that some are answered
+            wait_for(lambda: count_calls(doomed) > 5)
             doomed.process.kill()
             said, _ = process.communicate(timeout=40)
     assert process.returncode == 1

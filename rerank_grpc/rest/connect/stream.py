@@ -11,13 +11,11 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.callers import Right
 from rerank_grpc.client import IncompleteStream
-from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import InvalidRequest
 from rerank_grpc.http.errors import HttpError
-from rerank_grpc.rest.body import BodyBudget, Charge, read_bytes
+from rerank_grpc.rest.body import Charge, read_bytes
 from rerank_grpc.rest.connect.protocol import (
     CONNECT,
     SERVICE,
@@ -33,8 +31,6 @@ from rerank_grpc.rest.connect.protocol import (
 )
 from rerank_grpc.rest.exchange import Endpoint, Exchange, noted, refusal
 from rerank_grpc.rest.forms.decoded import Json
-from rerank_grpc.rest.recorder import Recorder
-from rerank_grpc.rest.upstream import Upstream
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire.messages import summary_from
 
@@ -106,18 +102,6 @@ class StreamEndpoint(Endpoint):
 
     method = "StreamRerank"
 
-    def __init__(
-        self,
-        settings: RestSettings,
-        upstream: Upstream,
-        accepted: AccessList,
-        budget: BodyBudget,
-        recorder: Recorder,
-    ) -> None:
-        super().__init__(accepted, budget, recorder)
-        self._timeout = settings.timeout
-        self._upstream = upstream
-
     def needs(self, exchange: Exchange) -> Right:
         return Right.RERANK
 
@@ -127,7 +111,7 @@ class StreamEndpoint(Endpoint):
     async def respond(self, exchange: Exchange, charge: Charge) -> Response:
         codec = codec_of(exchange, CODECS)
         check_headers(exchange.request.headers, "content-encoding", "connect-content-encoding")
-        deadline = time.monotonic() + timeout_of(exchange, self._timeout)
+        deadline = time.monotonic() + timeout_of(exchange, self._settings.timeout)
         body = await read_bytes(exchange.request, codec.most_bytes + PREFIX.size, charge)
         message = codec.read(only_message(body), pb.StreamRerankRequest)
         del body

@@ -8,12 +8,10 @@ from typing import NamedTuple
 from google.protobuf.message import Message
 from starlette.responses import Response
 
-from rerank_grpc.access.accepted import AccessList
 from rerank_grpc.callers import Right
-from rerank_grpc.config.settings import RestSettings
 from rerank_grpc.errors import DeadlineExceeded
 from rerank_grpc.http.errors import HttpError
-from rerank_grpc.rest.body import BodyBudget, Charge, read_bytes
+from rerank_grpc.rest.body import Charge, read_bytes
 from rerank_grpc.rest.connect.protocol import (
     CONNECT,
     SERVICE,
@@ -30,8 +28,8 @@ from rerank_grpc.rest.connect.stream import CODECS as STREAMING
 from rerank_grpc.rest.connect.stream import EndOfStream
 from rerank_grpc.rest.errors import problem_of
 from rerank_grpc.rest.exchange import Endpoint, Exchange
-from rerank_grpc.rest.recorder import Recorder, code_of
-from rerank_grpc.rest.upstream import Upstream, may_see
+from rerank_grpc.rest.recorder import code_of
+from rerank_grpc.rest.upstream import may_see
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire.messages import summary_from
 
@@ -66,18 +64,6 @@ METHODS = {
 class ConnectEndpoint(Endpoint):
     """Passes a call on to the gRPC servers as it is."""
 
-    def __init__(
-        self,
-        settings: RestSettings,
-        upstream: Upstream,
-        accepted: AccessList,
-        budget: BodyBudget,
-        recorder: Recorder,
-    ) -> None:
-        super().__init__(accepted, budget, recorder)
-        self._timeout = settings.timeout
-        self._upstream = upstream
-
     def needs(self, exchange: Exchange) -> Right | None:
         method = METHODS.get(exchange.path)
         return method and method.right
@@ -92,7 +78,7 @@ class ConnectEndpoint(Endpoint):
         exchange.record.method = method.name
         codec = codec_of(exchange, CODECS)
         check_headers(exchange.request.headers, "content-encoding")
-        deadline = time.monotonic() + timeout_of(exchange, self._timeout)
+        deadline = time.monotonic() + timeout_of(exchange, self._settings.timeout)
         body = await read_bytes(exchange.request, codec.most_bytes, charge)
         message = codec.read(body, method.request)
         reply = await exchange.while_connected(self._ask(method, message, deadline, exchange))
