@@ -29,6 +29,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 _SEQUENCE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
 _INCOMPLETE = re.compile(r"\x1b(\[[?0-9;]*)?$")
+_LAST = b"\x1b[0;0;0m"  # draws nothing, and no program writes it
 
 
 class Drawn:
@@ -176,11 +177,14 @@ class Terminal:
         return found
 
     def end(self, *, by: str = "", number: signal.Signals | None = None) -> int:
-        """Ends the program by a key or a signal; returns its exit status."""
+        """Ends the program by a key or a signal; returns its exit status when all that it wrote is drawn."""
         if number is not None:
             self.process.send_signal(number)
         self.type(by)
-        return self.process.wait(20)
+        status = self.process.wait(20)
+        os.write(self._theirs, _LAST)  # comes behind whatever the program left in the terminal's queue
+        wait_for(lambda: _LAST in self.raw)
+        return status
 
     def is_restored(self) -> bool:
         """Tells whether the terminal is as it was: its modes, its screen and its cursor."""
