@@ -7,7 +7,6 @@ six). A name that ends in .gz is inflated.
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import json
 import math
@@ -18,10 +17,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 from rerank_grpc.errors import ConfigurationError, one_line
 from rerank_grpc.evaluation.problems import Problems
+from rerank_grpc.files.lines import read_lines
 from rerank_grpc.files.obstacles import obstacle
-from rerank_grpc.limits import LIMITS, MIB
+from rerank_grpc.limits import LIMITS
 
-LONGEST_LINE = 64 * MIB
 _JSON_SUFFIXES, _TSV_SUFFIXES = (".jsonl", ".ndjson", ".json"), (".tsv", ".txt")
 _SWAPPED = "are --qrels and --run swapped?"
 _BEIR_HEADER = ("query-id", "corpus-id", "score")
@@ -134,27 +133,18 @@ def read_run(path: Path, problems: Problems) -> list[Candidate]:
 
 
 def lines_of(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a file with their numbers, without their ends; one that is not UTF-8 is left out.
+    """Yields the lines of a file with their numbers, without their ends; one that is no text is left out.
 
     Raises ConfigurationError for a file that cannot be read.
     """
     number = 0
     try:
         with _opened(path) as stream:
-            while data := stream.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(data) > LONGEST_LINE:
-                    raise ConfigurationError(
-                        f"{path}:{number}: is longer than 64 MiB: is this a file of lines?"
-                    )
-                if number == 1:
-                    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                        raise ConfigurationError(f"{path}: is UTF-16: convert it by iconv -t UTF-8")
-                    data = data.removeprefix(codecs.BOM_UTF8)
-                try:
-                    yield number, data.decode().rstrip("\r\n")
-                except UnicodeDecodeError:
-                    problems.add(str(path), number, "no UTF-8: convert the file by iconv -t UTF-8")
+            for number, text, _, problem in read_lines(stream, str(path)):
+                if problem:
+                    problems.add(str(path), number, problem)
+                else:
+                    yield number, text.rstrip("\r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         what = "ends in the middle" if isinstance(error, EOFError) else f"is no readable gzip ({error})"
         raise ConfigurationError(f"{path}: {what}, after line {number:,}") from None

@@ -111,7 +111,7 @@ def test_a_file_of_which_nothing_can_be_used_is_refused(tmp_path, name, content,
         (b'{"_id": "q1", "text": 5}\n', 'no "text", expected a text'),
         (b'{"_id": "q1", "text": " "}\n', "an empty text"),
         (b'{"_id": "q1", "text": "\\ud800"}\n', "half a surrogate pair"),
-        (b'{"_id": "q1", "text": "caf\xe9"}\n', "no UTF-8"),
+        (b'{"_id": "q1", "text": "caf\xe9"}\n', "is not UTF-8"),
         (b"[" * 100_000, "nested too deeply|no JSON object"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +9,10 @@ from typing import BinaryIO
 
 from rerank_grpc.cli.rerank.records import ReadingOptions
 from rerank_grpc.errors import ConfigurationError
+from rerank_grpc.files.lines import read_lines
 from rerank_grpc.files.obstacles import obstacle
-from rerank_grpc.units import in_bytes
 
 STDIN = "-"
-LONGEST_LINE = 64 << 20  # bytes: a record may hold vectors beside its text
 
 
 def name_of(path: str) -> str:
@@ -35,16 +33,6 @@ def opened(path: str) -> Iterator[BinaryIO]:
         raise ConfigurationError(f"cannot read {name_of(path)}: {obstacle(path, error)}") from None
 
 
-def decode(data: bytes) -> tuple[str, str]:
-    """Decodes a part of a text; returns it, and what is wrong with it ("" where nothing is)."""
-    if b"\0" in data:
-        return "", "holds a NUL byte: is this a text in UTF-8?"
-    try:
-        return data.decode(), ""
-    except UnicodeDecodeError:
-        return "", "is not UTF-8: convert the file by iconv -t UTF-8"
-
-
 def decoded_lines(path: str, options: ReadingOptions, *, skip: bool = True) -> Iterator[tuple[int, str]]:
     """Reads the lines of a file with their numbers and their ends; a byte order mark is left out.
 
@@ -52,23 +40,12 @@ def decoded_lines(path: str, options: ReadingOptions, *, skip: bool = True) -> I
     may go over several lines. One above 64 MiB raises in any case: its end is not looked for.
     """
     with opened(path) as stream:
-        number = 0
-        while data := stream.readline(LONGEST_LINE + 1):
-            number += 1
-            options.progress(len(data))
-            place = f"{name_of(path)}:{number}"
-            if len(data) > LONGEST_LINE:
-                raise ConfigurationError(
-                    f"{place}: is longer than {in_bytes(LONGEST_LINE)}: is this a file of lines?"
-                )
-            if number == 1:
-                if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise ConfigurationError(f"{name_of(path)}: is UTF-16: convert it by iconv -t UTF-8")
-                data = data.removeprefix(codecs.BOM_UTF8)
-            text, problem = decode(data)
+        for number, text, size, problem in read_lines(stream, name_of(path)):
+            options.progress(size)
             if not problem:
                 yield number, text
-            elif skip:
-                options.bad(f"{place}: {problem}")
-            else:
-                raise ConfigurationError(f"{place}: {problem}")
+                continue
+            told = f"{name_of(path)}:{number}: {problem}"
+            if not skip:
+                raise ConfigurationError(told)
+            options.bad(told)

@@ -8,8 +8,9 @@ import stat
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from rerank_grpc.cli.rerank.lines import decode, name_of, opened
+from rerank_grpc.cli.rerank.lines import name_of, opened
 from rerank_grpc.cli.rerank.records import DocumentRecord, ReadingOptions, problem_of
+from rerank_grpc.files.lines import decode
 from rerank_grpc.files.obstacles import obstacle
 from rerank_grpc.limits import LIMITS
 
