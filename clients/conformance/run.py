@@ -159,8 +159,13 @@ def build_node() -> Path:
 @contextmanager
 def serving() -> Iterator[dict[str, str]]:
     """Runs the server; yields the environment that a client's script needs."""
-    # Haystack asks by reflection, and sends no token there.
-    with server("--alias", "rerank-test=embedded", "--reflection", "open") as (target, url, inherited):
+    with (
+        calibration() as file,
+        # Haystack asks by reflection, and sends no token there.
+        server(
+            "--alias", "rerank-test=embedded", "--reflection", "open", "--calibration", f"embedded={file}"
+        ) as (target, url, inherited),
+    ):
         yield {
             **inherited,
             **DIRECT,
@@ -172,6 +177,16 @@ def serving() -> Iterator[dict[str, str]]:
             "CONFORMANCE_SCORES": json.dumps(scores(url)),
             "CONFORMANCE_CONTRACT": contract(),
         }
+
+
+@contextmanager
+def calibration() -> Iterator[str]:
+    """Writes the embedded model's calibration that docs/calibration.md shows; yields the file's path."""
+    _, _, rest = (ROOT / "docs" / "calibration.md").read_text("utf-8").partition("```json\n")
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        file.write(rest.partition("```")[0])
+        file.flush()
+        yield file.name
 
 
 @contextmanager

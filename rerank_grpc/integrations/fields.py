@@ -44,6 +44,9 @@ class RerankFields(ClosesClients, BaseModel):
     top_n: int | None = Field(default=None, description="The most results; None is all.")
     instruction: str | None = Field(default=None, description="The task, for models that take one.")
     min_relevance_score: float | None = Field(default=None, description="The least score of a result.")
+    min_calibrated_score: float | None = Field(
+        default=None, description="The least probability of a result, of a model with a calibration."
+    )
     max_tokens_per_document: int | None = Field(default=None, description="Cuts longer documents.")
     truncation: Literal["end", "start", "none"] | None = Field(
         default=None, description="The end that is cut off; none refuses what is too long."
@@ -87,6 +90,7 @@ class RerankFields(ClosesClients, BaseModel):
             "top_n": self.top_n,
             "instruction": self.instruction,
             "min_relevance_score": self.min_relevance_score,
+            "min_calibrated_score": self.min_calibrated_score,
             "max_tokens_per_document": self.max_tokens_per_document,
             "truncation": self.truncation,
             "max_chunks_per_document": self.max_chunks_per_document,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 
+from rerank_grpc.client import ScoredDocument
 from rerank_grpc.integrations.connection import Scored
 from rerank_grpc.integrations.fields import RerankFields
 
@@ -16,8 +17,8 @@ class RerankGrpcCompressor(RerankFields, BaseDocumentCompressor):
 
         RerankGrpcCompressor(target="localhost:50051", top_n=3).compress_documents(documents, "query")
 
-    The results are copies, with the id and the metadata of the documents. A failed call raises a
-    RerankError; see rerank_grpc.client.
+    The results are copies, with the id and the metadata of the documents; of a model with a calibration they
+    have `calibrated_score` as well. A failed call raises a RerankError; see rerank_grpc.client.
     """
 
     def compress_documents(
@@ -36,8 +37,11 @@ class RerankGrpcCompressor(RerankFields, BaseDocumentCompressor):
 
 
 def _scored(documents: Sequence[Document], results: Scored) -> list[Document]:
-    return [_with_score(documents[result.index], result.relevance_score) for result in results]
+    return [_with_scores(documents[result.index], result) for result in results]
 
 
-def _with_score(document: Document, score: float) -> Document:
-    return document.model_copy(update={"metadata": {**document.metadata, "relevance_score": score}})
+def _with_scores(document: Document, result: ScoredDocument) -> Document:
+    metadata = {**document.metadata, "relevance_score": result.relevance_score}
+    if result.calibrated_score is not None:
+        metadata["calibrated_score"] = result.calibrated_score
+    return document.model_copy(update={"metadata": metadata})

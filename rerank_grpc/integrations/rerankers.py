@@ -83,7 +83,8 @@ class RerankGrpcReranker(ClosesClients, BaseRanker):
 
     def score(self, query: str, doc: str) -> float:
         """Scores one document, whatever the least score of a result is."""
-        call: CallArguments = {**self._call, "top_n": None, "min_relevance_score": None}
+        call: CallArguments = {**self._call, "top_n": None}
+        call["min_relevance_score"] = call["min_calibrated_score"] = None
         (result,) = self._connection.rerank(query, [doc], **call)
         return result.relevance_score
 

@@ -9,9 +9,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from harness import TARGET, TOKEN, raises
+from harness import DOCUMENTS, QUERY, TARGET, TOKEN, raises, ranks
 
-from rerank_grpc.client import ServerUnavailable, TlsError, Unauthenticated, UnknownModel, UnsupportedOption
+from rerank_grpc.client import (
+    Client,
+    InvalidRequest,
+    ServerUnavailable,
+    TlsError,
+    Unauthenticated,
+    UnknownModel,
+    UnsupportedOption,
+)
 
 TLS = {"target": os.environ["CONFORMANCE_TLS_TARGET"], "ca": os.environ["CONFORMANCE_CA"], "token": TOKEN}
 HERE = {"target": TARGET, "token": TOKEN}
@@ -34,6 +42,21 @@ def errors(ask: Ask) -> dict[str, Callable[[], object]]:
             TlsError, lambda: ask(**{**TLS, "ca": None}, tls=True), "signed by none of"
         ),
     }
+
+
+def calibrated(ask: Ask, pairs: Callable[[Any], list[tuple[int, float]]]) -> Callable[[], None]:
+    """Makes the check that results below a probability are left out; the scores stay the relevance."""
+
+    def run() -> None:
+        with Client(**HERE) as client:
+            first, second, *_ = client.rerank(QUERY, DOCUMENTS).results
+        assert first.calibrated_score > second.calibrated_score
+        between = (first.calibrated_score + second.calibrated_score) / 2
+        ranks(pairs(ask(**HERE, min_calibrated_score=between)), 1)
+        raises(InvalidRequest, lambda: ask(**HERE, min_calibrated_score=2.0), "min_calibrated_score")
+        raises(UnsupportedOption, lambda: ask(**TLS, min_calibrated_score=0.1), "calibration")
+
+    return run
 
 
 def in_two_loops(ask: Callable[[], Awaitable[Any]], check: Callable[[Any], None]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 
 import dspy
-from adapters import HERE, NOWHERE, TLS, errors, example, in_two_loops
+from adapters import HERE, NOWHERE, TLS, calibrated, errors, example, in_two_loops
 from harness import BEST_FIRST, DOCUMENTS, QUERY, SCORES, TARGET, TOKEN, main, raises, ranks
 
 from rerank_grpc.client import AsyncClient, Client
@@ -124,6 +124,7 @@ main(
         "passages": passages,
         "k": lambda: ranks(pairs(ask(**HERE, top_n=2)), 2),
         "options": options,
+        "calibrated": calibrated(ask, pairs),
         "async": in_loops,
         "empty": empty,
         "retrieves": retrieves,

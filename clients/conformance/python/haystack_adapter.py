@@ -6,7 +6,7 @@ import inspect
 import os
 
 import haystack
-from adapters import HERE, NOWHERE, TLS, errors, example, in_two_loops
+from adapters import HERE, NOWHERE, TLS, calibrated, errors, example, in_two_loops
 from harness import BEST_FIRST, DOCUMENTS, QUERY, SCORES, TARGET, TOKEN, main, raises, ranks
 from haystack import Document, Pipeline
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
@@ -158,6 +158,7 @@ main(
         "meta_fields_to_embed": embedded_meta,
         "top_k": lambda: ranks(pairs(ask(**HERE, top_n=2)), 2),
         "options": options,
+        "calibrated": calibrated(ask, pairs),
         "async": in_loops,
         "empty": empty,
         "pipeline": pipeline,

@@ -4,7 +4,7 @@ import asyncio
 import copy
 import pickle
 
-from adapters import HERE, NOWHERE, TLS, errors, example, in_two_loops
+from adapters import HERE, NOWHERE, TLS, calibrated, errors, example, in_two_loops
 from harness import BEST_FIRST, DOCUMENTS, QUERY, SCORES, TARGET, TOKEN, main, raises, ranks
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
@@ -38,6 +38,11 @@ def metadata():
     assert given == kept
     assert [each.id for each in found] == [f"d{index}" for index in BEST_FIRST]
     assert [each.metadata["source"] for each in found] == [f"page {index}" for index in BEST_FIRST]
+    probabilities = [each.metadata["calibrated_score"] for each in found]
+    assert probabilities == sorted(probabilities, reverse=True), probabilities
+    assert not any("calibrated_score" in each.metadata for each in ask(**TLS)), (
+        "that server has no calibration"
+    )
 
 
 def in_loops():
@@ -106,6 +111,7 @@ main(
         "documents": metadata,
         "top_n": lambda: ranks(pairs(ask(**HERE, top_n=2)), 2),
         "options": options,
+        "calibrated": calibrated(ask, pairs),
         "async": in_loops,
         "empty": empty,
         "chain": lambda: ranks(pairs(asyncio.run(chain())), 2),

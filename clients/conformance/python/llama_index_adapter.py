@@ -4,7 +4,7 @@ import asyncio
 import copy
 import pickle
 
-from adapters import HERE, NOWHERE, TLS, errors, example, in_two_loops
+from adapters import HERE, NOWHERE, TLS, calibrated, errors, example, in_two_loops
 from harness import BEST_FIRST, DOCUMENTS, QUERY, SCORES, TARGET, TOKEN, main, raises, ranks
 from llama_index.core import Settings
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
@@ -143,6 +143,7 @@ main(
         "metadata mode": embedded_metadata,
         "top_n": lambda: ranks(pairs(ask(**HERE, top_n=2)), 2),
         "options": options,
+        "calibrated": calibrated(ask, pairs),
         "async": in_loops,
         "empty": empty,
         "query engine": engine,

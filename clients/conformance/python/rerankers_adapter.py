@@ -4,7 +4,7 @@ import asyncio
 import copy
 import pickle
 
-from adapters import HERE, NOWHERE, TLS, errors, example, in_two_loops
+from adapters import HERE, NOWHERE, TLS, calibrated, errors, example, in_two_loops
 from harness import BEST_FIRST, DOCUMENTS, QUERY, SCORES, TARGET, TOKEN, main, raises, ranks
 from rerankers import Document, Reranker
 
@@ -42,6 +42,9 @@ def metadata():
 def options():
     ranker = RerankGrpcReranker(**HERE, min_relevance_score=sorted(SCORES)[-2], priority="batch")
     ranks(pairs(ranker.rank(QUERY, DOCUMENTS)), 2)
+    assert abs(ranker.score(QUERY, DOCUMENTS[0]) - SCORES[0]) < 1e-6
+    ranker = RerankGrpcReranker(**HERE, min_calibrated_score=1.0)
+    assert ranker.rank(QUERY, DOCUMENTS).results == []
     assert abs(ranker.score(QUERY, DOCUMENTS[0]) - SCORES[0]) < 1e-6
     raises(TypeError, lambda: RerankGrpcReranker(topn=3), "topn", "min_relevance_score")
 
@@ -95,6 +98,7 @@ main(
         "documents": metadata,
         "top_n": lambda: ranks(pairs(ask(**HERE, top_n=2)), 2),
         "options": options,
+        "calibrated": calibrated(ask, pairs),
         "async": in_loops,
         "empty": empty,
         "Reranker": by_name,
