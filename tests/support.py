@@ -100,14 +100,20 @@ class SmallMemory(CountingRunner):
 
 
 class HeldRunner(CountingRunner):
-    """Starts every batch only when the test lets it: `entered` counts them in, `let` lets them through."""
+    """Starts every batch only when the test lets it: `entered` counts them in, `let` lets them through.
+
+    Attributes:
+        begun: how many batches have reached the device, those in `batches` among them.
+    """
 
     def __init__(self, score: Callable[[Sequence], Output | None] = score_of) -> None:
         super().__init__(score)
+        self.begun = 0
         self.entered = threading.Semaphore(0)
         self._passes = threading.Semaphore(0)
 
     def run(self, sequences: tuple[Sequence, ...]) -> list[Output | None]:
+        self.begun += 1
         self.entered.release()
         assert self._passes.acquire(timeout=WAIT), "the test never let the batch run"
         return super().run(sequences)

@@ -225,8 +225,8 @@ def test_r18_with_batches_in_flight_every_waiting_call_fails_at_once(dies: bool)
     died = threading.Event()
     settings = EngineSettings(max_batch_tokens=40, hang_seconds=WAIT if dies else 0.2)
     engine = Engine(runner, settings, on_death=lambda _: died.set())
+    requests = [submit(engine, sequences(10)) for _ in range(5)]  # all wait before a batch can hang
     engine.start()
-    requests = [submit(engine, sequences(10)) for _ in range(5)]
     runner.await_launch(2)
     if dies:
         runner.let()

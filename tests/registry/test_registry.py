@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -636,7 +637,9 @@ def test_a_failed_load_says_why_and_is_tried_again():
         assert use(registry, "one") == "one"
         del loads.failing["two"]
         until(registry, lambda: registry._slots[1].state is State.READY)
-        assert loads.names == ["one", "two", "two"]
+        # A slow caller may have seen more attempts than the first and the last.
+        assert loads.names == ["one", *["two"] * (len(loads.names) - 1)]
+        assert len(loads.names) >= 3
 
 
 def test_an_unexpected_failure_is_told_without_its_text():
@@ -839,17 +842,17 @@ def test_a_model_is_closed_to_calls_by_the_decision_that_it_leaves(monkeypatch: 
 
 def test_who_is_told_of_changes_holds_no_call_up():
     loads, told, slow = Loads(), threading.Semaphore(0), threading.Event()
-    slow.set()
+    changes = count(1)
 
     def on_change() -> None:
         assert not registry._changed._is_owned()  # type: ignore[attr-defined]
+        first = next(changes) == 1
         told.release()
-        assert slow.wait(WAIT)
+        assert first or slow.wait(WAIT)
 
     registry = Registry([spec("one"), spec("two", lazy=True)], loads, on_change=on_change)
     registry.start()
     assert told.acquire(timeout=WAIT)
-    slow.clear()
     assert use(registry, "two") == "two"
     assert told.acquire(timeout=WAIT)
     assert use(registry, "one") == use(registry, "") == "one"
@@ -875,10 +878,10 @@ def test_a_model_is_not_unloaded_faster_than_it_is_loaded():
     loads = Loads()
     with keeping(loads, spec("one")) as registry:
         assert registry.wait_until_loaded(WAIT)
-        registry._slots[0].load_seconds = 60.0
+        registry._slots[0].load_seconds = 250.0
         for _ in range(3):
             with pytest.raises(
-                DeadlineExceeded, match=r"has just been loaded; it is unloaded in (60|5\d)\.\d s"
+                DeadlineExceeded, match=r"has just been loaded; it is unloaded in 2\d\d\.\d s"
             ):
                 registry.unload("one", deadline=monotonic() + 0.01)
             assert use(registry, "one", seconds=0.01) == "one", "meanwhile it serves"
