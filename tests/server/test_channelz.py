@@ -276,6 +276,8 @@ def test_calls_without_a_body_starve_no_other(
     monkeypatch.setattr(patience, "monotonic", lambda: 0.0)
     with channel_of(server.admin_port) as hostile:
         held = [hold(hostile, f"/{CHANNELZ_SERVICE}/GetServers") for _ in range(16)]
+        awaited = next(kind for kind in server._patience.waitings if kind.noun == "a request (channelz)")
+        wait_for(lambda: len(awaited) == 16)
         assert stub.GetServers(pb.GetServersRequest(), timeout=WAIT).server
         with channel_of(server.admin_port) as channel:
             assert HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT).status

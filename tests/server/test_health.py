@@ -132,7 +132,7 @@ def hold(channel: grpc.Channel, method: str) -> Any:
     forever = threading.Event()
 
     def nothing():
-        forever.wait(WAIT)
+        forever.wait(4 * WAIT)  # longer than whoever calls beside it
         yield from ()
 
     call: Any = channel.stream_stream(method, lambda _: b"", lambda _: b"")(nothing())
@@ -180,6 +180,8 @@ def test_idle_reflection_streams_do_not_starve_reflection_on_another_connection(
         held = [
             hold(hostile, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") for _ in range(8)
         ]
+        idle = next(kind for kind in server._patience.waitings if kind.noun == "a request (main-reflection)")
+        wait_for(lambda: len(idle) == 8)
         with channel_of(server.port) as channel:
             answers = ReflectionStub(channel).ServerReflectionInfo(iter(()), timeout=WAIT)
             assert list(answers) == []
