@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import pytest
 
 WAIT = 20.0  # seconds after which a test that waits for something has failed
+LONG = 4 * WAIT  # for what a test holds back while it waits for several things
 # gRPC itself would call this machine too through a proxy of the environment.
 NO_PROXY = ("grpc.enable_http_proxy", 0)
 
@@ -117,7 +118,7 @@ class HeldRunner(CountingRunner):
     def run(self, sequences: tuple[Sequence, ...]) -> list[Output | None]:
         self.begun += 1
         self.entered.release()
-        assert self._passes.acquire(timeout=WAIT), "the test never let the batch run"
+        assert self._passes.acquire(timeout=LONG), "the test never let the batch run"
         return super().run(sequences)
 
     def await_batch(self) -> None:
@@ -200,7 +201,7 @@ class LateLoader(ScriptedLoader):
         self._lazy_only = lazy_only
 
     def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        assert (self._lazy_only and not spec.lazy) or self.may_load.wait(WAIT)
+        assert (self._lazy_only and not spec.lazy) or self.may_load.wait(LONG)
         return super().load(spec, on_death)
 
 

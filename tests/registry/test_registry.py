@@ -38,7 +38,7 @@ from rerank_grpc.registry.slot import LoadedModel, Slot
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.telemetry.snapshots import BuildSnapshot, ModelSnapshot
 from rerank_grpc.types import Call, State
-from tests.support import CARD, WAIT, ScriptedLoader, submit
+from tests.support import CARD, LONG, WAIT, ScriptedLoader, submit
 
 SIZES = {"one": 100, "two": 100, "three": 100, "small": 10, "huge": 1_000}
 
@@ -73,7 +73,7 @@ class Loads(ScriptedLoader):
         self.most = max(self.most, self._inside)
         self.names.append(spec.name)
         self.began.release()
-        assert self.held.wait(WAIT)
+        assert self.held.wait(LONG)
         self._inside -= 1
         if spec.name in self.failing:
             raise self.failing[spec.name]

@@ -22,6 +22,7 @@ from tests.http2 import raw_connections
 from tests.server.test_errors import delay_ms_of, details_of
 from tests.stubs import HealthStub, ReflectionStub
 from tests.support import (
+    LONG,
     WAIT,
     CountingRunner,
     HeldRunner,
@@ -132,7 +133,7 @@ def hold(channel: grpc.Channel, method: str) -> Any:
     forever = threading.Event()
 
     def nothing():
-        forever.wait(4 * WAIT)  # longer than whoever calls beside it
+        forever.wait(LONG)  # longer than whoever calls beside it
         yield from ()
 
     call: Any = channel.stream_stream(method, lambda _: b"", lambda _: b"")(nothing())

@@ -37,7 +37,7 @@ from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.rest.support import get, post, rest_server
 from tests.server.test_tei import TeiStub, pair
 from tests.stubs import HealthStub
-from tests.support import WAIT, ScriptedLoader, channel_of, request_of, wait_for
+from tests.support import LONG, WAIT, ScriptedLoader, channel_of, request_of, wait_for
 
 TOKEN = "first-token"
 BEARER = (("authorization", f"Bearer {TOKEN}"),)
@@ -116,7 +116,7 @@ class Watched:
         self.metrics.batch(record)
         if not self.running.is_set():
             self.held.set()
-            assert self.running.wait(4 * WAIT)  # as long as all that a test does meanwhile
+            assert self.running.wait(LONG)
 
     def scrape(self) -> Scrape:
         return scraped(self.registry)

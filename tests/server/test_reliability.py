@@ -36,6 +36,7 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.stubs import status_code
 from tests.support import (
+    LONG,
     WAIT,
     CountingRunner,
     HeldRunner,
@@ -377,7 +378,7 @@ def all_wait(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def codes_after_death(
-    runner: HeldRunner, all_wait: threading.Event, *, hang_seconds: float = WAIT, timeout: float = 4 * WAIT
+    runner: HeldRunner, all_wait: threading.Event, *, hang_seconds: float = WAIT, timeout: float = LONG
 ) -> Counter[grpc.StatusCode]:
     """Lets the device die, or hang, once ten calls wait, each with so much time."""
     with calling(runner, hang_seconds=hang_seconds, max_batch_tokens=TOKENS) as (engine, stub):
