@@ -438,7 +438,8 @@ def test_a_process_that_is_stopped_for_longer_than_a_hang_goes_on_where_it_was()
         with stub_of(int(server.stdout.readline())) as stub:
             call = stub.Rerank.future(request_of("q", "d"))
             # It stops itself amid a batch: this process may come late.
-            os.waitid(os.P_PID, server.pid, os.WSTOPPED)
+            _, status = os.waitpid(server.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
             threading.Event().wait(2.5)  # only real time makes the clock of another process go on
             server.send_signal(signal.SIGCONT)
             assert code_of(call) is OK
