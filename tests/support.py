@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import threading
+import time
 import zlib
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     import pytest
 
 WAIT = 20.0  # seconds after which a test that waits for something has failed
+LONG = 4 * WAIT  # for what a test holds back while it waits for several things
 # gRPC itself would call this machine too through a proxy of the environment.
 NO_PROXY = ("grpc.enable_http_proxy", 0)
 
@@ -100,16 +103,22 @@ class SmallMemory(CountingRunner):
 
 
 class HeldRunner(CountingRunner):
-    """Starts every batch only when the test lets it: `entered` counts them in, `let` lets them through."""
+    """Starts every batch only when the test lets it: `entered` counts them in, `let` lets them through.
+
+    Attributes:
+        begun: how many batches have reached the device, those in `batches` among them.
+    """
 
     def __init__(self, score: Callable[[Sequence], Output | None] = score_of) -> None:
         super().__init__(score)
+        self.begun = 0
         self.entered = threading.Semaphore(0)
         self._passes = threading.Semaphore(0)
 
     def run(self, sequences: tuple[Sequence, ...]) -> list[Output | None]:
+        self.begun += 1
         self.entered.release()
-        assert self._passes.acquire(timeout=WAIT), "the test never let the batch run"
+        assert self._passes.acquire(timeout=LONG), "the test never let the batch run"
         return super().run(sequences)
 
     def await_batch(self) -> None:
@@ -192,7 +201,7 @@ class LateLoader(ScriptedLoader):
         self._lazy_only = lazy_only
 
     def load(self, spec: ModelSpec, on_death: OnDeath) -> LoadedModel:
-        assert (self._lazy_only and not spec.lazy) or self.may_load.wait(WAIT)
+        assert (self._lazy_only and not spec.lazy) or self.may_load.wait(LONG)
         return super().load(spec, on_death)
 
 
@@ -244,6 +253,19 @@ def channel_of(port: int | None, *more: tuple[str, str | int]) -> Iterator[grpc.
 def request_of(query: str, *documents: str, **fields: Any) -> pb.RerankRequest:
     """Makes a request message."""
     return pb.RerankRequest(query=query, documents=[pb.Document(text=text) for text in documents], **fields)
+
+
+@contextmanager
+def processor_time() -> Iterator[Callable[[], float]]:
+    """Yields what tells this thread's seconds so far: no other thread's, and none of Python's collections."""
+    collects = gc.isenabled()
+    gc.disable()
+    started = time.thread_time()
+    try:
+        yield lambda: time.thread_time() - started
+    finally:
+        if collects:
+            gc.enable()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = WAIT) -> None:

@@ -18,7 +18,7 @@ from rerank_grpc.errors import DeadlineUnreachable
 from rerank_grpc.registry import warmup
 from rerank_grpc.sequence import Output, Sequence
 from tests.engine.test_engine import outputs, sequences
-from tests.support import CARD, WAIT, CountingRunner, WordTokenizer, submit, tokens_of
+from tests.support import CARD, LONG, WAIT, CountingRunner, WordTokenizer, submit, tokens_of
 
 FIXED, PER_TOKEN = 0.010, 0.00025
 
@@ -55,7 +55,7 @@ class Device(CountingRunner):
 
     def run(self, batch: tuple[Sequence, ...]) -> list[Output | None]:
         self.entered.release()
-        assert self.free.wait(WAIT), "the test never let the batch run"
+        assert self.free.wait(LONG), "the test never let the batch run"
         self.now.now += FIXED + PER_TOKEN * tokens_of(batch) + self.frozen
         self.frozen = 0.0
         return super().run(batch)

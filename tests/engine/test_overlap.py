@@ -17,7 +17,7 @@ from rerank_grpc.errors import Cancelled, InternalError, ModelFailed, PairTooLar
 from rerank_grpc.runner.runner import Landing, OutOfMemory
 from rerank_grpc.sequence import Output, Sequence
 from tests.engine.test_engine import outputs, running, sequences
-from tests.support import WAIT, score_of, submit, tokens_of, wait_for
+from tests.support import LONG, WAIT, score_of, submit, tokens_of, wait_for
 
 
 class Ahead:
@@ -50,7 +50,7 @@ class Ahead:
     def land(self, number: int, batch: tuple[Sequence, ...]) -> list[Output | None]:
         self.log.append(f"wait {number}")
         self.waited.release()
-        assert self._passes.acquire(timeout=WAIT), "the test never let the batch run"
+        assert self._passes.acquire(timeout=LONG), "the test never let the batch run"
         self.in_flight -= tokens_of(batch)
         return [self.score(sequence) for sequence in batch]
 
@@ -225,8 +225,8 @@ def test_r18_with_batches_in_flight_every_waiting_call_fails_at_once(dies: bool)
     died = threading.Event()
     settings = EngineSettings(max_batch_tokens=40, hang_seconds=WAIT if dies else 0.2)
     engine = Engine(runner, settings, on_death=lambda _: died.set())
+    requests = [submit(engine, sequences(10)) for _ in range(5)]  # all wait before a batch can hang
     engine.start()
-    requests = [submit(engine, sequences(10)) for _ in range(5)]
     runner.await_launch(2)
     if dies:
         runner.let()

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Metric
 
 from rerank_grpc.http.metrics import metrics_server
 from tests.rest.support import HOST
+from tests.support import WAIT
 
 
 class ScriptedCollector:
@@ -40,5 +41,5 @@ def scraped(*collectors: ScriptedCollector) -> Iterator[int]:
     try:
         yield server.port
     finally:
-        server.stop(0)
+        server.stop(0, end_seconds=WAIT)
     assert not [thread for thread in threading.enumerate() if thread.name == "metrics"]

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from rerank_grpc.errors import ConfigurationError
 from rerank_grpc.http.errors import in_text
 from rerank_grpc.http.server import HttpServer
+from tests.ports import free_port
 from tests.rest.support import HOST, get
 from tests.support import WAIT
 
@@ -56,12 +57,12 @@ def test_callers_who_come_before_the_start_wait() -> None:
 
 
 def test_a_server_that_never_started_gives_its_port_back() -> None:
-    server = server_of()
+    server = server_of(port=free_port())
     server.stop(1)
     again = server_of(port=server.port)
     again.start()
     assert get(again.port, "/").raw == b"hello"
-    again.stop(1)
+    again.stop(1, end_seconds=WAIT)
     with pytest.raises(ConnectionRefusedError):
         get(again.port, "/")
 
@@ -90,7 +91,7 @@ def test_what_the_app_needs_runs_in_its_loop_from_before_the_first_call_to_after
     server.start()
     assert seen == ["in greetings"]
     assert get(server.port, "/").raw == b"hello"
-    server.stop(1)
+    server.stop(1, end_seconds=WAIT)
     assert seen == ["in greetings", "out"]
 
 

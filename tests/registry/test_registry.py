@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -37,7 +38,7 @@ from rerank_grpc.registry.slot import LoadedModel, Slot
 from rerank_grpc.sequence import Sequence
 from rerank_grpc.telemetry.snapshots import BuildSnapshot, ModelSnapshot
 from rerank_grpc.types import Call, State
-from tests.support import CARD, WAIT, ScriptedLoader, submit
+from tests.support import CARD, LONG, WAIT, ScriptedLoader, submit
 
 SIZES = {"one": 100, "two": 100, "three": 100, "small": 10, "huge": 1_000}
 
@@ -72,7 +73,7 @@ class Loads(ScriptedLoader):
         self.most = max(self.most, self._inside)
         self.names.append(spec.name)
         self.began.release()
-        assert self.held.wait(WAIT)
+        assert self.held.wait(LONG)
         self._inside -= 1
         if spec.name in self.failing:
             raise self.failing[spec.name]
@@ -162,11 +163,15 @@ def test_a_caller_without_enough_time_is_told_when_to_come_back():
     with keeping(loads, spec("one"), spec("two", lazy=True)) as registry:
         assert registry.wait_until_loaded(WAIT)
         loads.held.clear()
-        begin = monotonic()
-        with pytest.raises(ModelLoading) as caught:
-            use(registry, "two", seconds=0.2)
-        assert monotonic() - begin < 0.2, "it must be told before its deadline, not after"
-        assert caught.value.retry_after
+        took = list[float]()
+        for _ in range(3):
+            begin = monotonic()
+            with pytest.raises(ModelLoading) as caught:
+                use(registry, "two", seconds=0.2)
+            took.append(monotonic() - begin)
+            assert caught.value.retry_after
+        # A busy machine may hold one up.
+        assert min(took) < 0.2, "it must be told before its deadline, not after"
         loads.held.set()
         assert use(registry, "two") == "two"
         registry.unload("two", deadline=monotonic() + WAIT)
@@ -636,7 +641,9 @@ def test_a_failed_load_says_why_and_is_tried_again():
         assert use(registry, "one") == "one"
         del loads.failing["two"]
         until(registry, lambda: registry._slots[1].state is State.READY)
-        assert loads.names == ["one", "two", "two"]
+        # A slow caller may have seen more attempts than the first and the last.
+        assert loads.names == ["one", *["two"] * (len(loads.names) - 1)]
+        assert len(loads.names) >= 3
 
 
 def test_an_unexpected_failure_is_told_without_its_text():
@@ -839,17 +846,17 @@ def test_a_model_is_closed_to_calls_by_the_decision_that_it_leaves(monkeypatch: 
 
 def test_who_is_told_of_changes_holds_no_call_up():
     loads, told, slow = Loads(), threading.Semaphore(0), threading.Event()
-    slow.set()
+    changes = count(1)
 
     def on_change() -> None:
         assert not registry._changed._is_owned()  # type: ignore[attr-defined]
+        first = next(changes) == 1
         told.release()
-        assert slow.wait(WAIT)
+        assert first or slow.wait(WAIT)
 
     registry = Registry([spec("one"), spec("two", lazy=True)], loads, on_change=on_change)
     registry.start()
     assert told.acquire(timeout=WAIT)
-    slow.clear()
     assert use(registry, "two") == "two"
     assert told.acquire(timeout=WAIT)
     assert use(registry, "one") == use(registry, "") == "one"
@@ -875,10 +882,10 @@ def test_a_model_is_not_unloaded_faster_than_it_is_loaded():
     loads = Loads()
     with keeping(loads, spec("one")) as registry:
         assert registry.wait_until_loaded(WAIT)
-        registry._slots[0].load_seconds = 60.0
+        registry._slots[0].load_seconds = 250.0
         for _ in range(3):
             with pytest.raises(
-                DeadlineExceeded, match=r"has just been loaded; it is unloaded in (60|5\d)\.\d s"
+                DeadlineExceeded, match=r"has just been loaded; it is unloaded in 2\d\d\.\d s"
             ):
                 registry.unload("one", deadline=monotonic() + 0.01)
             assert use(registry, "one", seconds=0.01) == "one", "meanwhile it serves"

@@ -11,6 +11,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from rerank_grpc.config.settings import ServerSettings
+from rerank_grpc.limits import LIMITS
+from rerank_grpc.server import patience
 from rerank_grpc.server.methods import RERANK_SERVICE
 from rerank_grpc.server.probes import health as probes
 from rerank_grpc.server.server import RerankServer
@@ -20,6 +22,7 @@ from tests.http2 import raw_connections
 from tests.server.test_errors import delay_ms_of, details_of
 from tests.stubs import HealthStub, ReflectionStub
 from tests.support import (
+    LONG,
     WAIT,
     CountingRunner,
     HeldRunner,
@@ -45,15 +48,19 @@ def service(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service: str):
+def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(
+    service: str, monkeypatch: pytest.MonkeyPatch
+):
     loader = LateLoader()
     server = RerankServer(replace(ServerSettings(), port=0, admin_port=0), loader=loader)
     server.start()
     with channel_of(server.port) as channel, channel_of(server.admin_port) as admin:
         for each in (channel, admin):
             assert check(each, service) == NOT_SERVING
+        # The server's own limit: by a caller's deadline its own end could come before the answer.
+        monkeypatch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.2))
         with stub_of(server.port) as stub, pytest.raises(grpc.RpcError) as caught:
-            stub.Rerank(request_of("q", "d"), timeout=1)
+            stub.Rerank(request_of("q", "d"), timeout=WAIT)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert (delay_ms_of(details_of(caught.value)[0]) or 0) >= 1000
         loader.may_load.set()
@@ -65,12 +72,12 @@ def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(service
 
 def test_watching_health_shows_the_change_and_keeps_no_probe_out(service: str):
     with serving(runner=CountingRunner()) as server, channel_of(server.port) as channel:
-        watches = [
-            HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service)) for _ in range(50)
-        ]
-        assert [next(watch).status for watch in watches] == [SERVING] * 50
+        watches = list[Any]()
+        for _ in range(50):  # one after the other: at once they are a crowd, of which a slow one is given up
+            watches.append(HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service)))
+            assert next(watches[-1]).status == SERVING
         assert check(channel, service) == SERVING
-        stopping = threading.Thread(target=server.stop, args=[1])
+        stopping = threading.Thread(target=server.stop, args=[WAIT])
         stopping.start()
         assert [next(watch).status for watch in watches] == [NOT_SERVING] * 50
         for watch in watches:
@@ -88,7 +95,8 @@ def test_r18_health_turns_to_not_serving_when_the_device_thread_dies():
         with pytest.raises(grpc.RpcError) as caught:
             stub.Rerank(request_of("q", "d"), timeout=WAIT)
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        assert check(channel) == NOT_SERVING
+        # The calls fail first.
+        wait_for(lambda: check(channel) == NOT_SERVING)
         assert stub.ListModels(pb.ListModelsRequest()).models[0].state == pb.MODEL_STATE_FAILED
 
 
@@ -125,7 +133,7 @@ def hold(channel: grpc.Channel, method: str) -> Any:
     forever = threading.Event()
 
     def nothing():
-        forever.wait(WAIT)
+        forever.wait(LONG)  # longer than whoever calls beside it
         yield from ()
 
     call: Any = channel.stream_stream(method, lambda _: b"", lambda _: b"")(nothing())
@@ -163,14 +171,20 @@ def test_r9_one_connection_full_of_calls_without_a_body_starves_no_other(method:
                 list(call)
 
 
-def test_idle_reflection_streams_do_not_starve_reflection_on_another_connection():
+def test_idle_reflection_streams_do_not_starve_reflection_on_another_connection(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # None of them is given up meanwhile, however long that takes.
+    monkeypatch.setattr(patience, "monotonic", lambda: 0.0)
     settings = replace(ServerSettings(), max_calls=8)
     with serving(settings, runner=CountingRunner()) as server, channel_of(server.port) as hostile:
         held = [
             hold(hostile, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") for _ in range(8)
         ]
+        idle = next(kind for kind in server._patience.waitings if kind.noun == "a request (main-reflection)")
+        wait_for(lambda: len(idle) == 8)
         with channel_of(server.port) as channel:
-            answers = ReflectionStub(channel).ServerReflectionInfo(iter(()), timeout=5)
+            answers = ReflectionStub(channel).ServerReflectionInfo(iter(()), timeout=WAIT)
             assert list(answers) == []
         for call in held:
             call.cancel()

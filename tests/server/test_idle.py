@@ -46,6 +46,6 @@ def test_it_is_healthy_for_probes_over_rest(idle: RerankServer, beside: bool) ->
 
 def test_the_next_call_has_it_loaded(idle: RerankServer) -> None:
     with stub_of(idle.port) as stub, rest_server(idle.port) as port:
-        assert stub.Rerank(request_of("q", "d"), timeout=WAIT).model == "embedded"
+        assert stub.Rerank(request_of("q", "d"), timeout=3 * WAIT).model == "embedded"
         wait_for(lambda: idle.registry.info("").state is State.UNLOADED)
         assert post(port, "/v1/rerank", {"query": "q", "documents": ["d"]}).status == 200

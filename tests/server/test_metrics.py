@@ -37,7 +37,7 @@ from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.rest.support import get, post, rest_server
 from tests.server.test_tei import TeiStub, pair
 from tests.stubs import HealthStub
-from tests.support import WAIT, ScriptedLoader, channel_of, request_of, wait_for
+from tests.support import LONG, WAIT, ScriptedLoader, channel_of, request_of, wait_for
 
 TOKEN = "first-token"
 BEARER = (("authorization", f"Bearer {TOKEN}"),)
@@ -116,7 +116,7 @@ class Watched:
         self.metrics.batch(record)
         if not self.running.is_set():
             self.held.set()
-            assert self.running.wait(WAIT)
+            assert self.running.wait(LONG)
 
     def scrape(self) -> Scrape:
         return scraped(self.registry)
@@ -199,7 +199,7 @@ def load_of_refusals(watched: Watched, channel: grpc.Channel, monkeypatch: pytes
     wait_for(lambda: watched.calls(code="CANCELLED") == 1)
     with monkeypatch.context() as patch:
         # The server's own limit: a caller's deadline would end the call at the same moment from both sides.
-        patch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.2))
+        patch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=1.0))
         assert refused(call) is grpc.StatusCode.DEADLINE_EXCEEDED
     unknown = request_of("q", "d", model="canary")
     assert refused(lambda: stub.Rerank(unknown, metadata=BEARER)) is grpc.StatusCode.NOT_FOUND

@@ -277,7 +277,9 @@ def test_a_caller_that_is_taken_off_the_list_while_its_request_is_awaited_gets_n
     with serving(settings_of(), runner=runner) as server, channel_of(server.port) as channel:
         ask: Any = channel.stream_stream("/rerank.v1.RerankService/Rerank")
         call = ask(requests(), metadata=NARROW, timeout=WAIT)
-        wait_for(lambda: not server._lanes[0].idle)
+        # It has been let in, and its request has not come.
+        awaited = next(kind for kind in server._patience.waitings if kind.noun == "a request (rerank)")
+        wait_for(lambda: len(awaited) == 1)
         server.access._take(())
         gone.set()
         with pytest.raises(grpc.RpcError) as caught:

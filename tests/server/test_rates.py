@@ -77,7 +77,7 @@ def test_a_caller_above_its_rate_is_told_whose_it_is_and_when_to_come_back():
         assert detail.Unpack(kind)
     assert info.reason == "ERROR_REASON_RATE_LIMITED"
     assert info.metadata["caller"] == quota.violations[0].subject == "shop"
-    assert retry.retry_delay.ToTimedelta().total_seconds() == pytest.approx(2_000, abs=10)
+    assert retry.retry_delay.ToTimedelta().total_seconds() == pytest.approx(2_000, abs=100)
     assert trailers[PUSHBACK_KEY] == "-1"  # no attempt is worth its while before the deadline
     assert "canary" not in repr(error.trailing_metadata()) + str(error.details())
 
@@ -182,7 +182,7 @@ def test_the_client_raises_it_with_the_time_to_wait():
         client.rerank("q", list("abcdef"))
         with pytest.raises(RateLimited) as caught:
             client.rerank("q", ["a"])
-    assert caught.value.retry_after == pytest.approx(1_000, abs=5)
+    assert caught.value.retry_after == pytest.approx(1_000, abs=100)
     assert caught.value.metadata["caller"] == "shop"
 
 
@@ -210,6 +210,6 @@ def test_over_rest_it_is_429_with_retry_after_in_every_dialect(path: str, body: 
         assert [post(port, path, body, **bearer).status for _ in range(2)] == [200, 200]
         reply = post(port, path, body, **bearer)
     assert reply.status == 429
-    assert int(reply.headers["retry-after"]) == pytest.approx(3_000, abs=10)
+    assert int(reply.headers["retry-after"]) == pytest.approx(3_000, abs=100)
     assert b"shop has used up its rate" in reply.raw
     assert b"canary" not in reply.raw

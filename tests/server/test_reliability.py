@@ -7,6 +7,7 @@ busy machine fails no test; milliseconds are the benchmark's.
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import pytest
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
 from rerank_grpc.engine.engine import Engine
 from rerank_grpc.engine.filling import Batch, Item
+from rerank_grpc.engine.meter import Watchdog
 from rerank_grpc.engine.scheduler import Scheduler
 from rerank_grpc.errors import InternalError
 from rerank_grpc.runner.runner import OutOfMemory, Runner
@@ -34,6 +36,7 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.stubs import status_code
 from tests.support import (
+    LONG,
     WAIT,
     CountingRunner,
     HeldRunner,
@@ -117,6 +120,7 @@ def batches_until_answered() -> list[int]:
 
 def _batches_of_small(stub, engine: Engine, runner: HeldRunner, text: str) -> int:
     """Lets batch after batch run until a new call has its answer; returns how many."""
+    wait_for(lambda: runner.begun > len(runner.batches))  # its batch has been taken off the queue
     queued, before = engine.queued_tokens, len(runner.batches)
     small = stub.Rerank.future(request_of("q", text))
     wait_for(lambda: engine.queued_tokens > queued)
@@ -157,14 +161,14 @@ def test_r4_fails_when_the_queue_is_first_come_first_served(monkeypatch: pytest.
 # R6
 
 
-def late_call() -> tuple[float, int]:
-    """Sends a call with 300 ms behind a held device; returns its seconds and its forward passes."""
+def late_call(timeout: float) -> tuple[float, int]:
+    """Sends a call with little time behind a held device; returns its seconds and its forward passes."""
     runner = HeldRunner()
     with calling(runner) as (_, stub):
         blocker = stub.Rerank.future(request_of("q", "the blocker"))
         runner.await_batch()
         started = time.monotonic()
-        late = stub.Rerank.future(request_of("q", "document 1"), timeout=0.3)
+        late = stub.Rerank.future(request_of("q", "document 1"), timeout=timeout)
         assert code_of(late) is grpc.StatusCode.DEADLINE_EXCEEDED
         seconds = time.monotonic() - started
         runner.let_all()
@@ -175,15 +179,15 @@ def late_call() -> tuple[float, int]:
 
 @pytest.mark.clock
 def test_r6_a_deadline_behind_a_long_queue_ends_on_time_and_costs_no_pass():
-    seconds, passes = late_call()
-    assert seconds < 0.4
-    assert passes == 0
+    calls = [late_call(0.3) for _ in range(3)]
+    assert min(seconds for seconds, _ in calls) < 0.4  # a busy machine may hold one up
+    assert [passes for _, passes in calls] == [0] * 3
 
 
 def test_r6_fails_when_late_work_is_not_dropped(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Scheduler, "expire", lambda *_: [])
     monkeypatch.setattr(Engine, "discard", lambda *_: None)
-    assert late_call()[1] == 1
+    assert late_call(3)[1] == 1  # time enough to come to the queue
 
 
 # R7 and R8
@@ -236,8 +240,11 @@ def test_r7_fails_when_the_engine_is_not_told():
     assert passes_of_cancelled(100)[0] == 100
 
 
-def batches_after_cancelling(method: str) -> int:
-    """Cancels a call in the middle of 1,000 documents; returns how many further batches held its work."""
+def batches_after_cancelling(method: str, patience: float = WAIT) -> int:
+    """Cancels a call in the middle of 1,000 documents; returns how many further batches held its work.
+
+    The engine has so many seconds to hear of it.
+    """
     runner = HeldRunner()
     with calling(runner, max_batch_tokens=TOKENS * 10) as (engine, stub):
         message = request_of("q", *[f"document {n}" for n in range(1_000)]).SerializeToString()
@@ -250,7 +257,7 @@ def batches_after_cancelling(method: str) -> int:
             runner.await_batch()
         call.cancel()
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: engine.queued_tokens == 0, seconds=1)
+            wait_for(lambda: engine.queued_tokens == 0, patience)
         before = len(runner.batches)
         neighbour = stub.Rerank.future(request_of("q", "the neighbour"))
         runner.let_all()
@@ -271,7 +278,7 @@ def test_r8_a_call_cancelled_half_way_costs_at_most_one_further_batch(method: st
 
 @pytest.mark.usefixtures("deaf")
 def test_r8_fails_when_the_engine_is_not_told():
-    assert batches_after_cancelling("Rerank") > 50
+    assert batches_after_cancelling("Rerank", patience=1) > 50
 
 
 # R16
@@ -362,41 +369,62 @@ class Deadly(HeldRunner):
         raise SystemExit
 
 
-def codes_after_death(runner: HeldRunner, hang_seconds: float) -> Counter[grpc.StatusCode]:
-    """Lets the device die, or hang, with ten calls waiting."""
+@pytest.fixture
+def all_wait(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Has the watchdog of a device see nothing before the event is set."""
+    ready, look = threading.Event(), Watchdog.look
+    monkeypatch.setattr(Watchdog, "look", lambda *each: ready.is_set() and look(*each))
+    return ready
+
+
+def codes_after_death(
+    runner: HeldRunner, all_wait: threading.Event, *, hang_seconds: float = WAIT, timeout: float = LONG
+) -> Counter[grpc.StatusCode]:
+    """Lets the device die, or hang, once ten calls wait, each with so much time."""
     with calling(runner, hang_seconds=hang_seconds, max_batch_tokens=TOKENS) as (engine, stub):
-        calls = [stub.Rerank.future(request_of("q", f"document {n}"), timeout=5) for n in range(10)]
+        calls = [stub.Rerank.future(request_of("q", f"document {n}"), timeout=timeout) for n in range(10)]
         wait_for(lambda: engine.queued_tokens == 9 * TOKENS)
-        started = time.monotonic()
+        all_wait.set()
         if isinstance(runner, Deadly):
             runner.let()
-        codes = Counter(map(code_of, calls))
-        assert time.monotonic() - started < 2 or grpc.StatusCode.DEADLINE_EXCEEDED in codes
-        return codes
+        return Counter(map(code_of, calls))
 
 
-def test_r18_when_the_device_thread_dies_every_waiting_call_fails_at_once():
-    assert codes_after_death(Deadly(), WAIT) == {grpc.StatusCode.INTERNAL: 10}
+def test_r18_when_the_device_thread_dies_every_waiting_call_fails_at_once(all_wait: threading.Event):
+    assert codes_after_death(Deadly(), all_wait) == {grpc.StatusCode.INTERNAL: 10}
 
 
-def test_r18_when_the_device_hangs_every_waiting_call_fails_at_once():
-    assert codes_after_death(HeldRunner(), 0.2) == {grpc.StatusCode.INTERNAL: 10}
+def test_r18_when_the_device_hangs_every_waiting_call_fails_at_once(all_wait: threading.Event):
+    codes = codes_after_death(HeldRunner(), all_wait, hang_seconds=0.2)
+    assert codes == {grpc.StatusCode.INTERNAL: 10}
 
 
 STOPPED = """
-import sys
+import os, signal, threading
 from dataclasses import replace
 from rerank_grpc.config.settings import EngineSettings, ServerSettings
+from rerank_grpc.engine.meter import Watchdog
 from tests.support import CountingRunner, serving
 
-class Asking(CountingRunner):
+look, looks = Watchdog.look, threading.Semaphore(0)
+
+def noting(*arguments):
+    hangs = look(*arguments)
+    looks.release()
+    return hangs
+
+class Stopping(CountingRunner):
     def run(self, batch):
-        print("a batch is on the device", flush=True)
-        sys.stdin.readline()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        while looks.acquire(blocking=False):  # those before
+            pass
+        for _ in range(2):
+            looks.acquire()
         return super().run(batch)
 
+Watchdog.look = noting
 settings = replace(ServerSettings(), engine=EngineSettings(hang_seconds=2))
-with serving(settings, runner=Asking()) as server:
+with serving(settings, runner=Stopping()) as server:
     print(server.port, flush=True)
     server.wait()
 """
@@ -405,22 +433,21 @@ with serving(settings, runner=Asking()) as server:
 def test_a_process_that_is_stopped_for_longer_than_a_hang_goes_on_where_it_was():
     """What `docker pause` and the migration of a virtual machine do; the clock goes on meanwhile."""
     command = [sys.executable, "-c", STOPPED]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         with stub_of(int(server.stdout.readline())) as stub:
             call = stub.Rerank.future(request_of("q", "d"))
-            assert server.stdout.readline() == "a batch is on the device\n"
-            server.send_signal(signal.SIGSTOP)
+            # It stops itself amid a batch: this process may come late.
+            _, status = os.waitpid(server.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
             threading.Event().wait(2.5)  # only real time makes the clock of another process go on
-            server.stdin.write("go on\n")
-            server.stdin.flush()
             server.send_signal(signal.SIGCONT)
             assert code_of(call) is OK
             assert stub.Health(pb.HealthRequest()).state == pb.MODEL_STATE_READY
         server.kill()
 
 
-def test_r18_fails_when_nobody_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_r18_fails_when_nobody_is_told(all_wait: threading.Event, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Engine, "_die", lambda *_, **__: None)
-    assert codes_after_death(Deadly(), WAIT) == {grpc.StatusCode.DEADLINE_EXCEEDED: 10}
+    codes = codes_after_death(Deadly(), all_wait, timeout=5)
+    assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED: 10}

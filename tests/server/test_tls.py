@@ -23,7 +23,7 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.authority import HERE, Authority, Issued
 from tests.stubs import HealthStub, message_of
-from tests.support import NO_PROXY, CountingRunner, channel_of, request_of, serving, wait_for
+from tests.support import NO_PROXY, WAIT, CountingRunner, channel_of, request_of, serving, wait_for
 
 CODE = grpc.StatusCode
 
@@ -57,7 +57,7 @@ def channel_by_tls(
 
 def rerank(channel: grpc.Channel, *metadata: tuple[str, str]) -> pb.RerankResponse:
     stub = rerank_pb2_grpc.RerankServiceStub(channel)
-    response: pb.RerankResponse = stub.Rerank(request_of("q", "d"), metadata=metadata, timeout=10)
+    response: pb.RerankResponse = stub.Rerank(request_of("q", "d"), metadata=metadata, timeout=WAIT)
     return response
 
 
@@ -93,9 +93,9 @@ def mutual(authority: Authority, shown: Issued) -> Iterator[tuple[RerankServer, 
 def test_the_main_and_the_admin_port_speak_tls(by_tls: RerankServer, authority: Authority):
     for port in (by_tls.port, by_tls.admin_port):
         with channel_by_tls(port, authority) as channel:
-            assert HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+            assert HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT).status == 1
         with channel_of(port) as channel, pytest.raises(grpc.RpcError) as caught:
-            HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT)
         assert caught.value.code() is CODE.UNAVAILABLE
 
 
@@ -205,7 +205,7 @@ def test_without_a_certificate_of_the_client_ca_nobody_comes_in(
                 token = ("authorization", "Bearer t0ken")
                 assert refused(channel, token).code() is CODE.UNAVAILABLE
                 with pytest.raises(grpc.RpcError) as caught:
-                    HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+                    HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT)
                 assert caught.value.code() is CODE.UNAVAILABLE
     assert not records
 

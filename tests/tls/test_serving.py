@@ -38,7 +38,7 @@ def look(certificates: Certificates) -> None:
 def test_a_new_pair_is_taken_and_a_bad_one_is_not(
     files: TlsFiles, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "rerank_grpc.tls.serving")
     certificates = Certificates(files)
     look(certificates)
     first = certificates.context

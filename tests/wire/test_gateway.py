@@ -75,7 +75,7 @@ def gateway() -> Iterator[str]:
         with subprocess.Popen([program, server.target], stdin=pipe, stdout=pipe, text=True) as process:
             assert process.stdout is not None
             yield process.stdout.readline().strip()
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)
 
 
 def ask(
