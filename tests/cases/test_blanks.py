@@ -212,7 +212,9 @@ def test_the_results_of_the_others_stay_the_same_in_chunks_and_in_streams(
         )
         with stub_of(server.port) as stub:
             if method == "StreamRerank":
-                return [result for part in stub.StreamRerank(request, timeout=WAIT) for result in part.results]
+                return [
+                    result for part in stub.StreamRerank(request, timeout=WAIT) for result in part.results
+                ]
             whole = pb.RerankRequest.FromString(request.SerializeToString())
             return list(stub.Rerank(whole, timeout=WAIT).results)
 

@@ -98,7 +98,9 @@ def test_calls_go_around_a_server_that_is_not_ready(connect):
     client = connect(f"ipv4:{well.target},{ill.target}")
     made = count(1)
     # Those to the other were refused first, and none failed; the first to be connected has all until then.
-    wait_for(lambda: bool(client.rerank("query", ["document"]).results) and next(made) >= 10 and bool(ill.calls))
+    wait_for(
+        lambda: bool(client.rerank("query", ["document"]).results) and next(made) >= 10 and bool(ill.calls)
+    )
     assert len(well.calls) == next(made) - 1
     for server in (well, ill):
         server.stop()

@@ -26,8 +26,8 @@ from rerank_grpc.client import (
     State,
     Truncation,
     UnexpectedStatus,
+    core,
 )
-from rerank_grpc.client import core
 from rerank_grpc.errors import Cancelled, DeadlineExceeded
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, hang, health, reply, scored

@@ -34,7 +34,7 @@ from tests.support import WAIT, wait_for
 
 Code = grpc.StatusCode
 
-# Of a call that is to come so far and then to run out of time: on a busy machine it may take its time to come.
+# Of a call that is to come so far and then to run out of time, which a busy machine may let pass before.
 TIMES = 0.5, 3.0, 10.0
 SMALL = "x"
 # Four times what gRPC keeps for a retry by default.
@@ -159,8 +159,7 @@ def test_a_stream_that_was_admitted_forgets_the_refusal_before_it(client, server
         server.script.extend([full, one_then_hang])
         stream, admitted = client.stream_rerank("q", ["a"], timeout=seconds), []
         with pytest.raises(RerankError) as caught:
-            for result in stream:
-                admitted.append(result)
+            admitted.extend(stream)
         if admitted:
             break
     assert len(admitted) == 1

@@ -118,7 +118,12 @@ def test_a_rest_server_that_stops_answers_those_inside(held) -> None:
         asking = threading.Thread(target=lambda: replies.append(post(port, "/v1/rerank", BODY)))
         asking.start()
         runner.await_batch()
-        ending = threading.Thread(target=lambda: (until(lambda: refuses(port)), runner.let_all()))
+
+        def let_all_once_it_stops() -> None:
+            until(lambda: refuses(port))
+            runner.let_all()
+
+        ending = threading.Thread(target=let_all_once_it_stops)
         ending.start()
     for thread in (asking, ending):
         thread.join(WAIT)
@@ -294,7 +299,7 @@ def test_of_answers_that_nobody_reads_the_oldest_goes_where_their_bytes_are_too_
 
 
 def kept(kind: type) -> weakref.WeakSet[Any]:
-    """Finds the objects of a class that something still refers to; a later one may have the id of a former."""
+    """Finds the objects of a class that something still refers to; by id, a later one might be a former."""
     return weakref.WeakSet([found for found in gc.get_objects() if type(found) is kind])
 
 
