@@ -4,7 +4,7 @@ import http.client
 import http.server
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -81,23 +81,35 @@ class Proxy(http.server.BaseHTTPRequestHandler):
                     self.send_header(name, text)
             self.send_header("connection", "close")
             self.end_headers()
-            while piece := answer.read1(65_536):
-                self.wfile.write(piece)
+            self.write_body(answer)
+
+    def write_body(self, answer: http.client.HTTPResponse) -> None:
+        while piece := answer.read1(65_536):
+            self.wfile.write(piece)
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
 
 
-@pytest.fixture
-def proxied(site: Site) -> Iterator[str]:
-    """The site's URL behind a proxy."""
-    handler = type("Behind", (Proxy,), {"upstream": urlsplit(site.url).netloc})
+@contextmanager
+def proxy_of(site: Site, kind: type[Proxy] = Proxy) -> Iterator[str]:
+    """Runs a proxy before a site; yields its URL."""
+    handler = type("Behind", (kind,), {"upstream": urlsplit(site.url).netloc})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}{Proxy.path_before}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}{Proxy.path_before}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def proxied(site: Site) -> Iterator[str]:
+    """The site's URL behind a proxy."""
+    with proxy_of(site) as url:
+        yield url
 
 
 # Streams from a server; returns the status, and the flags of each envelope.

@@ -266,6 +266,7 @@ def test_a_server_that_goes_away_and_comes_back(page: "Page", troubles: Troubles
         assert len(rows(page)) == 2
         assert page.locator("#form .error:not(:empty)").count() == 0
         page.get_by_text("answers", exact=True).wait_for()
+        leave(page)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.rest.support import post, rest_server
 from tests.server.test_errors import details_of
-from tests.support import CountingRunner, request_of, serving, stub_of
+from tests.support import WAIT, CountingRunner, request_of, serving, stub_of
 
 BLANK = {
     "empty": "",
@@ -45,8 +45,8 @@ def call(server: RerankServer, method: str, query: str, documents: list[pb.Docum
     """Calls either method; returns the messages of its answer."""
     with stub_of(server.port) as stub:
         if method == "Rerank":
-            return [stub.Rerank(pb.RerankRequest(query=query, documents=documents), timeout=10)]
-        return list(stub.StreamRerank(pb.StreamRerankRequest(query=query, documents=documents), timeout=10))
+            return [stub.Rerank(pb.RerankRequest(query=query, documents=documents), timeout=WAIT)]
+        return list(stub.StreamRerank(pb.StreamRerankRequest(query=query, documents=documents), timeout=WAIT))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_blank_query_is_refused_as_an_empty_one_over_grpc(
 @pytest.mark.parametrize("kind", SEEN)
 def test_one_visible_character_is_a_query(server: RerankServer, kind: str) -> None:
     with stub_of(server.port) as stub:
-        assert len(stub.Rerank(request_of(SEEN[kind], "d"), timeout=10).results) == 1
+        assert len(stub.Rerank(request_of(SEEN[kind], "d"), timeout=WAIT).results) == 1
 
 
 @pytest.mark.case(24)
@@ -212,9 +212,11 @@ def test_the_results_of_the_others_stay_the_same_in_chunks_and_in_streams(
         )
         with stub_of(server.port) as stub:
             if method == "StreamRerank":
-                return [result for part in stub.StreamRerank(request, timeout=10) for result in part.results]
+                return [
+                    result for part in stub.StreamRerank(request, timeout=WAIT) for result in part.results
+                ]
             whole = pb.RerankRequest.FromString(request.SerializeToString())
-            return list(stub.Rerank(whole, timeout=10).results)
+            return list(stub.Rerank(whole, timeout=WAIT).results)
 
     with serving() as scoring:
         scored = {result.index: result for result in results(scoring)}

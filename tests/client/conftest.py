@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from rerank_grpc.client import AsyncClient, AsyncRerankStream, Client
+from rerank_grpc.client import AsyncClient, AsyncRerankStream, Client, here, unavailable
 from tests.client.scripted_server import ScriptedServer
+from tests.support import WAIT
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ("Client", "AsyncClient")
@@ -23,6 +24,13 @@ CLIENTS = ("Client", "AsyncClient")
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the processes that a test starts find the package."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives the looks at a server that does not answer time enough, also where the machine is busy."""
+    monkeypatch.setattr(unavailable, "PROBE_SECONDS", WAIT)
+    monkeypatch.setattr(here, "PROBE_SECONDS", WAIT)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from rerank_grpc.client import (
     InvalidRequest,
     ModelLoading,
     QueueFull,
+    RerankError,
     ServerUnavailable,
     ShuttingDown,
     State,
@@ -103,8 +105,7 @@ def test_a_full_queue_is_refused_with_its_delay_and_taken_after_it(connect):
         calls[0].start()
         runner.await_batch()
         calls[1].start()
-        while impatient.health().queue_tokens == 0:
-            pass
+        wait_for(lambda: impatient.health().queue_tokens > 0)
         with pytest.raises(QueueFull) as full:
             impatient.rerank("q", [text])
         assert full.value.retry_after is not None
@@ -124,6 +125,16 @@ def test_a_deadline_ends_a_call_that_waits_for_the_device(connect):
         runner.let_all()
 
 
+def refusal(client: Any, *request: Any, timeout: float) -> RerankError:
+    """Has a call fail by what the service says within its time, which a busy machine may let pass before."""
+    for _ in range(10):
+        with pytest.raises(RerankError) as caught:
+            client.rerank(*request, timeout=timeout)
+        if not isinstance(caught.value, DeadlineExceeded):
+            break
+    return caught.value
+
+
 @contextmanager
 def loading() -> Iterator[RerankServer]:
     """Runs a server whose model is being loaded until the end."""
@@ -141,8 +152,8 @@ def loading() -> Iterator[RerankServer]:
 def test_a_model_that_loads_longer_than_the_deadline_is_told_as_loading(connect, timeout):
     with loading() as service, ThreadPoolExecutor(5) as threads:
         client = connect(f"127.0.0.1:{service.port}")
-        calls = [threads.submit(client.rerank, "q", ["a"], timeout=timeout) for _ in range(5)]
-        failures = [call.exception(WAIT) for call in calls]
+        calls = [threads.submit(refusal, client, "q", ["a"], timeout=timeout) for _ in range(5)]
+        failures = [call.result(WAIT) for call in calls]
     assert [type(failure) for failure in failures] == [ModelLoading] * 5
     assert all(isinstance(failure, ModelLoading) and (failure.retry_after or 0) >= 1 for failure in failures)
 
@@ -152,9 +163,12 @@ def test_grpcs_own_retries_hand_over_that_a_model_is_loading():
     with (
         loading() as service,
         channel_of(service.port, ("grpc.service_config", service_config(3))) as channel,
-        pytest.raises(grpc.RpcError) as caught,
     ):
-        rerank_pb2_grpc.RerankServiceStub(channel).Rerank(request_of("q", "a"), timeout=0.5)
+        for _ in range(10):  # as `refusal` does
+            with pytest.raises(grpc.RpcError) as caught:
+                rerank_pb2_grpc.RerankServiceStub(channel).Rerank(request_of("q", "a"), timeout=0.5)
+            if caught.value.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                break
     message, trailers = details_of(caught.value)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert (delay_ms_of(message) or 0) >= 1000
@@ -172,10 +186,10 @@ def test_a_full_queue_is_told_as_full_where_the_deadline_is_shorter_than_its_del
         inside.append(threads.submit(client.rerank, "q", [f"1 {text}"]))
         wait_for(lambda: client.health().queue_tokens > 0)
         for timeout in (0.1, 0.3, 0.5):
-            with pytest.raises(QueueFull) as full:
-                client.rerank("q", [text], timeout=timeout)
-            assert full.value.retry_after is not None
-            assert full.value.retry_after >= 0.1
+            full = refusal(client, "q", [text], timeout=timeout)
+            assert isinstance(full, QueueFull)
+            assert full.retry_after is not None
+            assert full.retry_after >= 0.1
         runner.let_all()
         assert all(len(call.result(WAIT).results) == 1 for call in inside)
 

@@ -86,7 +86,7 @@ def test_a_server_that_is_full_has_its_calls_answered_by_another(connect, server
     servers[0].otherwise = fail(Code.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=60)
     client = connect(targets)
     for _ in range(10):
-        client.rerank("q", ["a"], timeout=5)
+        client.rerank("q", ["a"], timeout=20)
     assert [len(server.calls) for server in servers] == [1, 10]
 
 

@@ -15,7 +15,7 @@ import pytest
 from rerank_grpc.client import AsyncClient, Client, InternalError, Priority, QueueFull, Reason, RerankResponse
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, fail, hang, results, scored
-from tests.support import serving, wait_for
+from tests.support import WAIT, serving, wait_for
 
 KINDS = pytest.mark.parametrize("kind", [Client, AsyncClient])
 broken = fail(grpc.StatusCode.INTERNAL, "broken", reason=Reason.INTERNAL)
@@ -63,7 +63,7 @@ def test_responses_come_in_the_order_of_the_jobs_whatever_ends_first(kind, serve
     def step(request, _context):
         turns[request.query] += 1
         if request.query in ("0", "3"):  # the first job ends after the fourth has begun
-            both.wait(10)
+            both.wait(WAIT)
         return pb.RerankResponse(results=results(request), model=request.query)
 
     server.otherwise = step
@@ -167,7 +167,7 @@ def test_a_full_server_slows_the_jobs_down_and_fails_none(kind, server):
 @KINDS
 def test_a_job_waits_no_longer_than_its_deadline(kind, server):
     server.otherwise = fail(grpc.StatusCode.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=0.2)
-    (error,) = outcomes(kind, server.target, [("q", ["a"])], timeout=1)
+    (error,) = outcomes(kind, server.target, [("q", ["a"])], timeout=5)
     assert isinstance(error, QueueFull)
 
 
@@ -206,7 +206,7 @@ def test_leaving_ends_the_calls_inside(kind, server: ScriptedServer, leave):
 
     kept = read() if kind is Client else asyncio.run(read_async())
     gc.collect()
-    assert ended.wait(10)
+    assert ended.wait(WAIT)
     del kept
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from rerank_grpc.client import (
     PairTooLarge,
     QueueFull,
     Reason,
+    RerankError,
     ServerUnavailable,
     ShuttingDown,
     UnexpectedStatus,
@@ -26,10 +28,14 @@ from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire.status import Failure
 from tests.client import scripted_server
 from tests.client.scripted_server import fail, hang
+from tests.ports import free_port
 from tests.stubs import status_code
+from tests.support import WAIT, wait_for
 
 Code = grpc.StatusCode
 
+# Of a call that is to come so far and then to run out of time, which a busy machine may let pass before.
+TIMES = 0.5, 3.0, 10.0
 SMALL = "x"
 # Four times what gRPC keeps for a retry by default.
 LARGE = "x" * (1 << 20)
@@ -84,8 +90,11 @@ def test_a_negative_pushback_ends_the_attempts(client, server):
 def test_a_pushback_beyond_the_deadline_hides_why_the_attempt_failed(client, server):
     """Which no client can mend, so a server sends -1 instead: gRPC shows the last status alone."""
     server.otherwise = fail(Code.UNAVAILABLE, reason=Reason.MODEL_LOADING, pushback_ms=60_000)
-    with pytest.raises(DeadlineExceeded):
-        client.rerank("q", ["a"], timeout=0.3)
+    for seconds in TIMES:
+        with pytest.raises(DeadlineExceeded):
+            client.rerank("q", ["a"], timeout=seconds)
+        if server.calls:
+            break
     assert len(server.calls) == 1
 
 
@@ -99,8 +108,8 @@ def test_a_full_queue_is_tried_again_when_the_server_said_so(client, server, met
 
 def test_one_deadline_covers_all_attempts_and_the_waits_between_them(client, server):
     server.script.append(fail(Code.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=0.5))
-    client.rerank("q", ["a"], timeout=2)
-    assert server.calls[1].time_remaining < 1.6
+    client.rerank("q", ["a"], timeout=9)
+    assert server.calls[1].time_remaining < 8.6
 
 
 def test_a_queue_that_stays_full_is_tried_four_times(client, server):
@@ -111,18 +120,24 @@ def test_a_queue_that_stays_full_is_tried_four_times(client, server):
 
 
 def test_a_wait_that_the_deadline_does_not_allow_is_not_begun(client, server):
-    server.otherwise = fail(Code.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=10)
+    server.otherwise = fail(Code.RESOURCE_EXHAUSTED, reason=Reason.QUEUE_FULL, retry_after=40)
     with pytest.raises(QueueFull) as caught:
-        client.rerank("q", ["a"], timeout=5)
-    assert caught.value.retry_after == 10
+        client.rerank("q", ["a"], timeout=20)
+    assert caught.value.retry_after == 40
     assert len(server.calls) == 1
 
 
 @pytest.mark.parametrize("method", ["rerank", "stream_rerank"])
 def test_where_the_time_ends_after_a_refusal_the_refusal_is_raised(client, server, method):
-    server.script.extend([full, hang])
-    with pytest.raises(QueueFull) as caught:
-        list(getattr(client, method)("q", ["a"], timeout=0.5))
+    for seconds in TIMES:
+        del server.calls[:]
+        server.script.clear()
+        server.script.extend([full, hang])
+        with pytest.raises(RerankError) as caught:
+            list(getattr(client, method)("q", ["a"], timeout=seconds))
+        if len(server.calls) > 1:
+            break
+    assert isinstance(caught.value, QueueFull)
     assert caught.value.retry_after == 0.02
     assert status_code(caught.value.__cause__) is Code.DEADLINE_EXCEEDED
     assert len(server.calls) == 2
@@ -139,11 +154,16 @@ def test_a_stream_that_was_admitted_forgets_the_refusal_before_it(client, server
         yield pb.StreamRerankResponse(results=[pb.RerankResult()])
         hang(request, context)
 
-    server.script.extend([full, one_then_hang])
-    stream = client.stream_rerank("q", ["a"], timeout=0.5)
-    next(stream)
-    with pytest.raises(DeadlineExceeded):
-        next(stream)
+    for seconds in TIMES:
+        server.script.clear()
+        server.script.extend([full, one_then_hang])
+        stream, admitted = client.stream_rerank("q", ["a"], timeout=seconds), []
+        with pytest.raises(RerankError) as caught:
+            admitted.extend(stream)
+        if admitted:
+            break
+    assert len(admitted) == 1
+    assert isinstance(caught.value, DeadlineExceeded)
 
 
 @pytest.mark.parametrize(
@@ -199,35 +219,53 @@ def test_an_outage_costs_at_most_half_as_many_attempts_again(client, server):
     assert 200 < len(server.calls) <= 300
 
 
-def test_a_server_that_comes_back_is_found_again(client, server):
+@pytest.fixture
+def own_port(server):
+    """Has the server listen at a port that nobody gets by asking for any one while it is away."""
+    server.stop()
+    server.port = free_port()
+    server.start()
+
+
+@pytest.mark.usefixtures("own_port")
+def test_a_server_that_comes_back_is_found_again(connect, server):
+    client = connect(server.target)
     client.rerank("q", ["a"])
     server.stop()
     with pytest.raises(ServerUnavailable):
-        client.rerank("q", [LARGE], timeout=5)
+        client.rerank("q", [LARGE], timeout=20)
     server.start()
-    client.wait_until_ready(10)
+    client.wait_until_ready(WAIT)
     assert len(client.rerank("q", [LARGE]).results) == 1
 
 
+@pytest.mark.usefixtures("own_port")
 def test_a_client_may_be_there_before_its_server(connect, server):
     server.stop()
     client = connect(server.target)
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(client.wait_until_ready, 20)
+        waiting = threads.submit(client.wait_until_ready, WAIT)
         server.start()
-        assert waiting.result(20).version == "1.2.3"
+        assert waiting.result().version == "1.2.3"
 
 
 def test_calls_are_spread_over_the_replicas_and_survive_the_killing_of_one(connect, server, replica):
     """Kills one of two processes under load, with requests small and large: no call fails."""
-    client = connect(f"ipv4:{server.target},127.0.0.1:{replica.port}")
+    client, made = connect(f"ipv4:{server.target},127.0.0.1:{replica.port}"), count(1)
+    # Until both are connected, the first one has all calls.
+    wait_for(lambda: bool(client.rerank("q", [SMALL]).results) and next(made) > len(server.calls))
+    del server.calls[:]
     with ThreadPoolExecutor(8) as threads:
-        calls = [threads.submit(client.rerank, "q", [LARGE if n % 2 else SMALL]) for n in range(300)]
-        calls[100].result(30)
-        served_before = len(server.calls)
+
+        def calls(number):
+            return [threads.submit(client.rerank, "q", [LARGE if n % 2 else SMALL]) for n in range(number)]
+
+        assert all(len(call.result(30).results) == 1 for call in calls(100))
+        assert 10 < len(server.calls) < 95, "half of the calls went to the other replica"
+        under_way = calls(200)
+        under_way[20].result(30)
         replica.process.kill()
-        assert all(len(call.result(30).results) == 1 for call in calls)
-    assert 10 < served_before < 95, "half of the calls went to the other replica"
+        assert all(len(call.result(30).results) == 1 for call in under_way)
 
 
 class Replica:

@@ -212,8 +212,9 @@ def test_nobody_listening_and_no_such_name_are_told_as_before(secure: bool, conn
         connect("unix:/none/such.sock", **arguments).health()
 
 
-def test_a_server_is_looked_at_once_for_many_failed_calls(papers: Papers, serve: Serve):
+def test_a_server_is_looked_at_once_for_many_failed_calls(papers: Papers, serve: Serve, monkeypatch):
     """And each of them is told the reason."""
+    monkeypatch.setattr(unavailable, "BELIEVED_SECONDS", 600.0)
     server = serve("here", mutual=True)
     with Client(server.target, ca=papers.ca, retries=0) as client:
         for _ in range(3):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rerank_grpc.config.settings import RestSettings
+from rerank_grpc.http.server import HttpServer
 from rerank_grpc.rest.server import RestServer
 from rerank_grpc.telemetry.call_log import log_call
 from rerank_grpc.telemetry.records import CallTracer, Sink
@@ -88,11 +89,26 @@ def opened(stream: bytes) -> tuple[list[bytes], dict[str, Any]]:
 
 
 class Clock:
-    """The clock of asyncio's loops, which a test puts forward in place of waiting."""
+    """The clock of asyncio's loops, which a test puts forward in place of waiting.
+
+    Otherwise it stands, however long a busy machine takes for a step; a server that stops has it run on.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ahead = 0.0
-        monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _: time.monotonic() + self._ahead)
+        self._stands_at: float | None = time.monotonic()
+        stop = HttpServer.stop
+
+        def stop_in_time(server: HttpServer, *given: float) -> None:
+            self._stands_at = None
+            stop(server, *given)
+
+        monkeypatch.setattr(HttpServer, "stop", stop_in_time)
+        monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _: self._time())
+
+    def _time(self) -> float:
+        stands_at = self._stands_at
+        return self._ahead + (time.monotonic() if stands_at is None else stands_at)
 
     def pass_by(self, seconds: float, port: int) -> None:
         """Lets time pass, and the REST server at a port notice it and all that was sent before."""

@@ -8,6 +8,7 @@ import pytest
 from rerank_grpc.errors import QueueFull
 from rerank_grpc.rest import app, body
 from rerank_grpc.server.server import RerankServer
+from tests.rest.support import Clock as LoopClock
 from tests.rest.support import get, post, rest_server
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import HeldRunner
@@ -58,6 +59,7 @@ def test_stalled_bodies_lose_their_room_to_a_new_one(
     scripted: RerankServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body, "SAFE_SECONDS", 0.0)
+    LoopClock(monkeypatch)  # so that no body goes by its time
     stalled = HEAD + b"Content-Length: 310\r\n\r\n" + b" " * 309
     with rest_server(scripted.port) as port, contextlib.ExitStack() as ends:
         held = [ends.enter_context(connect(port, stalled)) for _ in range(11)]

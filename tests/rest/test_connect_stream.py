@@ -257,7 +257,7 @@ def test_the_deadline_ends_a_stream_that_has_begun() -> None:
     runner = HeldRunner()
     with serving(SMALL, runner=runner) as server, rest_server(server.port) as port:
         runner.let(1)
-        messages, end = opened(ask(port, LONG, connect_timeout_ms="1500").raw)
+        messages, end = opened(ask(port, LONG, connect_timeout_ms="6000").raw)
         assert (len(messages), end["error"]["code"]) == (1, "deadline_exceeded")
         assert "by Connect-Timeout-Ms" in end["error"]["message"]
 

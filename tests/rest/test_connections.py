@@ -11,7 +11,7 @@ import pytest
 from rerank_grpc.client import Client
 from rerank_grpc.rest import server as rest
 from rerank_grpc.server.server import RerankServer
-from tests.rest.support import HOST, get, post, read, rest_server
+from tests.rest.support import HOST, Clock, get, post, read, rest_server
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import WAIT, HeldRunner, wait_for
 
@@ -23,6 +23,7 @@ HEAD = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\n"
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rest, "MAX_CONNECTIONS", BOUND)
+    Clock(monkeypatch)  # so that no connection goes by its time
 
 
 @contextlib.contextmanager
@@ -81,7 +82,7 @@ def test_unread_answers_make_room_where_nothing_is_idle(scripted: RerankServer) 
 
     with rest_server(scripted.port) as port, holding(port, [script * 20] * BOUND):
         # At first the answers are being sent, which nothing may end.
-        wait_for(lambda: gets_in(port), 10)
+        wait_for(lambda: gets_in(port))
 
 
 def test_what_is_being_answered_is_never_closed(held: tuple[HeldRunner, RerankServer]) -> None:  # noqa: F811

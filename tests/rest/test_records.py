@@ -411,12 +411,14 @@ def test_bytes_that_are_no_request_are_recorded(rest: Told) -> None:
     assert CANARY not in repr(record)
 
 
-def test_a_body_that_comes_too_slowly_is_recorded(rest: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_comes_too_slowly_is_recorded(
+    scripted: RerankServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
-    with connect(rest.port, request(BODY)[:-1]) as slow:
-        clock.pass_by(NO_PROGRESS_SECONDS, rest.port)
+    with told(scripted.port) as rest, connect(rest.port, request(BODY)[:-1]) as slow:
+        clock.pass_by(NO_PROGRESS_SECONDS + 0.5, rest.port)
         assert slow.recv(65_536).startswith(b"HTTP/1.1 408 ")
-    record = rest.one()
+        record = rest.one()
     assert outcome(record) == ("rerank", "DEADLINE_EXCEEDED", None, 408)
     assert not record.left
 

@@ -201,6 +201,7 @@ def test_a_server_that_says_nothing_without_a_token_counts_as_well() -> None:
         server.stop()
 
 
+@pytest.mark.usefixtures("patient_probes")
 def test_a_target_that_is_loading_loses_its_turn_though_it_wants_a_token(
     loading: Loading, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from rerank_grpc.rest.target import PROBE_SECONDS
 from rerank_grpc.v1 import rerank_pb2 as pb
-from tests.client.scripted_server import Call, ScriptedServer, reply, scored
+from tests.client.scripted_server import Call, ScriptedServer, hang, reply, scored
 from tests.rest.support import get, post, rest_server
-from tests.support import WAIT
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -119,23 +119,25 @@ def test_the_batch_forms_two_calls_share_one_deadline() -> None:
         threading.Event().wait(0.6)
         return scored(request)
 
-    ended = threading.Event()
     server = ScriptedServer()
     server.start()
     body = {**SUPERSET, "batch_size": 8}
     try:
         with rest_server(server.port) as port:
             server.script.append(slow)
-            assert post(port, "/rerank", body, x_request_timeout="10").status == 200
+            assert post(port, "/rerank", body, x_request_timeout="30").status == 200
             first, second = server.calls
             assert (first.method, second.method) == ("Rerank", "ListModels")
-            assert second.time_remaining < first.time_remaining - 0.5
+            assert PROBE_SECONDS < second.time_remaining < first.time_remaining - 0.5
             # The scores are there: the device's name is not worth more time than the caller has.
-            server.script += [slow, lambda *_: ended.wait(WAIT) and None]
-            late = post(port, "/rerank", body, x_request_timeout="2")
+            for seconds in ("2", "10"):  # the scores may be late where the machine is busy
+                server.script.clear()
+                server.script += [slow, hang]
+                late = post(port, "/rerank", body, x_request_timeout=seconds)
+                if late.status != 504:
+                    break
             assert (late.status, late.json["device"], len(late.json["results"])) == (200, "", 3)
     finally:
-        ended.set()
         server.stop()
 
 

@@ -88,6 +88,9 @@ def test_no_path_that_tells_something_is_hidden(port: int) -> None:
     ],
 )
 def test_a_long_path_costs_nothing(port: int, path: str) -> None:
-    begin = time.process_time()
-    assert post(port, path, BODY).status == (200 if path.endswith("rerank") else 404)
-    assert time.process_time() - begin < 1
+    costs = []
+    for _ in range(2):  # a full collection of Python's may come between, and take a second
+        begin = time.process_time()
+        assert post(port, path, BODY).status == (200 if path.endswith("rerank") else 404)
+        costs.append(time.process_time() - begin)
+    assert min(costs) < 1

@@ -16,8 +16,8 @@ import pytest
 from rerank_grpc.server.server import RerankServer
 from tests.command import environment, run
 from tests.rest.support import HOST, Reply, get, post
-from tests.rest.test_rest_connections import BODY, restarted, until
-from tests.support import WAIT, CountingRunner, serving
+from tests.rest.test_rest_connections import BODY, restartable, restarted, until
+from tests.support import WAIT, CountingRunner
 
 
 class Process:
@@ -115,14 +115,14 @@ def test_more_idle_callers_than_it_has_files_lock_nobody_out(scripted: RerankSer
 
 def test_a_process_of_its_own_outlives_a_restart_of_the_server() -> None:
     runner = CountingRunner()
-    with serving(runner=runner) as server:
+    with restartable(runner) as server:
         process = Process(f"{HOST}:{server.port}")
         try:
             assert post(process.port, "/v1/rerank", BODY).status == 200
             server.stop(1)
             assert get(process.port, "/health").status == 503
             again = restarted(server, runner)
-            until(lambda: post(process.port, "/v1/rerank", BODY).status == 200, 10)
+            until(lambda: post(process.port, "/v1/rerank", BODY).status == 200)
             again.stop(1)
         finally:
             assert process.stop() == 0

@@ -64,10 +64,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_what_is_no_list_of_pairs_is_refused_at_once(case: str) -> None:
-    begin = time.process_time()
-    with pytest.raises(InvalidRequest):
-        TEXT_PAIRS.decode({"text_pairs": HOSTILE[case]}, POSTED)
-    assert time.process_time() - begin < 1
+    costs = []
+    for _ in range(2):  # a full collection of Python's may come between, and take a second
+        begin = time.process_time()
+        with pytest.raises(InvalidRequest):
+            TEXT_PAIRS.decode({"text_pairs": HOSTILE[case]}, POSTED)
+        costs.append(time.process_time() - begin)
+    assert min(costs) < 1
 
 
 def test_a_lone_surrogate_of_a_literals_escapes_is_refused_as_what_cannot_be_read(port: int) -> None:

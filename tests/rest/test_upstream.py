@@ -121,6 +121,7 @@ def test_callers_who_leave_leave_room_for_others(monkeypatch: pytest.MonkeyPatch
         server.stop()
 
 
+@pytest.mark.usefixtures("patient_probes")
 def test_90_probes_at_once_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     let, came = threading.Event(), list[Upstream]()
     own_health = Upstream.own_health

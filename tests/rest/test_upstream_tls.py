@@ -12,11 +12,12 @@ from typing import Any
 import grpc
 import pytest
 
+from rerank_grpc.client import unavailable
 from rerank_grpc.tls.channel import TlsSources
 from tests.authority import HERE, Authority, Issued
 from tests.client.scripted_server import ScriptedServer, scored
 from tests.rest.support import post, rest_server
-from tests.support import wait_for
+from tests.support import WAIT, wait_for
 
 CALL = {"query": "q", "documents": ["a"]}
 
@@ -100,8 +101,9 @@ def test_a_broken_file_leaves_what_was_in_force(
 
 
 def test_the_log_says_why_a_server_is_away_and_callers_are_not_told(
-    authorities: tuple[Authority, Authority], server: ScriptedServer, caplog
+    authorities: tuple[Authority, Authority], server: ScriptedServer, caplog, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(unavailable, "PROBE_SECONDS", WAIT)
     sources = TlsSources(authorities[1].cert).held()
     with rest_server(server.port, upstream_tls=sources) as port:
         reply = post(port, "/v1/rerank", CALL)

@@ -159,11 +159,11 @@ def traced(
     server.start()
     rest.start()
     try:
-        assert not until_loaded or server.wait_until_loaded(WAIT)
+        assert not until_loaded or server.wait_until_loaded(60)
         yield Traced(server, rest.port)
     finally:
         if isinstance(runner, HeldRunner):
             runner.let_all()
         rest.stop(5)
         server.stop(5)
-        traces.close()
+        traces.close(WAIT)  # a busy machine may take longer than a server that ends does

@@ -26,6 +26,7 @@ from rerank_grpc.telemetry.records import CallRecord
 from rerank_grpc.telemetry.traces import WallClock, is_state, make_traces
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.command import environment, run
+from tests.ports import free_port
 from tests.rest.support import get, post
 from tests.support import (
     WAIT,
@@ -281,7 +282,7 @@ def test_a_call_that_is_late_or_cancelled_breaks_the_stage_that_it_was_in():
         traced(make_traces(receiver.endpoint), runner=runner) as system,
         stub_of(system.server.port) as stub,
     ):
-        late = stub.Rerank.future(request_of(CANARY, "late"), timeout=0.3)
+        late = stub.Rerank.future(request_of(CANARY, "late"), timeout=3)  # so that it reaches the device
         runner.await_batch()
         cancelled = stub.Rerank.future(request_of(CANARY, "cancelled"))
         wait_for(lambda: loaded_in(system.server).engine.queued_tokens > 0)
@@ -375,8 +376,8 @@ def test_a_collector_that_comes_back_gets_spans_and_a_line(
 ):
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-    with receiving() as before:
-        endpoint, port = before.endpoint, before.port
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
     with traced(make_traces(endpoint)) as system, stub_of(system.server.port) as stub:
         stub.Rerank(request_of("q", "d"))
         wait_for(lambda: bool(warnings_of(caplog)))
@@ -430,7 +431,7 @@ def test_the_service_is_named_unless_the_variables_name_it(monkeypatch: pytest.M
     with receiving() as receiver:
         traces = make_traces(receiver.endpoint)
         traces.call(CallRecord("Rerank", CallIds()))
-        traces.close()
+        traces.close(WAIT)
     assert receiver.resource["service.name"] == "rerank-grpc"
     assert receiver.resource["service.version"] == __version__
     monkeypatch.setenv("OTEL_SERVICE_NAME", "search")
@@ -439,7 +440,7 @@ def test_the_service_is_named_unless_the_variables_name_it(monkeypatch: pytest.M
     with receiving() as receiver:
         traces = make_traces(receiver.endpoint)
         traces.call(CallRecord("Rerank", CallIds()))
-        traces.close()
+        traces.close(WAIT)
     assert receiver.resource["service.name"] == "search"
     assert receiver.resource["deployment.environment.name"] == "test"
     assert receiver.metadata[0]["api-key"] == "abc"
@@ -613,7 +614,7 @@ def test_a_state_of_another_form_is_left_out_and_not_logged(caplog: pytest.LogCa
     with receiving() as receiver:
         traces = make_traces(receiver.endpoint)
         traces.call(CallRecord("Rerank", CallIds("", TRACEPARENT, f"{CANARY} of no form"), seconds=0.1))
-        traces.close()
+        traces.close(WAIT)
     assert receiver.one(RPC).trace_state == ""
     assert receiver.one(RPC).trace_id.hex() == TRACE_ID
     assert CANARY not in caplog.text
@@ -633,4 +634,4 @@ def test_the_clock_tells_the_time_of_day_and_never_takes_two_moments_for_another
 def test_the_clock_follows_when_somebody_sets_the_time(monkeypatch: pytest.MonkeyPatch):
     clock, hour = WallClock(), 3_600_000_000_000
     monkeypatch.setattr("rerank_grpc.telemetry.traces.time_ns", lambda: time.time_ns() + hour)
-    assert clock.nanoseconds(time.monotonic()) - time.time_ns() == pytest.approx(hour, abs=1e9)
+    assert clock.nanoseconds(time.monotonic()) - time.time_ns() == pytest.approx(hour, abs=60e9)
