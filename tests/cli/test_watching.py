@@ -184,9 +184,7 @@ def test_the_rest_server_alone_has_a_registry_of_its_own(server: Served) -> None
 def test_a_scrape_is_answered_while_models_load() -> None:
     port = free_port()
     command = [sys.executable, "-c", HELD, *SERVE, "--metrics-port", str(port)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
     assert process.stdin is not None
 
     def state(name: str) -> bool:
