@@ -1,4 +1,4 @@
-"""Notes which pairs the workers of a command score, and holds one: Python imports this first where it is found."""
+"""Notes which pairs the workers of a command score, and holds one: Python imports this first where it is."""
 
 import itertools
 import os
