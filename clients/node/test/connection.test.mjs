@@ -30,7 +30,9 @@ async function failure(target, options = {}) {
 }
 
 async function tlsProblem(server, options) {
-  const error = await failure(server.target, options);
+  let error = await failure(server.target, options);
+  // A look ends after two seconds, which a busy machine may take for itself, but not every time.
+  for (let times = 0; times < 3 && !(error instanceof TlsError); times++) error = await failure(server.target, options);
   assert.ok(error instanceof TlsError, `${error}`);
   assert.ok(error instanceof ServerUnavailable);
   assert.ok(error.message.startsWith(`${server.target}: `) && !error.message.includes("\n"), error.message);
