@@ -28,6 +28,7 @@ from rerank_grpc.cli.logs import (
     json_formatter,
     people_formatter,
 )
+from rerank_grpc.client import Client, RerankError
 from tests.command import environment, run
 from tests.support import WAIT, wait_for
 
@@ -478,8 +479,10 @@ def test_a_server_says_when_it_begins_to_refuse_and_at_its_end_how_many_it_has()
     assert start["event"] == "starting"
     assert start["models"] == list(serving["models"]) == ["embedded", "x"]
     target = serving["grpc"]
-    for _ in range(2):
-        assert run("rerank", "--target", target, "--model", "x", "canary", "-", stdin="canary\n").returncode
+    with Client(target) as client:  # by one process: ten seconds between two refusals would end the first
+        for _ in range(2):
+            with pytest.raises(RerankError):
+                client.rerank("canary", ["canary"], model="x")
     told = ended(process)
     (begin,) = [line for line in told if line["event"] == "refusing"]
     (end,) = [line for line in told if line["event"] == "refusing_ended"]
