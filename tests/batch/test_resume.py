@@ -26,16 +26,21 @@ def entries(output):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def kill_after(process, output, blocks, within=0.0, seconds=60.0):
+    """Kills the command once it has so many blocks, or a moment later; False if it was finished before."""
+    wait_for(lambda: process.poll() is not None or entries(output) >= blocks, seconds)
+    if within and process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(within)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
 def killed_after(blocks, source, output, model, *, within=0.0, counted=None):
     """Starts the command, and kills it once it has so many blocks, or a moment later."""
     # Three more may be scored meanwhile, and never all.
     process = begin(source, output, model, *BLOCK, counted=counted, most=blocks + 3 - entries(output))
-    wait_for(lambda: process.poll() is not None or entries(output) >= blocks, 60)
-    if within:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(within)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert kill_after(process, output, blocks, within)
 
 
 def test_kills_at_random_moments_cost_no_more_than_the_last_block(tmp_path, source, whole, model):
