@@ -100,6 +100,7 @@ def test_failures_are_counted_by_their_reason():
     assert figures.answered == 21
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_call_without_an_answer_ends_with_its_deadline():
     with fixed_service(5.0) as (target, _):
         record = over_grpc(
