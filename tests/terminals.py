@@ -187,7 +187,13 @@ class Terminal:
         return status
 
     def is_restored(self) -> bool:
-        """Tells whether the terminal is as it was: its modes, its screen and its cursor."""
-        restored = termios.tcgetattr(self._theirs) == self.before
+        """Waits until the terminal is as it was, and tells so: its modes, its screen and its cursor."""
+        # A program that goes on may be about it: the screen comes first, the modes behind it.
+        wait_for(lambda: termios.tcgetattr(self._theirs) == self.before)
         wait_for(lambda: not self.drawn.alternate and self.drawn.cursor)
-        return restored
+        return True
+
+    def await_stop(self) -> None:
+        """Waits until the program has stopped, as a job does: SIGCONT before that would be lost."""
+        how = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        wait_for(lambda: os.waitid(os.P_PID, self.process.pid, how) is not None)

@@ -187,8 +187,8 @@ def test_a_server_that_never_gets_ready_is_ended(monkeypatch: pytest.MonkeyPatch
     program.write_text("#!/bin/sh\necho at $HOME >&2\nexec sleep 60\n")
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(starting, "SECONDS", 0.5)
-    with pytest.raises(SystemExit, match=f"none within 0.5 s: at {tmp_path / 'home'}"):
+    monkeypatch.setattr(starting, "SECONDS", 5)
+    with pytest.raises(SystemExit, match=f"none within 5 s: at {tmp_path / 'home'}"):
         starting.start("embedded", tmp_path / "home")
 
 

@@ -39,6 +39,6 @@ def test_blank_texts_are_collected_once() -> None:
 
 def test_the_longest_blank_texts_take_no_time_to_speak_of() -> None:
     documents = [Document("\u200b" * LIMITS.characters)] * 28  # as many as fit a message
-    started = time.process_time()
+    started = time.thread_time()  # not the process's: other tests' threads may end late
     assert len(blank_texts(documents)) == 1
-    assert time.process_time() - started < 2
+    assert time.thread_time() - started < 2

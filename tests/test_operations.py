@@ -166,7 +166,7 @@ def test_a_server_of_a_block_answers_health_and_ends_by_sigterm(server, folder, 
             cwd=folder, stderr=output, env=environment(PYTHONPATH=str(ROOT)),
         )  # fmt: skip
     try:
-        wait_for(lambda: "Ctrl-C stops it." in log.read_text() or process.poll() is not None)
+        wait_for(lambda: "Ctrl-C stops it." in log.read_text() or process.poll() is not None, 60)
         (port,) = re.findall(r"serves REST at http://127\.0\.0\.1:(\d+)", log.read_text())
         asked = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
         asked.request("GET", "/health")

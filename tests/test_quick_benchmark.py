@@ -69,7 +69,7 @@ def test_a_refused_call_ends_the_run():
 def test_a_trial_measures_both_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(metrics_cost, "SCRAPE_SECONDS", 0.1)
-    found = metrics_cost.measure("tiny", 2, 0.3)
+    found = metrics_cost.measure("tiny", 2, 1.0)
     for samples in (found["p50_ms"], found["calls_per_second"]):
         assert [len(samples[side]) for side in ("on", "off")] == [2, 2]
         assert min(samples["on"] + samples["off"]) > 0

@@ -29,7 +29,7 @@ REQUEST = RerankRequest("q", [Document("a", id="1"), Document("b", id="2"), Docu
 def reranking(settings: ServerSettings, runner: CountingRunner) -> Iterator[Reranker]:
     reranker = build_reranker(settings, ScriptedLoader(runner, settings.engine))
     reranker.registry.start()
-    assert reranker.registry.wait_until_loaded(10)
+    assert reranker.registry.wait_until_loaded(60)
     yield reranker
     reranker.registry.close()
 

@@ -184,7 +184,7 @@ func TestAnAttemptThatRunsOutOfTimeLeavesTheRefusalBeforeIt(t *testing.T) {
 		}
 		return answer(ctx, call)
 	}
-	_, err := client(t, server.serve(t), WithTimeout(2*time.Second)).Rerank(background, question)
+	_, err := client(t, server.serve(t), WithTimeout(5*time.Second)).Rerank(background, question)
 	if !errors.Is(err, QueueFull) || server.count() != 2 {
 		t.Errorf("%v after %d attempts", err, server.count())
 	}

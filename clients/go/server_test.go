@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -34,6 +35,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	lookTime = 20 * time.Second // for a server that a busy machine lets wait
 	os.Exit(func() int {
 		var err error
 		if folder, err = os.MkdirTemp("", "rerank-go"); err != nil {

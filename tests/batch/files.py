@@ -49,9 +49,13 @@ def arguments(source, output, model, *more):
     ]
 
 
-def variables(counted=None):
+def variables(counted=None, most=None):
     found = {"PYTHONPATH": f"{COUNTING}:{ROOT}"}
-    return environment(**found, **({"COUNT_SCORED": str(counted)} if counted else {}))
+    if counted:
+        found["COUNT_SCORED"] = str(counted)
+    if most:
+        found["MOST_SCORED"] = str(most)
+    return environment(**found)
 
 
 def rerank(source, output, model, *more, counted=None, timeout=100):
@@ -65,11 +69,11 @@ def rerank(source, output, model, *more, counted=None, timeout=100):
     )
 
 
-def begin(source, output, model, *more, counted=None):
-    """Starts the command."""
+def begin(source, output, model, *more, counted=None, most=None):
+    """Starts the command; with `most`, its worker stands still before a further block, and it never ends."""
     return subprocess.Popen(
         arguments(source, output, model, *more),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=variables(counted),
+        env=variables(counted, most),
     )

@@ -140,7 +140,7 @@ def test_a_terminal_gets_one_line_that_is_renewed(source, tmp_path, model):
     options = ["--device", "cpu", "--block-pairs", "50", "--max-batch-tokens", "256"]
     with Terminal(80, 12, "batch", *where, *options) as terminal:
         terminal.wait_for(r"[\d,]+ pairs of 400 rows, in ")
-        assert terminal.process.wait(20) == 0
+        assert terminal.end() == 0
         assert b"\r" in terminal.raw
         assert not terminal.drawn.wrapped
         assert sum("pairs of" in text for text in terminal.lines) == 1
@@ -195,10 +195,10 @@ def test_ctrl_c_ends_the_command_and_its_worker_and_the_next_start_goes_on(tmp_p
     # Where these tests run behind a shell they ignore the signal, and what they start would, too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        process = begin(source, output, model, *BLOCK)
+        process = begin(source, output, model, *BLOCK, most=4)
     finally:
         signal.signal(signal.SIGINT, before)
-    wait_for(lambda: entries(output) >= 2)
+    wait_for(lambda: entries(output) >= 2, 60)
     (worker,) = children(process.pid)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130

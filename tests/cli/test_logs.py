@@ -28,6 +28,7 @@ from rerank_grpc.cli.logs import (
     json_formatter,
     people_formatter,
 )
+from rerank_grpc.client import Client, RerankError
 from tests.command import environment, run
 from tests.support import WAIT, wait_for
 
@@ -76,7 +77,7 @@ def hung() -> Iterator[Hung]:
 
 def test_a_line_is_written_soon_without_being_asked_for(log: logging.Logger, stream: io.StringIO):
     log.info("one %s", "line")
-    wait_for(lambda: bool(stream.getvalue()), seconds=2)
+    wait_for(lambda: bool(stream.getvalue()))
     assert stream.getvalue() == "one line\n"
 
 
@@ -251,7 +252,7 @@ def test_a_reader_that_has_gone_or_a_full_disk_ends_no_thread(error: OSError):
     log = logger_of(handler)
     for turn in range(3):
         log.warning("line %d", turn)
-        wait_for(lambda: len(written) > turn, seconds=2)  # noqa: B023
+        wait_for(lambda: len(written) > turn)  # noqa: B023
     handler.close()
     assert written == ["line 0\n", "line 1\n", "line 2\n"]
     assert handler.dropped == 2
@@ -428,11 +429,11 @@ def serve(
     )
 
 
-def until_serving(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """Reads the lines of a server until it serves."""
+def until(process: subprocess.Popen[str], event: str = "serving") -> list[dict[str, Any]]:
+    """Reads the lines of a server until one tells of an event: that it serves, where none is named."""
     assert process.stderr is not None
     told = list[dict[str, Any]]()
-    while not told or told[-1]["event"] != "serving":
+    while not told or told[-1]["event"] != event:
         told.append(json.loads(process.stderr.readline()))
     return told
 
@@ -443,15 +444,16 @@ def ended(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
     assert process.stderr is not None
     with process.stderr as lines:
         told = [json.loads(line) for line in lines]
-    assert process.wait(WAIT) == 0
+    assert process.wait(60) == 0
     return told
 
 
 def test_without_a_terminal_all_that_a_server_writes_is_json_from_its_start_to_its_end():
     process = serve("--host", "0.0.0.0", "--rest-host", "127.0.0.1")
-    told = until_serving(process)
+    told = until(process)
     target = told[-1]["grpc"].replace("0.0.0.0", "127.0.0.1")
     assert run("rerank", "--target", target, "canary", "-", stdin="canary\n").returncode == 0
+    told += until(process, "call")  # which is told behind the answer
     told += ended(process)
     assert "canary" not in str(told)
     events = [line["event"] for line in told]
@@ -473,12 +475,14 @@ def test_without_a_terminal_all_that_a_server_writes_is_json_from_its_start_to_i
 
 def test_a_server_says_when_it_begins_to_refuse_and_at_its_end_how_many_it_has():
     process = serve("--lazy-model", "x=no/such/dir", HF_HUB_OFFLINE="1")
-    start, *_, serving = until_serving(process)
+    start, *_, serving = until(process)
     assert start["event"] == "starting"
     assert start["models"] == list(serving["models"]) == ["embedded", "x"]
     target = serving["grpc"]
-    for _ in range(2):
-        assert run("rerank", "--target", target, "--model", "x", "canary", "-", stdin="canary\n").returncode
+    with Client(target) as client:  # by one process: ten seconds between two refusals would end the first
+        for _ in range(2):
+            with pytest.raises(RerankError):
+                client.rerank("canary", ["canary"], model="x")
     told = ended(process)
     (begin,) = [line for line in told if line["event"] == "refusing"]
     (end,) = [line for line in told if line["event"] == "refusing_ended"]
@@ -530,7 +534,7 @@ def test_a_terminal_gets_lines_for_people_unless_it_asks_for_json(
 def test_rest_alone_tells_its_start_and_its_notes_by_names():
     hosts = ("--rest-host", "0.0.0.0", "--metrics-host", "0.0.0.0")
     process = serve("--target", "127.0.0.1:1", *hosts, command="rest")
-    start, *_, serving = until_serving(process)
+    start, *_, serving = until(process)
     told = ended(process)
     assert start["event"] == "starting"
     assert start["targets"] == serving["targets"] == ["127.0.0.1:1"]
@@ -554,7 +558,7 @@ handler.close()
 
     def events(level: str) -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-c", code % level], capture_output=True, text=True, timeout=WAIT, check=True
+            [sys.executable, "-c", code % level], capture_output=True, text=True, timeout=60, check=True
         )
         return [json.loads(line)["event"] for line in done.stdout.splitlines()]
 
@@ -589,7 +593,7 @@ handler.close()
 """
     environment = os.environ | {"NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT, env=environment
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
@@ -610,7 +614,7 @@ thread.join()
 process.log.close()
 """
     done = subprocess.run(
-        [sys.executable, "-c", code % form], capture_output=True, text=True, timeout=WAIT, env=environment()
+        [sys.executable, "-c", code % form], capture_output=True, text=True, timeout=60, env=environment()
     )
     (line,) = done.stderr.splitlines()
     assert "the thread worker has failed: ValueError at " in line

@@ -234,7 +234,7 @@ def rest_alone(*arguments: str, **variables: str) -> Iterator[tuple[str, list[st
     reader = threading.Thread(target=lambda: said.extend(process.stderr or ()))
     reader.start()
     try:
-        wait_for(lambda: any("serves REST at" in line for line in said))
+        wait_for(lambda: any("serves REST at" in line for line in said), seconds=60)
         (line,) = (line for line in said if "serves REST at" in line)
         yield line.split()[5].rstrip(","), said
     finally:
@@ -270,5 +270,7 @@ def test_rest_alone_reads_its_callers_tokens_and_its_own_again(tokens: Path, tmp
         wait_for(lambda: status_of(url, "/v1/models", OLD)[0] == 401)
         wait_for(lambda: status_of(url, "/health")[1].get("model") == "embedded")
         wait_for(lambda: any("the token for the servers was read again" in line for line in said))
+        # Which of the two files was read again first, is open.
+        wait_for(lambda: any("tokens read again: " in line for line in said))
         assert sum("tokens read again: 1 (1 new, 1 gone)" in line for line in said) == 1
         assert "canary" not in "".join(said)

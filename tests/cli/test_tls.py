@@ -14,6 +14,7 @@ from grpc_health.v1.health import HealthServicer
 
 from rerank_grpc.cli import main
 from rerank_grpc.cli.parser import parse
+from rerank_grpc.client import core, unavailable
 from rerank_grpc.config.options import OptionError
 from rerank_grpc.config.reading import read_client_settings, read_rest_settings
 from rerank_grpc.v1 import rerank_pb2 as pb
@@ -34,6 +35,13 @@ class Paper:
         self.old = tuple(map(str, ca.issue("old", *HERE, begins=-2, ends=-1)))
         self.alice = tuple(map(str, ca.issue("alice", "DNS:alice")))
         self.eve = tuple(map(str, other.issue("eve", "DNS:eve")))
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a look for the reason of a failure last longer than a pause of a busy machine."""
+    monkeypatch.setattr(core, "LOOK_SECONDS", 30.0)
+    monkeypatch.setattr(unavailable, "PROBE_SECONDS", 30.0)
 
 
 @pytest.fixture(scope="module")

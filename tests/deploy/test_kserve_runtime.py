@@ -195,7 +195,7 @@ def test_with_a_model_where_kserve_puts_it_the_command_answers_the_probe_and_kse
     try:
         with channel_of(port) as channel:
             asked = health_pb2.HealthCheckRequest(service=container["readinessProbe"]["grpc"]["service"])
-            answer = HealthStub(channel).Check(asked, timeout=10)
+            answer = HealthStub(channel).Check(asked, timeout=30)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
             request = pb.ModelInferRequest(
                 model_name="reranker",

@@ -175,7 +175,8 @@ def load(target: str, url: str, rest: int) -> Iterator[None]:
 
         def call(request: pb.RerankRequest) -> None:
             with contextlib.suppress(grpc.RpcError):
-                stub.Rerank(request, timeout=3)
+                # A large one takes seconds, and of a busy machine more; some have to be answered.
+                stub.Rerank(request, timeout=30)
 
         def post(at: int) -> None:
             ask(at, "/v1/rerank", json.dumps({"query": "query", "documents": texts()}))

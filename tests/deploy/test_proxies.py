@@ -28,9 +28,9 @@ from tests.client.scripted_server import ScriptedServer, fail, hang, streamed
 from tests.command import Served
 from tests.deploy.files import read_yaml
 from tests.deploy.proxies import ENVOY, HAPROXY, HOST, KINDS, NGINX, proxy
-from tests.ports import refusing_port
+from tests.ports import free_port, refusing_port
 from tests.stubs import status_code
-from tests.support import HeldRunner, request_of, serving, stub_of, wait_for
+from tests.support import WAIT, HeldRunner, request_of, serving, stub_of, wait_for
 
 Code = grpc.StatusCode
 CALLERS = 16
@@ -50,7 +50,8 @@ def scripted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[S
 @contextlib.contextmanager
 def pair(kind: str, folder: Path) -> Iterator[tuple[list[Served], int]]:
     """Runs a proxy before two processes of the real command; `restart` finds their ports again."""
-    servers = [Served() for _ in range(2)]
+    # A server that is restarted finds its port free: the kernel gives those to nobody who asks for any.
+    servers = [Served("--port", str(free_port())) for _ in range(2)]
     try:
         with proxy(kind, [port_of(server) for server in servers], folder) as port:
             yield servers, port
@@ -131,7 +132,7 @@ def test_a_refusal_with_a_pushback_reaches_the_caller_and_no_proxy_tries_again(s
     server, port = scripted
     server.otherwise = fail(code, reason=Reason.QUEUE_FULL, retry_after=7, pushback_ms=7_000)
     with stub_of(port) as stub, pytest.raises(grpc.RpcError) as refused:
-        stub.Rerank(request_of("query", "document"), timeout=10)
+        stub.Rerank(request_of("query", "document"), timeout=60)
     assert status_code(refused.value) is code
     trailers: Any = refused.value.trailing_metadata()
     assert dict(trailers)[PUSHBACK_KEY] == "7000"
@@ -143,9 +144,9 @@ def test_the_deadline_and_metadata_reach_the_server(scripted):
     large = "x" * 6_000  # of the 8 KiB that gRPC takes without a word
     with stub_of(port) as stub:
         stub.Rerank(
-            request_of("query"), timeout=5, metadata=(("authorization", "Bearer s"), ("x-large", large))
+            request_of("query"), timeout=60, metadata=(("authorization", "Bearer s"), ("x-large", large))
         )
-    assert 3 < server.calls[0].time_remaining <= 5
+    assert 30 < server.calls[0].time_remaining <= 60
     assert server.calls[0].metadata["authorization"] == "Bearer s"
     assert server.calls[0].metadata["x-large"] == large
 
@@ -161,9 +162,9 @@ def test_a_caller_who_leaves_ends_the_call_at_the_server(scripted):
     server.otherwise = wait
     with stub_of(port) as stub:
         call = stub.Rerank.future(request_of("query"))
-        assert server.called.wait(10)
+        assert server.called.wait(WAIT)
         call.cancel()
-        assert gone.wait(10)
+        assert gone.wait(WAIT)
 
 
 def test_results_of_a_stream_come_while_the_rest_is_computed(scripted):
@@ -173,7 +174,7 @@ def test_results_of_a_stream_come_while_the_rest_is_computed(scripted):
     def one_by_one(request, context):
         for message in streamed(request):
             yield message
-            assert first_read.wait(10)
+            assert first_read.wait(WAIT)
 
     server.otherwise = one_by_one
     with Client(f"{HOST}:{port}") as client:
@@ -199,7 +200,7 @@ def test_a_request_above_the_limit_is_refused_once(kind, tmp_path):
         server = stack.enter_context(serving())
         stub = stack.enter_context(stub_of(stack.enter_context(proxy(kind, [server.port], tmp_path))))
         with pytest.raises(grpc.RpcError) as refused:
-            stub.Rerank(request_of("query", "x" * (9 << 20)), timeout=20)
+            stub.Rerank(request_of("query", "x" * (9 << 20)), timeout=60)
     told = {Code.RESOURCE_EXHAUSTED} if kind == "nginx" else {Code.RESOURCE_EXHAUSTED, Code.CANCELLED}
     assert status_code(refused.value) in told
 
@@ -211,7 +212,7 @@ def test_without_a_server_a_call_is_unavailable_in_grpcs_own_form(kind, tmp_path
         port = stack.enter_context(proxy(kind, [nobody], tmp_path))
         client = stack.enter_context(Client(f"{HOST}:{port}", retries=0))
         with pytest.raises(ServerUnavailable, match="no server takes the call"):
-            client.rerank("query", ["document"], timeout=10)
+            client.rerank("query", ["document"], timeout=60)
 
 
 @BOTH
@@ -228,7 +229,7 @@ def test_a_server_that_is_full_says_so_to_the_caller(kind, tmp_path):
             client.rerank("query", ["one too many"])
         assert refused.value.retry_after
         held.let_all()
-        inside.result(timeout=10)
+        inside.result(timeout=WAIT)
 
 
 def test_haproxy_gives_no_call_to_a_server_that_does_not_serve(tmp_path):
@@ -262,14 +263,14 @@ def test_haproxy_leaves_a_draining_server_its_calls_where_it_checks_the_admin_po
         port = stack.enter_context(proxy("haproxy", [server.port], tmp_path, [server.admin_port]))
         inside = stack.enter_context(stub_of(port)).Rerank.future(request_of("query", "held"))
         held.await_batch()
-        draining = threading.Thread(target=server.stop, args=[20])
+        draining = threading.Thread(target=server.stop, args=[60])
         draining.start()
         wait_for(lambda: "not serving" in (tmp_path / "haproxy.log").read_text())
         # Where haproxy checks the port of calls, which is closed, it ends the call after 2 s.
         with pytest.raises(grpc.FutureTimeoutError):
             inside.result(timeout=4)
         held.let_all()
-        assert len(inside.result(timeout=10).results) == 1
+        assert len(inside.result(timeout=WAIT).results) == 1
         draining.join()
 
 
@@ -309,7 +310,7 @@ def test_no_call_fails_while_servers_are_restarted_one_after_the_other(kind, tmp
                 assert server.stop(signal.SIGTERM) == 0
                 servers[index] = Served("--port", str(port_of(server)))
                 # A balancer that has not found this server again must not lose the other one.
-                wait_for(partial(is_called, servers[index]))
+                wait_for(partial(is_called, servers[index]), 60)
 
         outcomes = until_over(client, restart)
     assert set(outcomes) == {"ok"}, outcomes

@@ -11,6 +11,7 @@ from rerank_grpc.config.options import OptionError
 from rerank_grpc.loadtest.texts import CallTexts
 from rerank_grpc.loadtest.transports.base import CallFailed
 from rerank_grpc.loadtest.transports.over_rest import RestEndpoint, RestTransport
+from tests.support import WAIT
 
 TEXTS = CallTexts("q", ["a", 'b "quoted" 茶'], "find")
 GOOD = b'{"results":[{"index":0},{"index":1}],"usage":{"total_tokens":9}}'
@@ -20,7 +21,7 @@ def http(body, status="200 OK", more=b""):
     return b"HTTP/1.1 %s\r\ncontent-length: %d\r\n%s\r\n" % (status.encode(), len(body), more) + body
 
 
-def asked(answers, calls=1, timeout=5.0):
+def asked(answers, calls=1, first_timeout=WAIT):
     """Serves each request by the next bytes and closes behind None; returns bodies, connections, results."""
     seen, connections, serving = [], 0, set[Any]()
 
@@ -45,13 +46,14 @@ def asked(answers, calls=1, timeout=5.0):
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         endpoint = RestEndpoint.of(f"http://127.0.0.1:{port}")
-        transport = RestTransport(endpoint, "m", "s3cret", timeout, None)
+        transport = RestTransport(endpoint, "m", "s3cret", first_timeout, None)
         results: list[Any] = []
         for _ in range(calls):
             try:
                 results.append(transport.read(await transport.send(transport.body(TEXTS))))
             except CallFailed as error:
                 results.append(error.reason)
+            transport._timeout = WAIT
         await transport.close()
         server.close()
         await asyncio.wait(serving)
@@ -95,7 +97,8 @@ def test_a_connection_that_the_server_wants_closed_is_not():
     ],
 )
 def test_each_failure_has_its_reason(answer, reason):
-    _, _, results = asked([answer, http(GOOD)], calls=2, timeout=1.0)
+    seconds = 1.0 if reason == "timeout" else WAIT
+    _, _, results = asked([answer, http(GOOD)], calls=2, first_timeout=seconds)
     assert results[0] == reason
     assert results[1].results == 2  # the next call is well
 

@@ -40,11 +40,11 @@ class ServeContext:
 
 def test_the_deadline_is_the_ingress_own_and_callers_metadata_is_without_it():
     context = ReplicaContext(
-        ServeContext((DEADLINE_KEY, repr(time.time() + 5)), ("authorization", "Bearer t"))
+        ServeContext((DEADLINE_KEY, repr(time.time() + 60)), ("authorization", "Bearer t"))
     )
     left = context.time_remaining()
     assert left is not None
-    assert 4 < left <= 5
+    assert 30 < left <= 60
     assert context.path == "/rerank.v1.RerankService/Rerank"
     assert context.invocation_metadata() == (("authorization", "Bearer t"),)
     assert ReplicaContext(ServeContext()).time_remaining() is None

@@ -96,10 +96,10 @@ def called(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_deadline_and_the_method_go_along(stream: bool):
-    seen = called(RpcContext(5.0, ("x", "y")), stream=stream)
+    seen = called(RpcContext(60.0, ("x", "y")), stream=stream)
     assert seen["x"] == "y"
     assert seen[METHOD_KEY] == RERANK
-    assert 4 < float(seen[DEADLINE_KEY]) - time.time() <= 5
+    assert 30 < float(seen[DEADLINE_KEY]) - time.time() <= 60
 
 
 @pytest.mark.parametrize("left", [None, 9.2e18])

@@ -85,9 +85,11 @@ def test_json_has_the_embedded_model_by_its_own_weights_and_another_by_its_shape
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_prints_what_is_done_and_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
-    catalogue, own = write_catalogue(tmp_path, "tiny-bert", "tiny-modern"), tmp_path / "temporary"
+    # So many that it is not done before the signal comes, however late that is.
+    names = ["tiny-bert", "tiny-modern", "tiny-deberta", "tiny-electra", "tiny-mpnet", "tiny-qwen"]
+    catalogue, own = write_catalogue(tmp_path, *names), tmp_path / "temporary"
     own.mkdir()
-    command = [sys.executable, "-m", "rerank_grpc", "recommend", "tiny-bert", "tiny-modern", *QUICK]
+    command = [sys.executable, "-m", "rerank_grpc", "recommend", *names, *QUICK]
     process = subprocess.Popen(
         [*command, "--catalogue", str(catalogue)],
         stdout=subprocess.PIPE,
@@ -97,7 +99,7 @@ def test_a_signal_prints_what_is_done_and_leaves_no_file(tmp_path: Path, number:
     )
     try:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("1 of 2: tiny-bert: random weights, about ")
+        assert process.stderr.readline().startswith("1 of 6: tiny-bert: random weights, about ")
         process.send_signal(number)
         output, error = process.communicate(timeout=60)
     finally:

@@ -34,7 +34,9 @@ def left(catalogue: Path) -> list[str]:
 
 
 def test_models_are_measured_taken_from_their_like_estimated_and_refused(catalogue: Path) -> None:
-    survey, steps = Survey(settings_with(catalogue), SHORT), list[str]()
+    # Of these times each has two seconds: in a pause of the machine it would be of one call, or of none.
+    longer = SurveyOptions(candidates=(2, 4), tokens=16, seconds=6.0)
+    survey, steps = Survey(settings_with(catalogue), longer), list[str]()
     survey.watch = steps.append
     bert, twin, broken, large = (
         survey.add(candidate(catalogue, name))

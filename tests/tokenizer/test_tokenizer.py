@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable
@@ -309,8 +310,12 @@ def test_hostile_texts_cost_time_in_proportion_to_their_length(
         return time.process_time() - start
 
     for unit in ("x", " ", "深", "a ", "e\u0301", "."):
-        short = min(seconds(unit * (100_000 // len(unit))) for _ in range(2))
-        long = min(seconds(unit * (200_000 // len(unit))) for _ in range(2))
+        short = long = math.inf
+        for _ in range(6):  # what else ran on the processor costs some of them time
+            short = min(short, seconds(unit * (100_000 // len(unit))))
+            long = min(long, seconds(unit * (200_000 // len(unit))))
+            if long <= min(0.4, 2.5 * short + 0.05):
+                break
         assert long <= 0.4
         assert long <= 2.5 * short + 0.05
 

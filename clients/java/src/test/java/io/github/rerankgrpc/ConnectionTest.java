@@ -64,10 +64,18 @@ public final class ConnectionTest {
   }
 
   private static void tells(Problem problem, String words, RerankClient.Builder builder) throws IOException {
+    RerankException error = told(builder);
+    // A look ends after a second, which a busy machine may take for itself, but not every time.
+    for (int times = 0; times < 3 && error.problem() != problem; times++) {
+      error = told(builder);
+    }
+    assertEquals(error.getMessage(), problem, error.problem());
+    assertTrue(error.getMessage(), error.getMessage().contains(words));
+  }
+
+  private static RerankException told(RerankClient.Builder builder) throws IOException {
     try (RerankClient client = builder.build()) {
-      RerankException error = failure(client::health);
-      assertEquals(error.getMessage(), problem, error.problem());
-      assertTrue(error.getMessage(), error.getMessage().contains(words));
+      return failure(client::health);
     }
   }
 

@@ -128,7 +128,7 @@ public final class RerankStreamTest {
   @Test
   public void aStreamWithoutItsSummaryIsIncomplete() {
     Stream<StreamRerankResponse> cut = Stream.of(StreamRerankResponse.getDefaultInstance());
-    Attempts attempts = new Attempts(Deadline.after(1, TimeUnit.SECONDS), Context.ROOT, 0);
+    Attempts attempts = new Attempts(Deadline.after(1, TimeUnit.HOURS), Context.ROOT, 0);
     RerankStream stream = new RerankStream(cut::iterator, attempts, (error, left) -> null);
     assertEquals(Problem.INCOMPLETE_STREAM, failure(stream::hasNext).problem());
   }
