@@ -12,7 +12,7 @@ import pytest
 
 from rerank_grpc.http import protocol
 from rerank_grpc.server.server import RerankServer
-from tests.rest.support import HOST, Clock, Reply, get, post, read, rest_server
+from tests.rest.support import HOST, LoopClock, Reply, get, post, read, rest_server
 from tests.rest.test_connections import is_closed
 from tests.rest.test_rest_connections import BODY, connect, request, until
 from tests.rest.test_rest_process import Process
@@ -28,12 +28,12 @@ def server() -> Iterator[RerankServer]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
+def clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    return LoopClock(monkeypatch)
 
 
 @pytest.fixture
-def port(server: RerankServer, clock: Clock) -> Iterator[int]:
+def port(server: RerankServer, clock: LoopClock) -> Iterator[int]:
     with rest_server(server.port) as port:
         yield port
 
@@ -63,7 +63,9 @@ def answer_on(connection: socket.socket) -> Reply:
 
 @pytest.mark.case(3)
 @pytest.mark.parametrize("seconds", [12, 60, 90, 119.5])
-def test_an_idle_connection_outlives_the_pools_of_callers(port: int, clock: Clock, seconds: float) -> None:
+def test_an_idle_connection_outlives_the_pools_of_callers(
+    port: int, clock: LoopClock, seconds: float
+) -> None:
     with used_connection(port) as connection:
         clock.pass_by(seconds, port)
         ask(connection)
@@ -74,7 +76,7 @@ def test_an_idle_connection_outlives_the_pools_of_callers(port: int, clock: Cloc
 @pytest.mark.case(3)
 @pytest.mark.parametrize(("keep_alive", "told"), [(120.0, 120), (600.0, 600), (5.0, 5), (0.5, 1)])
 def test_an_answer_tells_how_long_its_connection_stays(
-    server: RerankServer, clock: Clock, keep_alive: float, told: int
+    server: RerankServer, clock: LoopClock, keep_alive: float, told: int
 ) -> None:
     with rest_server(server.port, keep_alive=keep_alive) as port:
         assert get(port, "/health").headers["keep-alive"] == f"timeout={told}"
@@ -92,7 +94,7 @@ def test_an_answer_tells_how_long_its_connection_stays(
 
 
 @pytest.mark.case(3)
-def test_a_connection_that_never_asked_anything_is_not_kept(port: int, clock: Clock) -> None:
+def test_a_connection_that_never_asked_anything_is_not_kept(port: int, clock: LoopClock) -> None:
     with connect(port) as silent:
         clock.pass_by(protocol.HEAD_SECONDS - 0.5, port)
         assert not is_closed(silent)
@@ -132,7 +134,7 @@ def test_an_offer_of_another_protocol_is_declined_in_silence(server: RerankServe
     ],
 )
 def test_a_body_that_stops_is_408_and_logged_so(
-    port: int, clock: Clock, caplog: pytest.LogCaptureFixture, path: str, message_of: Any, name: str
+    port: int, clock: LoopClock, caplog: pytest.LogCaptureFixture, path: str, message_of: Any, name: str
 ) -> None:
     caplog.set_level(logging.INFO)
     with connect(port, request(BODY, path=path)[:-1]) as slow:
@@ -152,7 +154,7 @@ def test_a_body_that_stops_is_408_and_logged_so(
 
 
 @pytest.mark.case(17)
-def test_a_body_slower_than_64_kib_a_second_is_408(port: int, clock: Clock) -> None:
+def test_a_body_slower_than_64_kib_a_second_is_408(port: int, clock: LoopClock) -> None:
     with connect(port, HEAD + b"Content-Length: 1000000\r\n\r\n") as slow:
         for _ in range(3):
             slow.sendall(b" " * 1_000)
@@ -167,7 +169,7 @@ def test_a_body_slower_than_64_kib_a_second_is_408(port: int, clock: Clock) -> N
 
 
 @pytest.mark.case(17)
-def test_a_body_that_is_fast_enough_may_take_long(port: int, clock: Clock) -> None:
+def test_a_body_that_is_fast_enough_may_take_long(port: int, clock: LoopClock) -> None:
     body = json.dumps(BODY).encode()
     rest = b" " * (2_000_000 - len(body))
     with connect(port, HEAD + b"Connection: close\r\nContent-Length: 2000000\r\n\r\n") as slow:
@@ -179,7 +181,7 @@ def test_a_body_that_is_fast_enough_may_take_long(port: int, clock: Clock) -> No
 
 
 @pytest.mark.case(17)
-def test_a_refused_body_that_ends_leaves_its_connection_in_peace(port: int, clock: Clock) -> None:
+def test_a_refused_body_that_ends_leaves_its_connection_in_peace(port: int, clock: LoopClock) -> None:
     sent = request(BODY, "Content-Encoding: gzip")
     with connect(port, sent[:-1]) as slow:
         assert answer_on(slow).status == 415
@@ -189,7 +191,7 @@ def test_a_refused_body_that_ends_leaves_its_connection_in_peace(port: int, cloc
 
 @pytest.mark.case(17)
 @pytest.mark.parametrize("asked", ["Connection: close", "Connection: keep-alive"])
-def test_a_refused_body_that_does_not_end_has_two_seconds(port: int, clock: Clock, asked: str) -> None:
+def test_a_refused_body_that_does_not_end_has_two_seconds(port: int, clock: LoopClock, asked: str) -> None:
     with connect(port, request(BODY, "Content-Encoding: gzip", asked)[:-1]) as slow:
         reply = answer_on(slow)
         assert (reply.status, "keep-alive" in reply.headers) == (415, False)
@@ -201,7 +203,7 @@ def test_a_refused_body_that_does_not_end_has_two_seconds(port: int, clock: Cloc
 
 @pytest.mark.case(17)
 @pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
-def test_a_head_that_does_not_end_is_408(port: int, clock: Clock, used: bool) -> None:
+def test_a_head_that_does_not_end_is_408(port: int, clock: LoopClock, used: bool) -> None:
     with connect(port, request(BODY) if used else b"") as slow:
         if used:
             assert answer_on(slow).status == 200

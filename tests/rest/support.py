@@ -88,10 +88,11 @@ def opened(stream: bytes) -> tuple[list[bytes], dict[str, Any]]:
     raise AssertionError("the stream has no end")
 
 
-class Clock:
+class LoopClock:
     """The clock of asyncio's loops, which a test puts forward in place of waiting.
 
-    Otherwise it stands, however long a busy machine takes for a step; a server that stops has it run on.
+    Otherwise it stands, however long a busy machine takes for a step. The first server that stops has it run on,
+    for all loops.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +100,9 @@ class Clock:
         self._stands_at: float | None = time.monotonic()
         stop = HttpServer.stop
 
-        def stop_in_time(server: HttpServer, *given: float) -> None:
+        def stop_in_time(server: HttpServer, *given: float, **named: float) -> None:
             self._stands_at = None
-            stop(server, *given)
+            stop(server, *given, **named)
 
         monkeypatch.setattr(HttpServer, "stop", stop_in_time)
         monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _: self._time())

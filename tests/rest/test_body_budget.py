@@ -8,8 +8,7 @@ import pytest
 from rerank_grpc.errors import QueueFull
 from rerank_grpc.rest import app, body
 from rerank_grpc.server.server import RerankServer
-from tests.rest.support import Clock as LoopClock
-from tests.rest.support import get, post, rest_server
+from tests.rest.support import LoopClock, get, post, rest_server
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import HeldRunner
 

@@ -26,7 +26,7 @@ from rerank_grpc.server.server import RerankServer
 from rerank_grpc.telemetry.records import CallRecord
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, fail, results
-from tests.rest.support import ENVELOPE, HOST, Clock, Reply, enveloped, opened, post, rest_server
+from tests.rest.support import ENVELOPE, HOST, LoopClock, Reply, enveloped, opened, post, rest_server
 from tests.rest.test_connect import BUF, ROOT
 from tests.support import WAIT, HeldRunner, request_of, serving, stub_of, wait_for
 
@@ -305,7 +305,7 @@ def test_a_caller_that_leaves_cancels_its_call(begins: bool) -> None:
 def test_a_caller_that_does_not_read_holds_the_server_up_and_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock, cancelled = Clock(monkeypatch), threading.Event()
+    clock, cancelled = LoopClock(monkeypatch), threading.Event()
     sent: list[int] = []
     large = pb.StreamRerankResponse(results=[pb.RerankResult(document=pb.Document(text="x" * (1 << 20)))])
 

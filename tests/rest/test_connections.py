@@ -11,7 +11,7 @@ import pytest
 from rerank_grpc.client import Client
 from rerank_grpc.rest import server as rest
 from rerank_grpc.server.server import RerankServer
-from tests.rest.support import HOST, Clock, get, post, read, rest_server
+from tests.rest.support import HOST, LoopClock, get, post, read, rest_server
 from tests.rest.test_rest_connections import BODY, connect, held, request  # noqa: F401
 from tests.support import WAIT, HeldRunner, wait_for
 
@@ -23,7 +23,7 @@ HEAD = b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\n"
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rest, "MAX_CONNECTIONS", BOUND)
-    Clock(monkeypatch)  # so that no connection goes by its time
+    LoopClock(monkeypatch)  # so that no connection goes by its time
 
 
 @contextlib.contextmanager

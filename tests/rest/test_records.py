@@ -25,7 +25,7 @@ from rerank_grpc.types import RerankSummary
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.client.scripted_server import ScriptedServer, fail, scored
 from tests.rest.golden import callers, exchanges
-from tests.rest.support import Clock, Reply, call, get, post, rest_server
+from tests.rest.support import LoopClock, Reply, call, get, post, rest_server
 from tests.rest.test_rest_connections import connect, request
 from tests.support import WAIT, CountingRunner, HeldRunner, ScriptedLoader, logged, serving, wait_for
 
@@ -414,7 +414,7 @@ def test_bytes_that_are_no_request_are_recorded(rest: Told) -> None:
 def test_a_body_that_comes_too_slowly_is_recorded(
     scripted: RerankServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch)
+    clock = LoopClock(monkeypatch)
     with told(scripted.port) as rest, connect(rest.port, request(BODY)[:-1]) as slow:
         clock.pass_by(NO_PROGRESS_SECONDS + 0.5, rest.port)
         assert slow.recv(65_536).startswith(b"HTTP/1.1 408 ")

@@ -24,7 +24,7 @@ from rerank_grpc.rest import server as rest_module
 from rerank_grpc.telemetry.records import CallRecord
 from rerank_grpc.tls.pair import TlsFiles
 from tests.authority import HERE, Authority, Issued
-from tests.rest.support import HOST, Clock, Reply, call, read, rest_server
+from tests.rest.support import HOST, LoopClock, Reply, call, read, rest_server
 from tests.support import WAIT, CountingRunner, HeldRunner, serving, wait_for
 
 # Where the caller writes before it reads the alert, it finds the connection closed.
@@ -236,7 +236,7 @@ def test_of_answers_that_nobody_reads_the_oldest_goes_and_others_come_whole(
 ):
     monkeypatch.setattr(protocol, "UNREAD_BYTES", 1 << 20)
     monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.0)
-    Clock(monkeypatch)
+    LoopClock(monkeypatch)
     size = 11 << 20  # far more than the kernel keeps for a connection
     body = json.dumps({"query": "q", "documents": [{"text": "d", "pad": "x" * size}]}).encode()
     head = f"POST /v1/rerank HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
