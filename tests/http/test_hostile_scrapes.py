@@ -113,7 +113,9 @@ def test_no_request_gets_more_than_its_share_of_the_processor() -> None:
         with hostile(port, HOSTILE["many other requests ahead"]) as caller:
             caller.settimeout(WAIT)
             while answered < 200:
-                answered += caller.recv(1 << 16).count(b"HTTP/1.1 404")
+                part = caller.recv(1 << 16)
+                assert part, f"closed after {answered} answers"
+                answered += part.count(b"HTTP/1.1 404")
             seconds = time.monotonic() - began
     assert answered <= seconds / LEAST_PAUSE_SECONDS + 1
 
