@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from rerank_grpc.client import AsyncClient, AsyncRerankStream, Client, here, unavailable
 from tests.client.scripted_server import ScriptedServer
-from tests.support import WAIT
+from tests.support import WAIT, wait_for
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ("Client", "AsyncClient")
@@ -69,6 +70,17 @@ def connect(request: pytest.FixtureRequest, loop: asyncio.AbstractEventLoop) -> 
 @pytest.fixture
 def client(connect: Callable[..., Any], server: ScriptedServer) -> Any:
     return connect(server.target)
+
+
+def connect_both(client: Any, first: ScriptedServer) -> None:
+    """Calls until a client of two servers is connected to both: before that, one of them has all calls."""
+    before, made = len(first.calls), count(1)
+
+    def reaches_both() -> bool:
+        assert len(client.rerank("q", ["to connect"]).results) == 1
+        return next(made) > len(first.calls) - before > 0
+
+    wait_for(reaches_both)
 
 
 class Blocking:

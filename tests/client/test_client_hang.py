@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from time import monotonic
 
 import grpc
@@ -18,9 +17,10 @@ from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.server.server import _options
 from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.client import scripted_server
+from tests.client.conftest import connect_both
 from tests.client.scripted_server import scored
 from tests.http2 import PING, frame, raw_connections
-from tests.support import HeldRunner, channel_of, request_of, serving, wait_for
+from tests.support import HeldRunner, channel_of, request_of, serving
 
 
 @pytest.fixture
@@ -33,10 +33,11 @@ def replica():
         process.kill()
 
 
+@pytest.mark.clock
 def test_a_server_that_hangs_is_left_in_time_and_no_call_fails(connect, server, replica):
     process, port = replica
     client = connect(f"ipv4:{server.target},127.0.0.1:{port}", hang_timeout=LEAST_HANG_TIMEOUT)
-    came_over: list[float] = []
+    came_over, answered = list[float](), list[tuple[float, float]]()
 
     def noting(request, context):
         if "grpc-previous-rpc-attempts" in dict(context.invocation_metadata()):
@@ -44,11 +45,13 @@ def test_a_server_that_hangs_is_left_in_time_and_no_call_fails(connect, server, 
         return scored(request)
 
     def call(number):
-        return len(client.rerank("q", [f"document {number}"]).results)
+        began = monotonic()
+        results = client.rerank("q", [f"document {number}"]).results
+        answered.append((began, monotonic()))
+        return len(results)
 
-    server.otherwise, made = noting, count(1)
-    # Until both are connected, the first one has all calls.
-    wait_for(lambda: call(0) == 1 and next(made) > len(server.calls))
+    server.otherwise = noting
+    connect_both(client, server)
     with ThreadPoolExecutor(8) as threads:
         calls = [threads.submit(call, number) for number in range(1_500)]
         calls[200].result(30)
@@ -57,6 +60,8 @@ def test_a_server_that_hangs_is_left_in_time_and_no_call_fails(connect, server, 
         assert {each.result(30) for each in calls} == {1}
     assert came_over, "some calls were on their way to the server that hangs"
     assert max(came_over) - struck < 8
+    # However they came over.
+    assert max(ended for began, ended in answered if began < struck) - struck < 8
 
 
 def test_the_service_allows_the_pings_of_a_call_that_takes_long():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 
 import grpc
 import pytest
@@ -27,10 +26,11 @@ from rerank_grpc.client.errors import OUT_SECONDS, asked_delay
 from rerank_grpc.v1 import rerank_pb2 as pb
 from rerank_grpc.wire.status import Failure
 from tests.client import scripted_server
+from tests.client.conftest import connect_both
 from tests.client.scripted_server import fail, hang
 from tests.ports import free_port
 from tests.stubs import status_code
-from tests.support import WAIT, wait_for
+from tests.support import WAIT
 
 Code = grpc.StatusCode
 
@@ -251,9 +251,8 @@ def test_a_client_may_be_there_before_its_server(connect, server):
 
 def test_calls_are_spread_over_the_replicas_and_survive_the_killing_of_one(connect, server, replica):
     """Kills one of two processes under load, with requests small and large: no call fails."""
-    client, made = connect(f"ipv4:{server.target},127.0.0.1:{replica.port}"), count(1)
-    # Until both are connected, the first one has all calls.
-    wait_for(lambda: bool(client.rerank("q", [SMALL]).results) and next(made) > len(server.calls))
+    client = connect(f"ipv4:{server.target},127.0.0.1:{replica.port}")
+    connect_both(client, server)
     del server.calls[:]
     with ThreadPoolExecutor(8) as threads:
 
