@@ -60,7 +60,7 @@ def test_a_silent_caller_keeps_the_only_thread_for_a_moment_though_few_wait(no_t
             for _ in range(10):
                 connection.call(CHECK)
             wait_for(lambda: sum(lane._pool.backlog() for lane in server._lanes) >= 8)
-            # Of 5 s for each of them before it, this would be too little.
-            found = stub.Check(health_pb2.HealthCheckRequest(), timeout=2 * WAIT).status
+            # Of 5 s for each of the 8 before it, this would be too little.
+            found = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.5 * WAIT).status
             no_threads.clear()
         assert found == 1
