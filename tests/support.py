@@ -26,9 +26,12 @@ from rerank_grpc.cli.logs import json_formatter, people_formatter
 from rerank_grpc.config.settings import EngineSettings, ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import Engine, OnDeath
 from rerank_grpc.engine.future import Future
+from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry.slot import LoadedModel
 from rerank_grpc.runner.runner import Landing, OutOfMemory, Runner
 from rerank_grpc.sequence import Chunk, Output, Sequence, TokenizedDocument, TokenizedRequest
+from rerank_grpc.server import patience
+from rerank_grpc.server.patience import Waiting
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.telemetry.call_log import log_call
 from rerank_grpc.telemetry.records import Sink
@@ -253,6 +256,42 @@ def channel_of(port: int | None, *more: tuple[str, str | int]) -> Iterator[grpc.
 def request_of(query: str, *documents: str, **fields: Any) -> pb.RerankRequest:
     """Makes a request message."""
     return pb.RerankRequest(query=query, documents=[pb.Document(text=text) for text in documents], **fields)
+
+
+def own_deadline(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Has a server end calls after so many seconds of its own.
+
+    A caller's deadline would end them at the same moment from both sides.
+    """
+    monkeypatch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=seconds))
+
+
+def waiting_of(server: RerankServer, noun: str) -> Waiting:
+    """Returns the waits of a server for one kind of thing, such as "a request (rerank)"."""
+    return next(kind for kind in server._patience.waitings if kind.noun == noun)
+
+
+class PatienceClock:
+    """The time by which servers wait for their callers; it stands still but for what a test adds to `now`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000.0
+        monkeypatch.setattr(patience, "monotonic", self)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def drains_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Keeps to how many seconds servers that stop from now on cut each of their waits."""
+    drains, begin_drain = dict[str, float](), Waiting.begin_drain
+
+    def noting(waiting: Waiting, seconds: float) -> None:
+        drains[waiting.noun] = seconds
+        begin_drain(waiting, seconds)
+
+    monkeypatch.setattr(Waiting, "begin_drain", noting)
+    return drains
 
 
 @contextmanager

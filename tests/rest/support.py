@@ -91,8 +91,8 @@ def opened(stream: bytes) -> tuple[list[bytes], dict[str, Any]]:
 class LoopClock:
     """The clock of asyncio's loops, which a test puts forward in place of waiting.
 
-    Otherwise it stands, however long a busy machine takes for a step. The first server that stops has it run on,
-    for all loops.
+    Otherwise it stands, however long a busy machine takes for a step. The first server that stops has it run
+    on, for all loops.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import grpc
 import pytest
 
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
-from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry import eviction
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.types import State
@@ -23,6 +22,7 @@ from tests.support import (
     CountingRunner,
     HeldRunner,
     channel_of,
+    own_deadline,
     request_of,
     serving,
     stub_of,
@@ -79,8 +79,7 @@ def test_a_model_serves_for_as_long_as_it_took_to_load_however_often_it_is_unloa
     with stub_of(server.port) as stub:
         for _ in range(2):
             with monkeypatch.context() as patch:
-                # The server's own limit: by a caller's deadline its own end could come before the answer.
-                patch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.2))
+                own_deadline(patch, 0.2)
                 with pytest.raises(grpc.RpcError) as caught:
                     admin.UnloadModel(pb.UnloadModelRequest(model="one"), timeout=WAIT)
             message, _ = details_of(caught.value)

@@ -17,14 +17,23 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from rerank_grpc.config.settings import ServerSettings
-from rerank_grpc.server import patience
 from rerank_grpc.server.probes import channelz
 from rerank_grpc.server.probes.channelz import CHANNELZ_SERVICE
 from rerank_grpc.server.server import RerankServer
 from tests.server.test_errors import details_of
 from tests.server.test_health import hold
 from tests.stubs import HealthStub, ReflectionStub
-from tests.support import WAIT, CountingRunner, channel_of, request_of, serving, stub_of, wait_for
+from tests.support import (
+    WAIT,
+    CountingRunner,
+    PatienceClock,
+    channel_of,
+    request_of,
+    serving,
+    stub_of,
+    wait_for,
+    waiting_of,
+)
 
 TOKEN = (("authorization", "Bearer first-token"),)
 QUESTIONS: dict[str, Any] = {
@@ -273,10 +282,10 @@ def test_calls_without_a_body_starve_no_other(
     server: RerankServer, stub: ChannelzStub, monkeypatch: pytest.MonkeyPatch
 ):
     # None of them is given up meanwhile, however long that takes.
-    monkeypatch.setattr(patience, "monotonic", lambda: 0.0)
+    PatienceClock(monkeypatch)
     with channel_of(server.admin_port) as hostile:
         held = [hold(hostile, f"/{CHANNELZ_SERVICE}/GetServers") for _ in range(16)]
-        awaited = next(kind for kind in server._patience.waitings if kind.noun == "a request (channelz)")
+        awaited = waiting_of(server, "a request (channelz)")
         wait_for(lambda: len(awaited) == 16)
         assert stub.GetServers(pb.GetServersRequest(), timeout=WAIT).server
         with channel_of(server.admin_port) as channel:

@@ -11,8 +11,6 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from rerank_grpc.config.settings import ServerSettings
-from rerank_grpc.limits import LIMITS
-from rerank_grpc.server import patience
 from rerank_grpc.server.methods import RERANK_SERVICE
 from rerank_grpc.server.probes import health as probes
 from rerank_grpc.server.server import RerankServer
@@ -27,11 +25,14 @@ from tests.support import (
     CountingRunner,
     HeldRunner,
     LateLoader,
+    PatienceClock,
     channel_of,
+    own_deadline,
     request_of,
     serving,
     stub_of,
     wait_for,
+    waiting_of,
 )
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -57,8 +58,7 @@ def test_r29_a_server_is_alive_but_not_serving_until_the_warm_up_is_done(
     with channel_of(server.port) as channel, channel_of(server.admin_port) as admin:
         for each in (channel, admin):
             assert check(each, service) == NOT_SERVING
-        # The server's own limit: by a caller's deadline its own end could come before the answer.
-        monkeypatch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.2))
+        own_deadline(monkeypatch, 0.2)
         with stub_of(server.port) as stub, pytest.raises(grpc.RpcError) as caught:
             stub.Rerank(request_of("q", "d"), timeout=WAIT)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -175,13 +175,13 @@ def test_idle_reflection_streams_do_not_starve_reflection_on_another_connection(
     monkeypatch: pytest.MonkeyPatch,
 ):
     # None of them is given up meanwhile, however long that takes.
-    monkeypatch.setattr(patience, "monotonic", lambda: 0.0)
+    PatienceClock(monkeypatch)
     settings = replace(ServerSettings(), max_calls=8)
     with serving(settings, runner=CountingRunner()) as server, channel_of(server.port) as hostile:
         held = [
             hold(hostile, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") for _ in range(8)
         ]
-        idle = next(kind for kind in server._patience.waitings if kind.noun == "a request (main-reflection)")
+        idle = waiting_of(server, "a request (main-reflection)")
         wait_for(lambda: len(idle) == 8)
         with channel_of(server.port) as channel:
             answers = ReflectionStub(channel).ServerReflectionInfo(iter(()), timeout=WAIT)

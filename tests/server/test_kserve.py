@@ -37,6 +37,7 @@ from tests.support import (
     call_lines,
     channel_of,
     logged,
+    own_deadline,
     request_of,
     serving,
     stub_of,
@@ -372,8 +373,7 @@ def test_while_the_default_model_is_loading_the_server_lives_and_is_not_ready(
         assert stub.model_ready("second")  # a call has it loaded
         assert list(stub.model("first").versions) == []
         with monkeypatch.context() as patch:
-            # The server's own limit: by a caller's deadline its own end could come before the answer.
-            patch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.2))
+            own_deadline(patch, 0.2)
             with pytest.raises(grpc.RpcError) as caught:
                 stub.infer(inference(), timeout=WAIT)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -1,7 +1,5 @@
 """R12: every limit at its maximum, one past it, and at 0; nothing refused costs a forward pass."""
 
-from dataclasses import replace
-
 import grpc
 import pytest
 from google.rpc import error_details_pb2
@@ -9,7 +7,13 @@ from google.rpc import error_details_pb2
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.server.test_errors import details_of, failure
-from tests.support import CountingRunner, request_of, serving, stub_of
+from tests.support import (
+    CountingRunner,
+    own_deadline,
+    request_of,
+    serving,
+    stub_of,
+)
 
 MANY = ["d"] * LIMITS.documents
 
@@ -99,6 +103,6 @@ def test_an_instruction_for_a_model_that_takes_none_is_refused():
 
 
 def test_a_deadline_beyond_the_servers_is_cut_to_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.0))
+    own_deadline(monkeypatch, 0.0)
     with serving(runner=CountingRunner()) as server:
         assert failure(server.port, documents("d")).code() is grpc.StatusCode.DEADLINE_EXCEEDED

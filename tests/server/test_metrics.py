@@ -18,7 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from rerank_grpc import __version__
 from rerank_grpc.config.settings import ModelSpec, ServerSettings
 from rerank_grpc.engine.engine import OnDeath
-from rerank_grpc.limits import LIMITS
 from rerank_grpc.registry import eviction, loading
 from rerank_grpc.registry.loading import ModelLoader
 from rerank_grpc.registry.slot import LoadedModel
@@ -37,7 +36,15 @@ from rerank_grpc.v1 import rerank_pb2_grpc
 from tests.rest.support import get, post, rest_server
 from tests.server.test_tei import TeiStub, pair
 from tests.stubs import HealthStub
-from tests.support import LONG, WAIT, ScriptedLoader, channel_of, request_of, wait_for
+from tests.support import (
+    LONG,
+    WAIT,
+    ScriptedLoader,
+    channel_of,
+    own_deadline,
+    request_of,
+    wait_for,
+)
 
 TOKEN = "first-token"
 BEARER = (("authorization", f"Bearer {TOKEN}"),)
@@ -198,8 +205,7 @@ def load_of_refusals(watched: Watched, channel: grpc.Channel, monkeypatch: pytes
     cancelled.cancel()
     wait_for(lambda: watched.calls(code="CANCELLED") == 1)
     with monkeypatch.context() as patch:
-        # The server's own limit: a caller's deadline would end the call at the same moment from both sides.
-        patch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=1.0))
+        own_deadline(patch, 1.0)
         assert refused(call) is grpc.StatusCode.DEADLINE_EXCEEDED
     unknown = request_of("q", "d", model="canary")
     assert refused(lambda: stub.Rerank(unknown, metadata=BEARER)) is grpc.StatusCode.NOT_FOUND

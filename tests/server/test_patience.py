@@ -19,7 +19,20 @@ from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.http2 import DATA, END_STREAM, frame, raw_connections
 from tests.stubs import HealthStub, message_of
-from tests.support import WAIT, CountingRunner, channel_of, loaded_in, request_of, serving, stub_of, wait_for
+from tests.support import (
+    LONG,
+    WAIT,
+    CountingRunner,
+    PatienceClock,
+    channel_of,
+    drains_of,
+    loaded_in,
+    request_of,
+    serving,
+    stub_of,
+    wait_for,
+    waiting_of,
+)
 
 CHECK = "/grpc.health.v1.Health/Check"
 RERANK = "/rerank.v1.RerankService/Rerank"
@@ -61,24 +74,12 @@ def cancelled(contexts: list[Context]) -> list[bool]:
     return [context.cancelled for context in contexts]
 
 
-class Clock:
-    """The time by which calls wait; it stands still but for what a test adds."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(patience, "monotonic", made)
-    return made
+def clock(monkeypatch: pytest.MonkeyPatch) -> PatienceClock:
+    return PatienceClock(monkeypatch)
 
 
-def test_a_call_is_cancelled_once_it_has_waited_too_long(clock: Clock):
+def test_a_call_is_cancelled_once_it_has_waited_too_long(clock: PatienceClock):
     waiting = Waiting("a request", 5)
     contexts = waits_of(waiting, 1)
     waiting.cancel_late(clock() + 4.9)
@@ -88,7 +89,7 @@ def test_a_call_is_cancelled_once_it_has_waited_too_long(clock: Clock):
     assert len(waiting) == 0
 
 
-def test_a_large_message_has_the_time_that_its_bytes_take(clock: Clock):
+def test_a_large_message_has_the_time_that_its_bytes_take(clock: PatienceClock):
     waiting = Waiting("a reader", 10)
     contexts = waits_of(waiting, 1, size=20 * BYTES_PER_SECOND)
     waiting.cancel_late(clock() + 29.9)
@@ -97,7 +98,7 @@ def test_a_large_message_has_the_time_that_its_bytes_take(clock: Clock):
     assert cancelled(contexts) == [True]
 
 
-def test_in_a_crowd_the_oldest_calls_of_the_connection_that_has_most_are_cancelled(clock: Clock):
+def test_in_a_crowd_the_oldest_calls_of_the_connection_that_has_most_are_cancelled(clock: PatienceClock):
     waiting = Waiting("a request", 5, capacity=3)
     friend = waits_of(waiting, 1, "ipv4:10.0.0.1:1")
     strangers = waits_of(waiting, 4, "ipv4:10.0.0.1:2")
@@ -107,7 +108,7 @@ def test_in_a_crowd_the_oldest_calls_of_the_connection_that_has_most_are_cancell
     assert cancelled([*friend, *strangers]) == [False, True, True, False, False]
 
 
-def test_among_connections_that_have_as_many_the_one_that_has_waited_longest_loses(clock: Clock):
+def test_among_connections_that_have_as_many_the_one_that_has_waited_longest_loses(clock: PatienceClock):
     waiting = Waiting("a request", 100, capacity=3)
     strangers = [waits_of(waiting, 1, f"ipv4:10.0.0.2:{n}")[0] for n in range(3)]
     honest = waits_of(waiting, 1, "ipv4:10.0.0.1:1")
@@ -115,7 +116,7 @@ def test_among_connections_that_have_as_many_the_one_that_has_waited_longest_los
     assert cancelled([*strangers, *honest]) == [True, False, False, False]
 
 
-def test_a_connection_whose_calls_are_spared_spares_no_others(clock: Clock):
+def test_a_connection_whose_calls_are_spared_spares_no_others(clock: PatienceClock):
     waiting = Waiting("a request", 100, capacity=3)
     strangers = [waits_of(waiting, 1, f"ipv4:10.0.0.2:{n}")[0] for n in range(5)]
     clock.now += 4
@@ -141,14 +142,14 @@ def test_what_fails_for_one_call_ends_neither_the_thread_nor_the_bounds():
     patient.close()
 
 
-def test_a_connection_with_many_calls_in_a_crowd_is_not_spared_for_long(clock: Clock):
+def test_a_connection_with_many_calls_in_a_crowd_is_not_spared_for_long(clock: PatienceClock):
     waiting = Waiting("a request", 5, capacity=20)
     strangers = waits_of(waiting, 30, "ipv4:10.0.0.1:2")
     waiting.cancel_late(clock() + 0.03)
     assert cancelled(strangers) == [True] * 10 + [False] * 20
 
 
-def test_unread_answers_beyond_the_bytes_that_may_wait_are_thrown_away(clock: Clock):
+def test_unread_answers_beyond_the_bytes_that_may_wait_are_thrown_away(clock: PatienceClock):
     waiting = Waiting("a reader", 5, capacity_bytes=1_000)
     small = waits_of(waiting, 5, "ipv4:10.0.0.1:1", size=10)
     large = waits_of(waiting, 5, "ipv4:10.0.0.1:2", size=400)
@@ -171,7 +172,7 @@ def test_a_crowd_is_told_when_it_forms_and_so_is_a_large_answer():
     assert len(told) == 2
 
 
-def test_when_the_server_stops_every_wait_is_cut_from_that_moment_on(clock: Clock):
+def test_when_the_server_stops_every_wait_is_cut_from_that_moment_on(clock: PatienceClock):
     waiting = Waiting("a request", 100)
     contexts = waits_of(waiting, 1)
     waiting.begin_drain(2)
@@ -181,7 +182,7 @@ def test_when_the_server_stops_every_wait_is_cut_from_that_moment_on(clock: Cloc
     assert cancelled(contexts) == [True]
 
 
-def test_a_request_that_has_come_ends_the_wait(clock: Clock):
+def test_a_request_that_has_come_ends_the_wait(clock: PatienceClock):
     waiting, context = Waiting("a request", 5), Context()
     assert waiting.receive(iter([b"message"]), as_grpcs(context)) == b"message"
     assert waiting.receive(iter(()), as_grpcs(context)) is None
@@ -189,7 +190,7 @@ def test_a_request_that_has_come_ends_the_wait(clock: Clock):
     assert not context.cancelled
 
 
-def test_all_requests_of_a_call_are_one_wait(clock: Clock):
+def test_all_requests_of_a_call_are_one_wait(clock: PatienceClock):
     waiting, context = Waiting("a request", 5), Context()
     received = waiting.receive_all(iter([b"one", b"two"]), as_grpcs(context))
     assert next(received) == b"one"
@@ -199,7 +200,7 @@ def test_all_requests_of_a_call_are_one_wait(clock: Clock):
     assert not context.cancelled
 
 
-def test_a_call_that_was_cancelled_among_its_requests_is_ended(clock: Clock):
+def test_a_call_that_was_cancelled_among_its_requests_is_ended(clock: PatienceClock):
     waiting, context = Waiting("a request", 5), Context()
     received = waiting.receive_all(iter([b"one", b"two"]), as_grpcs(context))
     assert next(received) == b"one"
@@ -285,7 +286,7 @@ def test_calls_without_a_body_on_the_admin_port_keep_no_probe_out():
 def test_requests_that_stop_half_way_are_given_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(patience, "HOG_SPARED_SECONDS", 0.0)
     with server_of() as server, raw_connections(server.port, 1) as (connection,):
-        awaited = next(kind for kind in server._patience.waitings if kind.noun == "a request (main-check)")
+        awaited = waiting_of(server, "a request (main-check)")
         for _ in range(40):
             connection.call(CHECK, b"x" * 100_000, promised=8 << 20)
         wait_for(lambda: 0 < len(awaited) <= lanes.SMALL_CAPACITY)
@@ -313,7 +314,7 @@ def test_a_request_that_comes_slowly_is_served_beside_a_flood_of_empty_calls(mon
         raw_connections(server.port, 3) as strangers,
         raw_connections(server.port, 1) as (slow,),
     ):
-        awaited = next(kind for kind in server._patience.waitings if kind.noun == "a request (rerank)")
+        awaited = waiting_of(server, "a request (rerank)")
         begun, begin = list[None](), awaited.begin
 
         def noting(context: grpc.ServicerContext, size: int = 0) -> None:
@@ -346,7 +347,7 @@ def test_streams_that_nobody_reads_keep_no_call_out_and_end(method: str, monkeyp
         for connection in connections:
             for _ in range(96):
                 connection.call(method, message)
-        readers = next(kind for kind in server._patience.waitings if kind.noun == "a reader (stream)")
+        readers = waiting_of(server, "a reader (stream)")
         wait_for(lambda: len(readers) >= 96)
         wait_for(
             lambda: server.reranker.gate.calls == 0
@@ -365,7 +366,7 @@ def test_answers_that_nobody_reads_are_thrown_away(monkeypatch: pytest.MonkeyPat
     with server_of() as server, raw_connections(server.port, 1, window=0) as (connection,):
         for _ in range(10):
             connection.call(RERANK, request)
-        readers = next(kind for kind in server._patience.waitings if kind.noun == "a reader (rerank)")
+        readers = waiting_of(server, "a reader (rerank)")
         wait_for(lambda: len(readers) == 10)
         wait_for(lambda: len(readers) == 0)
         assert rerank(server.port) < 5
@@ -411,13 +412,17 @@ def test_a_probe_with_a_large_message_is_refused():
 
 
 def test_a_stopping_server_waits_for_no_body(monkeypatch: pytest.MonkeyPatch):
+    for module in (lanes, methods):  # of waits that it does not cut
+        monkeypatch.setattr(module, "REQUEST_SECONDS", 2 * LONG)
     with server_of() as server, raw_connections(server.port, 2, window=0) as connections:
         for connection in connections:
             connection.call(CHECK)
             connection.call(RERANK)
             connection.call("/grpc.health.v1.Health/Watch", b"")
-        bodies = next(kind for kind in server._patience.waitings if kind.noun == "a request (rerank)")
+        bodies = waiting_of(server, "a request (rerank)")
         wait_for(lambda: len(bodies) == 2)
-        started = time.monotonic()
-        server.stop(90)
-        assert time.monotonic() - started < 60  # of these, 5 s for the rest of a request with texts
+        started, drains = time.monotonic(), drains_of(monkeypatch)
+        server.stop(3 * WAIT)
+        assert time.monotonic() - started < 2 * WAIT
+    assert drains["a request (rerank)"] == drains["a request (stream)"] == 5
+    assert drains["a request (main-check)"] == 1

@@ -36,6 +36,7 @@ from tests.support import (
     request_of,
     serving,
     wait_for,
+    waiting_of,
 )
 
 PAIR = tei_pb2.PredictPairRequest(inputs=["q", "d"])
@@ -278,7 +279,7 @@ def test_a_caller_that_is_taken_off_the_list_while_its_request_is_awaited_gets_n
         ask: Any = channel.stream_stream("/rerank.v1.RerankService/Rerank")
         call = ask(requests(), metadata=NARROW, timeout=WAIT)
         # It has been let in, and its request has not come.
-        awaited = next(kind for kind in server._patience.waitings if kind.noun == "a request (rerank)")
+        awaited = waiting_of(server, "a request (rerank)")
         wait_for(lambda: len(awaited) == 1)
         server.access._take(())
         gone.set()

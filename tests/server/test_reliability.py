@@ -380,7 +380,7 @@ def all_wait(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def codes_after_death(
     runner: HeldRunner, all_wait: threading.Event, *, hang_seconds: float = 10 * LONG, timeout: float = LONG
 ) -> Counter[grpc.StatusCode]:
-    """Lets the device die, or hang, once ten calls wait, each with so much time; they fail at once, or late."""
+    """Lets the device die, or hang, once ten calls wait, each with so much time to fail."""
     with calling(runner, hang_seconds=hang_seconds, max_batch_tokens=TOKENS) as (engine, stub):
         calls = [stub.Rerank.future(request_of("q", f"document {n}"), timeout=timeout) for n in range(10)]
         wait_for(lambda: engine.queued_tokens == 9 * TOKENS)

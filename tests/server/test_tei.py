@@ -28,8 +28,7 @@ from rerank_grpc.config.settings import ServerSettings
 from rerank_grpc.engine.future import Future
 from rerank_grpc.limits import LIMITS
 from rerank_grpc.protocols import tei_pb2 as tei
-from rerank_grpc.server import lanes, patience
-from rerank_grpc.server.patience import Waiting
+from rerank_grpc.server import lanes
 from rerank_grpc.server.server import RerankServer
 from rerank_grpc.v1 import rerank_pb2 as pb
 from tests.http2 import raw_connections
@@ -40,13 +39,17 @@ from tests.support import (
     WAIT,
     CountingRunner,
     HeldRunner,
+    PatienceClock,
     call_lines,
     channel_of,
+    drains_of,
     loaded_in,
+    own_deadline,
     request_of,
     serving,
     stub_of,
     wait_for,
+    waiting_of,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -463,10 +466,6 @@ def test_scores_that_saturate_keep_the_order_of_their_logits():
     assert [rank.index for rank in ranks] == [1, 2, 0]
 
 
-def waiting_of(server: RerankServer, noun: str) -> Waiting:
-    return next(kind for kind in server._patience.waitings if kind.noun == noun)
-
-
 class Sender:
     """Sends a stream's requests when a test says so, and gets the answer in the background."""
 
@@ -557,14 +556,13 @@ def test_pairs_end_with_the_time_of_a_stream(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         "rerank_grpc.server.methods.LIMITS", replace(LIMITS, deadline_seconds=0.5 - lanes.READER_SECONDS)
     )
-    now = [1_000.0]
-    monkeypatch.setattr(patience, "monotonic", lambda: now[0])
+    clock = PatienceClock(monkeypatch)
     with scripted() as (server, stub):
         sent: SimpleQueue[Any] = SimpleQueue()
         answers = stub.PredictPairStream(iter(sent.get, None), timeout=WAIT)
         sent.put(pair("q", "d"))
         assert len(next(answers).predictions) == 1
-        now[0] += 0.6
+        clock.now += 0.6
         with pytest.raises(grpc.RpcError) as caught:
             next(answers)
         assert status_code(caught.value) is grpc.StatusCode.CANCELLED
@@ -574,7 +572,7 @@ def test_pairs_end_with_the_time_of_a_stream(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.clock
 def test_all_pairs_of_a_stream_have_the_deadline_of_one_call(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rerank_grpc.server.handler.LIMITS", replace(LIMITS, deadline_seconds=0.5))
+    own_deadline(monkeypatch, 0.5)
     pairs = (pair("q", f"text {number}") for number in count())
     with scripted() as (_, stub):
         started = time.monotonic()
@@ -626,13 +624,16 @@ def test_senders_that_withhold_keep_no_call_out(method: str):
 
 def test_a_stopping_server_gives_a_sender_little_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("rerank_grpc.server.methods.TEXTS_DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr("rerank_grpc.server.methods.REQUEST_SECONDS", 200.0)
     with scripted() as (server, stub):
         sender = Sender(stub.RerankStream, *streamed("q", "d"))
         wait_for(lambda: len(waiting_of(server, "a request (rerank)")) == 1)
-        started = time.monotonic()
+        started, drains = time.monotonic(), drains_of(monkeypatch)
         server.stop(90)
         assert time.monotonic() - started < 60
-        assert sender.call.exception(timeout=WAIT) is not None
+        assert drains["a request (rerank)"] == 0.5
+        # Not by its own deadline.
+        assert status_code(sender.call.exception(timeout=WAIT)) is not grpc.StatusCode.DEADLINE_EXCEEDED
         sender.end()
 
 
