@@ -111,7 +111,7 @@ def test_an_interrupted_step_keeps_what_is_over():
         list[float](),
         threading.Event(),
     )
-    hold = holding(lambda number: number >= 9, lambda: len(begun) >= 15)
+    hold = holding(lambda number: number >= 9, lambda: len(begun) >= 15 or over.is_set())
 
     def answer(number: int) -> None:
         hold(number)
