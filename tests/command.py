@@ -1,12 +1,15 @@
 """Runs the real command in processes of its own."""
 
 import contextlib
+import importlib
 import os
 import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = re.compile(r"RERANK_|ACCESS_TOKEN$|NO_COLOR$|COLUMNS$|LINES$|PYTHONIOENCODING$|PYTHONUNBUFFERED$")
 
 
@@ -14,6 +17,16 @@ def environment(**variables: str) -> dict[str, str]:
     """Makes an environment without the caller's own settings; a server's log is for people to read."""
     inherited = {name: text for name, text in os.environ.items() if not SETTINGS.match(name)}
     return inherited | {"RERANK_LOG_FORMAT": "text"} | variables
+
+
+def changed(folder: Path, name: str, **constants: float) -> dict[str, str]:
+    """Makes variables with which a process has other constants in a module: the folder holds what does so."""
+    module = importlib.import_module(name)
+    assert all(hasattr(module, constant) for constant in constants), (name, constants)
+    lines = [f"module.{constant} = {number!r}" for constant, number in constants.items()]
+    program = "\n".join(["import importlib", f"module = importlib.import_module({name!r})", *lines, ""])
+    (folder / "sitecustomize.py").write_text(program)
+    return {"PYTHONPATH": f"{folder}:{ROOT}"}
 
 
 def run(*arguments, stdin="", timeout=60, **variables):

@@ -187,10 +187,13 @@ class Terminal:
         return status
 
     def is_restored(self) -> bool:
-        """Waits until the terminal is as it was, and tells so: its modes, its screen and its cursor."""
+        """Whether the terminal is as it was, or comes to be so: its modes, its screen and its cursor."""
         # A program that goes on may be about it: the screen comes first, the modes behind it.
-        wait_for(lambda: termios.tcgetattr(self._theirs) == self.before)
-        wait_for(lambda: not self.drawn.alternate and self.drawn.cursor)
+        try:
+            wait_for(lambda: termios.tcgetattr(self._theirs) == self.before)
+            wait_for(lambda: not self.drawn.alternate and self.drawn.cursor)
+        except AssertionError:
+            return False
         return True
 
     def await_stop(self) -> None:

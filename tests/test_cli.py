@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from rerank_grpc.config.settings import ModelSpec, RestSettings, ServerSettings
 from rerank_grpc.tls.channel import TlsSources
 from rerank_grpc.tls.pair import TlsFiles
 from rerank_grpc.types import ModelInfo, State
-from tests.command import Served, environment, full_pipe, run, served
+from tests.command import Served, changed, environment, full_pipe, run, served
 from tests.ports import free_port
 from tests.support import wait_for
 
@@ -497,10 +498,14 @@ def test_colour_is_for_terminals_that_want_it(server, variables):
     )
     os.close(theirs)
     said = b""
-    with contextlib.suppress(OSError):  # Linux's end of a terminal
-        while part := os.read(ours, 65_536):
-            said += part
-    assert process.wait(60) == 0
+    try:
+        with contextlib.suppress(OSError):  # Linux's end of a terminal
+            while select.select([ours], [], [], 60)[0] and (part := os.read(ours, 65_536)):
+                said += part
+        assert process.wait(40) == 0
+    finally:
+        process.kill()
+        process.wait()
     assert said
     assert (b"\x1b[" in said) == (not variables)
     os.close(ours)
@@ -528,10 +533,9 @@ def test_a_signal_drains_and_ends_with_0(number):
 def test_only_a_server_that_is_called_takes_calls_for_a_second_more(tmp_path):
     assert serve._LEAVING_SECONDS == 1
     # A second may be a busy machine's own, so here it is eight; and the call is never long ago.
-    longer = "from rerank_grpc.cli import serve\nserve._LEAVING_SECONDS, serve._QUIET_SECONDS = 8.0, 60.0\n"
-    (tmp_path / "sitecustomize.py").write_text(longer)
+    longer = changed(tmp_path, "rerank_grpc.cli.serve", _LEAVING_SECONDS=8.0, _QUIET_SECONDS=60.0)
     for calls, leaves in ((0, False), (1, True)):
-        server = Served(PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
+        server = Served(**longer)
         for _ in range(calls):
             assert run("rerank", "--target", server.target, "query", "-", stdin="document\n").returncode == 0
         assert server.stop(signal.SIGTERM) == 0

@@ -13,6 +13,7 @@ import pytest
 from rerank_grpc.checkpoints.catalogue import read_catalogue
 from rerank_grpc.config.options import CONFIG_OPTION, SERVER_OPTIONS
 from tests.command import environment, served
+from tests.loadtest.support import unhurried_commands
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,11 +62,9 @@ def execute(language, text, folder):
     else:
         script = f'rerank-grpc() {{ {shlex.quote(sys.executable)} -m rerank_grpc "$@"; }}\n{text}'
         command = ["bash", "-euc", script]
+    own = unhurried_commands(folder) if " bench " in text else {"PYTHONPATH": str(ROOT)}
     # In capitals, which curl reads and gRPC does not: our own commands need no such help.
-    # A driver that a busy machine lets pause for a second would end its run.
-    longer = "from rerank_grpc.loadtest import driver\ndriver.BEHIND_SECONDS = 60.0\n"
-    (folder / "sitecustomize.py").write_text(longer if " bench " in text else "")
-    variables = environment(PYTHONPATH=f"{folder}:{ROOT}", NO_PROXY="127.0.0.1")
+    variables = environment(NO_PROXY="127.0.0.1", **own)
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=60)
     said = re.sub(BENCH_STEP, "", done.stderr)
     assert (done.returncode, said) == (0, "")

@@ -57,7 +57,7 @@ var alert = regexp.MustCompile(`remote error: tls`)
 // hello is the client's preface of HTTP/2, and its SETTINGS, which every server answers.
 const hello = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
-// lookTime bounds a connection by which the reason of a failed one is looked for. Tests give it more.
+// lookTime bounds a connection by which the reason of a failed one is looked for.
 var lookTime = 2 * time.Second
 
 // explain gives a status that the service has not described its reason, and its text what helps.

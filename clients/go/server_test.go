@@ -35,6 +35,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if lookTime != 2*time.Second {
+		panic("a look lasts two seconds at most")
+	}
 	lookTime = 20 * time.Second // for a server that a busy machine lets wait
 	os.Exit(func() int {
 		var err error

@@ -22,7 +22,7 @@ from tests.browser.driving import (
     type_in,
     wait_for_end,
 )
-from tests.browser.test_pages import Proxy, proxy_of
+from tests.browser.proxy import Proxy, proxy_of
 from tests.command import served
 
 if TYPE_CHECKING:
@@ -133,11 +133,13 @@ def test_results_appear_as_they_are_scored(site: Site, page: "Page") -> None:
     with proxy_of(site, Hesitating) as url:
         open_playground(page, url)
         type_in(page, QUERY, *(f"{number} {'panda ' * 120}" for number in range(60)))
-        page.get_by_role("button", name="Rerank").click()
-        page.wait_for_selector("#rows-a > li")
-        assert page.get_by_role("button", name="Stop").is_visible()
-        assert 0 < page.locator("#rows-a > li").count() < 60
-        may_go_on.set()
+        try:
+            page.get_by_role("button", name="Rerank").click()
+            page.wait_for_selector("#rows-a > li")
+            assert page.get_by_role("button", name="Stop").is_visible()
+            assert 0 < page.locator("#rows-a > li").count() < 60
+        finally:
+            may_go_on.set()
         wait_for_end(page)
         assert page.locator("#rows-a > li").count() == 60
         scores = [score for _, score in ranking(page)]

@@ -69,10 +69,12 @@ def test_sabotage_an_event_sleeps_through_that_signal():
     code = WAITS.format(waits="wait()", process=AN_EVENT, signal="SIGTERM")
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "sent\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(3)
-        process.kill()
+        try:
+            assert process.stdout.readline() == "sent\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(3)
+        finally:
+            process.kill()
         assert process.stdout.read() == ""
 
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -29,14 +28,13 @@ from rerank_grpc.cli.top.view import draw
 from rerank_grpc.client import Client
 from rerank_grpc.config.options import OptionError
 from rerank_grpc.config.reading import read_metrics_target
-from tests.command import environment, run, served
+from tests.command import changed, environment, run, served
 from tests.ports import free_port, refusing_port
 from tests.support import wait_for
 from tests.terminals import Terminal
 
 BOUNDS = (0.001, 0.01, 0.1, 1.0, 10.0)
 URL = "http://127.0.0.1:9090/metrics"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Metrics:
@@ -453,10 +451,7 @@ def serving(answer: Callable[[], str | bytes], port: int = 0) -> Iterator[Endpoi
 @pytest.fixture(scope="module")
 def patience(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Variables of a command that gives up a server later: a busy machine may not run these for seconds."""
-    folder = tmp_path_factory.mktemp("patience")
-    longer = "from rerank_grpc.cli.top import scrape\nscrape.PATIENCE_SECONDS = 30.0\n"
-    (folder / "sitecustomize.py").write_text(longer)
-    return {"PYTHONPATH": f"{folder}:{ROOT}"}
+    return changed(tmp_path_factory.mktemp("patience"), "rerank_grpc.cli.top.scrape", PATIENCE_SECONDS=30.0)
 
 
 @pytest.mark.clock

@@ -203,17 +203,18 @@ def test_a_scrape_is_answered_while_models_load() -> None:
 
 
 def test_scrapes_are_answered_to_the_end_of_the_drain() -> None:
-    server = Served("--grace", "60", "--metrics-port", "0")
-    channel, call, gate = hanging_call(server.target)
-    server.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: any("calls in progress" in line for line in server.said))
-    assert total(scrape(server.metrics_url), "rerank_model_state") == 1
-    # Nothing is asked of the port after that: it may be another server's by then.
-    gate[1].close()
-    call.cancel()
-    assert server.process.wait(40) == 0
-    server.close()
-    channel.close()
+    with served("--grace", "60", "--metrics-port", "0") as server:
+        channel, call, gate = hanging_call(server.target)
+        try:
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: any("calls in progress" in line for line in server.said))
+            assert total(scrape(server.metrics_url), "rerank_model_state") == 1
+            # Nothing is asked of the port after that: it may be another server's by then.
+        finally:
+            gate[1].close()
+            call.cancel()
+            channel.close()
+        assert server.process.wait(40) == 0
     gate[0].close()
 
 

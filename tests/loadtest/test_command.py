@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.fixed_service import fixed_service
 from tests.command import environment, run, served
+from tests.loadtest.support import unhurried_commands
 from tests.ports import free_port
 from tests.support import wait_for
 
@@ -28,12 +29,10 @@ def server():
 
 @pytest.fixture(scope="module", autouse=True)
 def _unhurried(tmp_path_factory):
-    """Lets the commands' drivers be late: a pause of a busy machine, of a second, would end the step."""
-    folder = tmp_path_factory.mktemp("unhurried")
-    longer = "from rerank_grpc.loadtest import driver\ndriver.BEHIND_SECONDS = 60.0\n"
-    (folder / "sitecustomize.py").write_text(longer)
+    """Lets the commands' drivers be late."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{folder}:{os.getcwd()}")
+        for name, text in unhurried_commands(tmp_path_factory.mktemp("unhurried")).items():
+            patch.setenv(name, text)
         yield
 
 

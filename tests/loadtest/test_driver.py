@@ -22,12 +22,6 @@ from tests.loadtest.support import over_grpc
 from tests.support import WAIT, wait_for
 
 
-@pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a driver be as late as the machine makes it: a pause of a second would end the step."""
-    monkeypatch.setattr("rerank_grpc.loadtest.driver.BEHIND_SECONDS", 60.0)
-
-
 def beginning(begun: list[float]) -> type[Driver]:
     """Makes a driver that notes the planned time of each call when it is sent."""
 
@@ -117,17 +111,19 @@ def test_an_interrupted_step_keeps_what_is_over():
         list[float](),
         threading.Event(),
     )
-    hold = holding(lambda number: number >= 9, lambda: len(begun) >= 15)
+    hold = holding(lambda number: number >= 9, lambda: len(begun) >= 15 or over.is_set())
 
     def answer(number: int) -> None:
         hold(number)
         assert number < 10 or over.wait(WAIT)
 
     with fixed_service(0.0, answer) as (target, _):
-        record = over_grpc(
-            target, lambda driver: driver.open_loop(plan, 0.0, 60.0), stop_after=10, kind=beginning(begun)
-        )
-        over.set()
+        try:
+            record = over_grpc(
+                target, lambda driver: driver.open_loop(plan, 0.0, 60.0), stop_after=10, kind=beginning(begun)
+            )
+        finally:
+            over.set()
     assert record.cut_short == "Ctrl-C"
     assert len(record.outcomes) == 10
     assert record.unfinished >= 5

@@ -21,12 +21,7 @@ from rerank_grpc.loadtest.steps import Bench, Manner
 from rerank_grpc.loadtest.transports.over_grpc import GrpcTransport
 from tests.loadtest.support import TEXTS
 
-
-@pytest.fixture(autouse=True)
-def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a driver be as late as the machine makes it: a pause of a second would end the step."""
-    monkeypatch.setattr("rerank_grpc.loadtest.driver.BEHIND_SECONDS", 60.0)
-
+pytestmark = pytest.mark.usefixtures("unhurried")
 
 Watched = Callable[[Stop, str], None]  # told of the run's stop and of what begins or, as "", of a call's end
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rerank_grpc.client import core
 from rerank_grpc.tls import channel, diagnosis
 from rerank_grpc.tls.channel import ChannelTls, TlsSources
 from rerank_grpc.tls.diagnosis import probe
@@ -34,6 +35,11 @@ def test_what_was_read_once_keeps_the_name_of_its_file(tmp_path: Path):
     held = TlsSources(ca).held()
     ca.unlink()
     assert held.load().place == f"the CAs of '{ca}'"
+
+
+def test_a_look_lasts_two_seconds_at_most() -> None:
+    """As is documented: other tests give looks more."""
+    assert diagnosis.PROBE_SECONDS == core.LOOK_SECONDS == 2
 
 
 def test_a_look_at_a_server_that_says_nothing_ends_in_time(monkeypatch: pytest.MonkeyPatch):

@@ -65,8 +65,9 @@ public final class ConnectionTest {
 
   private static void tells(Problem problem, String words, RerankClient.Builder builder) throws IOException {
     RerankException error = told(builder);
-    // A look ends after a second, which a busy machine may take for itself, but not every time.
-    for (int times = 0; times < 3 && error.problem() != problem; times++) {
+    // A look that a busy machine lets end first finds nothing, but not every time.
+    boolean looks = problem == Problem.TLS;
+    for (int times = 0; times < 2 && looks && error.problem() == Problem.UNREACHABLE; times++) {
       error = told(builder);
     }
     assertEquals(error.getMessage(), problem, error.problem());
