@@ -35,6 +35,7 @@ from rerank_grpc.v1 import rerank_pb2
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILT = ROOT / ".tools" / "conformance"
+CALIBRATION = HERE / "contract" / "calibration.json"
 PAGE = ROOT / "docs" / "clients.md"
 MARKS = ("<!-- conformance: begin -->\n", "<!-- conformance: end -->\n")
 
@@ -159,13 +160,9 @@ def build_node() -> Path:
 @contextmanager
 def serving() -> Iterator[dict[str, str]]:
     """Runs the server; yields the environment that a client's script needs."""
-    with (
-        calibration() as file,
-        # Haystack asks by reflection, and sends no token there.
-        server(
-            "--alias", "rerank-test=embedded", "--reflection", "open", "--calibration", f"embedded={file}"
-        ) as (target, url, inherited),
-    ):
+    options = ["--alias", "rerank-test=embedded", "--calibration", f"embedded={CALIBRATION}"]
+    # Haystack asks by reflection, and sends no token there.
+    with server(*options, "--reflection", "open") as (target, url, inherited):
         yield {
             **inherited,
             **DIRECT,
@@ -177,16 +174,6 @@ def serving() -> Iterator[dict[str, str]]:
             "CONFORMANCE_SCORES": json.dumps(scores(url)),
             "CONFORMANCE_CONTRACT": contract(),
         }
-
-
-@contextmanager
-def calibration() -> Iterator[str]:
-    """Writes the embedded model's calibration that docs/calibration.md shows; yields the file's path."""
-    _, _, rest = (ROOT / "docs" / "calibration.md").read_text("utf-8").partition("```json\n")
-    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-        file.write(rest.partition("```")[0])
-        file.flush()
-        yield file.name
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 
 from clients.conformance.contract import buf_curl, golang, java, node, requests, small
 from clients.conformance.contract.tools import Missing
-from clients.conformance.run import DIRECT, server
+from clients.conformance.run import CALIBRATION, DIRECT, server
 from rerank_grpc.client import Client, RateLimited
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,7 +31,6 @@ Outcome = Mapping[str, Any]
 
 # The slope of the calibration is 12, so that a probability may differ by three times as much as its logit.
 TOLERANCES = {"relevance_score": 1e-6, "logit": 1e-5, "calibrated_score": 3e-5}
-CALIBRATION = Path(__file__).resolve().with_name("calibration.json")
 TOKENS = {name: f"rrk_conformance_{name}" for name in ("full", "lister", "limited")}
 CALLERS = f"""
 [full]
