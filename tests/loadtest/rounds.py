@@ -2,7 +2,8 @@
 
     python -m tests.loadtest.rounds planned|in-turn SEED [SERVICE_SECONDS UTILISATION SECONDS]
 
-Where it may, it goes before what else the machine does, whose pauses are not the driver's.
+A call that waits for no other takes 2 to 3 ms more than its service; by default that is little beside it. Where
+it may, the round goes before what else the machine does, whose pauses are not the driver's.
 """
 
 import asyncio
@@ -50,7 +51,7 @@ def measured(kind, seed, service, utilisation, seconds):
     return {"late": figures.late_p99, "ratios": ratios, "calls": figures.calls, "doubts": figures.doubts}
 
 
-def main(manner, seed, service="0.06", utilisation="0.7", seconds="6"):
+def main(manner, seed, service="0.2", utilisation="0.7", seconds="20"):
     """Prints the round."""
     with contextlib.suppress(AttributeError, PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
