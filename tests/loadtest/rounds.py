@@ -2,8 +2,8 @@
 
     python -m tests.loadtest.rounds planned|in-turn SEED [SERVICE_SECONDS UTILISATION SECONDS]
 
-A call that waits for no other takes 2 to 3 ms more than its service; by default that is little beside it. Where
-it may, the round goes before what else the machine does, whose pauses are not the driver's.
+A call that waits for no other takes 2 to 3 ms more than its service, which by default is little beside it.
+Where it may, the round goes before what else the machine does, whose pauses are not the driver's.
 """
 
 import asyncio
