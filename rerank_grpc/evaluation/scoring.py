@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
+from queue import SimpleQueue
 
 from rerank_grpc.errors import ConfigurationError, InvalidRequest, PairTooLarge
 from rerank_grpc.evaluation.collection import Collection
 from rerank_grpc.evaluation.journal import ScoredQuery, ScoreJournal
 from rerank_grpc.evaluation.scorers import QueryScorer, QueryScores
+
+# What is scored, by the query's name; None is Ctrl-C.
+_Finished = SimpleQueue[tuple[str, Future[QueryScores]] | None]
 
 
 def score_all(
@@ -27,19 +35,28 @@ def score_all(
     """
     left = iter([name for name, found in collection.candidates.items() if found and name not in journal.done])
     threads = ThreadPoolExecutor(scorer.concurrency, thread_name_prefix="evaluate")
+    finished: _Finished = SimpleQueue()
+
+    def begin(count: int) -> int:
+        names = list(islice(left, count))
+        for name in names:
+            texts = [collection.corpus[each] for each in collection.candidates[name]]
+            future = threads.submit(scorer.score, collection.queries[name], texts)
+            future.add_done_callback(partial(_put, finished, name))
+        return len(names)
+
     try:
-        working = dict(_begun(collection, scorer, threads, left, scorer.concurrency))
-        before = time.perf_counter()
-        while working:
-            finished, _ = wait(working, return_when=FIRST_COMPLETED)
-            now = time.perf_counter()
-            share, before = (now - before) / len(finished), now
-            for future in finished:
-                name = working.pop(future)
-                scores, call, inference = _result(future, name)
-                journal.append(ScoredQuery(name, scores, share, call, inference))
-                progress()
-            working.update(_begun(collection, scorer, threads, left, len(finished)))
+        with _interrupted_in_turn(finished):
+            working, before = begin(scorer.concurrency), time.perf_counter()
+            while working:
+                done = _all_of(finished)
+                now = time.perf_counter()
+                share, before = (now - before) / len(done), now
+                for name, future in done:
+                    scores, call, inference = _result(future, name)
+                    journal.append(ScoredQuery(name, scores, share, call, inference))
+                    progress()
+                working += begin(len(done)) - len(done)
         try:
             scorer.confirm()
         except ConfigurationError:
@@ -49,12 +66,39 @@ def score_all(
         threads.shutdown(wait=False, cancel_futures=True)  # a call that hangs ends with its client
 
 
-def _begun(
-    collection: Collection, scorer: QueryScorer, threads: ThreadPoolExecutor, left: Iterator[str], count: int
-) -> Iterator[tuple[Future[QueryScores], str]]:
-    for name in islice(left, count):
-        texts = [collection.corpus[each] for each in collection.candidates[name]]
-        yield threads.submit(scorer.score, collection.queries[name], texts), name
+def _put(finished: _Finished, name: str, future: Future[QueryScores]) -> None:
+    finished.put((name, future))
+
+
+@contextmanager
+def _interrupted_in_turn(finished: _Finished) -> Iterator[None]:
+    """Puts Ctrl-C among what is finished, for as long as the block runs.
+
+    A KeyboardInterrupt in the midst of concurrent.futures leaves a lock taken there, for which a thread waits
+    and the process's end with it.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or not _is_main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: finished.put(None))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _all_of(finished: _Finished) -> list[tuple[str, Future[QueryScores]]]:
+    """Waits for what is finished next, and takes what is by then; raises KeyboardInterrupt for Ctrl-C."""
+    found = [finished.get()]
+    while not finished.empty():
+        found.append(finished.get())
+    if None in found:
+        raise KeyboardInterrupt
+    return [each for each in found if each is not None]
 
 
 def _result(future: Future[QueryScores], name: str) -> QueryScores:
