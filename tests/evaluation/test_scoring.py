@@ -14,7 +14,7 @@ from tests.support import wait_for
 
 def test_ctrl_c_comes_between_two_queries_and_never_amid_the_work(tmp_path, collection, model):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    whole = []
+    whole = list[int]()
 
     def interrupted() -> None:
         if len(whole) == 2:
