@@ -72,7 +72,7 @@ def _put(finished: _Finished, name: str, future: Future[QueryScores]) -> None:
 
 @contextmanager
 def _interrupted_in_turn(finished: _Finished) -> Iterator[None]:
-    """Puts Ctrl-C among what is finished, for as long as the block runs.
+    """Puts Ctrl-C among what is finished while the block runs; raises it at the end where it is left.
 
     A KeyboardInterrupt in the midst of concurrent.futures leaves a lock taken there, for which a thread waits
     and the process's end with it.
@@ -85,6 +85,8 @@ def _interrupted_in_turn(finished: _Finished) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not finished.empty():
+        raise KeyboardInterrupt
 
 
 def _is_main_thread() -> bool:
